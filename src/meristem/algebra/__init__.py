@@ -1,0 +1,7 @@
+"""Pure tensor mathematics of growth: nothing here knows what a model is."""
+
+from meristem.algebra.axis_map import AxisMap
+from meristem.algebra.layout import Layout
+from meristem.algebra.unit_map import UnitMap
+
+__all__ = ["AxisMap", "Layout", "UnitMap"]

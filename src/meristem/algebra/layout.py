@@ -1,0 +1,117 @@
+"""Layouts: how one dimension of a tensor is made of several axes.
+
+A layout is a sum of products of axis names and numbers, outermost factor first, in the spirit of einops patterns:
+
+    "heads head_dim"                         rows of a query projection
+    "heads head_dim + 2 kv_heads head_dim"   [Q; K; V] in one matrix (GPT-2, Phi-3)
+    "kv_heads (group + 2) head_dim"          per key-value head: its queries, its key, its value (GPT-NeoX, BLOOM, Falcon)
+    "2 ffn"                                  [gate; up] in one matrix
+
+`size` evaluates it as a polynomial; `expand` turns one map per axis into the map of the whole dimension
+(products become Kronecker products, sums become direct sums).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from meristem.algebra.axis_map import AxisMap
+
+_TOKEN = re.compile(r"\s*([A-Za-z_]\w*|\d+|[()+])")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A parsed layout: a sum (outer tuple) of products (inner tuples) of axis names, numbers and nested layouts."""
+
+    terms: tuple[tuple[str | int | Layout, ...], ...]
+
+    @staticmethod
+    def parse(pattern: str | int) -> Layout:
+        """Parse a pattern such as `"kv_heads (group + 2) head_dim"`.
+
+        Raises:
+            ValueError: naming the pattern and the place where it stops making sense.
+        """
+        text = str(pattern)
+        tokens, position = [], 0
+        while position < len(text.rstrip()):
+            match = _TOKEN.match(text, position)
+            if match is None:
+                raise ValueError(f"layout {text!r}: unexpected {text[position:]!r}; use names, numbers, ( ) and +")
+            tokens.append(match.group(1))
+            position = match.end()
+        layout, rest = _parse_sum(tokens, text)
+        if rest:
+            raise ValueError(f"layout {text!r}: unexpected {' '.join(rest)!r} at the end")
+        return layout
+
+    def axes(self) -> frozenset[str]:
+        """Names of all axes that the layout mentions."""
+        names: set[str] = set()
+        for factor in (factor for term in self.terms for factor in term):
+            if isinstance(factor, Layout):
+                names |= factor.axes()
+            elif isinstance(factor, str):
+                names.add(factor)
+        return frozenset(names)
+
+    def size(self, sizes: Mapping[str, int]) -> int:
+        """The number of units, given the size of each axis."""
+        total = 0
+        for term in self.terms:
+            product = 1
+            for factor in term:
+                if isinstance(factor, Layout):
+                    product *= factor.size(sizes)
+                else:
+                    product *= sizes[factor] if isinstance(factor, str) else factor
+            total += product
+        return total
+
+    def expand(self, maps: Mapping[str, AxisMap]) -> AxisMap:
+        """The map of the whole dimension, from one map for each of its axes."""
+        total: AxisMap | None = None
+        for term in self.terms:
+            product = AxisMap.identity(1)
+            for factor in term:
+                product = product.kron(_factor_map(factor, maps))
+            total = product if total is None else total.direct_sum(product)
+        assert total is not None
+        return total
+
+    def __str__(self) -> str:
+        return " + ".join(
+            " ".join(f"({factor})" if isinstance(factor, Layout) else str(factor) for factor in term)
+            for term in self.terms
+        )
+
+
+def _factor_map(factor: str | int | Layout, maps: Mapping[str, AxisMap]) -> AxisMap:
+    if isinstance(factor, Layout):
+        return factor.expand(maps)
+    return maps[factor] if isinstance(factor, str) else AxisMap.identity(factor)
+
+
+def _parse_sum(tokens: list[str], text: str) -> tuple[Layout, list[str]]:
+    terms: list[tuple[str | int | Layout, ...]] = []
+    while True:
+        term: list[str | int | Layout] = []
+        while tokens and tokens[0] not in "+)":
+            token, tokens = tokens[0], tokens[1:]
+            if token == "(":
+                inner, tokens = _parse_sum(tokens, text)
+                if not tokens or tokens[0] != ")":
+                    raise ValueError(f"layout {text!r}: a '(' is not closed")
+                tokens = tokens[1:]
+                term.append(inner)
+            else:
+                term.append(int(token) if token.isdigit() else token)
+        if not term:
+            raise ValueError(f"layout {text!r}: an empty product")
+        terms.append(tuple(term))
+        if not tokens or tokens[0] != "+":
+            return Layout(tuple(terms)), tokens
+        tokens = tokens[1:]

@@ -1,0 +1,146 @@
+"""One linear map from the old units of an axis to the new ones.
+
+Most maps give each new unit a single source, so they are stored as an index and a coefficient and cost one
+`index_select`; a dense matrix is kept only where a new unit mixes several old ones (mean padding, LiGO, fusion heads).
+Entries are float64: 1/3 is rounded once, in the dtype of the tensor it is applied to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class UnitMap:
+    """A matrix of shape (new_size, old_size), held as (`index`, `coefficient`) or as `dense`.
+
+    Use the constructors `identity`, `select` and `from_matrix`.
+    """
+
+    old_size: int
+    index: Tensor | None = None  # (new_size,) long: the source of each new unit
+    coefficient: Tensor | None = None  # (new_size,) float64: its weight; 0 means "no source"
+    dense: Tensor | None = None  # (new_size, old_size) float64
+
+    @staticmethod
+    def identity(size: int) -> UnitMap:
+        return UnitMap.select(torch.arange(size), size)
+
+    @staticmethod
+    def select(index: Tensor, old_size: int, coefficient: Tensor | float = 1.0) -> UnitMap:
+        """New unit i is `coefficient[i]` times old unit `index[i]`.
+
+        Raises:
+            ValueError: if an index lies outside the old axis.
+        """
+        index = torch.as_tensor(index, dtype=torch.long)
+        if index.numel() and not (0 <= int(index.min()) and int(index.max()) < old_size):
+            raise ValueError(f"unit index {index.tolist()} reaches outside an axis of {old_size} units")
+        coefficient = torch.as_tensor(coefficient, dtype=torch.float64).expand(index.shape)
+        return UnitMap(old_size, index=index, coefficient=coefficient)
+
+    @staticmethod
+    def from_matrix(matrix: Tensor) -> UnitMap:
+        """Any matrix (new_size, old_size); stored sparsely when every row has at most one non-zero."""
+        matrix = matrix.to(torch.float64)
+        if matrix.shape[1] and int((matrix != 0).sum(1).max()) <= 1:
+            index = matrix.abs().argmax(1)
+            return UnitMap.select(index, matrix.shape[1], matrix.gather(1, index[:, None])[:, 0])
+        return UnitMap(matrix.shape[1], dense=matrix)
+
+    @property
+    def new_size(self) -> int:
+        return len(self.dense) if self.dense is not None else len(self._index)
+
+    @property
+    def _index(self) -> Tensor:
+        assert self.index is not None
+        return self.index
+
+    @property
+    def _coefficient(self) -> Tensor:
+        assert self.coefficient is not None
+        return self.coefficient
+
+    def matrix(self) -> Tensor:
+        """The dense float64 matrix (new_size, old_size)."""
+        if self.dense is not None:
+            return self.dense
+        matrix = torch.zeros(self.new_size, self.old_size, dtype=torch.float64)
+        return matrix.scatter_(1, self._index[:, None], self._coefficient[:, None])
+
+    def is_identity(self) -> bool:
+        return (
+            self.dense is None
+            and self.new_size == self.old_size
+            and bool((self._index == torch.arange(self.old_size)).all())
+            and bool((self._coefficient == 1).all())
+        )
+
+    def apply(self, tensor: Tensor, dim: int) -> Tensor:
+        """Map dimension `dim` of `tensor` from old_size to new_size; dtype and device of `tensor` are kept."""
+        if self.dense is not None:
+            matrix = self.dense.to(tensor.device, tensor.dtype)
+            return torch.tensordot(matrix, tensor, dims=([1], [dim])).movedim(0, dim)
+        grown = tensor.index_select(dim, self._index.to(tensor.device))
+        if bool((self._coefficient == 1).all()):
+            return grown
+        shape = [1] * tensor.dim()
+        shape[dim] = -1
+        return grown * self._coefficient.to(tensor.device, tensor.dtype).view(shape)
+
+    def transposed_apply(self, tensor: Tensor, dim: int) -> Tensor:
+        """Map dimension `dim` back, from new_size to old_size, by the transposed matrix."""
+        if self.dense is not None:
+            return UnitMap(self.new_size, dense=self.dense.T).apply(tensor, dim)
+        shape = [1] * tensor.dim()
+        shape[dim] = -1
+        weighted = tensor * self._coefficient.to(tensor.device, tensor.dtype).view(shape)
+        size = list(tensor.shape)
+        size[dim] = self.old_size
+        return weighted.new_zeros(size).index_add_(dim, self._index.to(tensor.device), weighted)
+
+    def after(self, first: UnitMap) -> UnitMap:
+        """The composition: apply `first`, then this map."""
+        if self.dense is None and first.dense is None:
+            index, coefficient = first._index[self._index], first._coefficient[self._index] * self._coefficient
+            return UnitMap.select(index, first.old_size, coefficient)
+        return UnitMap.from_matrix(self.matrix() @ first.matrix())
+
+    def kron(self, inner: UnitMap) -> UnitMap:
+        """The map of an axis whose units are pairs (unit of self, unit of inner), `inner` varying fastest."""
+        if self.dense is None and inner.dense is None:
+            index = self._index[:, None] * inner.old_size + inner._index[None]
+            coefficient = self._coefficient[:, None] * inner._coefficient[None]
+            return UnitMap.select(index.flatten(), self.old_size * inner.old_size, coefficient.flatten())
+        return UnitMap.from_matrix(torch.kron(self.matrix(), inner.matrix()))
+
+    def direct_sum(self, other: UnitMap) -> UnitMap:
+        """The map of two axes laid one behind the other."""
+        if self.dense is None and other.dense is None:
+            index = torch.cat([self._index, other._index + self.old_size])
+            return UnitMap.select(
+                index, self.old_size + other.old_size, torch.cat([self._coefficient, other._coefficient])
+            )
+        return UnitMap.from_matrix(torch.block_diag(self.matrix(), other.matrix()))
+
+    def squared(self) -> UnitMap:
+        """Every entry squared: how second moments ride."""
+        if self.dense is not None:
+            return UnitMap(self.old_size, dense=self.dense**2)
+        return UnitMap.select(self._index, self.old_size, self._coefficient**2)
+
+    def times(self, factor: float | Tensor) -> UnitMap:
+        """Every row scaled by `factor` (a number, or one number for each new unit)."""
+        if self.dense is not None:
+            factor = torch.as_tensor(factor, dtype=torch.float64)
+            return UnitMap(self.old_size, dense=self.dense * (factor[:, None] if factor.dim() else factor))
+        return UnitMap.select(self._index, self.old_size, self._coefficient * factor)
+
+    def amplitude(self) -> float:
+        """The mean size of the non-zero entries: 1 for copies, 1/n for a reader of n copies."""
+        entries = (self.dense if self.dense is not None else self._coefficient).abs()
+        return float(entries[entries > 0].mean()) if bool((entries > 0).any()) else 0.0

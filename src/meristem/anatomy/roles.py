@@ -1,0 +1,36 @@
+"""Which dimensions of a tensor produce features and which consume them, by the type of the module that owns it."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from torch import nn
+
+from meristem.anatomy.conventions import NORM_CLASS, ROUTER_CLASS
+
+Role = Literal["write", "read", "gain", "fixed"]
+
+
+def roles(owner: nn.Module, parameter: str, ndim: int) -> tuple[Role, ...]:
+    """The role of each dimension of `owner.parameter`.
+
+    write: rows that produce features; read: columns that consume them; gain: a per-feature factor, which follows its
+    units; fixed: kernel positions and the like, which no axis map touches.
+    """
+    kind = type(owner).__name__
+    if ndim == 0:
+        return ()
+    if ndim == 1:
+        return ("gain",) if re.search(NORM_CLASS, kind) and parameter == "weight" else ("write",)
+    if kind == "Conv1D":  # transformers' transposed Linear
+        return ("read", "write")
+    if isinstance(owner, nn.Embedding):
+        return ("fixed", "write")
+    if isinstance(owner, nn.Linear) or re.search(ROUTER_CLASS, kind):
+        return ("write", "read")
+    if isinstance(owner, nn.modules.conv._ConvNd):
+        return ("write", "read") + ("fixed",) * (ndim - 2)
+    if ndim == 3 and "xpert" in kind:  # fused experts: (experts, out, in)
+        return ("fixed", "write", "read")
+    return ("write",) * ndim
