@@ -21,12 +21,16 @@ from meristem.algebra.unit_map import UnitMap
 class AxisMap:
     """How one axis changes size: two maps from its old units to its new ones.
 
+    `twins` says that the units really carry `write . old`, so that noise on their readers can cancel; heads under ALiBi
+    do not (copies attend with other slopes), and get no noise.
+
     Raises:
         ValueError: if `write` and `read` disagree about the old or the new size.
     """
 
     write: UnitMap
     read: UnitMap
+    twins: bool = True
 
     def __post_init__(self) -> None:
         if (self.write.old_size, self.write.new_size) != (self.read.old_size, self.read.new_size):
@@ -68,17 +72,17 @@ class AxisMap:
     @property
     def dual(self) -> AxisMap:
         """The pair that gradients ride."""
-        return AxisMap(self.read, self.write)
+        return AxisMap(self.read, self.write, self.twins)
 
     def after(self, first: AxisMap) -> AxisMap:
         """Composition: grow by `first`, then by this map."""
-        return AxisMap(self.write.after(first.write), self.read.after(first.read))
+        return AxisMap(self.write.after(first.write), self.read.after(first.read), self.twins and first.twins)
 
     def kron(self, inner: AxisMap) -> AxisMap:
-        return AxisMap(self.write.kron(inner.write), self.read.kron(inner.read))
+        return AxisMap(self.write.kron(inner.write), self.read.kron(inner.read), self.twins and inner.twins)
 
     def direct_sum(self, other: AxisMap) -> AxisMap:
-        return AxisMap(self.write.direct_sum(other.write), self.read.direct_sum(other.read))
+        return AxisMap(self.write.direct_sum(other.write), self.read.direct_sum(other.read), self.twins and other.twins)
 
     def is_identity(self) -> bool:
         return self.write.is_identity() and self.read.is_identity()
@@ -94,6 +98,8 @@ class AxisMap:
         Args:
             noise: Z, with `new_size` entries along `dim`.
         """
+        if not self.twins:
+            return torch.zeros_like(noise)
         heard = self.write.transposed_apply(noise, dim)
         return noise - self.read.apply(heard, dim)
 

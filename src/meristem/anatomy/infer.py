@@ -165,6 +165,7 @@ def _candidates(
         for pattern, where, layouts in ATTENTION_LAYOUTS:
             if where == side and re.fullmatch(pattern, leaf):
                 yield from (("convention", Layout.parse(_scoped(layout, scope))) for layout in layouts)
+                return  # heads must not pass for plain units: a size that no head layout explains is an error
     yield from (("shape", layout) for layout in _simple_layouts(sizes))
 
 

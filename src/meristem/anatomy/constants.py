@@ -1,0 +1,33 @@
+"""Numbers inside the forward pass that change with the width, and by how much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from meristem.anatomy.anatomy import Anatomy
+from meristem.anatomy.builder import Builder
+
+
+def width_constants(anatomy: Anatomy, target: Builder) -> Mapping[str, float]:
+    """{tensor: new / old} for every hidden multiplier on a tensor's output.
+
+    Embeddings that scale their output keep the factor as a float attribute (`embed_scale` in Gemma and BART), which is
+    compared between both sizes; factors written inline in a forward pass come from the overrides (T5's head).
+    """
+    with torch.device("meta"):
+        old = dict(anatomy.builder.build(anatomy.builder.sizes, anatomy.builder.depths).named_modules())
+        new = dict(target.build(target.sizes, target.depths).named_modules())
+    ratios = {}
+    for name, module in old.items():
+        if isinstance(module, nn.Embedding) and name in new:
+            for attribute, value in vars(module).items():
+                if attribute.endswith("embed_scale") and isinstance(value, float) and value:
+                    ratios[f"{name}.weight"] = getattr(new[name], attribute) / value
+    for multiplier in anatomy.override.multipliers:
+        if multiplier.when is None or anatomy.builder.fact(multiplier.when):
+            ratio = target.fact(multiplier.field) / anatomy.builder.fact(multiplier.field)
+            ratios[multiplier.tensor] = ratio**multiplier.exponent
+    return {name: ratio for name, ratio in ratios.items() if ratio != 1}

@@ -1,0 +1,38 @@
+"""What a normalisation layer computes, found by asking the layer itself."""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from meristem.anatomy.conventions import NORM_CLASS
+
+
+@dataclass(frozen=True)
+class NormFacts:
+    """`centres`: subtracts the mean (LayerNorm) or not (RMSNorm); `offset`: the gain is offset + weight (1 in Gemma)."""
+
+    centres: bool
+    offset: float
+
+
+def is_norm(module: nn.Module) -> bool:
+    return bool(re.search(NORM_CLASS, type(module).__name__)) and getattr(module, "weight", None) is not None
+
+
+def norm_facts(module: nn.Module) -> NormFacts:
+    """Measure a norm with a per-feature gain `weight` (and perhaps `bias`) on random features."""
+    probe = copy.deepcopy(module).to(device="cpu", dtype=torch.float32)
+    x = torch.randn(4, *probe.weight.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        if getattr(probe, "bias", None) is not None:
+            probe.bias.zero_()
+        probe.weight.zero_()
+        offset = 1.0 if bool(probe(x).abs().max() > 1e-3) else 0.0
+        probe.weight.fill_(1.0)
+        shift = float((probe(x + 3.0) - probe(x)).abs().max())
+    return NormFacts(centres=shift < 1e-2, offset=offset)

@@ -1,0 +1,73 @@
+"""The one place where tensors are walked: weights, gradients, first and second moments alike.
+
+Everything is tensor by tensor and lazy, so that a model in memory, an optimizer and a checkpoint on disk are served by
+the same lines.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from meristem.growth.plan import GrowthPlan, TensorPlan
+
+Fetch = Callable[[str], Tensor]
+Moment = Literal["weight", "gradient", "second_moment"]
+
+
+def grow_tensors(plan: GrowthPlan, fetch: Fetch, moment: Moment = "weight") -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of the large network, one at a time.
+
+    Args:
+        fetch: returns the small network's tensor of a given name (its weight, gradient or second moment).
+        moment: what the tensors are, hence which maps they ride.
+    """
+    for name, tensor_plan in plan.tensors.items():
+        yield name, grow_tensor(tensor_plan, fetch, moment)
+
+
+def grow_tensor(plan: TensorPlan, fetch: Fetch, moment: Moment = "weight") -> Tensor:
+    """One tensor of the large network, in the dtype of its source.
+
+    weight:         scale . (maps applied) + null-space noise
+    gradient:       (1 / scale) . (dual maps applied), which is the true gradient of the large network
+    second_moment:  (1 / scale)^2 . (dual maps squared, applied); exact when each new unit has one source
+
+    Half-precision tensors are computed in float32 and rounded once.
+    """
+    dtype = fetch(plan.terms[0].source).dtype
+    exact = dtype if dtype in (torch.float32, torch.float64) or not dtype.is_floating_point else torch.float32
+    total: Tensor | None = None
+    for term in plan.terms:
+        mapped = _map_dimensions(plan, fetch(term.source).to(exact), moment) * term.weight
+        total = mapped if total is None else total + mapped
+    assert total is not None
+    if moment == "weight":
+        return _finish_weight(plan, total).to(dtype).contiguous()
+    unscale = 0.0 if plan.scale == 0 else 1 / plan.scale
+    return (total * (unscale if moment == "gradient" else unscale**2)).to(dtype).contiguous()
+
+
+def _map_dimensions(plan: TensorPlan, tensor: Tensor, moment: Moment) -> Tensor:
+    for dimension in range(tensor.dim()):
+        unit_map = plan.unit_map(dimension, dual=moment != "weight")
+        if unit_map is not None:
+            tensor = (unit_map.squared() if moment == "second_moment" else unit_map).apply(tensor, dimension)
+    return tensor
+
+
+def _finish_weight(plan: TensorPlan, tensor: Tensor) -> Tensor:
+    if plan.scale != 1:
+        tensor = (tensor + plan.offset) * plan.scale - plan.offset
+    readers = [d for d, role in enumerate(plan.roles) if role == "read" and plan.maps[d] is not None]
+    if not plan.noise or plan.scale == 0 or not readers:
+        return tensor
+    generator = torch.Generator().manual_seed(plan.seed ^ zlib.crc32(plan.name.encode()))
+    noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * (plan.noise * tensor.std())
+    axis_map = plan.maps[readers[-1]]
+    assert axis_map is not None
+    return tensor + axis_map.project_noise(noise, readers[-1]).to(tensor.device)

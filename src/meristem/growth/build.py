@@ -1,0 +1,49 @@
+"""From a plan to a module: the large network, filled tensor by tensor."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import nn
+
+from meristem.growth.apply import grow_tensors
+from meristem.growth.plan import GrowthPlan
+
+
+def build(plan: GrowthPlan, model: nn.Module) -> nn.Module:
+    """The large network of `plan`, with weights from `model`; each tensor keeps its source's dtype and device.
+
+    Never randomly initialised: memory is touched once, by the grown weights.
+    """
+    with _uninitialised():
+        grown = plan.target.build(plan.target.sizes, plan.target.depths)
+    if hasattr(grown, "tie_weights"):
+        grown.tie_weights()  # type: ignore[operator]
+    state = model.state_dict()
+    for name, tensor in grow_tensors(plan, state.__getitem__):
+        _put(grown, name, tensor)
+    generation_config = getattr(model, "generation_config", None)
+    if generation_config is not None:
+        grown.generation_config = generation_config
+    return grown.train(model.training)
+
+
+def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = tensor
+    else:
+        owner.get_parameter(leaf).data = tensor  # tied names share the parameter, so one assignment serves all
+
+
+@contextlib.contextmanager
+def _uninitialised():
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:  # a network outside transformers, on a machine without it
+        yield
+        return
+    with no_init_weights():
+        yield

@@ -1,0 +1,147 @@
+"""A growth plan: for every tensor of the large network, which small tensors it comes from and by which maps.
+
+A method decides two things, a map for each axis and a map of layers; everything else follows here, once for all
+methods: the target's config, tied heads, width constants, symmetry-breaking noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from meristem.algebra import AxisMap, UnitMap
+from meristem.anatomy import Anatomy, Builder, TensorAnatomy
+
+
+@dataclass(frozen=True)
+class LayerSource:
+    """A new layer: a weighted sum of old layers; `silent` ones write nothing (identity blocks)."""
+
+    sources: tuple[tuple[int, float], ...]  # (old layer, weight)
+    silent: bool = False
+
+    @staticmethod
+    def copy(layer: int) -> LayerSource:
+        return LayerSource(((layer, 1.0),))
+
+
+LayerMap = tuple[LayerSource, ...]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One small tensor that flows into a large one."""
+
+    source: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """How one tensor of the large network is made.
+
+    W' = scale . sum_k weight_k . (maps applied to source_k)  +  noise that no reader hears
+    """
+
+    name: str
+    terms: tuple[Term, ...]
+    maps: tuple[AxisMap | None, ...]  # one for each dimension; None: unchanged
+    roles: tuple[str, ...]
+    scale: float = 1.0
+    offset: float = 0.0  # a gain stored as weight = gain - offset (Gemma) is scaled as a gain
+    noise: float = 0.0  # relative to the standard deviation of the noiseless tensor
+    seed: int = 0
+
+    def unit_map(self, dimension: int, dual: bool = False) -> UnitMap | None:
+        """The matrix that dimension `dimension` rides: write for writers and gains, read for readers; dual: swapped."""
+        axis_map = self.maps[dimension]
+        if axis_map is None:
+            return None
+        return axis_map.read if (self.roles[dimension] == "read") != dual else axis_map.write
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """By what the weights of this tensor were scaled: Adam ignores the gradient's scale, so to follow the small
+        network's trajectory the step has to be scaled like the weights (theory: `docs/theory.md`, section 3)."""
+        factor = abs(self.scale)
+        for dimension in range(len(self.maps)):
+            unit_map = self.unit_map(dimension)
+            factor *= unit_map.amplitude() if unit_map is not None else 1.0
+        return factor
+
+
+@dataclass(frozen=True)
+class GrowthPlan:
+    """Everything that turns one network into a larger one."""
+
+    source: Anatomy
+    target: Builder
+    maps: Mapping[str, AxisMap]
+    layers: Mapping[str, LayerMap]
+    preserves_function: bool
+    noise: float = 0.0
+    seed: int = 0
+    scales: Mapping[str, float] = field(default_factory=dict)  # by the tensor's name in the source
+    offsets: Mapping[str, float] = field(default_factory=dict)
+    untied: bool = False
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorPlan]:
+        """{name in the large network: its plan}. Tensors that stay tied appear once, under their first name."""
+        plans = {}
+        for tensor in self.source.tensors.values():
+            if tensor.tied_to is not None and not self.untied:
+                continue
+            for name, terms, silent in self._targets(tensor):
+                plans[name] = TensorPlan(
+                    name=name,
+                    terms=terms,
+                    maps=self._dimension_maps(tensor),
+                    roles=tuple(d.role for d in tensor.dimensions),
+                    scale=0.0 if silent and tensor.writes_to("hidden") else self.scales.get(tensor.name, 1.0),
+                    offset=self.offsets.get(tensor.name, 0.0),
+                    noise=self.noise if tensor.reads else 0.0,
+                    seed=self.seed,
+                )
+        return plans
+
+    def _dimension_maps(self, tensor: TensorAnatomy) -> tuple[AxisMap | None, ...]:
+        maps = []
+        for dimension in tensor.dimensions:
+            moved = any(not self._axis_map(axis).is_identity() for axis in dimension.layout.axes())
+            axes = {axis: self._axis_map(axis) for axis in dimension.layout.axes()} if moved else {}
+            maps.append(dimension.layout.expand(axes) if moved else None)
+        return tuple(maps)
+
+    def _axis_map(self, axis: str) -> AxisMap:
+        if axis in self.maps:
+            return self.maps[axis]
+        if axis in self.source.axes:
+            return AxisMap.identity(self.source.axes[axis].size)
+        kv_heads = axis.replace("heads", "kv_heads")  # `heads` is `kv_heads group`
+        return self._axis_map(kv_heads).kron(self._axis_map(kv_heads.replace("kv_heads", "group")))
+
+    def _targets(self, tensor: TensorAnatomy) -> list[tuple[str, tuple[Term, ...], bool]]:
+        """(new name, its sources, silent) for every copy of the tensor that the large network holds."""
+        if tensor.block is None or tensor.block[0] not in self.layers:
+            return [(tensor.name, (Term(tensor.name),), False)]
+        axis, index = tensor.block
+        prefix = next(b.prefix for b in self.source.blocks if b.axis == axis and tensor.name.startswith(b.prefix + "."))
+        rest = tensor.name[len(f"{prefix}.{index}.") :]
+        targets = []
+        for new, layer in enumerate(self.layers[axis]):
+            if layer.sources[0][0] == index:  # each new tensor is planned once, where its first source stands
+                terms = tuple(Term(f"{prefix}.{old}.{rest}", weight) for old, weight in layer.sources)
+                targets.append((f"{prefix}.{new}.{rest}", terms, layer.silent))
+        return targets
+
+
+def sizes_after(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, int]:
+    """The axis sizes of the large network."""
+    return {**anatomy.sizes, **{axis: axis_map.new_size for axis, axis_map in maps.items()}}
+
+
+def config_changes(untied: bool) -> dict[str, Any]:
+    return {"tie_word_embeddings": False} if untied else {}

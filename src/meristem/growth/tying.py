@@ -1,0 +1,70 @@
+"""Tied heads and width constants: the scalars that a growth has to put right, and where it puts them.
+
+A tied head reads with the writer's map, so with n copies of each unit its logits come out n times too large; an
+embedding scaled by sqrt(hidden_size) grows by sqrt(n) by itself. Both are numbers, and a number in front of the head can
+be folded into the gain of the last norm: the result is a stock model, tied as before. Where no number will do (a
+gram matrix that is no multiple of the identity) or no norm stands before the head, the head is untied instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from meristem.algebra import AxisMap
+from meristem.anatomy import Anatomy, Builder, TensorAnatomy
+from meristem.anatomy.constants import width_constants
+from meristem.anatomy.norms import norm_facts
+from meristem.anatomy.trace import norm_before_head
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Scalars by tensor name, the offsets of the gains among them, and whether the head has to be untied."""
+
+    scales: Mapping[str, float] = field(default_factory=dict)
+    offsets: Mapping[str, float] = field(default_factory=dict)
+    untied: bool = False
+
+
+def repair(anatomy: Anatomy, target: Builder, maps: Mapping[str, AxisMap], model: nn.Module, keep_tied: bool) -> Repair:
+    """What the width constants and a tied head of `model` need under these axis maps."""
+    constants = width_constants(anatomy, target)
+    scales = {}
+    for name, ratio in constants.items():
+        tensor = anatomy.tensors[name]
+        if not tensor.reads:
+            scales |= {name: 1 / ratio, tensor.tied_to or name: 1 / ratio}
+        elif tensor.tied_to is None:
+            scales[name] = 1 / ratio
+    head = next((t for t in anatomy.tensors.values() if t.tied_to and t.reads), None)
+    if head is None or head.tied_to is None:
+        return Repair(scales)
+    gram = _gram(head, maps)
+    norm = norm_before_head(model) if keep_tied and gram is not None else None
+    if gram is None:
+        factor = None
+    else:
+        factor = gram * constants.get(head.name, 1.0) * scales.get(head.tied_to, 1.0)
+    if factor == 1:
+        return Repair(scales)
+    if factor is None or norm is None:
+        return Repair({**scales, head.name: 1 / constants.get(head.name, 1.0)}, untied=True)
+    gains = [f"{norm}.{part}" for part in ("weight", "bias") if f"{norm}.{part}" in anatomy.tensors]
+    offset = norm_facts(model.get_submodule(norm)).offset
+    return Repair(
+        {**scales, **{name: 1 / factor for name in gains}},
+        {name: offset for name in gains if name.endswith("weight")},
+    )
+
+
+def _gram(head: TensorAnatomy, maps: Mapping[str, AxisMap]) -> float | None:
+    """What copies of the axis that the head reads multiply its output by; None if that is no number."""
+    axes = next(d.layout.axes() for d in head.dimensions if d.role == "read")
+    factor: float | None = 1.0
+    for axis in axes & set(maps):
+        gram = maps[axis].twin_gram()
+        factor = None if gram is None or factor is None else factor * gram
+    return factor
