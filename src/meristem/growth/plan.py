@@ -61,13 +61,16 @@ class TensorPlan:
             return None
         return axis_map.read if (self.roles[dimension] == "read") != dual else axis_map.write
 
-    @property
-    def learning_rate_factor(self) -> float:
-        """By what the weights of this tensor were scaled: Adam ignores the gradient's scale, so to follow the small
-        network's trajectory the step has to be scaled like the weights (theory: `docs/theory.md`, section 3)."""
+    def amplitude(self, dual: bool = False) -> float:
+        """By what the weights (dual: their gradients) of this tensor are scaled.
+
+        Adam ignores the scale of gradients, so to follow the small network's trajectory its step has to be scaled like
+        the weights, and its eps like the gradients (theory: `docs/theory.md`, section 3).
+        """
         factor = abs(self.scale)
+        factor = (1 / factor if factor else 0.0) if dual else factor
         for dimension in range(len(self.maps)):
-            unit_map = self.unit_map(dimension)
+            unit_map = self.unit_map(dimension, dual)
             factor *= unit_map.amplitude() if unit_map is not None else 1.0
         return factor
 

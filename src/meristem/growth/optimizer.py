@@ -1,0 +1,180 @@
+"""Optimizer state follows the dual maps, tensor by tensor and by parameter name.
+
+Adam's first moment is an average of gradients and rides like one; the second moment rides the squared entries, which is
+exact when each new unit has a single source (design, section 1; published code copies the moments unscaled or fills
+blocks with zeros, and both kick the trajectory).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from meristem.anatomy import Anatomy
+from meristem.errors import MeristemError
+from meristem.growth.apply import Moment, grow_tensors
+from meristem.growth.method import Methods, as_list
+from meristem.growth.plan import GrowthPlan
+
+MOMENTS: dict[str, Moment] = {
+    "exp_avg": "gradient",
+    "momentum_buffer": "gradient",
+    "exp_avg_sq": "second_moment",
+    "max_exp_avg_sq": "second_moment",
+}
+
+State = dict[str, dict[str, Tensor]]  # parameter name -> key ("exp_avg", "step", ...) -> tensor
+
+
+def named_state(optimizer: Optimizer, model: nn.Module) -> State:
+    """The optimizer's state by parameter name, which no reordering of parameter groups can confuse.
+
+    Raises:
+        MeristemError: for state that is no tensor (such as L-BFGS history).
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    state: State = {}
+    for parameter, entries in optimizer.state.items():
+        name = names.get(id(parameter))
+        if name is None:
+            raise MeristemError("the optimizer holds parameters that are not the model's; pass the model it trains")
+        for key, value in entries.items():
+            if not isinstance(value, Tensor | int | float):
+                raise MeristemError(f"optimizer state {key!r} of {name} is a {type(value).__name__}, which cannot grow")
+        state[name] = {key: torch.as_tensor(value) for key, value in entries.items()}
+    return state
+
+
+def load_named_state(optimizer: Optimizer, model: nn.Module, state: State) -> None:
+    """Put a state by names into an optimizer of `model`."""
+    parameters = dict(model.named_parameters())
+    for name, entries in state.items():
+        optimizer.state[parameters[name]] = {key: value.clone() for key, value in entries.items()}
+
+
+def grow_state(plan: GrowthPlan, state: State) -> State:
+    """The optimizer state of the large network. Parameters without state (frozen ones) stay without.
+
+    Raises:
+        MeristemError: for a state entry whose growth is not known, naming it and the known ones.
+    """
+    keys = dict.fromkeys(key for entries in state.values() for key in entries)
+    grown: State = {}
+    for key in keys:
+        if key == "step":
+            for name, tensor_plan in plan.tensors.items():
+                source = _source_name(plan, tensor_plan.terms[0].source)
+                if source in state:
+                    grown.setdefault(name, {})["step"] = state[source]["step"].clone()
+        elif key in MOMENTS:
+            for name, tensor in _grow_moment(plan, state, key):
+                grown.setdefault(name, {})[key] = tensor
+        else:
+            raise MeristemError(f"optimizer state {key!r} cannot be grown; known: step, {', '.join(MOMENTS)}")
+    return grown
+
+
+def _source_name(plan: GrowthPlan, name: str) -> str:
+    """State belongs to parameters, and tied tensors are one parameter."""
+    return plan.source.tensors[name].tied_to or name
+
+
+def _grow_moment(plan: GrowthPlan, state: State, key: str) -> Iterator[tuple[str, Tensor]]:
+    def fetch(name: str) -> Tensor:
+        entries = state.get(_source_name(plan, name))
+        return entries[key] if entries else torch.zeros(plan.source.tensors[name].shape)
+
+    covered = {
+        name
+        for name, tensor_plan in plan.tensors.items()
+        if any(_source_name(plan, term.source) in state for term in tensor_plan.terms)
+    }
+    yield from ((name, tensor) for name, tensor in grow_tensors(plan, fetch, MOMENTS[key]) if name in covered)
+
+
+def amplitudes(plans: Sequence[GrowthPlan]) -> dict[str, tuple[float, float]]:
+    """{parameter: (a, b)}: its weights were scaled by a and its gradients by b.
+
+    With the learning rate times a and eps times b the large network follows the small one's trajectory (the muP rule of
+    hidden matrices appears as a = 1/n).
+    """
+    factors = {name: (1.0, 1.0) for name in plans[0].source.tensors}
+    for plan in plans:
+        before = factors
+        factors = {}
+        for name, tensor_plan in plan.tensors.items():
+            a, b = before[tensor_plan.terms[0].source]
+            factors[name] = (a * tensor_plan.amplitude(), b * tensor_plan.amplitude(dual=True))
+    return factors
+
+
+def grow_optimizer(
+    optimizer: Optimizer,
+    small: nn.Module,
+    big: nn.Module,
+    method: Methods,
+    *,
+    anatomy: Anatomy | None = None,
+    scale_learning_rate: bool = False,
+) -> Optimizer:
+    """An optimizer for `big`, with the state and the hyperparameters of the one that trained `small`.
+
+    Args:
+        optimizer: a torch optimizer whose state is made of moments (Adam, AdamW, SGD with momentum).
+        small, big: the network before and after `method`.
+        method: exactly what was given to `grow`.
+        scale_learning_rate: split the parameter groups so that each weight steps in proportion to its new scale
+            (learning rate x a, eps x b, weight decay / a, see `amplitudes`): the large network then follows the small
+            one's trajectory until its symmetry is broken. Without it all weights keep their learning rate.
+
+    Raises:
+        MeristemError: if the optimizer is not the model's, or holds state that cannot be grown.
+    """
+    state, plans, current = named_state(optimizer, small), [], small
+    from meristem.growth.build import build
+
+    for m in as_list(method):
+        plan = m.plan(anatomy or Anatomy.of(current), current)
+        state = grow_state(plan, state)
+        plans.append(plan)
+        current, anatomy = build(plan, current), None
+    factors = amplitudes(plans) if scale_learning_rate else {}
+    groups = _grown_groups(optimizer, small, big, plans, factors)
+    grown = type(optimizer)(groups)
+    load_named_state(grown, big, state)
+    return grown
+
+
+def _grown_groups(
+    optimizer: Optimizer, small: nn.Module, big: nn.Module, plans: Sequence[GrowthPlan], factors: Mapping[str, tuple[float, float]]
+) -> list[dict]:
+    """The parameter groups of the small network's optimizer, with the large network's parameters in them."""
+    names = {id(parameter): name for name, parameter in small.named_parameters()}
+    group_of = {names[id(p)]: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    for plan in plans:
+        group_of = {
+            name: group_of[source]
+            for name, tensor_plan in plan.tensors.items()
+            if (source := _source_name(plan, tensor_plan.terms[0].source)) in group_of
+        }
+    groups: dict[tuple[int, float, float], dict] = {}
+    for name, parameter in big.named_parameters():
+        if name not in group_of:
+            continue
+        key = (group_of[name], *factors.get(name, (1.0, 1.0)))
+        if key not in groups:
+            groups[key] = _scaled_group(optimizer.param_groups[key[0]], *key[1:])
+        groups[key]["params"].append(parameter)
+    return list(groups.values())
+
+
+def _scaled_group(group: dict, a: float, b: float) -> dict:
+    """The same hyperparameters for weights that were scaled by a, with gradients scaled by b."""
+    scaled = {key: value for key, value in group.items() if key != "params"}
+    for key, factor in (("lr", a), ("initial_lr", a), ("eps", b), ("weight_decay", 1 / a if a else 1.0)):
+        if key in scaled:
+            scaled[key] = scaled[key] * factor
+    return {**scaled, "params": []}
