@@ -1,0 +1,52 @@
+"""Meristem: train large neural networks cheaply by growing them from small ones.
+
+One face, loaded lazily: `import meristem as ms` costs nothing until a name is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AxisMap": "meristem.algebra",
+    "Layout": "meristem.algebra",
+    "Anatomy": "meristem.anatomy",
+    "Override": "meristem.anatomy",
+    "grow": "meristem.growth.grow",
+    "grow_optimizer": "meristem.growth.optimizer",
+    "HyperCloning": "meristem.growth.hypercloning",
+    "verify": "meristem.certificates",
+    "Certificate": "meristem.certificates",
+    "MeristemError": "meristem.errors",
+    "PreservationError": "meristem.errors",
+}
+
+if TYPE_CHECKING:
+    from meristem.algebra import AxisMap as AxisMap
+    from meristem.algebra import Layout as Layout
+    from meristem.anatomy import Anatomy as Anatomy
+    from meristem.anatomy import Override as Override
+    from meristem.errors import MeristemError as MeristemError
+    from meristem.errors import PreservationError as PreservationError
+    from meristem.growth.grow import grow as grow
+    from meristem.growth.hypercloning import HyperCloning as HyperCloning
+    from meristem.growth.optimizer import grow_optimizer as grow_optimizer
+    from meristem.certificates import Certificate as Certificate
+    from meristem.certificates import verify as verify
+
+__all__ = [*sorted(_HOMES), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        from meristem.errors import nearest
+
+        raise AttributeError(f"module 'meristem' has no attribute {name!r}; {nearest(name, _HOMES)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

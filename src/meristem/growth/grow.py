@@ -15,7 +15,7 @@ from meristem.errors import MeristemError, PreservationError
 from meristem.growth.build import build
 from meristem.growth.method import Method, Methods, as_list
 from meristem.growth.plan import GrowthPlan
-from meristem.verify import Certificate, verify
+from meristem.certificates import Certificate, verify
 
 
 @dataclass(frozen=True)

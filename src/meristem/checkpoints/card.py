@@ -1,0 +1,52 @@
+"""The model card: lineage in the hub's front matter, the recipe of the growth in words."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+TEMPLATE = """---
+library_name: transformers
+tags:
+- meristem
+- model-growth
+{base_model}---
+
+# {title}
+
+Grown by [Meristem]({url}) with **{methods}**; loads with plain transformers.
+
+| | |
+|---|---|
+| source | `{source}` |
+| function preserved | {preserved} |
+
+```json
+{options}
+```
+"""
+URL = "https://pypi.org/project/meristem/"
+
+
+def model_card(record: dict[str, Any]) -> str:
+    """README.md of a grown model, from what `meristem.json` records."""
+    methods = record.get("methods", [])
+    certificate = record.get("certificate")
+    source = record.get("source", {}).get("name", "")
+    is_hub_name = source.count("/") == 1 and not source.startswith((".", "/"))
+    return TEMPLATE.format(
+        base_model=f"base_model:\n- {source}\n" if is_hub_name else "",
+        title=f"A model grown from {source}",
+        url=URL,
+        methods=", then ".join(m["method"] for m in methods),
+        source=source,
+        preserved=_preserved(certificate),
+        options=json.dumps(methods, indent=2),
+    )
+
+
+def _preserved(certificate: dict[str, Any] | None) -> str:
+    if certificate is None:
+        return "not measured"
+    verdict = "yes" if certificate["holds"] else "no"
+    return f"{verdict}: relative logit error {certificate['relative_error']:.1e}, measured in {certificate['dtype']}"

@@ -1,0 +1,139 @@
+"""Opening a model directory or hub name: safetensors only, no remote code unless trusted, and errors that teach."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from meristem.errors import MeristemError
+
+HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+
+
+def open_config(source: str, trust_remote_code: bool = False) -> Any:
+    """The config of a model directory or hub name.
+
+    Raises:
+        MeristemError: if it is neither, if its config cannot be read, or if it wants to run code of its own and
+            `trust_remote_code` is not set.
+    """
+    from transformers import AutoConfig
+
+    path = Path(source)
+    if path.exists():
+        entries = _read_local_config(path)
+    elif not HUB_NAME.match(source) or source.startswith("."):
+        raise MeristemError(f"{source}: no such directory, and no hub name either (owner/name)")
+    else:
+        entries = {}
+    if "auto_map" in entries and not trust_remote_code:
+        raise MeristemError(f"{source} brings its own code ({entries['auto_map']}); pass --trust-remote-code to run it")
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise MeristemError(f"{source}: its config is not one that transformers understands: {_first_line(error)}") from error
+
+
+def _read_local_config(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise MeristemError(f"{path} is a file; a model is a directory with config.json and safetensors files")
+    config = path / "config.json"
+    if not config.exists():
+        found = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
+        raise MeristemError(f"{path} is not a model directory: it has no config.json (found: {found})")
+    try:
+        entries = json.loads(config.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MeristemError(f"{config} is not valid JSON: {error}") from error
+    if not isinstance(entries, dict):
+        raise MeristemError(f"{config} holds a {type(entries).__name__}, not an object")
+    return entries
+
+
+def model_class_of(config: Any, source: str, trust_remote_code: bool = False) -> type:
+    """The class that the checkpoint names in `architectures`, from transformers itself."""
+    import transformers
+
+    names = config.architectures or []
+    if not names:
+        raise MeristemError(f"{source}: config.json names no architecture, so its model class is unknown")
+    if trust_remote_code and getattr(config, "auto_map", None):
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        reference = next((r for r in config.auto_map.values() if r.split(".")[-1] == names[0]), None)
+        if reference:
+            return get_class_from_dynamic_module(reference, source)
+    found = getattr(transformers, names[0], None)
+    if found is None:
+        raise MeristemError(f"{source}: transformers {transformers.__version__} has no model class {names[0]}")
+    return found
+
+
+def open_model(source: str, trust_remote_code: bool = False) -> Any:
+    """The model with its own weights and dtype, in evaluation mode.
+
+    Raises:
+        MeristemError: for anything that is not a whole model: no config, no safetensors, a truncated file, weights that
+            the architecture misses or that have other shapes.
+    """
+    config = open_config(source, trust_remote_code)
+    model_class = model_class_of(config, source, trust_remote_code)
+    path = Path(source)
+    if path.is_dir():
+        check_safetensors(path)
+    try:
+        model, info = model_class.from_pretrained(  # type: ignore[attr-defined]
+            source, config=config, dtype="auto", use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:
+        raise MeristemError(f"{source}: its weights cannot be loaded: {_first_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise MeristemError(
+            f"{source}: {len(missing)} tensors of {model_class.__name__} are missing from its files, such as {missing[0]}; "
+            "config.json and the weights do not belong together"
+        )
+    return model.eval()
+
+
+def check_safetensors(path: Path) -> None:
+    """Every weight file opens and is as long as its header says.
+
+    Raises:
+        MeristemError: naming the file that is missing or broken.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    files = _weight_files(path)
+    if not files:
+        pickles = sorted(p.name for p in path.glob("*.bin"))
+        hint = f" (it has {pickles[0]}, a pickle, which Meristem never opens)" if pickles else ""
+        raise MeristemError(f"{path} has no safetensors weights{hint}")
+    for file in files:
+        if not file.exists():
+            raise MeristemError(f"{path}: the index names {file.name}, which is not there")
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise MeristemError(f"{file} is not a whole safetensors file: {_first_line(error)}") from error
+
+
+def _weight_files(path: Path) -> list[Path]:
+    index = path / "model.safetensors.index.json"
+    if not index.exists():
+        return sorted(path.glob("*.safetensors"))
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise MeristemError(f"{index} is not a weight index: {error!r}") from error
+    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if outside:
+        raise MeristemError(f"{index} points outside its own directory: {outside[0]!r}")
+    return [path / name for name in sorted(names)]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,176 @@
+"""What the verbs do, once their arguments are parsed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from meristem.errors import MeristemError, nearest
+
+
+def _quiet() -> None:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def build_method(name: str, options: dict[str, Any]) -> Any:
+    """A growth method from command-line options.
+
+    Raises:
+        MeristemError: for an unknown method, an option that it does not have, or a factor that is no whole number.
+    """
+    from meristem.growth import METHODS
+
+    if name not in METHODS:
+        raise MeristemError(f"unknown method {name!r}; {nearest(name, METHODS)}")
+    known = [field.name for field in dataclasses.fields(METHODS[name])]
+    for option in options:
+        if option not in known:
+            flags = ", ".join("--" + known_name.replace("_", "-") for known_name in known)
+            raise MeristemError(f"{name} has no option --{option.replace('_', '-')}; it has {flags}")
+    if "width" in options:
+        try:
+            options = {**options, "width": int(options["width"])}
+        except ValueError as error:
+            raise MeristemError(f"--width must be a whole number of at least 1, got {options['width']}") from error
+    if options.get("tied", "keep") not in ("keep", "untie"):
+        raise MeristemError(f"--tied is 'keep' or 'untie', got {options['tied']!r}")
+    return METHODS[name](**options)
+
+
+def inspect(source: str, trust_remote_code: bool) -> None:
+    _quiet()
+    from meristem.anatomy import Anatomy
+    from meristem.anatomy.table import axis_rows, tensor_rows
+    from meristem.checkpoints import open_model
+    from meristem.growth import METHODS
+
+    anatomy = Anatomy.of(open_model(source, trust_remote_code))
+    console = Console()
+    axes = Table("axis", "size", "from", title=f"{source}: {anatomy.builder.model_type}")
+    for row in axis_rows(anatomy):
+        axes.add_row(*row)
+    tensors = Table("tensor", "shape", "dimensions", "known by")
+    for row in tensor_rows(anatomy):
+        tensors.add_row(*(cell.replace("[", "\\[") for cell in row))
+    console.print(axes, tensors, f"growth methods: {', '.join(METHODS)}")
+
+
+def grow(source: str, out: Path, method: str, options: dict[str, Any], overwrite: bool, trust: bool) -> None:
+    chosen = build_method(method, options)
+    if out.exists() and not overwrite:
+        raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
+    _quiet()
+    from meristem.checkpoints import open_model, write_model
+    from meristem.checkpoints.record import growth_record
+    from meristem.growth import grow_with_certificate
+
+    console = Console(stderr=True)
+    with console.status("reading"):
+        small = open_model(source, trust)
+    with console.status("growing and proving"):
+        growth = grow_with_certificate(small, chosen)
+    with console.status("writing"):
+        write_model(growth.model, out, growth_record(growth, source), Path(source), overwrite)
+    before, after = (sum(p.numel() for p in model.parameters()) for model in (small, growth.model))
+    print(f"{out}: {before:,} -> {after:,} parameters, {method}")
+    if growth.certificate is not None:
+        print(f"certificate: {growth.certificate.summary()}")
+
+
+def verify(small: str, big: str, trust_remote_code: bool) -> int:
+    _quiet()
+    from meristem.certificates import verify
+    from meristem.checkpoints import open_model
+
+    certificate = verify(open_model(small, trust_remote_code), open_model(big, trust_remote_code))
+    table = Table("measured", "value", title=f"{small} against {big}")
+    for key, value in certificate.as_dict().items():
+        table.add_row(key, f"{value:.3e}" if isinstance(value, float) else str(value))
+    Console().print(table)
+    return 0 if certificate.holds else 1
+
+
+def run(file: Path, out: Path | None) -> None:
+    _quiet()
+    from meristem.recipes.run import run
+    from meristem.recipes.schema import load_recipe
+
+    results = run(load_recipe(file), out or Path("runs") / file.stem)
+    table = Table("node", "seed", "parameters", "tokens", "TFLOPs", "seconds", "eval loss", title=str(file))
+    for seed, nodes in results.items():
+        for name, node in nodes.items():
+            loss = f"{node.metrics['eval_loss']:.4f}" if node.metrics else ""
+            table.add_row(
+                name,
+                str(seed),
+                f"{node.parameters:,}",
+                f"{node.tokens:,}",
+                f"{node.flops / 1e12:.2f}",
+                f"{node.seconds:.1f}",
+                loss,
+            )
+    Console().print(table)
+
+
+def race(file: Path, out: Path | None) -> None:
+    _quiet()
+    from meristem.checkpoints.write import write_json
+    from meristem.recipes.figure import draw_race
+    from meristem.recipes.race import race, report
+    from meristem.recipes.run import run
+    from meristem.recipes.schema import load_recipe
+
+    recipe, out = load_recipe(file), out or Path("runs") / file.stem
+    if recipe.race is None:
+        raise MeristemError(f"{file} has no `race: {{challenger: ..., baseline: ...}}` section")
+    results = run(recipe, out)
+    laps = race(recipe, results)
+    write_json(out / "race.json", report(recipe, laps, _machine()))
+    draw_race(recipe, results, out / "race.png")
+    _print_race(laps)
+    print(f"{out / 'race.json'}  {out / 'race.png'}")
+
+
+def demo(out: Path) -> None:
+    race(Path(__file__).parent.parent / "recipes" / "demo.yaml", out)
+
+
+def _machine() -> str:
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    return f"{platform.machine()}, {device}, torch {torch.__version__}, Python {sys.version.split()[0]}"
+
+
+def _print_race(laps: list[Any]) -> None:
+    table = Table("", *(f"seed {lap.seed}" for lap in laps), title="race")
+    rows = (
+        ("baseline: final eval loss", lambda lap: f"{lap.baseline_loss:.4f}"),
+        ("challenger: final eval loss", lambda lap: f"{lap.challenger_loss:.4f}"),
+        ("baseline: total TFLOPs", lambda lap: f"{lap.baseline_flops / 1e12:.2f}"),
+        ("challenger: total TFLOPs, parents included", lambda lap: f"{lap.challenger_flops / 1e12:.2f}"),
+        ("loss at equal compute, challenger - baseline", lambda lap: _signed(lap)),
+        ("compute saved to the baseline's final loss", lambda lap: _percent(lap.saving)),
+        ("the same, small model given", lambda lap: _percent(lap.saving_if_parents_are_given)),
+        ("training time saved to that loss, here", lambda lap: _percent(lap.time_saving)),
+    )
+    for label, cell in rows:
+        table.add_row(label, *(cell(lap) for lap in laps))
+    Console().print(table)
+
+
+def _signed(lap: Any) -> str:
+    return f"{lap.challenger_loss_at_equal_flops - lap.baseline_loss_at_equal_flops:+.4f}"
+
+
+def _percent(share: float | None) -> str:
+    return "not reached" if share is None else f"{share:.0%}"

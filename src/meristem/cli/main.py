@@ -1,0 +1,123 @@
+"""`meristem`: the verbs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from meristem.errors import MeristemError, PreservationError
+
+app = typer.Typer(
+    name="meristem",
+    help="Train large neural networks cheaply: grow them from small ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Source = Annotated[str, typer.Argument(metavar="SRC", help="A Hugging Face model directory or hub name.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write; it must not exist.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that the checkpoint brings along.")]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe file.")]
+RunDirectory = Annotated[
+    Optional[Path], typer.Option("--out", help="Where the nodes are kept. Default: runs/NAME.")  # noqa: UP045
+]
+
+
+@app.command()
+def inspect(source: Source, trust_remote_code: Trust = False) -> None:
+    """Show a network's axes, blocks and tensors, and how each is known."""
+    from meristem.cli.commands import inspect as command
+
+    command(source, trust_remote_code)
+
+
+@app.command()
+def grow(
+    source: Source,
+    out: Out,
+    method: Annotated[str, typer.Option(help="The growth method.")] = "hypercloning",
+    width: Annotated[Optional[str], typer.Option(help="Factor for every width axis.")] = None,  # noqa: UP045
+    hidden_size: Annotated[Optional[int], typer.Option(help="Target hidden size.")] = None,  # noqa: UP045
+    intermediate_size: Annotated[Optional[int], typer.Option(help="Target feed-forward size.")] = None,  # noqa: UP045
+    num_attention_heads: Annotated[Optional[int], typer.Option(help="Target attention heads.")] = None,  # noqa: UP045
+    num_key_value_heads: Annotated[Optional[int], typer.Option(help="Target key-value heads.")] = None,  # noqa: UP045
+    noise: Annotated[Optional[float], typer.Option(help="Symmetry-breaking noise (relative).")] = None,  # noqa: UP045
+    seed: Annotated[Optional[int], typer.Option(help="Seed of whatever the method draws.")] = None,  # noqa: UP045
+    tied: Annotated[Optional[str], typer.Option(help="A tied head: keep or untie.")] = None,  # noqa: UP045
+    overwrite: Overwrite = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Grow a model into a larger one, prove it, and write a plain Hugging Face directory."""
+    from meristem.cli.commands import grow as command
+
+    options = {
+        "width": width,
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_attention_heads": num_attention_heads,
+        "num_key_value_heads": num_key_value_heads,
+        "noise": noise,
+        "seed": seed,
+        "tied": tied,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    command(source, out, method, given, overwrite, trust_remote_code)
+
+
+@app.command()
+def verify(
+    small: Annotated[str, typer.Argument(metavar="SMALL", help="The model before.")],
+    big: Annotated[str, typer.Argument(metavar="BIG", help="The model after.")],
+    trust_remote_code: Trust = False,
+) -> None:
+    """Measure whether two models compute the same function. Exit code 1 if they do not."""
+    from meristem.cli.commands import verify as command
+
+    raise typer.Exit(command(small, big, trust_remote_code))
+
+
+@app.command()
+def run(recipe: RecipeFile, out: RunDirectory = None) -> None:
+    """Run a recipe; finished nodes are not run again, killed ones resume."""
+    from meristem.cli.commands import run as command
+
+    command(recipe, out)
+
+
+@app.command()
+def race(recipe: RecipeFile, out: RunDirectory = None) -> None:
+    """Run a recipe and compare its challenger with its baseline: a table, race.png and race.json."""
+    from meristem.cli.commands import race as command
+
+    command(recipe, out)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where the demo's files go.")] = Path("demo"),
+) -> None:
+    """Train a small language model on real text, clone it, train on, and race it against training from scratch."""
+    from meristem.cli.commands import demo as command
+
+    command(out)
+
+
+def main() -> None:
+    """The entry point: every MeristemError becomes one clear message and exit code 2 (1 for a broken promise)."""
+    try:
+        app()
+    except MeristemError as error:
+        print(f"meristem: {error}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, PreservationError) else 2)
+    except KeyboardInterrupt:
+        print("meristem: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

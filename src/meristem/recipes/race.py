@@ -1,0 +1,150 @@
+"""A race: challenger against baseline at matched compute, over several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, stdev
+from typing import Any, Literal
+
+from meristem.errors import MeristemError
+from meristem.recipes.node import NodeResult
+from meristem.recipes.run import Results
+from meristem.recipes.schema import Recipe
+
+Cost = Literal["flops", "seconds"]
+
+
+@dataclass(frozen=True)
+class Lap:
+    """One seed of a race. Compute in FLOPs; `ancestors` is what the challenger's parents cost."""
+
+    seed: int
+    baseline_loss: float
+    challenger_loss: float
+    baseline_flops: float
+    challenger_flops: float  # ancestors included
+    ancestors_flops: float
+    baseline_seconds: float
+    challenger_seconds: float
+    challenger_loss_at_equal_flops: float
+    baseline_loss_at_equal_flops: float
+    flops_to_baseline_loss: float | None  # None: never reached
+    seconds_to_baseline_loss: float | None
+    ancestors_seconds: float
+
+    @property
+    def saving(self) -> float | None:
+        """Share of the baseline's compute that the challenger saves on the way to the baseline's final loss."""
+        return None if self.flops_to_baseline_loss is None else 1 - self.flops_to_baseline_loss / self.baseline_flops
+
+    @property
+    def saving_if_parents_are_given(self) -> float | None:
+        if self.flops_to_baseline_loss is None:
+            return None
+        return 1 - (self.flops_to_baseline_loss - self.ancestors_flops) / self.baseline_flops
+
+    @property
+    def time_saving(self) -> float | None:
+        """The same in seconds of training steps on this machine."""
+        return None if self.seconds_to_baseline_loss is None else 1 - self.seconds_to_baseline_loss / self.baseline_seconds
+
+
+def race(recipe: Recipe, results: Results) -> list[Lap]:
+    """Compare the two nodes that the recipe's `race` names, for every seed.
+
+    Raises:
+        MeristemError: if the recipe has no race, or names a node that does not train.
+    """
+    if recipe.race is None:
+        raise MeristemError("this recipe has no `race: {challenger: ..., baseline: ...}` section")
+    for name in (recipe.race.challenger, recipe.race.baseline):
+        if recipe.nodes[name].train is None:
+            raise MeristemError(f"race: {name!r} is a grow node, which has no loss curve; name a train node")
+    return [_lap(recipe, seed, nodes, recipe.race.challenger, recipe.race.baseline) for seed, nodes in results.items()]
+
+
+def _lap(recipe: Recipe, seed: int, nodes: Mapping[str, NodeResult], challenger: str, baseline: str) -> Lap:
+    ours, theirs = nodes[challenger], nodes[baseline]
+    our_past = _past(recipe, nodes, challenger)
+    their_past = _past(recipe, nodes, baseline)
+    our_curve, their_curve = _total(ours, our_past), _total(theirs, their_past)
+    target = theirs.metrics["eval_loss"]
+    equal = min(our_curve[-1]["flops"], their_curve[-1]["flops"])
+    return Lap(
+        seed=seed,
+        baseline_loss=target,
+        challenger_loss=ours.metrics["eval_loss"],
+        baseline_flops=their_curve[-1]["flops"],
+        challenger_flops=our_curve[-1]["flops"],
+        ancestors_flops=our_past["flops"],
+        baseline_seconds=their_curve[-1]["seconds"],
+        challenger_seconds=our_curve[-1]["seconds"],
+        challenger_loss_at_equal_flops=loss_at(our_curve, equal),
+        baseline_loss_at_equal_flops=loss_at(their_curve, equal),
+        flops_to_baseline_loss=cost_to_reach(our_curve, target, "flops"),
+        seconds_to_baseline_loss=cost_to_reach(our_curve, target, "seconds"),
+        ancestors_seconds=our_past["seconds"],
+    )
+
+
+def _past(recipe: Recipe, nodes: Mapping[str, NodeResult], name: str) -> dict[str, float]:
+    """What all ancestors of a node cost together; each counts once."""
+    ancestors = [nodes[a] for a in recipe.ancestors(name) if a != name]
+    return {"flops": sum(a.flops for a in ancestors), "seconds": sum(a.seconds for a in ancestors)}
+
+
+def _total(node: NodeResult, past: Mapping[str, float]) -> list[dict[str, float]]:
+    return [{**p, "flops": p["flops"] + past["flops"], "seconds": p["seconds"] + past["seconds"]} for p in node.curve]
+
+
+def loss_at(curve: Sequence[Mapping[str, float]], flops: float) -> float:
+    """The evaluation loss at a compute budget, linearly between evaluations."""
+    for before, after in zip(curve, curve[1:], strict=False):
+        if before["flops"] <= flops <= after["flops"]:
+            share = (flops - before["flops"]) / (after["flops"] - before["flops"])
+            return before["eval_loss"] + share * (after["eval_loss"] - before["eval_loss"])
+    return curve[0]["eval_loss"] if flops < curve[0]["flops"] else curve[-1]["eval_loss"]
+
+
+def cost_to_reach(curve: Sequence[Mapping[str, float]], loss: float, cost: Cost) -> float | None:
+    """The cost at which the curve first falls to `loss`, linearly between evaluations; None if it never does."""
+    if curve[0]["eval_loss"] <= loss:
+        return curve[0][cost]
+    for before, after in zip(curve, curve[1:], strict=False):
+        if after["eval_loss"] <= loss:
+            share = (before["eval_loss"] - loss) / (before["eval_loss"] - after["eval_loss"])
+            return before[cost] + share * (after[cost] - before[cost])
+    return None
+
+
+def report(recipe: Recipe, laps: Sequence[Lap], machine: str) -> dict[str, Any]:
+    """The whole race as plain data: every lap, and means with standard deviations over the seeds."""
+    rows = {
+        "baseline_loss": [lap.baseline_loss for lap in laps],
+        "challenger_loss": [lap.challenger_loss for lap in laps],
+        "challenger_minus_baseline_at_equal_flops": [
+            lap.challenger_loss_at_equal_flops - lap.baseline_loss_at_equal_flops for lap in laps
+        ],
+        "saving": [lap.saving for lap in laps],
+        "saving_if_parents_are_given": [lap.saving_if_parents_are_given for lap in laps],
+        "time_saving": [lap.time_saving for lap in laps],
+    }
+    return {
+        "machine": machine,
+        "conventions": "FLOPs counted by torch.utils.flop_counter (forward and backward, embeddings free, causal mask not "
+        "discounted); seconds are training steps only, on this machine, ratios within one run",
+        "recipe": recipe.model_dump(by_alias=True, exclude_none=True),
+        "summary": {name: _spread(values) for name, values in rows.items()},
+        "laps": [asdict(lap) for lap in laps],
+    }
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    return {
+        "mean": mean(known) if known else None,
+        "std": stdev(known) if len(known) > 1 else None,
+        "seeds": len(values),
+        "reached": len(known),
+    }

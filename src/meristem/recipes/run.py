@@ -1,0 +1,150 @@
+"""Run a recipe: parents first, finished nodes never twice, killed ones from where they stood."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from meristem.checkpoints import open_model
+from meristem.data import Corpus, open_corpus
+from meristem.growth import grow_with_certificate
+from meristem.growth.optimizer import grow_state
+from meristem.recipes.node import NodeResult, load_result, node_hash
+from meristem.recipes.schema import GrowSpec, Recipe, TrainSpec
+
+Results = dict[int, dict[str, NodeResult]]  # seed -> node -> result
+
+
+def run(recipe: Recipe, out: str | Path, callbacks: Sequence[Any] = ()) -> Results:
+    """Run every node of `recipe` for every seed, under `out`.
+
+    Each node is a directory `out/NAME-sSEED-HASH/` with `model/` and, when it has finished, `node.json`. The hash covers
+    the node's options, its data and its parents: change a recipe and only what depends on the change runs again.
+
+    Args:
+        callbacks: further TrainerCallbacks for the train nodes.
+
+    Raises:
+        MeristemError: for bad input, at once where it can be known before training.
+    """
+    corpus = open_corpus(recipe.data.source, recipe.data.tokenizer, recipe.data.text_column)
+    print(corpus.description, file=sys.stderr, flush=True)
+    results: Results = {}
+    for seed in recipe.seeds:
+        done: dict[str, NodeResult] = {}
+        for name in recipe.order():
+            done[name] = _run_node(recipe, name, seed, done, corpus, Path(out), callbacks)
+        results[seed] = done
+    return results
+
+
+def directory_of(out: Path, result: NodeResult) -> Path:
+    return out / f"{result.name}-s{result.seed}-{result.hash[:8]}"
+
+
+def _run_node(
+    recipe: Recipe,
+    name: str,
+    seed: int,
+    done: Mapping[str, NodeResult],
+    corpus: Corpus,
+    out: Path,
+    callbacks: Sequence[Any],
+) -> NodeResult:
+    node = recipe.nodes[name]
+    spec = node.train or node.grow
+    assert spec is not None
+    kind = "train" if node.train else "grow"
+    parents = [done[parent] for parent in node.parents]
+    data = {**recipe.data.model_dump(), "fingerprint": corpus.fingerprint} if node.train else {}
+    identity = node_hash(kind, spec.model_dump(by_alias=True), seed, data, [p.hash for p in parents])
+    directory = out / f"{name}-s{seed}-{identity[:8]}"
+    finished = load_result(directory)
+    if finished is not None:
+        print(f"{name} (seed {seed}): done before", file=sys.stderr, flush=True)
+        return finished
+    directory.mkdir(parents=True, exist_ok=True)
+    parent_directory = directory_of(out, parents[0]) if parents else None
+    if isinstance(spec, TrainSpec):
+        outcome = _train(recipe, spec, name, seed, done, corpus, directory, parent_directory, callbacks)
+    else:
+        assert parent_directory is not None
+        outcome = _grow(spec, parent_directory, directory)
+    result = NodeResult(
+        name=name,
+        kind=kind,
+        seed=seed,
+        hash=identity,
+        parents=[f"{p.name}-s{p.seed}-{p.hash[:8]}" for p in parents],
+        **outcome,
+    )
+    result.save(directory)
+    return result
+
+
+def _train(
+    recipe: Recipe,
+    spec: TrainSpec,
+    name: str,
+    seed: int,
+    done: Mapping[str, NodeResult],
+    corpus: Corpus,
+    directory: Path,
+    parent: Path | None,
+    callbacks: Sequence[Any],
+) -> dict[str, Any]:
+    from meristem.recipes.train import load_state, new_model, train
+
+    shutil.rmtree(directory / "model", ignore_errors=True)  # of a run that was killed while leaving it
+    state = None
+    if parent is None:
+        assert spec.model is not None
+        model = new_model(spec.model, corpus.vocab_size, recipe.data.sequence_length, seed)
+    else:
+        model = open_model(str(parent / "model"))
+        file = parent / "optimizer.safetensors"
+        state = load_state(file) if file.exists() else None
+    read = sum(done[a].tokens for a in recipe.ancestors(name) if a != name) // recipe.data.sequence_length
+    outcome = train(
+        model,
+        spec,
+        recipe.data,
+        corpus,
+        directory,
+        label=f"{name} (seed {seed})",
+        seed=seed,
+        sequences_read=read,
+        optimizer_state=state,
+        callbacks=callbacks,
+    )
+    return {**outcome, "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def _grow(spec: GrowSpec, parent: Path, directory: Path) -> dict[str, Any]:
+    from meristem.checkpoints.record import growth_record
+    from meristem.checkpoints.write import write_model
+    from meristem.recipes.train import load_state, save_state
+
+    began = time.perf_counter()
+    source = str(parent / "model")
+    small = open_model(source)
+    growth = grow_with_certificate(small, spec.build_method())
+    record = growth_record(growth, source)
+    write_model(growth.model, directory / "model", record, overwrite=True)
+    if spec.optimizer == "carry":
+        state = load_state(parent / "optimizer.safetensors")
+        for plan in growth.plans:
+            state = grow_state(plan, state)
+        save_state(state, directory / "optimizer.safetensors")
+    return {
+        "flops": 0,
+        "seconds": time.perf_counter() - began,
+        "tokens": 0,
+        "metrics": {},
+        "parameters": sum(p.numel() for p in growth.model.parameters()),
+        "details": {"certificate": record["certificate"]},
+    }

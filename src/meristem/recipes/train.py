@@ -1,0 +1,216 @@
+"""A train node: transformers' own Trainer, resumable at any moment, with its cost counted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from meristem.data import Corpus, Sequences
+from meristem.errors import MeristemError, nearest
+from meristem.growth.optimizer import State, load_named_state, named_state
+from meristem.recipes.flops import training_flops
+from meristem.recipes.progress import ProgressLine
+from meristem.recipes.schema import DataSpec, TrainSpec
+
+
+class Stopwatch(TrainerCallback):
+    """Seconds spent inside training steps, evaluation and saving left out; kept in the log, so a resume goes on."""
+
+    def __init__(self) -> None:
+        self.seconds, self._began = 0.0, 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.seconds = next((e["train_seconds"] for e in reversed(state.log_history) if "train_seconds" in e), 0.0)
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+    def on_evaluate(self, args, state, control, **kwargs) -> None:
+        state.log_history[-1]["train_seconds"] = self.seconds
+
+
+class NodeTrainer(Trainer):
+    """Trainer that starts from a given optimizer state."""
+
+    def __init__(self, *args: Any, initial_state: State | None, **kwargs: Any) -> None:
+        self._initial_state = initial_state
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any):
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self._initial_state:
+            load_named_state(optimizer, self.accelerator.unwrap_model(self.model), self._initial_state)
+        return optimizer
+
+
+def new_model(entries: dict[str, Any], vocab_size: int, sequence_length: int, seed: int) -> nn.Module:
+    """A randomly initialised causal language model from recipe entries.
+
+    `vocab_size` and `max_position_embeddings` follow the data unless given.
+
+    Raises:
+        MeristemError: for an unknown model_type or config key, or values that transformers refuses.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    entries = dict(entries)
+    model_type = entries.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING_NAMES:
+        raise MeristemError(f"model_type {model_type!r} is unknown; {nearest(str(model_type), CONFIG_MAPPING_NAMES)}")
+    known = set(vars(AutoConfig.for_model(model_type)))
+    known |= set(getattr(AutoConfig.for_model(model_type), "attribute_map", {}))
+    for key in entries:
+        if key not in known:
+            raise MeristemError(f"{model_type} has no config entry {key!r}; {nearest(key, known)}")
+    defaults = {"vocab_size": vocab_size, "max_position_embeddings": sequence_length}
+    try:
+        config = AutoConfig.for_model(model_type, **{**{k: v for k, v in defaults.items() if k in known}, **entries})
+        set_seed(seed)
+        return AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        raise MeristemError(f"{model_type} cannot be built from these entries: {str(error).splitlines()[0]}") from error
+
+
+def train(
+    model: nn.Module,
+    spec: TrainSpec,
+    data: DataSpec,
+    corpus: Corpus,
+    directory: Path,
+    *,
+    label: str,
+    seed: int,
+    sequences_read: int = 0,
+    optimizer_state: State | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, Any]:
+    """Train `model` in `directory`, resuming whatever stands there, and leave `model/` and `optimizer.safetensors`.
+
+    Returns:
+        flops, seconds, tokens, metrics and curve, as `NodeResult` wants them.
+    """
+    steps = max(1, round(spec.tokens / (spec.batch_size * data.sequence_length)))
+    vocab_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if corpus.vocab_size > vocab_size:
+        raise MeristemError(f"{label}: the data has {corpus.vocab_size} tokens, the model's vocabulary {vocab_size}")
+    flops_per_sequence = training_flops(model, data.sequence_length, corpus.vocab_size)
+    stopwatch = Stopwatch()
+    trainer = NodeTrainer(
+        model=model,
+        args=_arguments(spec, directory / "trainer", steps, seed),
+        train_dataset=Sequences(corpus.train, data.sequence_length, steps * spec.batch_size, seed, sequences_read),
+        eval_dataset=Sequences(corpus.eval, data.sequence_length, data.eval_sequences, seed=0),
+        callbacks=[stopwatch, ProgressLine(label), *callbacks],
+        initial_state=optimizer_state,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(directory / "trainer"))
+    _leave(trainer, directory)
+    evaluations = {entry["step"]: entry for entry in trainer.state.log_history if "train_seconds" in entry}
+    curve = [
+        {
+            "step": entry["step"],
+            "tokens": entry["step"] * spec.batch_size * data.sequence_length,
+            "flops": entry["step"] * spec.batch_size * flops_per_sequence,
+            "seconds": entry["train_seconds"],
+            "eval_loss": entry["eval_loss"],
+        }
+        for entry in evaluations.values()
+    ]
+    return {
+        "flops": steps * spec.batch_size * flops_per_sequence,
+        "seconds": stopwatch.seconds,
+        "tokens": steps * spec.batch_size * data.sequence_length,
+        "metrics": {"eval_loss": curve[-1]["eval_loss"]},
+        "curve": curve,
+    }
+
+
+def _arguments(spec: TrainSpec, directory: Path, steps: int, seed: int) -> TrainingArguments:
+    every = max(1, steps // spec.evaluations)
+    accumulation = int(spec.trainer.get("gradient_accumulation_steps", 1))
+    if spec.batch_size % accumulation:
+        raise MeristemError(f"batch_size {spec.batch_size} is no multiple of gradient_accumulation_steps {accumulation}")
+    settings: dict[str, Any] = {
+        "output_dir": str(directory),
+        "max_steps": steps,
+        "per_device_train_batch_size": spec.batch_size // accumulation,
+        "per_device_eval_batch_size": spec.batch_size,
+        "learning_rate": spec.learning_rate,
+        "lr_scheduler_type": spec.schedule,
+        "warmup_steps": spec.warmup,
+        "weight_decay": spec.weight_decay,
+        "adam_beta2": 0.95,
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "eval_on_start": True,
+        "save_steps": every,
+        "save_total_limit": 2,
+        "logging_steps": every,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "train_sampling_strategy": "sequential",
+        **spec.trainer,
+    }
+    try:
+        return TrainingArguments(**settings)
+    except (TypeError, ValueError) as error:
+        known = TrainingArguments.__dataclass_fields__
+        unknown = next((key for key in spec.trainer if key not in known), None)
+        hint = f"unknown key {unknown!r}; {nearest(unknown, known)}" if unknown else str(error)
+        raise MeristemError(f"trainer: {hint}") from error
+
+
+def _last_whole_checkpoint(directory: Path) -> str | None:
+    """The latest checkpoint whose trainer state, which the Trainer writes last, can be read."""
+    found = sorted(directory.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    for checkpoint in found:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+            return str(checkpoint)
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(checkpoint)  # a kill came between its files
+    return None
+
+
+def _leave(trainer: Trainer, directory: Path) -> None:
+    """The trained model and its optimizer state by parameter name."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.save_pretrained(directory / "model")
+    save_state(named_state(_plain(trainer.optimizer), model), directory / "optimizer.safetensors")
+    shutil.rmtree(directory / "trainer")
+
+
+def _plain(optimizer: Any) -> torch.optim.Optimizer:
+    return getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+
+
+def save_state(state: State, file: Path) -> None:
+    """Optimizer state as safetensors, keyed "parameter::entry"."""
+    tensors = {f"{name}::{key}": value.contiguous() for name, entries in state.items() for key, value in entries.items()}
+    save_file(tensors, file)
+
+
+def load_state(file: Path) -> State:
+    state: State = {}
+    for key, value in load_file(file).items():
+        name, _, entry = key.partition("::")
+        state.setdefault(name, {})[entry] = value
+    return state
