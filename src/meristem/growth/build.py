@@ -7,8 +7,20 @@ import contextlib
 import torch
 from torch import nn
 
+from meristem.anatomy import Anatomy
 from meristem.growth.apply import grow_tensors
 from meristem.growth.plan import GrowthPlan
+
+
+def in_float32(anatomy: Anatomy, model: nn.Module) -> nn.Module:
+    """The same network with its weights in float32 and its constants (rotary tables, embedding scales) unrounded."""
+    with _uninitialised():
+        exact = anatomy.builder.build(anatomy.builder.sizes, anatomy.builder.depths)
+    if hasattr(exact, "tie_weights"):
+        exact.tie_weights()  # type: ignore[operator]
+    for name, tensor in model.state_dict().items():
+        _put(exact, name, tensor.float() if tensor.is_floating_point() else tensor)
+    return exact.eval()
 
 
 def build(plan: GrowthPlan, model: nn.Module) -> nn.Module:

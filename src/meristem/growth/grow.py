@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from meristem.anatomy import Anatomy
 from meristem.errors import MeristemError, PreservationError
-from meristem.growth.build import build
+from meristem.growth.build import build, in_float32
 from meristem.growth.method import Method, Methods, as_list
 from meristem.growth.plan import GrowthPlan
 from meristem.certificates import Certificate, verify
@@ -90,7 +89,7 @@ def _certify(
     if stored in (torch.float32, torch.float64):
         certificate = verify(model, grown, inputs)
     else:
-        exact = copy.deepcopy(model).float()
+        exact = in_float32(plans[0].source, model)
         current: nn.Module = exact
         for plan in plans:
             current = build(plan, current)

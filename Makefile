@@ -1,0 +1,45 @@
+# Everything runs in .venv, which is made on first use.
+#   make demo      the main job, in minutes on two CPU cores       make test      the everyday tests
+#   make test-all  slow and multi-process tests too                make lint      ruff and the type checker
+#   make bench     the small settings of all benchmarks
+# torch is installed first and alone, because whatever else pulls it in may choose a build of several gigabytes.
+# On a machine with the plain package index, a CPU build comes with
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+WORKERS ?= 2
+
+.PHONY: demo test test-all lint format bench clean
+
+demo: .venv/installed
+	$(BIN)/meristem demo --out demo
+
+test: .venv/installed
+	$(BIN)/pytest -n $(WORKERS) -m "not slow"
+
+test-all: .venv/installed
+	$(BIN)/pytest -n $(WORKERS) --timeout=1800
+
+lint: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/installed
+	for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark --small || exit 1; done
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Meristem needs Python >= 3.11; this is " + sys.version.split()[0] + ". Choose one with make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet -e ".[dev,data]"
+	touch $@

@@ -1,0 +1,133 @@
+"""The command line as a user meets it: in a process of its own, with its exit codes and its messages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pico
+import pytest
+import yaml
+
+SPIED = "import sys; from meristem.cli.main import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+
+
+def meristem(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "meristem.cli.main", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "small"
+    pico.build("llama").save_pretrained(path)
+    return path
+
+
+def test_help_does_not_import_torch():
+    done = subprocess.run([sys.executable, "-c", SPIED, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    for verb in ("inspect", "grow", "verify", "run", "race", "demo"):
+        assert verb in done.stdout
+    assert done.stdout.strip().endswith("False")
+
+
+def test_grow_then_verify_then_inspect(small, tmp_path):
+    out = tmp_path / "big"
+    done = meristem("grow", small, out, "--width", 2, "--noise", 0.1)
+    assert done.returncode == 0, done.stderr
+    assert "certificate: relative logit error" in done.stdout
+    record = json.loads((out / "meristem.json").read_text())
+    assert record["certificate"]["holds"]
+    assert record["methods"][0] | {"method": "hypercloning", "width": 2, "noise": 0.1} == record["methods"][0]
+    assert len(record["source"]["sha256"]) == 64
+    assert json.loads((out / "config.json").read_text())["hidden_size"] == 64
+    assert meristem("verify", small, out).returncode == 0
+    shown = meristem("inspect", out)
+    assert shown.returncode == 0
+    assert "num_key_value_heads" in shown.stdout
+
+
+def test_verify_of_another_model_exits_1(small, tmp_path):
+    pico.build("llama", seed=5).save_pretrained(tmp_path / "other")
+    assert meristem("verify", small, tmp_path / "other").returncode == 1
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--width", "0"], "width must be a whole number of at least 1"),
+    (["--width", "1.5"], "--width must be a whole number of at least 1, got 1.5"),
+    (["--num-attention-heads", "6", "--num-key-value-heads", "4"], "cannot be shared evenly"),
+    (["--method", "hypercloing", "--width", "2"], "did you mean 'hypercloning'"),
+    (["--width", "2", "--tied", "maybe"], "--tied is 'keep' or 'untie'"),
+    ([], "nothing to grow"),
+])  # fmt: skip
+def test_bad_options_leave_nothing(small, tmp_path, options, message):
+    done = meristem("grow", small, tmp_path / "out", *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_sources_leave_nothing(small, tmp_path):
+    (tmp_path / "empty").mkdir()
+    broken = tmp_path / "broken"
+    pico.build("llama").save_pretrained(broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    for source, message in ((tmp_path / "empty", "not a model directory"), (broken, "not a whole safetensors file")):
+        done = meristem("grow", source, tmp_path / "out", "--width", 2)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_output_is_kept_unless_overwritten(small, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("precious")
+    done = meristem("grow", small, tmp_path / "out", "--width", 2)
+    assert done.returncode == 2
+    assert "pass --overwrite" in done.stderr
+    assert (tmp_path / "out" / "mine").read_text() == "precious"
+    assert meristem("grow", small, tmp_path / "out", "--width", 2, "--overwrite").returncode == 0
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_bad_recipe_leaves_nothing(tmp_path):
+    file = tmp_path / "r.yaml"
+    train = {"model": {"model_type": "llama"}, "tokens": 1, "learning_rate": 1}
+    file.write_text(yaml.safe_dump({"nodes": {"a": {"train": train}}, "rase": {}}))
+    for verb in ("run", "race"):
+        done = meristem(verb, file, "--out", tmp_path / "out")
+        assert done.returncode == 2
+        assert "did you mean 'race'" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_race_leaves_a_table_a_picture_and_json(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{i} plus {i} is {i + i}.\n" for i in range(3000)))
+    model = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+             "num_attention_heads": 2}  # fmt: skip
+    train = {"tokens": 2000, "learning_rate": 3e-3, "batch_size": 4, "evaluations": 3}
+    content = {
+        "data": {"source": str(text), "sequence_length": 32, "eval_sequences": 8},
+        "nodes": {
+            "small": {"train": {"model": model, **train}},
+            "grown": {"grow": {"from": "small", "method": "hypercloning", "width": 2}},
+            "big": {"train": {"from": "grown", **train}},
+            "scratch": {"train": {"model": {**model, "hidden_size": 32, "num_attention_heads": 4}, **train}},
+        },
+        "race": {"challenger": "big", "baseline": "scratch"},
+    }
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
+    done = meristem("race", tmp_path / "r.yaml", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "compute saved to the baseline's final loss" in done.stdout
+    assert (tmp_path / "out" / "race.png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads((tmp_path / "out" / "race.json").read_text())
+    assert report["laps"][0]["ancestors_flops"] > 0
+    assert report["machine"]

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import meristem as ms
+from meristem.data import Sequences, open_corpus
+
+
+def test_the_standard_library_is_a_corpus():
+    corpus = open_corpus("python-stdlib")
+    assert corpus.vocab_size == 256
+    assert len(corpus.train) > 3_000_000
+    assert 0.01 < len(corpus.eval) / len(corpus.train) < 0.3
+    assert "def " in corpus.train[:100_000].astype(np.uint8).tobytes().decode(errors="replace")
+    assert open_corpus("python-stdlib").fingerprint == corpus.fingerprint
+
+
+def test_a_folder_splits_by_file_and_a_file_by_position(tmp_path):
+    for i in range(60):
+        (tmp_path / f"{i}.txt").write_text(f"document {i} " * 20)
+    folder = open_corpus(str(tmp_path))
+    train, held_out = (set(part.astype(np.uint8).tobytes().split(b"\0")) for part in (folder.train, folder.eval))
+    assert held_out - {b""}
+    assert not (train & held_out) - {b""}
+    single = open_corpus(str(tmp_path / "0.txt"))
+    assert len(single.eval) == len("document 0 " * 20) // 20
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(ms.MeristemError, match="no such file or folder"):
+        open_corpus(str(tmp_path / "none.txt"))
+    with pytest.raises(ms.MeristemError, match="holds no text files"):
+        open_corpus(str(tmp_path))
+    with pytest.raises(ms.MeristemError, match=r"cannot be loaded|needs: pip install"):
+        open_corpus("no-such-owner/no-such-data-set")
+    (tmp_path / "a.txt").write_text("text " * 100)
+    with pytest.raises(ms.MeristemError, match=r"tokenizer .* cannot be loaded"):
+        open_corpus(str(tmp_path / "a.txt"), tokenizer="no-such-owner/no-such-tokenizer")
+
+
+def test_sequences_are_a_permutation_that_goes_on_where_it_stopped():
+    tokens = np.arange(100, dtype=np.int32)
+    whole = [Sequences(tokens, 10, 20, seed=3)[i]["input_ids"].tolist() for i in range(20)]
+    assert sorted(w[0] for w in whole[:10]) == list(range(0, 100, 10))
+    assert whole[:10] != whole[10:]  # a new order each time round
+    assert [Sequences(tokens, 10, 8, seed=3, offset=12)[i]["input_ids"].tolist() for i in range(8)] == whole[12:]
+    assert whole != [Sequences(tokens, 10, 20, seed=4)[i]["input_ids"].tolist() for i in range(20)]
+    with pytest.raises(ms.MeristemError, match="less than one sequence of 101"):
+        Sequences(tokens, 101, 1)

@@ -1,0 +1,76 @@
+"""The arithmetic of a race, on curves whose answer is known."""
+
+from __future__ import annotations
+
+import pytest
+
+import meristem as ms
+from meristem.recipes.node import NodeResult
+from meristem.recipes.race import cost_to_reach, loss_at, race, report
+from meristem.recipes.schema import parse_recipe
+
+
+def points(*pairs: tuple[float, float]) -> list[dict[str, float]]:
+    return [{"flops": flops, "seconds": flops / 2, "eval_loss": loss, "step": 0, "tokens": 0} for flops, loss in pairs]
+
+
+def node(name: str, kind: str, curve: list, flops: int = 0) -> NodeResult:
+    metrics = {"eval_loss": curve[-1]["eval_loss"]} if curve else {}
+    return NodeResult(name, kind, 0, "h", [], flops, flops / 2, 0, metrics, 1, curve)
+
+
+RECIPE = parse_recipe({
+    "nodes": {
+        "small": {"train": {"model": {}, "tokens": 1, "learning_rate": 1}},
+        "grown": {"grow": {"from": "small", "method": "hypercloning", "width": 2}},
+        "big": {"train": {"from": "grown", "tokens": 1, "learning_rate": 1}},
+        "scratch": {"train": {"model": {}, "tokens": 1, "learning_rate": 1}},
+    },
+    "race": {"challenger": "big", "baseline": "scratch"},
+})  # fmt: skip
+
+
+def test_the_small_models_cost_counts_and_is_also_given():
+    nodes = {
+        "small": node("small", "train", points((0, 5.0), (20, 3.0)), 20),
+        "grown": node("grown", "grow", []),
+        "big": node("big", "train", points((0, 3.0), (40, 1.0)), 40),
+        "scratch": node("scratch", "train", points((0, 5.0), (100, 2.0)), 100),
+    }
+    (lap,) = race(RECIPE, {0: nodes})
+    assert lap.flops_to_baseline_loss == 40  # 20 of the small model, half of the 40
+    assert lap.saving == pytest.approx(0.6)
+    assert lap.saving_if_parents_are_given == pytest.approx(0.8)
+    assert lap.time_saving == pytest.approx(0.6)
+    assert lap.challenger_loss_at_equal_flops == 1.0  # both at 60, where the challenger ends
+    assert lap.baseline_loss_at_equal_flops == pytest.approx(5 - 0.6 * 3)
+    summary = report(RECIPE, [lap, lap], "here")["summary"]
+    assert summary["saving"] == {"mean": pytest.approx(0.6), "std": 0.0, "seeds": 2, "reached": 2}
+
+
+def test_a_loss_that_is_never_reached_is_said_to_be():
+    nodes = {
+        "small": node("small", "train", points((0, 5.0), (20, 3.0)), 20),
+        "grown": node("grown", "grow", []),
+        "big": node("big", "train", points((0, 3.0), (40, 2.5)), 40),
+        "scratch": node("scratch", "train", points((0, 5.0), (100, 2.0)), 100),
+    }
+    (lap,) = race(RECIPE, {0: nodes})
+    assert lap.saving is None
+    assert report(RECIPE, [lap], "here")["summary"]["saving"]["reached"] == 0
+
+
+def test_interpolation():
+    curve = points((0, 4.0), (10, 2.0), (20, 1.0))
+    assert loss_at(curve, 5) == 3.0
+    assert loss_at(curve, 100) == 1.0
+    assert cost_to_reach(curve, 1.5, "flops") == 15
+    assert cost_to_reach(curve, 4.5, "flops") == 0
+    assert cost_to_reach(curve, 0.5, "flops") is None
+
+
+def test_a_race_needs_train_nodes():
+    recipe = parse_recipe({**RECIPE.model_dump(by_alias=True, exclude_none=True),
+                           "race": {"challenger": "grown", "baseline": "scratch"}})  # fmt: skip
+    with pytest.raises(ms.MeristemError, match="'grown' is a grow node"):
+        race(recipe, {})

@@ -1,0 +1,151 @@
+"""Recipes as a user runs them: costs, caching, carried optimizer state, and a kill at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+import meristem as ms
+from meristem.recipes import run
+from meristem.recipes.flops import training_flops
+from meristem.recipes.schema import parse_recipe
+from meristem.recipes.train import load_state, new_model
+
+SMALL = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+FAST = {"batch_size": 4, "evaluations": 3}
+
+
+@pytest.fixture(scope="module")
+def corpus_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("corpus") / "text.txt"
+    file.write_text("".join(f"{i} times {i} is {i * i}.\n" for i in range(2000)))
+    return str(file)
+
+
+def recipe_for(corpus_file: str, tokens: int = 1280, **grow) -> dict:
+    return {
+        "data": {"source": corpus_file, "sequence_length": 32, "eval_sequences": 8},
+        "nodes": {
+            "small": {"train": {"model": SMALL, "tokens": tokens, "learning_rate": 3e-3, **FAST}},
+            "grown": {"grow": {"from": "small", "method": "hypercloning", "width": 2, **grow}},
+            "big": {"train": {"from": "grown", "tokens": tokens, "learning_rate": 1e-3, **FAST}},
+        },
+    }
+
+
+def test_nodes_costs_and_caching(corpus_file, tmp_path, capsys):
+    recipe = parse_recipe(recipe_for(corpus_file, optimizer="carry"))
+    nodes = run(recipe, tmp_path)[0]
+    small, grown, big = nodes["small"], nodes["grown"], nodes["big"]
+    assert big.curve[0]["eval_loss"] == pytest.approx(small.metrics["eval_loss"], abs=1e-5)  # no loss at the growth
+    assert big.metrics["eval_loss"] < small.metrics["eval_loss"] < small.curve[0]["eval_loss"]
+    assert small.tokens == 1280
+    assert small.curve[-1]["flops"] == small.flops > 0
+    assert big.flops > 2 * small.flops
+    assert grown.flops == 0
+    assert grown.details["certificate"]["holds"]
+    directory = next(tmp_path.glob("grown-*"))
+    steps = {int(entries["step"]) for entries in load_state(directory / "optimizer.safetensors").values()}
+    assert steps == {10}
+    assert json.loads((directory / "model" / "meristem.json").read_text())["methods"][0]["width"] == 2
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("node.json")}
+    assert run(recipe, tmp_path) == {0: nodes}
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("node.json")} == before
+    assert capsys.readouterr().err.count("done before") == 3
+
+    changed = recipe_for(corpus_file, optimizer="carry")
+    changed["nodes"]["big"]["train"]["learning_rate"] = 2e-3
+    again = run(parse_recipe(changed), tmp_path)[0]
+    assert again["small"] == small
+    assert again["big"].hash != big.hash
+
+
+def test_seeds_differ_and_repeat(corpus_file, tmp_path):
+    content = {**recipe_for(corpus_file, tokens=256), "seeds": [0, 1]}
+    del content["nodes"]["grown"], content["nodes"]["big"]
+    first, second = (run(parse_recipe(content), tmp_path / place) for place in "ab")
+    losses = [first[seed]["small"].metrics["eval_loss"] for seed in (0, 1)]
+    assert losses[0] != losses[1]
+    assert losses == [second[seed]["small"].metrics["eval_loss"] for seed in (0, 1)]
+
+
+def test_every_trainer_argument_is_reachable_and_checked(corpus_file, tmp_path):
+    content = recipe_for(corpus_file, tokens=256)
+    content["nodes"] = {"small": content["nodes"]["small"]}
+    content["nodes"]["small"]["train"]["trainer"] = {"gradient_accumulation_steps": 2}
+    run(parse_recipe(content), tmp_path)
+    content["nodes"]["small"]["train"]["trainer"] = {"gradient_acumulation_steps": 2}
+    with pytest.raises(ms.MeristemError, match="did you mean 'gradient_accumulation_steps'"):
+        run(parse_recipe(content), tmp_path)
+
+
+@pytest.mark.parametrize("entries, message", [
+    ({"model_type": "lama"}, "model_type 'lama' is unknown; did you mean 'llama'"),
+    ({"model_type": "llama", "hidden_sise": 3}, "no config entry 'hidden_sise'; did you mean 'hidden_size'"),
+    ({"model_type": "llama", "hidden_size": "wide"}, "llama cannot be built"),
+])  # fmt: skip
+def test_a_model_that_cannot_be_built(entries, message):
+    with pytest.raises(ms.MeristemError, match=message):
+        new_model(entries, 256, 32, 0)
+
+
+def test_flops_are_counted_attention_included():
+    """6 N T for the matrices (embeddings free), and 2 x 2 products of T x T x hidden forward, 2.5 times that backward."""
+    config = {**SMALL, "hidden_size": 32, "intermediate_size": 64}
+    model = new_model(config, 256, 64, 0)
+    matrices = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n)
+    length = 64
+    attention = 2 * 2 * length * length * 32
+    counted = training_flops(model, length, 256)
+    assert counted == pytest.approx(6 * matrices * length + 3.5 * attention, rel=0.01)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_kill_9_in_mid_run_then_the_same_command(corpus_file, tmp_path):
+    """Same final metrics as an undisturbed run, and no finished node repeated."""
+    content = recipe_for(corpus_file, tokens=128 * 300, optimizer="carry")
+    for name in ("small", "big"):
+        content["nodes"][name]["train"]["evaluations"] = 30
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(content))
+    undisturbed = run(parse_recipe(content), tmp_path / "undisturbed")[0]
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "meristem.cli.main", "run", str(file), "--out", str(out)]
+    stops = ("trainer/checkpoint-50/trainer_state.json", "model/meristem.json", "trainer/checkpoint-100/trainer_state.json")
+    for node, sign in zip(("small", "grown", "big"), stops, strict=True):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not list(out.glob(f"{node}-*/{sign}")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("small-*/node.json")}
+    assert finished
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {path: path.stat().st_mtime_ns for path in out.glob("small-*/node.json")} == finished
+    assert "small (seed 0): done before" in done.stderr
+    again = run(parse_recipe(content), out)[0]
+    for name, node in undisturbed.items():
+        assert again[name].metrics == node.metrics, name
+        assert [p["eval_loss"] for p in again[name].curve] == [p["eval_loss"] for p in node.curve], name
+    for one, other in zip(*((d.glob("big-*/model/model.safetensors")) for d in (out, tmp_path / "undisturbed")), strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_the_vocabulary_must_fit(corpus_file, tmp_path):
+    content = recipe_for(corpus_file)
+    content["nodes"]["small"]["train"]["model"] = {**SMALL, "vocab_size": 100}
+    with pytest.raises(ms.MeristemError, match="the data has 256 tokens, the model's vocabulary 100"):
+        run(parse_recipe(content), tmp_path)
+
+

@@ -1,0 +1,56 @@
+"""Recipes are strict: each mistake is one clear message."""
+
+from __future__ import annotations
+
+import pytest
+
+import meristem as ms
+from meristem.recipes.schema import load_recipe, parse_recipe
+
+TRAIN = {"train": {"model": {"model_type": "llama"}, "tokens": "4M", "learning_rate": 1e-3}}
+GROW = {"grow": {"from": "small", "method": "hypercloning", "width": 2}}
+
+
+def test_a_good_recipe():
+    recipe = parse_recipe({"nodes": {"big": {"train": {"from": "grown", "tokens": 10, "learning_rate": 1}},
+                                     "grown": GROW, "small": TRAIN}, "race": {"challenger": "big", "baseline": "small"}})  # fmt: skip
+    assert recipe.nodes["small"].train.tokens == 4_000_000
+    assert recipe.order() == ["small", "grown", "big"]
+    assert recipe.ancestors("grown") == ["small", "grown"]
+    assert recipe.nodes["grown"].grow.build_method() == ms.HyperCloning(width=2)
+
+
+@pytest.mark.parametrize("content, message", [
+    ({"nodes": {"small": TRAIN}, "rase": {}}, r"unknown key 'rase'; did you mean 'race'"),
+    ({"nodes": {"small": {"train": {**TRAIN["train"], "learning_rat": 1}}}}, "did you mean 'learning_rate'"),
+    ({"nodes": {"small": {"trian": {}}}}, "unknown key 'trian'; did you mean 'train'"),
+    ({"data": {"sorce": "x"}, "nodes": {"small": TRAIN}}, "data.sorce: unknown key 'sorce'; did you mean 'source'"),
+    ({"nodes": {"small": TRAIN, "grown": {"grow": {"from": "small", "method": "hypercloing"}}}},
+     "unknown method 'hypercloing'; did you mean 'hypercloning'"),
+    ({"nodes": {"small": TRAIN, "grown": {"grow": {**GROW["grow"], "widht": 2}}}}, "no option 'widht'; did you mean 'width'"),
+    ({"nodes": {"grown": {"grow": {**GROW["grow"], "from": "smal"}}, "small": TRAIN}}, "which is no node; did you mean 'small'"),
+    ({"nodes": {"a": {"grow": {**GROW["grow"], "from": "b"}}, "b": {"grow": {**GROW["grow"], "from": "a"}}}},
+     "the nodes form a cycle: a -> b -> a"),
+    ({"nodes": {}}, "nodes"),
+    ({"nodes": {"small": {}}}, "a node is exactly one of `train` and `grow`"),
+    ({"nodes": {"small": {"train": {"tokens": 5, "learning_rate": 1}}}}, "give either `model`"),
+    ({"nodes": {"small": {"train": {**TRAIN["train"], "tokens": "many"}}}}, "nodes.small.train.tokens"),
+    ({"nodes": {"small": {"train": {**TRAIN["train"], "learning_rate": -1}}}}, "greater than 0"),
+    ({"nodes": {"../evil": TRAIN}}, "use letters, digits"),
+    ({"nodes": {"small": TRAIN}, "race": {"challenger": "smal", "baseline": "small"}}, "race names 'smal'"),
+    ("text", "recipe"),
+])  # fmt: skip
+def test_mistakes(content, message):
+    with pytest.raises(ms.MeristemError, match=message):
+        parse_recipe(content)
+
+
+def test_files(tmp_path):
+    with pytest.raises(ms.MeristemError, match="cannot read recipe"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("nodes: [")
+    with pytest.raises(ms.MeristemError, match="is not valid YAML"):
+        load_recipe(tmp_path / "bad.yaml")
+    (tmp_path / "evil.yaml").write_text("!!python/object/apply:os.system ['true']")
+    with pytest.raises(ms.MeristemError, match="is not valid YAML"):
+        load_recipe(tmp_path / "evil.yaml")
