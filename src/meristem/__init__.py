@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from meristem.algebra import Layout as Layout
     from meristem.anatomy import Anatomy as Anatomy
     from meristem.anatomy import Override as Override
+    from meristem.certificates import Certificate as Certificate
+    from meristem.certificates import verify as verify
     from meristem.errors import MeristemError as MeristemError
     from meristem.errors import PreservationError as PreservationError
     from meristem.growth.grow import grow as grow
     from meristem.growth.hypercloning import HyperCloning as HyperCloning
     from meristem.growth.optimizer import grow_optimizer as grow_optimizer
-    from meristem.certificates import Certificate as Certificate
-    from meristem.certificates import verify as verify
 
 __all__ = [*sorted(_HOMES), "__version__"]
 

@@ -111,7 +111,9 @@ def test_a_network_outside_transformers_grows_and_is_proven():
     anatomy = ms.Anatomy.infer(Net, {"hidden": 8, "ffn": 12})
     assert [str(d.layout) for d in anatomy.tensors["down.weight"].dimensions] == ["hidden", "ffn"]
     x = torch.randn(7, 5)
-    big = ms.grow(net, ms.HyperCloning(hidden_size=16, intermediate_size=36, noise=0.5), anatomy=anatomy, inputs={"x": x})
+    big = ms.grow(
+        net, ms.HyperCloning(hidden_size=16, intermediate_size=36, noise=0.5), anatomy=anatomy, inputs={"x": x}
+    )
     assert big.down.weight.shape == (16, 36)
     torch.testing.assert_close(big(x), net(x), rtol=1e-4, atol=1e-5)
 
@@ -122,7 +124,7 @@ def test_a_shape_without_explanation_is_an_error_that_names_it():
 
 
 def test_a_plain_module_needs_an_anatomy():
-    with pytest.raises(AnatomyError, match="describe it with ms.Anatomy.infer"):
+    with pytest.raises(AnatomyError, match=r"describe it with ms\.Anatomy\.infer"):
         ms.grow(Net(8, 12), ms.HyperCloning(width=2))
 
 

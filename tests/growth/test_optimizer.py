@@ -133,7 +133,9 @@ def test_sgd_momentum_grows_too():
     big = ms.grow(small, METHOD)
     state = named_state(ms.grow_optimizer(optimizer, small, big, METHOD), big)
     name = "transformer.h.0.attn.c_proj.weight"
-    assert_close(state[name]["momentum_buffer"], named_state(optimizer, small)[name]["momentum_buffer"].repeat(2, 2) / 2)
+    assert_close(
+        state[name]["momentum_buffer"], named_state(optimizer, small)[name]["momentum_buffer"].repeat(2, 2) / 2
+    )
 
 
 def test_state_that_cannot_grow_and_a_strange_model_are_refused():

@@ -18,7 +18,13 @@ from meristem.recipes.flops import training_flops
 from meristem.recipes.schema import parse_recipe
 from meristem.recipes.train import load_state, new_model
 
-SMALL = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+SMALL = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 FAST = {"batch_size": 4, "evaluations": 3}
 
 
@@ -119,7 +125,11 @@ def test_kill_9_in_mid_run_then_the_same_command(corpus_file, tmp_path):
     undisturbed = run(parse_recipe(content), tmp_path / "undisturbed")[0]
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "meristem.cli.main", "run", str(file), "--out", str(out)]
-    stops = ("trainer/checkpoint-50/trainer_state.json", "model/meristem.json", "trainer/checkpoint-100/trainer_state.json")
+    stops = (
+        "trainer/checkpoint-50/trainer_state.json",
+        "model/meristem.json",
+        "trainer/checkpoint-100/trainer_state.json",
+    )
     for node, sign in zip(("small", "grown", "big"), stops, strict=True):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
@@ -138,7 +148,9 @@ def test_kill_9_in_mid_run_then_the_same_command(corpus_file, tmp_path):
     for name, node in undisturbed.items():
         assert again[name].metrics == node.metrics, name
         assert [p["eval_loss"] for p in again[name].curve] == [p["eval_loss"] for p in node.curve], name
-    for one, other in zip(*((d.glob("big-*/model/model.safetensors")) for d in (out, tmp_path / "undisturbed")), strict=True):
+    for one, other in zip(
+        *((d.glob("big-*/model/model.safetensors")) for d in (out, tmp_path / "undisturbed")), strict=True
+    ):
         assert one.read_bytes() == other.read_bytes()
 
 
@@ -147,5 +159,3 @@ def test_the_vocabulary_must_fit(corpus_file, tmp_path):
     content["nodes"]["small"]["train"]["model"] = {**SMALL, "vocab_size": 100}
     with pytest.raises(ms.MeristemError, match="the data has 256 tokens, the model's vocabulary 100"):
         run(parse_recipe(content), tmp_path)
-
-

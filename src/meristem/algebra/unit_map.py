@@ -37,7 +37,7 @@ class UnitMap:
             ValueError: if an index lies outside the old axis.
         """
         index = torch.as_tensor(index, dtype=torch.long)
-        if index.numel() and not (0 <= int(index.min()) and int(index.max()) < old_size):
+        if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < old_size):
             raise ValueError(f"unit index {index.tolist()} reaches outside an axis of {old_size} units")
         coefficient = torch.as_tensor(coefficient, dtype=torch.float64).expand(index.shape)
         return UnitMap(old_size, index=index, coefficient=coefficient)

@@ -30,7 +30,7 @@ class Axis:
 
     @property
     def scope(self) -> str:
-        """"encoder_", "decoder_", "moe_" ... or ""."""
+        """ "encoder_", "decoder_", "moe_" ... or ""."""
         return self.name.removesuffix(self.kind)
 
 

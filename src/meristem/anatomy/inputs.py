@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from meristem.errors import MeristemError
 
 
-def example_inputs(model: nn.Module, batch_size: int = 2, sequence_length: int = 24, seed: int = 0) -> dict[str, Tensor]:
+def example_inputs(
+    model: nn.Module, batch_size: int = 2, sequence_length: int = 24, seed: int = 0
+) -> dict[str, Tensor]:
     """Random inputs for a transformers model, by its `main_input_name`.
 
     Returns:
@@ -31,7 +33,9 @@ def example_inputs(model: nn.Module, batch_size: int = 2, sequence_length: int =
         if config.is_encoder_decoder:
             inputs["decoder_input_ids"] = torch.randint(3, config.vocab_size, shape, generator=generator)
         return inputs
-    raise MeristemError(f"cannot guess inputs for {type(model).__name__} (main input {name!r}); pass inputs={{name: tensor}}")
+    raise MeristemError(
+        f"cannot guess inputs for {type(model).__name__} (main input {name!r}); pass inputs={{name: tensor}}"
+    )
 
 
 def logits_of(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -33,7 +33,9 @@ def open_config(source: str, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise MeristemError(f"{source}: its config is not one that transformers understands: {_first_line(error)}") from error
+        raise MeristemError(
+            f"{source}: its config is not one that transformers understands: {_first_line(error)}"
+        ) from error
 
 
 def _read_local_config(path: Path) -> dict[str, Any]:

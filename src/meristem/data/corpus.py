@@ -100,7 +100,9 @@ def _hub(source: str, text_column: str) -> Iterable[str]:
     except Exception as error:
         raise MeristemError(f"data set {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     if text_column not in loaded.column_names:
-        raise MeristemError(f"data set {source!r} has no column {text_column!r}; it has {', '.join(loaded.column_names)}")
+        raise MeristemError(
+            f"data set {source!r} has no column {text_column!r}; it has {', '.join(loaded.column_names)}"
+        )
     return (row[text_column] for row in loaded)
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from meristem.anatomy import Anatomy
+from meristem.certificates import Certificate, verify
 from meristem.errors import MeristemError, PreservationError
 from meristem.growth.build import build, in_float32
 from meristem.growth.method import Method, Methods, as_list
 from meristem.growth.plan import GrowthPlan
-from meristem.certificates import Certificate, verify
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ def grow_with_certificate(
     return Growth(grown, plans, certificate, tuple(m.options() for m in methods))
 
 
-def _apply(model: nn.Module, methods: list[Method], anatomy: Anatomy | None) -> tuple[tuple[GrowthPlan, ...], nn.Module]:
+def _apply(
+    model: nn.Module, methods: list[Method], anatomy: Anatomy | None
+) -> tuple[tuple[GrowthPlan, ...], nn.Module]:
     plans, current = [], model
     for method in methods:
         plans.append(method.plan(anatomy or Anatomy.of(current), current))

@@ -101,7 +101,7 @@ def amplitudes(plans: Sequence[GrowthPlan]) -> dict[str, tuple[float, float]]:
     With the learning rate times a and eps times b the large network follows the small one's trajectory (the muP rule of
     hidden matrices appears as a = 1/n).
     """
-    factors = {name: (1.0, 1.0) for name in plans[0].source.tensors}
+    factors = dict.fromkeys(plans[0].source.tensors, (1.0, 1.0))
     for plan in plans:
         before = factors
         factors = {}
@@ -149,7 +149,11 @@ def grow_optimizer(
 
 
 def _grown_groups(
-    optimizer: Optimizer, small: nn.Module, big: nn.Module, plans: Sequence[GrowthPlan], factors: Mapping[str, tuple[float, float]]
+    optimizer: Optimizer,
+    small: nn.Module,
+    big: nn.Module,
+    plans: Sequence[GrowthPlan],
+    factors: Mapping[str, tuple[float, float]],
 ) -> list[dict]:
     """The parameter groups of the small network's optimizer, with the large network's parameters in them."""
     names = {id(parameter): name for name, parameter in small.named_parameters()}

@@ -55,7 +55,7 @@ def repair(anatomy: Anatomy, target: Builder, maps: Mapping[str, AxisMap], model
     gains = [f"{norm}.{part}" for part in ("weight", "bias") if f"{norm}.{part}" in anatomy.tensors]
     offset = norm_facts(model.get_submodule(norm)).offset
     return Repair(
-        {**scales, **{name: 1 / factor for name in gains}},
+        {**scales, **dict.fromkeys(gains, 1 / factor)},
         {name: offset for name in gains if name.endswith("weight")},
     )
 

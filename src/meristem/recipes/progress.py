@@ -40,7 +40,9 @@ class ProgressLine(TrainerCallback):
         self.eval_loss = f"{(metrics or {}).get('eval_loss', float('nan')):.4f}"
         if not self.live:
             spent = time.perf_counter() - self.began
-            line = f"{self.label}: step {state.global_step}/{state.max_steps}, eval loss {self.eval_loss}, {spent:.0f} s"
+            line = (
+                f"{self.label}: step {state.global_step}/{state.max_steps}, eval loss {self.eval_loss}, {spent:.0f} s"
+            )
             print(line, file=sys.stderr, flush=True)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:

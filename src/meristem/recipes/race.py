@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from statistics import mean, stdev
 from typing import Any, Literal
 
@@ -47,7 +48,9 @@ class Lap:
     @property
     def time_saving(self) -> float | None:
         """The same in seconds of training steps on this machine."""
-        return None if self.seconds_to_baseline_loss is None else 1 - self.seconds_to_baseline_loss / self.baseline_seconds
+        return (
+            None if self.seconds_to_baseline_loss is None else 1 - self.seconds_to_baseline_loss / self.baseline_seconds
+        )
 
 
 def race(recipe: Recipe, results: Results) -> list[Lap]:
@@ -100,7 +103,7 @@ def _total(node: NodeResult, past: Mapping[str, float]) -> list[dict[str, float]
 
 def loss_at(curve: Sequence[Mapping[str, float]], flops: float) -> float:
     """The evaluation loss at a compute budget, linearly between evaluations."""
-    for before, after in zip(curve, curve[1:], strict=False):
+    for before, after in pairwise(curve):
         if before["flops"] <= flops <= after["flops"]:
             share = (flops - before["flops"]) / (after["flops"] - before["flops"])
             return before["eval_loss"] + share * (after["eval_loss"] - before["eval_loss"])
@@ -111,7 +114,7 @@ def cost_to_reach(curve: Sequence[Mapping[str, float]], loss: float, cost: Cost)
     """The cost at which the curve first falls to `loss`, linearly between evaluations; None if it never does."""
     if curve[0]["eval_loss"] <= loss:
         return curve[0][cost]
-    for before, after in zip(curve, curve[1:], strict=False):
+    for before, after in pairwise(curve):
         if after["eval_loss"] <= loss:
             share = (before["eval_loss"] - loss) / (before["eval_loss"] - after["eval_loss"])
             return before[cost] + share * (after[cost] - before[cost])

@@ -131,7 +131,9 @@ class Recipe(Strict):
                 raise ValueError(f"node name {name!r}: use letters, digits, '-' and '_'")
             for parent in node.parents:
                 if parent not in self.nodes:
-                    raise ValueError(f"node {name!r} comes from {parent!r}, which is no node; {nearest(parent, self.nodes)}")
+                    raise ValueError(
+                        f"node {name!r} comes from {parent!r}, which is no node; {nearest(parent, self.nodes)}"
+                    )
         for asked in (self.race.challenger, self.race.baseline) if self.race else ():
             if asked not in self.nodes:
                 raise ValueError(f"race names {asked!r}, which is no node; {nearest(asked, self.nodes)}")

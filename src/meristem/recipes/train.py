@@ -143,7 +143,9 @@ def _arguments(spec: TrainSpec, directory: Path, steps: int, seed: int) -> Train
     every = max(1, steps // spec.evaluations)
     accumulation = int(spec.trainer.get("gradient_accumulation_steps", 1))
     if spec.batch_size % accumulation:
-        raise MeristemError(f"batch_size {spec.batch_size} is no multiple of gradient_accumulation_steps {accumulation}")
+        raise MeristemError(
+            f"batch_size {spec.batch_size} is no multiple of gradient_accumulation_steps {accumulation}"
+        )
     settings: dict[str, Any] = {
         "output_dir": str(directory),
         "max_steps": steps,
@@ -204,7 +206,9 @@ def _plain(optimizer: Any) -> torch.optim.Optimizer:
 
 def save_state(state: State, file: Path) -> None:
     """Optimizer state as safetensors, keyed "parameter::entry"."""
-    tensors = {f"{name}::{key}": value.contiguous() for name, entries in state.items() for key, value in entries.items()}
+    tensors = {
+        f"{name}::{key}": value.contiguous() for name, entries in state.items() for key, value in entries.items()
+    }
     save_file(tensors, file)
 
 
