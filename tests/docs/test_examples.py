@@ -16,7 +16,9 @@ BLOCKS = [(page, language, block) for page in PAGES
           for language, block in re.findall(r"```(python|yaml)\n(.*?)```", page.read_text(), re.S)]  # fmt: skip
 
 
-@pytest.mark.parametrize("page, language, block", BLOCKS, ids=lambda value: value.name if isinstance(value, Path) else "")
+@pytest.mark.parametrize(
+    "page, language, block", BLOCKS, ids=lambda value: value.name if isinstance(value, Path) else ""
+)
 def test_block(page, language, block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if language == "python":

@@ -9,20 +9,31 @@ is HyperCloning, Samragh et al. 2024, arXiv:2409.12903, and its duals are the ta
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from meristem.algebra.unit_map import UnitMap
 
+Part = Literal["write", "read", "gain", "heard"]
+
 
 @dataclass(frozen=True, eq=False)
 class AxisMap:
-    """How one axis changes size: two maps from its old units to its new ones.
+    """How one axis changes size. `write` and `read` say it all for copies; padding under a norm needs two more.
 
-    `twins` says that the units really carry `write . old`, so that noise on their readers can cancel; heads under ALiBi
-    do not (copies attend with other slopes), and get no noise.
+    Args:
+        write: what each new unit carries.
+        read: with which weight it is consumed.
+        gain: which old unit's per-feature factor (norm gain) it takes; by default as `write`.
+        heard: what readers behind a norm hear of it; by default as `write`. A unit padded with the mean is silent there.
+        twins: the units really carry `write . old`, so that noise on their readers can cancel. Heads under ALiBi do not
+            (copies attend with other slopes), and get no noise.
+        fresh: units that nobody reads may be written at random instead of zero.
+        norm_factor: the root mean square of the new units over that of the old ones, which norms divide out.
 
     Raises:
         ValueError: if `write` and `read` disagree about the old or the new size.
@@ -30,7 +41,11 @@ class AxisMap:
 
     write: UnitMap
     read: UnitMap
+    gain: UnitMap = None  # pyright: ignore[reportAssignmentType]: filled in below
+    heard: UnitMap = None  # pyright: ignore[reportAssignmentType]
     twins: bool = True
+    fresh: bool = False
+    norm_factor: float = 1.0
 
     def __post_init__(self) -> None:
         if (self.write.old_size, self.write.new_size) != (self.read.old_size, self.read.new_size):
@@ -38,10 +53,18 @@ class AxisMap:
                 f"write maps {self.write.old_size} -> {self.write.new_size} units, "
                 f"but read maps {self.read.old_size} -> {self.read.new_size}"
             )
+        object.__setattr__(self, "gain", self.gain or self.write)
+        object.__setattr__(self, "heard", self.heard or self.write)
 
     @staticmethod
     def identity(size: int) -> AxisMap:
         return AxisMap(UnitMap.identity(size), UnitMap.identity(size))
+
+    @staticmethod
+    def select(index: Tensor, old_size: int) -> AxisMap:
+        """Keep the units of `index` and drop the others (weight selection, sub-networks)."""
+        rows = UnitMap.select(index, old_size)
+        return AxisMap(rows, rows)
 
     @staticmethod
     def duplicate(index: Tensor, old_size: int) -> AxisMap:
@@ -72,20 +95,37 @@ class AxisMap:
     @property
     def dual(self) -> AxisMap:
         """The pair that gradients ride."""
-        return AxisMap(self.read, self.write, self.twins)
+        return AxisMap(self.read, self.write)
 
     def after(self, first: AxisMap) -> AxisMap:
         """Composition: grow by `first`, then by this map."""
-        return AxisMap(self.write.after(first.write), self.read.after(first.read), self.twins and first.twins)
+        return self._combine(first, UnitMap.after)
 
     def kron(self, inner: AxisMap) -> AxisMap:
-        return AxisMap(self.write.kron(inner.write), self.read.kron(inner.read), self.twins and inner.twins)
+        """The map of an axis whose units are pairs, `inner` varying fastest."""
+        return self._combine(inner, UnitMap.kron)
 
     def direct_sum(self, other: AxisMap) -> AxisMap:
-        return AxisMap(self.write.direct_sum(other.write), self.read.direct_sum(other.read), self.twins and other.twins)
+        """The map of two axes laid one behind the other."""
+        return self._combine(other, UnitMap.direct_sum)
+
+    def _combine(self, other: AxisMap, combine: Callable[[UnitMap, UnitMap], UnitMap]) -> AxisMap:
+        return AxisMap(
+            combine(self.write, other.write),
+            combine(self.read, other.read),
+            combine(self.gain, other.gain),
+            combine(self.heard, other.heard),
+            self.twins and other.twins,
+            self.fresh or other.fresh,
+            self.norm_factor * other.norm_factor,
+        )
 
     def is_identity(self) -> bool:
         return self.write.is_identity() and self.read.is_identity()
+
+    def is_uniform(self) -> bool:
+        """Every old unit has the same number of copies and nothing else was added: what norms do not notice."""
+        return self.twin_gram() is not None and self.norm_factor == 1 and not bool(self.write.sourceless().any())
 
     def preservation_error(self) -> float:
         """max |read^T . write - I|: zero when the growth of this axis keeps the function."""
@@ -93,18 +133,18 @@ class AxisMap:
         return float((product - torch.eye(self.old_size, dtype=torch.float64)).abs().max())
 
     def project_noise(self, noise: Tensor, dim: int) -> Tensor:
-        """The part of `noise` that readers of this axis cannot hear: Z . (I - write . read^T) along `dim`.
+        """The part of `noise` that does not reach the output: Z . (I - heard . read^T) along `dim`.
 
         Args:
             noise: Z, with `new_size` entries along `dim`.
         """
         if not self.twins:
             return torch.zeros_like(noise)
-        heard = self.write.transposed_apply(noise, dim)
+        heard = self.heard.transposed_apply(noise, dim)
         return noise - self.read.apply(heard, dim)
 
     def twin_gram(self) -> float | None:
-        """c where write^T . write = c I, else None: what a tied head, which reads with the writer's map, multiplies by."""
+        """c where write^T . write = c I, else None: what a tied head multiplies by, reading with the writer's map."""
         gram = self.write.transposed_apply(self.write.matrix(), 0)
         c = float(gram[0, 0])
         return c if torch.allclose(gram, c * torch.eye(self.old_size, dtype=torch.float64), atol=1e-12) else None

@@ -84,7 +84,7 @@ class UnitMap:
         """Map dimension `dim` of `tensor` from old_size to new_size; dtype and device of `tensor` are kept."""
         if self.dense is not None:
             matrix = self.dense.to(tensor.device, tensor.dtype)
-            return torch.tensordot(matrix, tensor, dims=([1], [dim])).movedim(0, dim)
+            return (tensor.movedim(dim, -1) @ matrix.T).movedim(-1, dim)
         grown = tensor.index_select(dim, self._index.to(tensor.device))
         if bool((self._coefficient == 1).all()):
             return grown
@@ -108,7 +108,7 @@ class UnitMap:
         if self.dense is None and first.dense is None:
             index, coefficient = first._index[self._index], first._coefficient[self._index] * self._coefficient
             return UnitMap.select(index, first.old_size, coefficient)
-        return UnitMap.from_matrix(self.matrix() @ first.matrix())
+        return UnitMap(first.old_size, dense=self.matrix() @ first.matrix())
 
     def kron(self, inner: UnitMap) -> UnitMap:
         """The map of an axis whose units are pairs (unit of self, unit of inner), `inner` varying fastest."""
@@ -116,7 +116,7 @@ class UnitMap:
             index = self._index[:, None] * inner.old_size + inner._index[None]
             coefficient = self._coefficient[:, None] * inner._coefficient[None]
             return UnitMap.select(index.flatten(), self.old_size * inner.old_size, coefficient.flatten())
-        return UnitMap.from_matrix(torch.kron(self.matrix(), inner.matrix()))
+        return UnitMap(self.old_size * inner.old_size, dense=torch.kron(self.matrix(), inner.matrix()))
 
     def direct_sum(self, other: UnitMap) -> UnitMap:
         """The map of two axes laid one behind the other."""
@@ -125,7 +125,7 @@ class UnitMap:
             return UnitMap.select(
                 index, self.old_size + other.old_size, torch.cat([self._coefficient, other._coefficient])
             )
-        return UnitMap.from_matrix(torch.block_diag(self.matrix(), other.matrix()))
+        return UnitMap(self.old_size + other.old_size, dense=torch.block_diag(self.matrix(), other.matrix()))
 
     def squared(self) -> UnitMap:
         """Every entry squared: how second moments ride."""
@@ -133,12 +133,18 @@ class UnitMap:
             return UnitMap(self.old_size, dense=self.dense**2)
         return UnitMap.select(self._index, self.old_size, self._coefficient**2)
 
-    def times(self, factor: float | Tensor) -> UnitMap:
-        """Every row scaled by `factor` (a number, or one number for each new unit)."""
+    def sourceless(self) -> Tensor:
+        """(new_size,) bool: new units that carry nothing."""
         if self.dense is not None:
-            factor = torch.as_tensor(factor, dtype=torch.float64)
-            return UnitMap(self.old_size, dense=self.dense * (factor[:, None] if factor.dim() else factor))
-        return UnitMap.select(self._index, self.old_size, self._coefficient * factor)
+            return (self.dense == 0).all(1)
+        return self._coefficient == 0
+
+    def further_copies(self) -> Tensor:
+        """(new_size,) bool: units whose source stands already under an earlier unit."""
+        first = torch.full((self.old_size,), self.new_size).scatter_reduce(
+            0, self._index, torch.arange(self.new_size), reduce="amin"
+        )
+        return first[self._index] != torch.arange(self.new_size)
 
     def amplitude(self) -> float:
         """The mean size of the non-zero entries: 1 for copies, 1/n for a reader of n copies."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from meristem.algebra import Layout
 from meristem.anatomy.builder import Builder
 from meristem.anatomy.conventions import KINDS
+from meristem.anatomy.norms import NormFacts
 from meristem.anatomy.overrides import Override
 from meristem.anatomy.roles import Role
 
@@ -81,6 +82,7 @@ class Anatomy:
     tensors: Mapping[str, TensorAnatomy]
     blocks: tuple[BlockList, ...]
     override: Override = field(default_factory=Override)
+    norms: Mapping[str, NormFacts] = field(default_factory=dict)  # by module path
 
     @staticmethod
     def of(model: nn.Module, overrides: Mapping[str, Override] | None = None) -> Anatomy:

@@ -24,8 +24,19 @@ class Builder(Protocol):
         """A freshly built module on the current default device. Raises ValueError if the sizes do not fit together."""
         ...
 
-    def resized(self, sizes: Mapping[str, int], depths: Mapping[str, int], changes: Mapping[str, Any]) -> Builder:
-        """The builder of the grown network; `changes` are further config entries (for example untying the head)."""
+    def resized(
+        self,
+        sizes: Mapping[str, int],
+        depths: Mapping[str, int],
+        changes: Mapping[str, Any],
+        orders: Mapping[str, list[int]] | None = None,
+    ) -> Builder:
+        """The builder of the grown network.
+
+        Args:
+            changes: further config entries (for example untying the head).
+            orders: for each axis of depth, the old layer that each new one takes its place in per-layer lists from.
+        """
         ...
 
     def probes(self) -> list[dict[str, int]]:
@@ -70,7 +81,11 @@ class FunctionBuilder:
         return self._build(**{k: sizes[k] for k in self._sizes}, **depths)
 
     def resized(
-        self, sizes: Mapping[str, int], depths: Mapping[str, int], changes: Mapping[str, Any]
+        self,
+        sizes: Mapping[str, int],
+        depths: Mapping[str, int],
+        changes: Mapping[str, Any],
+        orders: Mapping[str, list[int]] | None = None,
     ) -> FunctionBuilder:
         if changes:
             raise MeristemError(f"a network built by {self.model_type}() has no config to change: {dict(changes)}")

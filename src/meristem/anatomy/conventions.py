@@ -35,6 +35,8 @@ DEPTH_FIELDS: dict[str, tuple[str, ...]] = {
     "decoder_layers": ("decoder_layers", "num_decoder_layers"),
 }
 
+NORM_EPS_FIELDS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+
 # The meaning of an axis without its scope ("encoder_ffn" and "moe_ffn" are both "ffn"): what methods choose by.
 KINDS = ("hidden", "ffn", "kv_heads", "group", "heads", "head_dim", "experts", "vocab")
 

@@ -131,8 +131,13 @@ class HuggingFaceBuilder:
         grouped = [True, False] if self._grouped else [False]
         return [HuggingFaceBuilder(self.model_class, self.config, k, g) for k in candidates for g in grouped]
 
-    def config_for(self, sizes: Mapping[str, int], depths: Mapping[str, int]) -> Any:
-        """The config of the network at these sizes.
+    def config_for(
+        self,
+        sizes: Mapping[str, int],
+        depths: Mapping[str, int],
+        orders: Mapping[str, list[int]] | None = None,
+    ) -> Any:
+        """The config of the network at these sizes; `orders` as in `Builder.resized`.
 
         Raises:
             MeristemError: if the architecture derives head_dim from hidden_size / num_attention_heads and the sizes
@@ -151,7 +156,7 @@ class HuggingFaceBuilder:
             if f"{scope}kv_heads" in sizes:
                 self._set_heads(config, scope, sizes)
         for axis, depth in depths.items():
-            self._set_depth(config, axis, depth)
+            self._set_depth(config, axis, depth, (orders or {}).get(axis))
         return config
 
     def _set_heads(self, config: Any, scope: str, sizes: Mapping[str, int]) -> None:
@@ -184,22 +189,27 @@ class HuggingFaceBuilder:
                 setattr(config, kv_field, kv_heads * group)
         setattr(config, heads_field, kv_heads * group)
 
-    def _set_depth(self, config: Any, axis: str, depth: int) -> None:
+    def _set_depth(self, config: Any, axis: str, depth: int, order: list[int] | None) -> None:
         old = getattr(config, self.depth_fields[axis])
-        if depth == old:
+        order = order or [i % old for i in range(depth)]
+        if order == list(range(old)):
             return
         for name, value in list(vars(config).items()):  # layer_types and its like: one entry per layer
             if isinstance(value, list) and len(value) == old and axis != "decoder_layers":
-                setattr(config, name, [value[i % old] for i in range(depth)])
+                setattr(config, name, [value[i] for i in order])
         setattr(config, self.depth_fields[axis], depth)
 
     def build(self, sizes: Mapping[str, int], depths: Mapping[str, int]) -> nn.Module:
         return self.model_class(self.config_for(sizes, depths))
 
     def resized(
-        self, sizes: Mapping[str, int], depths: Mapping[str, int], changes: Mapping[str, Any]
+        self,
+        sizes: Mapping[str, int],
+        depths: Mapping[str, int],
+        changes: Mapping[str, Any],
+        orders: Mapping[str, list[int]] | None = None,
     ) -> HuggingFaceBuilder:
-        config = self.config_for(sizes, depths)
+        config = self.config_for(sizes, depths, orders)
         for name, value in changes.items():
             setattr(config, name, value)
         return HuggingFaceBuilder(self.model_class, config, sizes.get("kv_heads"), self._grouped)

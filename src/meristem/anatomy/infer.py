@@ -19,6 +19,7 @@ from meristem.algebra import Layout
 from meristem.anatomy.anatomy import Anatomy, Axis, BlockList, Dimension, TensorAnatomy
 from meristem.anatomy.builder import Builder
 from meristem.anatomy.conventions import ATTENTION_CLASS, ATTENTION_LAYOUTS, DECODER_SCOPE, ENCODER_SCOPE
+from meristem.anatomy.norms import NormFacts, is_norm, norm_facts
 from meristem.anatomy.overrides import OVERRIDES, Override
 from meristem.anatomy.roles import roles
 from meristem.errors import AnatomyError, MeristemError
@@ -69,7 +70,7 @@ def infer(builder: Builder, override: Override) -> Anatomy:
             ties.get(name),
         )
     axes = {axis: Axis(axis, size, builder.describe_axis(axis)) for axis, size in builder.sizes.items()}
-    return Anatomy(builder, axes, tensors, blocks, override)
+    return Anatomy(builder, axes, tensors, blocks, override, _norms(owners))
 
 
 def _build(builder: Builder, sizes: Sizes, depths: Sizes) -> nn.Module:
@@ -124,6 +125,21 @@ def _ties(model: nn.Module) -> dict[str, str]:
         else:
             first[id(parameter)] = name
     return tied
+
+
+def _norms(owners: Mapping[str, nn.Module]) -> dict[str, NormFacts]:
+    """Facts about every norm with per-feature gains, measured once for each class."""
+    by_class: dict[type, NormFacts] = {}
+    found = {}
+    for path, module in owners.items():
+        if is_norm(module) and module.get_parameter("weight").dim() == 1:
+            if type(module) not in by_class:
+                try:
+                    by_class[type(module)] = norm_facts(module)
+                except (ValueError, RuntimeError, TypeError):  # a norm over other dimensions than the last
+                    continue
+            found[path] = by_class[type(module)]
+    return found
 
 
 def _dimensions(

@@ -25,14 +25,15 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def norm_facts(module: nn.Module) -> NormFacts:
-    """Measure a norm with a per-feature gain `weight` (and perhaps `bias`) on random features."""
-    probe = copy.deepcopy(module).to(device="cpu", dtype=torch.float32)
-    x = torch.randn(4, *probe.weight.shape, generator=torch.Generator().manual_seed(0))
+    """Measure a norm with a per-feature gain `weight` (and perhaps `bias`) on random features; it may be on meta."""
+    probe = copy.deepcopy(module).to_empty(device="cpu").float()
+    weight = probe.get_parameter("weight")
+    x = torch.randn(4, *weight.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         if getattr(probe, "bias", None) is not None:
-            probe.bias.zero_()
-        probe.weight.zero_()
+            probe.get_parameter("bias").zero_()
+        weight.zero_()
         offset = 1.0 if bool(probe(x).abs().max() > 1e-3) else 0.0
-        probe.weight.fill_(1.0)
+        weight.fill_(1.0)
         shift = float((probe(x + 3.0) - probe(x)).abs().max())
     return NormFacts(centres=shift < 1e-2, offset=offset)

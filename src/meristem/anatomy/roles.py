@@ -9,20 +9,22 @@ from torch import nn
 
 from meristem.anatomy.conventions import NORM_CLASS, ROUTER_CLASS
 
-Role = Literal["write", "read", "gain", "fixed"]
+Role = Literal["write", "read", "gain", "shift", "fixed"]
 
 
 def roles(owner: nn.Module, parameter: str, ndim: int) -> tuple[Role, ...]:
     """The role of each dimension of `owner.parameter`.
 
-    write: rows that produce features; read: columns that consume them; gain: a per-feature factor, which follows its
-    units; fixed: kernel positions and the like, which no axis map touches.
+    write: rows that produce features; read: columns that consume them; gain and shift: a norm's per-feature factor and
+    bias, which follow their units; fixed: kernel positions and the like, which no axis map touches.
     """
     kind = type(owner).__name__
     if ndim == 0:
         return ()
     if ndim == 1:
-        return ("gain",) if re.search(NORM_CLASS, kind) and parameter == "weight" else ("write",)
+        if re.search(NORM_CLASS, kind):
+            return ("gain",) if parameter == "weight" else ("shift",)
+        return ("write",)
     if kind == "Conv1D":  # transformers' transposed Linear
         return ("read", "write")
     if isinstance(owner, nn.Embedding):

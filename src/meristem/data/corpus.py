@@ -103,7 +103,7 @@ def _hub(source: str, text_column: str) -> Iterable[str]:
         raise MeristemError(
             f"data set {source!r} has no column {text_column!r}; it has {', '.join(loaded.column_names)}"
         )
-    return (row[text_column] for row in loaded)
+    return (str(row[text_column]) for row in loaded)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def _encoder(tokenizer: str) -> tuple[Callable[[str], np.ndarray], int, np.ndarray]:

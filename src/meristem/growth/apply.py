@@ -43,7 +43,11 @@ def grow_tensor(plan: TensorPlan, fetch: Fetch, moment: Moment = "weight") -> Te
     exact = dtype if dtype in (torch.float32, torch.float64) or not dtype.is_floating_point else torch.float32
     total: Tensor | None = None
     for term in plan.terms:
-        mapped = _map_dimensions(plan, fetch(term.source).to(exact), moment) * term.weight
+        mapped = _map_dimensions(plan, fetch(term.source).to(exact), moment)
+        if not (isinstance(term.weight, float) and term.weight == 1):
+            mapped = mapped * term.weight
+        if term.part != "all":
+            mapped = _part(plan, mapped, term.part)
         total = mapped if total is None else total + mapped
     assert total is not None
     if moment == "weight":
@@ -60,14 +64,44 @@ def _map_dimensions(plan: TensorPlan, tensor: Tensor, moment: Moment) -> Tensor:
     return tensor
 
 
+def _part(plan: TensorPlan, tensor: Tensor, part: str) -> Tensor:
+    """Only the units that are first copies of their source (originals), or only the others, along written dimensions."""
+    further = torch.zeros((), dtype=torch.bool)
+    for dimension, (axis_map, role) in enumerate(zip(plan.maps, plan.roles, strict=True)):
+        if axis_map is not None and role != "read":
+            shape = [1] * tensor.dim()
+            shape[dimension] = -1
+            further = further | axis_map.write.further_copies().view(shape)
+    return torch.where(further.to(tensor.device) == (part == "copies"), tensor, 0)
+
+
 def _finish_weight(plan: TensorPlan, tensor: Tensor) -> Tensor:
     if plan.scale != 1:
         tensor = (tensor + plan.offset) * plan.scale - plan.offset
+    tensor = _write_fresh_units(plan, tensor)
     readers = [d for d, role in enumerate(plan.roles) if role == "read" and plan.maps[d] is not None]
     if not plan.noise or plan.scale == 0 or not readers:
         return tensor
-    generator = torch.Generator().manual_seed(plan.seed ^ zlib.crc32(plan.name.encode()))
-    noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * (plan.noise * tensor.std())
+    noise = _noise(plan, tensor, "noise") * (plan.noise * tensor.std())
     axis_map = plan.maps[readers[-1]]
     assert axis_map is not None
-    return tensor + axis_map.project_noise(noise, readers[-1]).to(tensor.device)
+    return tensor + axis_map.project_noise(noise, readers[-1])
+
+
+def _write_fresh_units(plan: TensorPlan, tensor: Tensor) -> Tensor:
+    """New units without a source that nobody reads yet: written at random, at the scale of their tensor."""
+    for dimension, (axis_map, role) in enumerate(zip(plan.maps, plan.roles, strict=True)):
+        if axis_map is not None and axis_map.fresh and role == "write" and tensor.dim() > 1 and plan.scale != 0:
+            empty = axis_map.write.sourceless()
+            scale = tensor.index_select(dimension, torch.nonzero(~empty).flatten().to(tensor.device)).std()
+            shape = [1] * tensor.dim()
+            shape[dimension] = -1
+            tensor = torch.where(empty.to(tensor.device).view(shape), _noise(plan, tensor, "fresh") * scale, tensor)
+    return tensor
+
+
+def _noise(plan: TensorPlan, like: Tensor, purpose: str) -> Tensor:
+    """Standard normal numbers that depend on the seed, the tensor's name and the purpose only: streamed, sharded and
+    in-memory growth draw the same."""
+    generator = torch.Generator().manual_seed(plan.seed ^ zlib.crc32(f"{purpose} {plan.name}".encode()))
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)

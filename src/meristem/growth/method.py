@@ -11,7 +11,8 @@ from torch import nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
-from meristem.growth.plan import GrowthPlan, LayerMap, config_changes, sizes_after
+from meristem.anatomy.conventions import NORM_EPS_FIELDS
+from meristem.growth.plan import GrowthPlan, LayerMap, layer_order, sizes_after
 from meristem.growth.tying import repair
 
 
@@ -20,15 +21,18 @@ class Method(ABC):
     """A growth method. Subclasses are frozen dataclasses whose fields are the method's options."""
 
     name: ClassVar[str]
-    preserves_function: ClassVar[bool] = True
 
     @abstractmethod
     def axis_maps(self, anatomy: Anatomy) -> Mapping[str, AxisMap]:
         """The map of every axis that changes size. Raises MeristemError when the targets make no sense."""
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
-        """The map of every list of blocks that changes length."""
+        """The map of every list of blocks that changes."""
         return {}
+
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], layers: Mapping[str, LayerMap]) -> bool:
+        """Whether this growth claims to preserve the function; the claim is then proved, or the growth raises."""
+        return True
 
     def plan(self, anatomy: Anatomy, model: nn.Module) -> GrowthPlan:
         """The full plan for growing `model`, whose anatomy this is. The model is run once (to find the norm before a
@@ -36,21 +40,21 @@ class Method(ABC):
         maps, layers = self.axis_maps(anatomy), self.layer_maps(anatomy)
         sizes = sizes_after(anatomy, maps)
         depths = {**anatomy.builder.depths, **{axis: len(layer_map) for axis, layer_map in layers.items()}}
-        target = anatomy.builder.resized(sizes, depths, {})
-        keep_tied = getattr(self, "tied", "keep") == "keep"
-        fix = repair(anatomy, target, maps, model, keep_tied)
+        orders = {axis: layer_order(layer_map) for axis, layer_map in layers.items()}
+        changes = _eps_changes(anatomy, maps)
+        target = anatomy.builder.resized(sizes, depths, changes, orders)
+        fix = repair(anatomy, target, maps, model, keep_tied=getattr(self, "tied", "keep") == "keep")
         if fix.untied:
-            target = anatomy.builder.resized(sizes, depths, config_changes(untied=True))
+            target = anatomy.builder.resized(sizes, depths, {**changes, "tie_word_embeddings": False}, orders)
         return GrowthPlan(
             source=anatomy,
             target=target,
             maps=maps,
             layers=layers,
-            preserves_function=self.preserves_function,
+            preserves_function=self.promises(anatomy, maps, layers),
             noise=getattr(self, "noise", 0.0),
             seed=getattr(self, "seed", 0),
             scales=fix.scales,
-            offsets=fix.offsets,
             untied=fix.untied,
         )
 
@@ -59,8 +63,16 @@ class Method(ABC):
         return {"method": self.name, **asdict(self)}
 
 
+def _eps_changes(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, float]:
+    """Padding shrinks the mean square that a norm measures, so its eps shrinks along (LEMON, appendix B)."""
+    factor = maps["hidden"].norm_factor if "hidden" in maps else 1.0
+    known = {name: anatomy.builder.fact(name) for name in NORM_EPS_FIELDS}
+    return {name: eps * factor**2 for name, eps in known.items() if eps is not None and factor != 1}
+
+
 Methods = Method | Sequence[Method]
 
 
 def as_list(methods: Methods) -> list[Method]:
+    """One method, or several to be applied in turn, as a list."""
     return [methods] if isinstance(methods, Method) else list(methods)

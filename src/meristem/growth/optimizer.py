@@ -143,7 +143,7 @@ def grow_optimizer(
         current, anatomy = build(plan, current), None
     factors = amplitudes(plans) if scale_learning_rate else {}
     groups = _grown_groups(optimizer, small, big, plans, factors)
-    grown = type(optimizer)(groups)
+    grown = type(optimizer)(groups)  # pyright: ignore[reportCallIssue]: each torch optimizer has its own defaults
     load_named_state(grown, big, state)
     return grown
 

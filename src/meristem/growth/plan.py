@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Literal
+
+from torch import Tensor
 
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy, Builder, TensorAnatomy
@@ -19,8 +21,9 @@ from meristem.anatomy import Anatomy, Builder, TensorAnatomy
 class LayerSource:
     """A new layer: a weighted sum of old layers; `silent` ones write nothing (identity blocks)."""
 
-    sources: tuple[tuple[int, float], ...]  # (old layer, weight)
+    sources: tuple[tuple[int, float | Tensor], ...]  # (old layer, weight)
     silent: bool = False
+    next_layer: int | None = None  # further copies of units are taken from this old layer (bert2BERT's AKI)
 
     @staticmethod
     def copy(layer: int) -> LayerSource:
@@ -30,12 +33,18 @@ class LayerSource:
 LayerMap = tuple[LayerSource, ...]
 
 
+def layer_order(layer_map: LayerMap) -> list[int]:
+    """For each new layer, the old one whose place in per-layer config lists (`layer_types`) it takes."""
+    return [layer.sources[0][0] for layer in layer_map]
+
+
 @dataclass(frozen=True)
 class Term:
     """One small tensor that flows into a large one."""
 
     source: str
-    weight: float = 1.0
+    weight: float | Tensor = 1.0
+    part: Literal["all", "originals", "copies"] = "all"  # which units it writes: first copies, further copies, or all
 
 
 @dataclass(frozen=True)
@@ -55,11 +64,15 @@ class TensorPlan:
     seed: int = 0
 
     def unit_map(self, dimension: int, dual: bool = False) -> UnitMap | None:
-        """The matrix that dimension `dimension` rides: write for writers and gains, read for readers; dual: swapped."""
+        """The matrix that dimension `dimension` rides, by its role; dual: that of its gradient."""
         axis_map = self.maps[dimension]
         if axis_map is None:
             return None
-        return axis_map.read if (self.roles[dimension] == "read") != dual else axis_map.write
+        if self.roles[dimension] == "read":
+            return axis_map.heard if dual else axis_map.read
+        if dual:
+            return axis_map.read
+        return {"gain": axis_map.gain, "shift": axis_map.heard}.get(self.roles[dimension], axis_map.write)
 
     def amplitude(self, dual: bool = False) -> float:
         """By what the weights (dual: their gradients) of this tensor are scaled.
@@ -87,7 +100,6 @@ class GrowthPlan:
     noise: float = 0.0
     seed: int = 0
     scales: Mapping[str, float] = field(default_factory=dict)  # by the tensor's name in the source
-    offsets: Mapping[str, float] = field(default_factory=dict)
     untied: bool = False
 
     @cached_property
@@ -103,12 +115,27 @@ class GrowthPlan:
                     terms=terms,
                     maps=self._dimension_maps(tensor),
                     roles=tuple(d.role for d in tensor.dimensions),
-                    scale=0.0 if silent and tensor.writes_to("hidden") else self.scales.get(tensor.name, 1.0),
-                    offset=self.offsets.get(tensor.name, 0.0),
+                    scale=0.0 if silent and tensor.writes_to("hidden") else self._scale(tensor),
+                    offset=self._offset(tensor),
                     noise=self.noise if tensor.reads else 0.0,
                     seed=self.seed,
                 )
         return plans
+
+    def _offset(self, tensor: TensorAnatomy) -> float:
+        """What a norm adds to its stored gain (1 in Gemma), so that the gain itself is scaled."""
+        is_gain = any(dimension.role == "gain" for dimension in tensor.dimensions)
+        facts = self.source.norms.get(tensor.name.rpartition(".")[0])
+        return facts.offset if facts and is_gain else 0.0
+
+    def _scale(self, tensor: TensorAnatomy) -> float:
+        """Repairs by name, and for gains what padding does to the statistics of their norm."""
+        scale = self.scales.get(tensor.name, 1.0)
+        for dimension in tensor.dimensions:
+            if dimension.role == "gain":
+                for axis in dimension.layout.axes():
+                    scale *= self._axis_map(axis).norm_factor
+        return scale
 
     def _dimension_maps(self, tensor: TensorAnatomy) -> tuple[AxisMap | None, ...]:
         maps = []
@@ -136,15 +163,17 @@ class GrowthPlan:
         targets = []
         for new, layer in enumerate(self.layers[axis]):
             if layer.sources[0][0] == index:  # each new tensor is planned once, where its first source stands
-                terms = tuple(Term(f"{prefix}.{old}.{rest}", weight) for old, weight in layer.sources)
-                targets.append((f"{prefix}.{new}.{rest}", terms, layer.silent))
+                targets.append((f"{prefix}.{new}.{rest}", self._terms(prefix, rest, layer), layer.silent))
         return targets
+
+    def _terms(self, prefix: str, rest: str, layer: LayerSource) -> tuple[Term, ...]:
+        if layer.next_layer is None:
+            return tuple(Term(f"{prefix}.{old}.{rest}", weight) for old, weight in layer.sources)
+        old = layer.sources[0][0]
+        own, following = f"{prefix}.{old}.{rest}", f"{prefix}.{layer.next_layer}.{rest}"
+        return Term(own, part="originals"), Term(following, part="copies")
 
 
 def sizes_after(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, int]:
     """The axis sizes of the large network."""
     return {**anatomy.sizes, **{axis: axis_map.new_size for axis, axis_map in maps.items()}}
-
-
-def config_changes(untied: bool) -> dict[str, Any]:
-    return {"tie_word_embeddings": False} if untied else {}

@@ -16,23 +16,21 @@ from torch import nn
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy, Builder, TensorAnatomy
 from meristem.anatomy.constants import width_constants
-from meristem.anatomy.norms import norm_facts
 from meristem.anatomy.trace import norm_before_head
 
 
 @dataclass(frozen=True)
 class Repair:
-    """Scalars by tensor name, the offsets of the gains among them, and whether the head has to be untied."""
+    """Scalars by tensor name, and whether the head has to be untied."""
 
     scales: Mapping[str, float] = field(default_factory=dict)
-    offsets: Mapping[str, float] = field(default_factory=dict)
     untied: bool = False
 
 
 def repair(anatomy: Anatomy, target: Builder, maps: Mapping[str, AxisMap], model: nn.Module, keep_tied: bool) -> Repair:
     """What the width constants and a tied head of `model` need under these axis maps."""
     constants = width_constants(anatomy, target)
-    scales = {}
+    scales: dict[str, float] = {}
     for name, ratio in constants.items():
         tensor = anatomy.tensors[name]
         if not tensor.reads:
@@ -53,11 +51,7 @@ def repair(anatomy: Anatomy, target: Builder, maps: Mapping[str, AxisMap], model
     if factor is None or norm is None:
         return Repair({**scales, head.name: 1 / constants.get(head.name, 1.0)}, untied=True)
     gains = [f"{norm}.{part}" for part in ("weight", "bias") if f"{norm}.{part}" in anatomy.tensors]
-    offset = norm_facts(model.get_submodule(norm)).offset
-    return Repair(
-        {**scales, **dict.fromkeys(gains, 1 / factor)},
-        {name: offset for name in gains if name.endswith("weight")},
-    )
+    return Repair({**scales, **dict.fromkeys(gains, 1 / factor)})
 
 
 def _gram(head: TensorAnatomy, maps: Mapping[str, AxisMap]) -> float | None:
