@@ -16,8 +16,18 @@ _HOMES = {
     "Anatomy": "meristem.anatomy",
     "Override": "meristem.anatomy",
     "grow": "meristem.growth.grow",
+    "shrink": "meristem.growth.grow",
     "grow_optimizer": "meristem.growth.optimizer",
     "HyperCloning": "meristem.growth.hypercloning",
+    "Net2Net": "meristem.growth.net2net",
+    "AKI": "meristem.growth.aki",
+    "LEMON": "meristem.growth.lemon",
+    "ZeroPadding": "meristem.growth.zero_padding",
+    "Stacking": "meristem.growth.stacking",
+    "GradualStacking": "meristem.growth.stacking",
+    "MIDAS": "meristem.growth.stacking",
+    "IdentityBlocks": "meristem.growth.stacking",
+    "WeightSelection": "meristem.growth.weight_selection",
     "verify": "meristem.certificates",
     "Certificate": "meristem.certificates",
     "MeristemError": "meristem.errors",
@@ -33,9 +43,19 @@ if TYPE_CHECKING:
     from meristem.certificates import verify as verify
     from meristem.errors import MeristemError as MeristemError
     from meristem.errors import PreservationError as PreservationError
+    from meristem.growth.aki import AKI as AKI
     from meristem.growth.grow import grow as grow
+    from meristem.growth.grow import shrink as shrink
     from meristem.growth.hypercloning import HyperCloning as HyperCloning
+    from meristem.growth.lemon import LEMON as LEMON
+    from meristem.growth.net2net import Net2Net as Net2Net
     from meristem.growth.optimizer import grow_optimizer as grow_optimizer
+    from meristem.growth.stacking import MIDAS as MIDAS
+    from meristem.growth.stacking import GradualStacking as GradualStacking
+    from meristem.growth.stacking import IdentityBlocks as IdentityBlocks
+    from meristem.growth.stacking import Stacking as Stacking
+    from meristem.growth.weight_selection import WeightSelection as WeightSelection
+    from meristem.growth.zero_padding import ZeroPadding as ZeroPadding
 
 __all__ = [*sorted(_HOMES), "__version__"]
 

@@ -59,9 +59,9 @@ class TensorAnatomy:
     def reads(self) -> bool:
         return any(d.role == "read" for d in self.dimensions)
 
-    def writes_to(self, axis: str) -> bool:
-        """Does it add into the given axis, such as the output projections of a block into the residual stream?"""
-        return any(d.role == "write" and axis in d.layout.axes() for d in self.dimensions)
+    def writes(self, axis: str) -> bool:
+        """Does it write into just this axis, such as the output projections of a block into the residual stream?"""
+        return any(d.role == "write" and str(d.layout) == axis for d in self.dimensions)
 
 
 @dataclass(frozen=True)

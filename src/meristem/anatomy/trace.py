@@ -1,11 +1,12 @@
-"""What shapes cannot show and one forward pass can: which norm feeds the output head."""
+"""What shapes cannot show and one forward pass can: which norm feeds the head, and whether blocks end in a norm."""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from meristem.anatomy.inputs import example_inputs, logits_of
 from meristem.anatomy.norms import is_norm
+from meristem.errors import MeristemError
 
 
 def norm_before_head(model: nn.Module) -> str | None:
@@ -23,6 +24,32 @@ def norm_before_head(model: nn.Module) -> str | None:
         for module in names
         if module is head or is_norm(module)
     ]
+    _run(model, hooks)
+    before = called[: called.index(head)] if head in called else []
+    return names[before[-1]] if before else None
+
+
+def ends_in_norm(model: nn.Module, block_prefixes: list[str]) -> bool:
+    """Whether the residual stream itself is normalised (post-norm, as in BERT): some block's output is a norm's output.
+
+    Run on one short random input; False for models whose inputs cannot be guessed.
+    """
+    blocks = [block for prefix in block_prefixes for block in model.get_submodule(prefix).children()]
+    outputs: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, _, output) -> None:
+        outputs[module] = output[0] if isinstance(output, tuple) else output
+
+    modules = [m for m in model.modules() if is_norm(m)] + blocks
+    try:
+        _run(model, [module.register_forward_hook(keep) for module in modules])
+    except MeristemError:
+        return False
+    normed = {id(outputs[m]) for m in modules if is_norm(m) and m in outputs}
+    return any(id(outputs[block]) in normed for block in blocks if block in outputs)
+
+
+def _run(model: nn.Module, hooks: list) -> None:
     was_training = model.training
     try:
         logits_of(model.eval(), example_inputs(model, batch_size=1, sequence_length=4))
@@ -30,5 +57,3 @@ def norm_before_head(model: nn.Module) -> str | None:
         model.train(was_training)
         for hook in hooks:
             hook.remove()
-    before = called[: called.index(head)] if head in called else []
-    return names[before[-1]] if before else None

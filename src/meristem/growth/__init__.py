@@ -1,9 +1,46 @@
 """Growth: one file per method, and the machinery that they share."""
 
-from meristem.growth.grow import Growth, grow, grow_with_certificate
+from meristem.growth.aki import AKI
+from meristem.growth.grow import Growth, grow, grow_with_certificate, shrink
 from meristem.growth.hypercloning import HyperCloning
+from meristem.growth.lemon import LEMON
 from meristem.growth.method import Method
+from meristem.growth.net2net import Net2Net
+from meristem.growth.stacking import MIDAS, GradualStacking, IdentityBlocks, Stacking
+from meristem.growth.weight_selection import WeightSelection
+from meristem.growth.zero_padding import ZeroPadding
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (HyperCloning,)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        HyperCloning,
+        Net2Net,
+        AKI,
+        LEMON,
+        ZeroPadding,
+        Stacking,
+        GradualStacking,
+        MIDAS,
+        IdentityBlocks,
+        WeightSelection,
+    )
+}
 
-__all__ = ["METHODS", "Growth", "HyperCloning", "Method", "grow", "grow_with_certificate"]
+__all__ = [
+    "AKI",
+    "LEMON",
+    "METHODS",
+    "MIDAS",
+    "GradualStacking",
+    "Growth",
+    "HyperCloning",
+    "IdentityBlocks",
+    "Method",
+    "Net2Net",
+    "Stacking",
+    "WeightSelection",
+    "ZeroPadding",
+    "grow",
+    "grow_with_certificate",
+    "shrink",
+]

@@ -54,6 +54,19 @@ def grow(
     return grow_with_certificate(model, method, anatomy=anatomy, verify=verify, inputs=inputs).model
 
 
+def shrink(model: nn.Module, method: Methods, *, anatomy: Anatomy | None = None) -> nn.Module:
+    """A smaller network cut out of `model`, which is left as it is.
+
+    Args:
+        model: a transformers model, or any nn.Module together with its `anatomy`.
+        method: such as `WeightSelection(hidden_size=256)`.
+
+    Raises:
+        MeristemError: when the targets do not fit the network.
+    """
+    return grow_with_certificate(model, method, anatomy=anatomy, verify=False).model
+
+
 def grow_with_certificate(
     model: nn.Module,
     method: Methods,

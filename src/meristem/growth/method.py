@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.conventions import NORM_EPS_FIELDS
-from meristem.growth.plan import GrowthPlan, LayerMap, layer_order, sizes_after
+from meristem.anatomy.trace import ends_in_norm
+from meristem.growth.plan import GrowthPlan, LayerMap, axes_of, layer_order, sizes_after
 from meristem.growth.tying import repair
+
+Weights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -23,21 +26,25 @@ class Method(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def axis_maps(self, anatomy: Anatomy) -> Mapping[str, AxisMap]:
-        """The map of every axis that changes size. Raises MeristemError when the targets make no sense."""
+    def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
+        """The map of every axis that changes size; few methods look at the weights.
+
+        Raises:
+            MeristemError: when the targets make no sense.
+        """
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """The map of every list of blocks that changes."""
         return {}
 
-    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], layers: Mapping[str, LayerMap]) -> bool:
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module) -> bool:
         """Whether this growth claims to preserve the function; the claim is then proved, or the growth raises."""
-        return True
+        return norms_are_kept(anatomy, maps, model)
 
     def plan(self, anatomy: Anatomy, model: nn.Module) -> GrowthPlan:
         """The full plan for growing `model`, whose anatomy this is. The model is run once (to find the norm before a
         tied head) and not changed."""
-        maps, layers = self.axis_maps(anatomy), self.layer_maps(anatomy)
+        maps, layers = self.axis_maps(anatomy, model.state_dict()), self.layer_maps(anatomy)
         sizes = sizes_after(anatomy, maps)
         depths = {**anatomy.builder.depths, **{axis: len(layer_map) for axis, layer_map in layers.items()}}
         orders = {axis: layer_order(layer_map) for axis, layer_map in layers.items()}
@@ -51,7 +58,7 @@ class Method(ABC):
             target=target,
             maps=maps,
             layers=layers,
-            preserves_function=self.promises(anatomy, maps, layers),
+            preserves_function=self.promises(anatomy, maps, model),
             noise=getattr(self, "noise", 0.0),
             seed=getattr(self, "seed", 0),
             scales=fix.scales,
@@ -61,6 +68,31 @@ class Method(ABC):
     def options(self) -> dict[str, Any]:
         """The method and its options, as recorded in `meristem.json`."""
         return {"method": self.name, **asdict(self)}
+
+
+def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module) -> bool:
+    """Whether every norm computes on the new units what it did on the old ones.
+
+    Uniform copies do that for any norm. Padding does for norms that only feed readers (pre-norm), with their gain and
+    eps rescaled. Uneven copies never do.
+    """
+    unsettled = {axis for axis, axis_map in maps.items() if not axis_map.is_uniform()}
+    normed = {
+        axis
+        for tensor in anatomy.tensors.values()
+        for dimension in tensor.dimensions
+        if dimension.role == "gain"
+        for axis in axes_of(dimension.layout)
+    }
+    if not unsettled & normed:
+        return True
+    padded = all(maps[axis].norm_factor != 1 and axis == "hidden" for axis in unsettled & normed)
+    return padded and blocks_can_be_silent(anatomy, model)
+
+
+def blocks_can_be_silent(anatomy: Anatomy, model: nn.Module) -> bool:
+    """Whether a block that writes nothing leaves the network's function alone: not if blocks end in a norm."""
+    return not ends_in_norm(model, [block.prefix for block in anatomy.blocks])
 
 
 def _eps_changes(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, float]:

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from meristem.algebra import AxisMap, UnitMap
+from meristem.algebra import AxisMap, Layout, UnitMap
 from meristem.anatomy import Anatomy, Builder, TensorAnatomy
+from meristem.errors import AnatomyError
 
 
 @dataclass(frozen=True)
@@ -105,22 +107,37 @@ class GrowthPlan:
     @cached_property
     def tensors(self) -> dict[str, TensorPlan]:
         """{name in the large network: its plan}. Tensors that stay tied appear once, under their first name."""
-        plans = {}
+        plans: dict[str, TensorPlan] = {}
+        wanted, tied = self._target_names
         for tensor in self.source.tensors.values():
             if tensor.tied_to is not None and not self.untied:
                 continue
             for name, terms, silent in self._targets(tensor):
+                if name not in wanted:
+                    continue  # only some blocks have it, such as T5's position bias in the first
                 plans[name] = TensorPlan(
                     name=name,
                     terms=terms,
                     maps=self._dimension_maps(tensor),
                     roles=tuple(d.role for d in tensor.dimensions),
-                    scale=0.0 if silent and tensor.writes_to("hidden") else self._scale(tensor),
+                    scale=0.0 if silent and tensor.writes("hidden") else self._scale(tensor),
                     offset=self._offset(tensor),
                     noise=self.noise if tensor.reads else 0.0,
                     seed=self.seed,
                 )
+        missing = sorted(wanted - tied - set(plans))
+        if missing:
+            raise AnatomyError(f"no old tensor flows into {missing[0]} of the new network")
         return plans
+
+    @cached_property
+    def _target_names(self) -> tuple[set[str], set[str]]:
+        """All names in the large network's state dict, and those of them that repeat a tied parameter."""
+        with torch.device("meta"):
+            model = self.target.build(self.target.sizes, self.target.depths)
+        names = set(model.state_dict())
+        first = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+        return names, names - first
 
     def _offset(self, tensor: TensorAnatomy) -> float:
         """What a norm adds to its stored gain (1 in Gemma), so that the gain itself is scaled."""
@@ -160,18 +177,34 @@ class GrowthPlan:
         axis, index = tensor.block
         prefix = next(b.prefix for b in self.source.blocks if b.axis == axis and tensor.name.startswith(b.prefix + "."))
         rest = tensor.name[len(f"{prefix}.{index}.") :]
+        only_here = sum(f"{prefix}.{i}.{rest}" in self.source.tensors for i in range(self._length(axis))) == 1
+        if only_here:
+            return [(tensor.name, (Term(tensor.name),), False)]
         targets = []
         for new, layer in enumerate(self.layers[axis]):
             if layer.sources[0][0] == index:  # each new tensor is planned once, where its first source stands
                 targets.append((f"{prefix}.{new}.{rest}", self._terms(prefix, rest, layer), layer.silent))
         return targets
 
+    def _length(self, axis: str) -> int:
+        return next(block.length for block in self.source.blocks if block.axis == axis)
+
     def _terms(self, prefix: str, rest: str, layer: LayerSource) -> tuple[Term, ...]:
         if layer.next_layer is None:
             return tuple(Term(f"{prefix}.{old}.{rest}", weight) for old, weight in layer.sources)
         old = layer.sources[0][0]
         own, following = f"{prefix}.{old}.{rest}", f"{prefix}.{layer.next_layer}.{rest}"
+        if following not in self.source.tensors:
+            return (Term(own),)
         return Term(own, part="originals"), Term(following, part="copies")
+
+
+def axes_of(layout: Layout) -> set[str]:
+    """The axes of a layout, with `heads` spelt out as `kv_heads group`."""
+    names = set(layout.axes())
+    for heads in [name for name in names if name.endswith("heads") and not name.endswith("kv_heads")]:
+        names = (names - {heads}) | {heads.replace("heads", "kv_heads"), heads.replace("heads", "group")}
+    return names
 
 
 def sizes_after(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, int]:

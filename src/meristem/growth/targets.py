@@ -2,67 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from meristem.anatomy import Anatomy
 from meristem.errors import MeristemError
 
 
-@dataclass(frozen=True)
-class WidthTargets:
-    """Target sizes of the axes that a width growth may change, by axis name."""
+def width_targets(
+    anatomy: Anatomy,
+    method: str,
+    width: int = 1,
+    hidden_size: int | None = None,
+    intermediate_size: int | None = None,
+    num_attention_heads: int | None = None,
+    num_key_value_heads: int | None = None,
+    shrink: bool = False,
+) -> dict[str, int]:
+    """{axis: target size} for every axis that changes: `width` multiplies all, a named size overrides its own.
 
-    sizes: dict[str, int]
+    Multi-query attention keeps its single key-value head unless one asks otherwise.
 
-    @staticmethod
-    def resolve(
-        anatomy: Anatomy,
-        method: str,
-        width: int = 1,
-        hidden_size: int | None = None,
-        intermediate_size: int | None = None,
-        num_attention_heads: int | None = None,
-        num_key_value_heads: int | None = None,
-    ) -> WidthTargets:
-        """Targets for every axis: `width` multiplies all of them, a named size overrides its own.
-
-        Multi-query attention keeps its single key-value head unless one asks otherwise.
-
-        Raises:
-            MeristemError: for a factor that is no positive whole number, a size below the present one, heads that
-                do not divide into key-value groups, or a request that changes nothing.
-        """
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise MeristemError(f"{method}: width must be a whole number of at least 1, got {width!r}")
-        asked = {
-            "hidden_size": hidden_size,
-            "intermediate_size": intermediate_size,
-            "num_attention_heads": num_attention_heads,
-            "num_key_value_heads": num_key_value_heads,
-        }
-        for name, size in asked.items():
-            if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-                raise MeristemError(f"{method}: {name} must be a positive whole number, got {size!r}")
-        sizes: dict[str, int] = {}
-        for axis in anatomy.of_kind("hidden"):
-            sizes[axis.name] = hidden_size or axis.size * width
-        ffns = anatomy.of_kind("ffn")
-        if intermediate_size and not ffns:
+    Raises:
+        MeristemError: for a factor that is no positive whole number, a size on the wrong side of the present one, or
+            heads that do not divide into key-value groups.
+    """
+    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+        raise MeristemError(f"{method}: width must be a whole number of at least 1, got {width!r}")
+    asked = {
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_attention_heads": num_attention_heads,
+        "num_key_value_heads": num_key_value_heads,
+    }
+    for name, size in asked.items():
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise MeristemError(f"{method}: {name} must be a positive whole number, got {size!r}")
+    sizes: dict[str, int] = {}
+    for axis in anatomy.of_kind("hidden"):
+        sizes[axis.name] = hidden_size or axis.size * width
+    ffns = anatomy.of_kind("ffn")
+    if intermediate_size and not ffns:
+        raise MeristemError(
+            f"{method}: {anatomy.builder.model_type} has no feed-forward size of its own (it follows hidden_size)"
+        )
+    for axis in ffns:
+        sizes[axis.name] = _scaled(method, axis.size, intermediate_size, ffns[0].size) or axis.size * width
+    for axis in anatomy.of_kind("kv_heads"):
+        sizes |= _heads(anatomy, method, axis.name, width, num_attention_heads, num_key_value_heads)
+    for axis, size in sizes.items():
+        if (size > anatomy.sizes[axis]) if shrink else (size < anatomy.sizes[axis]):
             raise MeristemError(
-                f"{method}: {anatomy.builder.model_type} has no feed-forward size of its own (it follows hidden_size)"
+                f"{method} {'shrinks' if shrink else 'grows'}: asked for {axis} of {size}, the network has "
+                f"{anatomy.sizes[axis]}; the nearest target that works is {anatomy.sizes[axis]}"
             )
-        for axis in ffns:
-            sizes[axis.name] = _scaled(method, axis.size, intermediate_size, ffns[0].size) or axis.size * width
-        for axis in anatomy.of_kind("kv_heads"):
-            sizes |= _heads(anatomy, method, axis.name, width, num_attention_heads, num_key_value_heads)
-        smaller = {a: s for a, s in sizes.items() if s < anatomy.sizes[a]}
-        if smaller:
-            axis, size = next(iter(smaller.items()))
-            raise MeristemError(
-                f"{method} grows: asked for {axis} of {size}, the network has {anatomy.sizes[axis]}; "
-                f"the nearest target that works is {anatomy.sizes[axis]}"
-            )
-        return WidthTargets({axis: size for axis, size in sizes.items() if size != anatomy.sizes[axis]})
+    return {axis: size for axis, size in sizes.items() if size != anatomy.sizes[axis]}
 
 
 def _scaled(method: str, size: int, target: int | None, first: int) -> int | None:
@@ -88,7 +79,7 @@ def _heads(
         new_kv = asked_kv
     elif multi_query:
         new_kv = 1
-    elif asked_heads and heads * kv_heads % (kv_heads * group) == 0:
+    elif asked_heads and heads % group == 0:
         new_kv = heads // group  # the group keeps its size
     else:
         new_kv = kv_heads * width
@@ -99,3 +90,29 @@ def _heads(
             f"num_attention_heads={works} or num_key_value_heads={heads // group or 1} would work"
         )
     return {kv_axis: new_kv, group_axis: heads // new_kv}
+
+
+def depth_targets(
+    anatomy: Anatomy, method: str, depth: int = 1, num_hidden_layers: int | None = None, shrink: bool = False
+) -> dict[str, int]:
+    """{axis of depth: target length} for every list of blocks; `depth` multiplies all, `num_hidden_layers` sets all.
+
+    Raises:
+        MeristemError: for a factor that is no positive whole number, a length on the wrong side of the present one, or a
+            network without a list of blocks.
+    """
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+        raise MeristemError(f"{method}: depth must be a whole number of at least 1, got {depth!r}")
+    if num_hidden_layers is not None and (not isinstance(num_hidden_layers, int) or num_hidden_layers < 1):
+        raise MeristemError(f"{method}: num_hidden_layers must be a positive whole number, got {num_hidden_layers!r}")
+    if not anatomy.depths and (depth > 1 or num_hidden_layers):
+        raise MeristemError(f"{method}: {anatomy.builder.model_type} has no list of repeated blocks")
+    targets = {axis: num_hidden_layers or length * depth for axis, length in anatomy.depths.items()}
+    for axis, target in targets.items():
+        length = anatomy.depths[axis]
+        if (target > length) if shrink else (target < length):
+            raise MeristemError(
+                f"{method} {'shrinks' if shrink else 'grows'}: asked for {target} {axis}, the network has {length}; "
+                f"the nearest target that works is {length}"
+            )
+    return {axis: target for axis, target in targets.items() if target != anatomy.depths[axis]}

@@ -1,0 +1,51 @@
+"""bert2BERT's advanced knowledge initialisation: new units come from the next layer.
+
+Chen et al.: "bert2BERT: Towards Reusable Pretrained Language Models", ACL 2022, arXiv:2110.07143 (AKI, section 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from meristem.algebra import AxisMap
+from meristem.anatomy import Anatomy
+from meristem.growth.method import Weights
+from meristem.growth.net2net import duplication
+from meristem.growth.plan import LayerMap, LayerSource
+from meristem.growth.width import WidthMethod
+
+
+@dataclass(frozen=True)
+class AKI(WidthMethod):
+    """As Net2Net, but the rows of further copies in layer l are those of layer l + 1 (the last layer keeps its own).
+
+    Does not preserve the function, by design: it breaks the symmetry of copies with knowledge of the layer above.
+
+    Args:
+        duplication, seed: which units get further copies, as in Net2Net.
+    """
+
+    name: ClassVar[str] = "aki"
+    duplication: Literal["random", "cyclic"] = "random"
+    seed: int = 0
+
+    def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
+        """The map of Net2Net."""
+        return AxisMap.duplicate(
+            duplication(axis, anatomy.sizes[axis], target, self.duplication, self.seed), anatomy.sizes[axis]
+        )
+
+    def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
+        """Every layer stays, and borrows from the next."""
+        return {
+            axis: tuple(LayerSource(((i, 1.0),), next_layer=min(i + 1, depth - 1)) for i in range(depth))
+            for axis, depth in anatomy.depths.items()
+        }
+
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module) -> bool:
+        """Never."""
+        return False

@@ -1,0 +1,52 @@
+"""Net2Wider and bert2BERT's function-preserving initialisation: any target width, by duplicating units.
+
+Chen, Goodfellow, Shlens: "Net2Net: Accelerating Learning via Knowledge Transfer", ICLR 2016, arXiv:1511.05641 (algorithm 1).
+Chen et al.: "bert2BERT: Towards Reusable Pretrained Language Models", ACL 2022, arXiv:2110.07143 (FPI, section 3.2).
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from meristem.algebra import AxisMap
+from meristem.anatomy import Anatomy
+from meristem.growth.method import Weights
+from meristem.growth.width import WidthMethod
+
+
+@dataclass(frozen=True)
+class Net2Net(WidthMethod):
+    """New units copy old ones, and the readers of a unit's copies share its weight (write 1, read 1 / multiplicity).
+
+    Exact for feed-forward units and heads at any ratio. Uneven copies of the hidden axis change what norms
+    measure, so such a growth only approximates the function; it is then not promised, and the certificate says by how
+    much.
+
+    Args:
+        duplication: which units get further copies: drawn at "random" (Net2Net, FPI) or one after the other ("cyclic").
+        noise: symmetry-breaking noise on readers, relative, in the null space of the copies.
+        seed: of the duplication and the noise.
+    """
+
+    name: ClassVar[str] = "net2net"
+    duplication: Literal["random", "cyclic"] = "random"
+    noise: float = 0.0
+    seed: int = 0
+
+    def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
+        """Every old unit once, then further copies."""
+        return AxisMap.duplicate(
+            duplication(axis, anatomy.sizes[axis], target, self.duplication, self.seed), anatomy.sizes[axis]
+        )
+
+
+def duplication(axis: str, old: int, new: int, kind: str, seed: int) -> torch.Tensor:
+    """(new,) the source of each unit: all old ones first, then copies, cyclic or drawn for this axis."""
+    if kind == "cyclic":
+        return torch.arange(new) % old
+    generator = torch.Generator().manual_seed(seed ^ zlib.crc32(axis.encode()))
+    return torch.cat([torch.arange(old), torch.randint(0, old, (new - old,), generator=generator)])

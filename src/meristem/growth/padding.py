@@ -1,0 +1,56 @@
+"""Padding: the hidden axis at any ratio, so that norms compute what they did.
+
+x' = [x, ..., x, pad]. Under RMSNorm the pad is zero, under LayerNorm it is the mean of x, which leaves the mean where it is
+and adds nothing to the variance. Either way the mean square shrinks by norm_factor^2 = copies . d / d', which the gain and eps
+take up (Wang et al.: "LEMON: Lossless Model Expansion", ICLR 2024, arXiv:2310.07999; for zero padding Gesmundo & Maile:
+"Composable Function-preserving Expansions", 2023, arXiv:2308.06103).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from meristem.algebra import AxisMap, UnitMap
+from meristem.anatomy import Anatomy
+from meristem.errors import MeristemError
+
+
+def padded_hidden(anatomy: Anatomy, axis: str, target: int, copies: int) -> AxisMap:
+    """The hidden axis as `copies` copies and a silent pad.
+
+    Raises:
+        MeristemError: if norms that subtract the mean and norms that do not share the axis.
+    """
+    return pad(anatomy.sizes[axis], target, copies, mean=_norms_subtract_the_mean(anatomy, axis))
+
+
+def pad(old: int, new: int, copies: int, mean: bool) -> AxisMap:
+    """`copies` stacked identities, the remainder silent: zero, or the mean of the old units."""
+    if new == copies * old:
+        return AxisMap.tile(old, copies)
+    index, silent = torch.arange(new) % old, torch.arange(new) >= copies * old
+    heard = UnitMap.select(index, old, (~silent).double())
+    matrix = heard.matrix().clone()
+    matrix[silent] = 1 / old
+    return AxisMap(
+        write=UnitMap(old, dense=matrix) if mean else heard,
+        read=UnitMap.select(index, old, (~silent).double() / copies),
+        gain=UnitMap.select(index, old),
+        heard=heard,
+        norm_factor=math.sqrt(copies * old / new),
+    )
+
+
+def _norms_subtract_the_mean(anatomy: Anatomy, axis: str) -> bool:
+    over_axis = {
+        facts.centres
+        for path, facts in anatomy.norms.items()
+        if axis in anatomy.tensors[f"{path}.weight"].dimensions[0].layout.axes()
+    }
+    if len(over_axis) > 1:
+        raise MeristemError(
+            f"{anatomy.builder.model_type} mixes LayerNorm and RMSNorm over {axis}: no padding suits both"
+        )
+    return over_axis == {True}

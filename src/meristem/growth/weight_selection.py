@@ -1,0 +1,114 @@
+"""Weight selection: the way back, a small network cut out of a large one.
+
+Xu, Chen, Vishniakov, Yin, Shen, Darrell, Liu, Liu: "Initializing Models with Larger Ones", ICLR 2024, arXiv:2311.18823.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from meristem.algebra import AxisMap
+from meristem.anatomy import Anatomy, TensorAnatomy
+from meristem.errors import MeristemError
+from meristem.growth.depth import spread
+from meristem.growth.method import Method, Weights
+from meristem.growth.plan import LayerMap, LayerSource, axes_of
+from meristem.growth.targets import depth_targets, width_targets
+
+
+@dataclass(frozen=True)
+class WeightSelection(Method):
+    """Some units of every axis, the same ones in every tensor; heads stay whole. Does not preserve the function.
+
+    Args:
+        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads: target sizes.
+        num_hidden_layers: target depth.
+        selection: "uniform" (evenly spaced units), "first", or "magnitude" (the units with the largest weights).
+        layers: "first" layers (the paper's choice) or "uniform" ones.
+    """
+
+    name: ClassVar[str] = "weight_selection"
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    num_hidden_layers: int | None = None
+    selection: Literal["uniform", "first", "magnitude"] = "uniform"
+    layers: Literal["first", "uniform"] = "first"
+
+    def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
+        """Rows of the identity. Raises MeristemError for targets above the present sizes, or none."""
+        targets = width_targets(
+            anatomy,
+            self.name,
+            1,
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_attention_heads,
+            self.num_key_value_heads,
+            shrink=True,
+        )
+        if not targets and not self.layer_maps(anatomy):
+            raise MeristemError(f"{self.name}: nothing to shrink; give a target such as hidden_size=")
+        return {
+            axis: AxisMap.select(self._kept(anatomy, axis, target, weights), anatomy.sizes[axis])
+            for axis, target in targets.items()
+        }
+
+    def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
+        """The layers that stay."""
+        targets = depth_targets(anatomy, self.name, num_hidden_layers=self.num_hidden_layers, shrink=True)
+        maps = {}
+        for axis, target in targets.items():
+            starts = [sum(times for _, times in spread(target, anatomy.depths[axis])[:i]) for i in range(target)]
+            kept = range(target) if self.layers == "first" else starts
+            maps[axis] = tuple(LayerSource.copy(layer) for layer in kept)
+        return maps
+
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module) -> bool:
+        """Never."""
+        return False
+
+    def _kept(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> Tensor:
+        old = anatomy.sizes[axis]
+        if self.selection == "first":
+            return torch.arange(target)
+        if self.selection == "uniform":
+            return torch.arange(target) * old // target
+        return magnitude(anatomy, axis, weights).topk(target).indices.sort().values
+
+
+def magnitude(anatomy: Anatomy, axis: str, weights: Weights) -> Tensor:
+    """(size of axis,) the sum of squares of all weights that belong to each unit, over every tensor that has the axis
+    as a plain factor of one of its dimensions."""
+    total = torch.zeros(anatomy.sizes[axis], dtype=torch.float64)
+    for name, tensor in anatomy.tensors.items():
+        if tensor.tied_to is None and name in weights:
+            for position in range(len(tensor.shape)):
+                total += _unit_squares(anatomy, tensor, position, axis, weights[name])
+    return total
+
+
+def _unit_squares(anatomy: Anatomy, tensor: TensorAnatomy, position: int, axis: str, weight: Tensor) -> Tensor:
+    layout = tensor.dimensions[position].layout
+    nothing = torch.zeros(anatomy.sizes[axis], dtype=torch.float64)
+    if axis not in axes_of(layout) or len(layout.terms) != 1:
+        return nothing
+    factors: list[str | int] = []
+    for factor in layout.terms[0]:
+        if isinstance(factor, str) and factor.endswith("heads") and not factor.endswith("kv_heads"):
+            factors += [factor.replace("heads", "kv_heads"), factor.replace("heads", "group")]
+        elif isinstance(factor, str | int):
+            factors.append(factor)
+        else:
+            return nothing
+    squares = weight.detach().double().pow(2).movedim(position, 0).flatten(1 if weight.dim() > 1 else 0)
+    squares = squares.sum(-1) if weight.dim() > 1 else squares
+    shape = [anatomy.sizes[f] if isinstance(f, str) else f for f in factors]
+    here = factors.index(axis)
+    return squares.reshape(shape).movedim(here, 0).flatten(1).sum(1) if len(shape) > 1 else squares

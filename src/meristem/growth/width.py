@@ -1,0 +1,66 @@
+"""What all width methods share: the same options, and one map for each axis that they ask to change."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from meristem.algebra import AxisMap
+from meristem.anatomy import Anatomy
+from meristem.errors import MeristemError
+from meristem.growth.alibi import aligned_heads, has_alibi
+from meristem.growth.method import Method, Weights
+from meristem.growth.targets import width_targets
+
+
+@dataclass(frozen=True)
+class WidthMethod(Method):
+    """A method that widens axes.
+
+    Args:
+        width: factor for every axis.
+        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads: targets that override it one by one.
+    """
+
+    width: int = 1
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+
+    @abstractmethod
+    def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
+        """The map that takes one axis to its target size."""
+
+    def targets(self, anatomy: Anatomy) -> dict[str, int]:
+        """{axis: target size} of every axis that changes."""
+        return width_targets(
+            anatomy,
+            self.name,
+            self.width,
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_attention_heads,
+            self.num_key_value_heads,
+        )
+
+    def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
+        """One map for each target; heads under ALiBi get the one that keeps their slopes.
+
+        Raises:
+            MeristemError: for impossible targets, or none at all.
+        """
+        targets = self.targets(anatomy)
+        if not targets and not self.layer_maps(anatomy):
+            raise MeristemError(f"{self.name}: nothing to grow; give width=2 or a target such as hidden_size=")
+        maps = {axis: self.axis_map(anatomy, axis, target, weights) for axis, target in targets.items()}
+        return {**maps, **_alibi_maps(anatomy, targets)} if has_alibi(anatomy) else maps
+
+
+def _alibi_maps(anatomy: Anatomy, targets: Mapping[str, int]) -> dict[str, AxisMap]:
+    kv_heads, group = anatomy.sizes["kv_heads"], anatomy.sizes["group"]
+    if kv_heads > 1 and group > 1 and ({"kv_heads", "group"} & set(targets)):
+        raise MeristemError("ALiBi heads in key-value groups cannot be widened; keep num_attention_heads as it is")
+    axis = "group" if kv_heads == 1 else "kv_heads"
+    return {axis: aligned_heads(anatomy.sizes[axis], targets[axis])} if axis in targets else {}
