@@ -43,7 +43,9 @@ def grow_tensor(plan: TensorPlan, fetch: Fetch, moment: Moment = "weight") -> Te
     exact = dtype if dtype in (torch.float32, torch.float64) or not dtype.is_floating_point else torch.float32
     total: Tensor | None = None
     for term in plan.terms:
-        mapped = _map_dimensions(plan, fetch(term.source).to(exact), moment)
+        source = fetch(term.source)
+        mapped = _map_dimensions(plan, source.to(exact), moment)
+        mapped = source.clone() if mapped is source else mapped
         if not (isinstance(term.weight, float) and term.weight == 1):
             mapped = mapped * term.weight
         if term.part != "all":

@@ -8,6 +8,7 @@ blocks with zeros, and both kick the trajectory).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -164,18 +165,27 @@ def _grown_groups(
             for name, tensor_plan in plan.tensors.items()
             if (source := _source_name(plan, tensor_plan.terms[0].source)) in group_of
         }
-    groups: dict[tuple[int, float, float], dict] = {}
+    groups = [{**group, "params": []} for group in optimizer.param_groups]
     for name, parameter in big.named_parameters():
-        if name not in group_of:
-            continue
-        key = (group_of[name], *factors.get(name, (1.0, 1.0)))
-        if key not in groups:
-            groups[key] = _scaled_group(optimizer.param_groups[key[0]], *key[1:])
-        groups[key]["params"].append(parameter)
-    return list(groups.values())
+        if name in group_of:
+            groups[group_of[name]]["params"].append(parameter)
+    return scaled_groups(groups, big, factors) if factors else groups
 
 
-def _scaled_group(group: dict, a: float, b: float) -> dict:
+def scaled_groups(
+    groups: Sequence[Mapping[str, Any]], model: nn.Module, factors: Mapping[str, tuple[float, float]]
+) -> list[dict[str, Any]]:
+    """Parameter groups split so that each parameter steps in proportion to its amplitudes (see `amplitudes`)."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    split: dict[tuple[int, float, float], dict[str, Any]] = {}
+    for number, group in enumerate(groups):
+        for parameter in group["params"]:
+            a, b = factors.get(names[id(parameter)], (1.0, 1.0))
+            split.setdefault((number, a, b), _scaled_group(group, a, b))["params"].append(parameter)
+    return list(split.values())
+
+
+def _scaled_group(group: Mapping[str, Any], a: float, b: float) -> dict[str, Any]:
     """The same hyperparameters for weights that were scaled by a, with gradients scaled by b."""
     scaled = {key: value for key, value in group.items() if key != "params"}
     for key, factor in (("lr", a), ("initial_lr", a), ("eps", b), ("weight_decay", 1 / a if a else 1.0)):

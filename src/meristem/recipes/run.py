@@ -12,7 +12,7 @@ from typing import Any
 from meristem.checkpoints import open_model
 from meristem.data import Corpus, open_corpus
 from meristem.growth import grow_with_certificate
-from meristem.growth.optimizer import grow_state
+from meristem.growth.optimizer import amplitudes, grow_state
 from meristem.recipes.node import NodeResult, load_result, node_hash
 from meristem.recipes.schema import GrowSpec, Recipe, TrainSpec
 
@@ -100,7 +100,7 @@ def _train(
     from meristem.recipes.train import load_state, new_model, train
 
     shutil.rmtree(directory / "model", ignore_errors=True)  # of a run that was killed while leaving it
-    state = None
+    state, factors = None, None
     if parent is None:
         assert spec.model is not None
         model = new_model(spec.model, corpus.vocab_size, recipe.data.sequence_length, seed)
@@ -108,6 +108,8 @@ def _train(
         model = open_model(str(parent / "model"))
         file = parent / "optimizer.safetensors"
         state = load_state(file) if file.exists() else None
+        grown = load_result(parent)
+        factors = grown.details.get("amplitudes") if grown else None
     read = sum(done[a].tokens for a in recipe.ancestors(name) if a != name) // recipe.data.sequence_length
     outcome = train(
         model,
@@ -119,6 +121,7 @@ def _train(
         seed=seed,
         sequences_read=read,
         optimizer_state=state,
+        amplitudes=factors,
         callbacks=callbacks,
     )
     return {**outcome, "parameters": sum(p.numel() for p in model.parameters())}
@@ -146,5 +149,5 @@ def _grow(spec: GrowSpec, parent: Path, directory: Path) -> dict[str, Any]:
         "tokens": 0,
         "metrics": {},
         "parameters": sum(p.numel() for p in growth.model.parameters()),
-        "details": {"certificate": record["certificate"]},
+        "details": {"certificate": record["certificate"], "amplitudes": amplitudes(growth.plans)},
     }

@@ -43,7 +43,8 @@ class DataSpec(Strict):
 class TrainSpec(Strict):
     """Train a new model, or the one of another node, on `tokens` tokens with transformers' Trainer.
 
-    `trainer` reaches every further TrainingArguments field (bf16, gradient_accumulation_steps, report_to, ...).
+    `scale_learning_rate` steps each weight in proportion to the scale that a growth gave it (see
+    `growth.optimizer.amplitudes`). `trainer` reaches every further TrainingArguments field (bf16, gradient_accumulation_steps, report_to, ...).
     """
 
     model: dict[str, Any] | None = None
@@ -55,6 +56,7 @@ class TrainSpec(Strict):
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     evaluations: Annotated[int, Field(gt=0)] = 20
+    scale_learning_rate: bool = False
     trainer: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")

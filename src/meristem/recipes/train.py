@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from meristem.data import Corpus, Sequences
 from meristem.errors import MeristemError, nearest
-from meristem.growth.optimizer import State, load_named_state, named_state
+from meristem.growth.optimizer import State, load_named_state, named_state, scaled_groups
 from meristem.recipes.flops import training_flops
 from meristem.recipes.progress import ProgressLine
 from meristem.recipes.schema import DataSpec, TrainSpec
@@ -42,16 +42,24 @@ class Stopwatch(TrainerCallback):
 
 
 class NodeTrainer(Trainer):
-    """Trainer that starts from a given optimizer state."""
+    """Trainer that starts from a grown optimizer: its state, and its learning rates by parameter."""
 
-    def __init__(self, *args: Any, initial_state: State | None, **kwargs: Any) -> None:
-        self._initial_state = initial_state
+    def __init__(
+        self, *args: Any, initial_state: State | None, amplitudes: Mapping[str, tuple[float, float]], **kwargs: Any
+    ) -> None:
+        self._initial_state, self._amplitudes = initial_state, amplitudes
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any):
         optimizer = super().create_optimizer(*args, **kwargs)
+        model = self.accelerator.unwrap_model(self.model)
+        if self._amplitudes:
+            groups = scaled_groups(optimizer.param_groups, model, self._amplitudes)
+            optimizer.param_groups.clear()
+            for group in groups:
+                optimizer.add_param_group(group)
         if self._initial_state:
-            load_named_state(optimizer, self.accelerator.unwrap_model(self.model), self._initial_state)
+            load_named_state(optimizer, model, self._initial_state)
         return optimizer
 
 
@@ -95,6 +103,7 @@ def train(
     seed: int,
     sequences_read: int = 0,
     optimizer_state: State | None = None,
+    amplitudes: Mapping[str, tuple[float, float]] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
     """Train `model` in `directory`, resuming whatever stands there, and leave `model/` and `optimizer.safetensors`.
@@ -115,6 +124,7 @@ def train(
         eval_dataset=Sequences(corpus.eval, data.sequence_length, data.eval_sequences, seed=0),
         callbacks=[stopwatch, ProgressLine(label), *callbacks],
         initial_state=optimizer_state,
+        amplitudes=(amplitudes or {}) if spec.scale_learning_rate else {},
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_whole_checkpoint(directory / "trainer"))

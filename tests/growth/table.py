@@ -1,0 +1,37 @@
+"""The table that every growth method joins by adding a row: the method, and whether it promises to keep the function.
+
+Sizes fit the pico models: hidden 32, 4 heads of 8, feed-forward 44 (gpt2: 128), 2 layers.
+"""
+
+from __future__ import annotations
+
+import meristem as ms
+
+FAMILIES = ("llama", "gpt2", "gpt_neox", "qwen3", "bert", "t5", "vit")
+POST_NORM = {"bert"}
+
+WIDER = {"hidden_size": 48, "num_attention_heads": 6}  # a ratio of 1.5
+METHODS: dict[str, tuple[object, bool | set[str]]] = {  # row -> (method, promises; a set: everywhere but in these families)
+    "hypercloning": (ms.HyperCloning(width=2, noise=0.2), True),
+    "net2net inner": (ms.Net2Net(intermediate_size=176, noise=0.2), True),
+    "net2net cyclic": (ms.Net2Net(width=2, duplication="cyclic"), True),
+    "net2net uneven": (ms.Net2Net(**WIDER), False),
+    "aki": (ms.AKI(width=2), False),
+    "lemon any ratio": (ms.LEMON(**WIDER), POST_NORM),
+    "lemon double": (ms.LEMON(width=2), True),
+    "lemon width and depth": (ms.LEMON(**WIDER, num_hidden_layers=5), POST_NORM),
+    "zero padding": (ms.ZeroPadding(**WIDER, intermediate_size=176), POST_NORM),
+    "stacking": (ms.Stacking(depth=2), False),
+    "interpolation": (ms.Stacking(depth=2, order="interpolate"), False),
+    "gradual stacking": (ms.GradualStacking(layers=1), False),
+    "midas": (ms.MIDAS(layers=1), False),
+    "identity blocks": (ms.IdentityBlocks(depth=2), POST_NORM),
+    "weight selection": (ms.WeightSelection(hidden_size=16, num_attention_heads=2, num_hidden_layers=1), False),
+    "magnitude selection": (ms.WeightSelection(intermediate_size=22, selection="magnitude"), False),
+    "width then depth": ([ms.HyperCloning(width=2), ms.IdentityBlocks(depth=2)], POST_NORM),
+}  # fmt: skip
+
+
+def promises(row: str, family: str) -> bool:
+    promised = METHODS[row][1]
+    return family not in promised if isinstance(promised, set) else promised

@@ -1,0 +1,225 @@
+"""The table-driven suite: every method on every family."""
+
+from __future__ import annotations
+
+import pico
+import pytest
+import torch
+from table import FAMILIES, METHODS, promises
+
+import meristem as ms
+from meristem.anatomy.inputs import example_inputs, logits_of
+from meristem.growth import METHODS as REGISTERED
+from meristem.growth import grow_with_certificate
+from meristem.growth.method import as_list
+from meristem.growth.optimizer import named_state
+
+CASES = [(row, family) for row in METHODS for family in FAMILIES]
+cases = pytest.mark.parametrize("row, family", CASES)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Each family once; methods leave their source as it is."""
+    return {family: pico.build(family) for family in FAMILIES}
+
+
+def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> float:
+    inputs = example_inputs(model, seed=seed)
+    labels = inputs.get("decoder_input_ids", inputs.get("input_ids", torch.tensor([1, 2])))
+    optimizer.zero_grad()
+    loss = model(**inputs, labels=labels).loss
+    loss.backward()
+    optimizer.step()
+    return float(loss)
+
+
+@cases
+def test_function_and_promise(models, row, family):
+    """Preserving methods to 1e-5 in float32; the others say that they are not, and the certificate how far off."""
+    small = models[family]
+    growth = grow_with_certificate(small, METHODS[row][0])
+    promised = all(plan.preserves_function for plan in growth.plans)
+    assert promised == promises(row, family)
+    inputs = example_inputs(small)
+    a, b = logits_of(small, inputs), logits_of(growth.model, inputs)
+    error = float((a - b).abs().max() / a.abs().max())
+    if promised:
+        assert error <= 1e-5
+        assert growth.certificate.holds
+    else:
+        assert torch.isfinite(b).all()
+        assert growth.certificate.relative_error == pytest.approx(error, rel=0.05, abs=1e-6)
+
+
+@cases
+def test_round_trip_through_stock_transformers(models, row, family, tmp_path):
+    grown = ms.grow(models[family], METHODS[row][0], verify=False)
+    grown.save_pretrained(tmp_path)
+    again, info = type(grown).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    inputs = example_inputs(grown)
+    torch.testing.assert_close(logits_of(again.eval(), inputs), logits_of(grown, inputs), rtol=1e-5, atol=1e-5)
+
+
+@cases
+def test_optimizer_growth_and_resume(row, family):
+    """The state follows by name, the shapes fit, training goes on from the source's loss, and the step count is kept."""
+    small = pico.build(family)
+    optimizer = torch.optim.AdamW(small.parameters(), lr=1e-4)
+    for seed in range(2):
+        train_step(small, optimizer, seed)
+    method = METHODS[row][0]
+    grown = ms.grow(small, method, verify=False)
+    carried = ms.grow_optimizer(optimizer, small, grown, method)
+    state = named_state(carried, grown)
+    parameters = dict(grown.named_parameters())
+    trained = {name for name, parameter in small.named_parameters() if parameter.grad is not None}
+    assert trained
+    assert set(state) <= set(parameters)
+    for name, entries in state.items():
+        assert entries["exp_avg"].shape == entries["exp_avg_sq"].shape == parameters[name].shape
+        assert (entries["exp_avg_sq"] >= 0).all()
+        assert int(entries["step"]) == 2
+    if promises(row, family):
+        small.eval()
+        grown.eval()
+        fresh = torch.optim.AdamW(small.parameters(), lr=0.0)
+        assert train_step(grown, carried, 5) == pytest.approx(train_step(small, fresh, 5), abs=1e-4)
+    assert all(torch.isfinite(parameter).all() for parameter in grown.parameters())
+
+
+def test_every_registered_method_has_a_row():
+    used = {m.name for method, _ in METHODS.values() for m in as_list(method)}
+    assert used >= set(REGISTERED)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_lemon_48_to_72_with_4_to_6_heads(family):
+    names = ("n_embd", "n_head") if family == "gpt2" else ("hidden_size", "num_attention_heads")
+    changes = dict(zip(names, (48, 4), strict=True)) | ({} if family == "gpt2" else {"num_key_value_heads": 4})
+    small = pico.build(family, **changes)
+    big = ms.grow(small, ms.LEMON(hidden_size=72, num_attention_heads=6))
+    inputs = example_inputs(small)
+    a, b = logits_of(small, inputs), logits_of(big, inputs)
+    assert big.config.hidden_size == 72
+    assert float((a - b).abs().max() / a.abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "family, method",
+    [
+        ("llama", ms.LEMON(hidden_size=48)),
+        ("llama", ms.ZeroPadding(hidden_size=48)),
+        ("t5", ms.LEMON(hidden_size=48)),
+        ("gemma2", ms.LEMON(hidden_size=48)),
+    ],
+)
+def test_eps_and_gains_are_rescaled(family, method):
+    """With a deliberately large eps the growth is still exact, which it is only if eps shrinks with the mean square."""
+    small = pico.build(family, **{"layer_norm_epsilon" if family == "t5" else "rms_norm_eps": 1e-2})
+    inputs = example_inputs(small)
+    a, b = logits_of(small, inputs), logits_of(ms.grow(small, method), inputs)
+    assert float((a - b).abs().max() / a.abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "method", [ms.LEMON(hidden_size=48, noise=0.1), ms.ZeroPadding(hidden_size=48, intermediate_size=88)]
+)
+def test_padded_units_wake_up(method):
+    """New units are silent at first and must not stay so: after a few steps they have moved."""
+    small = pico.build("llama")
+    big = ms.grow(small, method)
+    before = big.model.embed_tokens.weight.detach()[:, 32:].clone()
+    optimizer = torch.optim.SGD(big.parameters(), lr=0.1)
+    for seed in range(3):
+        train_step(big, optimizer, seed)
+    assert (big.model.embed_tokens.weight[:, 32:] - before).abs().max() > 1e-4
+
+
+def test_aki_takes_new_rows_from_the_next_layer():
+    small = pico.build("llama")
+    big = ms.grow(small, ms.AKI(intermediate_size=88, duplication="cyclic"), verify=False)
+    for layer, following in ((0, 1), (1, 1)):
+        gate = big.model.layers[layer].mlp.gate_proj.weight
+        torch.testing.assert_close(gate[:44], small.model.layers[layer].mlp.gate_proj.weight)
+        torch.testing.assert_close(gate[44:], small.model.layers[following].mlp.gate_proj.weight)
+
+
+@pytest.mark.parametrize("method, order", [
+    (ms.Stacking(depth=2), [0, 1, 2, 0, 1, 2]), (ms.Stacking(depth=2, order="interpolate"), [0, 0, 1, 1, 2, 2]),
+    (ms.GradualStacking(layers=2), [0, 1, 2, 1, 2]), (ms.MIDAS(layers=1), [0, 1, 1, 2]),
+    (ms.IdentityBlocks(num_hidden_layers=5), [0, 0, 1, 1, 2]),
+])  # fmt: skip
+def test_layer_orders_and_per_layer_config(method, order):
+    """Each new layer takes its source's weights and its place in `layer_types`; layer_idx counts up."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    small = pico.build("qwen3", num_hidden_layers=3, layer_types=kinds, sliding_window=8)
+    big = ms.grow(small, method, verify=False)
+    assert big.config.num_hidden_layers == len(order)
+    assert big.config.layer_types == [kinds[i] for i in order]
+    for new, old in enumerate(order):
+        torch.testing.assert_close(
+            big.model.layers[new].self_attn.q_proj.weight, small.model.layers[old].self_attn.q_proj.weight
+        )
+        assert big.model.layers[new].self_attn.layer_idx == new
+
+
+def test_t5_keeps_its_position_bias_in_the_first_block_only():
+    big = ms.grow(pico.build("t5"), ms.Stacking(depth=2), verify=False)
+    names = [name for name, _ in big.named_parameters() if "relative_attention_bias" in name]
+    assert len(names) == 2
+    assert all(".block.0." in name for name in names)
+
+
+def test_magnitude_selection_keeps_the_largest_units():
+    small = pico.build("llama")
+    strong = [3, 7, 40]
+    for layer in small.model.layers:
+        for projection in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            projection.weight.data[strong] *= 100
+    big = ms.shrink(small, ms.WeightSelection(intermediate_size=3, selection="magnitude"))
+    torch.testing.assert_close(big.model.layers[0].mlp.up_proj.weight, small.model.layers[0].mlp.up_proj.weight[strong])
+
+
+def test_selection_undoes_cloning():
+    small = pico.build("qwen3")
+    big = ms.grow(small, ms.ZeroPadding(intermediate_size=60))
+    back = ms.shrink(big, ms.WeightSelection(intermediate_size=44, selection="first"))
+    inputs = example_inputs(small)
+    torch.testing.assert_close(logits_of(back, inputs), logits_of(small, inputs))
+
+
+def test_multi_stage_growth_carries_the_state_through():
+    """32 -> 48 -> 64 with the optimizer, as a list and one by one: the same network and the same state."""
+    small = pico.build("llama")
+    optimizer = torch.optim.AdamW(small.parameters(), lr=1e-3)
+    train_step(small, optimizer)
+    stages = [ms.LEMON(hidden_size=48), ms.LEMON(hidden_size=64, intermediate_size=60)]
+    at_once = ms.grow(small, stages)
+    middle = ms.grow(small, stages[0])
+    one_by_one = ms.grow(middle, stages[1])
+    for name, parameter in one_by_one.named_parameters():
+        torch.testing.assert_close(at_once.get_parameter(name), parameter)
+    first = ms.grow_optimizer(optimizer, small, middle, stages[0])
+    second = named_state(ms.grow_optimizer(first, middle, one_by_one, stages[1]), one_by_one)
+    for name, entries in named_state(ms.grow_optimizer(optimizer, small, at_once, stages), at_once).items():
+        torch.testing.assert_close(entries["exp_avg"], second[name]["exp_avg"])
+
+
+@pytest.mark.parametrize("family, method, message", [
+    ("llama", ms.LEMON(hidden_size=24), "lemon grows: asked for hidden of 24, the network has 32"),
+    ("llama", ms.WeightSelection(hidden_size=64), "weight_selection shrinks: asked for hidden of 64, the network has 32"),
+    ("llama", ms.WeightSelection(), "nothing to shrink"),
+    ("gpt2", ms.LEMON(hidden_size=44), "head_dim has to stay 8.*hidden_size=32 would work"),
+    ("llama", ms.Stacking(depth=1), "nothing to grow"),
+    ("llama", ms.Stacking(depth=1.5), "depth must be a whole number of at least 1, got 1.5"),
+    ("llama", ms.Stacking(depth=2, order="sideways"), "order is 'stack' or 'interpolate'"),
+    ("llama", ms.GradualStacking(layers=3), "layers must be between 1 and 2"),
+    ("llama", ms.MIDAS(layers=0), "layers must be between 1 and 2"),
+    ("llama", ms.IdentityBlocks(num_hidden_layers=1), "the network has 2; the nearest target that works is 2"),
+])  # fmt: skip
+def test_refused(family, method, message):
+    with pytest.raises(ms.MeristemError, match=message):
+        ms.grow(pico.build(family), method)
