@@ -59,7 +59,7 @@ def test_verify_of_another_model_exits_1(small, tmp_path):
     (["--width", "1.5"], "--width must be a whole number of at least 1, got 1.5"),
     (["--num-attention-heads", "6", "--num-key-value-heads", "4"], "cannot be shared evenly"),
     (["--method", "hypercloing", "--width", "2"], "did you mean 'hypercloning'"),
-    (["--width", "2", "--tied", "maybe"], "--tied is 'keep' or 'untie'"),
+    (["--width", "2", "--tied", "maybe"], "tied is one of 'keep', 'untie', got 'maybe'"),
     ([], "nothing to grow"),
 ])  # fmt: skip
 def test_bad_options_leave_nothing(small, tmp_path, options, message):

@@ -155,7 +155,7 @@ def test_aki_takes_new_rows_from_the_next_layer():
 def test_layer_orders_and_per_layer_config(method, order):
     """Each new layer takes its source's weights and its place in `layer_types`; layer_idx counts up."""
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-    small = pico.build("qwen3", num_hidden_layers=3, layer_types=kinds, sliding_window=8)
+    small = pico.build("qwen3", num_hidden_layers=3, layer_types=kinds, use_sliding_window=True, sliding_window=8)
     big = ms.grow(small, method, verify=False)
     assert big.config.num_hidden_layers == len(order)
     assert big.config.layer_types == [kinds[i] for i in order]

@@ -17,7 +17,7 @@ def test_a_good_recipe():
     assert recipe.nodes["small"].train.tokens == 4_000_000
     assert recipe.order() == ["small", "grown", "big"]
     assert recipe.ancestors("grown") == ["small", "grown"]
-    assert recipe.nodes["grown"].grow.build_method() == ms.HyperCloning(width=2)
+    assert recipe.nodes["grown"].grow.build_methods() == [ms.HyperCloning(width=2)]
 
 
 @pytest.mark.parametrize("content, message", [

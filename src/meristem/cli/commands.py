@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from meristem.errors import MeristemError, nearest
+from meristem.errors import MeristemError
 
 
 def _quiet() -> None:
@@ -21,29 +20,34 @@ def _quiet() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-def build_method(name: str, options: dict[str, Any]) -> Any:
-    """A growth method from command-line options.
+def read_options(given: dict[str, Any], extra: list[str]) -> dict[str, Any]:
+    """Method options from flags and from `--option name=value`; whole numbers and fractions are read as such.
 
     Raises:
-        MeristemError: for an unknown method, an option that it does not have, or a factor that is no whole number.
+        MeristemError: for a factor that is no whole number, or an option that is not name=value.
     """
-    from meristem.growth import METHODS
+    options = {name: value for name, value in given.items() if value is not None}
+    for name in ("width", "depth"):
+        if name in options:
+            try:
+                options[name] = int(options[name])
+            except ValueError as error:
+                raise MeristemError(f"--{name} must be a whole number of at least 1, got {options[name]}") from error
+    for entry in extra:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise MeristemError(f"--option takes name=value, got {entry!r}")
+        options[name.replace("-", "_")] = _number_or_text(value)
+    return options
 
-    if name not in METHODS:
-        raise MeristemError(f"unknown method {name!r}; {nearest(name, METHODS)}")
-    known = [field.name for field in dataclasses.fields(METHODS[name])]
-    for option in options:
-        if option not in known:
-            flags = ", ".join("--" + known_name.replace("_", "-") for known_name in known)
-            raise MeristemError(f"{name} has no option --{option.replace('_', '-')}; it has {flags}")
-    if "width" in options:
+
+def _number_or_text(value: str) -> Any:
+    for kind in (int, float):
         try:
-            options = {**options, "width": int(options["width"])}
-        except ValueError as error:
-            raise MeristemError(f"--width must be a whole number of at least 1, got {options['width']}") from error
-    if options.get("tied", "keep") not in ("keep", "untie"):
-        raise MeristemError(f"--tied is 'keep' or 'untie', got {options['tied']!r}")
-    return METHODS[name](**options)
+            return kind(value)
+        except ValueError:
+            continue
+    return value
 
 
 def inspect(source: str, trust_remote_code: bool) -> None:
@@ -65,14 +69,15 @@ def inspect(source: str, trust_remote_code: bool) -> None:
 
 
 def grow(source: str, out: Path, method: str, options: dict[str, Any], overwrite: bool, trust: bool) -> None:
-    chosen = build_method(method, options)
     if out.exists() and not overwrite:
         raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
     _quiet()
     from meristem.checkpoints import open_model, write_model
     from meristem.checkpoints.record import growth_record
-    from meristem.growth import grow_with_certificate
+    from meristem.growth import METHODS, grow_with_certificate
+    from meristem.growth.options import build_methods
 
+    chosen = build_methods(method.split(","), options, METHODS)
     console = Console(stderr=True)
     with console.status("reading"):
         small = open_model(source, trust)

@@ -23,8 +23,14 @@ Out = Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that the checkpoint brings along.")]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe file.")]
-RunDirectory = Annotated[
-    Optional[Path], typer.Option("--out", help="Where the nodes are kept. Default: runs/NAME.")  # noqa: UP045
+RunDirectory = Annotated[Optional[Path], typer.Option("--out", help="Where the nodes are kept. Default: runs/NAME.")]
+HiddenSize = Annotated[Optional[int], typer.Option(help="Target hidden size.")]
+IntermediateSize = Annotated[Optional[int], typer.Option(help="Target feed-forward size.")]
+AttentionHeads = Annotated[Optional[int], typer.Option(help="Target attention heads.")]
+KeyValueHeads = Annotated[Optional[int], typer.Option(help="Target key-value heads.")]
+HiddenLayers = Annotated[Optional[int], typer.Option(help="Target number of layers.")]
+MoreOptions = Annotated[
+    Optional[list[str]], typer.Option("--option", help="Any further option of the method, as name=value.")
 ]
 
 
@@ -40,33 +46,67 @@ def inspect(source: Source, trust_remote_code: Trust = False) -> None:
 def grow(
     source: Source,
     out: Out,
-    method: Annotated[str, typer.Option(help="The growth method.")] = "hypercloning",
-    width: Annotated[Optional[str], typer.Option(help="Factor for every width axis.")] = None,  # noqa: UP045
-    hidden_size: Annotated[Optional[int], typer.Option(help="Target hidden size.")] = None,  # noqa: UP045
-    intermediate_size: Annotated[Optional[int], typer.Option(help="Target feed-forward size.")] = None,  # noqa: UP045
-    num_attention_heads: Annotated[Optional[int], typer.Option(help="Target attention heads.")] = None,  # noqa: UP045
-    num_key_value_heads: Annotated[Optional[int], typer.Option(help="Target key-value heads.")] = None,  # noqa: UP045
-    noise: Annotated[Optional[float], typer.Option(help="Symmetry-breaking noise (relative).")] = None,  # noqa: UP045
-    seed: Annotated[Optional[int], typer.Option(help="Seed of whatever the method draws.")] = None,  # noqa: UP045
-    tied: Annotated[Optional[str], typer.Option(help="A tied head: keep or untie.")] = None,  # noqa: UP045
+    method: Annotated[
+        str, typer.Option(help="The growth method; several, comma-separated, act in turn.")
+    ] = "hypercloning",
+    width: Annotated[Optional[str], typer.Option(help="Factor for every width axis.")] = None,
+    depth: Annotated[Optional[str], typer.Option(help="Factor for the number of layers.")] = None,
+    hidden_size: HiddenSize = None,
+    intermediate_size: IntermediateSize = None,
+    num_attention_heads: AttentionHeads = None,
+    num_key_value_heads: KeyValueHeads = None,
+    num_hidden_layers: HiddenLayers = None,
+    noise: Annotated[Optional[float], typer.Option(help="Symmetry-breaking noise (relative).")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Seed of whatever the method draws.")] = None,
+    tied: Annotated[Optional[str], typer.Option(help="A tied head: keep or untie.")] = None,
+    option: MoreOptions = None,
     overwrite: Overwrite = False,
     trust_remote_code: Trust = False,
 ) -> None:
     """Grow a model into a larger one, prove it, and write a plain Hugging Face directory."""
     from meristem.cli.commands import grow as command
+    from meristem.cli.commands import read_options
 
-    options = {
+    flags = {
         "width": width,
+        "depth": depth,
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
         "num_attention_heads": num_attention_heads,
         "num_key_value_heads": num_key_value_heads,
+        "num_hidden_layers": num_hidden_layers,
         "noise": noise,
         "seed": seed,
         "tied": tied,
     }
-    given = {name: value for name, value in options.items() if value is not None}
-    command(source, out, method, given, overwrite, trust_remote_code)
+    command(source, out, method, read_options(flags, option or []), overwrite, trust_remote_code)
+
+
+@app.command()
+def shrink(
+    source: Source,
+    out: Out,
+    hidden_size: HiddenSize = None,
+    intermediate_size: IntermediateSize = None,
+    num_attention_heads: AttentionHeads = None,
+    num_key_value_heads: KeyValueHeads = None,
+    num_hidden_layers: HiddenLayers = None,
+    option: MoreOptions = None,
+    overwrite: Overwrite = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Cut a smaller model out of a larger one (weight selection)."""
+    from meristem.cli.commands import grow as command
+    from meristem.cli.commands import read_options
+
+    flags = {
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_attention_heads": num_attention_heads,
+        "num_key_value_heads": num_key_value_heads,
+        "num_hidden_layers": num_hidden_layers,
+    }
+    command(source, out, "weight_selection", read_options(flags, option or []), overwrite, trust_remote_code)
 
 
 @app.command()

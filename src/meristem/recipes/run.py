@@ -135,7 +135,7 @@ def _grow(spec: GrowSpec, parent: Path, directory: Path) -> dict[str, Any]:
     began = time.perf_counter()
     source = str(parent / "model")
     small = open_model(source)
-    growth = grow_with_certificate(small, spec.build_method())
+    growth = grow_with_certificate(small, spec.build_methods())
     record = growth_record(growth, source)
     write_model(growth.model, directory / "model", record, overwrite=True)
     if spec.optimizer == "carry":

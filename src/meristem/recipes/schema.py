@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from meristem.errors import MeristemError, nearest
+
+if TYPE_CHECKING:
+    from meristem.growth import Method
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
@@ -67,29 +69,28 @@ class TrainSpec(Strict):
 
 
 class GrowSpec(BaseModel):
-    """Grow the model of another node. The method's own options stand beside `method`."""
+    """Grow the model of another node by one method or several in turn; their own options stand beside `method`."""
 
     model_config = ConfigDict(extra="allow", populate_by_name=True, frozen=True)
     from_: str = Field(alias="from")
-    method: str
+    method: str | list[str]
     optimizer: Literal["carry", "reset"] = "reset"
 
     @model_validator(mode="after")
     def _known_options(self) -> GrowSpec:
-        from meristem.growth import METHODS
-
-        if self.method not in METHODS:
-            raise ValueError(f"unknown method {self.method!r}; {nearest(self.method, METHODS)}")
-        known = [f.name for f in dataclasses.fields(METHODS[self.method])]
-        for option in self.__pydantic_extra__ or {}:
-            if option not in known:
-                raise ValueError(f"{self.method} has no option {option!r}; {nearest(option, known)}")
+        try:
+            self.build_methods()
+        except MeristemError as error:
+            raise ValueError(str(error)) from error
         return self
 
-    def build_method(self) -> Any:
+    def build_methods(self) -> list[Method]:
+        """The methods with their options."""
         from meristem.growth import METHODS
+        from meristem.growth.options import build_methods
 
-        return METHODS[self.method](**(self.__pydantic_extra__ or {}))
+        names = [self.method] if isinstance(self.method, str) else self.method
+        return build_methods(names, self.__pydantic_extra__ or {}, METHODS)
 
 
 class NodeSpec(Strict):
