@@ -22,6 +22,7 @@ _HOMES = {
     "Net2Net": "meristem.growth.net2net",
     "AKI": "meristem.growth.aki",
     "LEMON": "meristem.growth.lemon",
+    "LiGO": "meristem.growth.ligo",
     "ZeroPadding": "meristem.growth.zero_padding",
     "Stacking": "meristem.growth.stacking",
     "GradualStacking": "meristem.growth.stacking",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from meristem.growth.grow import shrink as shrink
     from meristem.growth.hypercloning import HyperCloning as HyperCloning
     from meristem.growth.lemon import LEMON as LEMON
+    from meristem.growth.ligo import LiGO as LiGO
     from meristem.growth.net2net import Net2Net as Net2Net
     from meristem.growth.optimizer import grow_optimizer as grow_optimizer
     from meristem.growth.stacking import MIDAS as MIDAS

@@ -4,6 +4,7 @@ from meristem.growth.aki import AKI
 from meristem.growth.grow import Growth, grow, grow_with_certificate, shrink
 from meristem.growth.hypercloning import HyperCloning
 from meristem.growth.lemon import LEMON
+from meristem.growth.ligo import LiGO
 from meristem.growth.method import Method
 from meristem.growth.net2net import Net2Net
 from meristem.growth.stacking import MIDAS, GradualStacking, IdentityBlocks, Stacking
@@ -17,6 +18,7 @@ METHODS: dict[str, type[Method]] = {
         Net2Net,
         AKI,
         LEMON,
+        LiGO,
         ZeroPadding,
         Stacking,
         GradualStacking,
@@ -35,6 +37,7 @@ __all__ = [
     "Growth",
     "HyperCloning",
     "IdentityBlocks",
+    "LiGO",
     "Method",
     "Net2Net",
     "Stacking",

@@ -37,7 +37,7 @@ LayerMap = tuple[LayerSource, ...]
 
 def layer_order(layer_map: LayerMap) -> list[int]:
     """For each new layer, the old one whose place in per-layer config lists (`layer_types`) it takes."""
-    return [layer.sources[0][0] for layer in layer_map]
+    return [max(layer.sources, key=lambda source: float(source[1]))[0] for layer in layer_map]
 
 
 @dataclass(frozen=True)

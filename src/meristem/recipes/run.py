@@ -9,12 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from meristem.anatomy import Anatomy
 from meristem.checkpoints import open_model
-from meristem.data import Corpus, open_corpus
-from meristem.growth import grow_with_certificate
+from meristem.data import Corpus, Sequences, open_corpus
+from meristem.errors import MeristemError
+from meristem.growth import LiGO, Method, grow_with_certificate
 from meristem.growth.optimizer import amplitudes, grow_state
 from meristem.recipes.node import NodeResult, load_result, node_hash
 from meristem.recipes.schema import GrowSpec, Recipe, TrainSpec
+
+FIT_BATCH = 8  # sequences in each step of a method that learns its growth
 
 Results = dict[int, dict[str, NodeResult]]  # seed -> node -> result
 
@@ -73,7 +77,7 @@ def _run_node(
         outcome = _train(recipe, spec, name, seed, done, corpus, directory, parent_directory, callbacks)
     else:
         assert parent_directory is not None
-        outcome = _grow(spec, parent_directory, directory)
+        outcome = _grow(recipe, spec, seed, corpus, parent_directory, directory)
     result = NodeResult(
         name=name,
         kind=kind,
@@ -127,7 +131,7 @@ def _train(
     return {**outcome, "parameters": sum(p.numel() for p in model.parameters())}
 
 
-def _grow(spec: GrowSpec, parent: Path, directory: Path) -> dict[str, Any]:
+def _grow(recipe: Recipe, spec: GrowSpec, seed: int, corpus: Corpus, parent: Path, directory: Path) -> dict[str, Any]:
     from meristem.checkpoints.record import growth_record
     from meristem.checkpoints.write import write_model
     from meristem.recipes.train import load_state, save_state
@@ -135,7 +139,8 @@ def _grow(spec: GrowSpec, parent: Path, directory: Path) -> dict[str, Any]:
     began = time.perf_counter()
     source = str(parent / "model")
     small = open_model(source)
-    growth = grow_with_certificate(small, spec.build_methods())
+    methods, flops = _fitted(recipe, spec, seed, corpus, small)
+    growth = grow_with_certificate(small, methods)
     record = growth_record(growth, source)
     write_model(growth.model, directory / "model", record, overwrite=True)
     if spec.optimizer == "carry":
@@ -144,10 +149,33 @@ def _grow(spec: GrowSpec, parent: Path, directory: Path) -> dict[str, Any]:
             state = grow_state(plan, state)
         save_state(state, directory / "optimizer.safetensors")
     return {
-        "flops": 0,
+        "flops": flops,
         "seconds": time.perf_counter() - began,
         "tokens": 0,
         "metrics": {},
         "parameters": sum(p.numel() for p in growth.model.parameters()),
-        "details": {"certificate": record["certificate"], "amplitudes": amplitudes(growth.plans)},
+        "details": {
+            "certificate": record["certificate"],
+            "amplitudes": {n: list(ab) for n, ab in amplitudes(growth.plans).items()},
+        },
     }
+
+
+def _fitted(recipe: Recipe, spec: GrowSpec, seed: int, corpus: Corpus, small: Any) -> tuple[list[Method], int]:
+    """The node's methods, those that learn their growth fitted on the recipe's data, and the FLOPs of the fit."""
+    from torch.utils.data import DataLoader
+
+    from meristem.recipes.flops import training_flops
+
+    methods, flops = spec.build_methods(), 0
+    for position, method in enumerate(methods):
+        if not isinstance(method, LiGO):
+            continue
+        if position:
+            raise MeristemError("ligo learns width and depth together; it comes first in a list of methods")
+        windows = Sequences(corpus.train, recipe.data.sequence_length, method.steps * FIT_BATCH, seed)
+        methods[position] = method.fit(small, DataLoader(windows, batch_size=FIT_BATCH))
+        plan = methods[position].plan(Anatomy.of(small), small)
+        target = plan.target.build(plan.target.sizes, plan.target.depths)
+        flops = len(windows) * training_flops(target, recipe.data.sequence_length, corpus.vocab_size)
+    return methods, flops

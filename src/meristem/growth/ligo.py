@@ -1,0 +1,148 @@
+"""LiGO: learn the growth. Dense maps for every axis and a mixture over layers, fitted for some hundred steps on data.
+
+Wang, Panda, Torroba Hennigen, Greengard, Karlinsky, Feris, Cox, Wang, Kim: "Learning to Grow Pretrained Models for Efficient
+Transformer Training", ICLR 2023, arXiv:2303.00980. There one matrix per axis serves writers and, transposed, readers; here
+every axis has a pair, which starts at a function-preserving one (duplication) and is free from then on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from meristem.algebra import AxisMap, UnitMap
+from meristem.anatomy import Anatomy
+from meristem.errors import MeristemError
+from meristem.growth.apply import grow_tensors
+from meristem.growth.depth import repeat_all
+from meristem.growth.method import Method, Weights
+from meristem.growth.plan import GrowthPlan, LayerMap, LayerSource, layer_order
+from meristem.growth.targets import depth_targets
+from meristem.growth.width import WidthMethod
+
+
+@dataclass(frozen=True)
+class LiGO(WidthMethod):
+    """Learned linear growth: `ms.grow(small, ms.LiGO(width=2).fit(small, batches))`.
+
+    Does not preserve the function: it leaves it, downhill. Heads are mixed whole (one number for each pair of heads).
+
+    Args:
+        num_hidden_layers, depth: target depth, or a factor for it; new layers start as whole-model copies (stacking).
+        steps: of the fit.
+        learning_rate: of the fit (Adam on the maps).
+    """
+
+    name: ClassVar[str] = "ligo"
+    num_hidden_layers: int | None = None
+    depth: int = 1
+    steps: int = 100
+    learning_rate: float = 3e-3
+
+    def fit(
+        self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]], anatomy: Anatomy | None = None
+    ) -> FittedLiGO:
+        """Fit the maps on data.
+
+        Args:
+            model: the small network; not changed.
+            batches: keyword arguments of forward, labels included, so that its output has a `loss`; gone round again
+                when they run out.
+
+        Returns:
+            A method with the learned maps, which `grow` bakes into a plain network.
+
+        Raises:
+            MeristemError: for impossible targets or no data.
+        """
+        anatomy = anatomy or Anatomy.of(model)
+        fitted = self._starting_point(anatomy, model.state_dict())
+        plan = fitted.plan(anatomy, model)
+        skeleton = plan.target.build(plan.target.sizes, plan.target.depths).train()
+        state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        leaves = [*fitted.write.values(), *fitted.read.values(), *fitted.mixture.values()]
+        optimizer = torch.optim.Adam([leaf.requires_grad_() for leaf in leaves], lr=self.learning_rate)
+        for _, batch in zip(range(self.steps), itertools.cycle(batches), strict=False):
+            step = replace(plan, maps=fitted.axis_maps(anatomy, {}), layers=fitted.layer_maps(anatomy))
+            grown = dict(grow_tensors(step, state.__getitem__))
+            loss = torch.func.functional_call(skeleton, grown, kwargs=dict(batch)).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            fitted.losses.append(float(loss.detach()))
+        for leaf in leaves:
+            leaf.requires_grad_(False)
+        if not fitted.losses:
+            raise MeristemError("ligo: no batches to fit on")
+        return fitted
+
+    def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
+        """Where the fit starts: cyclic duplication."""
+        return AxisMap.duplicate(torch.arange(target) % anatomy.sizes[axis], anatomy.sizes[axis])
+
+    def plan(self, anatomy: Anatomy, model: nn.Module) -> GrowthPlan:
+        """Raises MeristemError: it has to be fitted first."""
+        raise MeristemError("ligo is fitted on data first: LiGO(...).fit(model, batches), or a recipe's grow node")
+
+    def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
+        """Where the fit starts: whole-model copies."""
+        targets = depth_targets(anatomy, self.name, self.depth, self.num_hidden_layers)
+        return {axis: repeat_all(anatomy.depths[axis], target) for axis, target in targets.items()}
+
+    def _starting_point(self, anatomy: Anatomy, weights: Weights) -> FittedLiGO:
+        maps, layers = self.axis_maps(anatomy, weights), self.layer_maps(anatomy)
+        mixture = {}
+        for axis, layer_map in layers.items():
+            mixture[axis] = torch.zeros(len(layer_map), anatomy.depths[axis])
+            for new, old in enumerate(layer_order(layer_map)):
+                mixture[axis][new, old] = 1.0
+        return FittedLiGO(
+            write={axis: axis_map.write.matrix().float() for axis, axis_map in maps.items()},
+            read={axis: axis_map.read.matrix().float() for axis, axis_map in maps.items()},
+            mixture=mixture,
+            fitted_with=self.options(),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FittedLiGO(Method):
+    """LiGO's learned maps: `write` and `read` (new, old) for each axis, `mixture` (new, old) for each axis of depth.
+
+    `losses` are those of the fit, `fitted_with` the options that led to it.
+    """
+
+    name: ClassVar[str] = "ligo"
+    write: dict[str, Tensor]
+    read: dict[str, Tensor]
+    mixture: dict[str, Tensor]
+    fitted_with: dict[str, Any]
+    losses: list[float] = field(default_factory=list)
+
+    def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
+        """The learned pairs."""
+        return {
+            axis: AxisMap(
+                UnitMap(write.shape[1], dense=write.double()), UnitMap(write.shape[1], dense=self.read[axis].double())
+            )
+            for axis, write in self.write.items()
+        }
+
+    def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
+        """The learned mixture of old layers for each new one."""
+        return {
+            axis: tuple(LayerSource(tuple((old, weight) for old, weight in enumerate(row))) for row in mixture)
+            for axis, mixture in self.mixture.items()
+        }
+
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module) -> bool:
+        """Never."""
+        return False
+
+    def options(self) -> dict[str, Any]:
+        """The options of the fit, and its first and last loss."""
+        return {**self.fitted_with, "first_loss": self.losses[0], "last_loss": self.losses[-1]}
