@@ -139,7 +139,7 @@ def race(file: Path, out: Path | None) -> None:
         raise MeristemError(f"{file} has no `race: {{challenger: ..., baseline: ...}}` section")
     results = run(recipe, out)
     laps = race(recipe, results)
-    write_json(out / "race.json", report(recipe, laps, _machine()))
+    write_json(out / "race.json", report(recipe, laps, machine()))
     draw_race(recipe, results, out / "race.png")
     _print_race(laps)
     print(f"{out / 'race.json'}  {out / 'race.png'}")
@@ -149,7 +149,7 @@ def demo(out: Path) -> None:
     race(Path(__file__).parent.parent / "recipes" / "demo.yaml", out)
 
 
-def _machine() -> str:
+def machine() -> str:
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"

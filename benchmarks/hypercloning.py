@@ -1,0 +1,131 @@
+"""HyperCloning against training from scratch, and against the small model trained on: compute and time to the same loss.
+
+    python benchmarks/hypercloning.py --small      # two CPU cores, the committed results (about 40 minutes)
+    python benchmarks/hypercloning.py --large      # one GPU
+
+Writes results/hypercloning.json and .png. `--tune` first runs the learning-rate grids of both sides (the same number of
+rates for each, one seed) and prints them; their outcome stands in the settings below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def llama(hidden_size: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "hidden_size": hidden_size,
+        "intermediate_size": 11 * hidden_size // 4,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
+    }
+
+
+# Tokens, and the best learning rate of each side's grid (see `GRIDS`).
+SETTINGS: dict[str, dict[str, Any]] = {
+    "small": {
+        "data": {"source": "python-stdlib", "sequence_length": 128, "eval_sequences": 96},
+        "models": (llama(128, 4, 4), llama(256, 4, 8)),
+        "tokens": {"small": 1_000_000, "challenger": 360_000, "scratch": 1_000_000, "small_alone": 2_300_000},
+        "learning_rate": {"small": 2e-3, "challenger": 2e-3, "scratch": 1e-3, "small_alone": 2e-3},
+        "batch_size": 8,
+    },
+    "large": {
+        "data": {"source": "python-stdlib", "sequence_length": 512, "eval_sequences": 256},
+        "models": (llama(512, 8, 8), llama(1024, 8, 16)),
+        "tokens": {"small": 60_000_000, "challenger": 24_000_000, "scratch": 60_000_000, "small_alone": 140_000_000},
+        "learning_rate": {"small": 1e-3, "challenger": 1e-3, "scratch": 5e-4, "small_alone": 1e-3},
+        "batch_size": 64,
+        "trainer": {"bf16": True},
+    },
+}
+GRIDS = {"scratch": (2e-3, 1e-3, 5e-4), "challenger": (4e-3, 2e-3, 1e-3), "small_alone": (4e-3, 2e-3, 1e-3)}
+
+
+def recipe(setting: dict[str, Any], seeds: list[int], rates: dict[str, float]) -> dict[str, Any]:
+    """The recipe as plain data: small -> grown -> challenger, against scratch, with the small model alone as a control."""
+    small, large = setting["models"]
+
+    def train(name: str, **more: Any) -> dict[str, Any]:
+        common = {"batch_size": setting["batch_size"], "trainer": setting.get("trainer", {})}
+        return {"train": {"tokens": setting["tokens"][name], "learning_rate": rates[name], **common, **more}}
+
+    return {
+        "data": setting["data"],
+        "seeds": seeds,
+        "nodes": {
+            "small": train("small", model=small, schedule="constant_with_warmup", warmup=0.03),
+            "grown": {
+                "grow": {"from": "small", "method": "hypercloning", "width": 2, "noise": 0.1, "optimizer": "carry"}
+            },
+            "challenger": train("challenger", **{"from": "grown"}, warmup=0.0, scale_learning_rate=True),
+            "scratch": train("scratch", model=large),
+            "small_alone": train("small_alone", model=small),
+        },
+        "race": {"challenger": "challenger", "baseline": "scratch"},
+    }
+
+
+def tune(setting: dict[str, Any], out: Path) -> None:
+    from meristem.recipes import run
+    from meristem.recipes.schema import parse_recipe
+
+    for side, rates in GRIDS.items():
+        for rate in rates:
+            content = recipe(setting, [0], {**setting["learning_rate"], side: rate})
+            needed = parse_recipe({**content, "race": None}).ancestors(side)
+            content = {**content, "race": None, "nodes": {name: content["nodes"][name] for name in needed}}
+            result = run(parse_recipe(content), out)[0][side]
+            print(f"{side} at {rate:g}: {result.metrics['eval_loss']:.4f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", dest="size", action="store_const", const="small", default="small")
+    parser.add_argument("--large", dest="size", action="store_const", const="large")
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "hypercloning")
+    arguments = parser.parse_args()
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    setting, out = SETTINGS[arguments.size], arguments.out / arguments.size
+    if arguments.tune:
+        tune(setting, out)
+        return
+
+    from meristem.checkpoints.write import write_json
+    from meristem.cli.commands import machine
+    from meristem.recipes import race, run
+    from meristem.recipes.figure import draw_race
+    from meristem.recipes.race import loss_at, report
+    from meristem.recipes.schema import parse_recipe
+
+    parsed = parse_recipe(recipe(setting, arguments.seeds, setting["learning_rate"]))
+    results = run(parsed, out)
+    laps = race(parsed, results)
+    content = report(parsed, laps, machine())
+    content["control_small_alone"] = [
+        {
+            "seed": seed,
+            "eval_loss": nodes["small_alone"].metrics["eval_loss"],
+            "flops": nodes["small_alone"].flops,
+            "loss_at_challengers_flops": loss_at(nodes["small_alone"].curve, laps[i].challenger_flops),
+        }
+        for i, (seed, nodes) in enumerate(results.items())
+    ]
+    name = "hypercloning" if arguments.size == "small" else "hypercloning_large"
+    write_json(ROOT / "results" / f"{name}.json", content)
+    draw_race(parsed, results, ROOT / "results" / f"{name}.png")
+    for key, value in content["summary"].items():
+        print(key, value)
+
+
+if __name__ == "__main__":
+    main()
