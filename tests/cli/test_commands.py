@@ -131,3 +131,30 @@ def test_a_race_leaves_a_table_a_picture_and_json(tmp_path):
     report = json.loads((tmp_path / "out" / "race.json").read_text())
     assert report["laps"][0]["ancestors_flops"] > 0
     assert report["machine"]
+
+
+def test_plan_counts_before_spending(small):
+    done = meristem("plan", small, "--width", 2, "--tokens", "10M", "--small-tokens", "4M")
+    assert done.returncode == 0, done.stderr
+    rows = {line.split("│")[1].strip(): line.split("│") for line in done.stdout.splitlines() if "│" in line}
+    assert rows["from scratch"][5].strip() == "100%"
+    assert rows["grow, same FLOPs"][5].strip() == "100%"
+    assert 60 < int(rows["grow, same tokens"][5].strip(" %")) < 80  # 4M of the tokens cost about a quarter
+    assert rows["grow, small given"][3] == rows["grow, same FLOPs"][3]
+    assert "takes a count such as 10M" in meristem("plan", small, "--width", 2, "--tokens", "many").stderr
+
+
+def test_shrink_and_composed_growth(small, tmp_path):
+    done = meristem("grow", small, tmp_path / "big", "--method", "lemon,stacking", "--hidden-size", 48, "--depth", 2)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "big" / "config.json").read_text())
+    assert (config["hidden_size"], config["num_hidden_layers"]) == (48, 4)
+    done = meristem(
+        "shrink", tmp_path / "big", tmp_path / "tiny", "--hidden-size", 16, "--option", "selection=magnitude"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "tiny" / "config.json").read_text())["hidden_size"] == 16
+    done = meristem("shrink", small, tmp_path / "larger", "--hidden-size", 64)
+    assert done.returncode == 2
+    assert "weight_selection shrinks: asked for hidden of 64" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -91,6 +91,37 @@ def grow(source: str, out: Path, method: str, options: dict[str, Any], overwrite
         print(f"certificate: {growth.certificate.summary()}")
 
 
+def plan(
+    source: str, method: str, options: dict[str, Any], tokens: str, small_tokens: str | None, sequence_length: int
+) -> None:
+    _quiet()
+    from meristem.checkpoints import open_model
+    from meristem.growth import METHODS
+    from meristem.growth.options import build_methods
+    from meristem.recipes.costs import network_cost, planned_target, routes
+    from meristem.recipes.schema import parse_count
+
+    budget, before = parse_count(tokens), parse_count(small_tokens) if small_tokens else None
+    for name, count in (("--tokens", budget), ("--small-tokens", before)):
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise MeristemError(f"{name} takes a count such as 10M, got {count!r}")
+    model = open_model(source)
+    target = planned_target(model, build_methods(method.split(","), options, METHODS))
+    small, large = (network_cost(m, sequence_length, model.config.vocab_size) for m in (model.to("meta"), target))
+    networks = Table("network", "parameters", "FLOPs per token", "training memory", title="networks")
+    for name, cost in (("small", small), ("large", large)):
+        memory = f"{cost.training_bytes / 2**30:.2f} GiB"
+        networks.add_row(name, f"{cost.parameters:,}", f"{cost.flops_per_token:.3e}", memory)
+    table = Table("route", "tokens small", "tokens large", "FLOPs", "of scratch", title="routes")
+    found = routes(small, large, budget, before)
+    for route in found:
+        share = f"{route.flops / found[0].flops:.0%}"
+        table.add_row(
+            route.name, f"{route.small_tokens:,.0f}", f"{route.large_tokens:,.0f}", f"{route.flops:.3e}", share
+        )
+    Console().print(networks, table)
+
+
 def verify(small: str, big: str, trust_remote_code: bool) -> int:
     _quiet()
     from meristem.certificates import verify

@@ -110,6 +110,38 @@ def shrink(
 
 
 @app.command()
+def plan(
+    source: Source,
+    tokens: Annotated[str, typer.Option(help="Token budget of training the target from scratch, such as 10M.")],
+    method: Annotated[str, typer.Option(help="The growth methods, comma-separated.")] = "hypercloning",
+    width: Annotated[Optional[str], typer.Option(help="Factor for every width axis.")] = None,
+    depth: Annotated[Optional[str], typer.Option(help="Factor for the number of layers.")] = None,
+    hidden_size: HiddenSize = None,
+    intermediate_size: IntermediateSize = None,
+    num_attention_heads: AttentionHeads = None,
+    num_key_value_heads: KeyValueHeads = None,
+    num_hidden_layers: HiddenLayers = None,
+    option: MoreOptions = None,
+    small_tokens: Annotated[Optional[str], typer.Option(help="Tokens before growing. Default: G_stack's law.")] = None,
+    sequence_length: Annotated[int, typer.Option(help="For counting attention.")] = 256,
+) -> None:
+    """What a growth route will cost, before spending it: FLOPs, memory, and when to grow."""
+    from meristem.cli.commands import plan as command
+    from meristem.cli.commands import read_options
+
+    flags = {
+        "width": width,
+        "depth": depth,
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_attention_heads": num_attention_heads,
+        "num_key_value_heads": num_key_value_heads,
+        "num_hidden_layers": num_hidden_layers,
+    }
+    command(source, method, read_options(flags, option or []), tokens, small_tokens, sequence_length)
+
+
+@app.command()
 def verify(
     small: Annotated[str, typer.Argument(metavar="SMALL", help="The model before.")],
     big: Annotated[str, typer.Argument(metavar="BIG", help="The model after.")],

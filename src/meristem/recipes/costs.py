@@ -1,0 +1,88 @@
+"""What a growth route costs, before spending it: FLOPs counted on the meta device, memory, and when to grow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from meristem.anatomy import Anatomy
+from meristem.growth.method import Method
+from meristem.growth.plan import sizes_after
+from meristem.recipes.flops import training_flops
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """Parameters, training FLOPs per token at a sequence length, and bytes of weights, gradients and Adam's moments."""
+
+    parameters: int
+    flops_per_token: float
+    training_bytes: int
+
+
+def network_cost(model: nn.Module, sequence_length: int, vocab_size: int) -> NetworkCost:
+    """The cost of training `model`, which may be on the meta device. Bytes are for float32 throughout (4 x 4 bytes for each
+    parameter), activations not included."""
+    parameters = sum(p.numel() for p in model.parameters())
+    with torch.device(next(model.parameters()).device):
+        flops = training_flops(model, sequence_length, vocab_size)
+    return NetworkCost(parameters, flops / sequence_length, 16 * parameters)
+
+
+def planned_target(model: nn.Module, methods: Sequence[Method]) -> nn.Module:
+    """The network that the methods would make of `model`, on the meta device: no weight is touched.
+
+    Raises:
+        MeristemError: when the targets do not fit the network.
+    """
+    anatomy, target = Anatomy.of(model), model
+    for method in methods:
+        sizes = sizes_after(anatomy, method.axis_maps(anatomy, model.state_dict()))
+        layers = {axis: len(layer_map) for axis, layer_map in method.layer_maps(anatomy).items()}
+        builder = anatomy.builder.resized(sizes, {**anatomy.builder.depths, **layers}, {})
+        with torch.device("meta"):
+            target = builder.build(builder.sizes, builder.depths)
+        anatomy = Anatomy.of(target)
+    return target
+
+
+def growth_timing(parameters: int, flops: float) -> float:
+    """Tokens to train the small network for before stacking it into one of `parameters`, given the whole budget in FLOPs.
+
+    log10(d) = 0.88 log10(N) + 163.27 / log10(C) - 5.74 (Du et al. 2024, arXiv:2405.15319, equation 4; fitted for N from 410M
+    to 7B with growth factor 4, so an extrapolation elsewhere).
+    """
+    return 10 ** (0.88 * math.log10(parameters) + 163.27 / math.log10(flops) - 5.74)
+
+
+@dataclass(frozen=True)
+class Route:
+    """One way to the target: how many tokens each network reads, and what that costs in total."""
+
+    name: str
+    small_tokens: float
+    large_tokens: float
+    flops: float
+
+
+def routes(small: NetworkCost, large: NetworkCost, tokens: float, small_tokens: float | None = None) -> list[Route]:
+    """From scratch, and by growth with the same tokens in total or with the same FLOPs in total.
+
+    Args:
+        tokens: the budget of training the large network from scratch.
+        small_tokens: what the small network reads before it grows; by default `growth_timing`, at most half of `tokens`.
+    """
+    budget = tokens * large.flops_per_token
+    before = small_tokens if small_tokens is not None else min(growth_timing(large.parameters, budget), tokens / 2)
+    spent = before * small.flops_per_token
+    after = max(0.0, (budget - spent) / large.flops_per_token)
+    return [
+        Route("from scratch", 0, tokens, budget),
+        Route("grow, same tokens", before, tokens - before, spent + (tokens - before) * large.flops_per_token),
+        Route("grow, same FLOPs", before, after, spent + after * large.flops_per_token),
+        Route("grow, small given", 0, after, after * large.flops_per_token),
+    ]

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pico
+import pytest
+
+import meristem as ms
+from meristem.recipes.costs import NetworkCost, growth_timing, network_cost, planned_target, routes
+
+
+def test_the_planned_target_is_what_grow_makes():
+    small = pico.build("llama")
+    for methods in ([ms.HyperCloning(width=2)], [ms.LEMON(hidden_size=48), ms.Stacking(depth=2)]):
+        planned = {name: p.shape for name, p in planned_target(small, methods).named_parameters()}
+        assert planned == {name: p.shape for name, p in ms.grow(small, methods, verify=False).named_parameters()}
+
+
+def test_cost_on_the_meta_device_is_that_of_the_real_network():
+    """Up to attention's backward pass, which flash kernels recompute and the meta device does not."""
+    small = pico.build("llama")
+    real, meta = network_cost(small, 32, 67), network_cost(small.to("meta"), 32, 67)
+    assert real.parameters == meta.parameters
+    assert meta.flops_per_token == pytest.approx(real.flops_per_token, rel=0.05)
+    assert real.training_bytes == 16 * real.parameters
+
+
+def test_growth_timing_is_the_published_law():
+    """7B parameters and the compute of 300B tokens: stacked after about 10B tokens in the paper."""
+    assert 5e9 < growth_timing(7e9, 6 * 7e9 * 300e9) < 5e10
+
+
+def test_routes_keep_their_budget():
+    small, large = NetworkCost(10, 1.0, 160), NetworkCost(40, 4.0, 640)
+    scratch, tokens, flops, given = routes(small, large, 100, small_tokens=40)
+    assert scratch.flops == flops.flops == 400
+    assert tokens.flops == 40 + 60 * 4
+    assert flops.large_tokens == 90
+    assert given.flops == 360
