@@ -126,6 +126,17 @@ def test_parameter_groups_and_hyperparameters_survive():
     assert all(int(entries["step"]) == 1 for entries in named_state(grown, big).values())
 
 
+def test_silent_layers_keep_a_learning_rate():
+    small = pico.build("llama")
+    optimizer = torch.optim.AdamW(small.parameters(), lr=1e-3)
+    step(small, optimizer, batches(1, 0)[0])
+    method = ms.IdentityBlocks(depth=2)
+    big = ms.grow(small, method)
+    grown = ms.grow_optimizer(optimizer, small, big, method, scale_learning_rate=True)
+    step(big, grown, batches(1, 1)[0])
+    assert big.model.layers[1].self_attn.o_proj.weight.abs().max() > 0
+
+
 def test_sgd_momentum_grows_too():
     small = pico.build("gpt2").double()
     optimizer = torch.optim.SGD(small.parameters(), lr=1e-2, momentum=0.9)

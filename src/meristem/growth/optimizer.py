@@ -188,7 +188,7 @@ def scaled_groups(
 def _scaled_group(group: Mapping[str, Any], a: float, b: float) -> dict[str, Any]:
     """The same hyperparameters for weights that were scaled by a, with gradients scaled by b."""
     scaled = {key: value for key, value in group.items() if key != "params"}
-    for key, factor in (("lr", a), ("initial_lr", a), ("eps", b), ("weight_decay", 1 / a if a else 1.0)):
+    for key, factor in (("lr", a), ("initial_lr", a), ("eps", b), ("weight_decay", 1 / a)):
         if key in scaled:
             scaled[key] = scaled[key] * factor
     return {**scaled, "params": []}

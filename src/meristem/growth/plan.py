@@ -82,8 +82,8 @@ class TensorPlan:
         Adam ignores the scale of gradients, so to follow the small network's trajectory its step has to be scaled like
         the weights, and its eps like the gradients (theory: `docs/theory.md`, section 3).
         """
-        factor = abs(self.scale)
-        factor = (1 / factor if factor else 0.0) if dual else factor
+        factor = abs(self.scale) or 1.0  # silent outputs are zero for now, but they are to learn
+        factor = 1 / factor if dual else factor
         for dimension in range(len(self.maps)):
             unit_map = self.unit_map(dimension, dual)
             factor *= unit_map.amplitude() if unit_map is not None else 1.0
