@@ -33,8 +33,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
         "data": {"source": "python-stdlib", "sequence_length": 128, "eval_sequences": 96},
         "models": (llama(128, 4, 4), llama(256, 4, 8)),
-        "tokens": {"small": 1_000_000, "challenger": 360_000, "scratch": 1_000_000, "small_alone": 2_300_000},
-        "learning_rate": {"small": 2e-3, "challenger": 2e-3, "scratch": 1e-3, "small_alone": 2e-3},
+        "tokens": {"small": 1_000_000, "challenger": 300_000, "scratch": 1_000_000, "small_alone": 2_150_000},
+        "learning_rate": {"small": 1e-3, "challenger": 1e-3, "scratch": 5e-4, "small_alone": 1e-3},
         "batch_size": 8,
     },
     "large": {
@@ -46,7 +46,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "trainer": {"bf16": True},
     },
 }
-GRIDS = {"scratch": (2e-3, 1e-3, 5e-4), "challenger": (4e-3, 2e-3, 1e-3), "small_alone": (4e-3, 2e-3, 1e-3)}
+GRIDS = {"scratch": (1e-3, 5e-4, 2.5e-4), "challenger": (2e-3, 1e-3, 5e-4), "small_alone": (2e-3, 1e-3, 5e-4)}
 
 
 def recipe(setting: dict[str, Any], seeds: list[int], rates: dict[str, float]) -> dict[str, Any]:
