@@ -58,6 +58,28 @@ def test_remote_code_needs_trust(saved):
         open_model(str(saved))
 
 
+CUSTOM = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_remote_code_runs_when_trusted(saved):
+    (saved / "own.py").write_text(CUSTOM)
+    auto_map = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    rewrite(saved, auto_map=auto_map, architectures=["OwnForCausalLM"], model_type="own_llama")
+    with pytest.raises(ms.MeristemError, match="--trust-remote-code"):
+        open_model(str(saved))
+    model = open_model(str(saved), trust_remote_code=True)
+    assert type(model).__name__ == "OwnForCausalLM"
+    assert ms.verify(model, ms.grow(model, ms.HyperCloning(width=2))).holds
+
+
 @pytest.mark.parametrize("entries, message", [
     ({"num_hidden_layers": 5}, "tensors of LlamaForCausalLM are missing"),
     ({"architectures": ["NoSuchModel"]}, "has no model class NoSuchModel"),

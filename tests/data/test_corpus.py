@@ -27,6 +27,22 @@ def test_a_folder_splits_by_file_and_a_file_by_position(tmp_path):
     assert len(single.eval) == len("document 0 " * 20) // 20
 
 
+def test_a_hub_data_set_by_name(monkeypatch):
+    """The hub cannot be reached from the tests: `load_dataset` is replaced, what it returns is a real data set."""
+    import datasets
+
+    rows = datasets.Dataset.from_dict(
+        {"text": [f"document number {i} " * 5 for i in range(80)], "other": list(range(80))}
+    )
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or rows)
+    corpus = open_corpus("owner/name:config")
+    assert asked == [(("owner/name", "config"), {"split": "train"})]
+    assert b"document number" in corpus.train.astype(np.uint8).tobytes()
+    with pytest.raises(ms.MeristemError, match="has no column 'txet'; it has text, other"):
+        open_corpus("owner/name", text_column="txet")
+
+
 def test_what_is_not_there(tmp_path):
     with pytest.raises(ms.MeristemError, match="no such file or folder"):
         open_corpus(str(tmp_path / "none.txt"))

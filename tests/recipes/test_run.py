@@ -118,6 +118,7 @@ def test_flops_are_counted_attention_included():
 def test_kill_9_in_mid_run_then_the_same_command(corpus_file, tmp_path):
     """Same final metrics as an undisturbed run, and no finished node repeated."""
     content = recipe_for(corpus_file, tokens=128 * 300, optimizer="carry")
+    content["nodes"]["big"]["train"]["scale_learning_rate"] = True
     for name in ("small", "big"):
         content["nodes"][name]["train"]["evaluations"] = 30
     file = tmp_path / "recipe.yaml"
@@ -152,6 +153,43 @@ def test_kill_9_in_mid_run_then_the_same_command(corpus_file, tmp_path):
         *((d.glob("big-*/model/model.safetensors")) for d in (out, tmp_path / "undisturbed")), strict=True
     ):
         assert one.read_bytes() == other.read_bytes()
+
+
+def word_tokenizer(directory, words):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>").save_pretrained(directory)
+    return str(directory)
+
+
+def test_a_tokenizer_travels_with_the_models(corpus_file, tmp_path):
+    content = recipe_for(corpus_file, tokens=256)
+    del content["nodes"]["big"]
+    words = ["<unk>", "<eos>", "times", "is", ".", *map(str, range(50))]
+    content["data"]["tokenizer"] = word_tokenizer(tmp_path / "tokenizer", words)
+    run(parse_recipe(content), tmp_path / "out")
+    for node in ("small", "grown"):
+        (model,) = (tmp_path / "out").glob(f"{node}-*/model")
+        assert (model / "tokenizer.json").exists()
+        assert json.loads((model / "config.json").read_text())["vocab_size"] == len(words)
+
+
+def test_a_users_callback_is_called(corpus_file, tmp_path):
+    from transformers import TrainerCallback
+
+    class Count(TrainerCallback):
+        steps = 0
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.steps += 1
+
+    content, count = recipe_for(corpus_file, tokens=256), Count()
+    content["nodes"] = {"small": content["nodes"]["small"]}
+    run(parse_recipe(content), tmp_path, callbacks=[count])
+    assert count.steps == 2
 
 
 def test_the_vocabulary_must_fit(corpus_file, tmp_path):

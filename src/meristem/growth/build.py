@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ def build(plan: GrowthPlan, model: nn.Module) -> nn.Module:
         _put(grown, name, tensor)
     generation_config = getattr(model, "generation_config", None)
     if generation_config is not None:
-        grown.generation_config = generation_config
+        grown.generation_config = copy.deepcopy(generation_config)
     return grown.train(model.training)
 
 

@@ -142,7 +142,7 @@ def _grow(recipe: Recipe, spec: GrowSpec, seed: int, corpus: Corpus, parent: Pat
     methods, flops = _fitted(recipe, spec, seed, corpus, small)
     growth = grow_with_certificate(small, methods)
     record = growth_record(growth, source)
-    write_model(growth.model, directory / "model", record, overwrite=True)
+    write_model(growth.model, directory / "model", record, tokenizer_from=Path(source), overwrite=True)
     if spec.optimizer == "carry":
         state = load_state(parent / "optimizer.safetensors")
         for plan in growth.plans:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from meristem.data import Corpus, Sequences
 from meristem.errors import MeristemError, nearest
@@ -128,7 +128,7 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_whole_checkpoint(directory / "trainer"))
-    _leave(trainer, directory)
+    _leave(trainer, data, directory)
     evaluations = {entry["step"]: entry for entry in trainer.state.log_history if "train_seconds" in entry}
     curve = [
         {
@@ -202,10 +202,12 @@ def _last_whole_checkpoint(directory: Path) -> str | None:
     return None
 
 
-def _leave(trainer: Trainer, directory: Path) -> None:
-    """The trained model and its optimizer state by parameter name."""
+def _leave(trainer: Trainer, data: DataSpec, directory: Path) -> None:
+    """The trained model with its tokenizer, and its optimizer state by parameter name."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.save_pretrained(directory / "model")
+    if data.tokenizer != "bytes":
+        AutoTokenizer.from_pretrained(data.tokenizer).save_pretrained(directory / "model")
     save_state(named_state(_plain(trainer.optimizer), model), directory / "optimizer.safetensors")
     shutil.rmtree(directory / "trainer")
 
