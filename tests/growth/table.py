@@ -5,7 +5,10 @@ Sizes fit the pico models: hidden 32, 4 heads of 8, feed-forward 44 (gpt2: 128),
 
 from __future__ import annotations
 
+import torch
+
 import meristem as ms
+from meristem.anatomy.inputs import example_inputs
 
 FAMILIES = ("llama", "gpt2", "gpt_neox", "qwen3", "bert", "t5", "vit")
 POST_NORM = {"bert"}
@@ -21,6 +24,7 @@ METHODS: dict[str, tuple[object, bool | set[str]]] = {  # row -> (method, promis
     "lemon double": (ms.LEMON(width=2), True),
     "lemon width and depth": (ms.LEMON(**WIDER, num_hidden_layers=5), POST_NORM),
     "zero padding": (ms.ZeroPadding(**WIDER, intermediate_size=176), POST_NORM),
+    "ligo": (ms.LiGO(width=2, depth=2, steps=2), False),
     "stacking": (ms.Stacking(depth=2), False),
     "interpolation": (ms.Stacking(depth=2, order="interpolate"), False),
     "gradual stacking": (ms.GradualStacking(layers=1), False),
@@ -30,6 +34,18 @@ METHODS: dict[str, tuple[object, bool | set[str]]] = {  # row -> (method, promis
     "magnitude selection": (ms.WeightSelection(intermediate_size=22, selection="magnitude"), False),
     "width then depth": ([ms.HyperCloning(width=2), ms.IdentityBlocks(depth=2)], POST_NORM),
 }  # fmt: skip
+
+
+def labelled(model: torch.nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random inputs with labels, so that the output has a loss."""
+    inputs = example_inputs(model, seed=seed)
+    return {**inputs, "labels": inputs.get("decoder_input_ids", inputs.get("input_ids", torch.tensor([1, 2])))}
+
+
+def method_for(row: str, small: torch.nn.Module):
+    """The row's method; the one that learns its growth is fitted on `small` for two steps."""
+    method = METHODS[row][0]
+    return method.fit(small, [labelled(small)]) if isinstance(method, ms.LiGO) else method
 
 
 def promises(row: str, family: str) -> bool:

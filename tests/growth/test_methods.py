@@ -5,7 +5,7 @@ from __future__ import annotations
 import pico
 import pytest
 import torch
-from table import FAMILIES, METHODS, promises
+from table import FAMILIES, METHODS, labelled, method_for, promises
 
 import meristem as ms
 from meristem.anatomy.inputs import example_inputs, logits_of
@@ -25,20 +25,18 @@ def models():
 
 
 def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> float:
-    inputs = example_inputs(model, seed=seed)
-    labels = inputs.get("decoder_input_ids", inputs.get("input_ids", torch.tensor([1, 2])))
     optimizer.zero_grad()
-    loss = model(**inputs, labels=labels).loss
+    loss = model(**labelled(model, seed)).loss
     loss.backward()
     optimizer.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 @cases
 def test_function_and_promise(models, row, family):
     """Preserving methods to 1e-5 in float32; the others say that they are not, and the certificate how far off."""
     small = models[family]
-    growth = grow_with_certificate(small, METHODS[row][0])
+    growth = grow_with_certificate(small, method_for(row, small))
     promised = all(plan.preserves_function for plan in growth.plans)
     assert promised == promises(row, family)
     inputs = example_inputs(small)
@@ -54,7 +52,7 @@ def test_function_and_promise(models, row, family):
 
 @cases
 def test_round_trip_through_stock_transformers(models, row, family, tmp_path):
-    grown = ms.grow(models[family], METHODS[row][0], verify=False)
+    grown = ms.grow(models[family], method_for(row, models[family]), verify=False)
     grown.save_pretrained(tmp_path)
     again, info = type(grown).from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
@@ -70,7 +68,7 @@ def test_optimizer_growth_and_resume(row, family):
     optimizer = torch.optim.AdamW(small.parameters(), lr=1e-4)
     for seed in range(2):
         train_step(small, optimizer, seed)
-    method = METHODS[row][0]
+    method = method_for(row, small)
     grown = ms.grow(small, method, verify=False)
     carried = ms.grow_optimizer(optimizer, small, grown, method)
     state = named_state(carried, grown)

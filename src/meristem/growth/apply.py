@@ -47,7 +47,7 @@ def grow_tensor(plan: TensorPlan, fetch: Fetch, moment: Moment = "weight") -> Te
         mapped = _map_dimensions(plan, source.to(exact), moment)
         mapped = source.clone() if mapped is source else mapped
         if not (isinstance(term.weight, float) and term.weight == 1):
-            mapped = mapped * term.weight
+            mapped = mapped * (term.weight**2 if moment == "second_moment" else term.weight)
         if term.part != "all":
             mapped = _part(plan, mapped, term.part)
         total = mapped if total is None else total + mapped
