@@ -50,7 +50,7 @@ GRIDS = {"scratch": (1e-3, 5e-4, 2.5e-4), "challenger": (2e-3, 1e-3, 5e-4), "sma
 
 
 def recipe(setting: dict[str, Any], seeds: list[int], rates: dict[str, float]) -> dict[str, Any]:
-    """The recipe as plain data: small -> grown -> challenger, against scratch, with the small model alone as a control."""
+    """The recipe as plain data: small -> grown -> challenger, against scratch; and the small model alone as a control."""
     small, large = setting["models"]
 
     def train(name: str, **more: Any) -> dict[str, Any]:
@@ -107,19 +107,20 @@ def main() -> None:
     from meristem.recipes.race import loss_at, report
     from meristem.recipes.schema import parse_recipe
 
-    parsed = parse_recipe(recipe(setting, arguments.seeds, setting["learning_rate"]))
+    content = recipe(setting, arguments.seeds, setting["learning_rate"])
+    alone = content["nodes"].pop("small_alone")
+    parsed = parse_recipe(content)
     results = run(parsed, out)
     laps = race(parsed, results)
     content = report(parsed, laps, machine())
-    content["control_small_alone"] = [
-        {
-            "seed": seed,
-            "eval_loss": nodes["small_alone"].metrics["eval_loss"],
-            "flops": nodes["small_alone"].flops,
-            "loss_at_challengers_flops": loss_at(nodes["small_alone"].curve, laps[i].challenger_flops),
-        }
-        for i, (seed, nodes) in enumerate(results.items())
-    ]
+    control = {"data": setting["data"], "seeds": arguments.seeds[:1], "nodes": {"small_alone": alone}}
+    nodes = run(parse_recipe(control), out)[arguments.seeds[0]]
+    content["control_small_model_trained_on"] = {
+        "seed": arguments.seeds[0],
+        "eval_loss": nodes["small_alone"].metrics["eval_loss"],
+        "flops": nodes["small_alone"].flops,
+        "loss_at_challengers_flops": loss_at(nodes["small_alone"].curve, laps[0].challenger_flops),
+    }
     name = "hypercloning" if arguments.size == "small" else "hypercloning_large"
     write_json(ROOT / "results" / f"{name}.json", content)
     draw_race(parsed, results, ROOT / "results" / f"{name}.png")
