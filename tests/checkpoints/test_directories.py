@@ -127,3 +127,15 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
     with pytest.raises(ms.MeristemError, match="No space left on device"), atomic_directory(tmp_path / "out"):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tokenizer_files_of_a_hub_name(monkeypatch, tmp_path):
+    """Found in the hub's cache when it can be reached, and simply missing when not (as here, offline)."""
+    import huggingface_hub
+
+    from meristem.checkpoints.open import tokenizer_directory
+
+    assert tokenizer_directory(str(tmp_path)) == tmp_path
+    assert tokenizer_directory("no-such-owner/no-such-model") is None
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(tmp_path / name))
+    assert tokenizer_directory("owner/name") == tmp_path / "owner" / "name"

@@ -9,6 +9,21 @@ from typing import Any
 
 from meristem.errors import MeristemError
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
@@ -98,6 +113,20 @@ def open_model(source: str, trust_remote_code: bool = False) -> Any:
             "config.json and the weights do not belong together"
         )
     return model.eval()
+
+
+def tokenizer_directory(source: str) -> Path | None:
+    """Where the source's tokenizer files lie: the directory itself, or the hub's cache (filled if need be); None if
+    the hub has none or cannot be reached."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(TOKENIZER_FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        return None
 
 
 def check_safetensors(path: Path) -> None:

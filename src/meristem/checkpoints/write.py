@@ -10,23 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from meristem.checkpoints.open import TOKENIZER_FILES
 from meristem.errors import MeristemError
-
-TOKENIZER_FILES = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
-]
 
 
 @contextlib.contextmanager

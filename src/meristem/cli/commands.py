@@ -73,6 +73,7 @@ def grow(source: str, out: Path, method: str, options: dict[str, Any], overwrite
         raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
     _quiet()
     from meristem.checkpoints import open_model, write_model
+    from meristem.checkpoints.open import tokenizer_directory
     from meristem.checkpoints.record import growth_record
     from meristem.growth import METHODS, grow_with_certificate
     from meristem.growth.options import build_methods
@@ -84,7 +85,7 @@ def grow(source: str, out: Path, method: str, options: dict[str, Any], overwrite
     with console.status("growing and proving"):
         growth = grow_with_certificate(small, chosen)
     with console.status("writing"):
-        write_model(growth.model, out, growth_record(growth, source), Path(source), overwrite)
+        write_model(growth.model, out, growth_record(growth, source), tokenizer_directory(source), overwrite)
     before, after = (sum(p.numel() for p in model.parameters()) for model in (small, growth.model))
     print(f"{out}: {before:,} -> {after:,} parameters, {method}")
     if growth.certificate is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -34,6 +34,28 @@ MoreOptions = Annotated[
 ]
 
 
+METHOD_FLAGS = (
+    "width",
+    "depth",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_hidden_layers",
+    "noise",
+    "seed",
+    "tied",
+)
+
+
+def _options(context: typer.Context) -> dict[str, Any]:
+    """The method's options among the flags of the present command."""
+    from meristem.cli.commands import read_options
+
+    given = {name: context.params.get(name) for name in METHOD_FLAGS}
+    return read_options(given, context.params.get("option") or [])
+
+
 @app.command()
 def inspect(source: Source, trust_remote_code: Trust = False) -> None:
     """Show a network's axes, blocks and tensors, and how each is known."""
@@ -44,6 +66,7 @@ def inspect(source: Source, trust_remote_code: Trust = False) -> None:
 
 @app.command()
 def grow(
+    context: typer.Context,
     source: Source,
     out: Out,
     method: Annotated[
@@ -65,25 +88,13 @@ def grow(
 ) -> None:
     """Grow a model into a larger one, prove it, and write a plain Hugging Face directory."""
     from meristem.cli.commands import grow as command
-    from meristem.cli.commands import read_options
 
-    flags = {
-        "width": width,
-        "depth": depth,
-        "hidden_size": hidden_size,
-        "intermediate_size": intermediate_size,
-        "num_attention_heads": num_attention_heads,
-        "num_key_value_heads": num_key_value_heads,
-        "num_hidden_layers": num_hidden_layers,
-        "noise": noise,
-        "seed": seed,
-        "tied": tied,
-    }
-    command(source, out, method, read_options(flags, option or []), overwrite, trust_remote_code)
+    command(source, out, method, _options(context), overwrite, trust_remote_code)
 
 
 @app.command()
 def shrink(
+    context: typer.Context,
     source: Source,
     out: Out,
     hidden_size: HiddenSize = None,
@@ -97,20 +108,13 @@ def shrink(
 ) -> None:
     """Cut a smaller model out of a larger one (weight selection)."""
     from meristem.cli.commands import grow as command
-    from meristem.cli.commands import read_options
 
-    flags = {
-        "hidden_size": hidden_size,
-        "intermediate_size": intermediate_size,
-        "num_attention_heads": num_attention_heads,
-        "num_key_value_heads": num_key_value_heads,
-        "num_hidden_layers": num_hidden_layers,
-    }
-    command(source, out, "weight_selection", read_options(flags, option or []), overwrite, trust_remote_code)
+    command(source, out, "weight_selection", _options(context), overwrite, trust_remote_code)
 
 
 @app.command()
 def plan(
+    context: typer.Context,
     source: Source,
     tokens: Annotated[str, typer.Option(help="Token budget of training the target from scratch, such as 10M.")],
     method: Annotated[str, typer.Option(help="The growth methods, comma-separated.")] = "hypercloning",
@@ -127,18 +131,8 @@ def plan(
 ) -> None:
     """What a growth route will cost, before spending it: FLOPs, memory, and when to grow."""
     from meristem.cli.commands import plan as command
-    from meristem.cli.commands import read_options
 
-    flags = {
-        "width": width,
-        "depth": depth,
-        "hidden_size": hidden_size,
-        "intermediate_size": intermediate_size,
-        "num_attention_heads": num_attention_heads,
-        "num_key_value_heads": num_key_value_heads,
-        "num_hidden_layers": num_hidden_layers,
-    }
-    command(source, method, read_options(flags, option or []), tokens, small_tokens, sequence_length)
+    command(source, method, _options(context), tokens, small_tokens, sequence_length)
 
 
 @app.command()
