@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from meristem.growth.weight_selection import WeightSelection as WeightSelection
     from meristem.growth.zero_padding import ZeroPadding as ZeroPadding
 
-__all__ = [*sorted(_HOMES), "__version__"]
+__all__ = [*sorted(_HOMES), "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
