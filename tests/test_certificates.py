@@ -39,6 +39,17 @@ def test_outputs_of_other_shapes_are_refused():
         ms.verify(pico.build("llama"), pico.build("llama", vocab_size=70))
 
 
+def test_large_networks_are_judged_in_float32(monkeypatch):
+    import meristem.certificates
+
+    monkeypatch.setattr(meristem.certificates, "FLOAT64_LIMIT", 1000)
+    small = pico.build("llama").train()
+    certificate = ms.verify(small, ms.grow(small, ms.HyperCloning(width=2)))
+    assert (certificate.dtype, certificate.tolerance) == ("float32", 1e-4)
+    assert certificate.holds
+    assert small.training
+
+
 def test_a_nan_never_holds():
     broken = pico.build("llama")
     broken.lm_head.weight.data.fill_(float("nan"))

@@ -3,7 +3,7 @@
 How the tolerance is chosen. A right growth differs from its source by rounding only; a wrong one (a head out of place, a
 forgotten factor) differs by a good part of the logits' own spread, 1e-2 and more. Both networks are run in float64 where
 the architecture can (many still compute norms and rotary tables in float32, which leaves about 1e-7 each), else in
-float32. 1e-5 of the largest logit lies at least two orders of magnitude from either; in pure float32 rounding piles up
+float32 (also above `FLOAT64_LIMIT` parameters, where float64 copies would not fit in memory). 1e-5 of the largest logit lies at least two orders of magnitude from either; in pure float32 rounding piles up
 with depth and the tolerance is 1e-4.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+FLOAT64_LIMIT = 500_000_000
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
 
 
@@ -95,7 +96,8 @@ def verify(
 def _logits_in_high_precision(
     small: nn.Module, big: nn.Module, inputs: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor, torch.dtype]:
-    for dtype in (torch.float64, torch.float32):
+    count = sum(parameter.numel() for parameter in big.parameters())
+    for dtype in (torch.float64, torch.float32) if count <= FLOAT64_LIMIT else (torch.float32,):
         try:
             return _logits(small, inputs, dtype), _logits(big, inputs, dtype), dtype
         except RuntimeError:  # an operator without a float64 kernel (grouped_mm)
@@ -107,4 +109,10 @@ def _logits_in_high_precision(
 def _logits(model: nn.Module, inputs: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
     from meristem.anatomy.inputs import logits_of
 
-    return logits_of(copy.deepcopy(model).to(dtype).eval(), inputs)
+    if {parameter.dtype for parameter in model.parameters()} != {dtype}:
+        return logits_of(copy.deepcopy(model).to(dtype).eval(), inputs)
+    was_training = model.training
+    try:
+        return logits_of(model.eval(), inputs)
+    finally:
+        model.train(was_training)
