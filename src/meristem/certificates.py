@@ -3,8 +3,9 @@
 How the tolerance is chosen. A right growth differs from its source by rounding only; a wrong one (a head out of place, a
 forgotten factor) differs by a good part of the logits' own spread, 1e-2 and more. Both networks are run in float64 where
 the architecture can (many still compute norms and rotary tables in float32, which leaves about 1e-7 each), else in
-float32 (also above `FLOAT64_LIMIT` parameters, where float64 copies would not fit in memory). 1e-5 of the largest logit lies at least two orders of magnitude from either; in pure float32 rounding piles up
-with depth and the tolerance is 1e-4.
+float32, as are networks above `FLOAT64_LIMIT` parameters, whose float64 copies might not fit in memory. 1e-5 of the
+largest logit lies at least two orders of magnitude from either; in pure float32 rounding piles up with depth and the
+tolerance is 1e-4.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,19 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_model(
-    model: Any, out: Path, record: dict[str, Any], tokenizer_from: Path | None = None, overwrite: bool = False
+    model: Any,
+    out: Path,
+    record: dict[str, Any],
+    tokenizer_from: Path | None = None,
+    overwrite: bool = False,
+    more: Callable[[Path], None] | None = None,
 ) -> None:
     """Save a stock transformers directory: config, safetensors, tokenizer, model card and `meristem.json`.
 
     Args:
         record: what `meristem.json` says (method, options, source, certificate).
         tokenizer_from: a model directory whose tokenizer files are copied verbatim.
+        more: writes further files into the directory before it appears.
 
     Raises:
         MeristemError: if `out` exists, the disk is full, or stock transformers does not read back what was written.
@@ -74,6 +80,8 @@ def write_model(
                 shutil.copyfile(tokenizer_from / name, partial / name)
         write_json(partial / "meristem.json", record)
         (partial / "README.md").write_text(model_card(record))
+        if more is not None:
+            more(partial)
         _read_back(type(model), partial)
 
 

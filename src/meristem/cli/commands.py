@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import sys
@@ -75,6 +76,7 @@ def grow(source: str, out: Path, method: str, options: dict[str, Any], overwrite
     from meristem.checkpoints import open_model, write_model
     from meristem.checkpoints.open import tokenizer_directory
     from meristem.checkpoints.record import growth_record
+    from meristem.checkpoints.trainer_state import grow_trainer_state, is_trainer_checkpoint
     from meristem.growth import METHODS, grow_with_certificate
     from meristem.growth.options import build_methods
 
@@ -84,10 +86,14 @@ def grow(source: str, out: Path, method: str, options: dict[str, Any], overwrite
         small = open_model(source, trust)
     with console.status("growing and proving"):
         growth = grow_with_certificate(small, chosen)
+    more = None
+    if is_trainer_checkpoint(source):
+        more = functools.partial(grow_trainer_state, Path(source), small, growth)
     with console.status("writing"):
-        write_model(growth.model, out, growth_record(growth, source), tokenizer_directory(source), overwrite)
+        write_model(growth.model, out, growth_record(growth, source), tokenizer_directory(source), overwrite, more)
     before, after = (sum(p.numel() for p in model.parameters()) for model in (small, growth.model))
-    print(f"{out}: {before:,} -> {after:,} parameters, {method}")
+    resumable = ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if more else ""
+    print(f"{out}: {before:,} -> {after:,} parameters, {method}{resumable}")
     if growth.certificate is not None:
         print(f"certificate: {growth.certificate.summary()}")
 

@@ -1,0 +1,61 @@
+"""A Trainer run that is grown in the middle goes on: same step, same batch, no loss spike; without its state, the spike."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pico
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+import meristem as ms
+from meristem.checkpoints import open_model
+from meristem.checkpoints.trainer_state import grow_trainer_state
+from meristem.growth import grow_with_certificate
+
+TOKENS = torch.randint(3, 67, (64, 12), generator=torch.Generator().manual_seed(0))
+DATA = [{"input_ids": row, "labels": row} for row in TOKENS]
+
+
+def train(model, directory, steps, resume=None):
+    """Losses by step."""
+    arguments = TrainingArguments(
+        output_dir=str(directory), max_steps=20, per_device_train_batch_size=4, learning_rate=1e-3, logging_steps=1,
+        save_steps=5, report_to="none", use_cpu=True, disable_tqdm=True, seed=0, weight_decay=0.1, max_grad_norm=0.0,
+    )  # fmt: skip
+    trainer = Trainer(model=model, args=arguments, train_dataset=DATA)
+    trainer.train(resume_from_checkpoint=resume)
+    return {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_run_grown_in_the_middle(family, tmp_path):
+    changes = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0} if family == "gpt2" else {}
+    undisturbed = train(pico.build(family, **changes), tmp_path / "small", 20)
+    source, out = tmp_path / "small" / "checkpoint-10", tmp_path / "grown"
+    command = [sys.executable, "-m", "meristem.cli.main", "grow", str(source), str(out), "--width", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "optimizer state grown" in done.stdout
+    losses = train(open_model(str(out)), tmp_path / "big", 20, resume=str(out))
+    assert losses[11] == pytest.approx(undisturbed[11], abs=1e-5)  # the same batch, the same function
+    assert set(losses) >= set(range(11, 21))
+    carried = abs(losses[12] - undisturbed[12])
+
+    for file in ("optimizer.pt", "scheduler.pt"):
+        (out / file).unlink()
+    reset = train(open_model(str(out)), tmp_path / "reset", 20, resume=str(out))
+    assert reset[11] == pytest.approx(undisturbed[11], abs=1e-5)
+    assert carried < abs(reset[12] - undisturbed[12])
+
+
+def test_groups_of_another_shape_are_refused(tmp_path):
+    small = pico.build("llama")
+    torch.save({"state": {}, "param_groups": [{"params": [0, 1]}]}, tmp_path / "optimizer.pt")
+    growth = grow_with_certificate(small, ms.HyperCloning(width=2))
+    with pytest.raises(
+        ms.MeristemError, match=r"parameter groups of \[2\] tensors; a Trainer of this model makes groups"
+    ):
+        grow_trainer_state(tmp_path, small, growth, tmp_path)
