@@ -11,14 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from meristem.algebra.unit_map import UnitMap
-
-Part = Literal["write", "read", "gain", "heard"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,17 +8,14 @@ import copy
 import torch
 from torch import nn
 
-from meristem.anatomy import Anatomy
+from meristem.anatomy import Anatomy, Builder
 from meristem.growth.apply import grow_tensors
 from meristem.growth.plan import GrowthPlan
 
 
 def in_float32(anatomy: Anatomy, model: nn.Module) -> nn.Module:
     """The same network with its weights in float32 and its constants (rotary tables, embedding scales) unrounded."""
-    with _uninitialised():
-        exact = anatomy.builder.build(anatomy.builder.sizes, anatomy.builder.depths)
-    if hasattr(exact, "tie_weights"):
-        exact.tie_weights()  # type: ignore[operator]
+    exact = _unfilled(anatomy.builder)
     for name, tensor in model.state_dict().items():
         _put(exact, name, tensor.float() if tensor.is_floating_point() else tensor)
     return exact.eval()
@@ -29,10 +26,7 @@ def build(plan: GrowthPlan, model: nn.Module) -> nn.Module:
 
     Never randomly initialised: memory is touched once, by the grown weights.
     """
-    with _uninitialised():
-        grown = plan.target.build(plan.target.sizes, plan.target.depths)
-    if hasattr(grown, "tie_weights"):
-        grown.tie_weights()  # type: ignore[operator]
+    grown = _unfilled(plan.target)
     state = model.state_dict()
     for name, tensor in grow_tensors(plan, state.__getitem__):
         _put(grown, name, tensor)
@@ -40,6 +34,15 @@ def build(plan: GrowthPlan, model: nn.Module) -> nn.Module:
     if generation_config is not None:
         grown.generation_config = copy.deepcopy(generation_config)
     return grown.train(model.training)
+
+
+def _unfilled(builder: Builder) -> nn.Module:
+    """The builder's network without initial weights, its ties made."""
+    with _uninitialised():
+        model = builder.build(builder.sizes, builder.depths)
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()  # type: ignore[operator]
+    return model
 
 
 def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:

@@ -20,9 +20,9 @@ def repeat_all(old: int, new: int) -> LayerMap:
     return tuple(LayerSource.copy(layer % old) for layer in range(new))
 
 
-def repeat_span(old: int, first: int, last: int, times: int) -> LayerMap:
-    """Layers `first` to `last` (exclusive) stand `times` more times behind themselves."""
-    order = [*range(last), *[layer for _ in range(times) for layer in range(first, last)], *range(last, old)]
+def repeat_span(old: int, first: int, last: int) -> LayerMap:
+    """Layers `first` to `last` (exclusive) stand once more behind themselves."""
+    order = [*range(last), *range(first, last), *range(last, old)]
     return tuple(LayerSource.copy(layer) for layer in order)
 
 

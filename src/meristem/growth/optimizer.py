@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from meristem.anatomy import Anatomy
 from meristem.errors import MeristemError
 from meristem.growth.apply import Moment, grow_tensors
+from meristem.growth.build import build
 from meristem.growth.method import Methods, as_list
 from meristem.growth.plan import GrowthPlan
 
@@ -135,13 +136,11 @@ def grow_optimizer(
         MeristemError: if the optimizer is not the model's, or holds state that cannot be grown.
     """
     state, plans, current = named_state(optimizer, small), [], small
-    from meristem.growth.build import build
-
     for m in as_list(method):
-        plan = m.plan(anatomy or Anatomy.of(current), current)
-        state = grow_state(plan, state)
-        plans.append(plan)
-        current, anatomy = build(plan, current), None
+        if plans:  # an intermediate network is needed only where another method follows
+            current, anatomy = build(plans[-1], current), None
+        plans.append(m.plan(anatomy or Anatomy.of(current), current))
+        state = grow_state(plans[-1], state)
     factors = amplitudes(plans) if scale_learning_rate else {}
     groups = _grown_groups(optimizer, small, big, plans, factors)
     grown = type(optimizer)(groups)  # pyright: ignore[reportCallIssue]: each torch optimizer has its own defaults

@@ -177,7 +177,7 @@ class GrowthPlan:
         axis, index = tensor.block
         prefix = next(b.prefix for b in self.source.blocks if b.axis == axis and tensor.name.startswith(b.prefix + "."))
         rest = tensor.name[len(f"{prefix}.{index}.") :]
-        only_here = sum(f"{prefix}.{i}.{rest}" in self.source.tensors for i in range(self._length(axis))) == 1
+        only_here = sum(f"{prefix}.{i}.{rest}" in self.source.tensors for i in range(self.source.depths[axis])) == 1
         if only_here:
             return [(tensor.name, (Term(tensor.name),), False)]
         targets = []
@@ -185,9 +185,6 @@ class GrowthPlan:
             if layer.sources[0][0] == index:  # each new tensor is planned once, where its first source stands
                 targets.append((f"{prefix}.{new}.{rest}", self._terms(prefix, rest, layer), layer.silent))
         return targets
-
-    def _length(self, axis: str) -> int:
-        return next(block.length for block in self.source.blocks if block.axis == axis)
 
     def _terms(self, prefix: str, rest: str, layer: LayerSource) -> tuple[Term, ...]:
         if layer.next_layer is None:

@@ -74,7 +74,7 @@ class GradualStacking(DepthMethod):
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Raises MeristemError if there are fewer layers than asked for."""
         return {
-            axis: repeat_span(depth, depth - _span(self.name, self.layers, depth), depth, 1)
+            axis: repeat_span(depth, depth - _span(self.name, self.layers, depth), depth)
             for axis, depth in anatomy.depths.items()
         }
 
@@ -98,7 +98,7 @@ class MIDAS(DepthMethod):
         maps = {}
         for axis, depth in anatomy.depths.items():
             first = (depth - _span(self.name, self.layers, depth)) // 2
-            maps[axis] = repeat_span(depth, first, first + self.layers, 1)
+            maps[axis] = repeat_span(depth, first, first + self.layers)
         return maps
 
 
