@@ -1,20 +1,22 @@
 """Which growth should I use? Every method against training from scratch, at the same tuning effort, over several seeds.
 
-    python benchmarks/growth.py --small                        # two CPU cores (about 45 minutes), Python's own sources
-    python benchmarks/growth.py --small --data TEXT_FILE       # another text
-    python benchmarks/growth.py --large                        # one GPU
+    python benchmarks/growth.py --small                                 # one CPU core, about 100 minutes, Python's own sources
+    python benchmarks/growth.py --small --data python_peps --name growth_peps   # a text of ../shared/data
+    python benchmarks/growth.py --large                                 # one GPU
 
 The target is one network. Width methods reach it from a network of half its width, depth methods from one of half its
-depth; both small networks cost about the same, and their cost counts. Every side, scratch included, has its learning rate
-chosen from the same grid on seed 0. Writes results/growth.json and .png.
+depth; both small networks cost about the same, and their cost counts. Every side, scratch and the small networks included,
+has its learning rate found by the same search on the first seed: two rates, then factors of two onwards in the better
+direction until the loss rises again. Resumable: what is done is not done again. Writes results/growth.json and .png.
 """
 
 from __future__ import annotations
 
 import argparse
+import lzma
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -29,23 +31,24 @@ METHODS: dict[str, dict[str, Any]] = {
     "hypercloning": {"from": "narrow", "method": "hypercloning", "noise": 0.1, **WIDE},
     "net2net": {"from": "narrow", "method": "net2net", "noise": 0.1, **WIDE},
     "aki": {"from": "narrow", "method": "aki", "duplication": "cyclic", **WIDE},
+    "lemon": {"from": "narrow", "method": "lemon", **WIDE},
     "zero_padding": {"from": "narrow", "method": "zero_padding", **WIDE},
     "ligo": {"from": "narrow", "method": "ligo", "width": 2, "steps": 60},
     "stacking": {"from": "shallow", "method": "stacking", "depth": 2, **DEEP},
     "interpolation": {"from": "shallow", "method": "stacking", "order": "interpolate", "depth": 2, **DEEP},
-    "midas": {"from": "shallow", "method": "midas", "layers": 2, **DEEP},
+    "gradual_stacking": {"from": "shallow", "method": ["gradual_stacking"] * 2, "layers": 1, **DEEP},
+    "midas": {"from": "shallow", "method": ["midas"] * 2, "layers": 1, **DEEP},
     "identity_blocks": {"from": "shallow", "method": "identity_blocks", "depth": 2, **DEEP},
 }
+SMALL = ("narrow", "shallow")
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
         "sequence_length": 128,
-        "narrow": llama(64, 4, 4),
-        "shallow": llama(128, 2, 8),
-        "target": llama(128, 4, 8),
-        "tokens": {"narrow": 700_000, "shallow": 350_000, "grown": 300_000, "scratch": 800_000},
-        "small_rate": 4e-3,
-        "rates": (1e-3, 3e-3),
-        "batch_size": 8,
+        "narrow": llama(96, 4, 4),
+        "shallow": llama(192, 2, 8),
+        "target": llama(192, 4, 8),
+        "tokens": {"narrow": 500_000, "shallow": 250_000, "grown": 180_000, "scratch": 500_000},
+        "batch_size": 4,
         "trainer": {},
     },
     "large": {
@@ -54,37 +57,35 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "shallow": llama(1024, 6, 16),
         "target": llama(1024, 12, 16),
         "tokens": {"narrow": 60_000_000, "shallow": 30_000_000, "grown": 30_000_000, "scratch": 80_000_000},
-        "small_rate": 1e-3,
-        "rates": (3e-4, 1e-3),
         "batch_size": 64,
         "trainer": {"bf16": True},
     },
 }
 
 
-def recipe(setting: dict[str, Any], data: str, side: str, rate: float, seed: int) -> dict[str, Any]:
-    """One side of the comparison as a recipe: scratch, or small -> grown -> trained on."""
+def recipe(setting: dict[str, Any], data: str, side: str, rates: dict[str, float], seed: int) -> dict[str, Any]:
+    """One side as a recipe: a network from random numbers, or small -> grown -> trained on. `rates` names its rates."""
 
-    def train(tokens: str, **more: Any) -> dict[str, Any]:
+    def train(tokens: str, side: str, **more: Any) -> dict[str, Any]:
         common = {"batch_size": setting["batch_size"], "trainer": setting["trainer"], "evaluations": 12}
-        return {"train": {"tokens": setting["tokens"][tokens], "learning_rate": rate, **common, **more}}
+        return {"train": {"tokens": setting["tokens"][tokens], "learning_rate": rates[side], **common, **more}}
 
-    header = {
-        "data": {"source": data, "sequence_length": setting["sequence_length"], "eval_sequences": 96},
-        "seeds": [seed],
-    }
+    stable = {"schedule": "constant_with_warmup", "warmup": 0.03}
     if side == "scratch":
-        return {**header, "nodes": {"trained": train("scratch", model=setting["target"])}}
-    parent = METHODS[side]["from"]
-    stable = {"schedule": "constant_with_warmup", "warmup": 0.03, "learning_rate": setting["small_rate"]}
-    carried = METHODS[side].get("optimizer") == "carry"
-    after = {"scale_learning_rate": True, "warmup": 0.0} if carried else {}
-    nodes = {
-        parent: train(parent, model=setting[parent], **stable),
-        side: {"grow": METHODS[side]},
-        "trained": train("grown", **{"from": side}, **after),
-    }
-    return {**header, "nodes": nodes}
+        nodes = {"trained": train("scratch", side, model=setting["target"])}
+    elif side in SMALL:
+        nodes = {side: train(side, side, model=setting[side], **stable)}
+    else:
+        parent = METHODS[side]["from"]
+        carried = METHODS[side].get("optimizer") == "carry"
+        after = {"scale_learning_rate": True, "warmup": 0.0} if carried else {}
+        nodes = {
+            parent: train(parent, parent, model=setting[parent], **stable),
+            side: {"grow": METHODS[side]},
+            "trained": train("grown", side, **{"from": side}, **after),
+        }
+    header = {"source": data, "sequence_length": setting["sequence_length"], "eval_sequences": 96}
+    return {"data": header, "seeds": [seed], "nodes": nodes}
 
 
 def total_curve(nodes: dict[str, Any]) -> list[dict[str, float]]:
@@ -94,19 +95,54 @@ def total_curve(nodes: dict[str, Any]) -> list[dict[str, float]]:
     return [{**p, "flops": p["flops"] + past["flops"], "seconds": p["seconds"] + past["seconds"]} for p in last.curve]
 
 
-def measure(setting: dict[str, Any], data: str, side: str, seeds: list[int], out: Path) -> dict[str, Any]:
-    """Choose the rate on the first seed, then run the others with it."""
+def search(loss: Callable[[float], float], start: tuple[float, float] = (1e-3, 2e-3)) -> dict[float, float]:
+    """Losses by rate: two rates, then on by factors of two in the better direction until the loss rises."""
+    low, high = start
+    losses = {low: loss(low), high: loss(high)}
+    factor = 2.0 if losses[high] < losses[low] else 0.5
+    best = high if factor == 2.0 else low
+    while True:
+        following = best * factor
+        losses[following] = loss(following)
+        if not losses[following] < losses[best]:  # a rate that diverges is no better either
+            return losses
+        best = following
+
+
+def measure(
+    setting: dict[str, Any], data: str, side: str, rates: dict[str, float], seeds: list[int], out: Path
+) -> dict[str, Any]:
+    """Find the side's rate on the first seed, note it in `rates`, then run the other seeds with it."""
     from meristem.recipes import run
     from meristem.recipes.schema import parse_recipe
 
     def curve(rate: float, seed: int) -> list[dict[str, float]]:
-        return total_curve(run(parse_recipe(recipe(setting, data, side, rate, seed)), out)[seed])
+        specification = recipe(setting, data, side, {**rates, side: rate}, seed)
+        return total_curve(run(parse_recipe(specification), out)[seed])
 
-    grid = {rate: curve(rate, seeds[0]) for rate in setting["rates"]}
-    best = min(grid, key=lambda rate: grid[rate][-1]["eval_loss"])
-    curves = [grid[best], *(curve(best, seed) for seed in seeds[1:])]
-    finals = {f"{rate:g}": grid[rate][-1]["eval_loss"] for rate in grid}
-    return {"learning_rate": best, "grid": finals, "curves": curves}
+    losses = search(lambda rate: curve(rate, seeds[0])[-1]["eval_loss"])
+    rates[side] = min(losses, key=losses.__getitem__)
+    curves = [curve(rates[side], seed) for seed in seeds]
+    found = {f"{rate:g}": losses[rate] for rate in sorted(losses)}
+    return {"learning_rate": rates[side], "search": found, "curves": curves}
+
+
+def source(data: str) -> str:
+    """Where the corpus is: a text of ../shared/data is unpacked into a folder of documents; everything else is left as it is."""
+    packed = ROOT.parent / "shared" / "data" / "text" / f"{data}.txt.xz"
+    if not packed.is_file():
+        return data
+    folder = ROOT / "runs" / "texts" / data
+    if not folder.is_dir():
+        from meristem.checkpoints.write import atomic_directory
+
+        with lzma.open(packed, "rt", encoding="utf-8") as text:
+            documents = text.read().split("<|endoftext|>")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_directory(folder) as unfinished:
+            for number, document in enumerate(documents):
+                (unfinished / f"{number:05d}.txt").write_text(document, encoding="utf-8")
+    return str(folder)
 
 
 def compare(sides: dict[str, dict[str, Any]], seeds: list[int]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -115,7 +151,7 @@ def compare(sides: dict[str, dict[str, Any]], seeds: list[int]) -> Iterator[tupl
 
     scratch = sides["scratch"]["curves"]
     for side, measured in sides.items():
-        if side == "scratch":
+        if side == "scratch" or side in SMALL:
             continue
         gaps, savings = [], []
         for ours, theirs in zip(measured["curves"], scratch, strict=True):
@@ -144,13 +180,15 @@ def draw(sides: dict[str, dict[str, Any]], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for number, (side, measured) in enumerate(sides.items()):
+    shown = {side: measured for side, measured in sides.items() if side not in SMALL}
+    for number, (side, measured) in enumerate(shown.items()):
         curves = measured["curves"]
         flops = [mean(c[i]["flops"] for c in curves) / 1e12 for i in range(len(curves[0]))]
         losses = [mean(c[i]["eval_loss"] for c in curves) for i in range(len(curves[0]))]
-        style = {"color": "black", "linewidth": 2} if side == "scratch" else {"color": f"C{number % 10}"}
+        style = {"color": f"C{number % 10}", "linestyle": "-" if number <= 10 else "--"}
+        style = {"color": "black", "linewidth": 2} if side == "scratch" else style
         axes.plot(flops, losses, label=side, **style)
-    lowest = min(c[-1]["eval_loss"] for m in sides.values() for c in m["curves"])
+    lowest = min(c[-1]["eval_loss"] for m in shown.values() for c in m["curves"])
     axes.set(xlabel="total compute, TFLOPs (small model included)", ylabel="evaluation loss, nats per token")
     axes.set_ylim(lowest - 0.05, lowest + 1.2)
     axes.grid(alpha=0.25)
@@ -173,8 +211,8 @@ def main() -> None:
     from meristem.checkpoints.write import write_json
     from meristem.cli.commands import machine
 
-    setting = SETTINGS[arguments.size]
-    sides = {s: measure(setting, arguments.data, s, arguments.seeds, arguments.out) for s in arguments.sides}
+    setting, data, rates = SETTINGS[arguments.size], source(arguments.data), {}
+    sides = {s: measure(setting, data, s, rates, arguments.seeds, arguments.out) for s in (*SMALL, *arguments.sides)}
     table = dict(compare(sides, arguments.seeds))
     content = {"machine": machine(), "data": arguments.data, "seeds": arguments.seeds, "setting": setting}
     write_json(ROOT / "results" / f"{arguments.name}.json", {**content, "table": table, "sides": sides})

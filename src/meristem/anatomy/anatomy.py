@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def kind_of(axis: str) -> str:
+    """ "ffn" for "decoder_ffn"; an axis that is of no kind is its own."""
+    return next((kind for kind in KINDS if axis == kind or axis.endswith("_" + kind)), axis)
+
+
 @dataclass(frozen=True)
 class Axis:
     """A named axis: its size, its kind ("ffn" for "decoder_ffn") and the config field that sets it."""
@@ -27,7 +32,7 @@ class Axis:
 
     @property
     def kind(self) -> str:
-        return next((kind for kind in KINDS if self.name == kind or self.name.endswith("_" + kind)), self.name)
+        return kind_of(self.name)
 
     @property
     def scope(self) -> str:
@@ -59,9 +64,9 @@ class TensorAnatomy:
     def reads(self) -> bool:
         return any(d.role == "read" for d in self.dimensions)
 
-    def writes(self, axis: str) -> bool:
-        """Does it write into just this axis, such as the output projections of a block into the residual stream?"""
-        return any(d.role == "write" and str(d.layout) == axis for d in self.dimensions)
+    def writes(self, layout: str) -> bool:
+        """Does it write units of just this layout, such as the output projections of a block into the residual stream?"""
+        return any(d.role == "write" and str(d.layout) == layout for d in self.dimensions)
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,15 @@ class Anatomy:
 
     def of_kind(self, kind: str) -> list[Axis]:
         return [axis for axis in self.axes.values() if axis.kind == kind]
+
+    def stream(self, tensor: TensorAnatomy) -> str:
+        """The layout of the residual stream in the block of a tensor: what the block's first norm or reader takes in."""
+        block = [t for t in self.tensors.values() if t.block == tensor.block]
+        for role in ("gain", "read"):
+            for dimension in (d for t in block for d in t.dimensions if d.role == role):
+                if any(self.axes[a].kind == "hidden" for a in dimension.layout.axes() if a in self.axes):
+                    return str(dimension.layout)
+        return "hidden"
 
     def __str__(self) -> str:
         from meristem.anatomy.table import as_text

@@ -6,19 +6,50 @@ Nothing here is per model: these are names that families share. What a single fa
 
 from __future__ import annotations
 
-# Which axis a config field sets. The first part of each field that is present and set gives the axis its size.
+# Which axis a config field sets. The first field of each row that is present and set gives the axis its size; dots lead into
+# nested configs, and a list has one entry for each stage.
 FIELDS: dict[str, tuple[str, ...]] = {
-    "hidden": ("hidden_size", "d_model", "n_embd", "dim"),
-    "heads": ("num_attention_heads", "n_head", "num_heads"),
-    "kv_heads": ("num_key_value_heads", "num_kv_heads"),
-    "head_dim": ("head_dim", "d_kv"),
-    "ffn": ("intermediate_size", "ffn_dim", "n_inner", "d_ff", "ffn_hidden_size"),
+    "hidden": ("hidden_size", "d_model", "n_embd", "emb_dim", "embed_dim", "dim", "hidden_sizes", "embed_dims"),
+    "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
+    "kv_heads": ("num_key_value_heads", "num_kv_heads", "attn_config.kv_n_heads", "num_query_groups"),
+    "head_dim": ("head_dim", "d_kv", "dim_head", "d_head", "kv_channels", "attention_head_size"),
+    "ffn": (
+        "intermediate_size",
+        "ffn_dim",
+        "n_inner",
+        "d_ff",
+        "ffn_hidden_size",
+        "dff",
+        "d_inner",
+        "dim_ff",
+        "feed_forward_size",
+        "ffn_config.ffn_hidden_size",
+    ),
     "encoder_ffn": ("encoder_ffn_dim",),
     "decoder_ffn": ("decoder_ffn_dim",),
-    "moe_ffn": ("moe_intermediate_size",),
-    "shared_ffn": ("shared_expert_intermediate_size",),
-    "encoder_heads": ("encoder_attention_heads",),
-    "decoder_heads": ("decoder_attention_heads",),
+    "moe_ffn": ("moe_intermediate_size", "expert_ffn_hidden_size"),
+    "shared_ffn": (
+        "shared_expert_intermediate_size",
+        "moe_shared_expert_intermediate_size",
+        "shared_intermediate_size",
+        "shared_experts_intermediate_size",
+    ),
+    "dense_ffn": ("intermediate_size_mlp", "dense_intermediate_size", "prefix_dense_intermediate_size"),
+    "encoder_heads": ("encoder_attention_heads", "num_encoder_attention_heads"),
+    "decoder_heads": ("decoder_attention_heads", "num_decoder_attention_heads"),
+    "swa_heads": ("swa_num_attention_heads",),  # sliding-window layers with heads of their own
+    "swa_kv_heads": ("swa_num_key_value_heads",),
+    "swa_head_dim": ("swa_head_dim",),
+    "linear_heads": ("linear_num_value_heads", "linear_num_heads"),  # gated linear attention: value heads in key groups
+    "linear_kv_heads": ("linear_num_key_heads",),
+    "linear_head_dim": ("linear_value_head_dim", "linear_head_dim"),
+    "linear_key_head_dim": ("linear_key_head_dim",),
+    "ssm_hidden": ("mamba_d_ssm",),  # state-space blocks: heads in groups that share B and C
+    "ssm_heads": ("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"),
+    "ssm_kv_heads": ("mamba_n_groups", "mamba_ngroups", "n_groups"),
+    "ssm_head_dim": ("mamba_d_head", "mamba_head_dim", "mamba_headdim"),
+    "state": ("mamba_d_state", "ssm_state_size", "state_size"),
+    "inner_hidden": ("attention_hidden_size", "lru_width"),  # a width inside the blocks, next to the residual stream's
     "experts": ("num_local_experts", "num_experts"),
     "vocab": ("vocab_size",),
 }
@@ -30,32 +61,48 @@ LINKED_FIELDS: dict[str, tuple[str, ...]] = {
 
 # Axis of depth -> fields that set it.
 DEPTH_FIELDS: dict[str, tuple[str, ...]] = {
-    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
-    "encoder_layers": ("encoder_layers",),
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depths"),
+    "encoder_layers": ("encoder_layers", "num_encoder_layers"),
     "decoder_layers": ("decoder_layers", "num_decoder_layers"),
 }
 
 NORM_EPS_FIELDS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 
 # The meaning of an axis without its scope ("encoder_ffn" and "moe_ffn" are both "ffn"): what methods choose by.
-KINDS = ("hidden", "ffn", "kv_heads", "group", "heads", "head_dim", "experts", "vocab")
+KINDS = ("hidden", "ffn", "kv_heads", "group", "heads", "key_head_dim", "head_dim", "experts", "vocab", "state")
+
+GROWING = ("hidden", "ffn", "kv_heads", "group")  # the kinds that width methods change
 
 QUERY, KEY_VALUE = "heads head_dim", "kv_heads head_dim"
+GATED_QUERY = "heads 2 head_dim"  # each head's query and its gate
 CONCATENATED, GROUPED = "heads head_dim + 2 kv_heads head_dim", "kv_heads (group + 2) head_dim"
 
-# Inside a module whose class is an attention: (module name, side, layouts to try in order).
-ATTENTION_LAYOUTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    (r"q_proj|query|q|q_lin|wq|to_q", "out", (QUERY,)),
-    (r"k_proj|v_proj|key|value|k|v|k_lin|v_lin|wk|wv|to_k|to_v", "out", (KEY_VALUE,)),
-    (r"c_attn|qkv_proj|qkv|Wqkv|in_proj", "out", (CONCATENATED,)),
-    (r"query_key_value", "out", (GROUPED,)),
-    (r"o_proj|out_proj|o|dense|c_proj|proj|wo|out_lin|to_out", "in", (QUERY,)),
-    (r"q_norm|q_layernorm|query_norm", "out", (QUERY, "head_dim")),
-    (r"k_norm|k_layernorm|key_norm", "out", (KEY_VALUE, "head_dim")),
-    (r"relative_attention_bias", "out", ("heads",)),
+SSM_CLASS = r"Mamba|Mixer|SSM"
+ATTENTION_CLASS = r"Attention|Attn|DeltaNet|SelfAtt|SSMLayer"
+
+# What a parameter's dimension is made of inside a module of a certain class: (class, name of the parameter or of the module
+# that holds the weight, side, layouts to try in order). Heads may belong to any scope that the config has (`ssm_heads` ...).
+LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+    (SSM_CLASS, r"in_proj", "out", ("2 heads head_dim + 2 kv_heads state + heads",)),
+    (SSM_CLASS, r"conv1d", "out", ("heads head_dim + 2 kv_heads state",)),
+    (SSM_CLASS, r"out_proj", "in", ("heads head_dim",)),
+    (SSM_CLASS, r"norm", "out", ("heads head_dim",)),
+    (SSM_CLASS, r"A_log|D|dt_bias", "out", ("heads",)),
+    (r"DeltaNet", r"in_proj_qkvz", "out", ("kv_heads (2 key_head_dim + 2 group head_dim)",)),
+    (r"DeltaNet", r"in_proj_ba", "out", ("kv_heads 2 group",)),
+    (r"DeltaNet", r"in_proj_qkv|conv1d", "out", ("2 kv_heads key_head_dim + heads head_dim",)),
+    (r"DeltaNet", r"in_proj_z", "out", (QUERY,)),
+    (ATTENTION_CLASS, r"q_proj|query|q|q_lin|wq|to_q|project_q|q_head|query_proj|g_proj", "out", (QUERY, GATED_QUERY)),
+    (ATTENTION_CLASS, r"k_proj|key|k|k_lin|wk|to_k|project_k|k_head|key_proj", "out", (KEY_VALUE,)),
+    (ATTENTION_CLASS, r"v_proj|value|v|v_lin|wv|to_v|project_v|v_head|value_proj", "out", (KEY_VALUE,)),
+    (ATTENTION_CLASS, r"c_attn|qkv_proj|qkv|Wqkv|in_proj", "out", (CONCATENATED,)),
+    (ATTENTION_CLASS, r"query_key_value", "out", (GROUPED, CONCATENATED)),
+    (ATTENTION_CLASS, r"o_proj|out_proj|o|dense|c_proj|proj|wo|out_lin|to_out|attention_out", "in", (QUERY,)),
+    (ATTENTION_CLASS, r"q_norm|q_layernorm|query_norm", "out", (QUERY, "head_dim")),
+    (ATTENTION_CLASS, r"k_norm|k_layernorm|key_norm", "out", (KEY_VALUE, "head_dim")),
+    (ATTENTION_CLASS, r"relative_attention_bias", "out", ("heads",)),
 )
 
-ATTENTION_CLASS = r"Attention|Attn"
 ROUTER_CLASS = r"Router|Gate"
 NORM_CLASS = r"Norm"
 ENCODER_SCOPE, DECODER_SCOPE = "encoder", "decoder"

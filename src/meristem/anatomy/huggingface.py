@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import nn
 
 from meristem.anatomy.builder import double_each
-from meristem.anatomy.conventions import DEPTH_FIELDS, FIELDS, LINKED_FIELDS
+from meristem.anatomy.conventions import FIELDS, LINKED_FIELDS
+from meristem.anatomy.fields import axis_paths, depth_paths, main_part, read_field, write_field
 from meristem.errors import MeristemError
 
 
-def field_of(config: Any, axis: str) -> str | None:
-    """The name of the config field that sets an axis, or None."""
-    names = vars(config)
-    return next((name for name in FIELDS.get(axis, ()) if isinstance(names.get(name), int)), None)
+@dataclass(frozen=True)
+class Reading:
+    """One way to read the heads of a config; shapes decide which is right (`HuggingFaceBuilder.alternatives`).
+
+    kv_heads: key-value heads where the config's field does not tell (None: trust the field).
+    grouped: whether query heads per key-value head can change (False: every query head has its own; None: they can where
+        the key-value heads have a field).
+    fixed: the key-value heads stay as they are, whatever their field says (multi-query attention by another flag).
+    split: the heads share out hidden_size evenly even where head_dim has a field of its own.
+    """
+
+    kv_heads: int | None = None
+    grouped: bool | None = None
+    fixed: bool = False
+    split: bool = False
 
 
-def depth_fields_of(config: Any) -> dict[str, str]:
-    """{axis of depth: config field}; the plain field of an encoder-decoder counts its encoder."""
-    names = vars(config)
-    found = {
-        axis: next((name for name in fields if isinstance(names.get(name), int)), None)
-        for axis, fields in DEPTH_FIELDS.items()
-    }
-    if found["encoder_layers"]:
-        found["layers"] = None
-    elif found["decoder_layers"] and found["layers"]:
-        found["encoder_layers"], found["layers"] = found["layers"], None
-    return {axis: field for axis, field in found.items() if field}
+@dataclass(frozen=True)
+class Split:
+    """The heads of a scope share out an axis: kv_heads . group . head_dim = factor . axis."""
+
+    axis: str
+    factor: Fraction
 
 
 class HuggingFaceBuilder:
@@ -40,76 +48,84 @@ class HuggingFaceBuilder:
     Args:
         model_class: a PreTrainedModel class.
         config: its config; never changed.
-        kv_heads: key-value heads where the config's field does not tell (None: trust the field).
-        grouped: whether query heads per key-value head can change (False: every query head has its own).
+        reading: how to read its heads.
+
+    Raises:
+        MeristemError: if the config has no width that Meristem knows.
     """
 
-    def __init__(self, model_class: type, config: Any, kv_heads: int | None = None, grouped: bool = True) -> None:
-        self.model_class, self.config = model_class, copy.deepcopy(config)
-        self._kv_heads, self._grouped = kv_heads, grouped and field_of(config, "kv_heads") is not None
-        self.depth_fields = depth_fields_of(self.config)
-        self.scopes = [s for s in ("encoder_", "decoder_") if field_of(self.config, f"{s}heads")] or [""]
-        if field_of(self.config, "hidden") is None:
+    def __init__(self, model_class: type, config: Any, reading: Reading = Reading()) -> None:
+        self.model_class, self.config, self.reading = model_class, copy.deepcopy(config), reading
+        self.paths, self.depth_paths = axis_paths(self.config), depth_paths(self.config)
+        if not any(axis.endswith("hidden") for axis in self.paths):
             raise MeristemError(
                 f"{type(config).__name__} has no width field that Meristem knows; looked for {', '.join(FIELDS['hidden'])}"
             )
-        self._pin("ffn", [4 * self._value("hidden")])
-        if self.scopes == [""] and field_of(self.config, "heads"):
-            self._pin("head_dim", [self._value("hidden") // self._value("heads")])
-        self._sizes = self._read_sizes()
+        scopes = [a.removesuffix("heads") for a in self.paths if a.endswith("heads") and not a.endswith("kv_heads")]
+        self.scopes = [s for s in scopes if s] if {"encoder_", "decoder_"} & set(scopes) else scopes
+        if "hidden" in self.paths:
+            hidden = self._value("hidden")
+            self._pin("ffn", 4 * hidden)
+            if "" in self.scopes:
+                self._pin("head_dim", hidden // self._value("heads"))
+        self._sizes, self._splits = self._read_sizes()
 
     def _value(self, axis: str) -> int:
-        return getattr(self.config, field_of(self.config, axis) or "")
+        return read_field(self.config, self.paths[axis])
 
-    def _pin(self, axis: str, guesses: list[int]) -> None:
+    def _pin(self, axis: str, guess: int) -> None:
         """Write down a size that the config leaves to be derived from another, if the model honours the field."""
-        if field_of(self.config, axis):
+        if axis in self.paths or guess < 1:
             return
+        root = main_part(self.config)
         shapes = self._shapes(self.config)
         for name in FIELDS[axis]:
-            if isinstance(getattr(type(self.config), name, None), property):
+            owner = read_field(self.config, (root + name).rpartition(".")[0]) if root else self.config
+            if "." in name or isinstance(getattr(type(owner), name, None), property):
                 continue
-            for guess in guesses:
-                pinned, moved = copy.deepcopy(self.config), copy.deepcopy(self.config)
-                setattr(pinned, name, guess)
-                setattr(moved, name, 2 * guess)
-                try:
-                    honoured = self._shapes(pinned) == shapes and self._shapes(moved) != shapes
-                except (ValueError, RuntimeError, TypeError, AttributeError):
-                    continue
-                if honoured:
-                    self.config = pinned
-                    return
+            pinned, moved = copy.deepcopy(self.config), copy.deepcopy(self.config)
+            write_field(pinned, root + name, guess)
+            write_field(moved, root + name, 2 * guess)
+            try:
+                honoured = self._shapes(pinned) == shapes and self._shapes(moved) != shapes
+            except (ValueError, RuntimeError, TypeError, AttributeError):
+                continue
+            if honoured:
+                self.config = pinned
+                self.paths[axis] = root + name
+                return
 
     def _shapes(self, config: Any) -> dict[str, torch.Size]:
         with torch.device("meta"):
             return {name: tensor.shape for name, tensor in self.model_class(config).state_dict().items()}
 
-    def _read_sizes(self) -> dict[str, int]:
-        sizes: dict[str, int] = {}
-        for axis in FIELDS:
-            if not axis.endswith("heads") and field_of(self.config, axis):
-                sizes[axis] = self._value(axis)
+    def _read_sizes(self) -> tuple[dict[str, int], dict[str, Split]]:
+        sizes = {axis: self._value(axis) for axis in self.paths if not axis.endswith("heads")}
+        splits: dict[str, Split] = {}
         for scope in self.scopes:
-            if not field_of(self.config, f"{scope}heads"):
-                continue
             heads = self._value(f"{scope}heads")
-            field = field_of(self.config, "kv_heads") if not scope else None
-            kv_heads = self._kv_heads or (getattr(self.config, field) if field else heads)
+            kv_heads = self._value(f"{scope}kv_heads") if f"{scope}kv_heads" in self.paths else heads
+            if not scope and self.reading.kv_heads:
+                kv_heads = self.reading.kv_heads
+            kv_heads = kv_heads if heads % kv_heads == 0 else heads
             sizes[f"{scope}kv_heads"], sizes[f"{scope}group"] = kv_heads, heads // kv_heads
-            if not self._explicit_head_dim:
-                sizes[f"{scope}head_dim"] = sizes["hidden"] // heads
-        return sizes
+            explicit = f"{scope}head_dim" in self.paths
+            shared_out = next((a for a in (f"{scope}hidden", "hidden") if a in self.paths), None)
+            if shared_out is None or (explicit and not self.reading.split):
+                continue
+            if not explicit:  # stages double the width when the config gives only the first one's
+                stage = scope.removeprefix("stage").rstrip("_")
+                factor = 2 ** int(stage) if stage.isdigit() and shared_out == "hidden" else 1
+                sizes[f"{scope}head_dim"] = factor * sizes[shared_out] // heads
+            width = heads * sizes[f"{scope}head_dim"]
+            if width:
+                splits[scope] = Split(shared_out, Fraction(width, sizes[shared_out]))
+        return sizes, splits
 
-    @property
-    def _explicit_head_dim(self) -> bool:
-        return field_of(self.config, "head_dim") is not None
-
-    @property
-    def _kv_heads_follow_field(self) -> bool:
-        """False where the architecture ignores the field, as Falcon's multi-query attention does."""
-        field = field_of(self.config, "kv_heads")
-        return self._kv_heads is None or field is None or getattr(self.config, field) == self._kv_heads
+    def _grouped(self, scope: str) -> bool:
+        if scope or self.reading.grouped is None:
+            return f"{scope}kv_heads" in self.paths
+        return self.reading.grouped
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -117,19 +133,22 @@ class HuggingFaceBuilder:
 
     @property
     def depths(self) -> Mapping[str, int]:
-        return {axis: getattr(self.config, field) for axis, field in self.depth_fields.items()}
+        return {axis: read_field(self.config, path) for axis, path in self.depth_paths.items()}
 
     @property
     def model_type(self) -> str:
         return self.config.model_type
 
-    def kv_alternatives(self) -> list[HuggingFaceBuilder]:
-        """Builders that read the number of key-value heads differently: the field, all heads, one."""
-        if self.scopes != [""] or "kv_heads" not in self._sizes:
-            return [self]
-        candidates = dict.fromkeys([self._sizes["kv_heads"], self._value("heads"), 1])
-        grouped = [True, False] if self._grouped else [False]
-        return [HuggingFaceBuilder(self.model_class, self.config, k, g) for k in candidates for g in grouped]
+    def alternatives(self) -> Iterable[HuggingFaceBuilder]:
+        """Builders that read the heads differently: key-value heads by the field, all, or one; hidden_size split or not."""
+        readings = [Reading()]
+        if "" in self.scopes:
+            heads = self._value("heads")
+            for kv_heads in dict.fromkeys([self._sizes["kv_heads"], heads, 1]):
+                readings += [Reading(kv_heads, grouped) for grouped in (True, False) if grouped or kv_heads > 1]
+            readings.append(Reading(1, True, fixed=True))
+        readings += [replace(reading, split=True) for reading in readings]
+        return (HuggingFaceBuilder(self.model_class, self.config, reading) for reading in readings)
 
     def config_for(
         self,
@@ -140,64 +159,77 @@ class HuggingFaceBuilder:
         """The config of the network at these sizes; `orders` as in `Builder.resized`.
 
         Raises:
-            MeristemError: if the architecture derives head_dim from hidden_size / num_attention_heads and the sizes
-                asked for do not agree with that.
+            MeristemError: if the heads do not share out the widths asked for, or the architecture ties together what
+                should differ.
         """
         config = copy.deepcopy(self.config)
         for axis, size in sizes.items():
-            field = field_of(self.config, axis)
-            if field is None or axis.endswith("heads"):
+            if axis not in self.paths or axis.endswith("heads"):
                 continue
             for linked in LINKED_FIELDS.get(axis, ()):
-                if getattr(config, linked, None) == self._sizes[axis]:
-                    setattr(config, linked, size)
-            setattr(config, field, size)
+                if read_field(config, linked) == self._sizes[axis]:
+                    write_field(config, linked, size)
+            write_field(config, self.paths[axis], size)
         for scope in self.scopes:
-            if f"{scope}kv_heads" in sizes:
-                self._set_heads(config, scope, sizes)
+            self._check_heads(scope, sizes)
+            self._write_heads(config, scope, sizes)
         for axis, depth in depths.items():
-            self._set_depth(config, axis, depth, (orders or {}).get(axis))
+            self._write_depth(config, axis, depth, (orders or {}).get(axis))
         return config
 
-    def _set_heads(self, config: Any, scope: str, sizes: Mapping[str, int]) -> None:
+    def _check_heads(self, scope: str, sizes: Mapping[str, int]) -> None:
         kv_heads, group = sizes[f"{scope}kv_heads"], sizes[f"{scope}group"]
-        heads_field, kv_field = field_of(self.config, f"{scope}heads"), field_of(self.config, "kv_heads")
-        assert heads_field is not None
-        old_heads = getattr(self.config, heads_field)
-        if group != self._sizes[f"{scope}group"] and not self._grouped:
+        if group != self._sizes[f"{scope}group"] and not self._grouped(scope):
             raise MeristemError(
                 f"{self.model_type} gives every query head its own key-value head; asked for {kv_heads * group} query "
                 f"and {kv_heads} key-value heads, {kv_heads * self._sizes[f'{scope}group']} and {kv_heads} would work"
             )
-        if not self._explicit_head_dim:
-            head_dim = sizes[f"{scope}head_dim"]
-            if sizes["hidden"] != kv_heads * group * head_dim:
+        split = self._splits.get(scope)
+        if split:
+            head_dim, width = sizes[f"{scope}head_dim"], split.factor * sizes[split.axis]
+            if width != kv_heads * group * head_dim:
+                works = kv_heads * group * head_dim / split.factor
                 raise MeristemError(
-                    f"{self.model_type} splits hidden_size evenly over its heads, and head_dim has to stay {head_dim}: "
-                    f"asked for hidden_size={sizes['hidden']} with {heads_field}={kv_heads * group}; "
-                    f"hidden_size={kv_heads * group * head_dim} would work"
+                    f"{self.model_type} splits {self._name(split.axis)} evenly over its heads, and head_dim has to stay "
+                    f"{head_dim}: asked for {self._name(split.axis)}={sizes[split.axis]} with "
+                    f"{self._name(f'{scope}heads')}={kv_heads * group}; {self._name(split.axis)}={works} would work"
                 )
-        if kv_heads != self._sizes[f"{scope}kv_heads"] and not self._kv_heads_follow_field:
+        if not scope and kv_heads != self._sizes["kv_heads"] and not self._kv_heads_follow_field:
             raise MeristemError(
                 f"this {self.model_type} has {self._sizes['kv_heads']} key-value head(s) whatever its config says; "
                 f"asked for {kv_heads}"
             )
-        if kv_field and not scope:
-            if getattr(self.config, kv_field) == self._sizes["kv_heads"]:
-                setattr(config, kv_field, kv_heads)
-            elif getattr(self.config, kv_field) == old_heads:
-                setattr(config, kv_field, kv_heads * group)
-        setattr(config, heads_field, kv_heads * group)
 
-    def _set_depth(self, config: Any, axis: str, depth: int, order: list[int] | None) -> None:
-        old = getattr(config, self.depth_fields[axis])
-        order = order or [i % old for i in range(depth)]
+    @property
+    def _kv_heads_follow_field(self) -> bool:
+        """False where the architecture ignores the field, as Falcon's multi-query attention does."""
+        written = self._value("kv_heads") if "kv_heads" in self.paths else 0
+        return not self.reading.fixed and self._sizes["kv_heads"] in (self._value("heads"), written)
+
+    def _write_heads(self, config: Any, scope: str, sizes: Mapping[str, int]) -> None:
+        kv_heads, group = sizes[f"{scope}kv_heads"], sizes[f"{scope}group"]
+        kv_path = self.paths.get(f"{scope}kv_heads")
+        if kv_path:
+            written = read_field(self.config, kv_path)
+            if written == self._sizes[f"{scope}kv_heads"]:
+                write_field(config, kv_path, kv_heads)
+            elif written == self._value(f"{scope}heads"):
+                write_field(config, kv_path, kv_heads * group)
+        write_field(config, self.paths[f"{scope}heads"], kv_heads * group)
+
+    def _write_depth(self, config: Any, axis: str, depth: int, order: list[int] | None) -> None:
+        old = self.depths[axis]
+        order = order or [min(i, old - 1) for i in range(depth)]
         if order == list(range(old)):
             return
-        for name, value in list(vars(config).items()):  # layer_types and its like: one entry per layer
-            if isinstance(value, list) and len(value) == old and axis != "decoder_layers":
-                setattr(config, name, [value[i] for i in order])
-        setattr(config, self.depth_fields[axis], depth)
+        owner = config
+        for part in self.depth_paths[axis].split(".")[:-1]:
+            owner = owner if part == "depths" else read_field(owner, part)
+        if not axis.startswith("stage"):
+            for name, value in list(vars(owner).items()):  # layer_types and its like: one entry per layer
+                if isinstance(value, list | tuple) and len(value) == old and axis != "decoder_layers":
+                    setattr(owner, name, type(value)(value[i] for i in order))
+        write_field(config, self.depth_paths[axis], depth)
 
     def build(self, sizes: Mapping[str, int], depths: Mapping[str, int]) -> nn.Module:
         return self.model_class(self.config_for(sizes, depths))
@@ -211,35 +243,37 @@ class HuggingFaceBuilder:
     ) -> HuggingFaceBuilder:
         config = self.config_for(sizes, depths, orders)
         for name, value in changes.items():
-            setattr(config, name, value)
-        return HuggingFaceBuilder(self.model_class, config, sizes.get("kv_heads"), self._grouped)
+            write_field(config, name, value)
+        reading = replace(self.reading, kv_heads=sizes.get("kv_heads"))
+        return HuggingFaceBuilder(self.model_class, config, reading)
 
     def probes(self) -> list[dict[str, int]]:
-        fixed = {f"{scope}group" for scope in self.scopes if not self._grouped}
-        fixed |= {"kv_heads"} if not self._kv_heads_follow_field else set()
+        fixed = {f"{scope}group" for scope in self.scopes if not self._grouped(scope)}
+        fixed |= {"kv_heads"} if "" in self.scopes and not self._kv_heads_follow_field else set()
         movable = {a: s for a, s in self._sizes.items() if a not in fixed}
         probes = [{**self._sizes, **probe} for probe in double_each(movable)]
-        if self._explicit_head_dim:
-            return probes
-        scopes = [s for s in self.scopes if f"{s}kv_heads" in self._sizes]
-        for probe in probes:  # hidden = kv_heads * group * head_dim must hold for every scope
-            inner = [probe[f"{s}kv_heads"] * probe[f"{s}group"] * probe[f"{s}head_dim"] for s in scopes]
-            probe["hidden"] = max([probe["hidden"], *inner])
-            for s, size in zip(scopes, inner, strict=True):
-                probe[f"{s}head_dim"] *= probe["hidden"] // size
+        for probe in probes:  # where heads share out an axis, it and they move together
+            inner = {s: probe[f"{s}kv_heads"] * probe[f"{s}group"] * probe[f"{s}head_dim"] for s in self._splits}
+            for scope, split in self._splits.items():
+                probe[split.axis] = max(probe[split.axis], int(inner[scope] / split.factor))
+            for scope, split in self._splits.items():
+                probe[f"{scope}head_dim"] *= int(split.factor * probe[split.axis] / inner[scope])
         return probes
 
     def fact(self, name: str) -> Any:
-        return getattr(self.config, name, None)
+        return read_field(self.config, name)
+
+    def _name(self, axis: str) -> str:
+        return self.paths.get(axis, axis)
 
     def describe_axis(self, axis: str) -> str:
-        scope = next((s for s in ("encoder_", "decoder_") if axis.startswith(s)), "")
+        scope = next((s for s in self.scopes if s and axis.startswith(s)), "")
         kind = axis.removeprefix(scope)
-        heads = field_of(self.config, f"{scope}heads")
+        heads = self._name(f"{scope}heads")
         if kind == "kv_heads":
-            return field_of(self.config, "kv_heads") or str(heads)
+            return self.paths.get(axis, heads)
         if kind == "group":
             return f"{heads} / kv heads"
-        if kind == "head_dim" and not self._explicit_head_dim:
-            return f"{field_of(self.config, 'hidden')} / {heads}"
-        return field_of(self.config, axis) or "derived"
+        if kind == "head_dim" and axis not in self.paths:
+            return f"{self._name(self._splits[scope].axis)} / {heads}"
+        return self.paths.get(axis, "derived")

@@ -8,24 +8,22 @@ apart, and the certificate of a growth is the proof.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from meristem.algebra import Layout
-from meristem.anatomy.anatomy import Anatomy, Axis, BlockList, Dimension, TensorAnatomy
+from meristem.anatomy.anatomy import Anatomy, Axis, BlockList, Dimension, TensorAnatomy, kind_of
 from meristem.anatomy.builder import Builder
-from meristem.anatomy.conventions import ATTENTION_CLASS, ATTENTION_LAYOUTS, DECODER_SCOPE, ENCODER_SCOPE
+from meristem.anatomy.candidates import Sizes, candidates
+from meristem.anatomy.conventions import GROWING
 from meristem.anatomy.norms import NormFacts, is_norm, norm_facts
 from meristem.anatomy.overrides import OVERRIDES, Override
+from meristem.anatomy.parts import is_part, whole_of, with_parts
 from meristem.anatomy.roles import roles
 from meristem.errors import AnatomyError, MeristemError
-
-Sizes = Mapping[str, int]
-
 
 def anatomy_of_model(model: nn.Module, overrides: Mapping[str, Override] | None = None) -> Anatomy:
     """See `Anatomy.of`."""
@@ -39,7 +37,7 @@ def anatomy_of_model(model: nn.Module, overrides: Mapping[str, Override] | None 
         )
     override = {**OVERRIDES, **(overrides or {})}.get(config.model_type, Override())
     failures: list[AnatomyError] = []
-    for builder in HuggingFaceBuilder(type(model), config).kv_alternatives():
+    for builder in HuggingFaceBuilder(type(model), config).alternatives():
         try:
             return infer(builder, override)
         except AnatomyError as error:
@@ -50,10 +48,12 @@ def anatomy_of_model(model: nn.Module, overrides: Mapping[str, Override] | None 
 def infer(builder: Builder, override: Override) -> Anatomy:
     """The anatomy of what `builder` builds. Raises AnatomyError where a shape has no explanation."""
     base = _build(builder, builder.sizes, builder.depths)
-    probes = [(_with_heads(builder.sizes), _shapes(base))]
+    probes = [Probe(with_parts(builder.sizes), _shapes(base), True)]
     for sizes in builder.probes():
+        moved = {axis for axis, size in sizes.items() if size != builder.sizes[axis]}
         try:
-            probes.append((_with_heads(sizes), _shapes(_build(builder, sizes, builder.depths))))
+            shapes = _shapes(_build(builder, sizes, builder.depths))
+            probes.append(Probe(with_parts(sizes), shapes, any(kind_of(axis) in GROWING for axis in moved)))
         except (ValueError, RuntimeError, MeristemError):
             continue  # the architecture refuses this combination; the other probes still speak
     blocks = _find_blocks(builder, base)
@@ -70,6 +70,7 @@ def infer(builder: Builder, override: Override) -> Anatomy:
             ties.get(name),
         )
     axes = {axis: Axis(axis, size, builder.describe_axis(axis)) for axis, size in builder.sizes.items()}
+    axes |= _parts(axes, tensors)
     return Anatomy(builder, axes, tensors, blocks, override, _norms(owners))
 
 
@@ -82,14 +83,19 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _with_heads(sizes: Sizes) -> dict[str, int]:
-    """`heads` is shorthand in layouts for `kv_heads group`."""
-    heads = {
-        axis.replace("kv_heads", "heads"): size * sizes[axis.replace("kv_heads", "group")]
-        for axis, size in sizes.items()
-        if axis.endswith("kv_heads")
-    }
-    return {**sizes, **heads}
+@dataclass(frozen=True)
+class Probe:
+    """One build: its axis sizes, its shapes by name, and whether an axis moved that growth can change."""
+
+    sizes: Sizes
+    shapes: Mapping[str, tuple[int, ...]]
+    essential: bool
+
+
+def _parts(axes: Mapping[str, Axis], tensors: Mapping[str, TensorAnatomy]) -> dict[str, Axis]:
+    """The axes such as `over8_hidden` that some layout uses: an eighth of the hidden axis, with units of its own."""
+    used = {a for t in tensors.values() for d in t.dimensions for a in d.layout.axes() if is_part(a)}
+    return {a: Axis(a, with_parts({n: x.size for n, x in axes.items()})[a], f"a part of {whole_of(a)}") for a in used}
 
 
 def _find_blocks(builder: Builder, base: nn.Module) -> tuple[BlockList, ...]:
@@ -146,67 +152,41 @@ def _dimensions(
     name: str,
     tensor: torch.Tensor,
     owners: Mapping[str, nn.Module],
-    probes: Sequence[tuple[Sizes, Mapping[str, tuple[int, ...]]]],
+    probes: Sequence[Probe],
     override: Override,
 ) -> Iterator[Dimension]:
     path, _, parameter = name.rpartition(".")
     for position, role in enumerate(roles(owners[path], parameter, tensor.dim())):
-        measured = [(sizes, shapes[name][position]) for sizes, shapes in probes]
-        if len({size for _, size in measured}) == 1:
-            yield Dimension(Layout.parse(measured[0][1]), role, "shape")
-            continue
-        candidates = _candidates(path, "in" if role == "read" else "out", owners, probes[0][0], override)
-        for source, layout in candidates:
-            if layout.axes() <= set(probes[0][0]) and all(layout.size(s) == size for s, size in measured):
-                yield Dimension(layout, role, source)
+        side = "in" if role == "read" else "out"
+        for subset in (probes, [probe for probe in probes if probe.essential]):
+            measured = [(probe.sizes, probe.shapes[name][position]) for probe in subset]
+            found = _explain(name, side, measured, owners, override)
+            if found:
+                yield Dimension(found[1], role, found[0])
                 break
         else:
             seen = ", ".join(dict.fromkeys(str(size) for _, size in measured))
             raise AnatomyError(
                 f"cannot explain dimension {position} of {name} {tuple(tensor.shape)}: over the probes it measures "
-                f"{seen}, and no layout of the axes {', '.join(probes[0][0])} gives that; "
+                f"{seen}, and no layout of the axes {', '.join(probes[0].sizes)} gives that; "
                 "declare one with an Override(layouts=...) entry"
             )
 
 
-def _candidates(
-    path: str, side: str, owners: Mapping[str, nn.Module], sizes: Sizes, override: Override
-) -> Iterator[tuple[str, Layout]]:
-    for pattern, where, layout in override.layouts:
-        if where == side and re.search(pattern, path):
-            yield "override", Layout.parse(layout)
-    scope = _scope(path, sizes)
-    leaf = path.rpartition(".")[2]
-    if _inside_attention(path, owners):
-        for pattern, where, layouts in ATTENTION_LAYOUTS:
-            if where == side and re.fullmatch(pattern, leaf):
-                yield from (("convention", Layout.parse(_scoped(layout, scope))) for layout in layouts)
-                return  # heads must not pass for plain units: a size that no head layout explains is an error
-    yield from (("shape", layout) for layout in _simple_layouts(sizes))
-
-
-def _inside_attention(path: str, owners: Mapping[str, nn.Module]) -> bool:
-    parts = path.split(".")
-    ancestors = (owners[".".join(parts[:i])] for i in range(1, len(parts)))
-    return any(re.search(ATTENTION_CLASS, type(module).__name__) for module in ancestors)
-
-
-def _scope(path: str, sizes: Sizes) -> str:
-    parts = path.split(".")
-    for scope in (ENCODER_SCOPE, DECODER_SCOPE):
-        if scope in parts and f"{scope}_kv_heads" in sizes:
-            return scope + "_"
-    return ""
-
-
-def _scoped(layout: str, scope: str) -> str:
-    return re.sub(r"\b(kv_heads|heads|group|head_dim)\b", lambda m: scope + m.group(), layout) if scope else layout
-
-
-def _simple_layouts(sizes: Sizes) -> Iterator[Layout]:
-    """One axis, then multiples of one axis, then heads times head_dim, simplest first."""
-    yield from (Layout(((axis,),)) for axis in sizes)
-    yield from (Layout(((c, axis),)) for c, axis in product((2, 3, 4, 5, 6, 8), sizes))
-    pairs = [(a, b) for a in sizes for b in sizes if a.endswith("heads") and b.endswith("head_dim")]
-    yield from (Layout((pair,)) for pair in pairs)
-    yield from (Layout(((2, *pair),)) for pair in pairs)
+def _explain(
+    name: str,
+    side: str,
+    measured: Sequence[tuple[Sizes, int]],
+    owners: Mapping[str, nn.Module],
+    override: Override,
+) -> tuple[str, Layout] | None:
+    """How it is known, and the first layout that has the measured size in every build."""
+    sizes, size = measured[0]
+    if all(other == size for _, other in measured):
+        return "shape", Layout.parse(size)
+    for source, layout in candidates(name, side, size, owners, sizes, override):
+        if all(axis in sizes or is_part(axis) for axis in layout.axes()) and all(
+            layout.size(sizes) == size for sizes, size in measured
+        ):
+            return source, layout
+    return None

@@ -38,7 +38,7 @@ def ends_in_norm(model: nn.Module, block_prefixes: list[str]) -> bool:
     outputs: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, _, output) -> None:
-        outputs[module] = output[0] if isinstance(output, tuple) else output
+        outputs[module] = output[0] if isinstance(output, tuple | list) else output
 
     modules = [m for m in model.modules() if is_norm(m)] + blocks
     try:

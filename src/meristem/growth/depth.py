@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from meristem.growth.plan import LayerMap, LayerSource
+from collections.abc import Mapping
+
+import torch
+
+from meristem.anatomy import Anatomy
+from meristem.errors import MeristemError
+from meristem.growth.plan import LayerMap, LayerSource, layer_order
+
+Kind = frozenset[tuple[str, tuple[int, ...]]]
 
 
 def spread(old: int, new: int) -> list[tuple[int, int]]:
@@ -26,8 +34,74 @@ def repeat_span(old: int, first: int, last: int) -> LayerMap:
     return tuple(LayerSource.copy(layer) for layer in order)
 
 
-def identity_layers(old: int, new: int) -> LayerMap:
-    """Behind each layer, silent copies of it that write nothing into the residual stream."""
-    return tuple(
-        LayerSource(((layer, 1.0),), silent=copy > 0) for layer, times in spread(old, new) for copy in range(times)
-    )
+def identity_layers(anatomy: Anatomy, axis: str, new: int) -> LayerMap:
+    """Silent copies, which write nothing into the residual stream, among the layers of one list of blocks.
+
+    Behind each layer, evenly; where the architecture wants other kinds of layers at those places (dense first, experts
+    later; a bias in the last one), wherever it has room for them.
+
+    Raises:
+        MeristemError: if no arrangement gives every new place a layer of its kind.
+    """
+    old = anatomy.depths[axis]
+    spread_out = tuple(LayerSource.identity(l, copy > 0) for l, times in spread(old, new) for copy in range(times))
+    at_the_end = tuple(LayerSource.identity(min(i, old - 1), i >= old) for i in range(new))
+    for first in (spread_out, at_the_end):
+        if _fits(anatomy, axis, first):
+            return first
+        matched = _matched(anatomy, axis, first)
+        if matched and _fits(anatomy, axis, matched):
+            return matched
+    raise MeristemError(f"identity blocks: {anatomy.builder.model_type} has no place for {new - old} more {axis}")
+
+
+def _kinds(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> tuple[list[Kind], list[Kind]]:
+    """Names and shapes of the tensors in each old layer and in each layer of the network that `layer_map` asks for."""
+    builder = anatomy.builder
+    order = layer_order(layer_map)
+    target = builder.resized(builder.sizes, {**builder.depths, axis: len(order)}, {}, {axis: order})
+    with torch.device("meta"):
+        state = target.build(target.sizes, target.depths).state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    prefixes = [blocks.prefix for blocks in anatomy.blocks if blocks.axis == axis]
+    ours = {tensor.name: tensor.shape for tensor in anatomy.tensors.values()}
+    return _by_layer(ours, prefixes, anatomy.depths[axis]), _by_layer(shapes, prefixes, len(order))
+
+
+def _by_layer(shapes: Mapping[str, tuple[int, ...]], prefixes: list[str], depth: int) -> list[Kind]:
+    layers: list[dict[str, tuple[int, ...]]] = [{} for _ in range(depth)]
+    for name, shape in shapes.items():
+        for prefix in prefixes:
+            if name.startswith(prefix + "."):
+                index, _, rest = name[len(prefix) + 1 :].partition(".")
+                layers[int(index)][rest] = shape
+    return [frozenset(layer.items()) for layer in layers]
+
+
+def _fits(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> bool:
+    try:
+        old, new = _kinds(anatomy, axis, layer_map)
+    except (ValueError, RuntimeError, IndexError):
+        return False
+    return all(new[i] <= old[layer.sources[0][0]] for i, layer in enumerate(layer_map))
+
+
+def _matched(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> LayerMap | None:
+    """The old layers in order, each at the first place of its kind; silent layers of the right kind between them."""
+    try:
+        old, new = _kinds(anatomy, axis, layer_map)
+    except (ValueError, RuntimeError, IndexError):
+        return None
+    matched: list[LayerSource] = []
+    waiting = 0
+    for place, kind in enumerate(new):
+        room = len(new) - place > len(old) - waiting or waiting == len(old)
+        if waiting < len(old) and old[waiting] == kind:
+            matched.append(LayerSource.copy(waiting))
+            waiting += 1
+        elif room and kind in old:
+            nearest = min((i for i in range(len(old)) if old[i] == kind), key=lambda i: abs(i - waiting))
+            matched.append(LayerSource.identity(nearest, True))
+        else:
+            return None
+    return tuple(matched) if waiting == len(old) else None

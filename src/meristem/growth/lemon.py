@@ -53,7 +53,7 @@ class LEMON(WidthMethod):
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Identity blocks, spread evenly."""
         targets = depth_targets(anatomy, self.name, num_hidden_layers=self.num_hidden_layers)
-        return {axis: identity_layers(anatomy.depths[axis], target) for axis, target in targets.items()}
+        return {axis: identity_layers(anatomy, axis, target) for axis, target in targets.items()}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module) -> bool:
         """Unless norms stand in the way (see `norms_are_kept`)."""

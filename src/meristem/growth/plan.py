@@ -31,6 +31,11 @@ class LayerSource:
     def copy(layer: int) -> LayerSource:
         return LayerSource(((layer, 1.0),))
 
+    @staticmethod
+    def identity(layer: int, silent: bool) -> LayerSource:
+        """A copy that writes nothing, if `silent`."""
+        return LayerSource(((layer, 1.0),), silent=silent)
+
 
 LayerMap = tuple[LayerSource, ...]
 
@@ -120,7 +125,7 @@ class GrowthPlan:
                     terms=terms,
                     maps=self._dimension_maps(tensor),
                     roles=tuple(d.role for d in tensor.dimensions),
-                    scale=0.0 if silent and tensor.writes("hidden") else self._scale(tensor),
+                    scale=0.0 if silent and tensor.writes(self.source.stream(tensor)) else self._scale(tensor),
                     offset=self._offset(tensor),
                     noise=self.noise if tensor.reads else 0.0,
                     seed=self.seed,
@@ -151,24 +156,24 @@ class GrowthPlan:
         for dimension in tensor.dimensions:
             if dimension.role == "gain":
                 for axis in dimension.layout.axes():
-                    scale *= self._axis_map(axis).norm_factor
+                    scale *= self.axis_map(axis).norm_factor
         return scale
 
     def _dimension_maps(self, tensor: TensorAnatomy) -> tuple[AxisMap | None, ...]:
         maps = []
         for dimension in tensor.dimensions:
-            moved = any(not self._axis_map(axis).is_identity() for axis in dimension.layout.axes())
-            axes = {axis: self._axis_map(axis) for axis in dimension.layout.axes()} if moved else {}
+            moved = any(not self.axis_map(axis).is_identity() for axis in dimension.layout.axes())
+            axes = {axis: self.axis_map(axis) for axis in dimension.layout.axes()} if moved else {}
             maps.append(dimension.layout.expand(axes) if moved else None)
         return tuple(maps)
 
-    def _axis_map(self, axis: str) -> AxisMap:
+    def axis_map(self, axis: str) -> AxisMap:
         if axis in self.maps:
             return self.maps[axis]
         if axis in self.source.axes:
             return AxisMap.identity(self.source.axes[axis].size)
         kv_heads = axis.replace("heads", "kv_heads")  # `heads` is `kv_heads group`
-        return self._axis_map(kv_heads).kron(self._axis_map(kv_heads.replace("kv_heads", "group")))
+        return self.axis_map(kv_heads).kron(self.axis_map(kv_heads.replace("kv_heads", "group")))
 
     def _targets(self, tensor: TensorAnatomy) -> list[tuple[str, tuple[Term, ...], bool]]:
         """(new name, its sources, silent) for every copy of the tensor that the large network holds."""
@@ -177,13 +182,13 @@ class GrowthPlan:
         axis, index = tensor.block
         prefix = next(b.prefix for b in self.source.blocks if b.axis == axis and tensor.name.startswith(b.prefix + "."))
         rest = tensor.name[len(f"{prefix}.{index}.") :]
-        only_here = sum(f"{prefix}.{i}.{rest}" in self.source.tensors for i in range(self.source.depths[axis])) == 1
-        if only_here:
-            return [(tensor.name, (Term(tensor.name),), False)]
         targets = []
         for new, layer in enumerate(self.layers[axis]):
             if layer.sources[0][0] == index:  # each new tensor is planned once, where its first source stands
                 targets.append((f"{prefix}.{new}.{rest}", self._terms(prefix, rest, layer), layer.silent))
+        only_here = sum(f"{prefix}.{i}.{rest}" in self.source.tensors for i in range(self.source.depths[axis])) == 1
+        if only_here and tensor.name not in [name for name, _, _ in targets]:
+            targets.append((tensor.name, (Term(tensor.name),), False))  # what only one place has, it keeps
         return targets
 
     def _terms(self, prefix: str, rest: str, layer: LayerSource) -> tuple[Term, ...]:

@@ -120,7 +120,7 @@ class IdentityBlocks(DepthMethod):
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Silent copies behind their originals, spread evenly."""
         targets = depth_targets(anatomy, self.name, self.depth, self.num_hidden_layers)
-        return {axis: identity_layers(anatomy.depths[axis], target) for axis, target in targets.items()}
+        return {axis: identity_layers(anatomy, axis, target) for axis, target in targets.items()}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module) -> bool:
         """Unless blocks end in a norm, which changes even an unchanged stream (post-norm, as in BERT)."""

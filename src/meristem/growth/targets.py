@@ -5,6 +5,8 @@ from __future__ import annotations
 from meristem.anatomy import Anatomy
 from meristem.errors import MeristemError
 
+ATTENTION_SCOPES = ("", "encoder_", "decoder_")  # whose heads num_attention_heads names
+
 
 def width_targets(
     anatomy: Anatomy,
@@ -36,17 +38,24 @@ def width_targets(
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise MeristemError(f"{method}: {name} must be a positive whole number, got {size!r}")
     sizes: dict[str, int] = {}
-    for axis in anatomy.of_kind("hidden"):
-        sizes[axis.name] = hidden_size or axis.size * width
+    hiddens = anatomy.of_kind("hidden")
+    for axis in hiddens:
+        target = _scaled(method, "hidden_size", axis.size, hidden_size, hiddens[0].size)
+        sizes[axis.name] = target or axis.size * width
     ffns = anatomy.of_kind("ffn")
     if intermediate_size and not ffns:
         raise MeristemError(
             f"{method}: {anatomy.builder.model_type} has no feed-forward size of its own (it follows hidden_size)"
         )
     for axis in ffns:
-        sizes[axis.name] = _scaled(method, axis.size, intermediate_size, ffns[0].size) or axis.size * width
+        target = _scaled(method, "intermediate_size", axis.size, intermediate_size, ffns[0].size)
+        sizes[axis.name] = target or axis.size * width
     for axis in anatomy.of_kind("kv_heads"):
-        sizes |= _heads(anatomy, method, axis.name, width, num_attention_heads, num_key_value_heads)
+        if axis.scope in ATTENTION_SCOPES:
+            sizes |= _heads(anatomy, method, axis.name, width, num_attention_heads, num_key_value_heads)
+        else:  # heads of state-space and linear-attention blocks follow the width
+            factor = width if hidden_size is None else _whole(method, axis.name, hidden_size, hiddens[0].size)
+            sizes |= _heads(anatomy, method, axis.name, factor, None, None)
     for axis, size in sizes.items():
         if (size > anatomy.sizes[axis]) if shrink else (size < anatomy.sizes[axis]):
             raise MeristemError(
@@ -56,16 +65,22 @@ def width_targets(
     return {axis: size for axis, size in sizes.items() if size != anatomy.sizes[axis]}
 
 
-def _scaled(method: str, size: int, target: int | None, first: int) -> int | None:
-    """The target of one of several feed-forward sizes, when the user names that of the first."""
+def _scaled(method: str, field: str, size: int, target: int | None, first: int) -> int | None:
+    """The target of one of several sizes of a kind, when the user names that of the first."""
     if target is None:
         return None
     if size * target % first:
         raise MeristemError(
-            f"{method}: intermediate_size {first} -> {target} would take a feed-forward of {size} units to "
+            f"{method}: {field} {first} -> {target} would take a part of {size} units to "
             f"{size * target / first:g}; use a multiple of {first}"
         )
     return size * target // first
+
+
+def _whole(method: str, axis: str, target: int, size: int) -> int:
+    if target % size:
+        raise MeristemError(f"{method}: {axis} follow hidden_size, which has to grow by a whole factor; it is {size}")
+    return target // size
 
 
 def _heads(

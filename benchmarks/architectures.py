@@ -1,0 +1,195 @@
+"""Which architectures can be grown? Every model type of transformers' auto mappings, tiny and random, put to the proof.
+
+    python benchmarks/architectures.py                       # the whole registry (two processes, about half an hour)
+    python benchmarks/architectures.py --types llama t5      # some of it
+    python benchmarks/architectures.py --unaided 6 --seed 0  # six random families, with the table of overrides emptied
+
+For each: a tiny model with random weights; clone it x2 in width, prove the function (1e-4 of the largest logit, float32 or
+better), save, reload with stock transformers, prove again; then the same with identity blocks in depth. One row each: pass,
+or why not. Writes results/architectures.json and the table in docs/architectures.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+ROOT = Path(__file__).parents[1]
+TOLERANCE = 1e-4
+TASKS = {
+    "causal": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "masked": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "seq2seq": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "image": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "audio": "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES",
+}
+
+
+def registry() -> list[tuple[str, str, str]]:
+    """(task, model type, class name) for every entry of the auto mappings."""
+    from transformers.models.auto import modeling_auto
+
+    rows = []
+    for task, mapping in TASKS.items():
+        for model_type, classes in getattr(modeling_auto, mapping).items():
+            rows.append((task, model_type, classes if isinstance(classes, str) else classes[0]))
+    return rows
+
+
+def tiny_model(model_type: str, class_name: str):
+    """The first tiny model of this class that runs, and inputs for it. Raises what stood in the way."""
+    import transformers
+    from tiny import randomise, tiny_models
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from meristem.anatomy.inputs import example_inputs, logits_of
+
+    model_class = getattr(transformers, class_name)
+    failure: Exception = RuntimeError("no candidate")
+    for model in tiny_models(model_class, CONFIG_MAPPING[model_type]()):
+        try:
+            randomise(model.eval())
+            inputs = example_inputs(model)
+            if not logits_of(model, inputs).isfinite().all():
+                raise RuntimeError("the tiny model's logits are not finite")
+            return model, inputs
+        except Exception as error:
+            failure = error
+    raise failure
+
+
+def examine(model_type: str, class_name: str) -> dict[str, Any]:
+    """One row: can it be built, cloned, deepened, and reloaded by stock transformers?"""
+    try:
+        model, inputs = tiny_model(model_type, class_name)
+    except Exception as error:
+        return {"outcome": "not built", "why": _line(error)}
+    row: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+    from meristem.growth import HyperCloning, IdentityBlocks
+
+    try:
+        row["width"] = _proof(model, inputs, HyperCloning(width=2))
+        row["depth"] = _proof(model, inputs, IdentityBlocks(depth=2))
+    except Exception as error:
+        if os.environ.get("TRACE"):
+            traceback.print_exc()
+        stage = "depth" if "width" in row else "width"
+        trivial = "nothing to grow" in str(error) or "has no width field" in str(error)
+        return {**row, "outcome": "no width" if trivial and stage == "width" else "fail", "stage": stage, "why": _line(error)}
+    return {**row, "outcome": "pass"}
+
+
+def _proof(model, inputs, method) -> float:
+    """Grow, verify, save, reload with stock transformers, verify again; the larger relative error of the two."""
+    import torch
+
+    import meristem as ms
+    from meristem.growth import grow_with_certificate
+
+    growth = grow_with_certificate(model, method, inputs=inputs)
+    if not growth.plans[0].preserves_function:
+        return float("nan")
+    with tempfile.TemporaryDirectory() as folder:
+        growth.model.save_pretrained(folder)
+        again, report = type(model).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    lost = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
+    if lost:
+        raise RuntimeError(f"stock transformers does not load every tensor: {lost[:3]}")
+    error = max(growth.certificate.relative_error, ms.verify(model, again.eval(), inputs).relative_error)
+    if error > TOLERANCE:
+        raise RuntimeError(f"relative error {error:.1e} after saving and reloading")
+    return error
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _work(row: tuple[str, str, str], without_overrides: bool, pipe) -> None:
+    """In a forked process of its own: whatever happens there, the sweep goes on."""
+    if without_overrides:
+        import meristem.anatomy.infer as infer
+
+        infer.OVERRIDES = {}  # type: ignore[misc]
+    if not os.environ.get("TRACE"):
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 1)
+            os.dup2(null.fileno(), 2)
+    pipe.send(examine(row[1], row[2]))
+
+
+def sweep(rows: list[tuple[str, str, str]], without_overrides: bool, workers: int, limit: float) -> list[dict[str, Any]]:
+    """All rows, `workers` at a time, each in a fresh process with `limit` seconds."""
+    fork = multiprocessing.get_context("fork")
+    waiting, running, done = list(rows), {}, {}
+    while waiting or running:
+        while waiting and len(running) < workers:
+            row = waiting.pop(0)
+            ours, theirs = fork.Pipe(duplex=False)
+            process = fork.Process(target=_work, args=(row, without_overrides, theirs))
+            process.start()
+            theirs.close()
+            running[row] = (process, ours, time.monotonic())
+        for row, (process, pipe, start) in list(running.items()):
+            outcome = None
+            if pipe.poll(0.02):
+                try:
+                    outcome = pipe.recv()
+                except EOFError:
+                    outcome = {"outcome": "fail", "stage": "crash", "why": "the process died"}
+            elif time.monotonic() - start > limit:
+                process.kill()
+                outcome = {"outcome": "fail", "stage": "time", "why": f"not done after {limit:g} s"}
+            if outcome is not None:
+                process.join()
+                seconds = round(time.monotonic() - start, 1)
+                done[row] = {"task": row[0], "model_type": row[1], **outcome, "seconds": seconds}
+                print(*done[row].values(), flush=True)
+                del running[row]
+    return [done[row] for row in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="the whole registry is the small setting")
+    parser.add_argument("--types", nargs="+")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--unaided", type=int, help="this many random families, without overrides")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--limit", type=float, default=180.0, help="seconds for one model")
+    parser.add_argument("--out", type=Path, help="where to write the rows as JSON")
+    arguments = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+    import torch
+    import transformers
+
+    import meristem.growth  # noqa: F401  (imported once, before the processes are forked)
+    from meristem.checkpoints.write import write_json
+
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    rows = [row for row in registry() if row[0] in arguments.tasks]
+    if arguments.types:
+        rows = [row for row in rows if row[1] in arguments.types]
+    results = sweep(rows, False, arguments.workers, arguments.limit)
+    counts = Counter((r["task"], r["outcome"]) for r in results)
+    print(counts)
+    if arguments.out:
+        write_json(arguments.out, {"rows": results})
+
+
+if __name__ == "__main__":
+    main()

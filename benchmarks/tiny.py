@@ -1,0 +1,206 @@
+"""Tiny models of any type that transformers knows: its default config with every size made small, by the fields' names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+LAYERS = 3
+WIDTH, HEADS, HEAD_DIM = 64, 4, 16
+
+# Field name (regular expression, whole name) -> value. The first row that matches counts; lists keep their length.
+SIZES: tuple[tuple[str, Any], ...] = (
+    (r"(pad|padding)_(token_)?id(x)?", 0),
+    (r"bos_token_id|decoder_start_token_id", 1),
+    (r"eos_token_id|sep_token_id|cls_token_id|mask_token_id|unk_token_id|eod_token_id", 2),
+    (r"(image|audio|video|boi|eoi|boa|eoa|vision|timestamp)_.*(token_id|token_index|index)", 3),
+    (r"vocab_size|.*_vocab_size|vocab_size_per_layer_input|ngram_vocab_size_base|n_tokens", 96),
+    (r"hidden_size|d_model|n_embd|dim|emb_dim|hidden_dim|attention_hidden_size|lru_width|decoder_hidden_size", WIDTH),
+    (r"num_key_value_heads|num_kv_heads|multi_query_group_num|num_query_groups|swa_num_key_value_heads", 2),
+    (r"num_attention_heads|n_head|num_heads|n_heads|attention_heads|(en|de)coder_attention_heads", HEADS),
+    (r"num_(en|de)coder_attention_heads|swa_num_attention_heads|num_self_attention_heads|num_cross_attention_heads", HEADS),
+    (r"head_dim|d_kv|dim_head|d_head|kv_channels|v_head_dim|qk_nope_head_dim|swa_head_dim|swa_v_head_dim", HEAD_DIM),
+    (r"attention_head_size|attention_head_dim|index_head_dim|linear_head_dim|global_head_dim", HEAD_DIM),
+    (r"qk_rope_head_dim|rotary_dim", 8),
+    (r"qk_head_dim", 24),
+    (r"linear_num_value_heads|linear_num_heads|index_n_heads", HEADS),
+    (r"linear_num_key_heads", 2),
+    (r"linear_(key|value)_head_dim", HEAD_DIM),
+    (r"(q|kv|o)_lora_rank", 24),
+    (r"moe_intermediate_size|expert_ffn_hidden_size|moe_shared_expert_intermediate_size", 48),
+    (r"shared_expert_intermediate_size|shared_intermediate_size|shared_experts_intermediate_size", 48),
+    (r"intermediate_size|ffn_dim|n_inner|d_ff|dff|d_inner|dim_ff|(en|de)coder_ffn_dim|feed_forward_size", 96),
+    (r"ffn_hidden_size|intermediate_size_mlp|dense_intermediate_size|prefix_dense_intermediate_size", 96),
+    (r"num_hidden_layers|n_layers?|num_layers|(en|de)coder_layers|num_(en|de)coder_layers|num_decoder_layers", LAYERS),
+    (r"num_(local_|routed_)?experts|n_routed_experts|moe_num_experts|num_local_experts", 4),
+    (r"num_experts_per_tok(en)?|moe_topk|moe_k|n_shared_experts|moe_num_shared_experts|num_shared_experts|top_k", 2),
+    (r"n_group|topk_group|num_expert_group|pretraining_tp|o_groups", 1),
+    (r"expert_capacity", 64),
+    (r"first_k_dense_replace|num_dense_layers|moe_layer_start_index", 1),
+    (r"num_nextn_predict_layers|num_mtp_modules|num_kv_shared_layers", 0),
+    (r"embedding_size|entity_emb_size|word_embed_proj_dim|embedding_dim", 32),
+    (r"hidden_size_per_layer_input|pooler_hidden_size", 16),
+    (r"max_position_embeddings|n_positions|n_ctx|max_(source|target)_positions|context_length|max_seq_len|model_max_length", 128),
+    (r"max_(en|de)coder_position_embeddings|max_2d_position_embeddings|max_length|mem_len", 128),
+    (r"sliding_window|sliding_window_size|attention_window_size|attention_chunk_size|local_attention", 8),
+    (r"mamba_n_heads|mamba_num_heads", 8),
+    (r"mamba_d_head|mamba_head_dim|mamba_headdim", HEAD_DIM),
+    (r"mamba_d_ssm", 128),
+    (r"mamba_d_state|state_size|ssm_state_size", 8),
+    (r"mamba_n_groups|n_groups|mamba_ngroups", 1),
+    (r"time_step_rank|mamba_dt_rank", 8),
+    (r"(mamba_)?chunk_size", 8),
+    (r"image_size", 64),
+    (r"o_groups|embed_dim|d_latents", 32),
+    (r"num_latents|segment_means_seq_len|num_landmarks", 8),
+    (r"n_langs|num_codebooks", 1),
+    (r"type_vocab_size", 2),
+)
+# Per-layer lists: cut to the number of layers that the model gets.
+PER_LAYER = r"layer_types|mlp_layer_types|layers_block_type|indexer_types|no_rope_layers|attention_layers|layer_rope_theta"
+
+
+# What single types need beyond their fields' names: their own consistency rules.
+SPECIAL: dict[str, dict[str, Any]] = {
+    "blt": {},
+    "esm": {"vocab_size": 33, "token_dropout": False},
+    "levit": {"hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "key_dim": [8, 8, 8], "depths": [2, 2, 2],
+              "down_ops": [["Subsample", 8, 4, 4, 2, 2], ["Subsample", 8, 6, 4, 2, 2]], "image_size": 64},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1, "state_size": 8, "expand": 2},
+    "mobilebert": {"true_hidden_size": 32, "intra_bottleneck_size": 32, "embedding_size": 32},
+    "modernbert": {"layer_types": None},
+    "pvt": {"hidden_sizes": [16, 32, 64, 64], "num_attention_heads": [1, 2, 4, 4]},
+    "pvt_v2": {"hidden_sizes": [16, 32, 64, 64], "num_attention_heads": [1, 2, 4, 4]},
+    "segformer": {"hidden_sizes": [16, 32, 64, 64], "num_attention_heads": [1, 2, 4, 4]},
+    "reformer": {"is_decoder": True, "axial_pos_shape": (8, 16), "axial_pos_embds_dim": (32, 32), "hidden_size": 64,
+                 "lsh_attn_chunk_length": 8, "local_attn_chunk_length": 8, "attn_layers": ["local", "local", "local"]},
+    "squeezebert": {"embedding_size": 64},
+    "swin": {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 32, "patch_size": 2},
+    "donut-swin": {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 32,
+                   "patch_size": 2},
+    "swinv2": {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 32,
+               "patch_size": 2, "pretrained_window_sizes": [0, 0]},
+    "hiera": {"embed_dim": 32, "depths": [1, 1, 1, 1], "num_heads": [2, 4, 8, 16], "image_size": [64, 64]},
+    "bit": {"hidden_sizes": [16, 32, 64, 64], "embedding_size": 16, "num_groups": 4},
+    "resnet": {"hidden_sizes": [16, 32, 64, 64], "embedding_size": 16},
+    "regnet": {"hidden_sizes": [16, 32, 64, 64], "embedding_size": 16, "groups_width": 8},
+    "convnext": {"hidden_sizes": [16, 32, 48, 64]},
+    "focalnet": {"embed_dim": 16, "hidden_sizes": [16, 32, 64, 128]},
+    "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320},
+    "perceiver": {"num_latents": 8, "d_latents": 32, "d_model": 32, "num_self_attends_per_block": 2,
+                  "num_self_attention_heads": 4, "num_cross_attention_heads": 4, "qk_channels": 32, "v_channels": 32},
+    "xlstm": {"hidden_size": 64, "embedding_dim": 64, "num_heads": 4},
+    "zamba": {},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "led": {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64, "attention_window": 8},
+    "longformer": {"attention_window": 8},
+    "tapas": {"type_vocab_sizes": [3, 8, 8, 2, 8, 8, 10]},
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
+    "zamba2": {"mamba_headdim": 16, "n_mamba_heads": 8, "mamba_ngroups": 1, "hybrid_layer_ids": [1],
+               "layers_block_type": ["mamba", "hybrid", "mamba"]},
+    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "full_attention"]},
+    "dbrx": {},
+}  # fmt: skip
+
+
+def shrunk_entries(config: Any) -> dict[str, Any]:
+    """The entries that make a default config tiny: its integer fields by the table, its per-layer lists cut short."""
+    entries: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        if isinstance(value, bool) or value is None or isinstance(getattr(type(config), name, None), property):
+            continue
+        if hasattr(value, "model_type"):
+            entries[name] = type(value)(**shrunk_entries(value))
+        elif isinstance(value, int):
+            small = _small(name)
+            if small is not None and (value > small or name.endswith(("layers", "layer"))):
+                entries[name] = small
+        elif isinstance(value, list | tuple) and value:
+            cut = _small_list(name, list(value))
+            if cut is not None:
+                entries[name] = cut
+    return {**entries, **SPECIAL.get(config.model_type, {})}
+
+
+def _small(name: str) -> int | None:
+    return next((size for pattern, size in SIZES if re.fullmatch(pattern, name)), None)
+
+
+def _small_list(name: str, value: list) -> list | None:
+    if re.fullmatch(PER_LAYER, name):
+        kinds = list(dict.fromkeys(map(str, value)))
+        picked = [next(v for v in value if str(v) == kind) for kind in kinds][:LAYERS]
+        return (picked * LAYERS)[:LAYERS] if len(picked) < LAYERS else picked
+    if re.fullmatch(r"eos_token_id", name):
+        return [2]
+    if all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+        if re.fullmatch(r"depths|num_block_repeats", name):
+            return [2] + [1] * (len(value) - 1)
+        if re.fullmatch(r"hidden_sizes|embed_dims", name):
+            return [16 * 2**i for i in range(len(value))]
+        if re.fullmatch(r"image_size", name):
+            return [64] * len(value)
+        if re.fullmatch(r"conv_dim|tdnn_dim|xvector_output_dim", name):
+            return [16] * len(value)
+    return None
+
+
+# Corrections tried in turn until the model can be built and run; then what single types need beyond the table.
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"num_key_value_heads": HEADS},
+    {"num_key_value_heads": 1},
+    {"head_dim": HEAD_DIM},
+    {"num_hidden_layers": 4},
+    {"num_hidden_layers": 6},
+    {"intermediate_size": 4 * WIDTH},
+)
+
+
+def tiny_models(model_class: type[nn.Module], default_config: Any) -> Iterator[nn.Module]:
+    """Candidates for a tiny model of this class; the first that runs is the one to use.
+
+    Raises:
+        Exception: of the last candidate, if none can be built.
+    """
+    last: Exception | None = None
+    any_built = False
+    entries = shrunk_entries(default_config)
+    for variant in VARIANTS:
+        known = {k: v for k, v in variant.items() if k in vars(default_config) or k == "head_dim"}
+        if variant and not known:
+            continue
+        try:
+            config = type(default_config)(**{**entries, **known})
+            with torch.device("meta"):
+                size = sum(p.numel() for p in model_class(config).parameters())
+            if size > 30_000_000:
+                raise ValueError(f"still {size:,} parameters after shrinking")
+            yield model_class(config)
+            any_built = True
+        except Exception as error:
+            last = last or error
+    if not any_built and last is not None:
+        raise last
+
+
+def randomise(model: nn.Module, seed: int = 0) -> None:
+    """Random weights, biases and norms, so that nothing hides behind a 1 or 0; matrices keep logits of order one."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.dim() <= 1 or max(parameter.shape) == parameter.numel():
+            parameter.data += 0.2 * noise
+        else:
+            parameter.data = noise * parameter[0].numel() ** -0.5
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer += 0.2 * torch.randn(buffer.shape, generator=generator)
+        elif name.endswith("running_var"):
+            buffer *= 0.5 + torch.rand(buffer.shape, generator=generator)

@@ -1,0 +1,88 @@
+"""The layouts that a dimension might have, in the order in which they are believed: overrides, conventions, shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+
+from meristem.algebra import Layout
+from meristem.anatomy.conventions import ATTENTION_CLASS, DECODER_SCOPE, ENCODER_SCOPE, LAYOUTS
+from meristem.anatomy.overrides import Override
+from meristem.anatomy.parts import part_of
+
+Sizes = Mapping[str, int]
+
+
+def candidates(
+    name: str, side: str, size: int, owners: Mapping[str, nn.Module], sizes: Sizes, override: Override
+) -> Iterator[tuple[str, Layout]]:
+    """(how it is known, layout) for one dimension.
+
+    Args:
+        name: of the tensor in the state dict.
+        side: "in" for a dimension that consumes features, else "out".
+        size: of the dimension in the network at hand.
+        owners: all modules by path.
+        sizes: of all axes, `heads` included.
+    """
+    path, _, parameter = name.rpartition(".")
+    for pattern, where, layout in override.layouts:
+        if where == side and re.search(pattern, path):
+            yield "override", Layout.parse(layout)
+    leaf = path.rpartition(".")[2] if parameter in ("weight", "bias") else parameter
+    ancestors = [type(owners[ancestor]).__name__ for ancestor in _ancestors(path, parameter)]
+    scopes = _scopes(path, sizes)
+    for kind, pattern, where, layouts in LAYOUTS:
+        if where == side and re.fullmatch(pattern, leaf) and any(re.search(kind, a) for a in ancestors):
+            named = [Layout.parse(_scoped(layout, scope)) for layout in layouts for scope in scopes]
+            yield from (("convention", layout) for layout in named)
+            if any(re.search(ATTENTION_CLASS, a) for a in ancestors):
+                yield from (("shape", layout) for layout in _per_head(size, sizes))
+                return  # heads must not pass for plain units: a size that no head layout explains is an error
+    yield from (("shape", layout) for layout in _simple(size, sizes))
+
+
+def _ancestors(path: str, parameter: str) -> list[str]:
+    """The modules around a weight; those around and with the owner of any other parameter."""
+    parts = path.split(".")
+    last = len(parts) if parameter in ("weight", "bias") else len(parts) + 1
+    return [".".join(parts[:i]) for i in range(1, last)]
+
+
+def _scopes(path: str, sizes: Sizes) -> list[str]:
+    """Scopes that have heads, the one that the path names first."""
+    scopes = [axis.removesuffix("kv_heads") for axis in sizes if axis.endswith("kv_heads")]
+    parts = path.split(".")
+    named = next((f"{s}_" for s in (ENCODER_SCOPE, DECODER_SCOPE) if s in parts and f"{s}_" in scopes), "")
+    return sorted(scopes, key=lambda scope: scope != named)
+
+
+def _scoped(layout: str, scope: str) -> str:
+    return re.sub(r"\b(kv_heads|heads|group|head_dim|key_head_dim)\b", lambda m: scope + m.group(), layout)
+
+
+def _per_head(size: int, sizes: Sizes) -> Iterator[Layout]:
+    """Heads (or key-value heads) times a block of their own size (multi-latent attention)."""
+    for axis, count in sizes.items():
+        if axis.endswith("heads") and size % count == 0:
+            yield Layout(((axis, size // count),))
+
+
+def _simple(size: int, sizes: Sizes) -> Iterator[Layout]:
+    """One axis, a multiple of one, heads times their size, an axis and a constant, two axes: the simplest first."""
+    yield from (Layout(((axis,),)) for axis in sizes)
+    plain = [axis for axis in sizes if not axis.endswith(("heads", "group"))]
+    yield from (Layout(((size // sizes[axis], axis),)) for axis in plain if size % sizes[axis] == 0)
+    yield from _per_head(size, sizes)
+    for heads in (axis for axis in sizes if axis.endswith("heads")):
+        for block in (axis for axis in sizes if axis.endswith("head_dim")):
+            yield Layout(((heads, block),))
+            if size % (sizes[heads] * sizes[block]) == 0:
+                yield Layout(((size // (sizes[heads] * sizes[block]), heads, block),))
+    yield from (Layout(((axis,), (size - sizes[axis],))) for axis in sizes if size > sizes[axis])
+    yield from (Layout(((a,), (b,))) for a in plain for b in plain if sizes[a] + sizes[b] == size)
+    parts = [axis for axis in plain if sizes[axis] % size == 0]
+    yield from (Layout(((part_of(axis, sizes[axis] // size),),)) for axis in parts)
+    yield from (Layout(((a, b),)) for a in plain for b in plain if sizes[a] * sizes[b] == size)

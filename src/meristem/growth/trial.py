@@ -1,0 +1,118 @@
+"""Where two networks part: the first module whose input or output is not what the growth says it should be.
+
+Run on both networks, in float64 where they can. Every module that holds a weight knows the layouts of what it takes in and
+gives out, so the large network's activations can be compared with the mapped ones of the small network, in the order in
+which they are computed. The first that differs names the culprit; where it differs by a number, the number is what some
+constant in the forward pass (a factor sqrt(hidden_size), a division by it) has changed by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from meristem.algebra import UnitMap
+from meristem.anatomy import TensorAnatomy
+from meristem.anatomy.inputs import logits_of
+from meristem.growth.plan import GrowthPlan
+
+CLOSE = 1e-4
+
+
+@dataclass(frozen=True)
+class Parting:
+    """The first activation that is not the mapped one. `ratio`: new = ratio . mapped, or None if no number does."""
+
+    module: str
+    side: Literal["input", "output"]
+    ratio: float | None
+    error: float
+    before: tuple[str, ...]  # modules with weights that had run by then
+
+    def __str__(self) -> str:
+        by = f"is {self.ratio:.6g} times" if self.ratio is not None else f"differs (by {self.error:.1e}) from"
+        return f"the {self.side} of {self.module} {by} the mapped one"
+
+
+def first_parting(plan: GrowthPlan, model: nn.Module, grown: nn.Module, inputs: Mapping[str, Tensor]) -> Parting | None:
+    """The first activation of `grown` that is not that of `model` mapped by `plan`; None if all are.
+
+    Args:
+        model, grown: both networks, in evaluation mode and the same dtype; layers must not have been added.
+        inputs: keyword arguments of forward.
+    """
+    ours, theirs = _record(model, inputs), _record(grown, inputs)
+    before: list[str] = []
+    for (name, side), old in ours.items():
+        new = theirs.get((name, side))
+        tensor = plan.source.tensors.get(f"{name}.weight")
+        expected = _expected(plan, tensor, side, old) if tensor is not None and new is not None else None
+        if expected is not None and new is not None and expected.shape == new.shape:
+            ratio, error = _compare(new.double(), expected.double())
+            if error > CLOSE or abs(ratio - 1) > CLOSE:
+                return Parting(name, side, ratio if error <= CLOSE else None, error, tuple(before))
+        if side == "output":
+            before.append(name)
+    return None
+
+
+def _record(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[tuple[str, Literal["input", "output"]], Tensor]:
+    """First input and output of every module that holds a weight of its own, in the order of computation."""
+    seen: dict[tuple[str, Literal["input", "output"]], Tensor] = {}
+
+    def before(name: str):
+        def hook(_: nn.Module, args: tuple) -> None:
+            if args and isinstance(args[0], Tensor) and args[0].is_floating_point():
+                seen.setdefault((name, "input"), args[0].detach().clone())
+
+        return hook
+
+    def after(name: str):
+        def hook(_: nn.Module, __: tuple, output) -> None:
+            if isinstance(output, Tensor):
+                seen.setdefault((name, "output"), output.detach().clone())
+
+        return hook
+
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, "weight", None), Tensor):
+            hooks += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after(name))]
+    try:
+        logits_of(model, dict(inputs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _expected(plan: GrowthPlan, tensor: TensorAnatomy, side: str, old: Tensor) -> Tensor | None:
+    """The small network's activation as the large one should have it; None where the weight does not tell."""
+    wanted = ("read", "gain") if side == "input" else ("write", "gain")
+    position = next((i for i, d in enumerate(tensor.dimensions) if d.role in wanted), None)
+    if position is None:
+        return None
+    size = tensor.shape[position]
+    channels = 1 if len(tensor.shape) > 2 or (old.dim() == 4 and old.shape[-1] != size) else old.dim() - 1
+    if old.shape[channels] != size:
+        return None
+    dimension = tensor.dimensions[position]
+    axes = dimension.layout.axes()
+    axis_map = dimension.layout.expand({axis: plan.axis_map(axis) for axis in axes}) if axes else None
+    unit_map: UnitMap | None = axis_map.write if axis_map is not None else None
+    mapped = unit_map.apply(old, channels) if unit_map is not None else old
+    return mapped * plan.scales.get(tensor.name, 1.0) if side == "output" and dimension.role == "gain" else mapped
+
+
+def _compare(new: Tensor, expected: Tensor) -> tuple[float, float]:
+    """(ratio, error): the best factor, and the largest remainder relative to the largest entry."""
+    finite = torch.isfinite(new) & torch.isfinite(expected)
+    new, expected = torch.where(finite, new, 0), torch.where(finite, expected, 0)
+    norm = float((expected * expected).sum())
+    ratio = float((new * expected).sum()) / norm if norm else 1.0
+    largest = float(new.abs().max())
+    return ratio, float((new - ratio * expected).abs().max()) / largest if largest else 0.0
