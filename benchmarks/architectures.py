@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import random
 import sys
 import tempfile
 import time
@@ -57,7 +56,10 @@ def tiny_model(model_type: str, class_name: str):
 
     model_class = getattr(transformers, class_name)
     failure: Exception = RuntimeError("no candidate")
-    for model in tiny_models(model_class, CONFIG_MAPPING[model_type]()):
+    default = CONFIG_MAPPING[model_type]()
+    if not isinstance(default, model_class.config_class):  # the language model alone, out of a composite
+        default = model_class.config_class()
+    for model in tiny_models(model_class, default):
         try:
             randomise(model.eval())
             inputs = example_inputs(model)
@@ -78,19 +80,21 @@ def examine(model_type: str, class_name: str) -> dict[str, Any]:
     row: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
     from meristem.growth import HyperCloning, IdentityBlocks
 
-    try:
-        row["width"] = _proof(model, inputs, HyperCloning(width=2))
-        row["depth"] = _proof(model, inputs, IdentityBlocks(depth=2))
-    except Exception as error:
-        if os.environ.get("TRACE"):
-            traceback.print_exc()
-        stage = "depth" if "width" in row else "width"
-        trivial = "nothing to grow" in str(error) or "has no width field" in str(error)
-        return {**row, "outcome": "no width" if trivial and stage == "width" else "fail", "stage": stage, "why": _line(error)}
+    for axis, method in (("width", HyperCloning(width=2)), ("depth", IdentityBlocks(depth=2))):
+        try:
+            row[axis] = _proof(model, inputs, method)
+        except Exception as error:
+            if os.environ.get("TRACE"):
+                traceback.print_exc()
+            if axis == "depth" and "no list of repeated blocks" in str(error):
+                row[axis] = "no list of blocks"
+                continue
+            no_width = axis == "width" and ("nothing to grow" in str(error) or "has no width field" in str(error))
+            return {**row, "outcome": "no width" if no_width else "fail", "stage": axis, "why": _line(error)}
     return {**row, "outcome": "pass"}
 
 
-def _proof(model, inputs, method) -> float:
+def _proof(model, inputs, method) -> float | str:
     """Grow, verify, save, reload with stock transformers, verify again; the larger relative error of the two."""
     import torch
 
@@ -98,8 +102,10 @@ def _proof(model, inputs, method) -> float:
     from meristem.growth import grow_with_certificate
 
     growth = grow_with_certificate(model, method, inputs=inputs)
+    if sum(p.numel() for p in growth.model.parameters()) <= sum(p.numel() for p in model.parameters()):
+        raise RuntimeError("nothing grew")
     if not growth.plans[0].preserves_function:
-        return float("nan")
+        return "not promised"  # identity blocks after a norm on the stream itself (post-norm)
     with tempfile.TemporaryDirectory() as folder:
         growth.model.save_pretrained(folder)
         again, report = type(model).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
@@ -129,7 +135,9 @@ def _work(row: tuple[str, str, str], without_overrides: bool, pipe) -> None:
     pipe.send(examine(row[1], row[2]))
 
 
-def sweep(rows: list[tuple[str, str, str]], without_overrides: bool, workers: int, limit: float) -> list[dict[str, Any]]:
+def sweep(
+    rows: list[tuple[str, str, str]], without_overrides: bool, workers: int, limit: float
+) -> list[dict[str, Any]]:
     """All rows, `workers` at a time, each in a fresh process with `limit` seconds."""
     fork = multiprocessing.get_context("fork")
     waiting, running, done = list(rows), {}, {}

@@ -22,7 +22,10 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"hidden_size|d_model|n_embd|dim|emb_dim|hidden_dim|attention_hidden_size|lru_width|decoder_hidden_size", WIDTH),
     (r"num_key_value_heads|num_kv_heads|multi_query_group_num|num_query_groups|swa_num_key_value_heads", 2),
     (r"num_attention_heads|n_head|num_heads|n_heads|attention_heads|(en|de)coder_attention_heads", HEADS),
-    (r"num_(en|de)coder_attention_heads|swa_num_attention_heads|num_self_attention_heads|num_cross_attention_heads", HEADS),
+    (
+        r"num_(en|de)coder_attention_heads|swa_num_attention_heads|num_self_attention_heads|num_cross_attention_heads",
+        HEADS,
+    ),
     (r"head_dim|d_kv|dim_head|d_head|kv_channels|v_head_dim|qk_nope_head_dim|swa_head_dim|swa_v_head_dim", HEAD_DIM),
     (r"attention_head_size|attention_head_dim|index_head_dim|linear_head_dim|global_head_dim", HEAD_DIM),
     (r"qk_rope_head_dim|rotary_dim", 8),
@@ -44,7 +47,10 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"num_nextn_predict_layers|num_mtp_modules|num_kv_shared_layers", 0),
     (r"embedding_size|entity_emb_size|word_embed_proj_dim|embedding_dim", 32),
     (r"hidden_size_per_layer_input|pooler_hidden_size", 16),
-    (r"max_position_embeddings|n_positions|n_ctx|max_(source|target)_positions|context_length|max_seq_len|model_max_length", 128),
+    (
+        r"max_position_embeddings|n_positions|n_ctx|max_(source|target)_positions|context_length|max_seq_len|model_max_length",
+        128,
+    ),
     (r"max_(en|de)coder_position_embeddings|max_2d_position_embeddings|max_length|mem_len", 128),
     (r"sliding_window|sliding_window_size|attention_window_size|attention_chunk_size|local_attention", 8),
     (r"mamba_n_heads|mamba_num_heads", 8),
@@ -56,18 +62,27 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"(mamba_)?chunk_size", 8),
     (r"image_size", 64),
     (r"o_groups|embed_dim|d_latents", 32),
+    (
+        r"conv_dim|num_conv_pos_embeddings|codevector_dim|proj_codevector_dim|classifier_proj_size|output_hidden_size",
+        16,
+    ),
+    (r"num_conv_pos_embedding_groups", 4),
+    (r"num_mel_bins", 16),
+    (r"feature_projection_input_dim", 16),
     (r"num_latents|segment_means_seq_len|num_landmarks", 8),
     (r"n_langs|num_codebooks", 1),
     (r"type_vocab_size", 2),
 )
 # Per-layer lists: cut to the number of layers that the model gets.
-PER_LAYER = r"layer_types|mlp_layer_types|layers_block_type|indexer_types|no_rope_layers|attention_layers|layer_rope_theta"
+PER_LAYER = (
+    r"layer_types|mlp_layer_types|layers_block_type|indexer_types|no_rope_layers|attention_layers|layer_rope_theta"
+)
 
 
 # What single types need beyond their fields' names: their own consistency rules.
 SPECIAL: dict[str, dict[str, Any]] = {
     "blt": {},
-    "esm": {"vocab_size": 33, "token_dropout": False},
+    "esm": {"vocab_size": 33, "token_dropout": False, "mask_token_id": 32, "pad_token_id": 1},
     "levit": {"hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "key_dim": [8, 8, 8], "depths": [2, 2, 2],
               "down_ops": [["Subsample", 8, 4, 4, 2, 2], ["Subsample", 8, 6, 4, 2, 2]], "image_size": 64},
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1, "state_size": 8, "expand": 2},
@@ -76,7 +91,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "pvt": {"hidden_sizes": [16, 32, 64, 64], "num_attention_heads": [1, 2, 4, 4]},
     "pvt_v2": {"hidden_sizes": [16, 32, 64, 64], "num_attention_heads": [1, 2, 4, 4]},
     "segformer": {"hidden_sizes": [16, 32, 64, 64], "num_attention_heads": [1, 2, 4, 4]},
-    "reformer": {"is_decoder": True, "axial_pos_shape": (8, 16), "axial_pos_embds_dim": (32, 32), "hidden_size": 64,
+    "reformer": {"axial_pos_shape": (8, 16), "axial_pos_embds_dim": (32, 32), "hidden_size": 64,
                  "lsh_attn_chunk_length": 8, "local_attn_chunk_length": 8, "attn_layers": ["local", "local", "local"]},
     "squeezebert": {"embedding_size": 64},
     "swin": {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 32, "patch_size": 2},
@@ -84,7 +99,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
                    "patch_size": 2},
     "swinv2": {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 32,
                "patch_size": 2, "pretrained_window_sizes": [0, 0]},
-    "hiera": {"embed_dim": 32, "depths": [1, 1, 1, 1], "num_heads": [2, 4, 8, 16], "image_size": [64, 64]},
+    "hiera": {"embed_dim": 32, "depths": [2, 2, 2, 2], "num_heads": [2, 4, 8, 16], "image_size": [64, 64]},
     "bit": {"hidden_sizes": [16, 32, 64, 64], "embedding_size": 16, "num_groups": 4},
     "resnet": {"hidden_sizes": [16, 32, 64, 64], "embedding_size": 16},
     "regnet": {"hidden_sizes": [16, 32, 64, 64], "embedding_size": 16, "groups_width": 8},
@@ -103,7 +118,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "zamba2": {"mamba_headdim": 16, "n_mamba_heads": 8, "mamba_ngroups": 1, "hybrid_layer_ids": [1],
                "layers_block_type": ["mamba", "hybrid", "mamba"]},
-    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4},
+    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    "dots3_note_text": {"num_key_value_heads": 4, "swa_num_key_value_heads": 4, "swa_num_attention_heads": 4},
+    "deepseek_v2": {"head_dim": 8, "num_key_value_heads": 4},
+    "emu3": {"pad_token_id": 0},
+    "llama4": {"pad_token_id": 0},
+    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "full_attention"]},
     "dbrx": {},
 }  # fmt: skip
@@ -141,7 +161,7 @@ def _small_list(name: str, value: list) -> list | None:
         return [2]
     if all(isinstance(v, int) and not isinstance(v, bool) for v in value):
         if re.fullmatch(r"depths|num_block_repeats", name):
-            return [2] + [1] * (len(value) - 1)
+            return [2] * len(value)
         if re.fullmatch(r"hidden_sizes|embed_dims", name):
             return [16 * 2**i for i in range(len(value))]
         if re.fullmatch(r"image_size", name):
@@ -160,6 +180,9 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"num_hidden_layers": 4},
     {"num_hidden_layers": 6},
     {"intermediate_size": 4 * WIDTH},
+    {"head_dim": 8},
+    {"head_dim": 8, "num_key_value_heads": HEADS},
+    {"is_decoder": True},
 )
 
 
@@ -173,7 +196,7 @@ def tiny_models(model_class: type[nn.Module], default_config: Any) -> Iterator[n
     any_built = False
     entries = shrunk_entries(default_config)
     for variant in VARIANTS:
-        known = {k: v for k, v in variant.items() if k in vars(default_config) or k == "head_dim"}
+        known = {k: v for k, v in variant.items() if k in vars(default_config) or k in ("head_dim", "is_decoder")}
         if variant and not known:
             continue
         try:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def kind_of(axis: str) -> str:
-    """ "ffn" for "decoder_ffn"; an axis that is of no kind is its own."""
-    return next((kind for kind in KINDS if axis == kind or axis.endswith("_" + kind)), axis)
+    """ "ffn" for "decoder_ffn". An axis of another name ("channels", "width") counts as hidden: it can be widened."""
+    return next((kind for kind in KINDS if axis == kind or axis.endswith("_" + kind)), "hidden")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Axis:
     @property
     def scope(self) -> str:
         """ "encoder_", "decoder_", "moe_" ... or ""."""
-        return self.name.removesuffix(self.kind)
+        return self.name.removesuffix(self.kind) if self.name.endswith(self.kind) else ""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class TensorAnatomy:
-    """One entry of the state dict. `tied_to` names the tensor that it shares memory with, if that comes first."""
+    """One entry of the state dict. `tied_to` names the tensor whose memory it shares."""
 
     name: str
     shape: tuple[int, ...]

@@ -29,8 +29,11 @@ def candidates(
     """
     path, _, parameter = name.rpartition(".")
     for pattern, where, layout in override.layouts:
-        if where == side and re.search(pattern, path):
+        if where == side and (re.search(pattern, path) or re.search(pattern, name)):
             yield "override", Layout.parse(layout)
+    groups = getattr(owners[re.sub(r"\.parametrizations\.\w+$", "", path)], "groups", 1)
+    if side == "in" and isinstance(groups, int) and groups > 1:  # a convolution reads one group's share of its channels
+        yield from (("module", Layout(((part_of(a, groups),),))) for a in sizes if sizes[a] == size * groups)
     leaf = path.rpartition(".")[2] if parameter in ("weight", "bias") else parameter
     ancestors = [type(owners[ancestor]).__name__ for ancestor in _ancestors(path, parameter)]
     scopes = _scopes(path, sizes)
@@ -40,7 +43,10 @@ def candidates(
             yield from (("convention", layout) for layout in named)
             if any(re.search(ATTENTION_CLASS, a) for a in ancestors):
                 yield from (("shape", layout) for layout in _per_head(size, sizes))
-                return  # heads must not pass for plain units: a size that no head layout explains is an error
+                if any(axis.endswith("head_dim") for axis in sizes):
+                    return  # heads must not pass for plain units: a size that no head layout explains is an error
+    if side == "out" and not getattr(owners[path], "is_concatenated", True):  # gate and up side by side for each unit
+        yield from (("module", Layout(((axis, 2),))) for axis in sizes if axis.endswith("ffn"))
     yield from (("shape", layout) for layout in _simple(size, sizes))
 
 
@@ -68,6 +74,13 @@ def _per_head(size: int, sizes: Sizes) -> Iterator[Layout]:
     for axis, count in sizes.items():
         if axis.endswith("heads") and size % count == 0:
             yield Layout(((axis, size // count),))
+    for axis in (axis for axis in sizes if axis.endswith("kv_heads")):
+        width = sizes[axis] * sizes.get(head_dim := axis.replace("kv_heads", "head_dim"), 0)
+        if width > size and width % size == 0 and sizes[axis] % (width // size) == 0:
+            yield Layout(((part_of(axis, width // size), head_dim),))  # only some of the heads
+    for axis in (axis for axis in sizes if axis.endswith("kv_heads") and sizes[axis] % 2 == 0):
+        if size % (sizes[axis] // 2) == 0:
+            yield Layout(((part_of(axis, 2), size // (sizes[axis] // 2)),))
 
 
 def _simple(size: int, sizes: Sizes) -> Iterator[Layout]:
@@ -82,6 +95,10 @@ def _simple(size: int, sizes: Sizes) -> Iterator[Layout]:
             if size % (sizes[heads] * sizes[block]) == 0:
                 yield Layout(((size // (sizes[heads] * sizes[block]), heads, block),))
     yield from (Layout(((axis,), (size - sizes[axis],))) for axis in sizes if size > sizes[axis])
+    for axis in plain:
+        count, rest = divmod(size, sizes[axis])
+        if count > 1 and 0 < rest < 16:
+            yield Layout(((count, axis), (rest,)))
     yield from (Layout(((a,), (b,))) for a in plain for b in plain if sizes[a] + sizes[b] == size)
     parts = [axis for axis in plain if sizes[axis] % size == 0]
     yield from (Layout(((part_of(axis, sizes[axis] // size),),)) for axis in parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -29,5 +30,6 @@ def width_constants(anatomy: Anatomy, target: Builder) -> Mapping[str, float]:
     for multiplier in anatomy.override.multipliers:
         if multiplier.when is None or anatomy.builder.fact(multiplier.when):
             ratio = target.fact(multiplier.field) / anatomy.builder.fact(multiplier.field)
-            ratios[multiplier.tensor] = ratio**multiplier.exponent
+            for name in (name for name in anatomy.tensors if re.fullmatch(multiplier.tensor, name)):
+                ratios[name] = ratios.get(name, 1.0) * ratio**multiplier.exponent
     return {name: ratio for name, ratio in ratios.items() if ratio != 1}

@@ -10,7 +10,7 @@ from __future__ import annotations
 # nested configs, and a list has one entry for each stage.
 FIELDS: dict[str, tuple[str, ...]] = {
     "hidden": ("hidden_size", "d_model", "n_embd", "emb_dim", "embed_dim", "dim", "hidden_sizes", "embed_dims"),
-    "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
+    "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads"),
     "kv_heads": ("num_key_value_heads", "num_kv_heads", "attn_config.kv_n_heads", "num_query_groups"),
     "head_dim": ("head_dim", "d_kv", "dim_head", "d_head", "kv_channels", "attention_head_size"),
     "ffn": (
@@ -40,23 +40,29 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "swa_heads": ("swa_num_attention_heads",),  # sliding-window layers with heads of their own
     "swa_kv_heads": ("swa_num_key_value_heads",),
     "swa_head_dim": ("swa_head_dim",),
-    "linear_heads": ("linear_num_value_heads", "linear_num_heads"),  # gated linear attention: value heads in key groups
+    "linear_heads": (
+        "linear_num_value_heads",
+        "linear_num_heads",
+        "linear_attn_config.num_heads",
+    ),  # gated linear attention: value heads in key groups
     "linear_kv_heads": ("linear_num_key_heads",),
-    "linear_head_dim": ("linear_value_head_dim", "linear_head_dim"),
+    "linear_head_dim": ("linear_value_head_dim", "linear_head_dim", "linear_attn_config.head_dim"),
     "linear_key_head_dim": ("linear_key_head_dim",),
     "ssm_hidden": ("mamba_d_ssm",),  # state-space blocks: heads in groups that share B and C
     "ssm_heads": ("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"),
     "ssm_kv_heads": ("mamba_n_groups", "mamba_ngroups", "n_groups"),
     "ssm_head_dim": ("mamba_d_head", "mamba_head_dim", "mamba_headdim"),
     "state": ("mamba_d_state", "ssm_state_size", "state_size"),
-    "inner_hidden": ("attention_hidden_size", "lru_width"),  # a width inside the blocks, next to the residual stream's
+    "inner_hidden": ("attention_hidden_size",),  # a width inside the blocks, next to the residual stream's
     "experts": ("num_local_experts", "num_experts"),
     "vocab": ("vocab_size",),
 }
 
-# Further fields that hold the same number and have to move with the axis while they do.
+# Further fields that hold the same number (or a list of such) and have to move with the axis while they do.
 LINKED_FIELDS: dict[str, tuple[str, ...]] = {
-    "hidden": ("word_embed_proj_dim", "pooler_output_size"),
+    "heads": ("num_attention_heads_per_layer",),
+    "stage0_hidden": ("embedding_size",),
+    "hidden": ("word_embed_proj_dim", "pooler_output_size", "embedding_size", "embedding_dim", "lru_width"),
 }
 
 # Axis of depth -> fields that set it.
@@ -66,12 +72,15 @@ DEPTH_FIELDS: dict[str, tuple[str, ...]] = {
     "decoder_layers": ("decoder_layers", "num_decoder_layers"),
 }
 
+# Config lists of the numbers of the layers that are of some kind, and not one entry for each layer.
+LAYER_NUMBERS = r"moe_layers|mlp_only_layers|cross_attention_layers|hybrid_layer_ids|attn_layer_indices|full_attn_idxs"
+
 NORM_EPS_FIELDS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 
 # The meaning of an axis without its scope ("encoder_ffn" and "moe_ffn" are both "ffn"): what methods choose by.
 KINDS = ("hidden", "ffn", "kv_heads", "group", "heads", "key_head_dim", "head_dim", "experts", "vocab", "state")
 
-GROWING = ("hidden", "ffn", "kv_heads", "group")  # the kinds that width methods change
+GROWING = ("hidden", "ffn", "kv_heads", "group", "heads")  # the kinds that width methods change
 
 QUERY, KEY_VALUE = "heads head_dim", "kv_heads head_dim"
 GATED_QUERY = "heads 2 head_dim"  # each head's query and its gate
@@ -103,6 +112,12 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     (ATTENTION_CLASS, r"relative_attention_bias", "out", ("heads",)),
 )
 
+# Parameters without a layer of their own that are contracted with features: (class, parameter, role of each dimension).
+RAW_READERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    (r"Hyper(Connection|Head)", r"(hc_)?fn", ("write", "read")),
+    (r"AttentionResidual", r"query", ("read",)),
+    (r"AdditiveAttention", r"w_g", ("read", "write")),
+)
 ROUTER_CLASS = r"Router|Gate"
 NORM_CLASS = r"Norm"
 ENCODER_SCOPE, DECODER_SCOPE = "encoder", "decoder"

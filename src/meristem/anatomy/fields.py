@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from meristem.anatomy.conventions import DEPTH_FIELDS, FIELDS
@@ -27,26 +29,48 @@ def write_field(config: Any, path: str, value: Any) -> None:
         kind = type(read_field(config, owner))
         values[int(name)] = value
         write_field(config, owner, kind(values))
-    elif owner:
-        setattr(read_field(config, owner), name, value)
+        return
+    part = read_field(config, owner) if owner else config
+    if isinstance(part, dict):
+        part[name] = value
     else:
-        setattr(config, name, value)
+        setattr(part, name, value)
 
 
-def main_part(config: Any) -> str:
-    """The path, with a trailing dot, of the config of the language model in a composite of several; "" for plain ones."""
+def main_part(config: Any, moves: Callable[[Any], bool]) -> str:
+    """The path, with a trailing dot, of the config that sets the width of this network; "" for plain configs.
+
+    A composite (a language model with a vision tower) is grown in its language model, if the network at hand has that.
+
+    Args:
+        moves: whether a changed config builds another network.
+    """
+    parts = {name: part for name, part in vars(config).items() if hasattr(part, "model_type")}
     text = config.get_text_config()
-    return next((f"{name}." for name, value in vars(config).items() if value is text and text is not config), "")
+    ordered = sorted(parts, key=lambda name: parts[name] is not text)
+    if not parts or (text is config and any(_sizes_at(vars(config).get(name)) for name in FIELDS["hidden"])):
+        return ""
+    for name in ordered:
+        fields = [field for field in FIELDS["hidden"] if _sizes_at(vars(parts[name]).get(field))]
+        if any(moves(_doubled(config, f"{name}.{field}")) for field in fields):
+            return f"{name}."
+    return ""
 
 
-def axis_paths(config: Any) -> dict[str, str]:
-    """{axis: path of the field that sets it}. A field with one entry for each stage gives axes stage0_…, stage1_…"""
-    return _find(config, FIELDS)
+def axis_paths(config: Any, root: str, moves: Callable[[Any], bool]) -> dict[str, str]:
+    """{axis: path of the field that sets it}. A field with one entry for each stage gives axes stage0_…, stage1_…
+
+    Args:
+        root: from `main_part`.
+        moves: whether a changed config builds another network; asked where several fields could set an axis, since some
+            are only derived from others.
+    """
+    return _find(config, root, FIELDS, moves)
 
 
-def depth_paths(config: Any) -> dict[str, str]:
+def depth_paths(config: Any, root: str) -> dict[str, str]:
     """{axis of depth: path}; the plain field of an encoder-decoder counts its encoder."""
-    found = _find(config, DEPTH_FIELDS)
+    found = _find(config, root, DEPTH_FIELDS)
     if "layers" in found:
         if "encoder_layers" in found:
             del found["layers"]
@@ -55,16 +79,30 @@ def depth_paths(config: Any) -> dict[str, str]:
     return found
 
 
-def _find(config: Any, table: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    root = main_part(config)
+def _find(
+    config: Any, root: str, table: Mapping[str, tuple[str, ...]], moves: Callable[[Any], bool] | None = None
+) -> dict[str, str]:
     found: dict[str, str] = {}
     for axis, names in table.items():
-        for name in names:
+        present = [name for name in names if _sizes_at(read_field(config, root + name))]
+        if moves is not None and len(present) > 1:
+            present = [name for name in present if moves(_doubled(config, root + name))] or present
+        for name in present[:1]:
             value = read_field(config, root + name)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            if isinstance(value, int):
                 found[axis] = root + name
-                break
-            if isinstance(value, list | tuple) and value and all(type(v) is int and v > 0 for v in value):
+            else:
                 found |= {f"stage{i}_{axis}": f"{root}{name}.{i}" for i in range(len(value))}
-                break
     return found
+
+
+def _sizes_at(value: Any) -> bool:
+    values = value if isinstance(value, list | tuple) else [value]
+    return bool(values) and all(type(v) is int and v > 0 for v in values)
+
+
+def _doubled(config: Any, path: str) -> Any:
+    changed, value = copy.deepcopy(config), read_field(config, path)
+    doubled = 2 * value if isinstance(value, int) else type(value)(2 * v for v in value)
+    write_field(changed, path, doubled)
+    return changed

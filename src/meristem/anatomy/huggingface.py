@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from meristem.anatomy.builder import double_each
-from meristem.anatomy.conventions import FIELDS, LINKED_FIELDS
+from meristem.anatomy.conventions import FIELDS, LAYER_NUMBERS, LINKED_FIELDS
 from meristem.anatomy.fields import axis_paths, depth_paths, main_part, read_field, write_field
 from meristem.errors import MeristemError
 
@@ -56,7 +57,11 @@ class HuggingFaceBuilder:
 
     def __init__(self, model_class: type, config: Any, reading: Reading = Reading()) -> None:
         self.model_class, self.config, self.reading = model_class, copy.deepcopy(config), reading
-        self.paths, self.depth_paths = axis_paths(self.config), depth_paths(self.config)
+        self.root = main_part(self.config, self._moves)
+        self.paths, self.depth_paths = (
+            axis_paths(self.config, self.root, self._moves),
+            depth_paths(self.config, self.root),
+        )
         if not any(axis.endswith("hidden") for axis in self.paths):
             raise MeristemError(
                 f"{type(config).__name__} has no width field that Meristem knows; looked for {', '.join(FIELDS['hidden'])}"
@@ -77,8 +82,7 @@ class HuggingFaceBuilder:
         """Write down a size that the config leaves to be derived from another, if the model honours the field."""
         if axis in self.paths or guess < 1:
             return
-        root = main_part(self.config)
-        shapes = self._shapes(self.config)
+        root = self.root
         for name in FIELDS[axis]:
             owner = read_field(self.config, (root + name).rpartition(".")[0]) if root else self.config
             if "." in name or isinstance(getattr(type(owner), name, None), property):
@@ -86,14 +90,17 @@ class HuggingFaceBuilder:
             pinned, moved = copy.deepcopy(self.config), copy.deepcopy(self.config)
             write_field(pinned, root + name, guess)
             write_field(moved, root + name, 2 * guess)
-            try:
-                honoured = self._shapes(pinned) == shapes and self._shapes(moved) != shapes
-            except (ValueError, RuntimeError, TypeError, AttributeError):
-                continue
-            if honoured:
+            if not self._moves(pinned, unless_built=True) and self._moves(moved):
                 self.config = pinned
                 self.paths[axis] = root + name
                 return
+
+    def _moves(self, config: Any, unless_built: bool = False) -> bool:
+        """Whether this config builds a network of other shapes; `unless_built` is the answer if it builds none."""
+        try:
+            return self._shapes(config) != self._shapes(self.config)
+        except (ValueError, RuntimeError, TypeError, AttributeError, IndexError):
+            return unless_built
 
     def _shapes(self, config: Any) -> dict[str, torch.Size]:
         with torch.device("meta"):
@@ -166,10 +173,7 @@ class HuggingFaceBuilder:
         for axis, size in sizes.items():
             if axis not in self.paths or axis.endswith("heads"):
                 continue
-            for linked in LINKED_FIELDS.get(axis, ()):
-                if read_field(config, linked) == self._sizes[axis]:
-                    write_field(config, linked, size)
-            write_field(config, self.paths[axis], size)
+            self._write(config, axis, self._sizes[axis], size)
         for scope in self.scopes:
             self._check_heads(scope, sizes)
             self._write_heads(config, scope, sizes)
@@ -215,7 +219,17 @@ class HuggingFaceBuilder:
                 write_field(config, kv_path, kv_heads)
             elif written == self._value(f"{scope}heads"):
                 write_field(config, kv_path, kv_heads * group)
-        write_field(config, self.paths[f"{scope}heads"], kv_heads * group)
+        self._write(config, f"{scope}heads", self._value(f"{scope}heads"), kv_heads * group)
+
+    def _write(self, config: Any, axis: str, old: int, new: int) -> None:
+        """Set the field of an axis, and those that hold the same number."""
+        for linked in LINKED_FIELDS.get(axis, ()):
+            value = read_field(config, linked)
+            if value == old:
+                write_field(config, linked, new)
+            elif isinstance(value, list) and value and all(v * new % old == 0 for v in value):
+                write_field(config, linked, [v * new // old for v in value])
+        write_field(config, self.paths[axis], new)
 
     def _write_depth(self, config: Any, axis: str, depth: int, order: list[int] | None) -> None:
         old = self.depths[axis]
@@ -227,7 +241,9 @@ class HuggingFaceBuilder:
             owner = owner if part == "depths" else read_field(owner, part)
         if not axis.startswith("stage"):
             for name, value in list(vars(owner).items()):  # layer_types and its like: one entry per layer
-                if isinstance(value, list | tuple) and len(value) == old and axis != "decoder_layers":
+                if re.fullmatch(LAYER_NUMBERS, name) and isinstance(value, list):
+                    setattr(owner, name, [new for new, source in enumerate(order) if source in value])
+                elif isinstance(value, list | tuple) and len(value) == old and axis != "decoder_layers":
                     setattr(owner, name, type(value)(value[i] for i in order))
         write_field(config, self.depth_paths[axis], depth)
 

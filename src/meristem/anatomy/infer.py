@@ -8,6 +8,7 @@ apart, and the certificate of a growth is the proof.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,11 +20,13 @@ from meristem.anatomy.anatomy import Anatomy, Axis, BlockList, Dimension, Tensor
 from meristem.anatomy.builder import Builder
 from meristem.anatomy.candidates import Sizes, candidates
 from meristem.anatomy.conventions import GROWING
+from meristem.anatomy.groups import in_groups
 from meristem.anatomy.norms import NormFacts, is_norm, norm_facts
 from meristem.anatomy.overrides import OVERRIDES, Override
 from meristem.anatomy.parts import is_part, whole_of, with_parts
 from meristem.anatomy.roles import roles
 from meristem.errors import AnatomyError, MeristemError
+
 
 def anatomy_of_model(model: nn.Module, overrides: Mapping[str, Override] | None = None) -> Anatomy:
     """See `Anatomy.of`."""
@@ -65,10 +68,11 @@ def infer(builder: Builder, override: Override) -> Anatomy:
             name,
             tuple(tensor.shape),
             tuple(_dimensions(name, tensor, owners, probes, override)),
-            type(owners[name.rpartition(".")[0]]).__name__,
+            type(owners[_owner_and_parameter(name)[0]]).__name__,
             _block_of(name, blocks),
             ties.get(name),
         )
+    tensors = in_groups(tensors, owners)
     axes = {axis: Axis(axis, size, builder.describe_axis(axis)) for axis, size in builder.sizes.items()}
     axes |= _parts(axes, tensors)
     return Anatomy(builder, axes, tensors, blocks, override, _norms(owners))
@@ -122,14 +126,16 @@ def _block_of(name: str, blocks: Sequence[BlockList]) -> tuple[str, int] | None:
 
 
 def _ties(model: nn.Module) -> dict[str, str]:
-    """{name: the first name of the same parameter}."""
-    first: dict[int, str] = {}
-    tied = {}
+    """{name: the name of the same parameter that counts as its own}: the embedding's, else the first."""
+    groups: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in first:
-            tied[name] = first[id(parameter)]
-        else:
-            first[id(parameter)] = name
+        groups.setdefault(id(parameter), []).append(name)
+    modules = dict(model.named_modules())
+    tied = {}
+    for names in groups.values():
+        embeddings = [n for n in names if isinstance(modules[n.rpartition(".")[0]], nn.Embedding)]
+        own = (embeddings or names)[0]
+        tied |= {name: own for name in names if name != own}
     return tied
 
 
@@ -142,7 +148,13 @@ def _norms(owners: Mapping[str, nn.Module]) -> dict[str, NormFacts]:
             if type(module) not in by_class:
                 try:
                     by_class[type(module)] = norm_facts(module)
-                except (ValueError, RuntimeError, TypeError):  # a norm over other dimensions than the last
+                except (
+                    ValueError,
+                    RuntimeError,
+                    TypeError,
+                    AttributeError,
+                    IndexError,
+                ):  # not a norm over the last dimension
                     continue
             found[path] = by_class[type(module)]
     return found
@@ -155,7 +167,7 @@ def _dimensions(
     probes: Sequence[Probe],
     override: Override,
 ) -> Iterator[Dimension]:
-    path, _, parameter = name.rpartition(".")
+    path, _, parameter = _owner_and_parameter(name)
     for position, role in enumerate(roles(owners[path], parameter, tensor.dim())):
         side = "in" if role == "read" else "out"
         for subset in (probes, [probe for probe in probes if probe.essential]):
@@ -171,6 +183,11 @@ def _dimensions(
                 f"{seen}, and no layout of the axes {', '.join(probes[0].sizes)} gives that; "
                 "declare one with an Override(layouts=...) entry"
             )
+
+
+def _owner_and_parameter(name: str) -> tuple[str, str, str]:
+    """(path of the module, ".", name of its parameter); the parts of a parametrized weight count as that weight."""
+    return re.sub(r"\.parametrizations\.(\w+)\.original\d$", r".\1", name).rpartition(".")
 
 
 def _explain(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +16,8 @@ def example_inputs(
     """Random inputs for a transformers model, by its `main_input_name`.
 
     Returns:
-        input_ids (batch, sequence) within the vocabulary, with decoder_input_ids for an encoder-decoder,
-        or pixel_values (batch, channels, height, width).
+        input_ids (batch, sequence) within the vocabulary, with decoder_input_ids for an encoder-decoder;
+        pixel_values (batch, channels, height, width); or input_values (batch, samples) and input_features (batch, ...).
 
     Raises:
         MeristemError: for a model whose inputs cannot be guessed; pass `inputs` then.
@@ -23,19 +25,52 @@ def example_inputs(
     generator = torch.Generator().manual_seed(seed)
     config = getattr(model, "config", None)
     name = getattr(model, "main_input_name", None)
-    if name == "pixel_values" and config is not None:
-        size = config.image_size if isinstance(config.image_size, list | tuple) else [config.image_size] * 2
-        return {name: torch.randn(batch_size, config.num_channels, *size, generator=generator)}
-    if name == "input_ids" and config is not None:
-        longest = getattr(config, "max_position_embeddings", None) or sequence_length
+    text = config is not None and _reads_text(model, name)
+    if config is not None and name == "pixel_values" and not text:
+        vision = getattr(config, "vision_config", config)
+        channels = getattr(vision, "num_channels", None) or 3
+        size = getattr(vision, "image_size", None) or 64
+        size = size if isinstance(size, list | tuple) else [size] * 2
+        return {name: torch.randn(batch_size, channels, *size, generator=generator)}
+    if config is not None and text:
+        longest = getattr(config.get_text_config(), "max_position_embeddings", None) or sequence_length
         shape = (batch_size, max(1, min(sequence_length, longest - 4)))
-        inputs = {name: torch.randint(3, config.vocab_size, shape, generator=generator)}
+        inputs = {"input_ids": torch.randint(3, _vocab_size(config), shape, generator=generator)}
         if config.is_encoder_decoder:
-            inputs["decoder_input_ids"] = torch.randint(3, config.vocab_size, shape, generator=generator)
+            inputs["decoder_input_ids"] = torch.randint(3, _vocab_size(config), shape, generator=generator)
         return inputs
+    if config is not None and name in ("input_values", "input_features"):
+        return {name: torch.randn(batch_size, *_sound(config), generator=generator)}
     raise MeristemError(
         f"cannot guess inputs for {type(model).__name__} (main input {name!r}); pass inputs={{name: tensor}}"
     )
+
+
+def _reads_text(model: nn.Module, name: str | None) -> bool:
+    """By its main input; a composite of several networks by its language model."""
+    try:
+        embeds = isinstance(model.get_input_embeddings(), nn.Embedding)  # type: ignore[operator]
+    except (NotImplementedError, AttributeError):
+        embeds = False
+    composite = model.config.get_text_config() is not model.config  # type: ignore[union-attr, operator]
+    return bool(_vocab_size(model.config)) and (name == "input_ids" or (embeds and composite))
+
+
+def _vocab_size(config: Any) -> int:
+    return getattr(config.get_text_config(), "vocab_size", None) or 0
+
+
+def _sound(config: Any) -> tuple[int, ...]:
+    """Raw samples, or frames of features in the shape that the model reads them."""
+    if getattr(config, "max_source_positions", None) and getattr(
+        config, "num_mel_bins", None
+    ):  # (mel bins, frames), Whisper
+        return config.num_mel_bins, 2 * config.max_source_positions
+    if getattr(config, "num_mel_bins", None):  # (frames, mel bins), the audio spectrogram transformer
+        return config.max_length, config.num_mel_bins
+    if getattr(config, "feature_projection_input_dim", None):
+        return 32, config.feature_projection_input_dim
+    return (2000,)
 
 
 def logits_of(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

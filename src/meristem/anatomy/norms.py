@@ -21,7 +21,8 @@ class NormFacts:
 
 
 def is_norm(module: nn.Module) -> bool:
-    return bool(re.search(NORM_CLASS, type(module).__name__)) and getattr(module, "weight", None) is not None
+    named = bool(re.search(NORM_CLASS, type(module).__name__))
+    return named and isinstance(getattr(module, "weight", None), nn.Parameter)
 
 
 def norm_facts(module: nn.Module) -> NormFacts:

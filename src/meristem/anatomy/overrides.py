@@ -2,8 +2,9 @@
 
 Each entry says one fact about the mathematics of a model type, as data:
 
-- `layouts`: a module name (regular expression on its full path) whose output or input dimension has a layout of its own;
+- `layouts`: a tensor name (regular expression on its full path) whose output or input dimension has a layout of its own;
 - `alibi`: a config flag, or True: attention adds ALiBi slopes, so a head only keeps its function where its slope does;
+- `numbered`: what a layer computes depends on its number, so new layers can only stand behind all others;
 - `multipliers`: the forward pass multiplies by a power of a config field, where a flag says so.
 """
 
@@ -15,7 +16,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Multiplier:
-    """The output of the tensor named `tensor` is multiplied by `config.field ** exponent` (if `config.when` is true)."""
+    """The output of the tensors whose names match `tensor` (a regular expression, whole name) is multiplied by
+    `config.field ** exponent` (if `config.when` is true)."""
 
     tensor: str
     field: str
@@ -25,15 +27,45 @@ class Multiplier:
 
 @dataclass(frozen=True)
 class Override:
-    """Facts about one model type. `layouts` rows are (module path pattern, "in" or "out", layout)."""
+    """Facts about one model type. `layouts` rows are (tensor name pattern, "in" or "out", layout)."""
 
     layouts: tuple[tuple[str, str, str], ...] = ()
     alibi: bool | str = False
+    numbered: bool = False
     multipliers: tuple[Multiplier, ...] = field(default=())
 
 
+RESIDUAL_WRITERS = r".*\.(o_proj|out_proj|down_proj|fc2)\.(weight|bias)"  # what blocks add to the stream
+
 OVERRIDES: Mapping[str, Override] = {
+    "codegen": Override(  # four parts of the heads, each [query, value, key]
+        layouts=(
+            (r"attn\.qkv_proj", "out", "4 3 over4_kv_heads head_dim"),
+            (r"attn\.out_proj", "in", "4 over4_kv_heads head_dim"),
+        )
+    ),
+    "cvt": Override(multipliers=(Multiplier(r".*\.projection_query\.(weight|bias)", "embed_dim.0", -0.5),)),
+    "diffllama": Override(  # heads in two halves whose difference is taken
+        layouts=(
+            (r"self_attn\.q_proj", "out", "2 over2_kv_heads group head_dim"),
+            (r"self_attn\.[kv]_proj", "out", "2 over2_kv_heads head_dim"),
+            (r"self_attn\.o_proj", "in", "over2_kv_heads group 2 head_dim"),
+        ),
+        numbered=True,  # lambda_init
+    ),
+    "esmc": Override(multipliers=(Multiplier(RESIDUAL_WRITERS, "num_hidden_layers", -0.5),)),
+    "minicpm3": Override(multipliers=(Multiplier(RESIDUAL_WRITERS, "num_hidden_layers", -0.5),)),
+    "inkling2_text": Override(multipliers=(Multiplier(r".*\.query", "hidden_size", -0.5),)),
+    "longcat_flash": Override(multipliers=(Multiplier(r".*\.(q|kv)_b_proj\.weight", "hidden_size", 0.5),)),
+    "mpt": Override(alibi="attn_config.alibi"),
     "bloom": Override(alibi=True),
     "falcon": Override(alibi="alibi"),
-    "t5": Override(multipliers=(Multiplier("lm_head.weight", "d_model", -0.5, when="scale_decoder_outputs"),)),
+    "swiftformer": Override(  # queries and keys of unit norm, scores times dim ** -0.5
+        multipliers=(
+            Multiplier(r".*\.w_g", "embed_dims.0", -1.0),
+            Multiplier(r".*\.attn\.(proj|final)\.weight", "embed_dims.0", -0.5),
+            Multiplier(r".*\.attn\.proj\.bias", "embed_dims.0", 0.5),
+        )
+    ),
+    "t5": Override(multipliers=(Multiplier(r"lm_head\.weight", "d_model", -0.5, when="scale_decoder_outputs"),)),
 }

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from meristem.anatomy.conventions import NORM_CLASS, ROUTER_CLASS
+from meristem.anatomy.conventions import NORM_CLASS, RAW_READERS, ROUTER_CLASS
 
 Role = Literal["write", "read", "gain", "shift", "fixed"]
 
@@ -21,6 +21,9 @@ def roles(owner: nn.Module, parameter: str, ndim: int) -> tuple[Role, ...]:
     kind = type(owner).__name__
     if ndim == 0:
         return ()
+    for pattern, name, found in RAW_READERS:
+        if re.search(pattern, kind) and re.fullmatch(name, parameter):
+            return found  # pyright: ignore[reportReturnType]
     if ndim == 1:
         if re.search(NORM_CLASS, kind):
             return ("gain",) if parameter == "weight" else ("shift",)
@@ -29,10 +32,11 @@ def roles(owner: nn.Module, parameter: str, ndim: int) -> tuple[Role, ...]:
         return ("read", "write")
     if isinstance(owner, nn.Embedding):
         return ("fixed", "write")
-    if isinstance(owner, nn.Linear) or re.search(ROUTER_CLASS, kind):
+    if isinstance(owner, nn.Linear) or (ndim == 2 and re.search(ROUTER_CLASS, kind)):
         return ("write", "read")
     if isinstance(owner, nn.modules.conv._ConvNd):
         return ("write", "read") + ("fixed",) * (ndim - 2)
     if ndim == 3 and "xpert" in kind:  # fused experts: (experts, out, in)
-        return ("fixed", "write", "read")
+        transposed = getattr(owner, "is_transposed", False)  # transformers says so on the module
+        return ("fixed", "read", "write") if transposed else ("fixed", "write", "read")
     return ("write",) * ndim

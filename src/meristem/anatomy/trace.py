@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from meristem.anatomy.inputs import example_inputs, logits_of
@@ -47,6 +48,27 @@ def ends_in_norm(model: nn.Module, block_prefixes: list[str]) -> bool:
         return False
     normed = {id(outputs[m]) for m in modules if is_norm(m) and m in outputs}
     return any(id(outputs[block]) in normed for block in blocks if block in outputs)
+
+
+def blocks_pass_through(model: nn.Module, block_prefixes: list[str]) -> bool:
+    """Whether every block of the lists gives out what it takes in. Run on one short random input; True for models whose
+    inputs cannot be guessed, which leaves the judgement to the certificate."""
+    blocks = [block for prefix in block_prefixes for block in model.get_submodule(prefix).children()]
+    unchanged: list[bool] = []
+
+    def compare(_: nn.Module, args: tuple, kwargs: dict, output) -> None:
+        before = args[0] if args else kwargs.get("hidden_states")
+        output = tuple(output.values()) if isinstance(output, dict) else output
+        after = output[0] if isinstance(output, tuple | list) else output
+        if isinstance(before, Tensor) and isinstance(after, Tensor) and before.is_floating_point():
+            same = before.shape == after.shape and torch.allclose(before, after, rtol=1e-3, atol=1e-5)
+            unchanged.append(same)
+
+    try:
+        _run(model, [block.register_forward_hook(compare, with_kwargs=True) for block in blocks])
+    except MeristemError:
+        return True
+    return all(unchanged)
 
 
 def _run(model: nn.Module, hooks: list) -> None:

@@ -44,9 +44,11 @@ def identity_layers(anatomy: Anatomy, axis: str, new: int) -> LayerMap:
         MeristemError: if no arrangement gives every new place a layer of its kind.
     """
     old = anatomy.depths[axis]
-    spread_out = tuple(LayerSource.identity(l, copy > 0) for l, times in spread(old, new) for copy in range(times))
+    spread_out = tuple(
+        LayerSource.identity(layer, copy > 0) for layer, times in spread(old, new) for copy in range(times)
+    )
     at_the_end = tuple(LayerSource.identity(min(i, old - 1), i >= old) for i in range(new))
-    for first in (spread_out, at_the_end):
+    for first in (at_the_end,) if anatomy.override.numbered else (spread_out, at_the_end):
         if _fits(anatomy, axis, first):
             return first
         matched = _matched(anatomy, axis, first)
@@ -83,7 +85,11 @@ def _fits(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> bool:
         old, new = _kinds(anatomy, axis, layer_map)
     except (ValueError, RuntimeError, IndexError):
         return False
-    return all(new[i] <= old[layer.sources[0][0]] for i, layer in enumerate(layer_map))
+    for kind, layer in zip(new, layer_map, strict=True):
+        source = old[layer.sources[0][0]]
+        if kind != source and not (layer.silent and kind <= source):
+            return False
+    return True
 
 
 def _matched(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> LayerMap | None:

@@ -80,8 +80,33 @@ def grow_with_certificate(
     if not methods:
         raise MeristemError("no growth method given")
     plans, grown = _apply(model, methods, anatomy)
-    certificate = _certify(model, grown, plans, inputs) if verify else None
+    certificate = certify(model, grown, plans, inputs) if verify else None
+    if certificate and all(plan.preserves_function for plan in plans) and not certificate.holds:
+        plans, grown, certificate = _second_try(model, methods, plans[0].source, inputs)
     return Growth(grown, plans, certificate, tuple(m.options() for m in methods))
+
+
+def _second_try(
+    model: nn.Module, methods: list[Method], anatomy: Anatomy, inputs: Mapping[str, Tensor] | None
+) -> tuple[tuple[GrowthPlan, ...], nn.Module, Certificate]:
+    """Grow once more, with what a trial tells about the architecture that its names and shapes did not.
+
+    Raises:
+        PreservationError: if that does not help either.
+    """
+    from meristem.anatomy.inputs import example_inputs
+    from meristem.growth.settle import settle
+
+    settled, parting = settle(anatomy, model, inputs if inputs is not None else example_inputs(model))
+    plans, grown = _apply(model, methods, settled)
+    certificate = certify(model, grown, plans, inputs)
+    if not certificate.holds:
+        where = f"; cloned, {parting}" if parting else ""
+        raise PreservationError(
+            f"this growth should preserve the function and does not: {certificate.summary()}. The anatomy of this "
+            f"{anatomy.builder.model_type} is not understood{where}. `meristem inspect` shows what was inferred"
+        )
+    return plans, grown, certificate
 
 
 def _apply(
@@ -95,23 +120,15 @@ def _apply(
     return tuple(plans), current
 
 
-def _certify(
+def certify(
     model: nn.Module, grown: nn.Module, plans: tuple[GrowthPlan, ...], inputs: Mapping[str, Tensor] | None
 ) -> Certificate:
     """Judge the growth on the weights themselves in high precision; what a low dtype rounds away is reported apart."""
-    promised = all(plan.preserves_function for plan in plans)
     stored = next(model.parameters()).dtype
     if stored in (torch.float32, torch.float64):
-        certificate = verify(model, grown, inputs)
-    else:
-        exact = in_float32(plans[0].source, model)
-        current: nn.Module = exact
-        for plan in plans:
-            current = build(plan, current)
-        certificate = verify(exact, current, inputs, stored=verify(model, grown, inputs))
-    if promised and not certificate.holds:
-        raise PreservationError(
-            f"this growth should preserve the function and does not: {certificate.summary()}. "
-            "The anatomy of this architecture is not understood; `meristem inspect` shows what was inferred"
-        )
-    return certificate
+        return verify(model, grown, inputs)
+    exact = in_float32(plans[0].source, model)
+    current: nn.Module = exact
+    for plan in plans:
+        current = build(plan, current)
+    return verify(exact, current, inputs, stored=verify(model, grown, inputs))

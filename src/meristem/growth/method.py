@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.conventions import NORM_EPS_FIELDS
-from meristem.anatomy.trace import ends_in_norm
+from meristem.anatomy.trace import blocks_pass_through, ends_in_norm
 from meristem.growth.plan import GrowthPlan, LayerMap, axes_of, layer_order, sizes_after
 from meristem.growth.tying import repair
 
@@ -47,6 +48,10 @@ class Method(ABC):
         maps, layers = self.axis_maps(anatomy, model.state_dict()), self.layer_maps(anatomy)
         sizes = sizes_after(anatomy, maps)
         depths = {**anatomy.builder.depths, **{axis: len(layer_map) for axis, layer_map in layers.items()}}
+        for axis in set(anatomy.builder.depths) - set(anatomy.depths):  # a decoder's config also counts encoder layers
+            depths[axis] = next(
+                (d for a, d in depths.items() if a in layers and anatomy.depths[a] == depths[axis]), depths[axis]
+            )
         orders = {axis: layer_order(layer_map) for axis, layer_map in layers.items()}
         changes = _eps_changes(anatomy, maps)
         target = anatomy.builder.resized(sizes, depths, changes, orders)
@@ -87,12 +92,18 @@ def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Modu
     if not unsettled & normed:
         return True
     padded = all(maps[axis].norm_factor != 1 and axis == "hidden" for axis in unsettled & normed)
-    return padded and blocks_can_be_silent(anatomy, model)
+    return padded and not ends_in_norm(model, [block.prefix for block in anatomy.blocks])
 
 
 def blocks_can_be_silent(anatomy: Anatomy, model: nn.Module) -> bool:
-    """Whether a block that writes nothing leaves the network's function alone: not if blocks end in a norm."""
-    return not ends_in_norm(model, [block.prefix for block in anatomy.blocks])
+    """Whether a block that writes nothing leaves the stream as it is: not if it ends in a norm (post-norm, as in BERT) or
+    scales its skip connection. The model is asked, with the writers of a copy silenced."""
+    muted = copy.deepcopy(model)
+    state = muted.state_dict()
+    for tensor in anatomy.tensors.values():
+        if tensor.block and tensor.writes(anatomy.stream(tensor)):
+            state[tensor.name].zero_()
+    return blocks_pass_through(muted, [block.prefix for block in anatomy.blocks])
 
 
 def _eps_changes(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, float]:

@@ -113,7 +113,7 @@ class GrowthPlan:
     def tensors(self) -> dict[str, TensorPlan]:
         """{name in the large network: its plan}. Tensors that stay tied appear once, under their first name."""
         plans: dict[str, TensorPlan] = {}
-        wanted, tied = self._target_names
+        wanted = self._shared_names
         for tensor in self.source.tensors.values():
             if tensor.tied_to is not None and not self.untied:
                 continue
@@ -130,19 +130,21 @@ class GrowthPlan:
                     noise=self.noise if tensor.reads else 0.0,
                     seed=self.seed,
                 )
-        missing = sorted(wanted - tied - set(plans))
+        missing = [name for name, shared in wanted.items() if not shared & set(plans)]
         if missing:
             raise AnatomyError(f"no old tensor flows into {missing[0]} of the new network")
         return plans
 
     @cached_property
-    def _target_names(self) -> tuple[set[str], set[str]]:
-        """All names in the large network's state dict, and those of them that repeat a tied parameter."""
+    def _shared_names(self) -> dict[str, set[str]]:
+        """For every name in the large network's state dict, all names of the same tensor."""
         with torch.device("meta"):
             model = self.target.build(self.target.sizes, self.target.depths)
-        names = set(model.state_dict())
-        first = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
-        return names, names - first
+        groups: dict[int, set[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            groups.setdefault(id(parameter), set()).add(name)
+        shared = {name: group for group in groups.values() for name in group}
+        return {name: shared.get(name, {name}) for name in model.state_dict()}
 
     def _offset(self, tensor: TensorAnatomy) -> float:
         """What a norm adds to its stored gain (1 in Gemma), so that the gain itself is scaled."""
@@ -172,7 +174,7 @@ class GrowthPlan:
             return self.maps[axis]
         if axis in self.source.axes:
             return AxisMap.identity(self.source.axes[axis].size)
-        kv_heads = axis.replace("heads", "kv_heads")  # `heads` is `kv_heads group`
+        kv_heads = axis.replace("heads", "kv_heads")  # elsewhere, `heads` is `kv_heads group`
         return self.axis_map(kv_heads).kron(self.axis_map(kv_heads.replace("kv_heads", "group")))
 
     def _targets(self, tensor: TensorAnatomy) -> list[tuple[str, tuple[Term, ...], bool]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from meristem.anatomy import Anatomy
+from meristem.anatomy import Anatomy, Axis
+from meristem.anatomy.parts import is_part, whole_of
 from meristem.errors import MeristemError
 
 ATTENTION_SCOPES = ("", "encoder_", "decoder_")  # whose heads num_attention_heads names
@@ -38,11 +39,11 @@ def width_targets(
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise MeristemError(f"{method}: {name} must be a positive whole number, got {size!r}")
     sizes: dict[str, int] = {}
-    hiddens = anatomy.of_kind("hidden")
+    hiddens = _own(anatomy, "hidden")
     for axis in hiddens:
         target = _scaled(method, "hidden_size", axis.size, hidden_size, hiddens[0].size)
         sizes[axis.name] = target or axis.size * width
-    ffns = anatomy.of_kind("ffn")
+    ffns = _own(anatomy, "ffn")
     if intermediate_size and not ffns:
         raise MeristemError(
             f"{method}: {anatomy.builder.model_type} has no feed-forward size of its own (it follows hidden_size)"
@@ -50,12 +51,18 @@ def width_targets(
     for axis in ffns:
         target = _scaled(method, "intermediate_size", axis.size, intermediate_size, ffns[0].size)
         sizes[axis.name] = target or axis.size * width
-    for axis in anatomy.of_kind("kv_heads"):
+    for axis in _own(anatomy, "heads"):  # of a network outside transformers, whose function has just one such argument
+        sizes[axis.name] = num_attention_heads or axis.size * width
+    for axis in _own(anatomy, "kv_heads"):
         if axis.scope in ATTENTION_SCOPES:
             sizes |= _heads(anatomy, method, axis.name, width, num_attention_heads, num_key_value_heads)
         else:  # heads of state-space and linear-attention blocks follow the width
             factor = width if hidden_size is None else _whole(method, axis.name, hidden_size, hiddens[0].size)
             sizes |= _heads(anatomy, method, axis.name, factor, None, None)
+    for part in [axis for axis in anatomy.axes if is_part(axis)]:
+        whole = whole_of(part)
+        if whole in sizes:
+            sizes[part] = _scaled(method, whole, anatomy.sizes[part], sizes[whole], anatomy.sizes[whole]) or 0
     for axis, size in sizes.items():
         if (size > anatomy.sizes[axis]) if shrink else (size < anatomy.sizes[axis]):
             raise MeristemError(
@@ -63,6 +70,11 @@ def width_targets(
                 f"{anatomy.sizes[axis]}; the nearest target that works is {anatomy.sizes[axis]}"
             )
     return {axis: size for axis, size in sizes.items() if size != anatomy.sizes[axis]}
+
+
+def _own(anatomy: Anatomy, kind: str) -> list[Axis]:
+    """The axes of a kind, without parts of others, which follow their wholes."""
+    return [axis for axis in anatomy.of_kind(kind) if not is_part(axis.name)]
 
 
 def _scaled(method: str, field: str, size: int, target: int | None, first: int) -> int | None:

@@ -33,6 +33,13 @@ class Parting:
     error: float
     before: tuple[str, ...]  # modules with weights that had run by then
 
+    def resolves(self, earlier: Parting) -> bool:
+        """Whether the networks, parting here, got past where they parted before."""
+        return (self.module, self.side) != (earlier.module, earlier.side) and self.before == (
+            *earlier.before,
+            *self.before[len(earlier.before) :],
+        )
+
     def __str__(self) -> str:
         by = f"is {self.ratio:.6g} times" if self.ratio is not None else f"differs (by {self.error:.1e}) from"
         return f"the {self.side} of {self.module} {by} the mapped one"
@@ -50,10 +57,14 @@ def first_parting(plan: GrowthPlan, model: nn.Module, grown: nn.Module, inputs: 
     for (name, side), old in ours.items():
         new = theirs.get((name, side))
         tensor = plan.source.tensors.get(f"{name}.weight")
+        if side == "input" and tensor is not None and tensor.tied_to is not None:
+            continue  # the norm before a tied head carries the head's factor
         expected = _expected(plan, tensor, side, old) if tensor is not None and new is not None else None
         if expected is not None and new is not None and expected.shape == new.shape:
             ratio, error = _compare(new.double(), expected.double())
-            if error > CLOSE or abs(ratio - 1) > CLOSE:
+            scale = plan.scales.get(tensor.name, 1.0) if tensor is not None else 1.0
+            taken_up = scale if side == "output" else 1 / scale  # the weight makes up for a factor outside
+            if error > CLOSE or min(abs(ratio - 1), abs(ratio - taken_up)) > CLOSE:
                 return Parting(name, side, ratio if error <= CLOSE else None, error, tuple(before))
         if side == "output":
             before.append(name)

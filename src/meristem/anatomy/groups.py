@@ -1,0 +1,78 @@
+"""Convolutions in groups: each group reads its own share of the channels, so channels grow within their groups."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from meristem.algebra import Layout
+from meristem.anatomy.anatomy import TensorAnatomy, kind_of
+from meristem.anatomy.parts import is_part, part_of, whole_of
+
+KV_HEADS = re.compile(r"(?<!kv_)heads$")  # `heads` is `kv_heads group`
+
+
+def in_groups(tensors: Mapping[str, TensorAnatomy], owners: Mapping[str, nn.Module]) -> dict[str, TensorAnatomy]:
+    """The same tensors, with every axis that a grouped convolution reads split into that many parts, wherever it occurs.
+
+    A convolution of 4 groups over `hidden` reads `over4_hidden` in each; then every `hidden` becomes `4 over4_hidden`, so
+    that copies of a channel stay in the group of the original.
+    """
+    groups = _groups(tensors, owners)
+    if not groups:
+        return dict(tensors)
+    changed = {}
+    for name, tensor in tensors.items():
+        dimensions = tuple(replace(d, layout=_split(d.layout, groups)) for d in tensor.dimensions)
+        changed[name] = replace(tensor, dimensions=dimensions)
+    return changed
+
+
+def _groups(tensors: Mapping[str, TensorAnatomy], owners: Mapping[str, nn.Module]) -> dict[str, int]:
+    """{axis: number of groups}, from convolutions that read the part of an axis that one group sees, and what they write."""
+    groups: dict[str, int] = {}
+    for tensor in tensors.values():
+        path = re.sub(r"\.(weight|bias|parametrizations\..*)$", "", tensor.name)
+        count = getattr(owners.get(path), "groups", 1)
+        if not isinstance(count, int) or count == 1:
+            continue
+        read = {a for d in tensor.dimensions if d.role == "read" for a in d.layout.axes()}
+        if not any(axis == part_of(whole_of(axis), count) for axis in read):
+            continue
+        written = {
+            a for d in tensor.dimensions if d.role == "write" for a in d.layout.axes() if kind_of(a) != "head_dim"
+        }
+        for axis in {whole_of(a) for a in read} | {KV_HEADS.sub("kv_heads", a) for a in written}:
+            groups[axis] = max(count, groups.get(axis, 1))
+    return groups
+
+
+def _split(layout: Layout, groups: Mapping[str, int]) -> Layout:
+    terms = []
+    for term in layout.terms:
+        factors: list[str | int | Layout] = []
+        for factor in term:
+            if isinstance(factor, str) and KV_HEADS.sub("kv_heads", factor) in groups and factor not in groups:
+                kv_heads = KV_HEADS.sub("kv_heads", factor)
+                factors += [
+                    groups[kv_heads],
+                    part_of(kv_heads, groups[kv_heads]),
+                    kv_heads.replace("kv_heads", "group"),
+                ]
+            elif isinstance(factor, str) and factor in groups:
+                factors += [groups[factor], part_of(factor, groups[factor])]
+            elif isinstance(factor, str) and is_part(factor) and whole_of(factor) in groups:
+                factors += _part_in_groups(factor, groups[whole_of(factor)])
+            else:
+                factors.append(factor)
+        terms.append(tuple(factors))
+    return Layout(tuple(terms))
+
+
+def _part_in_groups(part: str, groups: int) -> list[str | int]:
+    """A larger part of an axis, in terms of the parts that its groups see."""
+    count = int(part.removeprefix("over").partition("_")[0])
+    return [groups // count, part_of(whole_of(part), groups)] if groups % count == 0 else [part]

@@ -1,0 +1,152 @@
+"""What neither names nor shapes tell, found by trial: the network is cloned to twice its width and both are run.
+
+Where they part (`trial.first_parting`), one of two things is not understood, and both can be found out:
+
+- a number: the forward pass multiplies by something that depends on the width. The ratio of the activations is its change
+  under a factor of two, which gives the exponent (-1/2 for T5's head, 1/2 for an embedding times sqrt(hidden_size));
+- an order: a fused dimension such as [query, key, value] per head or [gate, up] per unit lies the other way round. The few
+  orders that have the same size are tried, for all layers at once.
+
+A change is kept if the networks then part later, or not at all. The outcome is an anatomy, good for any method and ratio.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import permutations
+
+from torch import Tensor, nn
+
+from meristem.algebra import Layout
+from meristem.anatomy import Anatomy, Dimension, Multiplier, TensorAnatomy
+from meristem.anatomy.conventions import CONCATENATED, GROUPED
+from meristem.anatomy.parts import is_part, whole_of
+from meristem.errors import MeristemError
+from meristem.growth.build import build
+from meristem.growth.hypercloning import HyperCloning
+from meristem.growth.trial import Parting, first_parting
+
+ROUNDS = 12
+FUSED = (CONCATENATED, GROUPED)
+
+
+def settle(anatomy: Anatomy, model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Anatomy, Parting | None]:
+    """The anatomy with its open questions answered by trial, and where the networks still part (None: nowhere).
+
+    Args:
+        model: the network whose anatomy this is; copied to float64 where it can run in that.
+        inputs: keyword arguments of its forward.
+
+    Raises:
+        MeristemError: if the network cannot be cloned at all.
+    """
+    exact = _exact(model, inputs)
+    parting = _part(anatomy, exact, inputs)
+    for _ in range(ROUNDS):
+        if parting is None:
+            break
+        for changed in _proposals(anatomy, parting):
+            try:
+                after = _part(changed, exact, inputs)
+            except (MeristemError, RuntimeError, ValueError):
+                continue
+            if after is None or len(after.before) > len(parting.before) or after.resolves(parting):
+                anatomy, parting = changed, after
+                break
+        else:
+            break
+    return anatomy, parting
+
+
+def _exact(model: nn.Module, inputs: Mapping[str, Tensor]) -> nn.Module:
+    from meristem.anatomy.inputs import logits_of
+
+    exact = copy.deepcopy(model).double().eval()
+    try:
+        logits_of(exact, dict(inputs))
+    except RuntimeError:  # an operator without a float64 kernel
+        exact = copy.deepcopy(model).float().eval()
+    return exact
+
+
+def _part(anatomy: Anatomy, model: nn.Module, inputs: Mapping[str, Tensor]) -> Parting | None:
+    plan = HyperCloning(width=2).plan(anatomy, model)
+    return first_parting(plan, model, build(plan, model).eval(), inputs)
+
+
+def _proposals(anatomy: Anatomy, parting: Parting) -> Iterator[Anatomy]:
+    if parting.ratio is not None and parting.ratio > 0:
+        for name in _scaled_at(anatomy, parting):
+            yield _with_multiplier(anatomy, name, parting.ratio)
+    near = [f"{module}." for module in (parting.module, *reversed(parting.before[-4:]))]
+    close = [t for t in anatomy.tensors.values() if any(t.name.startswith(n) for n in near)]
+    blocks = {t.block for t in close if t.block}
+    tried: set[str] = set()
+    for tensor in (*close, *(t for t in anatomy.tensors.values() if t.block in blocks)):
+        if _folded(tensor.name) not in tried:
+            tried.add(_folded(tensor.name))
+            for position, dimension in enumerate(tensor.dimensions):
+                for layout in (*_orders(dimension.layout), *_in_parts(dimension.layout, anatomy)):
+                    yield _with_layout(anatomy, tensor, position, layout)
+
+
+def _scaled_at(anatomy: Anatomy, parting: Parting) -> Iterator[str]:
+    """Which weight could take the factor up: the module's own if it is a reader or writer, else the writer before it."""
+    own = anatomy.tensors.get(f"{parting.module}.weight")
+    if own is not None and not (parting.side == "input" and own.dimensions[0].role == "gain"):
+        yield own.name
+    elif parting.before and f"{parting.before[-1]}.weight" in anatomy.tensors:
+        yield f"{parting.before[-1]}.weight"
+
+
+def _with_multiplier(anatomy: Anatomy, name: str, ratio: float) -> Anatomy:
+    """`ratio` is what doubling the width changed the tensor's output by."""
+    axis = next((axis.name for axis in anatomy.of_kind("hidden")), next(iter(anatomy.axes)))
+    field = getattr(anatomy.builder, "paths", {}).get(axis, axis)
+    names = [other for other in anatomy.tensors if _folded(other) == _folded(name)]
+    found = tuple(Multiplier(re.escape(other), field, math.log2(ratio)) for other in names)
+    return replace(anatomy, override=replace(anatomy.override, multipliers=(*anatomy.override.multipliers, *found)))
+
+
+def _with_layout(anatomy: Anatomy, like: TensorAnatomy, position: int, layout: Layout) -> Anatomy:
+    """The layout for this dimension of the tensor in every layer, and of its bias along with it."""
+    tensors = dict(anatomy.tensors)
+    old = like.dimensions[position]
+    stem = re.sub(r"(weight|bias)$", "", _folded(like.name))
+    for name, tensor in tensors.items():
+        if re.sub(r"(weight|bias)$", "", _folded(name)) == stem:
+            same = [d.role == old.role and d.layout == old.layout for d in tensor.dimensions]
+            changed = (
+                Dimension(layout, d.role, "trial") if hit else d for d, hit in zip(tensor.dimensions, same, strict=True)
+            )
+            tensors[name] = replace(tensor, dimensions=tuple(changed))
+    return replace(anatomy, tensors=tensors)
+
+
+def _orders(layout: Layout) -> Iterator[Layout]:
+    """Other orders of a product that has a number among its factors; the other way to fuse query, key and value."""
+    if str(layout) in FUSED:
+        yield from (Layout.parse(other) for other in FUSED if other != str(layout))
+    if len(layout.terms) != 1 or not any(isinstance(factor, int) for factor in layout.terms[0]):
+        return
+    (factors,) = layout.terms
+    for order in permutations(factors):
+        if order != factors:
+            yield Layout((order,))
+    if len(factors) == 2 and str(factors[0]).endswith("heads") and isinstance(factors[1], int):
+        heads, number = factors  # per head: a block that is really several, each with all heads
+        yield from (Layout(((c, heads, number // c),)) for c in (2, 3) if number % c == 0 and number > c)
+
+
+def _in_parts(layout: Layout, anatomy: Anatomy) -> Iterator[Layout]:
+    """A plain axis as several of the parts that something else in the network has ([gate, up] before half as many)."""
+    for part in (axis for axis in anatomy.axes if is_part(axis) and layout.terms == ((whole_of(axis),),)):
+        yield Layout(((anatomy.sizes[whole_of(part)] // anatomy.sizes[part], part),))
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".*.", name)

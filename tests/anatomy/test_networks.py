@@ -1,0 +1,148 @@
+"""Networks outside transformers: described by a function that builds them, grown and proven like any other."""
+
+from __future__ import annotations
+
+import pico
+import pytest
+import torch
+from torch import nn
+
+import meristem as ms
+
+
+class MLP(nn.Module):
+    def __init__(self, hidden: int, ffn: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(7, hidden), nn.ReLU(), nn.Linear(hidden, ffn), nn.ReLU(), nn.Linear(ffn, 3)
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+        self.bn1, self.bn2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return (x + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))).relu()
+
+
+class ResNet(nn.Module):
+    """Two stages, the second of twice the channels behind a strided projection."""
+
+    def __init__(self, channels: int, depth: int = 1) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+        self.stage1 = nn.Sequential(*(ResidualBlock(channels) for _ in range(depth)))
+        self.down = nn.Conv2d(channels, 2 * channels, 1, stride=2)
+        self.stage2 = nn.Sequential(ResidualBlock(2 * channels))
+        self.head = nn.Linear(2 * channels, 5)
+
+    def forward(self, x):
+        return self.head(self.stage2(self.down(self.stage1(self.stem(x)))).mean((2, 3)))
+
+
+class MixerBlock(nn.Module):
+    def __init__(self, hidden: int, tokens: int, ffn: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.token_up, self.token_down = nn.Linear(16, tokens), nn.Linear(tokens, 16)
+        self.up, self.down = nn.Linear(hidden, ffn), nn.Linear(ffn, hidden)
+
+    def forward(self, x):
+        mixed = self.token_down(nn.functional.gelu(self.token_up(self.norm1(x).transpose(1, 2)))).transpose(1, 2)
+        x = x + mixed
+        return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+
+
+class Mixer(nn.Module):
+    """An MLP-Mixer on 16 patches."""
+
+    def __init__(self, hidden: int, tokens: int, ffn: int, depth: int = 2) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, hidden, 4, stride=4)
+        self.blocks = nn.ModuleList(MixerBlock(hidden, tokens, ffn) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(hidden), nn.Linear(hidden, 5)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).mean(1))
+
+
+IMAGES = {"x": torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
+VECTORS = {"x": torch.randn(9, 7, generator=torch.Generator().manual_seed(0))}
+
+
+def randomised(net: nn.Module) -> nn.Module:
+    """Random weights and running statistics, in evaluation mode."""
+    pico.randomise(net)
+    for name, buffer in net.named_buffers():
+        if name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5)
+        elif name.endswith("running_mean"):
+            buffer.normal_()
+    return net.eval()
+
+
+@pytest.mark.parametrize("build, sizes, inputs", [
+    (MLP, {"hidden": 8, "ffn": 12}, VECTORS),
+    (ResNet, {"channels": 6}, IMAGES),
+    (Mixer, {"hidden": 8, "tokens": 10, "ffn": 12}, IMAGES),
+])  # fmt: skip
+@pytest.mark.parametrize(
+    "method", [ms.HyperCloning(width=2, noise=0.3), ms.HyperCloning(width=3), ms.Net2Net(width=2, duplication="cyclic")]
+)
+def test_width(build, sizes, inputs, method):
+    net = randomised(build(**sizes))
+    grown = ms.grow(net, method, anatomy=ms.Anatomy.infer(build, sizes), inputs=inputs)
+    before, after = (sum(p.numel() for p in n.parameters()) for n in (net, grown))
+    assert after > 2 * before
+    torch.testing.assert_close(grown(**inputs), net(**inputs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("build, sizes", [(Mixer, {"hidden": 8, "tokens": 10, "ffn": 12})])
+def test_depth(build, sizes):
+    net = randomised(build(**sizes))
+    anatomy = ms.Anatomy.infer(build, sizes, depths={"depth": 2})
+    grown = ms.grow(net, ms.IdentityBlocks(depth=2), anatomy=anatomy, inputs=IMAGES)
+    assert len(grown.blocks) == 4
+    torch.testing.assert_close(grown(**IMAGES), net(**IMAGES), rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norm_statistics_follow_their_channels():
+    net = randomised(ResNet(6))
+    grown = ms.grow(net, ms.HyperCloning(width=2), anatomy=ms.Anatomy.infer(ResNet, {"channels": 6}), inputs=IMAGES)
+    torch.testing.assert_close(grown.stem[1].running_var, net.stem[1].running_var.repeat(2))
+    torch.testing.assert_close(grown.stem[1].running_mean, net.stem[1].running_mean.repeat(2))
+
+
+def test_timms_vision_transformer():
+    timm = pytest.importorskip("timm", reason="needs the extra [vision]")
+
+    def build(heads: int):
+        vit = timm.models.vision_transformer.VisionTransformer
+        return vit(img_size=16, patch_size=4, embed_dim=8 * heads, depth=2, num_heads=heads, num_classes=5)
+
+    net = randomised(build(2))
+    grown = ms.grow(net, ms.HyperCloning(width=2), anatomy=ms.Anatomy.infer(build, {"heads": 2}), inputs=IMAGES)
+    assert grown.blocks[0].attn.num_heads == 4
+    torch.testing.assert_close(grown(**IMAGES), net(**IMAGES), rtol=1e-4, atol=1e-4)
+
+
+def test_timms_convnext():
+    timm = pytest.importorskip("timm", reason="needs the extra [vision]")
+
+    def build(channels: int):
+        dims = (channels, 2 * channels, 4 * channels, 8 * channels)
+        return timm.models.convnext.ConvNeXt(depths=(1, 1, 1, 1), dims=dims, num_classes=5)
+
+    net = randomised(build(4))
+    inputs = {"x": torch.randn(2, 3, 32, 32)}
+    grown = ms.grow(net, ms.HyperCloning(width=2), anatomy=ms.Anatomy.infer(build, {"channels": 4}), inputs=inputs)
+    torch.testing.assert_close(grown(**inputs), net(**inputs), rtol=1e-4, atol=1e-4)
