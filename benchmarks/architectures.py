@@ -12,8 +12,10 @@ or why not. Writes results/architectures.json and the table in docs/architecture
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
+import random
 import sys
 import tempfile
 import time
@@ -168,6 +170,78 @@ def sweep(
     return [done[row] for row in rows]
 
 
+SINUSOIDS = "positions are sinusoids of the width, computed and not stored: no checkpoint can hold the small network's"
+CAUSES = {  # of what is known to fail
+    **dict.fromkeys(("ctrl", "fsmt", "m2m_100", "nllb-moe", "pegasus_x", "marian", "xglm", "musicgen"), SINUSOIDS),
+    **dict.fromkeys(("musicgen_melody", "seamless_m4t", "seamless_m4t_v2", "xlnet", "funnel"), SINUSOIDS),
+    "fnet": "a Fourier transform mixes over the width itself",
+    "bit": "weight standardisation cancels the readers' 1/n",
+    "zaya": "takes means over the query heads of a group",
+    "neomme": "reads with the transpose of a weight that also writes",
+    "mobilebert": "the head is two matrices, one behind the other over the width",
+    "prophetnet": "the n-gram streams' relative positions are not understood",
+    "reformer": "position embeddings of two widths that have to add up to hidden_size",
+    "esm": "the contact head reads all layers' heads: its width follows the depth",
+    "encoder-decoder": "two networks in one: only the decoder grows, and the encoder's output no longer fits",
+}
+
+
+def report(results: list[dict[str, Any]]) -> str:
+    """The counts and tables as Markdown."""
+    count = Counter(row["outcome"] for row in results)
+    judged = count["pass"] + count["fail"]
+    lines = [
+        f"Of {len(results)} entries, {judged} could be built at toy size and have a width to grow: **{count['pass']} pass "
+        f"({count['pass'] / max(judged, 1):.1%})**, {count['fail']} fail; {count['no width']} have no width that a config sets, "
+        f"{count['not built']} were not built.",
+        "",
+        "| task | pass | fail | no width | not built |",
+        "|---|---|---|---|---|",
+    ]
+    for task in dict.fromkeys(row["task"] for row in results):
+        per = Counter(row["outcome"] for row in results if row["task"] == task)
+        lines.append(f"| {task} | {per['pass']} | {per['fail']} | {per['no width']} | {per['not built']} |")
+    lines += ["", "### What fails, and why", "", "| task | type | stage | why |", "|---|---|---|---|"]
+    for row in (row for row in results if row["outcome"] == "fail"):
+        why = CAUSES.get(row["model_type"], row["why"][:160])
+        lines.append(f"| {row['task']} | {row['model_type']} | {row['stage']} | {why.replace('|', '/')} |")
+    lines += ["", "### What was not judged", "", "| task | type | why |", "|---|---|---|"]
+    for row in (row for row in results if row["outcome"] in ("no width", "not built")):
+        lines.append(f"| {row['task']} | {row['model_type']} | {row['why'][:110].replace('|', '/')} |")
+    lines += ["", "### What passes: relative error after reloading, width x2 and depth x2", ""]
+    for task in dict.fromkeys(row["task"] for row in results):
+        passed = [row for row in results if row["task"] == task and row["outcome"] == "pass"]
+        cells = [f"{row['model_type']} ({_figure(row['width'])}, {_figure(row['depth'])})" for row in passed]
+        lines += [f"**{task}**: {', '.join(cells)}", ""]
+    return "\n".join(lines)
+
+
+def _figure(error: float | str) -> str:
+    return f"{error:.0e}" if isinstance(error, float) else error
+
+
+def write_page(results: list[dict[str, Any]]) -> None:
+    """Replace everything below the marker in docs/architectures.md."""
+    page = ROOT / "docs" / "architectures.md"
+    head, marker, _ = page.read_text(encoding="utf-8").partition("<!-- written by benchmarks/architectures.py -->")
+    page.write_text(f"{head}{marker}\n\n{report(results)}\n", encoding="utf-8")
+
+
+def unaided(count: int, seed: int, limit: float) -> list[dict[str, Any]]:
+    """Random types that no override mentions, until `count` of them could be built, with the table of overrides emptied."""
+    from meristem.anatomy.overrides import OVERRIDES
+
+    rows = [row for row in registry() if row[1] not in OVERRIDES]
+    random.Random(seed).shuffle(rows)
+    judged: list[dict[str, Any]] = []
+    for row in rows:
+        result = sweep([row], True, 1, limit)[0]
+        judged += [result] if result["outcome"] in ("pass", "fail") else []
+        if len(judged) == count:
+            break
+    return judged
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="the whole registry is the small setting")
@@ -176,27 +250,38 @@ def main() -> None:
     parser.add_argument("--unaided", type=int, help="this many random families, without overrides")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--limit", type=float, default=180.0, help="seconds for one model")
-    parser.add_argument("--out", type=Path, help="where to write the rows as JSON")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds for one model")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "architectures.json")
+    parser.add_argument("--page", type=Path, help="only write the page again, from this JSON")
     arguments = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
 
+    if arguments.page:
+        write_page(json.loads(arguments.page.read_text(encoding="utf-8"))["rows"])
+        return
     import torch
     import transformers
 
     import meristem.growth  # noqa: F401  (imported once, before the processes are forked)
     from meristem.checkpoints.write import write_json
+    from meristem.cli.commands import machine
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+    if arguments.unaided:
+        results = unaided(arguments.unaided, arguments.seed, arguments.limit)
+        name = arguments.out.with_name("architectures_unaided.json")
+        write_json(name, {"machine": machine(), "seed": arguments.seed, "rows": results})
+        return
+    whole = not arguments.types and set(arguments.tasks) == set(TASKS)
     rows = [row for row in registry() if row[0] in arguments.tasks]
-    if arguments.types:
-        rows = [row for row in rows if row[1] in arguments.types]
+    rows = [row for row in rows if row[1] in arguments.types] if arguments.types else rows
     results = sweep(rows, False, arguments.workers, arguments.limit)
-    counts = Counter((r["task"], r["outcome"]) for r in results)
-    print(counts)
-    if arguments.out:
-        write_json(arguments.out, {"rows": results})
+    print(report(results))
+    if whole:
+        content = {"machine": machine(), "transformers": transformers.__version__, "tolerance": TOLERANCE}
+        write_json(arguments.out, {**content, "rows": results})
+        write_page(results)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "aki": {"from": "narrow", "method": "aki", "duplication": "cyclic", **WIDE},
     "lemon": {"from": "narrow", "method": "lemon", **WIDE},
     "zero_padding": {"from": "narrow", "method": "zero_padding", **WIDE},
-    "ligo": {"from": "narrow", "method": "ligo", "width": 2, "steps": 60},
+    "ligo": {"from": "narrow", "method": "ligo", "width": 2, "steps": 60, "learning_rate": 3e-4},
     "stacking": {"from": "shallow", "method": "stacking", "depth": 2, **DEEP},
     "interpolation": {"from": "shallow", "method": "stacking", "order": "interpolate", "depth": 2, **DEEP},
     "gradual_stacking": {"from": "shallow", "method": ["gradual_stacking"] * 2, "layers": 1, **DEEP},

@@ -120,7 +120,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
                "layers_block_type": ["mamba", "hybrid", "mamba"]},
     "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
     "dots3_note_text": {"num_key_value_heads": 4, "swa_num_key_value_heads": 4, "swa_num_attention_heads": 4},
-    "deepseek_v2": {"head_dim": 8, "num_key_value_heads": 4},
+    "deepseek_v2": {"head_dim": 8, "num_key_value_heads": 4, "num_experts_per_tok": 2},
     "emu3": {"pad_token_id": 0},
     "llama4": {"pad_token_id": 0},
     "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},

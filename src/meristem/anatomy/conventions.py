@@ -116,6 +116,7 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 RAW_READERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"Hyper(Connection|Head)", r"(hc_)?fn", ("write", "read")),
     (r"AttentionResidual", r"query", ("read",)),
+    (r"AttentionResidual", r"query", ("write", "read")),
     (r"AdditiveAttention", r"w_g", ("read", "write")),
 )
 ROUTER_CLASS = r"Router|Gate"

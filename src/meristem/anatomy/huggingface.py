@@ -193,10 +193,11 @@ class HuggingFaceBuilder:
             head_dim, width = sizes[f"{scope}head_dim"], split.factor * sizes[split.axis]
             if width != kv_heads * group * head_dim:
                 works = kv_heads * group * head_dim / split.factor
+                name = "hidden_size" if split.axis == "hidden" else self._name(split.axis)  # as the options call it
                 raise MeristemError(
-                    f"{self.model_type} splits {self._name(split.axis)} evenly over its heads, and head_dim has to stay "
-                    f"{head_dim}: asked for {self._name(split.axis)}={sizes[split.axis]} with "
-                    f"{self._name(f'{scope}heads')}={kv_heads * group}; {self._name(split.axis)}={works} would work"
+                    f"{self.model_type} splits {name} evenly over its heads, and head_dim has to stay {head_dim}: asked "
+                    f"for {name}={sizes[split.axis]} with {self._name(f'{scope}heads')}={kv_heads * group}; "
+                    f"{name}={works} would work"
                 )
         if not scope and kv_heads != self._sizes["kv_heads"] and not self._kv_heads_follow_field:
             raise MeristemError(

@@ -44,6 +44,7 @@ OVERRIDES: Mapping[str, Override] = {
             (r"attn\.out_proj", "in", "4 over4_kv_heads head_dim"),
         )
     ),
+    "convbert": Override(layouts=((r"attention\.output\.dense\.weight", "in", "2 over2_kv_heads head_dim"),)),
     "cvt": Override(multipliers=(Multiplier(r".*\.projection_query\.(weight|bias)", "embed_dim.0", -0.5),)),
     "diffllama": Override(  # heads in two halves whose difference is taken
         layouts=(

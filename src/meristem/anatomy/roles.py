@@ -22,7 +22,7 @@ def roles(owner: nn.Module, parameter: str, ndim: int) -> tuple[Role, ...]:
     if ndim == 0:
         return ()
     for pattern, name, found in RAW_READERS:
-        if re.search(pattern, kind) and re.fullmatch(name, parameter):
+        if len(found) == ndim and re.search(pattern, kind) and re.fullmatch(name, parameter):
             return found  # pyright: ignore[reportReturnType]
     if ndim == 1:
         if re.search(NORM_CLASS, kind):
@@ -30,9 +30,9 @@ def roles(owner: nn.Module, parameter: str, ndim: int) -> tuple[Role, ...]:
         return ("write",)
     if kind == "Conv1D":  # transformers' transposed Linear
         return ("read", "write")
-    if isinstance(owner, nn.Embedding):
+    if isinstance(owner, nn.Embedding) or (ndim == 2 and kind.endswith("Embedding") and parameter == "weight"):
         return ("fixed", "write")
-    if isinstance(owner, nn.Linear) or (ndim == 2 and re.search(ROUTER_CLASS, kind)):
+    if isinstance(owner, nn.Linear) or (ndim == 2 and (re.search(ROUTER_CLASS, kind) or kind.endswith("Linear"))):
         return ("write", "read")
     if isinstance(owner, nn.modules.conv._ConvNd):
         return ("write", "read") + ("fixed",) * (ndim - 2)

@@ -50,25 +50,41 @@ def ends_in_norm(model: nn.Module, block_prefixes: list[str]) -> bool:
     return any(id(outputs[block]) in normed for block in blocks if block in outputs)
 
 
-def blocks_pass_through(model: nn.Module, block_prefixes: list[str]) -> bool:
-    """Whether every block of the lists gives out what it takes in. Run on one short random input; True for models whose
-    inputs cannot be guessed, which leaves the judgement to the certificate."""
-    blocks = [block for prefix in block_prefixes for block in model.get_submodule(prefix).children()]
+def blocks_pass_through(model: nn.Module, muted: nn.Module, block_prefixes: list[str]) -> bool:
+    """Whether every block of `muted` gives out what it takes in, on what the blocks of `model` take in.
+
+    Run on one short random input; True for models whose inputs cannot be guessed, which leaves the judgement to the
+    certificate, and False for blocks that cannot be watched.
+    """
+    names = [
+        f"{prefix}.{name}" for prefix in block_prefixes for name, _ in model.get_submodule(prefix).named_children()
+    ]
     unchanged: list[bool] = []
 
-    def compare(_: nn.Module, args: tuple, kwargs: dict, output) -> None:
-        before = args[0] if args else kwargs.get("hidden_states")
-        output = tuple(output.values()) if isinstance(output, dict) else output
-        after = output[0] if isinstance(output, tuple | list) else output
-        if isinstance(before, Tensor) and isinstance(after, Tensor) and before.is_floating_point():
-            same = before.shape == after.shape and torch.allclose(before, after, rtol=1e-3, atol=1e-5)
-            unchanged.append(same)
+    def compare(name: str):
+        def hook(_: nn.Module, args: tuple, kwargs: dict, __) -> None:
+            before = args[0] if args else next((v for k, v in kwargs.items() if k.startswith("hidden")), None)
+            if not isinstance(before, Tensor) or not before.is_floating_point():
+                return
+            caches = {key: None for key in kwargs if key.startswith("past_key_value")}
+            try:
+                with torch.no_grad():
+                    output = muted.get_submodule(name)(*args, **{**kwargs, **caches})
+            except (RuntimeError, ValueError, TypeError, AttributeError, KeyError):  # a block that needs its cache
+                unchanged.append(False)
+                return
+            output = tuple(output.values()) if isinstance(output, dict) else output
+            after = output[0] if isinstance(output, tuple | list) else output
+            unchanged.append(before.shape == after.shape and torch.allclose(before, after, rtol=1e-3, atol=1e-5))
 
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_hook(compare(name), with_kwargs=True) for name in names]
     try:
-        _run(model, [block.register_forward_hook(compare, with_kwargs=True) for block in blocks])
+        _run(model, hooks)
     except MeristemError:
         return True
-    return all(unchanged)
+    return bool(unchanged) and all(unchanged)
 
 
 def _run(model: nn.Module, hooks: list) -> None:

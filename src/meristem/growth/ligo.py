@@ -42,7 +42,7 @@ class LiGO(WidthMethod):
     num_hidden_layers: int | None = None
     depth: int = 1
     steps: int = 100
-    learning_rate: float = 3e-3
+    learning_rate: float = 3e-4
 
     def fit(
         self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]], anatomy: Anatomy | None = None

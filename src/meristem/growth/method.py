@@ -98,12 +98,12 @@ def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Modu
 def blocks_can_be_silent(anatomy: Anatomy, model: nn.Module) -> bool:
     """Whether a block that writes nothing leaves the stream as it is: not if it ends in a norm (post-norm, as in BERT) or
     scales its skip connection. The model is asked, with the writers of a copy silenced."""
-    muted = copy.deepcopy(model)
+    muted = copy.deepcopy(model).eval()
     state = muted.state_dict()
     for tensor in anatomy.tensors.values():
         if tensor.block and tensor.writes(anatomy.stream(tensor)):
             state[tensor.name].zero_()
-    return blocks_pass_through(muted, [block.prefix for block in anatomy.blocks])
+    return blocks_pass_through(model, muted, [block.prefix for block in anatomy.blocks])
 
 
 def _eps_changes(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, float]:

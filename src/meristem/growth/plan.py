@@ -194,6 +194,9 @@ class GrowthPlan:
         return targets
 
     def _terms(self, prefix: str, rest: str, layer: LayerSource) -> tuple[Term, ...]:
+        have = [old for old, _ in layer.sources if f"{prefix}.{old}.{rest}" in self.source.tensors]
+        if len(have) < len(layer.sources):  # what not all layers have cannot be mixed
+            return (Term(f"{prefix}.{have[0]}.{rest}"),)
         if layer.next_layer is None:
             return tuple(Term(f"{prefix}.{old}.{rest}", weight) for old, weight in layer.sources)
         old = layer.sources[0][0]

@@ -137,8 +137,8 @@ def _orders(layout: Layout) -> Iterator[Layout]:
     for order in permutations(factors):
         if order != factors:
             yield Layout((order,))
-    if len(factors) == 2 and str(factors[0]).endswith("heads") and isinstance(factors[1], int):
-        heads, number = factors  # per head: a block that is really several, each with all heads
+    if len(factors) == 2 and isinstance(factors[1], int) and str(factors[0]).endswith("heads"):
+        heads, number = factors[0], factors[1]  # per head: a block that is really several, each with all heads
         yield from (Layout(((c, heads, number // c),)) for c in (2, 3) if number % c == 0 and number > c)
 
 
