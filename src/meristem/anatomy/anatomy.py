@@ -56,7 +56,6 @@ class TensorAnatomy:
     name: str
     shape: tuple[int, ...]
     dimensions: tuple[Dimension, ...]
-    owner_class: str
     block: tuple[str, int] | None = None  # (axis of depth, index) when it belongs to a repeated block
     tied_to: str | None = None
 

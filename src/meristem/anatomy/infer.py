@@ -68,7 +68,6 @@ def infer(builder: Builder, override: Override) -> Anatomy:
             name,
             tuple(tensor.shape),
             tuple(_dimensions(name, tensor, owners, probes, override)),
-            type(owners[_owner_and_parameter(name)[0]]).__name__,
             _block_of(name, blocks),
             ties.get(name),
         )
