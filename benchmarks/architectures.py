@@ -173,16 +173,11 @@ def sweep(
 SINUSOIDS = "positions are sinusoids of the width, computed and not stored: no checkpoint can hold the small network's"
 CAUSES = {  # of what is known to fail
     **dict.fromkeys(("ctrl", "fsmt", "m2m_100", "nllb-moe", "pegasus_x", "marian", "xglm", "musicgen"), SINUSOIDS),
-    **dict.fromkeys(("musicgen_melody", "seamless_m4t", "seamless_m4t_v2", "xlnet", "funnel"), SINUSOIDS),
+    **dict.fromkeys(("musicgen_melody", "seamless_m4t", "seamless_m4t_v2"), SINUSOIDS),
     "fnet": "a Fourier transform mixes over the width itself",
-    "bit": "weight standardisation cancels the readers' 1/n",
-    "zaya": "takes means over the query heads of a group",
-    "neomme": "reads with the transpose of a weight that also writes",
-    "mobilebert": "the head is two matrices, one behind the other over the width",
-    "prophetnet": "the n-gram streams' relative positions are not understood",
-    "reformer": "position embeddings of two widths that have to add up to hidden_size",
-    "esm": "the contact head reads all layers' heads: its width follows the depth",
-    "encoder-decoder": "two networks in one: only the decoder grows, and the encoder's output no longer fits",
+    "perceiver": "the embedding is the output's head as well (no tied parameter says so), and no norm stands before it",
+    "prophetnet": "the code pairs relative positions of the predicted streams with other heads and places (reshaped in another "
+    "order than its buckets), so heads cannot be cloned",
 }
 
 

@@ -16,10 +16,16 @@ WIDTH, HEADS, HEAD_DIM = 64, 4, 16
 SIZES: tuple[tuple[str, Any], ...] = (
     (r"(pad|padding)_(token_)?id(x)?", 0),
     (r"bos_token_id|decoder_start_token_id", 1),
-    (r"eos_token_id|sep_token_id|cls_token_id|mask_token_id|unk_token_id|eod_token_id", 2),
+    (r"(eos|sep|cls|mask|unk|eod|blank)_token_id", 2),
     (r"(image|audio|video|boi|eoi|boa|eoa|vision|timestamp)_.*(token_id|token_index|index)", 3),
-    (r"vocab_size|.*_vocab_size|vocab_size_per_layer_input|ngram_vocab_size_base|n_tokens", 96),
-    (r"hidden_size|d_model|n_embd|dim|emb_dim|hidden_dim|attention_hidden_size|lru_width|decoder_hidden_size", WIDTH),
+    (
+        r"vocab_size|.*_vocab_size|vocab_size_per_layer_input|ngram_vocab_size_base|n_tokens|encoder_hash_byte_group_vocab",
+        96,
+    ),
+    (
+        r"hidden_size|d_model|n_embd|dim|emb_dim|hidden_dim|attention_hidden_size|audio_hidden_size|lru_width|decoder_hidden_size",
+        WIDTH,
+    ),
     (r"num_key_value_heads|num_kv_heads|multi_query_group_num|num_query_groups|swa_num_key_value_heads", 2),
     (r"num_attention_heads|n_head|num_heads|n_heads|attention_heads|(en|de)coder_attention_heads", HEADS),
     (
@@ -81,7 +87,6 @@ PER_LAYER = (
 
 # What single types need beyond their fields' names: their own consistency rules.
 SPECIAL: dict[str, dict[str, Any]] = {
-    "blt": {},
     "esm": {"vocab_size": 33, "token_dropout": False, "mask_token_id": 32, "pad_token_id": 1},
     "levit": {"hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "key_dim": [8, 8, 8], "depths": [2, 2, 2],
               "down_ops": [["Subsample", 8, 4, 4, 2, 2], ["Subsample", 8, 6, 4, 2, 2]], "image_size": 64},
@@ -99,33 +104,49 @@ SPECIAL: dict[str, dict[str, Any]] = {
                    "patch_size": 2},
     "swinv2": {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 32,
                "patch_size": 2, "pretrained_window_sizes": [0, 0]},
+    "hgnet_v2": {"hidden_sizes": [16, 32, 48, 64], "stage_out_channels": [16, 32, 48, 64], "stem_channels": [3, 8, 12],
+                 "stage_in_channels": [12, 16, 32, 48], "stage_mid_channels": [8, 8, 12, 16],
+                 "stage_numb_of_layers": [2, 2, 2, 2], "stage_num_blocks": [1, 1, 1, 1]},
     "hiera": {"embed_dim": 32, "depths": [2, 2, 2, 2], "num_heads": [2, 4, 8, 16], "image_size": [64, 64]},
-    "bit": {"hidden_sizes": [16, 32, 64, 64], "embedding_size": 16, "num_groups": 4},
+    "bit": {"hidden_sizes": [32, 64, 96, 128], "embedding_size": 16, "num_groups": 4},
     "resnet": {"hidden_sizes": [16, 32, 64, 64], "embedding_size": 16},
     "regnet": {"hidden_sizes": [16, 32, 64, 64], "embedding_size": 16, "groups_width": 8},
     "convnext": {"hidden_sizes": [16, 32, 48, 64]},
+    "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16},
     "focalnet": {"embed_dim": 16, "hidden_sizes": [16, 32, 64, 128]},
     "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320},
     "perceiver": {"num_latents": 8, "d_latents": 32, "d_model": 32, "num_self_attends_per_block": 2,
                   "num_self_attention_heads": 4, "num_cross_attention_heads": 4, "qk_channels": 32, "v_channels": 32},
-    "xlstm": {"hidden_size": 64, "embedding_dim": 64, "num_heads": 4},
-    "zamba": {},
+    "xlstm": {"hidden_size": 64, "embedding_dim": 64, "num_heads": 4, "qk_dim_factor": 1.0},
+    **{encoder: {"num_key_value_heads": 4}  # loaded from fused projections: as many keys as queries
+       for encoder in ("nemotron3_5_transcribe_asr_audio", "nemotron3_diarization_audio",
+                       "nemotron3_5_transcribe_word_timestamp")},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "led": {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64, "attention_window": 8},
     "longformer": {"attention_window": 8},
     "tapas": {"type_vocab_sizes": [3, 8, 8, 2, 8, 8, 10]},
     "bamba": {"attn_layer_indices": [1]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
-    "zamba2": {"mamba_headdim": 16, "n_mamba_heads": 8, "mamba_ngroups": 1, "hybrid_layer_ids": [1],
-               "layers_block_type": ["mamba", "hybrid", "mamba"]},
+    "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32, "n_mamba_heads": 2,
+              "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_hidden_layers": 4},
+    "zamba2": {"mamba_headdim": 16, "n_mamba_heads": 8, "mamba_ngroups": 1, "hybrid_layer_ids": [1, 3],
+               "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_hidden_layers": 4,
+               "attention_hidden_size": 128, "attention_head_dim": 32},
+    "qwen4_exp_text": {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 16,
+                       "indexer_compress_ratio": 4},
+    "siglip2_vision_model": {"num_patches": 16},
+    "shieldgemma2": {"yes_token_index": 4, "no_token_index": 5},
+    "textnet": {"stem_out_channels": 16, "hidden_sizes": [16, 24, 32, 48, 64]},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
+             "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2}},
     "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
     "dots3_note_text": {"num_key_value_heads": 4, "swa_num_key_value_heads": 4, "swa_num_attention_heads": 4},
     "deepseek_v2": {"head_dim": 8, "num_key_value_heads": 4, "num_experts_per_tok": 2},
     "emu3": {"pad_token_id": 0},
     "llama4": {"pad_token_id": 0},
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "cohere_compass_text": {"layer_types": ["full_attention"] * 3,
+                            "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "full_attention"]},
-    "dbrx": {},
 }  # fmt: skip
 
 
@@ -139,8 +160,8 @@ def shrunk_entries(config: Any) -> dict[str, Any]:
             entries[name] = type(value)(**shrunk_entries(value))
         elif isinstance(value, int):
             small = _small(name)
-            if small is not None and (value > small or name.endswith(("layers", "layer"))):
-                entries[name] = small
+            if small is not None:
+                entries[name] = small if name.endswith(("layers", "layer")) else min(value, small)
         elif isinstance(value, list | tuple) and value:
             cut = _small_list(name, list(value))
             if cut is not None:
@@ -166,6 +187,8 @@ def _small_list(name: str, value: list) -> list | None:
             return [16 * 2**i for i in range(len(value))]
         if re.fullmatch(r"image_size", name):
             return [64] * len(value)
+        if re.fullmatch(r"intermediate_size", name):
+            return [96] * len(value)
         if re.fullmatch(r"conv_dim|tdnn_dim|xvector_output_dim", name):
             return [16] * len(value)
     return None

@@ -17,6 +17,8 @@ _HOMES = {
     "Override": "meristem.anatomy",
     "grow": "meristem.growth.grow",
     "shrink": "meristem.growth.grow",
+    "fuse": "meristem.growth.fuse",
+    "DeepFusion": "meristem.growth.deep_fusion",
     "grow_optimizer": "meristem.growth.optimizer",
     "HyperCloning": "meristem.growth.hypercloning",
     "Net2Net": "meristem.growth.net2net",
@@ -29,6 +31,21 @@ _HOMES = {
     "MIDAS": "meristem.growth.stacking",
     "IdentityBlocks": "meristem.growth.stacking",
     "WeightSelection": "meristem.growth.weight_selection",
+    "subnetwork": "meristem.subnetworks.gate",
+    "SubnetworkSchedule": "meristem.subnetworks.schedule",
+    "BottomLayers": "meristem.subnetworks.schedule",
+    "LayerDrop": "meristem.subnetworks.schedule",
+    "StochasticDepth": "meristem.subnetworks.schedule",
+    "ProgressiveLayerDropping": "meristem.subnetworks.schedule",
+    "RaptrCallback": "meristem.subnetworks.callback",
+    "hold_unselected": "meristem.subnetworks.width",
+    "majority": "meristem.kernels.majority",
+    "mix_kernels": "meristem.kernels.majority",
+    "deploy": "meristem.kernels.majority",
+    "MajorityCallback": "meristem.kernels.callback",
+    "divide": "meristem.incubation.division",
+    "incubate": "meristem.incubation.hybrid",
+    "assemble": "meristem.incubation.hybrid",
     "verify": "meristem.certificates",
     "Certificate": "meristem.certificates",
     "MeristemError": "meristem.errors",
@@ -45,6 +62,8 @@ if TYPE_CHECKING:
     from meristem.errors import MeristemError as MeristemError
     from meristem.errors import PreservationError as PreservationError
     from meristem.growth.aki import AKI as AKI
+    from meristem.growth.deep_fusion import DeepFusion as DeepFusion
+    from meristem.growth.fuse import fuse as fuse
     from meristem.growth.grow import grow as grow
     from meristem.growth.grow import shrink as shrink
     from meristem.growth.hypercloning import HyperCloning as HyperCloning
@@ -58,6 +77,21 @@ if TYPE_CHECKING:
     from meristem.growth.stacking import Stacking as Stacking
     from meristem.growth.weight_selection import WeightSelection as WeightSelection
     from meristem.growth.zero_padding import ZeroPadding as ZeroPadding
+    from meristem.incubation.division import divide as divide
+    from meristem.incubation.hybrid import assemble as assemble
+    from meristem.incubation.hybrid import incubate as incubate
+    from meristem.kernels.callback import MajorityCallback as MajorityCallback
+    from meristem.kernels.majority import deploy as deploy
+    from meristem.kernels.majority import majority as majority
+    from meristem.kernels.majority import mix_kernels as mix_kernels
+    from meristem.subnetworks.callback import RaptrCallback as RaptrCallback
+    from meristem.subnetworks.gate import subnetwork as subnetwork
+    from meristem.subnetworks.schedule import BottomLayers as BottomLayers
+    from meristem.subnetworks.schedule import LayerDrop as LayerDrop
+    from meristem.subnetworks.schedule import ProgressiveLayerDropping as ProgressiveLayerDropping
+    from meristem.subnetworks.schedule import StochasticDepth as StochasticDepth
+    from meristem.subnetworks.schedule import SubnetworkSchedule as SubnetworkSchedule
+    from meristem.subnetworks.width import hold_unselected as hold_unselected
 
 __all__ = [*sorted(_HOMES), "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -118,3 +118,24 @@ def test_sizes_must_agree():
 def test_twin_gram_is_the_number_of_copies_or_none():
     assert AxisMap.tile(3, 2).twin_gram() == 2.0
     assert AxisMap.duplicate(torch.tensor([0, 1, 1]), 2).twin_gram() is None
+
+
+def test_spaced_units_are_the_frequencies_of_wider_sinusoids():
+    """10000^(-i / d) of width d stands at place n i of the frequencies of width n d."""
+    d, n = 4, 3
+    old = 10_000.0 ** (-torch.arange(d, dtype=torch.float64) / d)
+    new = 10_000.0 ** (-torch.arange(n * d, dtype=torch.float64) / (n * d))
+    spaced = AxisMap.spaced(d, n)
+    assert torch.allclose(spaced.read.transposed_apply(new, 0), old)
+    assert spaced.preservation_error() == 0
+
+
+def test_the_rest_of_an_axis_hears_each_unit_once():
+    whole = AxisMap.tile(5, 2)
+    rest = whole.rest(2)
+    assert (rest.old_size, rest.new_size) == (3, 8)
+    carried = whole.write.matrix() @ torch.arange(5.0, dtype=torch.float64)
+    heard = rest.read.matrix().T @ carried[2:]
+    assert torch.equal(heard, torch.tensor([2.0, 3.0, 4.0], dtype=torch.float64))
+    with pytest.raises(ValueError, match="stay where they are"):
+        AxisMap.duplicate(torch.tensor([1, 0, 2]), 3).rest(1)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pico
 import pytest
 import torch
+from tiny import randomise
 from torch import nn
 
 import meristem as ms
@@ -103,12 +103,7 @@ VECTORS = {"x": torch.randn(9, 7, generator=torch.Generator().manual_seed(0))}
 
 def randomised(net: nn.Module) -> nn.Module:
     """Random weights and running statistics, in evaluation mode."""
-    pico.randomise(net)
-    for name, buffer in net.named_buffers():
-        if name.endswith("running_var"):
-            buffer.uniform_(0.5, 1.5)
-        elif name.endswith("running_mean"):
-            buffer.normal_()
+    randomise(net)
     return net.eval()
 
 

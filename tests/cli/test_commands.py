@@ -158,3 +158,30 @@ def test_shrink_and_composed_growth(small, tmp_path):
     assert done.returncode == 2
     assert "weight_selection shrinks: asked for hidden of 64" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_fuse_two_models_and_one_with_itself(small, tmp_path):
+    other = tmp_path / "other"
+    pico.build("llama", seed=1).save_pretrained(other)
+    done = meristem("fuse", small, other, tmp_path / "both", "--weights", "0.7,0.3")
+    assert done.returncode == 0, done.stderr
+    assert "gap to the parents' mean" in done.stdout
+    assert json.loads((tmp_path / "both" / "config.json").read_text())["hidden_size"] == 64
+    record = json.loads((tmp_path / "both" / "meristem.json").read_text())
+    assert [len(source["sha256"]) for source in record["sources"]] == [64, 64]
+    assert not record["exact"]
+    done = meristem("fuse", small, small, tmp_path / "twice")
+    assert done.returncode == 0, done.stderr
+    assert "the parents' mean, proved" in done.stdout
+    assert meristem("verify", small, tmp_path / "twice").returncode == 0
+    for arguments, words in (
+        ((small, tmp_path / "out"), "at least two models"),
+        ((small, other, tmp_path / "out", "--weights", "0.7,0.7"), "sum to 1"),
+        ((small, other, tmp_path / "out", "--norm", "grouped"), "plain or equalised"),
+        ((small, other, tmp_path / "both"), "exists"),
+    ):
+        done = meristem("fuse", *arguments)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "out").exists()

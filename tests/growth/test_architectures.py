@@ -26,6 +26,15 @@ CLASSES = {model_type: class_name for _, model_type, class_name in reversed(arch
     "swin",  # stages that double the width
     "convnext",  # stages with widths of their own
     "gpt_neox_japanese",  # a bias in the last layer only
+    "esm",  # a dimension outside the blocks with a share for each of them
+    "xlnet",  # sinusoidal relative positions that a projection reads
+    "reformer",  # a stream of parts side by side
+    "mobilebert",  # blocks narrower than the stream, a head of two matrices
+    "wavlm",  # heads of the stream itself, a weight-normed convolution whose groups grow along
+    "zamba2",  # blocks that share weights: silent layers of one kind only
+    "bit",  # groups of channels under one norm
+    "t5gemma2",  # encoder and decoder in configs of their own
+    "neomme",  # a transposed tied projection, exceptions for single layers
 ])  # fmt: skip
 def test_grows_and_reloads(model_type):
     row = architectures.examine(model_type, CLASSES[model_type])

@@ -72,5 +72,5 @@ def test_interpolation():
 def test_a_race_needs_train_nodes():
     recipe = parse_recipe({**RECIPE.model_dump(by_alias=True, exclude_none=True),
                            "race": {"challenger": "grown", "baseline": "scratch"}})  # fmt: skip
-    with pytest.raises(ms.MeristemError, match="'grown' is a grow node"):
+    with pytest.raises(ms.MeristemError, match="'grown' is no train node"):
         race(recipe, {})

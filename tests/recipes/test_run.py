@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import yaml
 
 import meristem as ms
 from meristem.recipes import run
+from meristem.recipes.diagnose import diagnose
 from meristem.recipes.flops import training_flops
 from meristem.recipes.schema import parse_recipe
 from meristem.recipes.train import load_state, new_model
@@ -44,6 +46,119 @@ def recipe_for(corpus_file: str, tokens: int = 1280, **grow) -> dict:
             "big": {"train": {"from": "grown", "tokens": tokens, "learning_rate": 1e-3, **FAST}},
         },
     }
+
+
+def test_several_stages_carry_the_optimizer_through_each(corpus_file, tmp_path):
+    """64 -> 96 -> 128 -> 256 of the guide, at a quarter of the size."""
+    sizes = [(24, 3, 48), (32, 4, 64), (64, 8, 128)]
+    train = {"tokens": 1280, "learning_rate": 1e-3, "schedule": "constant_with_warmup", "warmup": 0.0, **FAST}
+    nodes = {"w16": {"train": {"model": SMALL, **train}}}
+    parent = "w16"
+    for hidden, heads, ffn in sizes:
+        target = {"hidden_size": hidden, "num_attention_heads": heads, "intermediate_size": ffn}
+        nodes[f"grown{hidden}"] = {"grow": {"from": parent, "method": "lemon", "optimizer": "carry", **target}}
+        nodes[f"w{hidden}"] = {"train": {"from": f"grown{hidden}", **train}}
+        parent = f"w{hidden}"
+    recipe = {"data": recipe_for(corpus_file)["data"], "nodes": nodes}
+    done = run(parse_recipe(recipe), tmp_path)[0]
+    stages = [done["w16"], *(done[f"w{hidden}"] for hidden, _, _ in sizes)]
+    for before, after in itertools.pairwise(stages):
+        assert after.curve[0]["eval_loss"] == pytest.approx(before.metrics["eval_loss"], abs=1e-4)
+        assert after.metrics["eval_loss"] < before.metrics["eval_loss"]
+    state = load_state(next(tmp_path.glob("grown64-*")) / "optimizer.safetensors")
+    assert state["model.embed_tokens.weight"]["exp_avg"].shape[-1] == 64
+    assert float(state["model.embed_tokens.weight"]["step"]) == 30
+
+
+def test_a_node_that_trains_sub_networks_counts_what_it_ran(corpus_file, tmp_path):
+    recipe = recipe_for(corpus_file)
+    deep = {**SMALL, "num_hidden_layers": 4}
+    train = {"model": deep, "tokens": 2560, "learning_rate": 3e-3, **FAST}
+    recipe["nodes"] = {
+        "full": {"train": train},
+        "raptr": {"train": {**train, "subnetwork": {"stages": [2, 4]}}},
+        "two_stage": {"train": {**train, "subnetwork": {"kind": "bottom_layers", "stride": 2, "until": 0.5}}},
+    }
+    nodes = run(parse_recipe(recipe), tmp_path)[0]
+    full, raptr, two_stage = nodes["full"], nodes["raptr"], nodes["two_stage"]
+    blocks = 1 - training_flops(new_model({**deep, "num_hidden_layers": 1}, 256, 32, 0), 32, 256) / training_flops(
+        new_model(deep, 256, 32, 0), 32, 256
+    )  # the share of three of four blocks
+    assert raptr.flops / full.flops == pytest.approx(1 - blocks / 3, rel=1e-6)  # half the steps without two blocks
+    assert two_stage.flops < full.flops
+    assert raptr.curve[-1]["flops"] == raptr.flops
+    assert raptr.metrics["eval_loss"] < raptr.curve[0]["eval_loss"]
+
+
+def test_a_node_that_trains_kernels_leaves_a_plain_model(corpus_file, tmp_path):
+    recipe = recipe_for(corpus_file)
+    recipe["nodes"]["small"]["train"]["majority"] = {"kernels": 2, "granularity": "layer"}
+    nodes = run(parse_recipe(recipe), tmp_path)[0]
+    small = nodes["small"]
+    assert small.metrics["eval_loss"] < small.curve[0]["eval_loss"]
+    assert nodes["big"].curve[0]["eval_loss"] == pytest.approx(
+        small.metrics["eval_loss"], abs=1e-3
+    )  # annealed to the mean
+    recipe["nodes"]["grown"]["grow"]["optimizer"] = "carry"
+    with pytest.raises(ms.MeristemError, match="optimizer: reset"):
+        run(parse_recipe(recipe), tmp_path)
+
+
+def test_a_tree_of_fusions_counts_every_node(corpus_file, tmp_path):
+    recipe = recipe_for(corpus_file)
+    small = {"model": SMALL, "tokens": 1280, "learning_rate": 3e-3, **FAST}
+    recipe["nodes"] = {
+        "a": {"train": small},
+        "b": {"train": {**small, "seed": 1}},
+        "both": {"fuse": {"from": ["a", "b"], "optimizer": "carry"}},
+        "middle": {"train": {"from": "both", "tokens": 1280, "learning_rate": 1e-3, **FAST}},
+        "twice": {"fuse": {"from": ["middle", "middle"]}},
+        "large": {"train": {"from": "twice", "tokens": 1280, "learning_rate": 1e-3, **FAST}},
+    }
+    recipe = parse_recipe(recipe)
+    done = run(recipe, tmp_path)[0]
+    assert done["a"].metrics != done["b"].metrics
+    assert recipe.ancestors("large") == list(recipe.nodes)
+    assert not done["both"].details["exact"]
+    assert done["twice"].details["certificate"]["holds"]
+    assert done["middle"].parameters < done["large"].parameters
+    assert done["large"].curve[0]["eval_loss"] == pytest.approx(done["middle"].metrics["eval_loss"], abs=1e-4)
+    assert done["middle"].metrics["eval_loss"] < done["a"].metrics["eval_loss"]
+
+
+def test_a_network_is_incubated_in_modules_and_assembled(corpus_file, tmp_path):
+    train = {"tokens": 1280, "learning_rate": 3e-3, **FAST}
+    division = {"num_hidden_layers": 5, "modules": 2}
+    nodes = {"meta": {"train": {"model": {**SMALL, "num_hidden_layers": 2}, **train}}}
+    for module in range(2):
+        incubate = {**division, "module": module, "start": "clone" if module else "random"}
+        nodes[f"m{module}"] = {"train": {"from": "meta", "incubate": incubate, **train}}
+    nodes["large"] = {"assemble": {"from": ["m1", "m0"]}}
+    nodes["tuned"] = {"train": {"from": "large", **train}}
+    done = run(parse_recipe({"data": recipe_for(corpus_file)["data"], "nodes": nodes}), tmp_path)[0]
+    assert done["m0"].metrics["eval_loss"] < done["m0"].curve[0]["eval_loss"]
+    assert done["tuned"].metrics["eval_loss"] < done["tuned"].curve[0]["eval_loss"]
+    large = next(tmp_path.glob("large-*"))
+    assert json.loads((large / "model" / "config.json").read_text())["num_hidden_layers"] == 5
+    assert json.loads((large / "model" / "meristem.json").read_text())["methods"][0]["depths"] == [3, 2]
+    assert done["m0"].details["incubation"]["meta"] == done["m1"].details["incubation"]["meta"]
+    whole = training_flops(new_model({**SMALL, "num_hidden_layers": 4}, 256, 32, 0), 32, 256)
+    assert done["m0"].flops < 40 * whole  # nothing behind the module computes weight gradients
+
+
+def test_growth_points_are_diagnosed(corpus_file, tmp_path):
+    content = recipe_for(corpus_file)
+    content["nodes"]["b"] = {"train": {**content["nodes"]["small"]["train"], "seed": 1}}
+    content["nodes"]["both"] = {"fuse": {"from": ["small", "b"]}}
+    recipe = parse_recipe(content)
+    (grown,) = diagnose(recipe, "grown", tmp_path)
+    (fused,) = diagnose(recipe, "both", tmp_path, bound=0.2)
+    assert grown.junction.loss_before == pytest.approx(grown.junction.loss_after, abs=1e-4)
+    assert grown.junction.cosine > fused.junction.cosine
+    assert fused.learning_rate == pytest.approx(0.2 / fused.junction.conflict)
+    for node, words in (("small", "train node"), ("groun", "did you mean 'grown'")):
+        with pytest.raises(ms.MeristemError, match=words):
+            diagnose(recipe, node, tmp_path)
 
 
 def test_nodes_costs_and_caching(corpus_file, tmp_path, capsys):

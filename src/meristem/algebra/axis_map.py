@@ -81,6 +81,27 @@ class AxisMap:
         """`times` stacked identities (HyperCloning)."""
         return AxisMap.duplicate(torch.arange(old_size).repeat(times), old_size)
 
+    @staticmethod
+    def spaced(old_size: int, times: int) -> AxisMap:
+        """Old unit i is new unit `times` . i, and nobody reads the others: sinusoidal positions of `times` the width have the
+        old frequencies at just these places, 10000^(-i / d) = 10000^(-times i / (times d)), and new ones between them."""
+        index = torch.arange(old_size * times) // times
+        places = UnitMap.select(index, old_size, (torch.arange(old_size * times) % times == 0).double())
+        return AxisMap(places, places, twins=False)
+
+    def rest(self, skipped: int) -> AxisMap:
+        """The map of the units behind the first `skipped`, which stand still; copies of those further behind are not read.
+
+        Raises:
+            ValueError: if the first units move.
+        """
+        kept = self.write.matrix()[:skipped]
+        if not torch.equal(kept, torch.eye(skipped, self.old_size, dtype=torch.float64)):
+            raise ValueError(f"the first {skipped} units have to stay where they are")
+        write = self.write.matrix()[skipped:, skipped:]
+        read = self.read.matrix()[skipped:, skipped:]
+        return AxisMap(UnitMap.from_matrix(write), UnitMap.from_matrix(read), twins=False)
+
     @property
     def old_size(self) -> int:
         return self.write.old_size

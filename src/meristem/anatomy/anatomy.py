@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 def kind_of(axis: str) -> str:
     """ "ffn" for "decoder_ffn". An axis of another name ("channels", "width") counts as hidden: it can be widened."""
     return next((kind for kind in KINDS if axis == kind or axis.endswith("_" + kind)), "hidden")
+
+
+def folded(name: str) -> str:
+    """A tensor's name with * for the numbers in it: the same for every layer."""
+    return re.sub(r"\.\d+\.", ".*.", name)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import nn
 from meristem.algebra import Layout
 from meristem.anatomy.conventions import ATTENTION_CLASS, DECODER_SCOPE, ENCODER_SCOPE, LAYOUTS
 from meristem.anatomy.overrides import Override
-from meristem.anatomy.parts import part_of
+from meristem.anatomy.parts import part_of, rest_of
+from meristem.anatomy.roles import owner_and_parameter
 
 Sizes = Mapping[str, int]
 
@@ -27,11 +28,11 @@ def candidates(
         owners: all modules by path.
         sizes: of all axes, `heads` included.
     """
-    path, _, parameter = name.rpartition(".")
+    path, parameter = owner_and_parameter(name)
     for pattern, where, layout in override.layouts:
         if where == side and (re.search(pattern, path) or re.search(pattern, name)):
             yield "override", Layout.parse(layout)
-    groups = getattr(owners[re.sub(r"\.parametrizations\.\w+$", "", path)], "groups", 1)
+    groups = getattr(owners[path], "groups", 1)
     if side == "in" and isinstance(groups, int) and groups > 1:  # a convolution reads one group's share of its channels
         yield from (("module", Layout(((part_of(a, groups),),))) for a in sizes if sizes[a] == size * groups)
     leaf = path.rpartition(".")[2] if parameter in ("weight", "bias") else parameter
@@ -103,3 +104,4 @@ def _simple(size: int, sizes: Sizes) -> Iterator[Layout]:
     parts = [axis for axis in plain if sizes[axis] % size == 0]
     yield from (Layout(((part_of(axis, sizes[axis] // size),),)) for axis in parts)
     yield from (Layout(((a, b),)) for a in plain for b in plain if sizes[a] * sizes[b] == size)
+    yield from (Layout(((rest_of(a, sizes[a] - size),),)) for a in plain if sizes[a] > size)

@@ -52,17 +52,34 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "ssm_heads": ("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"),
     "ssm_kv_heads": ("mamba_n_groups", "mamba_ngroups", "n_groups"),
     "ssm_head_dim": ("mamba_d_head", "mamba_head_dim", "mamba_headdim"),
+    "bottleneck_hidden": ("true_hidden_size",),  # blocks narrower than the stream, whose heads share this out
     "state": ("mamba_d_state", "ssm_state_size", "state_size"),
-    "inner_hidden": ("attention_hidden_size",),  # a width inside the blocks, next to the residual stream's
     "experts": ("num_local_experts", "num_experts"),
     "vocab": ("vocab_size",),
 }
 
-# Further fields that hold the same number (or a list of such) and have to move with the axis while they do.
+# Further fields that hold the same number and have to move with the axis while they do.
 LINKED_FIELDS: dict[str, tuple[str, ...]] = {
+    "bottleneck_hidden": ("intra_bottleneck_size",),
+    "hidden": (
+        "word_embed_proj_dim",
+        "pooler_output_size",
+        "embedding_size",
+        "embedding_dim",
+        "lru_width",
+        "decoder.cross_attention_hidden_size",
+        "ffn_config.hidden_size",
+    ),
+}
+
+# Fields that grow in proportion to an axis (numbers, or lists of such), so that what they share out keeps its size.
+PROPORTIONAL_FIELDS: dict[str, tuple[str, ...]] = {
+    "hidden": ("num_conv_pos_embedding_groups", "axial_pos_embds_dim", "attention_hidden_size"),
     "heads": ("num_attention_heads_per_layer",),
-    "stage0_hidden": ("embedding_size",),
-    "hidden": ("word_embed_proj_dim", "pooler_output_size", "embedding_size", "embedding_dim", "lru_width"),
+    "stage0_hidden": ("embedding_size", "stem_out_channels", "stage_out_channels.0", "stage_in_channels.1"),
+    "stage1_hidden": ("stage_out_channels.1", "stage_in_channels.2"),
+    "stage2_hidden": ("stage_out_channels.2", "stage_in_channels.3"),
+    "stage3_hidden": ("stage_out_channels.3",),
 }
 
 # Axis of depth -> fields that set it.
@@ -101,12 +118,22 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     (r"DeltaNet", r"in_proj_ba", "out", ("kv_heads 2 group",)),
     (r"DeltaNet", r"in_proj_qkv|conv1d", "out", ("2 kv_heads key_head_dim + heads head_dim",)),
     (r"DeltaNet", r"in_proj_z", "out", (QUERY,)),
-    (ATTENTION_CLASS, r"q_proj|query|q|q_lin|wq|to_q|project_q|q_head|query_proj|g_proj", "out", (QUERY, GATED_QUERY)),
-    (ATTENTION_CLASS, r"k_proj|key|k|k_lin|wk|to_k|project_k|k_head|key_proj", "out", (KEY_VALUE,)),
-    (ATTENTION_CLASS, r"v_proj|value|v|v_lin|wv|to_v|project_v|v_head|value_proj", "out", (KEY_VALUE,)),
+    (
+        ATTENTION_CLASS,
+        r"q_proj|query|q|q_lin|linear_q|linear_pos|wq|to_q|project_q|q_head|query_proj|g_proj",
+        "out",
+        (QUERY, GATED_QUERY),
+    ),
+    (ATTENTION_CLASS, r"k_proj|key|k|k_lin|linear_k|wk|to_k|project_k|k_head|key_proj", "out", (KEY_VALUE,)),
+    (ATTENTION_CLASS, r"v_proj|value|v|v_lin|linear_v|wv|to_v|project_v|v_head|value_proj", "out", (KEY_VALUE,)),
     (ATTENTION_CLASS, r"c_attn|qkv_proj|qkv|Wqkv|in_proj", "out", (CONCATENATED,)),
     (ATTENTION_CLASS, r"query_key_value", "out", (GROUPED, CONCATENATED)),
-    (ATTENTION_CLASS, r"o_proj|out_proj|o|dense|c_proj|proj|wo|out_lin|to_out|attention_out", "in", (QUERY,)),
+    (
+        ATTENTION_CLASS,
+        r"o_proj|out_proj|o|dense|c_proj|proj|wo|out_lin|linear_out|to_out|attention_out",
+        "in",
+        (QUERY,),
+    ),
     (ATTENTION_CLASS, r"q_norm|q_layernorm|query_norm", "out", (QUERY, "head_dim")),
     (ATTENTION_CLASS, r"k_norm|k_layernorm|key_norm", "out", (KEY_VALUE, "head_dim")),
     (ATTENTION_CLASS, r"relative_attention_bias", "out", ("heads",)),
@@ -118,6 +145,10 @@ RAW_READERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"AttentionResidual", r"query", ("read",)),
     (r"AttentionResidual", r"query", ("write", "read")),
     (r"AdditiveAttention", r"w_g", ("read", "write")),
+    (r"DbrxExpertGLU", r"w1|v1", ("write", "read")),
+    (r"DbrxExpertGLU", r"w2", ("read", "write")),
+    (r"XLNetRelativeAttention|FunnelRel", r"q|k|v|r|r_kernel", ("read", "write", "write")),
+    (r"XLNetRelativeAttention", r"o", ("write", "read", "read")),
 )
 ROUTER_CLASS = r"Router|Gate"
 NORM_CLASS = r"Norm"

@@ -57,6 +57,18 @@ def main_part(config: Any, moves: Callable[[Any], bool]) -> str:
     return ""
 
 
+def counterparts(config: Any, root: str) -> list[str]:
+    """The other parts of a composed encoder-decoder (paths as in `main_part`), which widen with the main part.
+
+    Both read and write one stream's width: cross-attention, and often a shared embedding, join them.
+    """
+    if not root or not config.is_encoder_decoder:
+        return []
+    others = {f"{n}.": p for n, p in vars(config).items() if n in ("encoder", "decoder") and hasattr(p, "model_type")}
+    texts = {name: "text_config." if hasattr(part, "text_config") else "" for name, part in others.items()}
+    return [name + texts[name] for name in others if name != root]
+
+
 def axis_paths(config: Any, root: str, moves: Callable[[Any], bool]) -> dict[str, str]:
     """{axis: path of the field that sets it}. A field with one entry for each stage gives axes stage0_…, stage1_…
 

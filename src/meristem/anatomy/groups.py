@@ -1,27 +1,34 @@
-"""Convolutions in groups: each group reads its own share of the channels, so channels grow within their groups."""
+"""Convolutions and norms in groups: each group sees its own share of the channels, so channels grow within their groups."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from math import lcm
 
 from torch import nn
 
 from meristem.algebra import Layout
 from meristem.anatomy.anatomy import TensorAnatomy, kind_of
-from meristem.anatomy.parts import is_part, part_of, whole_of
+from meristem.anatomy.parts import divisor_of, is_frequencies, is_part, part_of, whole_of
+from meristem.anatomy.roles import owner_and_parameter
 
 KV_HEADS = re.compile(r"(?<!kv_)heads$")  # `heads` is `kv_heads group`
 
 
-def in_groups(tensors: Mapping[str, TensorAnatomy], owners: Mapping[str, nn.Module]) -> dict[str, TensorAnatomy]:
-    """The same tensors, with every axis that a grouped convolution reads split into that many parts, wherever it occurs.
+def in_groups(
+    tensors: Mapping[str, TensorAnatomy], owners: Mapping[str, nn.Module], known: Mapping[str, int]
+) -> dict[str, TensorAnatomy]:
+    """The same tensors, with every axis that a grouped convolution or norm splits in that many parts, wherever it occurs.
 
     A convolution of 4 groups over `hidden` reads `over4_hidden` in each; then every `hidden` becomes `4 over4_hidden`, so
     that copies of a channel stay in the group of the original.
+
+    Args:
+        known: {axis: number of groups} from elsewhere.
     """
-    groups = _groups(tensors, owners)
+    groups = {**_groups(tensors, owners), **known}
     if not groups:
         return dict(tensors)
     changed = {}
@@ -35,8 +42,11 @@ def _groups(tensors: Mapping[str, TensorAnatomy], owners: Mapping[str, nn.Module
     """{axis: number of groups}, from convolutions that read the part of an axis that one group sees, and what they write."""
     groups: dict[str, int] = {}
     for tensor in tensors.values():
-        path = re.sub(r"\.(weight|bias|parametrizations\..*)$", "", tensor.name)
-        count = getattr(owners.get(path), "groups", 1)
+        owner = owners[owner_and_parameter(tensor.name)[0]]
+        if isinstance(owner, nn.GroupNorm) and 1 < owner.num_groups < owner.num_channels:
+            for axis in {KV_HEADS.sub("kv_heads", a) for d in tensor.dimensions for a in d.layout.axes()}:
+                groups[whole_of(axis)] = lcm(owner.num_groups * divisor_of(axis), groups.get(whole_of(axis), 1))
+        count = getattr(owner, "groups", 1)
         if not isinstance(count, int) or count == 1:
             continue
         read = {a for d in tensor.dimensions if d.role == "read" for a in d.layout.axes()}
@@ -46,7 +56,7 @@ def _groups(tensors: Mapping[str, TensorAnatomy], owners: Mapping[str, nn.Module
             a for d in tensor.dimensions if d.role == "write" for a in d.layout.axes() if kind_of(a) != "head_dim"
         }
         for axis in {whole_of(a) for a in read} | {KV_HEADS.sub("kv_heads", a) for a in written}:
-            groups[axis] = max(count, groups.get(axis, 1))
+            groups[axis] = lcm(count, groups.get(axis, 1))
     return groups
 
 
@@ -64,7 +74,12 @@ def _split(layout: Layout, groups: Mapping[str, int]) -> Layout:
                 ]
             elif isinstance(factor, str) and factor in groups:
                 factors += [groups[factor], part_of(factor, groups[factor])]
-            elif isinstance(factor, str) and is_part(factor) and whole_of(factor) in groups:
+            elif (
+                isinstance(factor, str)
+                and not is_frequencies(factor)
+                and is_part(factor)
+                and whole_of(factor) in groups
+            ):
                 factors += _part_in_groups(factor, groups[whole_of(factor)])
             else:
                 factors.append(factor)
@@ -74,5 +89,5 @@ def _split(layout: Layout, groups: Mapping[str, int]) -> Layout:
 
 def _part_in_groups(part: str, groups: int) -> list[str | int]:
     """A larger part of an axis, in terms of the parts that its groups see."""
-    count = int(part.removeprefix("over").partition("_")[0])
+    count = divisor_of(part)
     return [groups // count, part_of(whole_of(part), groups)] if groups % count == 0 else [part]

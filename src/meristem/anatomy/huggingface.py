@@ -7,14 +7,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
 from meristem.anatomy.builder import double_each
-from meristem.anatomy.conventions import FIELDS, LAYER_NUMBERS, LINKED_FIELDS
-from meristem.anatomy.fields import axis_paths, depth_paths, main_part, read_field, write_field
+from meristem.anatomy.conventions import FIELDS, LAYER_NUMBERS, LINKED_FIELDS, PROPORTIONAL_FIELDS
+from meristem.anatomy.fields import axis_paths, counterparts, depth_paths, main_part, read_field, write_field
 from meristem.errors import MeristemError
 
 
@@ -58,10 +59,9 @@ class HuggingFaceBuilder:
     def __init__(self, model_class: type, config: Any, reading: Reading = Reading()) -> None:
         self.model_class, self.config, self.reading = model_class, copy.deepcopy(config), reading
         self.root = main_part(self.config, self._moves)
-        self.paths, self.depth_paths = (
-            axis_paths(self.config, self.root, self._moves),
-            depth_paths(self.config, self.root),
-        )
+        self.counterparts = counterparts(self.config, self.root)
+        self.paths = axis_paths(self.config, self.root, self._moves)
+        self.depth_paths = depth_paths(self.config, self.root)
         if not any(axis.endswith("hidden") for axis in self.paths):
             raise MeristemError(
                 f"{type(config).__name__} has no width field that Meristem knows; looked for {', '.join(FIELDS['hidden'])}"
@@ -72,7 +72,8 @@ class HuggingFaceBuilder:
             hidden = self._value("hidden")
             self._pin("ffn", 4 * hidden)
             if "" in self.scopes:
-                self._pin("head_dim", hidden // self._value("heads"))
+                shared_out = self._value("bottleneck_hidden") if "bottleneck_hidden" in self.paths else hidden
+                self._pin("head_dim", shared_out // self._value("heads"))
         self._sizes, self._splits = self._read_sizes()
 
     def _value(self, axis: str) -> int:
@@ -83,8 +84,8 @@ class HuggingFaceBuilder:
         if axis in self.paths or guess < 1:
             return
         root = self.root
+        owner = read_field(self.config, root.rstrip(".")) if root else self.config
         for name in FIELDS[axis]:
-            owner = read_field(self.config, (root + name).rpartition(".")[0]) if root else self.config
             if "." in name or isinstance(getattr(type(owner), name, None), property):
                 continue
             pinned, moved = copy.deepcopy(self.config), copy.deepcopy(self.config)
@@ -98,9 +99,13 @@ class HuggingFaceBuilder:
     def _moves(self, config: Any, unless_built: bool = False) -> bool:
         """Whether this config builds a network of other shapes; `unless_built` is the answer if it builds none."""
         try:
-            return self._shapes(config) != self._shapes(self.config)
+            return self._shapes(config) != self._own_shapes
         except (ValueError, RuntimeError, TypeError, AttributeError, IndexError):
             return unless_built
+
+    @cached_property
+    def _own_shapes(self) -> dict[str, torch.Size]:
+        return self._shapes(self.config)  # fields that are written down later (`_pin`) leave them as they are
 
     def _shapes(self, config: Any) -> dict[str, torch.Size]:
         with torch.device("meta"):
@@ -117,7 +122,7 @@ class HuggingFaceBuilder:
             kv_heads = kv_heads if heads % kv_heads == 0 else heads
             sizes[f"{scope}kv_heads"], sizes[f"{scope}group"] = kv_heads, heads // kv_heads
             explicit = f"{scope}head_dim" in self.paths
-            shared_out = next((a for a in (f"{scope}hidden", "hidden") if a in self.paths), None)
+            shared_out = next((a for a in (f"{scope or 'bottleneck_'}hidden", "hidden") if a in self.paths), None)
             if shared_out is None or (explicit and not self.reading.split):
                 continue
             if not explicit:  # stages double the width when the config gives only the first one's
@@ -155,7 +160,10 @@ class HuggingFaceBuilder:
                 readings += [Reading(kv_heads, grouped) for grouped in (True, False) if grouped or kv_heads > 1]
             readings.append(Reading(1, True, fixed=True))
         readings += [replace(reading, split=True) for reading in readings]
-        return (HuggingFaceBuilder(self.model_class, self.config, reading) for reading in readings)
+        return (
+            self if reading == self.reading else HuggingFaceBuilder(self.model_class, self.config, reading)
+            for reading in readings
+        )
 
     def config_for(
         self,
@@ -217,19 +225,26 @@ class HuggingFaceBuilder:
         if kv_path:
             written = read_field(self.config, kv_path)
             if written == self._sizes[f"{scope}kv_heads"]:
-                write_field(config, kv_path, kv_heads)
+                self._write(config, f"{scope}kv_heads", written, kv_heads)
             elif written == self._value(f"{scope}heads"):
-                write_field(config, kv_path, kv_heads * group)
+                self._write(config, f"{scope}kv_heads", written, kv_heads * group)
         self._write(config, f"{scope}heads", self._value(f"{scope}heads"), kv_heads * group)
 
     def _write(self, config: Any, axis: str, old: int, new: int) -> None:
-        """Set the field of an axis, and those that hold the same number."""
+        """Set the field of an axis, those that hold the same number, and those that keep their proportion to it."""
+        for root in self.counterparts:
+            path = root + self.paths[axis].removeprefix(self.root)
+            if read_field(config, path) == old:
+                write_field(config, path, new)
         for linked in LINKED_FIELDS.get(axis, ()):
-            value = read_field(config, linked)
-            if value == old:
+            if read_field(config, linked) == old:
                 write_field(config, linked, new)
-            elif isinstance(value, list) and value and all(v * new % old == 0 for v in value):
-                write_field(config, linked, [v * new // old for v in value])
+        for field in PROPORTIONAL_FIELDS.get(axis, ()):
+            value = read_field(config, field)
+            values = value if isinstance(value, list | tuple) else [value] if isinstance(value, int) else []
+            if values and all(v * new % old == 0 for v in values):
+                grown = [v * new // old for v in values]
+                write_field(config, field, grown[0] if isinstance(value, int) else type(value)(grown))
         write_field(config, self.paths[axis], new)
 
     def _write_depth(self, config: Any, axis: str, depth: int, order: list[int] | None) -> None:
@@ -246,7 +261,11 @@ class HuggingFaceBuilder:
                     setattr(owner, name, [new for new, source in enumerate(order) if source in value])
                 elif isinstance(value, list | tuple) and len(value) == old and axis != "decoder_layers":
                     setattr(owner, name, type(value)(value[i] for i in order))
+        exceptions = owner.to_dict().get("per_layer_config") if hasattr(owner, "to_dict") else None
         write_field(config, self.depth_paths[axis], depth)
+        if exceptions:  # what single layers do otherwise, by their numbers
+            by_layer = {int(layer): entries for layer, entries in exceptions.items()}
+            owner.per_layer_config = {new: by_layer[layer] for new, layer in enumerate(order) if layer in by_layer}
 
     def build(self, sizes: Mapping[str, int], depths: Mapping[str, int]) -> nn.Module:
         return self.model_class(self.config_for(sizes, depths))

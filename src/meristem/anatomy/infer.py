@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ from meristem.anatomy.groups import in_groups
 from meristem.anatomy.norms import NormFacts, is_norm, norm_facts
 from meristem.anatomy.overrides import OVERRIDES, Override
 from meristem.anatomy.parts import is_part, whole_of, with_parts
-from meristem.anatomy.roles import roles
+from meristem.anatomy.roles import owner_and_parameter, roles
 from meristem.errors import AnatomyError, MeristemError
 
 
@@ -40,7 +41,10 @@ def anatomy_of_model(model: nn.Module, overrides: Mapping[str, Override] | None 
         )
     override = {**OVERRIDES, **(overrides or {})}.get(config.model_type, Override())
     failures: list[AnatomyError] = []
-    for builder in HuggingFaceBuilder(type(model), config).alternatives():
+    architecture = next(
+        c for c in type(model).__mro__ if not c.__name__.startswith("FSDP")
+    )  # sharding puts its own in front
+    for builder in HuggingFaceBuilder(architecture, config).alternatives():
         try:
             return infer(builder, override)
         except AnatomyError as error:
@@ -59,22 +63,31 @@ def infer(builder: Builder, override: Override) -> Anatomy:
             probes.append(Probe(with_parts(sizes), shapes, any(kind_of(axis) in GROWING for axis in moved)))
         except (ValueError, RuntimeError, MeristemError):
             continue  # the architecture refuses this combination; the other probes still speak
-    blocks = _find_blocks(builder, base)
+    deeper = _deeper(builder)
+    blocks = _find_blocks(builder, base, deeper)
+    depths = {axis: Depth(builder.depths[axis], _shapes(model)) for axis, model in deeper.items()}
     ties = _ties(base)
     owners = dict(base.named_modules())
     tensors = {}
     for name, tensor in base.state_dict().items():
+        block = _block_of(name, blocks)
         tensors[name] = TensorAnatomy(
             name,
             tuple(tensor.shape),
-            tuple(_dimensions(name, tensor, owners, probes, override)),
-            _block_of(name, blocks),
+            tuple(_dimensions(name, tensor, owners, probes, override, {} if block else depths)),
+            block,
             ties.get(name),
         )
-    tensors = in_groups(tensors, owners)
+    tensors = in_groups(tensors, owners, _side_by_side(builder, override))
     axes = {axis: Axis(axis, size, builder.describe_axis(axis)) for axis, size in builder.sizes.items()}
     axes |= _parts(axes, tensors)
     return Anatomy(builder, axes, tensors, blocks, override, _norms(owners))
+
+
+def _side_by_side(builder: Builder, override: Override) -> dict[str, int]:
+    """{"hidden": n} where the stream is made of parts, each a multiple of an n-th of it."""
+    widths = builder.fact(override.concatenated) if override.concatenated else None
+    return {"hidden": builder.sizes["hidden"] // gcd(*widths)} if widths else {}
 
 
 def _build(builder: Builder, sizes: Sizes, depths: Sizes) -> nn.Module:
@@ -101,16 +114,31 @@ def _parts(axes: Mapping[str, Axis], tensors: Mapping[str, TensorAnatomy]) -> di
     return {a: Axis(a, with_parts({n: x.size for n, x in axes.items()})[a], f"a part of {whole_of(a)}") for a in used}
 
 
-def _find_blocks(builder: Builder, base: nn.Module) -> tuple[BlockList, ...]:
+@dataclass(frozen=True)
+class Depth:
+    """The length of a list of blocks, and the shapes of the network with one block more."""
+
+    length: int
+    deeper: Mapping[str, tuple[int, ...]]
+
+
+def _deeper(builder: Builder) -> dict[str, nn.Module]:
+    """{axis of depth: the network with one block more}, where the architecture allows one more."""
+    found = {}
+    for axis, depth in builder.depths.items():
+        try:
+            found[axis] = _build(builder, builder.sizes, {**builder.depths, axis: depth + 1})
+        except (ValueError, RuntimeError, IndexError):
+            continue
+    return found
+
+
+def _find_blocks(builder: Builder, base: nn.Module, deeper: Mapping[str, nn.Module]) -> tuple[BlockList, ...]:
     """Which lists of modules get longer when a depth grows by one."""
     lists = {name: len(m) for name, m in base.named_modules() if isinstance(m, nn.ModuleList | nn.Sequential)}
     found = []
-    for axis, depth in builder.depths.items():
-        try:
-            deeper = _build(builder, builder.sizes, {**builder.depths, axis: depth + 1})
-        except (ValueError, RuntimeError, IndexError):
-            continue
-        modules = dict(deeper.named_modules())
+    for axis, model in deeper.items():
+        depth, modules = builder.depths[axis], dict(model.named_modules())
         for name, length in lists.items():
             if length == depth and len(modules[name]) == depth + 1:  # type: ignore[arg-type]
                 found.append(BlockList(axis, name, length))
@@ -165,15 +193,22 @@ def _dimensions(
     owners: Mapping[str, nn.Module],
     probes: Sequence[Probe],
     override: Override,
+    depths: Mapping[str, Depth],
 ) -> Iterator[Dimension]:
-    path, _, parameter = _owner_and_parameter(name)
-    for position, role in enumerate(roles(owners[path], parameter, tensor.dim())):
+    path, parameter = owner_and_parameter(name)
+    found_roles = roles(owners[path], parameter, tensor.dim())
+    if override.transposed and re.fullmatch(override.transposed, path) and parameter == "weight":
+        found_roles = tuple(reversed(found_roles))
+    for position, role in enumerate(found_roles):
         side = "in" if role == "read" else "out"
+        axis = _depth_axis(name, position, tensor.shape[position], depths)
+        share = depths[axis].length if axis else 1
         for subset in (probes, [probe for probe in probes if probe.essential]):
-            measured = [(probe.sizes, probe.shapes[name][position]) for probe in subset]
+            measured = [(probe.sizes, probe.shapes[name][position] // share) for probe in subset]
             found = _explain(name, side, measured, owners, override)
             if found:
-                yield Dimension(found[1], role, found[0])
+                source, layout = found
+                yield Dimension(Layout(((axis, layout),)) if axis else layout, role, source)
                 break
         else:
             seen = ", ".join(dict.fromkeys(str(size) for _, size in measured))
@@ -184,9 +219,12 @@ def _dimensions(
             )
 
 
-def _owner_and_parameter(name: str) -> tuple[str, str, str]:
-    """(path of the module, ".", name of its parameter); the parts of a parametrized weight count as that weight."""
-    return re.sub(r"\.parametrizations\.(\w+)\.original\d$", r".\1", name).rpartition(".")
+def _depth_axis(name: str, position: int, size: int, depths: Mapping[str, Depth]) -> str | None:
+    """The list of blocks that a dimension outside it has a share for each block of (one embedding for every layer)."""
+    for axis, depth in depths.items():
+        if name in depth.deeper and depth.deeper[name][position] * depth.length == size * (depth.length + 1):
+            return axis
+    return None
 
 
 def _explain(

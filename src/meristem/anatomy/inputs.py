@@ -17,7 +17,7 @@ def example_inputs(
 
     Returns:
         input_ids (batch, sequence) within the vocabulary, with decoder_input_ids for an encoder-decoder;
-        pixel_values (batch, channels, height, width); or input_values (batch, samples) and input_features (batch, ...).
+        pixel_values (batch, channels, height, width), or lists of patches; or input_values (batch, samples) and input_features (batch, ...).
 
     Raises:
         MeristemError: for a model whose inputs cannot be guessed; pass `inputs` then.
@@ -29,13 +29,22 @@ def example_inputs(
     if config is not None and name == "pixel_values" and not text:
         vision = getattr(config, "vision_config", config)
         channels = getattr(vision, "num_channels", None) or 3
+        if isinstance(getattr(vision, "num_patches", None), int):  # an image of any shape as a list of patches (NaFlex)
+            side = int(vision.num_patches**0.5)
+            patches = torch.randn(batch_size, side**2, channels * vision.patch_size**2, generator=generator)
+            return {
+                name: patches,
+                "pixel_attention_mask": torch.ones(batch_size, side**2, dtype=torch.long),
+                "spatial_shapes": torch.full((batch_size, 2), side),
+            }
         size = getattr(vision, "image_size", None) or 64
         size = size if isinstance(size, list | tuple) else [size] * 2
         return {name: torch.randn(batch_size, channels, *size, generator=generator)}
     if config is not None and text:
         longest = getattr(config.get_text_config(), "max_position_embeddings", None) or sequence_length
         shape = (batch_size, max(1, min(sequence_length, longest - 4)))
-        inputs = {"input_ids": torch.randint(3, _vocab_size(config), shape, generator=generator)}
+        ids = name if name == "inputs" else "input_ids"
+        inputs = {ids: torch.randint(3, _vocab_size(config), shape, generator=generator)}
         if config.is_encoder_decoder:
             inputs["decoder_input_ids"] = torch.randint(3, _vocab_size(config), shape, generator=generator)
         return inputs
@@ -53,7 +62,7 @@ def _reads_text(model: nn.Module, name: str | None) -> bool:
     except (NotImplementedError, AttributeError):
         embeds = False
     composite = model.config.get_text_config() is not model.config  # type: ignore[union-attr, operator]
-    return bool(_vocab_size(model.config)) and (name == "input_ids" or (embeds and composite))
+    return bool(_vocab_size(model.config)) and (name in ("input_ids", "inputs") or (embeds and composite))
 
 
 def _vocab_size(config: Any) -> int:

@@ -5,6 +5,8 @@ Each entry says one fact about the mathematics of a model type, as data:
 - `layouts`: a tensor name (regular expression on its full path) whose output or input dimension has a layout of its own;
 - `alibi`: a config flag, or True: attention adds ALiBi slopes, so a head only keeps its function where its slope does;
 - `numbered`: what a layer computes depends on its number, so new layers can only stand behind all others;
+- `concatenated`: a config list of widths that are laid side by side to make up the stream, so that each grows in its place;
+- `transposed`: linear layers (regular expression on the path) whose weight the forward pass multiplies from the right;
 - `multipliers`: the forward pass multiplies by a power of a config field, where a flag says so.
 """
 
@@ -32,10 +34,15 @@ class Override:
     layouts: tuple[tuple[str, str, str], ...] = ()
     alibi: bool | str = False
     numbered: bool = False
+    concatenated: str | None = None
+    transposed: str | None = None
     multipliers: tuple[Multiplier, ...] = field(default=())
 
 
 RESIDUAL_WRITERS = r".*\.(o_proj|out_proj|down_proj|fc2)\.(weight|bias)"  # what blocks add to the stream
+
+# Relative positions that a projection reads: sinusoids of the width, whose old frequencies stand among the new ones.
+SINES_THEN_COSINES, SINES_AND_COSINES = "2 frequencies_hidden", "frequencies_hidden 2"
 
 OVERRIDES: Mapping[str, Override] = {
     "codegen": Override(  # four parts of the heads, each [query, value, key]
@@ -56,11 +63,15 @@ OVERRIDES: Mapping[str, Override] = {
     ),
     "esmc": Override(multipliers=(Multiplier(RESIDUAL_WRITERS, "num_hidden_layers", -0.5),)),
     "minicpm3": Override(multipliers=(Multiplier(RESIDUAL_WRITERS, "num_hidden_layers", -0.5),)),
+    "funnel": Override(layouts=((r"r_kernel", "in", SINES_THEN_COSINES),)),
     "inkling2_text": Override(multipliers=(Multiplier(r".*\.query", "hidden_size", -0.5),)),
     "longcat_flash": Override(multipliers=(Multiplier(r".*\.(q|kv)_b_proj\.weight", "hidden_size", 0.5),)),
+    "mobilebert": Override(transposed=r"cls\.predictions\.dense"),
+    "neomme": Override(transposed=r"unembedding_projection"),
     "mpt": Override(alibi="attn_config.alibi"),
     "bloom": Override(alibi=True),
     "falcon": Override(alibi="alibi"),
+    "reformer": Override(concatenated="axial_pos_embds_dim"),
     "swiftformer": Override(  # queries and keys of unit norm, scores times dim ** -0.5
         multipliers=(
             Multiplier(r".*\.w_g", "embed_dims.0", -1.0),
@@ -69,4 +80,30 @@ OVERRIDES: Mapping[str, Override] = {
         )
     ),
     "t5": Override(multipliers=(Multiplier(r"lm_head\.weight", "d_model", -0.5, when="scale_decoder_outputs"),)),
+    "wav2vec2-conformer": Override(layouts=((r"linear_pos", "in", SINES_AND_COSINES),)),
+    "xlnet": Override(
+        layouts=(
+            (r"rel_attn\.r$", "in", SINES_THEN_COSINES),
+            (r"rel_attn\.[qkvr]$", "out", "heads"),
+            (r"rel_attn\.[qkvr]$", "out", "head_dim"),
+            (r"rel_attn\.o$", "in", "heads"),
+            (r"rel_attn\.o$", "in", "head_dim"),
+        )
+    ),
+    "zamba": Override(  # each unit's state and gate side by side
+        layouts=(
+            (r"mamba\.in_proj", "out", "ssm_heads 2 ssm_head_dim 2"),
+            (r"mamba\.conv1d", "out", "ssm_heads 2 ssm_head_dim"),
+            (r"mamba\.out_proj", "in", "ssm_heads 2 ssm_head_dim"),
+        )
+    ),
+    "zaya": Override(  # the value heads are half of the present token, half of the one before
+        layouts=(
+            (r"q_proj", "out", "2 over2_kv_heads group head_dim"),
+            (r"k_proj", "out", "2 over2_kv_heads head_dim"),
+            (r"conv_qk_(depthwise|grouped)", "out", "2 over2_kv_heads group head_dim + 2 over2_kv_heads head_dim"),
+            (r"qk_norm\.temp", "out", "2 over2_kv_heads"),
+            (r"o_proj", "in", "2 over2_kv_heads group head_dim"),
+        )
+    ),
 }

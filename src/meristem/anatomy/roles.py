@@ -12,6 +12,12 @@ from meristem.anatomy.conventions import NORM_CLASS, RAW_READERS, ROUTER_CLASS
 Role = Literal["write", "read", "gain", "shift", "fixed"]
 
 
+def owner_and_parameter(name: str) -> tuple[str, str]:
+    """(path of the module, name of its parameter); the parts of a parametrized weight count as that weight."""
+    path, _, parameter = re.sub(r"\.parametrizations\.(\w+)\.original\d$", r".\1", name).rpartition(".")
+    return path, parameter
+
+
 def roles(owner: nn.Module, parameter: str, ndim: int) -> tuple[Role, ...]:
     """The role of each dimension of `owner.parameter`.
 

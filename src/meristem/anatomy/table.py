@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
-from meristem.anatomy.anatomy import Anatomy, TensorAnatomy
+from meristem.anatomy.anatomy import Anatomy, TensorAnatomy, folded
 
 
 def axis_rows(anatomy: Anatomy) -> list[tuple[str, str, str]]:
@@ -36,7 +35,7 @@ def _sources(tensor: TensorAnatomy) -> Iterable[str]:
 
 
 def _folded(tensor: TensorAnatomy) -> str:
-    return re.sub(r"\.\d+\.", ".*.", tensor.name) if tensor.block else tensor.name
+    return folded(tensor.name) if tensor.block else tensor.name
 
 
 def _columns(rows: list[tuple[str, ...]]) -> str:

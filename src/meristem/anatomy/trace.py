@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ def norm_before_head(model: nn.Module) -> str | None:
         for module in names
         if module is head or is_norm(module)
     ]
-    _run(model, hooks)
+    run_watched(model, hooks)
     before = called[: called.index(head)] if head in called else []
     return names[before[-1]] if before else None
 
@@ -43,7 +45,7 @@ def ends_in_norm(model: nn.Module, block_prefixes: list[str]) -> bool:
 
     modules = [m for m in model.modules() if is_norm(m)] + blocks
     try:
-        _run(model, [module.register_forward_hook(keep) for module in modules])
+        run_watched(model, [module.register_forward_hook(keep) for module in modules])
     except MeristemError:
         return False
     normed = {id(outputs[m]) for m in modules if is_norm(m) and m in outputs}
@@ -81,16 +83,22 @@ def blocks_pass_through(model: nn.Module, muted: nn.Module, block_prefixes: list
 
     hooks = [model.get_submodule(name).register_forward_hook(compare(name), with_kwargs=True) for name in names]
     try:
-        _run(model, hooks)
+        run_watched(model, hooks)
     except MeristemError:
         return True
     return bool(unchanged) and all(unchanged)
 
 
-def _run(model: nn.Module, hooks: list) -> None:
+def run_watched(model: nn.Module, hooks: list, inputs: Mapping[str, Tensor] | None = None) -> None:
+    """One pass in evaluation mode on `inputs` (one short random input by default); then the hooks are gone and the mode is as before.
+
+    Raises:
+        MeristemError: if there are no inputs and none can be guessed.
+    """
     was_training = model.training
     try:
-        logits_of(model.eval(), example_inputs(model, batch_size=1, sequence_length=4))
+        chosen = dict(inputs) if inputs is not None else example_inputs(model, batch_size=1, sequence_length=16)
+        logits_of(model.eval(), chosen)
     finally:
         model.train(was_training)
         for hook in hooks:

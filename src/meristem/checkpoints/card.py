@@ -32,11 +32,12 @@ def model_card(record: dict[str, Any]) -> str:
     """README.md of a grown model, from what `meristem.json` records."""
     methods = record.get("methods", [])
     certificate = record.get("certificate")
-    source = record.get("source", {}).get("name", "")
-    is_hub_name = source.count("/") == 1 and not source.startswith((".", "/"))
+    sources = [entry.get("name", "") for entry in record.get("sources", [record.get("source", {})])]
+    on_hub = [name for name in dict.fromkeys(sources) if name.count("/") == 1 and not name.startswith((".", "/"))]
+    source = ", ".join(sources)
     return TEMPLATE.format(
-        base_model=f"base_model:\n- {source}\n" if is_hub_name else "",
-        title=f"A model grown from {source}",
+        base_model="base_model:\n" + "".join(f"- {name}\n" for name in on_hub) if on_hub else "",
+        title=f"A model {'fused' if len(sources) > 1 else 'grown'} from {source}",
         url=URL,
         methods=", then ".join(m["method"] for m in methods),
         source=source,

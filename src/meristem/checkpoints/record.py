@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from meristem.certificates import Certificate
 from meristem.growth import Growth
+from meristem.growth.fuse import Fusion
+from meristem.incubation import Incubation
 
 
 def source_record(source: str) -> dict[str, Any]:
@@ -25,11 +29,26 @@ def source_record(source: str) -> dict[str, Any]:
 
 def growth_record(growth: Growth, source: str) -> dict[str, Any]:
     """The whole record."""
+    return _record(growth.methods, {"source": source_record(source)}, growth.certificate)
+
+
+def fusion_record(fusion: Fusion, sources: Sequence[str]) -> dict[str, Any]:
+    """The same for a fused model: all its parents, and how far it is from their mean (`exact`: it promised to be that)."""
+    origin = {"sources": [source_record(source) for source in sources], "exact": fusion.exact}
+    return _record(fusion.methods, origin, fusion.certificate)
+
+
+def assembly_record(incubations: Sequence[Incubation], sources: Sequence[str]) -> dict[str, Any]:
+    """The same for a network assembled from incubated modules."""
+    common = {key: value for key, value in incubations[0].record().items() if key != "module"}
+    origin = {"sources": [source_record(source) for source in sources]}
+    return _record([{"method": "deep_incubation", **common}], origin, None)
+
+
+def _record(
+    methods: Sequence[dict[str, Any]], origin: dict[str, Any], certificate: Certificate | None
+) -> dict[str, Any]:
     from meristem import __version__
 
-    return {
-        "meristem_version": __version__,
-        "methods": list(growth.methods),
-        "source": source_record(source),
-        "certificate": growth.certificate.as_dict() if growth.certificate else None,
-    }
+    proof = certificate.as_dict() if certificate else None
+    return {"meristem_version": __version__, "methods": list(methods), **origin, "certificate": proof}

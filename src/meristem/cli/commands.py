@@ -98,6 +98,51 @@ def grow(source: str, out: Path, method: str, options: dict[str, Any], overwrite
         print(f"certificate: {growth.certificate.summary()}")
 
 
+def fuse(
+    sources: list[str],
+    out: Path,
+    weights: str | None,
+    norm: str,
+    noise: float | None,
+    seed: int,
+    overwrite: bool,
+    trust: bool,
+) -> None:
+    if len(sources) < 2:
+        raise MeristemError(f"fuse wants at least two models and OUT, got {' '.join([*sources, str(out)])}")
+    if out.exists() and not overwrite:
+        raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
+    try:
+        shares = [float(share) for share in weights.split(",")] if weights else None
+    except ValueError as error:
+        raise MeristemError(f"--weights wants numbers such as 0.7,0.3, got {weights!r}") from error
+    _quiet()
+    from meristem.checkpoints import open_model, write_model
+    from meristem.checkpoints.open import tokenizer_directory
+    from meristem.checkpoints.record import fusion_record
+    from meristem.growth.deep_fusion import DeepFusion
+    from meristem.growth.fuse import fuse_with_certificate
+
+    method = DeepFusion(weights=shares, norm=norm, noise=noise, seed=seed)  # type: ignore[arg-type]
+    method.convex(len(sources))
+    console = Console(stderr=True)
+    with console.status("reading"):
+        opened = {source: open_model(source, trust) for source in dict.fromkeys(sources)}
+    with console.status("fusing and measuring"):
+        fusion = fuse_with_certificate([opened[source] for source in sources], method)
+    with console.status("writing"):
+        write_model(fusion.model, out, fusion_record(fusion, sources), tokenizer_directory(sources[0]), overwrite)
+    parameters = [sum(p.numel() for p in model.parameters()) for model in (*opened.values(), fusion.model)]
+    print(f"{out}: {' + '.join(f'{n:,}' for n in parameters[:-1])} -> {parameters[-1]:,} parameters")
+    if fusion.certificate is not None:
+        kept = (
+            "the parents' mean, proved"
+            if fusion.exact
+            else "gap to the parents' mean (their norms see all units together)"
+        )
+        print(f"{kept}: {fusion.certificate.summary()}")
+
+
 def plan(
     source: str, method: str, options: dict[str, Any], tokens: str, small_tokens: str | None, sequence_length: int
 ) -> None:
@@ -106,7 +151,7 @@ def plan(
     from meristem.growth import METHODS
     from meristem.growth.options import build_methods
     from meristem.recipes.costs import network_cost, planned_target, routes
-    from meristem.recipes.schema import parse_count
+    from meristem.recipes.specs import parse_count
 
     budget, before = parse_count(tokens), parse_count(small_tokens) if small_tokens else None
     for name, count in (("--tokens", budget), ("--small-tokens", before)):
@@ -181,6 +226,34 @@ def race(file: Path, out: Path | None) -> None:
     draw_race(recipe, results, out / "race.png")
     _print_race(laps)
     print(f"{out / 'race.json'}  {out / 'race.png'}")
+
+
+def diagnose(file: Path, node: str, bound: float, out: Path | None) -> None:
+    _quiet()
+    from meristem.recipes.diagnose import diagnose
+    from meristem.recipes.schema import load_recipe
+
+    if bound <= 0:
+        raise MeristemError(f"--bound must be positive, got {bound}")
+    found = diagnose(load_recipe(file), node, out or Path("runs") / file.stem, bound)
+    table = Table("", *(f"seed {d.seed}" for d in found), title=f"{node}: the junction")
+    rows = (
+        ("loss of the parents", lambda d: f"{d.junction.loss_before:.4f}"),
+        ("loss of the large network", lambda d: f"{d.junction.loss_after:.4f}"),
+        ("|g|, gradient before", lambda d: f"{d.junction.gradient_before:.3e}"),
+        ("|f|, gradient after", lambda d: f"{d.junction.gradient_after:.3e}"),
+        ("cosine of g and f", lambda d: f"{d.junction.cosine:.3f}"),
+        ("flatness before, |grad E|^2 / 4", lambda d: f"{d.junction.flatness_before:.3e}"),
+        ("flatness after", lambda d: f"{d.junction.flatness_after:.3e}"),
+        ("conflict |[g, f]| / |f|", lambda d: f"{d.junction.conflict:.3e}"),
+        (f"learning rate that keeps it at {bound:g} per step (SGD)", lambda d: f"{d.learning_rate:.3e}"),
+    )
+    for label, cell in rows:
+        table.add_row(label, *(cell(d) for d in found))
+    Console().print(table)
+    print(
+        "start the next node there and warm up to its own rate; Adam rescales both fields, read the figure as a ratio then"
+    )
 
 
 def demo(out: Path) -> None:

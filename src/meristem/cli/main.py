@@ -113,6 +113,24 @@ def shrink(
 
 
 @app.command()
+def fuse(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="A B ... OUT", help="Two or more models, then the directory to write.")
+    ],
+    weights: Annotated[Optional[str], typer.Option(help="Each parent's share of the logits, such as 0.7,0.3.")] = None,
+    norm: Annotated[str, typer.Option(help="plain (as published) or equalised.")] = "plain",
+    noise: Annotated[Optional[float], typer.Option(help="Symmetry-breaking noise of a self-fusion (relative).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    overwrite: Overwrite = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Fuse several models of one type into one as wide as all together (Deep Fusion); the same one twice is self-fusion."""
+    from meristem.cli.commands import fuse as command
+
+    command(sources[:-1], Path(sources[-1]), weights, norm, noise, seed, overwrite, trust_remote_code)
+
+
+@app.command()
 def plan(
     context: typer.Context,
     source: Source,
@@ -161,6 +179,19 @@ def race(recipe: RecipeFile, out: RunDirectory = None) -> None:
     from meristem.cli.commands import race as command
 
     command(recipe, out)
+
+
+@app.command()
+def diagnose(
+    recipe: RecipeFile,
+    node: Annotated[str, typer.Argument(metavar="NODE", help="A node that grows or fuses.")],
+    bound: Annotated[float, typer.Option(help="Of the conflict per step at the junction.")] = 0.1,
+    out: RunDirectory = None,
+) -> None:
+    """Measure a growth point: how much the training after it works against the one before, and the learning rate that bounds it."""
+    from meristem.cli.commands import diagnose as command
+
+    command(recipe, node, bound, out)
 
 
 @app.command()

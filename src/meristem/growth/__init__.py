@@ -1,6 +1,8 @@
 """Growth: one file per method, and the machinery that they share."""
 
 from meristem.growth.aki import AKI
+from meristem.growth.deep_fusion import DeepFusion
+from meristem.growth.fuse import fuse, fuse_with_certificate
 from meristem.growth.grow import Growth, grow, grow_with_certificate, shrink
 from meristem.growth.hypercloning import HyperCloning
 from meristem.growth.lemon import LEMON
@@ -33,6 +35,7 @@ __all__ = [
     "LEMON",
     "METHODS",
     "MIDAS",
+    "DeepFusion",
     "GradualStacking",
     "Growth",
     "HyperCloning",
@@ -43,6 +46,8 @@ __all__ = [
     "Stacking",
     "WeightSelection",
     "ZeroPadding",
+    "fuse",
+    "fuse_with_certificate",
     "grow",
     "grow_with_certificate",
     "shrink",

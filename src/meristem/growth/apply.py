@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from meristem.algebra import AxisMap
 from meristem.growth.plan import GrowthPlan, TensorPlan
 
 Fetch = Callable[[str], Tensor]
@@ -84,10 +85,15 @@ def _finish_weight(plan: TensorPlan, tensor: Tensor) -> Tensor:
     readers = [d for d, role in enumerate(plan.roles) if role == "read" and plan.maps[d] is not None]
     if not plan.noise or plan.scale == 0 or not readers:
         return tensor
-    noise = _noise(plan, tensor, "noise") * (plan.noise * tensor.std())
     axis_map = plan.maps[readers[-1]]
     assert axis_map is not None
-    return tensor + axis_map.project_noise(noise, readers[-1])
+    return tensor + null_noise(plan, tensor, axis_map, readers[-1], plan.noise, plan.seed)
+
+
+def null_noise(plan: TensorPlan, like: Tensor, axis_map: AxisMap, dimension: int, relative: float, seed: int) -> Tensor:
+    """Noise of `relative` times the standard deviation of `like` that no unit of `axis_map` lets through `dimension`."""
+    noise = _noise(plan.name, seed, like, "noise") * (relative * like.std())
+    return axis_map.project_noise(noise, dimension)
 
 
 def _write_fresh_units(plan: TensorPlan, tensor: Tensor) -> Tensor:
@@ -98,12 +104,14 @@ def _write_fresh_units(plan: TensorPlan, tensor: Tensor) -> Tensor:
             scale = tensor.index_select(dimension, torch.nonzero(~empty).flatten().to(tensor.device)).std()
             shape = [1] * tensor.dim()
             shape[dimension] = -1
-            tensor = torch.where(empty.to(tensor.device).view(shape), _noise(plan, tensor, "fresh") * scale, tensor)
+            tensor = torch.where(
+                empty.to(tensor.device).view(shape), _noise(plan.name, plan.seed, tensor, "fresh") * scale, tensor
+            )
     return tensor
 
 
-def _noise(plan: TensorPlan, like: Tensor, purpose: str) -> Tensor:
+def _noise(name: str, seed: int, like: Tensor, purpose: str) -> Tensor:
     """Standard normal numbers that depend on the seed, the tensor's name and the purpose only: streamed, sharded and
     in-memory growth draw the same."""
-    generator = torch.Generator().manual_seed(plan.seed ^ zlib.crc32(f"{purpose} {plan.name}".encode()))
+    generator = torch.Generator().manual_seed(seed ^ zlib.crc32(f"{purpose} {name}".encode()))
     return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -26,14 +27,19 @@ def build(plan: GrowthPlan, model: nn.Module) -> nn.Module:
 
     Never randomly initialised: memory is touched once, by the grown weights.
     """
-    grown = _unfilled(plan.target)
     state = model.state_dict()
-    for name, tensor in grow_tensors(plan, state.__getitem__):
+    return filled(plan.target, grow_tensors(plan, state.__getitem__), like=model)
+
+
+def filled(target: Builder, tensors: Iterable[tuple[str, torch.Tensor]], like: nn.Module) -> nn.Module:
+    """The target's network with these tensors by name; its mode and generation config are those of `like`."""
+    grown = _unfilled(target)
+    for name, tensor in tensors:
         _put(grown, name, tensor)
-    generation_config = getattr(model, "generation_config", None)
+    generation_config = getattr(like, "generation_config", None)
     if generation_config is not None:
         grown.generation_config = copy.deepcopy(generation_config)
-    return grown.train(model.training)
+    return grown.train(like.training)
 
 
 def _unfilled(builder: Builder) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -10,7 +10,8 @@ from meristem.anatomy import Anatomy
 from meristem.errors import MeristemError
 from meristem.growth.plan import LayerMap, LayerSource, layer_order
 
-Kind = frozenset[tuple[str, tuple[int, ...]]]
+Kind = frozenset[tuple[str, tuple[int, ...]]]  # names and shapes of a layer's tensors
+Kinds = tuple[list[Kind], list[Kind]]  # of the old layers, and of the new ones
 
 
 def spread(old: int, new: int) -> list[tuple[int, int]]:
@@ -48,22 +49,42 @@ def identity_layers(anatomy: Anatomy, axis: str, new: int) -> LayerMap:
         LayerSource.identity(layer, copy > 0) for layer, times in spread(old, new) for copy in range(times)
     )
     at_the_end = tuple(LayerSource.identity(min(i, old - 1), i >= old) for i in range(new))
-    for first in (at_the_end,) if anatomy.override.numbered else (spread_out, at_the_end):
-        if _fits(anatomy, axis, first):
+    arrangements = (
+        (at_the_end,) if anatomy.override.numbered else (spread_out, at_the_end, *_of_one_kind(anatomy, axis, new))
+    )
+    for first in arrangements:
+        kinds = _kinds(anatomy, axis, first)
+        if kinds is None:
+            continue
+        if _fits(kinds, first):
             return first
-        matched = _matched(anatomy, axis, first)
-        if matched and _fits(anatomy, axis, matched):
+        matched = _matched(*kinds)
+        if matched and _fits(_kinds(anatomy, axis, matched), matched):
             return matched
     raise MeristemError(f"identity blocks: {anatomy.builder.model_type} has no place for {new - old} more {axis}")
 
 
-def _kinds(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> tuple[list[Kind], list[Kind]]:
-    """Names and shapes of the tensors in each old layer and in each layer of the network that `layer_map` asks for."""
+def _of_one_kind(anatomy: Anatomy, axis: str, new: int) -> Iterator[LayerMap]:
+    """Silent copies behind the layers of one kind only, for each kind (some kinds share weights among all of theirs)."""
+    old = anatomy.depths[axis]
+    prefixes = [blocks.prefix for blocks in anatomy.blocks if blocks.axis == axis]
+    kinds = _by_layer({tensor.name: tensor.shape for tensor in anatomy.tensors.values()}, prefixes, old)
+    for kind in dict.fromkeys(kinds):
+        members = [layer for layer in range(old) if kinds[layer] == kind]
+        times = dict(zip(members, (t for _, t in spread(len(members), len(members) + new - old)), strict=True))
+        yield tuple(LayerSource.identity(i, copy > 0) for i in range(old) for copy in range(times.get(i, 1)))
+
+
+def _kinds(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> Kinds | None:
+    """What tensors each old layer has, and each layer of the network that `layer_map` asks for; None if that cannot be built."""
     builder = anatomy.builder
     order = layer_order(layer_map)
-    target = builder.resized(builder.sizes, {**builder.depths, axis: len(order)}, {}, {axis: order})
-    with torch.device("meta"):
-        state = target.build(target.sizes, target.depths).state_dict()
+    try:
+        target = builder.resized(builder.sizes, {**builder.depths, axis: len(order)}, {}, {axis: order})
+        with torch.device("meta"):
+            state = target.build(target.sizes, target.depths).state_dict()
+    except (ValueError, RuntimeError, IndexError):
+        return None
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     prefixes = [blocks.prefix for blocks in anatomy.blocks if blocks.axis == axis]
     ours = {tensor.name: tensor.shape for tensor in anatomy.tensors.values()}
@@ -80,11 +101,10 @@ def _by_layer(shapes: Mapping[str, tuple[int, ...]], prefixes: list[str], depth:
     return [frozenset(layer.items()) for layer in layers]
 
 
-def _fits(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> bool:
-    try:
-        old, new = _kinds(anatomy, axis, layer_map)
-    except (ValueError, RuntimeError, IndexError):
+def _fits(kinds: Kinds | None, layer_map: LayerMap) -> bool:
+    if kinds is None:
         return False
+    old, new = kinds
     for kind, layer in zip(new, layer_map, strict=True):
         source = old[layer.sources[0][0]]
         if kind != source and not (layer.silent and kind <= source):
@@ -92,12 +112,8 @@ def _fits(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> bool:
     return True
 
 
-def _matched(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> LayerMap | None:
+def _matched(old: list[Kind], new: list[Kind]) -> LayerMap | None:
     """The old layers in order, each at the first place of its kind; silent layers of the right kind between them."""
-    try:
-        old, new = _kinds(anatomy, axis, layer_map)
-    except (ValueError, RuntimeError, IndexError):
-        return None
     matched: list[LayerSource] = []
     waiting = 0
     for place, kind in enumerate(new):

@@ -40,6 +40,16 @@ class LayerSource:
 LayerMap = tuple[LayerSource, ...]
 
 
+def share_map(layer_map: LayerMap, old: int) -> AxisMap:
+    """The map of a dimension outside the blocks that has a share for each: new layers take the share of their source, and
+    what is read from the silent ones counts nothing."""
+    order = torch.tensor(layer_order(layer_map))
+    heard = torch.tensor([not layer.silent for layer in layer_map])
+    copies = torch.bincount(order[heard], minlength=old).clamp(min=1)
+    read = UnitMap.select(order, old, torch.where(heard, 1.0 / copies[order].double(), 0.0))
+    return AxisMap(UnitMap.select(order, old), read, twins=False)
+
+
 def layer_order(layer_map: LayerMap) -> list[int]:
     """For each new layer, the old one whose place in per-layer config lists (`layer_types`) it takes."""
     return [max(layer.sources, key=lambda source: float(source[1]))[0] for layer in layer_map]
@@ -159,7 +169,18 @@ class GrowthPlan:
             if dimension.role == "gain":
                 for axis in dimension.layout.axes():
                     scale *= self.axis_map(axis).norm_factor
-        return scale
+        return scale * self._weight_norm(tensor)
+
+    def _weight_norm(self, tensor: TensorAnatomy) -> float:
+        """For the length of a weight that is stored as length and direction (`torch.nn.utils.parametrizations.weight_norm`):
+        what the maps of the direction do to its length, over the dimensions that it is measured over."""
+        direction = self.source.tensors.get(tensor.name.replace(".original0", ".original1"), tensor)
+        factor = 1.0
+        for dimension, axis_map in enumerate(self._dimension_maps(direction)):
+            if axis_map is not None and tensor.shape[dimension] == 1:
+                unit_map = axis_map.read if direction.dimensions[dimension].role == "read" else axis_map.write
+                factor *= float(unit_map.matrix().norm()) / unit_map.old_size**0.5
+        return factor if direction is not tensor else 1.0
 
     def _dimension_maps(self, tensor: TensorAnatomy) -> tuple[AxisMap | None, ...]:
         maps = []
@@ -172,6 +193,9 @@ class GrowthPlan:
     def axis_map(self, axis: str) -> AxisMap:
         if axis in self.maps:
             return self.maps[axis]
+        if axis in self.source.depths:
+            depth = self.source.depths[axis]
+            return share_map(self.layers[axis], depth) if axis in self.layers else AxisMap.identity(depth)
         if axis in self.source.axes:
             return AxisMap.identity(self.source.axes[axis].size)
         kv_heads = axis.replace("heads", "kv_heads")  # elsewhere, `heads` is `kv_heads group`

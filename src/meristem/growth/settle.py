@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from meristem.algebra import Layout
 from meristem.anatomy import Anatomy, Dimension, Multiplier, TensorAnatomy
+from meristem.anatomy.anatomy import folded
 from meristem.anatomy.conventions import CONCATENATED, GROUPED
 from meristem.anatomy.parts import is_part, whole_of
 from meristem.errors import MeristemError
@@ -87,8 +88,8 @@ def _proposals(anatomy: Anatomy, parting: Parting) -> Iterator[Anatomy]:
     blocks = {t.block for t in close if t.block}
     tried: set[str] = set()
     for tensor in (*close, *(t for t in anatomy.tensors.values() if t.block in blocks)):
-        if _folded(tensor.name) not in tried:
-            tried.add(_folded(tensor.name))
+        if folded(tensor.name) not in tried:
+            tried.add(folded(tensor.name))
             for position, dimension in enumerate(tensor.dimensions):
                 for layout in (*_orders(dimension.layout), *_in_parts(dimension.layout, anatomy)):
                     yield _with_layout(anatomy, tensor, position, layout)
@@ -107,7 +108,7 @@ def _with_multiplier(anatomy: Anatomy, name: str, ratio: float) -> Anatomy:
     """`ratio` is what doubling the width changed the tensor's output by."""
     axis = next((axis.name for axis in anatomy.of_kind("hidden")), next(iter(anatomy.axes)))
     field = getattr(anatomy.builder, "paths", {}).get(axis, axis)
-    names = [other for other in anatomy.tensors if _folded(other) == _folded(name)]
+    names = [other for other in anatomy.tensors if folded(other) == folded(name)]
     found = tuple(Multiplier(re.escape(other), field, math.log2(ratio)) for other in names)
     return replace(anatomy, override=replace(anatomy.override, multipliers=(*anatomy.override.multipliers, *found)))
 
@@ -116,9 +117,9 @@ def _with_layout(anatomy: Anatomy, like: TensorAnatomy, position: int, layout: L
     """The layout for this dimension of the tensor in every layer, and of its bias along with it."""
     tensors = dict(anatomy.tensors)
     old = like.dimensions[position]
-    stem = re.sub(r"(weight|bias)$", "", _folded(like.name))
+    stem = re.sub(r"(weight|bias)$", "", folded(like.name))
     for name, tensor in tensors.items():
-        if re.sub(r"(weight|bias)$", "", _folded(name)) == stem:
+        if re.sub(r"(weight|bias)$", "", folded(name)) == stem:
             same = [d.role == old.role and d.layout == old.layout for d in tensor.dimensions]
             changed = (
                 Dimension(layout, d.role, "trial") if hit else d for d, hit in zip(tensor.dimensions, same, strict=True)
@@ -146,7 +147,3 @@ def _in_parts(layout: Layout, anatomy: Anatomy) -> Iterator[Layout]:
     """A plain axis as several of the parts that something else in the network has ([gate, up] before half as many)."""
     for part in (axis for axis in anatomy.axes if is_part(axis) and layout.terms == ((whole_of(axis),),)):
         yield Layout(((anatomy.sizes[whole_of(part)] // anatomy.sizes[part], part),))
-
-
-def _folded(name: str) -> str:
-    return re.sub(r"\.\d+\.", ".*.", name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meristem.anatomy import Anatomy, Axis
-from meristem.anatomy.parts import is_part, whole_of
+from meristem.anatomy.parts import is_part, skipped_by, whole_of
 from meristem.errors import MeristemError
 
 ATTENTION_SCOPES = ("", "encoder_", "decoder_")  # whose heads num_attention_heads names
@@ -61,7 +61,9 @@ def width_targets(
             sizes |= _heads(anatomy, method, axis.name, factor, None, None)
     for part in [axis for axis in anatomy.axes if is_part(axis)]:
         whole = whole_of(part)
-        if whole in sizes:
+        if whole in sizes and skipped_by(part):
+            sizes[part] = sizes[whole] - skipped_by(part)
+        elif whole in sizes:
             sizes[part] = _scaled(method, whole, anatomy.sizes[part], sizes[whole], anatomy.sizes[whole]) or 0
     for axis, size in sizes.items():
         if (size > anatomy.sizes[axis]) if shrink else (size < anatomy.sizes[axis]):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
+from meristem.anatomy.parts import is_frequencies, skipped_by, whole_of
 from meristem.errors import MeristemError
 from meristem.growth.alibi import aligned_heads, has_alibi
 from meristem.growth.method import Method, Weights
@@ -46,7 +47,7 @@ class WidthMethod(Method):
         )
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
-        """One map for each target; heads under ALiBi get the one that keeps their slopes.
+        """One map for each target; heads under ALiBi and sinusoidal positions get those that keep their slopes and frequencies.
 
         Raises:
             MeristemError: for impossible targets, or none at all.
@@ -54,8 +55,24 @@ class WidthMethod(Method):
         targets = self.targets(anatomy)
         if not targets and not self.layer_maps(anatomy):
             raise MeristemError(f"{self.name}: nothing to grow; give width=2 or a target such as hidden_size=")
-        maps = {axis: self.axis_map(anatomy, axis, target, weights) for axis, target in targets.items()}
+        maps = {
+            axis: _frequencies(self.name, axis, anatomy.sizes[axis], target)
+            if is_frequencies(axis)
+            else self.axis_map(anatomy, axis, target, weights)
+            for axis, target in targets.items()
+            if not skipped_by(axis)
+        }
+        maps |= {axis: maps[whole_of(axis)].rest(skipped_by(axis)) for axis in targets if skipped_by(axis)}
         return {**maps, **_alibi_maps(anatomy, targets)} if has_alibi(anatomy) else maps
+
+
+def _frequencies(method: str, axis: str, old: int, target: int) -> AxisMap:
+    if target % old:
+        raise MeristemError(
+            f"{method}: sinusoidal positions keep their frequencies only if {whole_of(axis)} grows by a whole factor; "
+            f"asked for {2 * old} -> {2 * target}, {2 * old * max(1, round(target / old))} would work"
+        )
+    return AxisMap.spaced(old, target // old)
 
 
 def _alibi_maps(anatomy: Anatomy, targets: Mapping[str, int]) -> dict[str, AxisMap]:

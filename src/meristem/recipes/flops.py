@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.utils import flop_counter
+
+from meristem.subnetworks import Path
+from meristem.subnetworks.gate import along
 
 
 def training_flops(model: nn.Module, sequence_length: int, vocab_size: int) -> int:
@@ -25,6 +29,43 @@ def training_flops(model: nn.Module, sequence_length: int, vocab_size: int) -> i
     model.zero_grad(set_to_none=True)
     model.train(was_training)
     return counter.get_total_flops()
+
+
+class PathFlops:
+    """FLOPs of forward and backward for one sequence, along any path: those of the whole network less those of skipped blocks.
+
+    Args:
+        model, sequence_length, vocab_size: as in `training_flops`.
+    """
+
+    def __init__(self, model: nn.Module, sequence_length: int, vocab_size: int) -> None:
+        self._count = lambda: training_flops(model, sequence_length, vocab_size)
+        self._model = model
+        self._by_width: dict[float, tuple[int, dict[str, list[int]]]] = {}
+
+    def of(self, paths: Mapping[str, Path]) -> int:
+        """FLOPs along these paths, one for each list of blocks. Of frozen blocks the forward pass counts, a third."""
+        width = min((path.width for path in paths.values()), default=1.0)
+        total, blocks = self._counted(width, paths)
+        for name, path in paths.items():
+            for layer, flops in enumerate(blocks[name]):
+                total -= flops if not path.active[layer] else 2 * flops // 3 if layer in path.frozen else 0
+        return total
+
+    def _counted(self, width: float, paths: Mapping[str, Path]) -> tuple[int, dict[str, list[int]]]:
+        """The whole network's FLOPs at a width, and each block's share, measured by leaving it out."""
+        if width not in self._by_width:
+            full = {name: replace(Path.full(len(path.active)), width=width) for name, path in paths.items()}
+            with along(self._model, full):
+                total = self._count()
+            blocks: dict[str, list[int]] = {}
+            for name, path in full.items():
+                for layer in range(len(path.active)):
+                    without = tuple(i != layer for i in range(len(path.active)))
+                    with along(self._model, {**full, name: replace(path, active=without)}):
+                        blocks.setdefault(name, []).append(total - self._count())
+            self._by_width[width] = total, blocks
+        return self._by_width[width]
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ def race(recipe: Recipe, results: Results) -> list[Lap]:
         raise MeristemError("this recipe has no `race: {challenger: ..., baseline: ...}` section")
     for name in (recipe.race.challenger, recipe.race.baseline):
         if recipe.nodes[name].train is None:
-            raise MeristemError(f"race: {name!r} is a grow node, which has no loss curve; name a train node")
+            raise MeristemError(f"race: {name!r} is no train node and has no loss curve; name a train node")
     return [_lap(recipe, seed, nodes, recipe.race.challenger, recipe.race.baseline) for seed, nodes in results.items()]
 
 

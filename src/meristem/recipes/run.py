@@ -15,8 +15,10 @@ from meristem.data import Corpus, Sequences, open_corpus
 from meristem.errors import MeristemError
 from meristem.growth import LiGO, Method, grow_with_certificate
 from meristem.growth.optimizer import amplitudes, grow_state
+from meristem.incubation import Incubation, assemble, incubate
 from meristem.recipes.node import NodeResult, load_result, node_hash
-from meristem.recipes.schema import GrowSpec, Recipe, TrainSpec
+from meristem.recipes.schema import Recipe
+from meristem.recipes.specs import AssembleSpec, FuseSpec, GrowSpec, TrainSpec
 
 FIT_BATCH = 8  # sequences in each step of a method that learns its growth
 
@@ -60,9 +62,7 @@ def _run_node(
     callbacks: Sequence[Any],
 ) -> NodeResult:
     node = recipe.nodes[name]
-    spec = node.train or node.grow
-    assert spec is not None
-    kind = "train" if node.train else "grow"
+    kind, spec = next((kind, spec) for kind, spec in node if spec is not None)
     parents = [done[parent] for parent in node.parents]
     data = {**recipe.data.model_dump(), "fingerprint": corpus.fingerprint} if node.train else {}
     identity = node_hash(kind, spec.model_dump(by_alias=True), seed, data, [p.hash for p in parents])
@@ -75,6 +75,10 @@ def _run_node(
     parent_directory = directory_of(out, parents[0]) if parents else None
     if isinstance(spec, TrainSpec):
         outcome = _train(recipe, spec, name, seed, done, corpus, directory, parent_directory, callbacks)
+    elif isinstance(spec, AssembleSpec):
+        outcome = _assemble([directory_of(out, parent) for parent in parents], parents, directory)
+    elif isinstance(spec, FuseSpec):
+        outcome = _fuse(spec, seed, [directory_of(out, parent) for parent in parents], directory)
     else:
         assert parent_directory is not None
         outcome = _grow(recipe, spec, seed, corpus, parent_directory, directory)
@@ -107,13 +111,19 @@ def _train(
     state, factors = None, None
     if parent is None:
         assert spec.model is not None
-        model = new_model(spec.model, corpus.vocab_size, recipe.data.sequence_length, seed)
+        model = new_model(spec.model, corpus.vocab_size, recipe.data.sequence_length, seed + spec.seed)
     else:
         model = open_model(str(parent / "model"))
         file = parent / "optimizer.safetensors"
         state = load_state(file) if file.exists() else None
         grown = load_result(parent)
         factors = grown.details.get("amplitudes") if grown else None
+    incubation = None
+    if spec.incubate:
+        incubation = incubate(
+            model, spec.incubate.division, spec.incubate.module, start=spec.incubate.start, seed=seed + spec.seed
+        )
+        model, state, factors = incubation.model, None, None  # the state is the meta network's
     read = sum(done[a].tokens for a in recipe.ancestors(name) if a != name) // recipe.data.sequence_length
     outcome = train(
         model,
@@ -122,19 +132,20 @@ def _train(
         corpus,
         directory,
         label=f"{name} (seed {seed})",
-        seed=seed,
+        seed=seed + spec.seed,
         sequences_read=read,
         optimizer_state=state,
         amplitudes=factors,
         callbacks=callbacks,
     )
-    return {**outcome, "parameters": sum(p.numel() for p in model.parameters())}
+    details = {} if incubation is None else {"details": {"incubation": incubation.record()}}
+    return {**outcome, **details, "parameters": sum(p.numel() for p in model.parameters())}
 
 
 def _grow(recipe: Recipe, spec: GrowSpec, seed: int, corpus: Corpus, parent: Path, directory: Path) -> dict[str, Any]:
     from meristem.checkpoints.record import growth_record
     from meristem.checkpoints.write import write_model
-    from meristem.recipes.train import load_state, save_state
+    from meristem.recipes.train import save_state
 
     began = time.perf_counter()
     source = str(parent / "model")
@@ -144,7 +155,7 @@ def _grow(recipe: Recipe, spec: GrowSpec, seed: int, corpus: Corpus, parent: Pat
     record = growth_record(growth, source)
     write_model(growth.model, directory / "model", record, tokenizer_from=Path(source), overwrite=True)
     if spec.optimizer == "carry":
-        state = load_state(parent / "optimizer.safetensors")
+        state = _state_to_carry(parent)
         for plan in growth.plans:
             state = grow_state(plan, state)
         save_state(state, directory / "optimizer.safetensors")
@@ -159,6 +170,63 @@ def _grow(recipe: Recipe, spec: GrowSpec, seed: int, corpus: Corpus, parent: Pat
             "amplitudes": {n: list(ab) for n, ab in amplitudes(growth.plans).items()},
         },
     }
+
+
+def _fuse(spec: FuseSpec, seed: int, parents: list[Path], directory: Path) -> dict[str, Any]:
+    from meristem.checkpoints.record import fusion_record
+    from meristem.checkpoints.write import write_model
+    from meristem.growth.fuse import fuse_state, fuse_with_certificate
+    from meristem.recipes.train import save_state
+
+    began = time.perf_counter()
+    sources = [str(parent / "model") for parent in parents]
+    opened = {source: open_model(source) for source in dict.fromkeys(sources)}
+    fusion = fuse_with_certificate([opened[source] for source in sources], spec.method(seed))
+    record = fusion_record(fusion, sources)
+    write_model(fusion.model, directory / "model", record, tokenizer_from=Path(sources[0]), overwrite=True)
+    if spec.optimizer == "carry":
+        state = fuse_state(fusion, [_state_to_carry(parent) for parent in parents])
+        save_state(state, directory / "optimizer.safetensors")
+    return {
+        "flops": 0,
+        "seconds": time.perf_counter() - began,
+        "tokens": 0,
+        "metrics": {},
+        "parameters": sum(p.numel() for p in fusion.model.parameters()),
+        "details": {"certificate": record["certificate"], "exact": fusion.exact},
+    }
+
+
+def _assemble(parents: list[Path], results: list[NodeResult], directory: Path) -> dict[str, Any]:
+    from meristem.checkpoints.record import assembly_record
+    from meristem.checkpoints.write import write_model
+
+    began = time.perf_counter()
+    sources = [str(parent / "model") for parent in parents]
+    incubations = [
+        Incubation.of_record(open_model(source), result.details["incubation"])
+        for source, result in zip(sources, results, strict=True)
+    ]
+    model = assemble(incubations)
+    write_model(model, directory / "model", assembly_record(incubations, sources), Path(sources[0]), overwrite=True)
+    return {
+        "flops": 0,
+        "seconds": time.perf_counter() - began,
+        "tokens": 0,
+        "metrics": {},
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def _state_to_carry(parent: Path) -> Any:
+    from meristem.recipes.train import load_state
+
+    file = parent / "optimizer.safetensors"
+    if not file.exists():
+        raise MeristemError(
+            f"{parent.name} has no optimizer state to carry (its node trained several kernels); use optimizer: reset"
+        )
+    return load_state(file)
 
 
 def _fitted(recipe: Recipe, spec: GrowSpec, seed: int, corpus: Corpus, small: Any) -> tuple[list[Method], int]:

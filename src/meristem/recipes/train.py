@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,14 @@ from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainerCallbac
 from meristem.data import Corpus, Sequences
 from meristem.errors import MeristemError, nearest
 from meristem.growth.optimizer import State, load_named_state, named_state, scaled_groups
-from meristem.recipes.flops import training_flops
+from meristem.kernels import MajorityCallback, deploy
+from meristem.kernels.majority import mixtures
+from meristem.recipes.flops import PathFlops
 from meristem.recipes.progress import ProgressLine
-from meristem.recipes.schema import DataSpec, TrainSpec
+from meristem.recipes.specs import DataSpec, TrainSpec
+from meristem.subnetworks import Schedule
+from meristem.subnetworks.blocks import lists_of_blocks
+from meristem.subnetworks.callback import RaptrCallback
 
 
 class Stopwatch(TrainerCallback):
@@ -115,7 +121,13 @@ def train(
     vocab_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if corpus.vocab_size > vocab_size:
         raise MeristemError(f"{label}: the data has {corpus.vocab_size} tokens, the model's vocabulary {vocab_size}")
-    flops_per_sequence = training_flops(model, data.sequence_length, corpus.vocab_size)
+    schedules = _schedules(model, spec, steps, seed)
+    flops = list(accumulate(_flops_by_step(model, spec, data, corpus, steps, schedules), initial=0))
+    if schedules:
+        callbacks = (RaptrCallback(schedules), *callbacks)
+    if spec.majority:
+        model = spec.majority.apply(model, seed)
+        callbacks = (MajorityCallback(), *callbacks)
     stopwatch = Stopwatch()
     trainer = NodeTrainer(
         model=model,
@@ -134,19 +146,39 @@ def train(
         {
             "step": entry["step"],
             "tokens": entry["step"] * spec.batch_size * data.sequence_length,
-            "flops": entry["step"] * spec.batch_size * flops_per_sequence,
+            "flops": flops[int(entry["step"])],
             "seconds": entry["train_seconds"],
             "eval_loss": entry["eval_loss"],
         }
         for entry in evaluations.values()
     ]
     return {
-        "flops": steps * spec.batch_size * flops_per_sequence,
+        "flops": flops[steps],
         "seconds": stopwatch.seconds,
         "tokens": steps * spec.batch_size * data.sequence_length,
         "metrics": {"eval_loss": curve[-1]["eval_loss"]},
         "curve": curve,
     }
+
+
+def _schedules(model: nn.Module, spec: TrainSpec, steps: int, seed: int) -> dict[str, Schedule]:
+    """A schedule for each axis of depth, if the node trains sub-networks."""
+    if spec.subnetwork is None:
+        return {}
+    return {
+        blocks.axis: spec.subnetwork.schedule(len(blocks.modules), steps, seed, sorted(blocks.needed))
+        for blocks in lists_of_blocks(model)
+    }
+
+
+def _flops_by_step(
+    model: nn.Module, spec: TrainSpec, data: DataSpec, corpus: Corpus, steps: int, schedules: Mapping[str, Schedule]
+) -> Iterator[int]:
+    """FLOPs of each optimizer step, counted along its path."""
+    counter = PathFlops(model, data.sequence_length, corpus.vocab_size)
+    lists = lists_of_blocks(model) if schedules else []
+    for step in range(steps):
+        yield spec.batch_size * counter.of({b.name: schedules[b.axis].path(step, b.name) for b in lists})
 
 
 def _arguments(spec: TrainSpec, directory: Path, steps: int, seed: int) -> TrainingArguments:
@@ -203,12 +235,14 @@ def _last_whole_checkpoint(directory: Path) -> str | None:
 
 
 def _leave(trainer: Trainer, data: DataSpec, directory: Path) -> None:
-    """The trained model with its tokenizer, and its optimizer state by parameter name."""
+    """The trained model (of kernels, their mean) with its tokenizer, and its optimizer state by parameter name."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    model.save_pretrained(directory / "model")
+    has_kernels = any(True for _ in mixtures(model))
+    (deploy(model) if has_kernels else model).save_pretrained(directory / "model")  # type: ignore[operator]
     if data.tokenizer != "bytes":
         AutoTokenizer.from_pretrained(data.tokenizer).save_pretrained(directory / "model")
-    save_state(named_state(_plain(trainer.optimizer), model), directory / "optimizer.safetensors")
+    if not has_kernels:  # the moments of kernels are none of their mean's
+        save_state(named_state(_plain(trainer.optimizer), model), directory / "optimizer.safetensors")
     shutil.rmtree(directory / "trainer")
 
 

@@ -1,0 +1,388 @@
+"""Majority Kernels against a plain network and what could explain a gain: same size deployed, every rate tuned alike, paired tests.
+
+    python benchmarks/majority.py --small    # one CPU core, about half an hour
+    python benchmarks/majority.py --large    # one GPU: more data, a larger transformer
+
+Three parts (`--parts`): `vision`, networks on images of ../shared/data (skipped where those are not); `text`, a small transformer on
+Python's own sources; `cost`, step time and memory with three kernels. Writes results/majority.json and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from growth import total_curve
+from hypercloning import ROOT, llama
+
+import meristem as ms
+
+KERNELS = 3
+SETTINGS: dict[str, dict[str, Any]] = {
+    "small": {
+        "vision": {"train": 10_000, "valid": 2_000, "steps": 1_000, "batch_size": 128, "width": 64, "seeds": 10},
+        "text": {"model": (96, 4, 4), "tokens": 300_000, "batch_size": 8, "rates": (5e-4, 1e-3, 2e-3), "seeds": 5, "trainer": {}},
+        "cost": {"hidden_size": 256, "layers": 4, "heads": 8, "tokens": (512, 4096), "repeats": 7, "device": "cpu"},
+    },
+    "large": {
+        "vision": {"train": 50_000, "valid": 5_000, "steps": 20_000, "batch_size": 128, "width": 256, "seeds": 10},
+        "text": {"model": (768, 12, 12), "tokens": 50_000_000, "batch_size": 64, "rates": (3e-4, 6e-4, 1.2e-3), "seeds": 5,
+                 "trainer": {"bf16": True}},
+        "cost": {"hidden_size": 1024, "layers": 12, "heads": 16, "tokens": (4096, 32768), "repeats": 20, "device": "cuda"},
+    },
+}  # fmt: skip
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+Images = tuple[Tensor, Tensor]
+
+
+def mlp(width: int, dropout: float = 0.0) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs in (784, width):
+        layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+class Sides:
+    """How each side trains a network of the same deployed size. A side is a function (rate, seed) -> network."""
+
+    def __init__(self, setting: dict[str, Any], train: Images) -> None:
+        self.setting, self.images = setting, train
+
+    def new(self, seed: int, width: int = 0, dropout: float = 0.0) -> nn.Sequential:
+        torch.manual_seed(seed)
+        return mlp(width or self.setting["width"], dropout)
+
+    def fit(
+        self,
+        model: nn.Module,
+        rate: float,
+        seed: int,
+        loss: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
+        before: Callable[[int], None] = lambda step: None,
+        after: Callable[[int], None] = lambda step: None,
+        sharpness: float = 0.0,
+    ) -> nn.Module:
+        """AdamW under a cosine; the same batches for every side of a seed. `sharpness` is SAM's rho."""
+        loss = loss or (lambda m, x, y: F.cross_entropy(m(x), y))
+        x, y = self.images
+        rng = torch.Generator().manual_seed(seed)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+        steps = self.setting["steps"]
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        model.train()
+        for step in range(steps):
+            picked = torch.randint(len(x), (self.setting["batch_size"],), generator=rng)
+            before(step)
+            optimizer.zero_grad()
+            loss(model, x[picked], y[picked]).backward()
+            if sharpness:
+                parameters = [p for p in model.parameters() if p.grad is not None]
+                norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
+                shifts = [sharpness * p.grad / (norm + 1e-12) for p in parameters if p.grad is not None]
+                for p, shift in zip(parameters, shifts, strict=True):
+                    p.data += shift
+                optimizer.zero_grad()
+                loss(model, x[picked], y[picked]).backward()
+                for p, shift in zip(parameters, shifts, strict=True):
+                    p.data -= shift
+            optimizer.step()
+            schedule.step()
+            after(step)
+        return model.eval()
+
+    def plain(self, rate: float, seed: int) -> nn.Module:
+        return self.fit(self.new(seed), rate, seed)
+
+    def kernels(self, rate: float, seed: int, **options: Any) -> nn.Module:
+        many = ms.majority(self.new(seed), kernels=KERNELS, seed=seed, **options)
+        self.fit(many, rate, seed, before=lambda step: ms.mix_kernels(many, step, self.setting["steps"]))
+        return ms.deploy(many)
+
+    def layer_kernels(self, rate: float, seed: int) -> nn.Module:
+        return self.kernels(rate, seed, granularity="layer")
+
+    def mean_only(self, rate: float, seed: int) -> nn.Module:
+        """Three kernels that are never mixed at random: their mean throughout, at the deployed network's scale."""
+        return self.kernels(rate, seed, epsilon=0.0, gain="deployed")
+
+    def larger_init(self, rate: float, seed: int) -> nn.Module:
+        """Plain, starting at the scale that kernels with gain "deployed" have while they are single."""
+        model = self.new(seed)
+        for layer in model:
+            if isinstance(layer, nn.Linear):
+                layer.weight.data *= KERNELS**0.5
+        return self.fit(model, rate, seed)
+
+    def ema(self, rate: float, seed: int) -> nn.Module:
+        model = self.new(seed)
+        average = torch.optim.swa_utils.AveragedModel(
+            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
+        )
+        self.fit(model, rate, seed, after=lambda step: average.update_parameters(model))
+        return average.module.eval()
+
+    def sam(self, rate: float, seed: int) -> nn.Module:
+        return self.fit(self.new(seed), rate, seed, sharpness=0.05)
+
+    def dropout(self, rate: float, seed: int) -> nn.Module:
+        return self.fit(self.new(seed, dropout=0.1), rate, seed)
+
+    def weight_noise(self, rate: float, seed: int) -> nn.Module:
+        """Normal noise of the variance that mixing three independent kernels has at the start, annealed alike."""
+        model, steps = self.new(seed), self.setting["steps"]
+        matrices = [p for p in model.parameters() if p.dim() == 2]
+        share = ((KERNELS - 1) / (KERNELS * (KERNELS + 1))) ** 0.5  # of a kernel's standard deviation, alpha = 1
+        scales = [share * float(p.detach().std()) for p in matrices]
+        rng, noise = torch.Generator().manual_seed(seed), []
+
+        def before(step: int) -> None:
+            level = min(1.0, (steps - step) / (0.2 * steps))
+            noise[:] = [level * s * torch.randn(p.shape, generator=rng) for p, s in zip(matrices, scales, strict=True)]
+            for p, n in zip(matrices, noise, strict=True):
+                p.data += n
+
+        # the noise is taken away after the gradient, before the step
+        def loss(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            value = F.cross_entropy(m(x), y)
+            value.backward()
+            for p, n in zip(matrices, noise, strict=True):
+                p.data -= n
+            return torch.zeros((), requires_grad=True) * 0
+
+        return self.fit(model, rate, seed, loss=loss, before=before)
+
+    def distilled_ensemble(self, rate: float, seed: int) -> nn.Module:
+        """Three plain networks teach one: half the loss is cross-entropy, half divergence from their mean at temperature 2."""
+        teachers = [self.fit(self.new(1000 * (i + 1) + seed), rate, 1000 * (i + 1) + seed) for i in range(KERNELS)]
+
+        def loss(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            with torch.no_grad():
+                taught = torch.stack([F.softmax(t(x) / 2, 1) for t in teachers]).mean(0)
+            out = m(x)
+            return 0.5 * F.cross_entropy(out, y) + 0.5 * 4 * F.kl_div(
+                F.log_softmax(out / 2, 1), taught, reduction="batchmean"
+            )
+
+        return self.fit(self.new(seed), rate, seed, loss=loss)
+
+    def submodular(self, rate: float, seed: int) -> nn.Module:
+        """Three times the width for half the steps, then each layer's units by greedy facility location, then the other half."""
+        half = Sides({**self.setting, "steps": self.setting["steps"] // 2}, self.images)
+        wide = half.fit(self.new(seed, KERNELS * self.setting["width"]), rate, seed)
+        linears = [layer for layer in wide if isinstance(layer, nn.Linear)]
+        small = self.new(seed)
+        kept: Tensor | None = None
+        for source, target in zip(linears, [la for la in small if isinstance(la, nn.Linear)], strict=True):
+            weight = source.weight.detach() if kept is None else source.weight.detach() @ kept
+            if target is not small[-1]:
+                chosen, nearest = facility_location(weight, self.setting["width"])
+                target.weight.data, target.bias.data = weight[chosen].clone(), source.bias.detach()[chosen].clone()
+                kept = F.one_hot(
+                    nearest, self.setting["width"]
+                ).float()  # outgoing weights merge into the representative
+            else:
+                target.weight.data, target.bias.data = weight.clone(), source.bias.detach().clone()
+        return half.fit(small, rate, seed + 500)
+
+
+def facility_location(units: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Greedy maximisation of sum_i max_{j in S} cos(unit_i, unit_j): (chosen, for each unit its representative in `chosen`)."""
+    similarity = F.normalize(units, dim=1) @ F.normalize(units, dim=1).T
+    best = torch.full((len(units),), -1.0)
+    chosen: list[int] = []
+    for _ in range(count):
+        gains = (similarity - best[:, None]).clamp(min=0).sum(0)
+        gains[chosen] = -1
+        chosen.append(int(gains.argmax()))
+        best = torch.maximum(best, similarity[:, chosen[-1]])
+    picked = torch.tensor(chosen)
+    return picked, similarity[:, picked].argmax(1)
+
+
+VISION = ("plain", "kernels", "layer_kernels", "mean_only", "larger_init", "ema", "sam", "dropout", "weight_noise",
+          "distilled_ensemble", "submodular")  # fmt: skip
+
+
+def accuracy(model: nn.Module, data: Images) -> float:
+    with torch.no_grad():
+        return float((model.eval()(data[0]).argmax(1) == data[1]).float().mean())
+
+
+def images(name: str, setting: dict[str, Any]) -> tuple[Images, Images, Images] | None:
+    """Training, validation and test images, flat and normalised; None where ../shared/data is not."""
+    folder = ROOT.parent / "shared" / "data"
+    if not (folder / "load_data.py").is_file():
+        return None
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("load_data", folder / "load_data.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loader = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loader)
+    arrays = loader.mnist(name)
+    x, y, tx, ty = (torch.as_tensor(a) for a in arrays)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    flat = lambda a: (a.reshape(len(a), -1).float() / 255 - 0.286) / 0.353  # noqa: E731
+    first, last = setting["train"], setting["train"] + setting["valid"]
+    pick = lambda ids: (flat(x[ids]), y[ids].long())  # noqa: E731
+    return pick(order[:first]), pick(order[first:last]), (flat(tx), ty.long())
+
+
+def vision(setting: dict[str, Any], name: str = "fashion_mnist") -> dict[str, Any]:
+    """Each side: its rate by validation accuracy on two seeds, then test accuracy over all seeds."""
+    data = images(name, setting)
+    if data is None:
+        return {"skipped": "no ../shared/data"}
+    train, valid, test = data
+    sides, found = Sides(setting, train), {}
+    for side in VISION:
+        build = getattr(sides, side)
+        scores = {rate: mean(accuracy(build(rate, seed), valid) for seed in (101, 102)) for rate in RATES}
+        rate = max(scores, key=scores.__getitem__)
+        values = [accuracy(build(rate, seed), test) for seed in range(setting["seeds"])]
+        found[side] = {"learning_rate": rate, "search": {f"{r:g}": s for r, s in scores.items()}, "values": values}
+        print(name, side, rate, f"{mean(values):.4f}", flush=True)
+    return with_tests(found, higher=True)
+
+
+def text(setting: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Evaluation loss of a small transformer on Python's sources, plain and with kernels."""
+    from meristem.recipes import run
+    from meristem.recipes.schema import parse_recipe
+
+    options = {"plain": {}, "kernels": {"majority": {"kernels": KERNELS}},
+               "layer_kernels": {"majority": {"kernels": KERNELS, "granularity": "layer"}},
+               "mean_only": {"majority": {"kernels": KERNELS, "epsilon": 0.0, "gain": "deployed"}}}  # fmt: skip
+
+    def curve(side: str, rate: float, seed: int) -> list[dict[str, float]]:
+        train = {"model": llama(*setting["model"]), "tokens": setting["tokens"], "batch_size": setting["batch_size"],
+                 "learning_rate": rate, "evaluations": 6, "trainer": setting["trainer"], **options[side]}  # fmt: skip
+        data = {"source": "python-stdlib", "sequence_length": 128, "eval_sequences": 96}
+        return total_curve(
+            run(parse_recipe({"data": data, "seeds": [seed], "nodes": {"trained": {"train": train}}}), out)[seed]
+        )
+
+    found = {}
+    for side in options:
+        scores = {rate: curve(side, rate, 100)[-1]["eval_loss"] for rate in setting["rates"]}
+        rate = min(scores, key=scores.__getitem__)
+        values = [curve(side, rate, seed)[-1]["eval_loss"] for seed in range(setting["seeds"])]
+        found[side] = {"learning_rate": rate, "search": {f"{r:g}": s for r, s in scores.items()}, "values": values}
+    return with_tests(found, higher=False)
+
+
+def with_tests(found: dict[str, Any], higher: bool) -> dict[str, Any]:
+    """Mean, spread, and each side against plain, seed by seed, by the exact sign-flip test (two-sided)."""
+    plain = found["plain"]["values"]
+    for entry in found.values():
+        differences = [a - b for a, b in zip(entry["values"], plain, strict=True)]
+        entry |= {"mean": mean(entry["values"]), "std": stdev(entry["values"]), "difference": mean(differences),
+                  "p_value": sign_flip(differences), "better": (mean(differences) > 0) == higher}  # fmt: skip
+    return found
+
+
+def sign_flip(differences: list[float]) -> float:
+    """The share of all sign patterns whose mean is at least as far from zero."""
+    seen = abs(sum(differences))
+    sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+            for signs in itertools.product((1, -1), repeat=len(differences))]  # fmt: skip
+    return mean(s >= seen - 1e-12 for s in sums)
+
+
+def cost(setting: dict[str, Any]) -> list[dict[str, Any]]:
+    """Median step time with three kernels over a plain step in the same process, and bytes of weights, gradients and moments."""
+    from meristem.recipes.train import new_model
+
+    device, rows = torch.device(setting["device"]), []
+    plain = (
+        new_model(llama(setting["hidden_size"], setting["layers"], setting["heads"]), 256, 128, 0).to(device).train()
+    )
+    many = ms.majority(plain, kernels=KERNELS).to(device).train()
+    optimizers = {id(m): torch.optim.AdamW(m.parameters(), lr=1e-4) for m in (plain, many)}
+    for count in setting["tokens"]:
+        tokens = torch.randint(0, 256, (count // 128, 128), device=device)
+
+        def step(model: nn.Module, number: int, tokens: Tensor = tokens) -> float:
+            began = time.perf_counter()
+            if model is many:
+                ms.mix_kernels(model, number)
+            model(input_ids=tokens, labels=tokens).loss.backward()
+            optimizers[id(model)].step()
+            optimizers[id(model)].zero_grad()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            return time.perf_counter() - began
+
+        step(plain, 0), step(many, 0)
+        pairs = [(step(plain, i), step(many, i)) for i in range(setting["repeats"])]
+        state = {id(m): sum(t.numel() * 4 for s in optimizers[id(m)].state.values() for t in s.values() if t.dim())
+                 + 8 * sum(p.numel() for p in m.parameters()) for m in (plain, many)}  # fmt: skip
+        chosen = sum(p.numel() for n, p in many.named_parameters() if "parametrizations" in n) / KERNELS
+        total = sum(p.numel() for p in plain.parameters())
+        rows.append({"tokens_per_step": count, "time_ratio": median(b for _, b in pairs) / median(a for a, _ in pairs),
+                     "bytes_ratio": state[id(many)] / state[id(plain)],
+                     "bytes_ratio_predicted": (total + (KERNELS - 1) * chosen) / total})  # fmt: skip
+        print(rows[-1], flush=True)
+    return rows
+
+
+def draw(content: dict[str, Any], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = [(part, content[part]) for part in ("vision", "text") if "plain" in content.get(part, {})]
+    figure, axes = plt.subplots(
+        1, max(1, len(shown)), figsize=(5.5 * max(1, len(shown)), 4), layout="constrained", squeeze=False
+    )
+    for panel, (part, found) in zip(axes[0], shown, strict=False):
+        names = list(found)
+        panel.errorbar(
+            [found[n]["mean"] for n in names], range(len(names)), xerr=[found[n]["std"] for n in names], fmt="o"
+        )
+        panel.axvline(found["plain"]["mean"], color="grey", linewidth=1)
+        panel.set_yticks(range(len(names)), names)
+        panel.set(xlabel="test accuracy" if part == "vision" else "evaluation loss", title=part)
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", dest="size", action="store_const", const="small", default="small")
+    parser.add_argument("--large", dest="size", action="store_const", const="large")
+    parser.add_argument("--parts", nargs="+", default=["cost", "vision", "text"], choices=["cost", "vision", "text"])
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "majority")
+    arguments = parser.parse_args()
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+    from meristem.checkpoints.write import write_json
+    from meristem.cli.commands import machine
+
+    setting, file = copy.deepcopy(SETTINGS[arguments.size]), ROOT / "results" / "majority.json"
+    content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    content |= {"machine": machine(), "size": arguments.size, "kernels": KERNELS}
+    for part in arguments.parts:
+        content[part] = {"cost": cost, "vision": vision, "text": lambda s: text(s, arguments.out)}[part](setting[part])
+        write_json(file, content)
+    draw(content, file.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

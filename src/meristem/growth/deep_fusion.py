@@ -1,0 +1,223 @@
+"""Deep Fusion: several trained networks side by side in one larger network.
+
+Mazzawi, Gonzalvo, Wunder, Jerome, Dherin: "Deep Fusion: Efficient Network Training via Pre-trained Initializations", ICML 2024,
+arXiv:2306.11903. The operator is the one its equations describe; details that the paper leaves open are said in
+`deep_fusion.md`. In terms of axis maps: parent i writes and reads units of its own, [0; I; 0], on every axis, and the fused
+tensor is the sum of all parents' mapped tensors; cross blocks are zero, and the head averages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from meristem.algebra import AxisMap, UnitMap
+from meristem.anatomy import Anatomy, TensorAnatomy
+from meristem.anatomy.anatomy import kind_of
+from meristem.anatomy.parts import is_frequencies, is_part, skipped_by
+from meristem.anatomy.trace import norm_before_head, run_watched
+from meristem.errors import MeristemError
+from meristem.growth.alibi import has_alibi
+from meristem.growth.plan import GrowthPlan, axes_of
+from meristem.growth.tying import repair
+
+JOINED = ("hidden", "ffn", "kv_heads")  # the kinds of axes that lie side by side; all others have to agree
+SELF_FUSION_NOISE = 0.1
+
+
+@dataclass(frozen=True)
+class DeepFusion:
+    """How to fuse.
+
+    Args:
+        weights: convex weights of the parents in the fused network's logits; equal by default.
+        norm: what to do about norms over all parents' units together, which divide each by a common size. "plain": nothing, as
+            published; "equalised": first scale each parent's residual stream to one size, measured on inputs, which pre-norm
+            networks do not notice.
+        noise: symmetry-breaking noise on readers, relative to the standard deviation of each tensor, which the copies of a
+            self-fusion cancel. By default 0.1 when all parents are one network, which SGD could otherwise never tell apart, and none
+            (nothing to cancel it) when they differ.
+        seed: of the noise.
+    """
+
+    name: ClassVar[str] = "deep_fusion"
+    weights: Sequence[float] | None = None
+    norm: Literal["plain", "equalised"] = "plain"
+    noise: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("plain", "equalised"):
+            raise MeristemError(f"norm is plain or equalised, got {self.norm!r}")
+        if self.noise is not None and self.noise < 0:
+            raise MeristemError(f"noise must not be negative, got {self.noise}")
+
+    def convex(self, parents: int) -> tuple[float, ...]:
+        """The weights of that many parents. Raises MeristemError unless they are positive and sum to 1."""
+        if self.weights is None:
+            return (1 / parents,) * parents
+        if len(self.weights) != parents or min(self.weights) <= 0 or abs(sum(self.weights) - 1) > 1e-6:
+            raise MeristemError(f"weights must be {parents} positive numbers that sum to 1, got {list(self.weights)}")
+        return tuple(self.weights)
+
+    def plans(
+        self, anatomies: Sequence[Anatomy], models: Sequence[nn.Module], inputs: Mapping[str, Tensor]
+    ) -> list[GrowthPlan]:
+        """One plan for each parent: the fused network is the sum of what they make.
+
+        Args:
+            inputs: keyword arguments of forward, on which "equalised" measures the parents' streams.
+
+        Raises:
+            MeristemError: if the parents do not fit together, naming what differs.
+        """
+        sizes = joined_sizes(anatomies)
+        first = anatomies[0].builder
+        target = first.resized(sizes, first.depths, {})
+        maps = [_own_units(anatomies, parent, sizes) for parent in range(len(models))]
+        fixes = [
+            repair(a, target, m, model, keep_tied=True) for a, m, model in zip(anatomies, maps, models, strict=True)
+        ]
+        untied = any(fix.untied for fix in fixes)
+        if untied:
+            target = first.resized(sizes, first.depths, {"tie_word_embeddings": False})
+        streams = _stream_sizes(anatomies, models, inputs) if self.norm == "equalised" else [1.0] * len(models)
+        mean = sum(streams) / len(streams)
+        weights = self.convex(len(models))
+        return [
+            GrowthPlan(
+                source=anatomy,
+                target=target,
+                maps=own,
+                layers={},
+                preserves_function=False,
+                scales=_scales(anatomy, own, model, fix.scales, weight, mean / stream, untied),
+                untied=untied,
+            )
+            for anatomy, own, model, fix, weight, stream in zip(
+                anatomies, maps, models, fixes, weights, streams, strict=True
+            )
+        ]
+
+
+def joined_sizes(anatomies: Sequence[Anatomy]) -> dict[str, int]:
+    """The axis sizes of the fused network.
+
+    Raises:
+        MeristemError: for parents of other types, depths, tensors or sizes than the first, or axes that cannot lie side by side.
+    """
+    first = anatomies[0]
+    if len(anatomies) < 2:
+        raise MeristemError("fusion wants at least two networks")
+    for number, other in enumerate(anatomies[1:], start=2):
+        _check_pair(first, other, number)
+    if has_alibi(first):
+        raise MeristemError("networks with ALiBi cannot be fused: a head's slope follows from the number of heads")
+    odd = [axis for axis in first.axes if is_frequencies(axis) or skipped_by(axis)]
+    if odd:
+        raise MeristemError(f"{first.builder.model_type} cannot be fused: {odd[0]} does not lie side by side")
+    return {
+        axis: sum(a.sizes[axis] for a in anatomies) if kind_of(axis) in JOINED else size
+        for axis, size in first.sizes.items()
+        if not is_part(axis)
+    }
+
+
+def _check_pair(first: Anatomy, other: Anatomy, number: int) -> None:
+    def differ(what: str, ours: object, theirs: object) -> MeristemError:
+        return MeristemError(f"networks 1 and {number} differ in {what}: {ours} and {theirs}; they have to agree in it")
+
+    if first.builder.model_type != other.builder.model_type:
+        raise differ("type", first.builder.model_type, other.builder.model_type)
+    if first.depths != other.depths:
+        raise differ("depth", dict(first.depths), dict(other.depths))
+    for axis, size in first.sizes.items():
+        theirs = other.sizes.get(axis)
+        if theirs is None or (kind_of(axis) not in JOINED and theirs != size):
+            raise differ(first.axes[axis].source, size, theirs)
+    for name, tensor in first.tensors.items():
+        theirs = other.tensors.get(name)
+        layouts = [str(d.layout) for d in tensor.dimensions]
+        if theirs is None or [str(d.layout) for d in theirs.dimensions] != layouts:
+            raise differ(f"the tensor {name}", layouts, theirs and [str(d.layout) for d in theirs.dimensions])
+    if set(first.tensors) != set(other.tensors):
+        raise differ("their tensors", "", sorted(set(other.tensors) - set(first.tensors))[:3])
+
+
+def _own_units(anatomies: Sequence[Anatomy], parent: int, sizes: Mapping[str, int]) -> dict[str, AxisMap]:
+    """The map of every axis that is joined: this parent's units stand behind those of the parents before it."""
+    maps = {}
+    for axis in anatomies[parent].axes:
+        if kind_of(axis) not in JOINED:
+            continue
+        widths = [anatomy.sizes[axis] for anatomy in anatomies]
+        before, own, total = sum(widths[:parent]), widths[parent], sum(widths)
+        place = torch.arange(total)
+        inside = (place >= before) & (place < before + own)
+        units = UnitMap.select((place - before).clamp(0, own - 1), own, inside.double())
+        maps[axis] = AxisMap(units, units, twins=False)
+    return maps
+
+
+def is_joined(tensor: TensorAnatomy, maps: Mapping[str, AxisMap], *, reads: bool) -> bool:
+    """Whether a tensor reads (or else: writes, scales, shifts) units that lie side by side."""
+    return any(
+        bool(axes_of(d.layout) & set(maps))
+        for d in tensor.dimensions
+        if (d.role == "read") == reads and d.role != "fixed"
+    )
+
+
+def _scales(
+    anatomy: Anatomy,
+    maps: Mapping[str, AxisMap],
+    model: nn.Module,
+    repaired: Mapping[str, float],
+    weight: float,
+    stretch: float,
+    untied: bool,
+) -> dict[str, float]:
+    """By what each of a parent's tensors is multiplied: width constants, its weight in the mean, its stream's size."""
+    scales = dict(repaired)
+
+    def times(name: str, factor: float) -> None:
+        scales[name] = scales.get(name, 1.0) * factor
+
+    for tensor in anatomy.tensors.values():
+        if tensor.tied_to is not None and not untied:
+            continue
+        if not is_joined(tensor, maps, reads=False):  # what all parents write to one place: the mean
+            times(tensor.name, weight)
+        elif stretch != 1 and tensor.writes("hidden") and not any(d.role == "gain" for d in tensor.dimensions):
+            times(tensor.name, stretch)
+    if not untied and any(t.tied_to and is_joined(t, maps, reads=True) for t in anatomy.tensors.values()):
+        norm = norm_before_head(model)
+        for part in ("weight", "bias"):
+            if f"{norm}.{part}" in anatomy.tensors:  # the tied head reads with the embedding, so its share goes here
+                times(f"{norm}.{part}", weight / stretch)
+    return scales
+
+
+def _stream_sizes(
+    anatomies: Sequence[Anatomy], models: Sequence[nn.Module], inputs: Mapping[str, Tensor]
+) -> list[float]:
+    """The root mean square of each parent's residual stream, averaged over its blocks."""
+    from meristem.growth.method import blocks_can_be_silent
+
+    found = []
+    for anatomy, model in zip(anatomies, models, strict=True):
+        if not blocks_can_be_silent(anatomy, model):
+            raise MeristemError('norm="equalised" needs pre-norm networks; these have a norm on the stream itself')
+        sizes: list[float] = []
+
+        def record(_: nn.Module, args: tuple, sizes: list[float] = sizes) -> None:
+            sizes.append(float(args[0].detach().float().square().mean().sqrt()))
+
+        blocks = [child for b in anatomy.blocks for child in model.get_submodule(b.prefix).children()]
+        run_watched(model, [block.register_forward_pre_hook(record) for block in blocks], inputs)
+        found.append(sum(sizes) / len(sizes))
+    return found

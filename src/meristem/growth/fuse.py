@@ -1,0 +1,183 @@
+"""`ms.fuse`: several networks become one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from meristem.algebra import AxisMap
+from meristem.anatomy import Anatomy
+from meristem.certificates import Certificate, verify
+from meristem.errors import PreservationError
+from meristem.growth.apply import grow_tensor, null_noise
+from meristem.growth.build import filled
+from meristem.growth.deep_fusion import SELF_FUSION_NOISE, DeepFusion
+from meristem.growth.optimizer import State, grow_state
+from meristem.growth.plan import GrowthPlan
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A fused network, the plan of each parent, and how far its logits are from the parents' weighted mean.
+
+    `exact`: it promises to be that mean (self-fusion, or nothing normalises over all parents' units together).
+    """
+
+    model: nn.Module
+    plans: tuple[GrowthPlan, ...]
+    weights: tuple[float, ...]
+    certificate: Certificate | None
+    exact: bool
+    methods: tuple[dict[str, Any], ...]
+
+
+def fuse(
+    models: Sequence[nn.Module],
+    method: DeepFusion | None = None,
+    *,
+    anatomies: Sequence[Anatomy] | None = None,
+    verify: bool = True,
+    inputs: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
+    """One network as wide as all of `models` together, whose logits are their mean; they are left as they are.
+
+    Args:
+        models: at least two networks of one type, depth, head size and vocabulary; widths may differ. The same network several
+            times is self-fusion.
+        method: options, see `DeepFusion`; its defaults if None.
+        anatomies: from `Anatomy.infer`, for networks outside transformers.
+        verify: measure the fused logits against the parents' mean, and raise if they differ where they should not.
+        inputs: keyword arguments of forward for that, and for `norm="equalised"`; random ones by default.
+
+    Raises:
+        MeristemError: if the networks do not fit together, naming what differs.
+        PreservationError: if a fusion that promises the parents' mean (see `Fusion`) does not keep it.
+    """
+    return fuse_with_certificate(models, method, anatomies=anatomies, verify=verify, inputs=inputs).model
+
+
+def fuse_with_certificate(
+    models: Sequence[nn.Module],
+    method: DeepFusion | None = None,
+    *,
+    anatomies: Sequence[Anatomy] | None = None,
+    verify: bool = True,
+    inputs: Mapping[str, Tensor] | None = None,
+) -> Fusion:
+    """As `fuse`, and keeps the plans and the certificate."""
+    from meristem.anatomy.inputs import example_inputs
+
+    method = method or DeepFusion()
+    anatomies = list(anatomies) if anatomies is not None else [Anatomy.of(model) for model in models]
+    weights = method.convex(len(models))
+    if inputs is None and (verify or method.norm == "equalised"):
+        inputs = example_inputs(models[0])
+    plans = method.plans(anatomies, models, inputs or {})
+    alike = _all_alike(models)
+    noise = method.noise if method.noise is not None else SELF_FUSION_NOISE
+    fused = _build(plans, models, noise if alike else 0.0, method.seed)
+    exact = alike or not _norm_over_all(anatomies[0])
+    certificate = _certify(models, weights, fused, inputs) if verify else None
+    if certificate and exact and not certificate.holds:
+        raise PreservationError(
+            f"the fused network should compute its parents' mean and does not: {certificate.summary()}; "
+            "`meristem inspect` shows what was inferred"
+        )
+    options = {"method": method.name, **asdict(method), "weights": list(weights), "parents": len(models)}
+    return Fusion(fused, tuple(plans), weights, certificate, exact, (options,))
+
+
+class MeanOfParents(nn.Module):
+    """The weighted mean of several networks' logits, as one network: what a fusion is measured against."""
+
+    def __init__(self, models: Sequence[nn.Module], weights: Sequence[float]) -> None:
+        super().__init__()
+        self.models, self.shares = nn.ModuleList(models), tuple(weights)
+
+    def forward(self, **inputs: Any) -> Tensor:
+        from meristem.anatomy.inputs import logits_of
+
+        return sum(w * logits_of(m, inputs) for w, m in zip(self.shares, self.models, strict=True))  # type: ignore[return-value]
+
+
+def fuse_state(fusion: Fusion, states: Sequence[State]) -> State:
+    """The parents' optimizer states as one: moments follow the dual maps, weighted as the parents are in the mean, and are
+    zero in cross blocks; step counts are the smallest of the parents'.
+
+    The gradient of the mean's loss at a parent's own block is its weight times the parent's, as far as their outputs agree.
+    """
+    total: State = {}
+    for plan, weight, state in zip(fusion.plans, fusion.weights, states, strict=True):
+        for name, entries in grow_state(plan, state).items():
+            known = total.setdefault(name, {})
+            for key, value in entries.items():
+                if key == "step":
+                    known[key] = torch.minimum(known[key], value) if key in known else value
+                else:
+                    power = 2 if "sq" in key else 1  # of the gradient
+                    shared = not any(plan.tensors[name].maps)  # all parents' gradients are this tensor's: their mean
+                    share = weight ** (power + 1 if shared else power)
+                    known[key] = known[key] + share * value if key in known else share * value
+    return total
+
+
+def _all_alike(models: Sequence[nn.Module]) -> bool:
+    """Whether all are one network, weight for weight."""
+    first = models[0].state_dict()
+    return all(
+        model is models[0]
+        or all(t.shape == first[name].shape and torch.equal(t, first[name]) for name, t in model.state_dict().items())
+        for model in models
+    )
+
+
+def _norm_over_all(anatomy: Anatomy) -> bool:
+    """Whether a norm that measures its inputs (a batch norm has stored statistics) sees all parents' units together, or a
+    tensor that the parents disagree about is shared by them inside the blocks (norms of single heads)."""
+    return any(
+        d.role == "gain" and f"{t.name.rpartition('.')[0]}.running_var" not in anatomy.tensors
+        for t in anatomy.tensors.values()
+        for d in t.dimensions
+    )
+
+
+def _build(plans: Sequence[GrowthPlan], models: Sequence[nn.Module], noise: float, seed: int) -> nn.Module:
+    states = [model.state_dict() for model in models]
+    anatomy = plans[0].source
+    copied = replace(plans[0], maps={axis: AxisMap.tile(anatomy.sizes[axis], len(models)) for axis in plans[0].maps})
+
+    def tensors():
+        for name, first in plans[0].tensors.items():
+            source = anatomy.tensors[first.terms[0].source]
+            parts = [_part(plan, name, state) for plan, state in zip(plans, states, strict=True)]
+            total = parts[0] if not parts[0].is_floating_point() else torch.stack(parts).sum(0).to(parts[0].dtype)
+            readers = [i for i, d in enumerate(source.dimensions) if d.role == "read" and first.maps[i] is not None]
+            if noise and readers and total.is_floating_point():
+                layout = source.dimensions[readers[-1]].layout
+                units = layout.expand({axis: copied.axis_map(axis) for axis in layout.axes()})
+                total = total + null_noise(first, total, units, readers[-1], noise, seed)
+            yield name, total
+
+    return filled(plans[0].target, tensors(), like=models[0])
+
+
+def _part(plan: GrowthPlan, name: str, state: Mapping[str, Tensor]) -> Tensor:
+    """What one parent puts into a fused tensor: nothing where others have their units, also where a gain is stored as gain - 1."""
+    tensor_plan = plan.tensors[name]
+    if not any(tensor_plan.maps):  # shared by all: scaled as stored
+        tensor = state[tensor_plan.terms[0].source]
+        return tensor * tensor_plan.scale if tensor.is_floating_point() else tensor
+    grown = grow_tensor(tensor_plan, state.__getitem__)
+    if tensor_plan.offset and tensor_plan.maps[0] is not None:
+        grown = torch.where(tensor_plan.maps[0].write.sourceless().to(grown.device), 0, grown)
+    return grown
+
+
+def _certify(
+    models: Sequence[nn.Module], weights: Sequence[float], fused: nn.Module, inputs: Mapping[str, Tensor] | None
+) -> Certificate:
+    return verify(MeanOfParents(models, weights), fused, inputs)

@@ -1,0 +1,8 @@
+"""Majority Kernels: several kernels in each layer, trained in random combinations, deployed as their mean."""
+
+from meristem.kernels.callback import MajorityCallback as MajorityCallback
+from meristem.kernels.majority import deploy as deploy
+from meristem.kernels.majority import majority as majority
+from meristem.kernels.majority import mix_kernels as mix_kernels
+from meristem.kernels.majority import safe_learning_rate_factor as safe_learning_rate_factor
+from meristem.kernels.mixture import Mixing as Mixing

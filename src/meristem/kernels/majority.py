@@ -1,0 +1,211 @@
+"""Majority Kernels: train k kernels in each layer, deploy their mean.
+
+"Majority Kernels: An Approach to Leverage Big Model Dynamics for Efficient Small Model Training", arXiv:2402.05033. The paper's
+algorithm was not available to us in full: random convex combinations in training and the mean at deployment are a reconstruction
+from its abstract (see `majority_kernels.md`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from meristem.errors import MeristemError
+from meristem.kernels.mixture import Granularity, Mixing, Mixture
+from meristem.subnetworks.path import generator
+
+Start = Literal["scratch", "clone"]
+Gain = Literal["training", "deployed", "none"]
+
+
+def majority(
+    model: nn.Module,
+    kernels: int = 3,
+    *,
+    alpha: float = 1.0,
+    granularity: Granularity = "unit",
+    epsilon: float = 1.0,
+    anneal: float = 0.2,
+    start: Start = "scratch",
+    gain: Gain = "training",
+    noise: float = 0.1,
+    include: str = r".*",
+    exclude: str | None = None,
+    data_parallel: bool = False,
+    seed: int = 0,
+) -> nn.Module:
+    """A copy of `model` whose linear, convolutional and fused expert weights each have `kernels` kernels.
+
+    Train it as any network, calling `mix_kernels(model, step)` before each optimizer step (`MajorityCallback` does it), then
+    `deploy`. Embeddings, biases, norms and the output head stay single.
+
+    Args:
+        model: any network; left as it is.
+        kernels, alpha, granularity, epsilon, anneal, seed: see `Mixing`.
+        start: "scratch": the first kernel is the layer's weight, the others are its entries in another order (the layer's own
+            initialisation drawn anew, whatever it is); "clone": all kernels are the weight of a trained network plus noise that their
+            mean does not have, so that deploying at once gives the network back.
+        gain: what kernels are multiplied by at the start from scratch. The combination of k independent kernels is smaller than one:
+            "training" brings the combination to the layer's own scale, sqrt((k alpha + 1) / (alpha + 1)); "deployed" the mean, sqrt(k).
+        noise: of a clone's kernels, relative to the standard deviation of the weight.
+        include, exclude: regular expressions on the path of a layer (whole match).
+        data_parallel: under DistributedDataParallel, average only the gradient of the combination over the processes: the traffic
+            of a plain network instead of `kernels` times it.
+
+    Returns:
+        A network of the same class, in which a weight `w` is computed from `parametrizations.w.original` (kernels, *shape).
+
+    Raises:
+        MeristemError: for impossible options, or if no layer is chosen.
+    """
+    mixing = Mixing(kernels, alpha, granularity, epsilon, anneal, seed)
+    if start not in ("scratch", "clone") or gain not in ("training", "deployed", "none"):
+        raise MeristemError(
+            f"start is scratch or clone and gain training, deployed or none; got {start!r} and {gain!r}"
+        )
+    many = copy.deepcopy(model)
+    chosen = [
+        (path, module, name)
+        for path, module, name in _weights(many)
+        if re.fullmatch(include, path) and not (exclude and re.fullmatch(exclude, path))
+    ]
+    if not chosen:
+        raise MeristemError(
+            f"no linear, convolutional or expert weight matches include={include!r}, exclude={exclude!r}"
+        )
+    for path, module, name in chosen:
+        full = f"{path}.{name}"
+        spread = _cloned(mixing, full, noise) if start == "clone" else _redrawn(mixing, full, gain)
+        mixture = Mixture(full, mixing, spread, data_parallel, _unit_dimension(module, name))
+        parametrize.register_parametrization(module, name, mixture)
+    if data_parallel:
+        ignored = {f"{path}.parametrizations.{name}.original" for path, _, name in chosen}
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(many, ignored)
+    return many
+
+
+def mix_kernels(model: nn.Module, step: int, total_steps: int | None = None) -> None:
+    """Draw the combinations of optimizer step `step` in every layer of a majority network.
+
+    Args:
+        total_steps: of the run, for annealing (None: epsilon stays).
+
+    Raises:
+        MeristemError: if the network has no kernels.
+    """
+    found = False
+    for module, name, mixture in mixtures(model):
+        mixture.mix(module.parametrizations[name].original, step, total_steps)  # type: ignore[index, union-attr]
+        found = True
+    if not found:
+        raise MeristemError(f"{type(model).__name__} has no kernels to mix; make them with ms.majority(model)")
+
+
+def deploy(model: nn.Module, batches: Iterable[Any] | None = None) -> nn.Module:
+    """The plain network whose weights are the means of the kernels: same class, size and cost as before `majority`.
+
+    Args:
+        model: a majority network; left as it is.
+        batches: inputs on which the statistics of batch norms are estimated anew (about 100), since those collected under random
+            combinations are wrong for the mean. See `torch.optim.swa_utils.update_bn`.
+
+    Raises:
+        MeristemError: if the network has no kernels.
+    """
+    plain = copy.deepcopy(model).eval()
+    layers = list(mixtures(plain))
+    if not layers:
+        raise MeristemError(f"{type(model).__name__} has no kernels to average")
+    for module in dict.fromkeys(module for module, _, _ in layers):
+        _make_plain(module)
+    vars(plain).pop("_ddp_params_and_buffers_to_ignore", None)
+    if batches is not None:
+        torch.optim.swa_utils.update_bn(batches, plain)
+    return plain.train(model.training)
+
+
+def _make_plain(module: nn.Module) -> None:
+    """Means in place of kernels. (`remove_parametrizations` would take the weight away from the network this is a copy of: copies
+    share the class that it changes.)"""
+    means = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore[union-attr]
+    others = dict(module._parameters)
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    module._parameters.clear()
+    for name, mean in means.items():
+        module.register_parameter(name, nn.Parameter(mean))
+    module._parameters.update(others)
+
+
+def safe_learning_rate_factor(kernels: int, alpha: float = 1.0) -> float:
+    """By what SGD's learning rate can be multiplied: 1 / E[sum p^2] = (k alpha + 1) / (alpha + 1), 2 for three kernels.
+
+    The mean of the kernels moves by 1/k of a plain network's step, but the combination in use by sum p^2 of it, which bounds what
+    is stable. Adam ignores the scale of gradients and needs no correction.
+    """
+    return (kernels * alpha + 1) / (alpha + 1)
+
+
+def mixtures(model: nn.Module) -> Iterator[tuple[nn.Module, str, Mixture]]:
+    """(module, name of its weight, its mixture) for every weight with kernels."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            for name, chain in module.parametrizations.items():  # type: ignore[union-attr, operator]
+                if isinstance(chain[0], Mixture):
+                    yield module, name, chain[0]
+
+
+def _weights(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """(path, module, parameter) of every weight that may have kernels: not the output head, nothing shared."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    uses: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    found = []
+    for path, module in model.named_modules():
+        kind = type(module).__name__
+        if module is head:
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            linear = isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or kind == "Conv1D"
+            expert = "xpert" in kind and parameter.dim() == 3
+            if parameter.dim() >= 2 and uses[id(parameter)] == 1 and ((linear and name == "weight") or expert):
+                found.append((path, module, name))
+    return found
+
+
+def _unit_dimension(module: nn.Module, name: str) -> int:
+    """Where a weight's output units are: transposed in transformers' Conv1D, behind the experts in fused ones."""
+    fused_experts = "xpert" in type(module).__name__ and module.get_parameter(name).dim() == 3
+    return 1 if fused_experts or type(module).__name__ == "Conv1D" else 0
+
+
+def _redrawn(mixing: Mixing, name: str, gain: Gain) -> Callable[[Tensor], Tensor]:
+    k = mixing.kernels
+    combined = safe_learning_rate_factor(
+        k, mixing.alpha
+    )  # 1 / E[sum p^2], by which the variance of a combination shrinks
+    factor = {"none": 1.0, "deployed": math.sqrt(k), "training": math.sqrt(combined)}[gain]
+
+    def spread(weight: Tensor) -> Tensor:
+        rng = generator(mixing.seed, 0, f"kernels of {name}")
+        others = [weight.flatten()[torch.randperm(weight.numel(), generator=rng)].view_as(weight) for _ in range(k - 1)]
+        return factor * torch.stack([weight, *others])
+
+    return spread
+
+
+def _cloned(mixing: Mixing, name: str, noise: float) -> Callable[[Tensor], Tensor]:
+    def spread(weight: Tensor) -> Tensor:
+        rng = generator(mixing.seed, 0, f"kernels of {name}")
+        drawn = torch.randn(mixing.kernels, *weight.shape, generator=rng).to(weight.device, weight.dtype)
+        return weight + noise * weight.std() * (drawn - drawn.mean(0))
+
+    return spread

@@ -1,0 +1,131 @@
+"""The lists of blocks of a live network, and which of them the others cannot do without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from meristem.anatomy import Anatomy
+from meristem.errors import MeristemError
+from meristem.subnetworks.schedule import Schedule
+
+
+@dataclass
+class Blocks:
+    """One list of repeated blocks.
+
+    Args:
+        name: its path in the network, such as "model.layers".
+        axis: its axis of depth ("layers", "encoder_layers", ...).
+        modules: the blocks.
+        needed: blocks that hand something to others (T5's position bias, keys and values that later layers reuse).
+        anatomy: of the whole network.
+        extras: what the last block that ran returned behind its hidden states; None if blocks return these alone.
+    """
+
+    name: str
+    axis: str
+    modules: list[nn.Module]
+    needed: frozenset[int]
+    anatomy: Anatomy
+    extras: tuple[Any, ...] | None = None
+    seen: bool = field(default=False)  # whether a block has run, so that what they return is known
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, list[Blocks]] = WeakKeyDictionary()
+
+
+def lists_of_blocks(model: nn.Module, anatomy: Anatomy | None = None) -> list[Blocks]:
+    """The lists of blocks of `model`, found once for each network. Wrappers (DDP, torch.compile) are looked through.
+
+    Args:
+        anatomy: for networks outside transformers.
+
+    Raises:
+        MeristemError: if the network has no list of repeated blocks.
+    """
+    model = unwrapped(model)
+    if model not in _KNOWN:
+        anatomy = anatomy or Anatomy.of(model)
+        found = []
+        for blocks in anatomy.blocks:
+            modules = list(model.get_submodule(blocks.prefix).children())
+            needed = _sole_owners(anatomy, blocks.prefix, blocks.length) | _stores(model, blocks.length)
+            found.append(Blocks(blocks.prefix, blocks.axis, modules, needed, anatomy))
+        if not found:
+            raise MeristemError(f"{type(model).__name__} has no list of repeated blocks to take sub-networks of")
+        _KNOWN[model] = found
+    return _KNOWN[model]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel and `torch.compile`."""
+    while True:
+        inner = getattr(model, "_orig_mod", None) or (
+            model.module if isinstance(model, nn.parallel.DistributedDataParallel) else None
+        )
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def _sole_owners(anatomy: Anatomy, prefix: str, length: int) -> frozenset[int]:
+    """Blocks that have all that some other block has, and a tensor that no other block has: it serves them all."""
+    tensors: list[set[str]] = [set() for _ in range(length)]
+    for name in anatomy.tensors:
+        if name.startswith(prefix + "."):
+            index, _, rest = name[len(prefix) + 1 :].partition(".")
+            tensors[int(index)].add(rest)
+    sole = set()
+    for index, own in enumerate(tensors):
+        others = [names for other, names in enumerate(tensors) if other != index]
+        more = own - set().union(*others) if others else set()
+        if more and any(names < own for names in others):
+            sole.add(index)
+    return frozenset(sole)
+
+
+def _stores(model: nn.Module, length: int) -> frozenset[int]:
+    """Blocks whose keys and values later ones reuse, where the config says so."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    modes = getattr(text, "kv_sharing_modes", None)
+    if modes is None or len(modes) != length or "reuse" not in modes:
+        return frozenset()
+    return frozenset(layer for layer, mode in enumerate(modes) if mode == "store")
+
+
+def with_schedules(schedule: Schedule | Mapping[str, Schedule], blocks: list[Blocks]) -> list[tuple[Blocks, Schedule]]:
+    """Each list with its schedule: the one schedule for all, or a mapping by the name of the axis.
+
+    Raises:
+        MeristemError: for a name that no list has, a schedule of another depth, or one that may skip a needed block.
+    """
+    named = schedule if isinstance(schedule, Mapping) else {b.axis: schedule for b in blocks}
+    axes = {b.axis for b in blocks}
+    for axis in named:
+        if axis not in axes:
+            raise MeristemError(f"no list of blocks {axis!r} in this network; it has {', '.join(sorted(axes))}")
+    found = [(b, named[b.axis]) for b in blocks if b.axis in named]
+    for b, s in found:
+        if s.num_hidden_layers != len(b.modules):
+            raise MeristemError(
+                f"the schedule has num_hidden_layers={s.num_hidden_layers}, but {b.name} has {len(b.modules)} blocks"
+                + ("; pass {axis: schedule} for lists of different lengths" if len(axes) > 1 else "")
+            )
+        at_risk = [layer for layer in sorted(b.needed) if _may_skip(s, layer)]
+        if at_risk:
+            raise MeristemError(
+                f"blocks {at_risk} of {b.name} hand something to others (a position bias, keys and values) and must always run: "
+                "add them to fixed_layers"
+            )
+    return found
+
+
+def _may_skip(schedule: Schedule, layer: int) -> bool:
+    steps = range(0, schedule.total_steps, max(1, schedule.total_steps // 32))
+    return any(schedule.keep(step)[layer] < 1 for step in (*steps, schedule.total_steps - 1))

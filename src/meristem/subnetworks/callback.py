@@ -1,0 +1,90 @@
+"""RAPTR in transformers' own Trainer."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from transformers import TrainerCallback
+
+from meristem.errors import MeristemError
+from meristem.subnetworks.blocks import lists_of_blocks
+from meristem.subnetworks.gate import Schedules, subnetwork
+from meristem.subnetworks.schedule import SubnetworkSchedule
+from meristem.subnetworks.width import hold_unselected
+
+
+class RaptrCallback(TrainerCallback):
+    """Trains a sub-network at each optimizer step of a Trainer; evaluation and checkpoints see the full network.
+
+        Trainer(..., callbacks=[ms.RaptrCallback(stages=[6, 8, 10, 12])])
+
+    The path follows `state.global_step`, so gradient accumulation, resumed runs and all processes agree.
+
+    Args:
+        schedule: any schedule; or give `stages` and further options of `SubnetworkSchedule`, and the numbers of blocks and
+            steps are taken from the run.
+        masked_update: leave unselected rows of narrow blocks where they are (see `width.hold_unselected`).
+        check_ranks: compare paths over all processes at each step: an error instead of a hang if they differ.
+
+    Raises:
+        MeristemError: when training begins, if the schedule does not fit the network or the run.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedules | None = None,
+        *,
+        masked_update: bool = True,
+        check_ranks: bool = False,
+        **options: Any,
+    ) -> None:
+        if (schedule is None) == (not options):
+            raise MeristemError("RaptrCallback wants a schedule, or stages=[...] and further options to make one")
+        self.schedule, self.options = schedule, options
+        self.masked_update, self.check_ranks = masked_update, check_ranks
+        self._step = contextlib.ExitStack()
+        self._handles: list[Any] = []
+
+    def on_train_begin(self, args, state, control, model: Any = None, optimizer: Any = None, **kwargs) -> None:
+        config = getattr(model, "config", None)
+        dropping = [n for n in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop") if getattr(config, n, 0)]
+        if dropping:
+            raise MeristemError(f"the model drops layers itself ({dropping[0]}); set that to 0 to train sub-networks")
+        if args.parallel_mode.value == "distributed" and args.ddp_find_unused_parameters is not True and not args.fsdp:
+            raise MeristemError(
+                "under DDP, sub-networks need ddp_find_unused_parameters=True: skipped blocks have no gradient"
+            )
+        if self.schedule is None:
+            self.schedule = self._made(model, state.max_steps, args.seed)
+        narrow = any(getattr(s, "widths", None) for s in _each(self.schedule))
+        if narrow and self.masked_update and not self._handles:
+            self._handles = hold_unselected(getattr(optimizer, "optimizer", optimizer), model)
+
+    def _made(self, model: Any, max_steps: int, seed: int) -> Schedules:
+        lists = lists_of_blocks(model)
+        first = {"fixed_layers": (0, -1), "seed": seed, **self.options}
+        return {
+            blocks.axis: SubnetworkSchedule(
+                len(blocks.modules), max_steps, **{**first, "fixed_layers": (*first["fixed_layers"], *blocks.needed)}
+            )
+            for blocks in lists
+        }
+
+    def on_step_begin(self, args, state, control, model: Any = None, **kwargs) -> None:
+        self._step.close()
+        assert self.schedule is not None
+        self._step.enter_context(subnetwork(model, self.schedule, state.global_step, check_ranks=self.check_ranks))
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self._step.close()
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self._step.close()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def _each(schedule: Schedules) -> list[Any]:
+    return list(schedule.values()) if isinstance(schedule, dict) else [schedule]

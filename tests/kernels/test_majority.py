@@ -1,0 +1,203 @@
+"""Majority Kernels: what is deployed, what gradients are, and that the random combinations are a pure function."""
+
+import pico
+import pytest
+import torch
+from torch import nn
+
+import meristem as ms
+from meristem.anatomy.inputs import example_inputs
+from meristem.kernels.majority import mixtures, safe_learning_rate_factor
+from meristem.kernels.mixture import Mixing
+
+FAMILIES = ["llama", "gpt2", "bert", "t5", "vit", "mixtral", "gpt_neox"]
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def step(model, optimizer, number, total=None):
+    x = torch.randn(16, 6, generator=torch.Generator().manual_seed(number))
+    if any(True for _ in mixtures(model)):
+        ms.mix_kernels(model, number, total)
+    optimizer.zero_grad()
+    loss = model(x).logsumexp(1).mean() + model(x).square().mean()
+    loss.backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_deployed_network_is_the_mean_and_loads_in_stock_transformers(family, tmp_path):
+    model = pico.build(family)
+    many = ms.majority(model, kernels=3)
+    inputs = example_inputs(model)
+    plain = ms.deploy(many)
+    assert type(plain) is type(model)
+    assert {n: p.shape for n, p in plain.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+    for module, name, _ in mixtures(many):
+        path = next(p for p, m in many.named_modules() if m is module)
+        mean = module.parametrizations[name].original.mean(0)
+        assert torch.allclose(plain.get_submodule(path).get_parameter(name), mean)
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(**inputs).logits, many.eval()(**inputs).logits)
+        plain.save_pretrained(tmp_path)
+        again = type(model).from_pretrained(tmp_path).eval()
+        assert torch.equal(again(**inputs).logits, plain(**inputs).logits)
+    with pytest.raises(ms.MeristemError, match="no kernels"):
+        ms.deploy(plain)
+
+
+def test_a_clone_is_the_network_it_came_from():
+    model = pico.build("llama")
+    inputs = example_inputs(model)
+    many = ms.majority(model, kernels=4, start="clone", noise=0.3)
+    with torch.no_grad():
+        assert torch.allclose(ms.deploy(many).eval()(**inputs).logits, model(**inputs).logits, atol=1e-5)
+    ms.mix_kernels(many, 0)
+    with torch.no_grad():
+        assert not torch.allclose(many.train()(**inputs).logits, model(**inputs).logits, atol=1e-3)
+
+
+def test_a_grown_network_can_get_kernels():
+    """HyperCloning first, then kernels around the clone."""
+    model = pico.build("llama")
+    big = ms.grow(model, ms.HyperCloning(width=2, noise=0.1))
+    inputs = example_inputs(model)
+    with torch.no_grad():
+        deployed = ms.deploy(ms.majority(big, start="clone"))
+        assert torch.allclose(deployed.eval()(**inputs).logits, model(**inputs).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "unit", "entry"])
+def test_the_gradient_of_a_kernel_is_its_share(granularity):
+    many = ms.majority(mlp(), kernels=3, granularity=granularity)
+    ms.mix_kernels(many, 4)
+    layer = many[0]
+    weight = layer.weight.detach().clone().requires_grad_()
+    x = torch.randn(5, 6)
+    nn.functional.linear(x, weight, layer.bias).square().sum().backward()
+    layer(x).square().sum().backward()
+    shares = layer.parametrizations.weight[0].weights
+    assert torch.allclose(shares.sum(0), torch.ones(()))
+    gradient = layer.parametrizations.weight.original.grad
+    assert torch.allclose(gradient, shares * weight.grad, atol=1e-5)
+    assert torch.allclose(gradient.sum(0), weight.grad, atol=1e-5)
+
+
+def test_without_randomness_and_with_sgd_it_is_the_plain_network_at_a_kth_of_the_rate():
+    k, model = 3, mlp().double()
+    many = ms.majority(model, kernels=k, epsilon=0.0, start="clone", noise=0.5)
+    plain = torch.optim.SGD([{"params": [p for p in model.parameters() if p.dim() == 2], "lr": 0.1 / k},
+                             {"params": [p for p in model.parameters() if p.dim() == 1], "lr": 0.1}])  # fmt: skip
+    ours = torch.optim.SGD(many.parameters(), lr=0.1)
+    for number in range(20):
+        x = torch.randn(16, 6, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+        for network, optimizer in ((model, plain), (many, ours)):
+            if network is many:
+                ms.mix_kernels(many, number)
+            optimizer.zero_grad()
+            network(x).square().mean().backward()
+            optimizer.step()
+    for ours_, theirs in zip(ms.deploy(many).parameters(), model.parameters(), strict=True):
+        assert torch.allclose(ours_, theirs, atol=1e-12)
+
+
+def test_draws_depend_on_seed_step_and_layer_only():
+    mixing = Mixing(kernels=3, seed=1)
+    shape = torch.Size((4, 5))
+    a = mixing.draw(shape, 7, "x", None)
+    assert torch.equal(a, mixing.draw(shape, 7, "x", None))
+    assert not torch.equal(a, mixing.draw(shape, 8, "x", None))
+    assert not torch.equal(a, mixing.draw(shape, 7, "y", None))
+    assert a.shape == (3, 4, 1)
+    assert Mixing(granularity="layer").draw(shape, 0, "x", None).shape == (3, 1, 1)
+    assert Mixing(granularity="entry").draw(shape, 0, "x", None).shape == (3, 4, 5)
+
+
+def test_annealing_ends_in_the_mean():
+    mixing = Mixing(kernels=4, anneal=0.2)
+    assert mixing.epsilon_at(0, 100) == mixing.epsilon_at(79, 100) == 1
+    assert mixing.epsilon_at(90, 100) == pytest.approx(0.5)
+    assert mixing.epsilon_at(100, 100) == 0
+    assert torch.allclose(mixing.draw(torch.Size((2, 2)), 100, "x", 100), torch.tensor(0.25))
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 4.0])
+def test_scales_at_the_start(alpha):
+    """The mean of k independent kernels has a k-th of the variance, a combination (alpha + 1) / (k alpha + 1) of it."""
+    torch.manual_seed(0)
+    model, k = nn.Sequential(nn.Linear(300, 400)), 3
+    std = model[0].weight.detach().std()
+    for gain, mean, mixed in (("none", k**-0.5, safe_learning_rate_factor(k, alpha) ** -0.5),
+                              ("deployed", 1.0, None), ("training", None, 1.0)):  # fmt: skip
+        many = ms.majority(model, kernels=k, alpha=alpha, gain=gain)
+        if mean is not None:
+            assert float(ms.deploy(many)[0].weight.detach().std() / std) == pytest.approx(mean, rel=0.02)
+        if mixed is not None:
+            ms.mix_kernels(many, 0)
+            assert float(many[0].weight.detach().std() / std) == pytest.approx(mixed, rel=0.03)
+
+
+def test_choosing_layers_and_leaving_out_the_head():
+    model = pico.build("llama")
+    names = {mixture.name for _, _, mixture in mixtures(ms.majority(model))}
+    assert "lm_head.weight" not in names
+    assert "model.embed_tokens.weight" not in names
+    assert len(names) == 14
+    only = {m.name for _, _, m in mixtures(ms.majority(model, include=r".*mlp.*", exclude=r".*layers\.0.*"))}
+    assert only == {f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
+
+
+def test_batch_norm_statistics_are_estimated_anew():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4))
+    many = ms.majority(net, kernels=3).train()
+    batches = [torch.randn(32, 3, 8, 8) for _ in range(4)]
+    for number, batch in enumerate(batches):
+        ms.mix_kernels(many, number)
+        many(batch)
+    plain = ms.deploy(many, batches)
+    with torch.no_grad():
+        out = plain.eval()[0](torch.cat(batches))
+    assert torch.allclose(plain[1].running_mean, out.mean((0, 2, 3)), atol=1e-4)
+
+
+def test_kernels_inside_a_raptr_run():
+    model = pico.build("llama", num_hidden_layers=4)
+    many = ms.majority(model, kernels=2).train()
+    inputs = example_inputs(model)
+    schedule = ms.SubnetworkSchedule(4, 10, stages=[2])
+    ms.mix_kernels(many, 3)
+    with ms.subnetwork(many, schedule, 3) as paths:
+        many(**inputs).logits.sum().backward()
+    for layer, active in enumerate(paths["model.layers"].active):
+        kernels = many.model.layers[layer].mlp.up_proj.parametrizations.weight.original
+        assert (kernels.grad is not None) == active
+    narrow = ms.SubnetworkSchedule(4, 10, stages=[4], widths=[0.5])
+    with pytest.raises(ms.MeristemError, match="depth only"), ms.subnetwork(many, narrow, 3):
+        pass
+
+
+def test_compiled_networks_do_not_recompile_as_draws_change():
+    from torch._dynamo.testing import CompileCounter
+
+    many, counter = ms.majority(mlp(), kernels=3), CompileCounter()
+    compiled = torch.compile(many, backend=counter)
+    x = torch.randn(4, 6)
+    for number in range(5):
+        ms.mix_kernels(many, number)
+        assert torch.allclose(compiled(x), many(x), atol=1e-6)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"kernels": 1}, "at least 2"), ({"alpha": 0}, "alpha"), ({"granularity": "row"}, "layer, unit or entry"),
+    ({"epsilon": 2}, "epsilon"), ({"anneal": -1}, "anneal"), ({"start": "zero"}, "start"), ({"gain": "big"}, "gain"),
+    ({"include": "nothing"}, "no linear"),
+])  # fmt: skip
+def test_bad_options_say_what_would_work(options, words):
+    with pytest.raises(ms.MeristemError, match=words):
+        ms.majority(mlp(), **options)
+    with pytest.raises(ms.MeristemError, match=r"ms\.majority"):
+        ms.mix_kernels(mlp(), 0)
