@@ -1,0 +1,6 @@
+"""Boltzmann machines: plain, ordered, and infinite ones that grow while they learn."""
+
+from meristem.adaptive.rbm.classifier import InfiniteRBMClassifier
+from meristem.adaptive.rbm.estimators import RBM, InfiniteRBM, OrderedRBM
+
+__all__ = ["RBM", "InfiniteRBM", "InfiniteRBMClassifier", "OrderedRBM"]

@@ -1,0 +1,125 @@
+"""The discriminative infinite RBM: a label among the visible units, and p(label | v) trained beside p(v, label)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import validate_data
+from torch import Tensor
+from torch.nn import functional as F
+
+from meristem.adaptive.rbm.estimators import InfiniteRBM
+from meristem.adaptive.rbm.machine import Gradients, Machine
+from meristem.adaptive.rbm.training import Learner, Options
+from meristem.adaptive.rbm.visible import LabelledVisible, Visible
+
+
+def label_free_energies(machine: Machine, v: Tensor, num_labels: int) -> Tensor:
+    """F(v, y) up to a term of v alone, for every label y (n, num_labels); p(y | v) = softmax of its negative."""
+    inputs, labels = machine.weights[:, :-num_labels], machine.weights[:, -num_labels:]
+    assert isinstance(machine.visible, LabelledVisible)
+    from_inputs = machine.visible.inputs.scaled(v) @ inputs.T + machine.hidden_bias
+    x = from_inputs[:, None, :] + labels.T
+    return -machine.order.log_sum(x, machine.hidden_bias) - machine.visible_bias[-num_labels:]
+
+
+@dataclass(eq=False, repr=False)
+class InfiniteRBMClassifier(ClassifierMixin, InfiniteRBM):
+    """An infinite RBM over data and one-hot labels, trained on -ln p(y | v) - generative_weight ln p(v, y)
+    (hybrid objective of arXiv 1502.02476, section 6, after Larochelle & Bengio 2008).
+
+    Args:
+        generative_weight: the share of the generative part. The others as in `InfiniteRBM`.
+
+    Attributes:
+        classes_: the labels. components_: W of data and labels (n_components_, n_features_in_ + classes).
+    """
+
+    _: KW_ONLY
+    generative_weight: float = 0.005
+
+    def _visible_kind(self) -> Visible:
+        return LabelledVisible(super()._visible_kind(), len(self.classes_))
+
+    def _options(self) -> Options:
+        return replace(super()._options(), generative_weight=self.generative_weight)
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Learn from X (n_samples, n_features) and labels y (n_samples,).
+
+        Raises:
+            MeristemError: as `InfiniteRBM.fit`. ValueError: for targets that are no classes.
+        """
+        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
+        check_classification_targets(y)
+        self.classes_, numbers = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"a classifier needs at least two classes, found 1 class: {self.classes_[0]!r}")
+        labels = F.one_hot(torch.as_tensor(numbers), len(self.classes_)).to(self.device)
+        inputs = self._read(X, reset=False)
+        self._fit(torch.cat([inputs, labels.to(inputs.dtype)], 1))
+        return self
+
+    def _initial_visible_bias(self, data: Tensor) -> Tensor:
+        bias = super()._initial_visible_bias(data)
+        bias[-len(self.classes_) :] = 0
+        return bias
+
+    def _update(self, learner: Learner, data: Tensor, index: Tensor) -> None:
+        batch = data[index]
+        learner.update(batch, self._discriminative(learner.machine, batch))
+
+    def _discriminative(self, machine: Machine, batch: Tensor) -> Gradients:
+        """The gradient of -mean ln p(y | v)."""
+        count = len(self.classes_)
+        leaves = [t.clone().requires_grad_() for t in (machine.weights, machine.hidden_bias, machine.visible_bias)]
+        weights, hidden_bias, visible_bias = leaves
+        traced = Machine(weights, hidden_bias, visible_bias, machine.order, machine.visible)
+        free = label_free_energies(traced, batch[:, :-count], count)
+        loss = F.cross_entropy(-free, batch[:, -count:])
+        return Gradients(*torch.autograd.grad(loss, leaves))
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """p(y | v) (n_samples, classes), exactly."""
+        machine, v = self._at(X)
+        return torch.softmax(-label_free_energies(machine, v, len(self.classes_)), -1).cpu().numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable label (n_samples,)."""
+        best = self.predict_proba(X).argmax(1)
+        return self.classes_[best]
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Accuracy."""
+        return ClassifierMixin.score(self, X, y, sample_weight)
+
+    def _over_labels(self, X: Any, of: Callable[[Machine, Tensor], Tensor]) -> np.ndarray:
+        """The mean over p(y | v) of what `of` says for (v, y)."""
+        machine, v = self._at(X)
+        count = len(self.classes_)
+        weight = torch.softmax(-label_free_energies(machine, v, count), -1)
+        labels = torch.eye(count, device=v.device, dtype=v.dtype)
+        each = [of(machine, torch.cat([v, label.expand(len(v), -1)], 1)) for label in labels]
+        return torch.einsum("nc,cnl->nl", weight, torch.stack(each)).cpu().numpy()
+
+    def transform(self, X: Any) -> np.ndarray:
+        """p(h_i = 1 | v), the label summed out (n_samples, n_components_)."""
+        return self._over_labels(X, Machine.hidden_mean)
+
+    def posterior(self, X: Any) -> np.ndarray:
+        """p(z | v), the label summed out (n_samples, n_components_)."""
+        return self._over_labels(X, Machine.posterior)
+
+    def free_energy(self, X: Any) -> np.ndarray:
+        """-ln of the sum over labels of exp(-F(v, y)) (n_samples,)."""
+        machine, v = self._at(X)
+        assert isinstance(machine.visible, LabelledVisible)
+        count = len(self.classes_)
+        of_inputs = machine.visible.inputs.energy(v, machine.visible_bias[:-count])
+        return (of_inputs - torch.logsumexp(-label_free_energies(machine, v, count), -1)).cpu().numpy()

@@ -1,0 +1,90 @@
+"""A Boltzmann machine: weights, biases, what its units are, and everything its energy says in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from meristem.adaptive.rbm.order import Order, Ordered
+from meristem.adaptive.rbm.visible import Visible
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Derivatives of a mean free energy by the parameters; the same shapes as they."""
+
+    weights: Tensor
+    hidden_bias: Tensor
+    visible_bias: Tensor
+
+
+@dataclass(frozen=True)
+class Machine:
+    """E(v, h, z) = energy(v, c) - sum_{i <= z} [h_i (W_i . v + b_i) - beta_i] (arXiv 1502.02476, eqs. 1, 4).
+
+    Args:
+        weights: W (hidden units, visible units), a row for each filter.
+        hidden_bias: b (hidden units,).
+        visible_bias: c (visible units,).
+        order: which hidden units exist (`Unordered`, `Ordered`, `Infinite`).
+        visible: what the visible units are.
+    """
+
+    weights: Tensor
+    hidden_bias: Tensor
+    visible_bias: Tensor
+    order: Order
+    visible: Visible
+
+    @property
+    def num_hidden(self) -> int:
+        return len(self.hidden_bias)
+
+    def received(self, v: Tensor) -> Tensor:
+        """What the hidden units receive, W v + b (n, hidden units)."""
+        return torch.addmm(self.hidden_bias, self.visible.scaled(v), self.weights.T)
+
+    def free_energy(self, v: Tensor) -> Tensor:
+        """F(v) = -ln sum_{h, z} exp(-E(v, h, z)) (n,)."""
+        return self.visible.energy(v, self.visible_bias) - self.order.log_sum(self.received(v), self.hidden_bias)
+
+    def posterior(self, v: Tensor) -> Tensor:
+        """p(z | v), z = 1 .. hidden units (n, hidden units); in the infinite machine the last entry is p(z >= l | v).
+
+        Raises:
+            TypeError: for a plain RBM, which has no z.
+        """
+        if not isinstance(self.order, Ordered):
+            raise TypeError("a plain RBM has no number of units z")
+        return torch.softmax(self.order.scores(self.received(v), self.hidden_bias), -1)
+
+    def hidden_mean(self, v: Tensor) -> Tensor:
+        """p(h_i = 1 | v) = P(Z >= i | v) sigmoid(W_i v + b_i) (n, hidden units)."""
+        x = self.received(v)
+        return self.order.survival(x, self.hidden_bias) * torch.sigmoid(x)
+
+    def gibbs(self, v: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+        """`steps` rounds of z and h given v, v given h (n, visible units)."""
+        for _ in range(steps):
+            h = self.order.sample(self.received(v), self.hidden_bias, generator)
+            v = self.visible.sample(h @ self.weights, self.visible_bias, generator)
+        return v
+
+    def gradients(self, v: Tensor) -> Gradients:
+        """Derivatives of the mean of F(v), in closed form (the page's section 5.2; a test compares with autograd)."""
+        x = self.received(v)
+        survival = self.order.survival(x, self.hidden_bias)
+        mean = survival * torch.sigmoid(x)
+        slope = survival.mean(0) * self.order.bias_slope(self.hidden_bias)
+        return Gradients(
+            -(mean.T @ self.visible.scaled(v)) / len(v),
+            slope - mean.mean(0),
+            self.visible.bias_gradient(v, self.visible_bias).mean(0),
+        )
+
+    def to(self, dtype: torch.dtype) -> Machine:
+        """The same in another precision."""
+        weights, hidden_bias, visible_bias = (t.to(dtype) for t in (self.weights, self.hidden_bias, self.visible_bias))
+        return replace(self, weights=weights, hidden_bias=hidden_bias, visible_bias=visible_bias)

@@ -1,0 +1,138 @@
+"""How hidden units come into being: all at once (RBM), in order up to a number z (ordered RBM), or without end (iRBM).
+
+`x` is what the hidden units receive, W v + b (n, hidden units); `bias` is b. The ordered machines carry a price
+beta_i for every unit up to z (Cote & Larochelle 2016, arXiv 1502.02476, eq. 4), so that z follows
+p(z | v) = softmax_z(t_z), t_z = sum_{i <= z} softplus(x_i) - beta_i. In the infinite one, units beyond the last are
+zero and add (1 - beta) ln 2 each: a geometric series of ratio r = 2^(1 - beta), whose sum -ln(1 - r) the last entry
+of t takes up, and that converges for beta > 1 only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from meristem.errors import MeristemError
+
+Penalty = Literal["bias", "constant"]
+
+
+class Order(Protocol):
+    """Which hidden units exist."""
+
+    def log_sum(self, x: Tensor, bias: Tensor) -> Tensor:
+        """ln of the sum over all hidden states of exp(-their part of the energy) (n,)."""
+        ...
+
+    def survival(self, x: Tensor, bias: Tensor) -> Tensor:
+        """P(unit i exists | v) (n, hidden units)."""
+        ...
+
+    def sample(self, x: Tensor, bias: Tensor, generator: torch.Generator) -> Tensor:
+        """A draw of h given v (n, hidden units)."""
+        ...
+
+    def bias_slope(self, bias: Tensor) -> Tensor:
+        """The derivative of a unit's price by its bias (hidden units,)."""
+        ...
+
+    def log_prior(self, bias: Tensor) -> Tensor:
+        """ln of the sum of exp(-prices) over the z that allow a last unit j to be on, j = 0 .. hidden units."""
+        ...
+
+
+def _bernoulli(x: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(x.shape, generator=generator, device=x.device) < torch.sigmoid(x)
+
+
+@dataclass(frozen=True)
+class Unordered:
+    """The plain RBM: every unit exists."""
+
+    def log_sum(self, x: Tensor, bias: Tensor) -> Tensor:
+        return F.softplus(x).sum(-1)
+
+    def survival(self, x: Tensor, bias: Tensor) -> Tensor:
+        return torch.ones_like(x)
+
+    def sample(self, x: Tensor, bias: Tensor, generator: torch.Generator) -> Tensor:
+        return _bernoulli(x, generator).to(x.dtype)
+
+    def bias_slope(self, bias: Tensor) -> Tensor:
+        return torch.zeros_like(bias)
+
+    def log_prior(self, bias: Tensor) -> Tensor:
+        return bias.new_zeros(len(bias) + 1)
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """The ordered RBM: units 1 .. z exist, z at most the number of units.
+
+    Args:
+        beta: the price of a unit, in units of what its bias alone contributes.
+        penalty: "bias": beta_i = beta softplus(b_i), as published; "constant": beta ln 2 for every unit (RP-iRBM).
+    """
+
+    beta: float = 1.01
+    penalty: Penalty = "bias"
+
+    def prices(self, bias: Tensor) -> Tensor:
+        """beta_i (hidden units,)."""
+        return self.beta * (F.softplus(bias) if self.penalty == "bias" else torch.full_like(bias, math.log(2)))
+
+    @property
+    def log_tail(self) -> float:
+        """What the last entry of t takes up for the units behind it."""
+        return 0.0
+
+    def scores(self, x: Tensor, bias: Tensor) -> Tensor:
+        """t_z, z = 1 .. hidden units, with p(z | v) = softmax(t) (n, hidden units)."""
+        t = torch.cumsum(F.softplus(x) - self.prices(bias), -1)
+        return torch.cat([t[..., :-1], t[..., -1:] + self.log_tail], -1) if self.log_tail else t
+
+    def log_sum(self, x: Tensor, bias: Tensor) -> Tensor:
+        return torch.logsumexp(self.scores(x, bias), -1)
+
+    def survival(self, x: Tensor, bias: Tensor) -> Tensor:
+        posterior = torch.softmax(self.scores(x, bias), -1)
+        return (1 - torch.cumsum(posterior, -1) + posterior).clamp_(0, 1)
+
+    def sample(self, x: Tensor, bias: Tensor, generator: torch.Generator) -> Tensor:
+        posterior = torch.softmax(self.scores(x, bias), -1)
+        below = torch.cumsum(posterior, -1) - posterior  # P(Z < i)
+        drawn = torch.rand((len(x), 1), generator=generator, device=x.device)
+        return (_bernoulli(x, generator) & (below <= drawn)).to(x.dtype)
+
+    def bias_slope(self, bias: Tensor) -> Tensor:
+        return self.beta * torch.sigmoid(bias) if self.penalty == "bias" else torch.zeros_like(bias)
+
+    def log_prior(self, bias: Tensor) -> Tensor:
+        reached = -torch.cumsum(self.prices(bias), 0)  # z = 1 .. num_hidden
+        reached[-1] += self.log_tail
+        at_least = torch.flip(torch.logcumsumexp(torch.flip(reached, [0]), 0), [0])
+        return torch.cat([at_least[:1], at_least])
+
+
+@dataclass(frozen=True)
+class Infinite(Ordered):
+    """The infinite RBM: z has no bound; units behind the last one are zero.
+
+    Raises:
+        MeristemError: if beta is not above 1, where the sum over z does not exist.
+    """
+
+    def __post_init__(self) -> None:
+        if not self.beta > 1:
+            raise MeristemError(
+                f"the infinite RBM's sum over units exists for beta > 1 only, got {self.beta}; 1.01 works"
+            )
+
+    @property
+    def log_tail(self) -> float:
+        return -math.log(-math.expm1((1 - self.beta) * math.log(2)))

@@ -1,0 +1,164 @@
+"""Contrastive divergence on a machine that grows and shrinks while it learns (arXiv 1502.02476, section 4).
+
+The update of one mini-batch: chains of k Gibbs steps from the data (CD) or from where they stood (PCD), the difference
+of the two mean free energies' gradients, AdaGrad, a proximal step for L1; then the last unit leaves if it is exactly
+zero, and a zero unit is appended if data or chains reached the open end. A zero unit changes no free energy; its first
+step is the next update's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from meristem.adaptive.rbm.machine import Gradients, Machine
+from meristem.adaptive.rbm.order import Infinite, Order
+from meristem.adaptive.rbm.visible import Visible
+
+EPSILON = 1e-6  # in AdaGrad's square root
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to train.
+
+    Args:
+        learning_rate: AdaGrad's.
+        gibbs_steps: k.
+        persistent: chains go on from the last update (PCD) instead of starting at the data (CD).
+        l1, l2: penalties on the weights (and L1 on the hidden biases); L1 by a proximal step, so that zeros are exact.
+        generative_weight: factor of the contrastive gradient; 1 unless labels have a gradient of their own.
+        max_components: an infinite machine stops growing there.
+    """
+
+    learning_rate: float = 0.03
+    gibbs_steps: int = 10
+    persistent: bool = True
+    l1: float = 0.0
+    l2: float = 0.0
+    generative_weight: float = 1.0
+    max_components: int = 20000
+
+
+class Learner:
+    """A machine in training: parameters and AdaGrad's sums in buffers that grow by doubling.
+
+    Args:
+        weights: the first W (hidden units, visible units). visible_bias: the first c.
+        particles: how many chains PCD keeps.
+    """
+
+    def __init__(
+        self,
+        weights: Tensor,
+        visible_bias: Tensor,
+        order: Order,
+        visible: Visible,
+        options: Options,
+        generator: torch.Generator,
+        particles: int,
+    ):
+        self.order, self.visible, self.options, self.generator = order, visible, options, generator
+        self.num_hidden = len(weights)
+        self._weights, self._weight_sum = weights.clone(), torch.zeros_like(weights)
+        self._bias, self._bias_sum = weights.new_zeros(len(weights)), weights.new_zeros(len(weights))
+        self.visible_bias, self._visible_sum = visible_bias.clone(), torch.zeros_like(visible_bias)
+        start = torch.zeros(particles, len(visible_bias), dtype=weights.dtype, device=weights.device)
+        self.particles = visible.sample(start, visible_bias, generator)
+
+    @property
+    def machine(self) -> Machine:
+        """The machine as it stands; a view, which the next update changes."""
+        n = self.num_hidden
+        return Machine(self._weights[:n], self._bias[:n], self.visible_bias, self.order, self.visible)
+
+    def update(self, v: Tensor, more: Gradients | None = None) -> None:
+        """One mini-batch (n, visible units); `more` is added to the contrastive gradient (a classifier's)."""
+        options, machine = self.options, self.machine
+        chain = self.particles if options.persistent else v
+        chain = machine.gibbs(chain, options.gibbs_steps, self.generator)
+        if options.persistent:
+            self.particles = chain
+        data, model = machine.gradients(v), machine.gradients(chain)
+        reached = self._end_is_reached(machine, v) or self._end_is_reached(machine, chain)
+        self._descend(data, model, more)
+        self._shrink()
+        if reached and self.num_hidden < options.max_components:
+            self.append()
+
+    def _end_is_reached(self, machine: Machine, v: Tensor) -> bool:
+        """Whether a draw of z for each row falls into the open end."""
+        if not isinstance(self.order, Infinite):
+            return False
+        open_end = self.order.survival(machine.received(v), machine.hidden_bias)[:, -1]
+        return bool((torch.rand(len(v), generator=self.generator, device=v.device) < open_end).any())
+
+    def _descend(self, data: Gradients, model: Gradients, more: Gradients | None) -> None:
+        n, options = self.num_hidden, self.options
+        for value, total, name, penalised in (
+            (self._weights[:n], self._weight_sum[:n], "weights", True),
+            (self._bias[:n], self._bias_sum[:n], "hidden_bias", True),
+            (self.visible_bias, self._visible_sum, "visible_bias", False),
+        ):
+            gradient = (getattr(data, name) - getattr(model, name)).mul_(options.generative_weight)
+            if more is not None:
+                gradient += getattr(more, name)
+            if options.l2 and name == "weights":
+                gradient.add_(value, alpha=2 * options.l2)
+            total.addcmul_(gradient, gradient)
+            scale = (total + EPSILON).sqrt_()
+            value.addcdiv_(gradient, scale, value=-options.learning_rate)
+            if options.l1 and penalised:
+                threshold = scale.reciprocal_().mul_(options.learning_rate * options.l1)
+                value.copy_(torch.sign(value) * (value.abs() - threshold).clamp_(min=0))
+
+    def append(self) -> None:
+        """A unit of zeros at the end: no free energy changes in an infinite machine."""
+        n = self.num_hidden
+        if n == len(self._bias):
+            for name in ("_weights", "_weight_sum", "_bias", "_bias_sum"):
+                old = getattr(self, name)
+                setattr(self, name, torch.cat([old, torch.zeros_like(old)]))
+        for buffer in (self._weights, self._weight_sum, self._bias, self._bias_sum):
+            buffer[n] = 0
+        self.num_hidden = n + 1
+
+    def _shrink(self) -> None:
+        last = self.num_hidden - 1
+        if not isinstance(self.order, Infinite) or last == 0:
+            return
+        if not self._bias[last] and not self._weights[last].any():
+            self.num_hidden = last
+
+    def regroup(self, first: int) -> None:
+        """Put the first units into a random order (RP-iRBM), with AdaGrad's sums."""
+        order = torch.randperm(first, generator=self.generator, device=self._bias.device)
+        for buffer in (self._weights, self._weight_sum, self._bias, self._bias_sum):
+            buffer[:first] = buffer[:first][order]
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a training to be resumed needs, by name."""
+        n = self.num_hidden
+        return {
+            "weights": self._weights[:n].clone(),
+            "weight_sum": self._weight_sum[:n].clone(),
+            "bias": self._bias[:n].clone(),
+            "bias_sum": self._bias_sum[:n].clone(),
+            "visible_bias": self.visible_bias.clone(),
+            "visible_sum": self._visible_sum.clone(),
+            "particles": self.particles.clone(),
+            "generator": self.generator.get_state(),
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state()`."""
+        like = self.visible_bias
+        moved = {name: t.to(like.device) for name, t in state.items() if name != "generator"}
+        self._weights, self._weight_sum = moved["weights"].clone(), moved["weight_sum"].clone()
+        self._bias, self._bias_sum = moved["bias"].clone(), moved["bias_sum"].clone()
+        self.visible_bias, self._visible_sum = moved["visible_bias"].clone(), moved["visible_sum"].clone()
+        self.particles = moved["particles"].clone()
+        self.num_hidden = len(self._bias)
+        self.generator.set_state(state["generator"].cpu())

@@ -1,0 +1,117 @@
+"""What the visible units are: their part of the energy, how they are drawn, what they integrate to.
+
+Every kind sees the hidden units as `field` = h W (n, visible units) and reads data as `scaled(v)`, so that one energy
+serves all: E(v, h) = energy(v, c) - field . scaled(v) - h . b.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Visible(Protocol):
+    """One kind of visible units; `bias` is c (visible units,), `field` is h W (n, visible units)."""
+
+    def scaled(self, v: Tensor) -> Tensor:
+        """The data as the weights read it."""
+        ...
+
+    def energy(self, v: Tensor, bias: Tensor) -> Tensor:
+        """The energy of v alone (n,)."""
+        ...
+
+    def sample(self, field: Tensor, bias: Tensor, generator: torch.Generator) -> Tensor:
+        """A draw of v given the hidden units (n, visible units)."""
+        ...
+
+    def log_integral(self, field: Tensor, bias: Tensor) -> Tensor:
+        """ln of the sum (or integral) over v of exp(-energy(v) + field . scaled(v)) (n,)."""
+        ...
+
+    def bias_gradient(self, v: Tensor, bias: Tensor) -> Tensor:
+        """The derivative of the energy by the bias (n, visible units)."""
+        ...
+
+
+@dataclass(frozen=True)
+class BinaryVisible:
+    """Zeros and ones (or probabilities in between): energy -v . c."""
+
+    def scaled(self, v: Tensor) -> Tensor:
+        return v
+
+    def energy(self, v: Tensor, bias: Tensor) -> Tensor:
+        return -(v @ bias)
+
+    def sample(self, field: Tensor, bias: Tensor, generator: torch.Generator) -> Tensor:
+        probability = torch.sigmoid(field + bias)
+        return (torch.rand(field.shape, generator=generator, device=field.device) < probability).to(field.dtype)
+
+    def log_integral(self, field: Tensor, bias: Tensor) -> Tensor:
+        return F.softplus(field + bias).sum(-1)
+
+    def bias_gradient(self, v: Tensor, bias: Tensor) -> Tensor:
+        return -v
+
+
+@dataclass(frozen=True)
+class GaussianVisible:
+    """Real numbers: energy |v - c|^2 / (2 sigma^2); the weights read v / sigma."""
+
+    sigma: float = 1.0
+
+    def scaled(self, v: Tensor) -> Tensor:
+        return v / self.sigma
+
+    def energy(self, v: Tensor, bias: Tensor) -> Tensor:
+        return (v - bias).square().sum(-1) / (2 * self.sigma**2)
+
+    def sample(self, field: Tensor, bias: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(field.shape, generator=generator, device=field.device, dtype=field.dtype)
+        return bias + self.sigma * (field + noise)
+
+    def log_integral(self, field: Tensor, bias: Tensor) -> Tensor:
+        constant = field.shape[-1] / 2 * math.log(2 * math.pi * self.sigma**2)
+        return constant + field.square().sum(-1) / 2 + field @ bias / self.sigma
+
+    def bias_gradient(self, v: Tensor, bias: Tensor) -> Tensor:
+        return (bias - v) / self.sigma**2
+
+
+@dataclass(frozen=True)
+class LabelledVisible:
+    """Units of another kind, and behind them `num_labels` of which exactly one is on (a class)."""
+
+    inputs: Visible
+    num_labels: int
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[..., : -self.num_labels], x[..., -self.num_labels :]
+
+    def scaled(self, v: Tensor) -> Tensor:
+        inputs, label = self._split(v)
+        return torch.cat([self.inputs.scaled(inputs), label], -1)
+
+    def energy(self, v: Tensor, bias: Tensor) -> Tensor:
+        (inputs, label), (input_bias, label_bias) = self._split(v), self._split(bias)
+        return self.inputs.energy(inputs, input_bias) - label @ label_bias
+
+    def sample(self, field: Tensor, bias: Tensor, generator: torch.Generator) -> Tensor:
+        (inputs, label), (input_bias, label_bias) = self._split(field), self._split(bias)
+        drawn = torch.multinomial(torch.softmax(label + label_bias, -1), 1, generator=generator)[:, 0]
+        one_hot = F.one_hot(drawn, self.num_labels).to(field.dtype)
+        return torch.cat([self.inputs.sample(inputs, input_bias, generator), one_hot], -1)
+
+    def log_integral(self, field: Tensor, bias: Tensor) -> Tensor:
+        (inputs, label), (input_bias, label_bias) = self._split(field), self._split(bias)
+        return self.inputs.log_integral(inputs, input_bias) + torch.logsumexp(label + label_bias, -1)
+
+    def bias_gradient(self, v: Tensor, bias: Tensor) -> Tensor:
+        (inputs, label), (input_bias, _) = self._split(v), self._split(bias)
+        return torch.cat([self.inputs.bias_gradient(inputs, input_bias), -label], -1)
