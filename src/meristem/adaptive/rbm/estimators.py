@@ -23,6 +23,7 @@ from meristem.adaptive.tensors import batches, generator_of, load_estimator, sav
 from meristem.errors import MeristemError
 
 VISIBLE = ("binary", "gaussian")
+VISIBLE_BIAS = ("data", "zeros")
 
 
 @dataclass(eq=False, repr=False)
@@ -40,6 +41,8 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         persistent: PCD (chains go on) or CD (chains start at the data).
         l1, l2: penalties on the weights; L1 by a proximal step.
         visible: "binary" for values in [0, 1] (probabilities are data too), "gaussian" for real numbers.
+        initial_visible_bias: where binary units' biases start: at the data's log-odds, so that the hidden units have only
+            dependences to explain (Hinton's guide, 2010), or at zero (as published for the infinite RBM).
         sigma: the standard deviation of Gaussian visible units.
         device: where to compute, as torch names it. random_state, verbose: as everywhere in scikit-learn.
         checkpoint: a file in which a fit keeps its state after each pass; a fit that finds it goes on from there.
@@ -59,6 +62,7 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     l1: float = 0.0
     l2: float = 0.0
     visible: Literal["binary", "gaussian"] = "binary"
+    initial_visible_bias: Literal["data", "zeros"] = "data"
     sigma: float = 1.0
     device: str = "cpu"
     random_state: Any = None
@@ -73,6 +77,10 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _visible_kind(self) -> Visible:
         if self.visible not in VISIBLE:
             raise MeristemError(f"visible={self.visible!r} is not known; known: {', '.join(VISIBLE)}")
+        if self.initial_visible_bias not in VISIBLE_BIAS:
+            raise MeristemError(
+                f"initial_visible_bias={self.initial_visible_bias!r} is not known; known: {', '.join(VISIBLE_BIAS)}"
+            )
         return BinaryVisible() if self.visible == "binary" else GaussianVisible(self.sigma)
 
     def _options(self) -> Options:
@@ -89,7 +97,7 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 f"binary visible units take values in [0, 1], found {X.min():g} to {X.max():g}; scale the data "
                 "(sklearn.preprocessing.MinMaxScaler) or choose visible='gaussian'"
             )
-        return torch.as_tensor(X, device=self.device)
+        return torch.tensor(X, device=self.device)
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn from X (n_samples, n_features); y is ignored.
@@ -137,7 +145,14 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         )
 
     def _initial_visible_bias(self, data: Tensor) -> Tensor:
-        return torch.zeros_like(data[0]) if self.visible == "binary" else data.mean(0)
+        mean = data.mean(0)
+        if self.visible == "gaussian":
+            return mean
+        return (
+            torch.logit(mean, eps=0.5 / (len(data) + 1))
+            if self.initial_visible_bias == "data"
+            else torch.zeros_like(mean)
+        )
 
     def _update(self, learner: Learner, data: Tensor, index: Tensor) -> None:
         learner.update(data[index])

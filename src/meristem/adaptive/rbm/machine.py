@@ -50,6 +50,21 @@ class Machine:
         """F(v) = -ln sum_{h, z} exp(-E(v, h, z)) (n,)."""
         return self.visible.energy(v, self.visible_bias) - self.order.log_sum(self.received(v), self.hidden_bias)
 
+    def hidden_free_energy(self, h: Tensor) -> Tensor:
+        """-ln sum_{v, z} exp(-E(v, h, z)) of hidden states h of zeros and ones (n, hidden units) -> (n,)."""
+        place = torch.arange(1, self.num_hidden + 1, device=h.device)
+        last = (h * place).amax(-1).long()
+        integral = self.visible.log_integral(h @ self.weights, self.visible_bias)
+        return -(h @ self.hidden_bias + self.order.log_prior(self.hidden_bias)[last] + integral)
+
+    def first(self, num_hidden: int) -> Machine:
+        """The machine of the first so many hidden units."""
+        return replace(self, weights=self.weights[:num_hidden], hidden_bias=self.hidden_bias[:num_hidden])
+
+    def sample_hidden(self, v: Tensor, generator: torch.Generator) -> Tensor:
+        """A draw of h given v (n, hidden units)."""
+        return self.order.sample(self.received(v), self.hidden_bias, generator)
+
     def posterior(self, v: Tensor) -> Tensor:
         """p(z | v), z = 1 .. hidden units (n, hidden units); in the infinite machine the last entry is p(z >= l | v).
 
@@ -68,7 +83,7 @@ class Machine:
     def gibbs(self, v: Tensor, steps: int, generator: torch.Generator) -> Tensor:
         """`steps` rounds of z and h given v, v given h (n, visible units)."""
         for _ in range(steps):
-            h = self.order.sample(self.received(v), self.hidden_bias, generator)
+            h = self.sample_hidden(v, generator)
             v = self.visible.sample(h @ self.weights, self.visible_bias, generator)
         return v
 

@@ -52,14 +52,8 @@ def _over_visible(machine: Machine) -> list[Tensor]:
 
 
 def _over_hidden(machine: Machine) -> list[Tensor]:
-    prior = machine.order.log_prior(machine.hidden_bias)
-    place = torch.arange(1, machine.num_hidden + 1, device=prior.device)
-    parts = []
-    for h in _states(machine.num_hidden, machine.weights):
-        last = (h * place).amax(-1).long()
-        integral = machine.visible.log_integral(h @ machine.weights, machine.visible_bias)
-        parts.append(torch.logsumexp(h @ machine.hidden_bias + prior[last] + integral, 0))
-    return parts
+    states = _states(machine.num_hidden, machine.weights)
+    return [torch.logsumexp(-machine.hidden_free_energy(h), 0) for h in states]
 
 
 @dataclass(frozen=True)

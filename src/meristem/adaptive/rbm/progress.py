@@ -50,6 +50,7 @@ class Progress:
         if not self.path:
             return
         note = {"fingerprint": self.fingerprint, "history": json.dumps(self.history)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}.partial")
         save_file(self.learner.state(), partial, note)
         os.replace(partial, self.path)

@@ -1,0 +1,13 @@
+"""Structure that is learned: infinite Boltzmann machines, EnergyNet, AdaNet; behind scikit-learn's contract."""
+
+from meristem.adaptive.energynet import EnergyNetClassifier, EnergyNetRegressor
+from meristem.adaptive.rbm import RBM, InfiniteRBM, InfiniteRBMClassifier, OrderedRBM
+
+__all__ = [
+    "RBM",
+    "EnergyNetClassifier",
+    "EnergyNetRegressor",
+    "InfiniteRBM",
+    "InfiniteRBMClassifier",
+    "OrderedRBM",
+]

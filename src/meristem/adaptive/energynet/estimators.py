@@ -1,0 +1,296 @@
+"""EnergyNetClassifier and EnergyNetRegressor: structure from the energy, without labels; then an ordinary network."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from meristem.adaptive.energynet.structure import StructureOptions, learn_structure
+from meristem.adaptive.mlp import Training, mlp, train_supervised
+from meristem.adaptive.tensors import generator_of, load_estimator, save_estimator
+from meristem.errors import MeristemError
+
+FLOATS = [np.float32, np.float64]
+
+
+@dataclass(eq=False, repr=False)
+class _EnergyNet(BaseEstimator):
+    """What both estimators share: stage one, the network that follows from it, files."""
+
+    _: KW_ONLY
+    beta: float = 2.0
+    depth_penalty: float = 0.1
+    max_layers: int = 3
+    quantile: float = 0.99
+    visible: Literal["auto", "binary", "gaussian"] = "auto"
+    structure_iter: int = 40
+    structure_learning_rate: float = 0.05
+    gibbs_steps: int = 5
+    l1: float = 0.0
+    initial: Literal["energy", "random"] = "energy"
+    widths: Literal["learned", "random"] = "learned"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    batch_size: int = 64
+    max_epochs: int = 200
+    validation_fraction: float = 0.1
+    n_iter_no_change: int = 20
+    device: str = "cpu"
+    random_state: Any = None
+    verbose: int = 0
+    checkpoint: str | None = None
+
+    _choices: ClassVar[dict[str, tuple[str, ...]]] = {
+        "visible": ("auto", "binary", "gaussian"),
+        "initial": ("energy", "random"),
+        "widths": ("learned", "random"),
+    }
+
+    def _check_options(self) -> None:
+        for name, known in self._choices.items():
+            if getattr(self, name) not in known:
+                raise MeristemError(f"{name}={getattr(self, name)!r} is not known; known: {', '.join(known)}")
+        if self.depth_penalty <= 0:
+            raise MeristemError(
+                f"depth_penalty must be above 0 (the sum over depths exists then), got {self.depth_penalty}"
+            )
+
+    def fit_structure(self, X: Any) -> Self:
+        """Stage one alone: learn the layers from X (n_samples, n_features), which carry no labels.
+
+        Raises:
+            MeristemError: for options that make no sense, or beta <= 1.
+        """
+        return self._structure(validate_data(self, X, dtype=FLOATS, ensure_min_samples=2))
+
+    def _structure(self, X: Any) -> Self:
+        self._check_options()
+        inside = bool(X.min() >= 0 and X.max() <= 1)
+        self.visible_ = ("binary" if inside else "gaussian") if self.visible == "auto" else self.visible
+        if self.visible_ == "binary":
+            self.mean_, self.scale_ = np.zeros(X.shape[1]), np.ones(X.shape[1])
+        else:
+            deviation = X.std(0)
+            self.mean_, self.scale_ = X.mean(0), np.where(deviation > 0, deviation, 1.0)
+        machine = {
+            "beta": self.beta,
+            "penalty": "constant",
+            "learning_rate": self.structure_learning_rate,
+            "n_iter": self.structure_iter,
+            "gibbs_steps": self.gibbs_steps,
+            "batch_size": self.batch_size,
+            "l1": self.l1,
+            "visible": self.visible_,
+            "device": self.device,
+            "verbose": self.verbose,
+        }
+        options = StructureOptions(
+            machine, self.depth_penalty, self.max_layers, self.quantile, checkpoint=self.checkpoint
+        )
+        self._generator = generator_of(self.random_state, self.device)
+        self.layers_ = learn_structure(self._scaled(X), options, self._generator, self._report)
+        self.widths_ = [layer.width for layer in self.layers_]
+        return self
+
+    def _report(self, line: str) -> None:
+        if self.verbose:
+            print(line, file=sys.stderr, flush=True)
+
+    def _scaled(self, X: np.ndarray) -> Tensor:
+        return torch.as_tensor((X - self.mean_) / self.scale_, dtype=torch.float32, device=self.device)
+
+    def _fit_network(self, X: np.ndarray, y: Tensor, outputs: int) -> None:
+        self._structure(X)
+        torch_state = torch.random.get_rng_state()
+        torch.manual_seed(self._generator.initial_seed())
+        sizes = [X.shape[1], *self._network_widths(X.shape[1], outputs), outputs]
+        network = mlp(sizes).to(self.device)
+        torch.random.set_rng_state(torch_state)
+        if self.initial == "energy" and self.widths == "learned":
+            linears = [module for module in network if isinstance(module, nn.Linear)]
+            for linear, layer in zip(linears, self.layers_, strict=False):
+                linear.load_state_dict({"weight": layer.machine.weights, "bias": layer.machine.hidden_bias})
+        training = Training(
+            self.learning_rate,
+            self.weight_decay,
+            self.batch_size,
+            self.max_epochs,
+            self.validation_fraction,
+            self.n_iter_no_change,
+        )
+        weight = torch.ones(len(X), device=self.device)
+        self.history_ = train_supervised(network, self._scaled(X), y, weight, training, self._generator)
+        self.network_ = network.double()
+        self.n_iter_ = len(self.history_)
+
+    def _network_widths(self, inputs: int, outputs: int) -> list[int]:
+        """The learned widths, or for the ablation random ones of (about) as many parameters."""
+        if self.widths == "learned":
+            return self.widths_
+        budget = _parameters([inputs, *self.widths_, outputs])
+        shares = torch.rand(len(self.widths_), generator=self._generator, device=self.device).cpu() + 0.2
+        widths, low, high = self.widths_, 0.0, float(budget)
+        for _ in range(60):
+            factor = (low + high) / 2
+            widths = [max(1, round(float(share) * factor)) for share in shares]
+            low, high = (low, factor) if _parameters([inputs, *widths, outputs]) > budget else (factor, high)
+        return widths
+
+    def _outputs(self, X: Any) -> Tensor:
+        check_is_fitted(self, "network_")
+        X = validate_data(self, X, reset=False, dtype=FLOATS)
+        with torch.no_grad():
+            return self.network_(self._scaled(X).double()).cpu()
+
+    @property
+    def num_parameters_(self) -> int:
+        """Parameters of the supervised network."""
+        check_is_fitted(self, "network_")
+        return sum(p.numel() for p in self.network_.parameters())
+
+    def summary(self) -> str:
+        """The learned structure, a line for each layer."""
+        check_is_fitted(self, "layers_")
+        lines = [f"inputs      {len(self.mean_)} ({self.visible_})"]
+        for number, layer in enumerate(self.layers_, 1):
+            said = "log-likelihood" if number == 1 else "gain"
+            lines.append(
+                f"layer {number:<5} {layer.width} units of {layer.allocated} grown; {said} {layer.gain:.3f} nats"
+            )
+        if hasattr(self, "network_"):
+            lines.append(f"parameters  {self.num_parameters_}")
+        return "\n".join(lines)
+
+    def save(self, out: str | Path, overwrite: bool = False) -> None:
+        """Write a directory of safetensors and JSON (no pickle); `load` reads it.
+
+        Raises:
+            MeristemError: if `out` exists.
+        """
+        check_is_fitted(self, "network_")
+        tensors = {f"network.{name}": t for name, t in self.network_.state_dict().items()}
+        tensors |= {"mean": torch.as_tensor(self.mean_), "scale": torch.as_tensor(self.scale_)}
+        config = {
+            "estimator": type(self).__name__,
+            "options": {**self.get_params(), "random_state": None},
+            "sizes": [module.in_features for module in self.network_ if isinstance(module, nn.Linear)],
+            "widths": self.widths_,
+            "gains": [layer.gain for layer in self.layers_],
+            "visible": self.visible_,
+            **self._targets(),
+        }
+        save_estimator(out, tensors, config, overwrite)
+
+    @classmethod
+    def load(cls, source: str | Path) -> Self:
+        """What `save` wrote, ready to predict. Raises MeristemError if it is something else."""
+        tensors, config = load_estimator(source, cls.__name__)
+        estimator = cls(**config["options"])
+        estimator._restore_targets(config)
+        state = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
+        outputs = len(list(state.values())[-1])
+        estimator.network_ = mlp([*config["sizes"], outputs]).double()
+        estimator.network_.load_state_dict(state)
+        estimator.mean_, estimator.scale_ = tensors["mean"].numpy(), tensors["scale"].numpy()
+        estimator.widths_, estimator.visible_ = config["widths"], config["visible"]
+        estimator.__dict__["n_features_in_"] = config["sizes"][0]
+        return estimator
+
+    def _targets(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _restore_targets(self, config: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+def _parameters(sizes: list[int]) -> int:
+    return sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(sizes))
+
+
+@dataclass(eq=False, repr=False)
+class EnergyNetClassifier(ClassifierMixin, _EnergyNet):
+    """A classifier whose widths and depth are learned from the data's energy, without labels.
+
+    Stage one learns layers (infinite RBMs, one on the other); stage two puts a linear output on top and trains the
+    network by gradient descent from the weights found.
+
+    Args:
+        beta: the price of width in stage one (above 1). depth_penalty: the price of a further layer, in nats per row.
+        max_layers: at most so many. quantile: a layer is wide enough to hold z for so much of the data.
+        visible: "binary" for inputs in [0, 1], "gaussian" for real ones (standardised); "auto" looks.
+        structure_iter, structure_learning_rate, gibbs_steps, l1: the infinite RBM's `n_iter`, `learning_rate`, ...
+        initial: start stage two from the energy's weights, or "random" (structure only).
+        widths: "random" takes as many parameters in widths drawn at random (for ablations).
+        learning_rate, weight_decay, batch_size, max_epochs, validation_fraction, n_iter_no_change: of stage two.
+        checkpoint: a directory in which stage one keeps its state; with a whole number as `random_state`, a fit that
+            was killed goes on from there.
+
+    Attributes:
+        layers_: the learned layers. widths_: their sizes. network_: the trained `nn.Sequential`. classes_, history_.
+    """
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Learn the structure from X (n_samples, n_features) and then the network from X and y (n_samples,).
+
+        Raises:
+            MeristemError: for options that make no sense. ValueError: for targets that are no classes.
+        """
+        X, y = validate_data(self, X, y, dtype=FLOATS)
+        check_classification_targets(y)
+        self.classes_, numbers = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"a classifier needs at least two classes, found 1 class: {self.classes_[0]!r}")
+        self._fit_network(X, torch.as_tensor(numbers, device=self.device), len(self.classes_))
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Class probabilities (n_samples, classes)."""
+        return torch.softmax(self._outputs(X), -1).numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable class (n_samples,)."""
+        best = self._outputs(X).argmax(1).numpy()
+        return self.classes_[best]
+
+    def _targets(self) -> dict[str, Any]:
+        return {"classes": self.classes_.tolist()}
+
+    def _restore_targets(self, config: dict[str, Any]) -> None:
+        self.classes_ = np.array(config["classes"])
+
+
+@dataclass(eq=False, repr=False)
+class EnergyNetRegressor(RegressorMixin, _EnergyNet):
+    """A regressor whose widths and depth are learned without targets; options as in `EnergyNetClassifier`."""
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Learn the structure from X (n_samples, n_features) and then the network from X and y (n_samples,).
+
+        Raises:
+            MeristemError: for options that make no sense.
+        """
+        X, y = validate_data(self, X, y, dtype=FLOATS, y_numeric=True, ensure_min_samples=2)
+        self.target_mean_, self.target_scale_ = float(y.mean()), float(y.std()) or 1.0
+        targets = torch.as_tensor((y - self.target_mean_) / self.target_scale_, dtype=torch.float32, device=self.device)
+        self._fit_network(X, targets[:, None], 1)
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The predicted numbers (n_samples,)."""
+        return self._outputs(X)[:, 0].double().numpy() * self.target_scale_ + self.target_mean_
+
+    def _targets(self) -> dict[str, Any]:
+        return {"target_mean": self.target_mean_, "target_scale": self.target_scale_}
+
+    def _restore_targets(self, config: dict[str, Any]) -> None:
+        self.target_mean_, self.target_scale_ = config["target_mean"], config["target_scale"]

@@ -1,0 +1,129 @@
+"""Stage one: layers learned from the energy, without labels.
+
+The paper's method section (arXiv 1711.03130) was not available to us; what follows is our own derivation from its
+abstract, on the energy of a deep ordered RBM: see `energynet.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meristem.adaptive.rbm.estimators import InfiniteRBM
+from meristem.adaptive.rbm.machine import Machine
+from meristem.adaptive.rbm.partition import ENUMERABLE, Annealed, anneal, fewest_units, log_partition
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One learned layer.
+
+    Args:
+        machine: its Boltzmann machine, cut to the width that the data use.
+        allocated: how many units the machine had grown.
+        gain: by how much it raises the bound on the held-out log-likelihood, in nats per row, or its log-likelihood
+            itself for the first layer; `gain_low` is less three standard errors of the estimate.
+    """
+
+    machine: Machine
+    allocated: int
+    gain: float
+    gain_low: float
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def width(self) -> int:
+        return self.machine.num_hidden
+
+
+@dataclass(frozen=True)
+class StructureOptions:
+    """How structure is learned.
+
+    Args:
+        machine: the options of each layer's `InfiniteRBM`; its beta is the price of width.
+        depth_penalty: the price of a layer beyond the first, in nats per row (delta).
+        max_layers: at most so many. quantile: a layer is as wide as to hold z for so much of the data.
+        checkpoint: a directory for the state of each layer's training.
+    """
+
+    machine: dict[str, Any]
+    depth_penalty: float = 0.1
+    max_layers: int = 3
+    quantile: float = 0.99
+    validation_fraction: float = 0.1
+    checkpoint: str | None = None
+
+
+def learn_structure(x: Tensor, options: StructureOptions, generator: torch.Generator, report: Report) -> list[Layer]:
+    """Learn layers on x (n, features), one on the other, until one does not pay (greedy, as in deep belief networks).
+
+    With q the posterior of the layers below, a new machine with p2(h) on top of one with p1(h) raises the bound on
+    ln p(v) by E_q[ln p2(h) - ln p1(h)]: all other terms are the same (Hinton, Osindero & Teh 2006, eq. 8). A layer
+    beyond the first stays if that gain, on held-out rows and less three standard errors, is above `depth_penalty`.
+    """
+    held = max(1, int(options.validation_fraction * len(x)))
+    shuffled = torch.randperm(len(x), generator=generator, device=x.device)
+    valid, train = x[shuffled[:held]], x[shuffled[held:]]
+    layers: list[Layer] = []
+    kind = options.machine.get("visible", "binary")
+    while len(layers) < options.max_layers:
+        layer = _layer(train, valid, layers, kind, options, generator)
+        if layers and layer.gain_low <= options.depth_penalty:
+            report(
+                f"layer {len(layers) + 1}: gain {layer.gain:+.3f} nats (at least {layer.gain_low:+.3f}), "
+                f"price {options.depth_penalty:g}: not taken"
+            )
+            return layers
+        layers.append(layer)
+        report(f"layer {len(layers)}: {layer.width} units of {layer.allocated} grown, gain {layer.gain:+.3f} nats")
+        train, valid = (layer.machine.sample_hidden(v, generator) for v in (train, valid))
+        kind = "binary"
+    return layers
+
+
+def _layer(
+    train: Tensor,
+    valid: Tensor,
+    layers: list[Layer],
+    kind: str,
+    options: StructureOptions,
+    generator: torch.Generator,
+) -> Layer:
+    seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
+    checkpoint = options.checkpoint and str(Path(options.checkpoint, f"layer-{len(layers) + 1}.safetensors"))
+    machine_options = {**options.machine, "visible": kind, "random_state": seed, "checkpoint": checkpoint}
+    learner = InfiniteRBM(**machine_options)
+    rows = train.cpu().numpy()
+    learner.fit(rows)
+    machine = learner.machine_.first(learner.effective_components(rows, options.quantile))
+    partition = _partition(machine, generator)
+    negative_energy = -float(machine.free_energy(valid).mean())
+    value, low = negative_energy - partition.log_partition, negative_energy - partition.high
+    if layers:  # what the layer below said of its hidden units
+        below = layers[-1].machine
+        before = _partition(below, generator)
+        said = -float(below.hidden_free_energy(valid).mean())
+        value, low = value - (said - before.log_partition), low - (said - before.low)
+    return Layer(machine, learner.n_components_, value, low, learner.history_)
+
+
+def _partition(machine: Machine, generator: torch.Generator) -> Annealed:
+    if fewest_units(machine) <= ENUMERABLE:
+        exact = log_partition(machine)
+        return Annealed(exact, exact, exact)
+    return anneal(machine, generator)
+
+
+def up_pass(layers: list[Layer], x: Tensor) -> Tensor:
+    """The mean-field activities of the last layer, each layer's P(Z >= i) sigmoid(W_i a + b_i) (n, last width)."""
+    for layer in layers:
+        x = layer.machine.hidden_mean(x)
+    return x
