@@ -1,0 +1,5 @@
+"""AdaNet: the structure and the weights of a network learned together."""
+
+from meristem.adaptive.adanet.estimators import AdaNetClassifier, AdaNetRegressor
+
+__all__ = ["AdaNetClassifier", "AdaNetRegressor"]

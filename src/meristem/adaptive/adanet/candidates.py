@@ -1,0 +1,197 @@
+"""One proposal of the weak learner: a block trained beside a fixed ensemble, its output weights then re-fitted exactly."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from meristem.adaptive.adanet.complexity import rademacher_bound
+from meristem.adaptive.adanet.losses import Loss
+from meristem.adaptive.adanet.network import Block, Units
+from meristem.adaptive.adanet.refit import Problem, refit
+from meristem.errors import MeristemError
+
+VARIANTS = ("base", "R", "P", "D", "SD")
+OPTIMIZERS = ("adam", "sgd")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The paper's settings (AdaNet, sections 5 and 6), and how a candidate is trained.
+
+    Args:
+        width: B. adanet_lambda, adanet_beta: of the price Gamma = adanet_lambda r + adanet_beta. max_norm, p: Lambda and the norm, of r and of the projection.
+        project: hold each unit's p-norm at most at `max_norm` while training.
+        variant: "base"; "R": the price also while training; "P": read the previous block only; "D": dropout on the connections
+            to earlier blocks; "SD": r is the deviation of the units' activities.
+        max_steps, batch_size, learning_rate, optimizer: of the training; a set of at most `batch_size` rows is taken whole.
+        check_every, patience, min_gain: a candidate stops when its objective fell by less than the relative `min_gain` in
+            `patience` checks.
+    """
+
+    width: int = 64
+    adanet_lambda: float = 1e-3
+    adanet_beta: float = 0.0
+    max_norm: float = 1.0
+    p: float = 2.0
+    project: bool = False
+    variant: str = "base"
+    connection_dropout: float = 0.1
+    max_steps: int = 500
+    batch_size: int = 512
+    learning_rate: float = 1e-2
+    optimizer: str = "adam"
+    check_every: int = 50
+    patience: int = 4
+    min_gain: float = 1e-3
+
+    def check(self) -> None:
+        """Raises MeristemError for values that make no sense."""
+        if self.variant not in VARIANTS:
+            raise MeristemError(f"variant={self.variant!r} is not known; known: {', '.join(VARIANTS)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise MeristemError(f"optimizer={self.optimizer!r} is not known; known: {', '.join(OPTIMIZERS)}")
+        if self.width < 1 or self.batch_size < 1 or self.max_steps < 0:
+            raise MeristemError(
+                f"width, batch_size >= 1 and max_steps >= 0 are needed, got {self.width}, {self.batch_size}, "
+                f"{self.max_steps}"
+            )
+        if self.adanet_lambda < 0 or self.adanet_beta < 0:
+            raise MeristemError(
+                f"adanet_lambda and adanet_beta are at least 0, got {self.adanet_lambda}, {self.adanet_beta}"
+            )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The training set as a candidate sees it, in float64.
+
+    Args:
+        features: Psi (n, features). units: the ensemble's activities on it. offset: the ensemble's outputs f (n, outputs).
+        targets: (n, outputs). shares: the rows' weights, of sum 1 (n,). size: m, the sum of the weights as given.
+    """
+
+    features: Tensor
+    units: Units
+    offset: Tensor
+    targets: Tensor
+    shares: Tensor
+    size: float
+
+    def rows(self, index: Tensor) -> Sample:
+        """Some rows."""
+        shares = self.shares[index]
+        return Sample(
+            self.features[index],
+            [[layer[index] for layer in block] for block in self.units],
+            self.offset[index],
+            self.targets[index],
+            shares / shares.sum().clamp(min=1e-300),
+            self.size,
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained block, its re-fitted output weights and what they cost."""
+
+    block: Block
+    weights: Tensor
+    activities: list[Tensor]
+    complexity: float
+    penalty: float
+    objective: float
+    steps: int
+    seconds: float
+    violation: float
+    losses: list[float] = field(default_factory=list)
+
+
+def complexity_of(block_widths: list[int], sample: Sample, activities: Tensor | None, options: Options) -> float:
+    """r of a block: Lemma 2 with the widths of the layers that its last one stands on; for "SD" the deviation of its units."""
+    if options.variant == "SD":
+        assert activities is not None
+        mean = sample.shares @ activities
+        return float(((sample.shares @ (activities - mean).square()).mean()).sqrt())
+    largest = float(sample.features[sample.shares > 0].abs().max())
+    return rademacher_bound(block_widths, sample.size, largest, options.max_norm, options.p)
+
+
+def propose(
+    sample: Sample, depth: int, earlier: list[tuple[int, int]], options: Options, loss: Loss, seed: int
+) -> Candidate:
+    """Train a block of `depth` on the loss of f + w h with f fixed (eq. 6), then re-fit w (eq. 5).
+
+    Args:
+        earlier: width and depth of each block of the ensemble. seed: of the block's first weights and its batches.
+    """
+    began = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    known = range(len(earlier) - 1, len(earlier)) if options.variant == "P" and earlier else range(len(earlier))
+    reads = [[b for b in known if earlier[b][1] >= layer] for layer in range(1, depth)]
+    dropout = options.connection_dropout if options.variant == "D" else 0.0
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    block = Block(sample.features.shape[1], options.width, reads, [w for w, _ in earlier], dropout).double()
+    outputs = sample.targets.shape[1]
+    weights = nn.Parameter(
+        torch.randn(options.width, outputs, generator=generator, dtype=torch.float64) / options.width
+    )
+    widths = [sample.features.shape[1], *(options.width + sum(earlier[b][0] for b in r) for r in reads)]
+    price = 0.0
+    if options.variant == "R":
+        price = options.adanet_lambda * complexity_of(widths, sample, None, options) + options.adanet_beta
+    losses, steps = _train(block, weights, sample, options, loss, price, generator)
+    torch.random.set_rng_state(state)
+    block.eval()
+    with torch.no_grad():
+        activities = block(sample.features, sample.units)
+        r = complexity_of(widths, sample, activities[-1], options)
+        gamma = options.adanet_lambda * r + options.adanet_beta
+        problem = Problem(loss, sample.offset, activities[-1], sample.targets, sample.shares, gamma)
+        best = refit(problem) if outputs == 1 else refit(problem, tolerance=1e-6, rounds=2, newton_steps=2)
+        penalty = gamma * float(best.abs().sum())
+        objective, violation = float(problem.value(best)), problem.violation(best)
+    return Candidate(
+        block, best, activities, r, penalty, objective, steps, time.perf_counter() - began, violation, losses
+    )
+
+
+def _train(
+    block: Block,
+    weights: nn.Parameter,
+    sample: Sample,
+    options: Options,
+    loss: Loss,
+    price: float,
+    generator: torch.Generator,
+) -> tuple[list[float], int]:
+    parameters = [*block.parameters(), weights]
+    kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.SGD
+    optimizer = kind(parameters, lr=options.learning_rate)
+    rows, whole = len(sample.shares), len(sample.shares) <= options.batch_size
+    losses: list[float] = []
+    total, stale = 0.0, 0
+    for step in range(1, options.max_steps + 1):
+        batch = sample
+        if not whole:
+            batch = sample.rows(torch.randint(rows, (options.batch_size,), generator=generator))
+        activities = block(batch.features, batch.units)
+        objective = batch.shares @ loss.value(batch.offset + activities[-1] @ weights, batch.targets)
+        objective = objective + price * weights.abs().sum()
+        optimizer.zero_grad()
+        objective.backward()
+        optimizer.step()
+        if options.project:
+            block.project(options.max_norm, options.p)
+        total += float(objective.detach())
+        if step % options.check_every == 0:
+            losses.append(total / options.check_every)
+            total = 0.0
+            stale = stale + 1 if len(losses) > 1 and losses[-1] > min(losses[:-1]) * (1 - options.min_gain) else 0
+            if stale >= options.patience:
+                return losses, step
+    return losses, options.max_steps

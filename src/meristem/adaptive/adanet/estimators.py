@@ -1,0 +1,296 @@
+"""AdaNetClassifier and AdaNetRegressor: AdaNet behind scikit-learn's contract."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch import Tensor
+from torch.nn import functional as F
+
+from meristem.adaptive.adanet.candidates import Options
+from meristem.adaptive.adanet.complexity import margin_bound
+from meristem.adaptive.adanet.losses import LOSSES, Loss, Softmax, Squared
+from meristem.adaptive.adanet.network import AdaNetModule
+from meristem.adaptive.adanet.search import Search
+from meristem.adaptive.tensors import load_estimator, save_estimator
+from meristem.errors import MeristemError
+
+
+@dataclass(eq=False, repr=False)
+class _AdaNet(BaseEstimator):
+    """What both estimators share."""
+
+    _: KW_ONLY
+    width: int = 64
+    adanet_lambda: float = 1e-3
+    adanet_beta: float = 0.0
+    max_rounds: int = 10
+    max_depth: int = 3
+    min_improvement: float = 1e-3
+    variant: Literal["base", "R", "P", "D", "SD"] = "base"
+    max_norm: float = 1.0
+    p: float = 2.0
+    project: bool = False
+    connection_dropout: float = 0.1
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = 1e-2
+    max_steps: int = 500
+    batch_size: int = 512
+    patience: int = 4
+    validation_fraction: float = 0.0
+    n_jobs: int | None = None
+    random_state: Any = None
+    verbose: int = 0
+    checkpoint: str | None = None
+
+    def _search(self, X: np.ndarray, targets: Tensor, sample_weight: Any, loss: Loss) -> None:
+        weight = torch.as_tensor(_check_sample_weight(sample_weight, X, dtype=np.float64))
+        x = torch.tensor(X, dtype=torch.float64)
+        used = weight > 0
+        if not used.any():
+            raise MeristemError("all sample weights are zero; at least one row must count")
+        x, targets, weight = x[used], targets[used], weight[used]
+        shares = weight / weight.sum()
+        mean = shares @ x
+        deviation = (shares @ (x - mean).square()).sqrt()
+        module = AdaNetModule(
+            mean, torch.where(deviation > 1e-12, deviation, torch.ones_like(deviation)), targets.shape[1]
+        )
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        held = None
+        if self.validation_fraction:
+            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+            held = order[: max(1, int(self.validation_fraction * len(x)))]
+        search = Search(
+            module,
+            x,
+            targets,
+            weight,
+            loss,
+            self._options(),
+            max_rounds=self.max_rounds,
+            max_depth=self.max_depth,
+            min_improvement=self.min_improvement,
+            seed=seed,
+            n_jobs=self.n_jobs,
+            rows_held_out=held,
+            checkpoint=self.checkpoint,
+            report=self._report,
+        )
+        search.run()
+        self.module_, self.history_ = search.module, search.history
+        self._samples = float(weight.sum())
+
+    def _options(self) -> Options:
+        names = ("width", "adanet_lambda", "adanet_beta", "max_norm", "p", "project", "variant", "connection_dropout", "max_steps",
+                 "batch_size", "learning_rate", "optimizer", "patience")  # fmt: skip
+        return Options(**{name: getattr(self, name) for name in names})
+
+    def _report(self, line: str) -> None:
+        if self.verbose:
+            print(line, file=sys.stderr, flush=True)
+
+    def _outputs(self, X: Any) -> Tensor:
+        check_is_fitted(self, "module_")
+        X = validate_data(self, X, reset=False, dtype=np.float64)
+        with torch.no_grad():
+            return self.module_(torch.tensor(X))
+
+    @property
+    def output_weights_(self) -> list[np.ndarray]:
+        """The weights of each block at the output (width, outputs)."""
+        check_is_fitted(self, "module_")
+        return [weights.numpy() for weights in self.module_.output_weights]
+
+    @property
+    def num_parameters_(self) -> int:
+        """Parameters of the learned network, output weights that are zero left out."""
+        check_is_fitted(self, "module_")
+        of_blocks = sum(p.numel() for p in self.module_.blocks.parameters())
+        return of_blocks + sum(int((w != 0).sum()) for w in self.module_.output_weights)
+
+    def summary(self) -> str:
+        """The learned network, a line for each block."""
+        check_is_fitted(self, "module_")
+        lines = [f"{'block':<6} {'depth':<6} {'width':<6} {'used':<6} {'|w|_1':<10} {'r':<10} objective"]
+        accepted = [record for record in self.history_ if "depth" in record]
+        for number, (weights, record) in enumerate(zip(self.output_weights_, accepted, strict=True), 1):
+            used, mass = int((weights != 0).any(1).sum()), float(np.abs(weights).sum())
+            lines.append(
+                f"{number:<6} {record['depth']:<6} {len(weights):<6} {used:<6} {mass:<10.4g} "
+                f"{record['complexity']:<10.4g} {record['objective']:.5f}"
+            )
+        lines.append(f"parameters {self.num_parameters_}")
+        return "\n".join(lines)
+
+    def save(self, out: str | Path, overwrite: bool = False) -> None:
+        """Write a directory of safetensors and JSON (no pickle); `load` reads it.
+
+        Raises:
+            MeristemError: if `out` exists.
+        """
+        check_is_fitted(self, "module_")
+        config = {
+            "estimator": type(self).__name__,
+            "options": {**self.get_params(), "random_state": None, "checkpoint": None},
+            "inputs": self.module_.num_features - 1,
+            "outputs": self.module_.num_outputs,
+            "layout": self.module_.layout(),
+            "history": self.history_,
+            "samples": self._samples,
+            **self._targets(),
+        }
+        save_estimator(out, self.module_.state_dict(), config, overwrite)
+
+    @classmethod
+    def load(cls, source: str | Path) -> Self:
+        """What `save` wrote. Raises MeristemError if it is something else."""
+        tensors, config = load_estimator(source, cls.__name__)
+        estimator = cls(**config["options"])
+        estimator.module_ = AdaNetModule.of_layout(config["layout"], config["inputs"], config["outputs"])
+        estimator.module_.load_state_dict(tensors)
+        estimator.history_, estimator._samples = config["history"], config["samples"]
+        estimator.__dict__["n_features_in_"] = config["inputs"]
+        estimator._restore_targets(config)
+        return estimator
+
+    def _targets(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _restore_targets(self, config: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+@dataclass(eq=False, repr=False)
+class AdaNetClassifier(ClassifierMixin, _AdaNet):
+    """A classifier whose layers are learned together with its weights (Cortes et al. 2017, arXiv 1607.01097).
+
+    Each round proposes a block as deep as the network and one a layer deeper, trained with the network fixed; the better one
+    stays if it lowers the objective (1/m) sum Phi(1 - y f(x)) + sum Gamma |w|, Gamma = adanet_lambda r + adanet_beta; else the search ends.
+
+    Args:
+        width: units in each layer of a block (B). adanet_lambda, adanet_beta: the price of output weights.
+        max_rounds, max_depth: at most so many rounds (T), layers. min_improvement: the share of the objective by which a round
+            must lower it (0 in the paper). variant: see `candidates.Options`.
+        max_norm, p: Lambda and its norm in the complexity r; `project` also holds the weights to it.
+        loss: "logistic" or "exponential" for two classes (more classes: cross entropy).
+        optimizer, learning_rate, max_steps, batch_size, patience: how a candidate is trained, and when it stops early.
+        validation_fraction: judge candidates on held-out rows instead (no guarantee).
+        n_jobs: candidates trained at a time. checkpoint: a file that keeps finished rounds; a killed fit goes on from it.
+
+    Attributes:
+        module_: the network, a plain `nn.Module`. output_weights_, history_, classes_.
+    """
+
+    _: KW_ONLY
+    loss: Literal["logistic", "exponential"] = "logistic"
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Learn from X (n_samples, n_features), y (n_samples,), weights (n_samples,).
+
+        Raises:
+            MeristemError: for options that make no sense. ValueError: for targets that are no classes.
+        """
+        if self.loss not in LOSSES:
+            raise MeristemError(f"loss={self.loss!r} is not known; known: {', '.join(LOSSES)}")
+        X, y = validate_data(self, X, y, dtype=np.float64)
+        check_classification_targets(y)
+        self.classes_, numbers = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"a classifier needs at least two classes, found 1 class: {self.classes_[0]!r}")
+        one_hot = F.one_hot(torch.as_tensor(numbers), len(self.classes_)).double()
+        if len(self.classes_) == 2:
+            self._search(X, one_hot[:, 1:] * 2 - 1, sample_weight, self._loss())
+        else:
+            self._search(X, one_hot, sample_weight, self._loss())
+        return self
+
+    def _loss(self) -> Loss:
+        return LOSSES[self.loss]() if len(self.classes_) == 2 else Softmax()
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """f(x): (n_samples,) for two classes, (n_samples, classes) for more."""
+        outputs = self._outputs(X).numpy()
+        return outputs[:, 0] if len(self.classes_) == 2 else outputs
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Class probabilities for which f minimises the loss (n_samples, classes)."""
+        outputs = self._outputs(X)
+        return self._loss().probabilities(outputs).numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The class of the largest output (n_samples,)."""
+        outputs = self._outputs(X).numpy()
+        best = (outputs[:, 0] > 0).astype(int) if len(self.classes_) == 2 else outputs.argmax(1)
+        return self.classes_[best]
+
+    def generalization_bound(self, X: Any, y: Any, margin: float = 1.0, confidence: float = 0.95) -> float:
+        """Theorem 1's bound on the error of a two-class network, from its training set (may exceed 1).
+
+        The complexities are those of the search, doubled for every layer (Corollary 1); they bound the units if `project` was on.
+
+        Raises:
+            MeristemError: for more than two classes, or an empty network.
+        """
+        mass = sum(float(np.abs(w).sum()) for w in self.output_weights_)
+        if len(self.classes_) != 2 or not mass:
+            raise MeristemError("the bound is stated for two classes and a network with at least one unit")
+        signs = np.where(np.asarray(y) == self.classes_[1], 1.0, -1.0)
+        below = float((signs * self.decision_function(X) / mass <= margin).mean())
+        accepted = [record for record in self.history_ if "depth" in record]
+        complexity = sum(
+            float(np.abs(w).sum()) / mass * record["complexity"] * 2 ** record["depth"]
+            for w, record in zip(self.output_weights_, accepted, strict=True)
+        )
+        return margin_bound(below, complexity, self.module_.depth, self._samples, margin, confidence)
+
+    def _targets(self) -> dict[str, Any]:
+        return {"classes": self.classes_.tolist()}
+
+    def _restore_targets(self, config: dict[str, Any]) -> None:
+        self.classes_ = np.array(config["classes"])
+
+
+@dataclass(eq=False, repr=False)
+class AdaNetRegressor(RegressorMixin, _AdaNet):
+    """A regressor whose layers are learned together with its weights; half the squared error (of targets with deviation
+    1) in place of Phi, else as `AdaNetClassifier`."""
+
+    _: KW_ONLY
+    adanet_lambda: float = 1e-2
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Learn from X (n_samples, n_features), y (n_samples,), weights (n_samples,).
+
+        Raises:
+            MeristemError: for options that make no sense.
+        """
+        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        if not weight.any():
+            raise MeristemError("all sample weights are zero; at least one row must count")
+        self.target_mean_ = float(np.average(y, weights=weight))
+        self.target_scale_ = float(np.average((y - self.target_mean_) ** 2, weights=weight) ** 0.5) or 1.0
+        targets = torch.as_tensor((y - self.target_mean_) / self.target_scale_, dtype=torch.float64)
+        self._search(X, targets[:, None], weight, Squared())
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The predicted numbers (n_samples,)."""
+        outputs = self._outputs(X)[:, 0].numpy()
+        return outputs * self.target_scale_ + self.target_mean_
+
+    def _targets(self) -> dict[str, Any]:
+        return {"target_mean": self.target_mean_, "target_scale": self.target_scale_}
+
+    def _restore_targets(self, config: dict[str, Any]) -> None:
+        self.target_mean_, self.target_scale_ = config["target_mean"], config["target_scale"]

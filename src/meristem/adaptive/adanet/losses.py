@@ -1,0 +1,112 @@
+"""The convex losses of AdaNet's objective, with the derivatives that the convex re-fit needs.
+
+Outputs f have the shape (n, outputs). Two classes: one output and targets of -1 and +1; more: an output for each and
+targets of one-hot rows; regression: targets as they are, (n, outputs).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Loss(Protocol):
+    """A loss, convex in the outputs."""
+
+    def value(self, f: Tensor, y: Tensor) -> Tensor:
+        """The loss of each row (n,)."""
+        ...
+
+    def slope(self, f: Tensor, y: Tensor) -> Tensor:
+        """Its derivative by the outputs (n, outputs)."""
+        ...
+
+    def curvature(self, f: Tensor, y: Tensor, direction: Tensor) -> Tensor:
+        """Its second derivative, applied to a direction (n, outputs)."""
+        ...
+
+    def probabilities(self, f: Tensor) -> Tensor:
+        """The class probabilities for which f is the best answer (n, classes)."""
+        ...
+
+
+class Logistic:
+    """Phi(1 - y f) with Phi(x) = ln(1 + e^x) (AdaNet, eq. 4)."""
+
+    def value(self, f: Tensor, y: Tensor) -> Tensor:
+        return F.softplus(1 - y * f)[:, 0]
+
+    def slope(self, f: Tensor, y: Tensor) -> Tensor:
+        return -y * torch.sigmoid(1 - y * f)
+
+    def curvature(self, f: Tensor, y: Tensor, direction: Tensor) -> Tensor:
+        s = torch.sigmoid(1 - y * f)
+        return s * (1 - s) * direction
+
+    def probabilities(self, f: Tensor) -> Tensor:
+        # p sigmoid(1 - f) = (1 - p) sigmoid(1 + f): the offset 1 makes it another curve than the logistic one
+        scores = torch.cat([F.logsigmoid(1 - f), F.logsigmoid(1 + f)], 1)
+        return torch.softmax(scores, 1)
+
+
+class Exponential:
+    """Phi(1 - y f) with Phi(x) = e^x."""
+
+    def value(self, f: Tensor, y: Tensor) -> Tensor:
+        return torch.exp(1 - y * f)[:, 0]
+
+    def slope(self, f: Tensor, y: Tensor) -> Tensor:
+        return -y * torch.exp(1 - y * f)
+
+    def curvature(self, f: Tensor, y: Tensor, direction: Tensor) -> Tensor:
+        return torch.exp(1 - y * f) * direction
+
+    def probabilities(self, f: Tensor) -> Tensor:
+        return torch.softmax(torch.cat([-f, f], 1), 1)
+
+
+class Softmax:
+    """The cross entropy of several classes."""
+
+    def value(self, f: Tensor, y: Tensor) -> Tensor:
+        return torch.logsumexp(f, 1) - (f * y).sum(1)
+
+    def slope(self, f: Tensor, y: Tensor) -> Tensor:
+        return torch.softmax(f, 1) - y
+
+    def curvature(self, f: Tensor, y: Tensor, direction: Tensor) -> Tensor:
+        p = torch.softmax(f, 1)
+        return p * (direction - (p * direction).sum(1, keepdim=True))
+
+    def probabilities(self, f: Tensor) -> Tensor:
+        return torch.softmax(f, 1)
+
+
+class Squared:
+    """Half the squared error."""
+
+    def value(self, f: Tensor, y: Tensor) -> Tensor:
+        return (f - y).square().sum(1) / 2
+
+    def slope(self, f: Tensor, y: Tensor) -> Tensor:
+        return f - y
+
+    def curvature(self, f: Tensor, y: Tensor, direction: Tensor) -> Tensor:
+        return direction
+
+    def probabilities(self, f: Tensor) -> Tensor:
+        raise TypeError("a squared error has no classes")
+
+
+LOSSES: dict[str, type[Loss]] = {"logistic": Logistic, "exponential": Exponential}
+
+
+def smallest_useless_penalty(loss: Loss, f: Tensor, features: Tensor, y: Tensor, weight: Tensor) -> float:
+    """Gamma_max: from this penalty on, the re-fit of `features` (n, units) leaves all their weights at zero."""
+    if not features.shape[1]:
+        return -math.inf
+    return float((features.T @ (weight[:, None] * loss.slope(f, y))).abs().max())

@@ -1,0 +1,137 @@
+"""The network that AdaNet learns: blocks of hidden layers, each reading all units below, and an output that reads every block.
+
+Units are biasless functions of the features Psi(x) = [(x - mean) / scale, 1]; the constant stands for biases, so that the
+paper's bounds hold as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Units = list[list[Tensor]]  # for each block, the activities of its layers, (n, width) each
+
+
+class Block(nn.Module):
+    """A sub-network of some depth: layer 1 reads the features, layer s > 1 its own layer s - 1 and that of earlier blocks.
+
+    Args:
+        num_features: n_0. width: units in each layer (B). reads: for each layer from the second on, the numbers of the
+            earlier blocks whose layer below it reads. earlier_widths: the width of each earlier block.
+        connection_dropout: the share of connections to earlier blocks that training drops (AdaNet.D).
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        width: int,
+        reads: Sequence[Sequence[int]],
+        earlier_widths: Sequence[int],
+        connection_dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.width, self.reads, self.connection_dropout = width, [list(r) for r in reads], connection_dropout
+        inputs = [num_features, *(width + sum(earlier_widths[b] for b in r) for r in self.reads)]
+        self.layers = nn.ModuleList(nn.Linear(n, width, bias=False) for n in inputs)
+
+    @property
+    def depth(self) -> int:
+        return len(self.layers)
+
+    def forward(self, features: Tensor, earlier: Units) -> list[Tensor]:
+        """The activities of each layer (n, width)."""
+        own = [torch.relu(self.layers[0](features))]
+        for below, (layer, reads) in enumerate(zip(list(self.layers)[1:], self.reads, strict=True)):
+            read = [earlier[b][below] for b in reads]
+            if read and self.connection_dropout:
+                read = [F.dropout(torch.cat(read, 1), self.connection_dropout, self.training)]
+            own.append(torch.relu(layer(torch.cat([own[-1], *read], 1))))
+        return own
+
+    def row_norms(self, p: float) -> list[float]:
+        """The largest p-norm of a unit's weights, for each layer."""
+        return [float(torch.linalg.vector_norm(w.weight, ord=p, dim=1).max()) for w in self._linears()]
+
+    def project(self, max_norm: float, p: float) -> None:
+        """Scale units whose p-norm exceeds `max_norm` down to it."""
+        with torch.no_grad():
+            for layer in self._linears():
+                norms = torch.linalg.vector_norm(layer.weight, ord=p, dim=1, keepdim=True)
+                layer.weight.mul_((max_norm / norms.clamp(min=1e-12)).clamp(max=1.0))
+
+    def _linears(self) -> list[nn.Linear]:
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+
+class AdaNetModule(nn.Module):
+    """f(x) = sum over blocks of h_block(x) w_block: what a search returns, ready for torch.export.
+
+    Args:
+        mean, scale: of the features (inputs,). num_outputs: outputs.
+    """
+
+    def __init__(self, mean: Tensor, scale: Tensor, num_outputs: int):
+        super().__init__()
+        self.num_outputs = num_outputs
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+        self.blocks = nn.ModuleList()
+        self.output_weights = nn.ParameterList()
+
+    @property
+    def num_features(self) -> int:
+        return len(self.get_buffer("mean")) + 1
+
+    @property
+    def widths(self) -> list[int]:
+        return [block.width for block in self._blocks()]
+
+    @property
+    def depth(self) -> int:
+        """Hidden layers of the deepest block; 0 if there is none."""
+        return max((block.depth for block in self._blocks()), default=0)
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def features(self, x: Tensor) -> Tensor:
+        """Psi(x) (n, num_features)."""
+        scaled = (x - self.get_buffer("mean")) / self.get_buffer("scale")
+        return torch.cat([scaled, torch.ones_like(x[:, :1])], 1)
+
+    def append(self, block: Block, weights: Tensor) -> None:
+        """Add a frozen block with its output weights (width, outputs)."""
+        self.blocks.append(block.requires_grad_(False).eval())
+        self.output_weights.append(nn.Parameter(weights, requires_grad=False))
+
+    def units(self, x: Tensor) -> Units:
+        """The activities of all layers of all blocks."""
+        features, units = self.features(x), []
+        for block in self.blocks:
+            units.append(block(features, units))
+        return units
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs f (n, num_outputs)."""
+        total = x.new_zeros(x.shape[0], self.num_outputs)
+        for units, weights in zip(self.units(x), self.output_weights, strict=True):
+            total = total + units[-1] @ weights
+        return total
+
+    def layout(self) -> list[dict[str, object]]:
+        """Each block's shape, from which `of_layout` builds it again."""
+        return [
+            {"width": b.width, "reads": b.reads, "connection_dropout": b.connection_dropout} for b in self._blocks()
+        ]
+
+    @classmethod
+    def of_layout(cls, layout: Sequence[dict[str, object]], inputs: int, outputs: int) -> AdaNetModule:
+        """An empty module of the given shape, to load weights into."""
+        module = cls(torch.zeros(inputs, dtype=torch.float64), torch.ones(inputs, dtype=torch.float64), outputs)
+        for entry in layout:
+            block = Block(module.num_features, earlier_widths=module.widths, **entry).double()  # pyright: ignore[reportArgumentType]
+            module.append(block, torch.zeros(block.width, outputs, dtype=torch.float64))
+        return module

@@ -1,0 +1,165 @@
+"""The rounds of AdaNet (Fig. 3 of the paper, its misprints repaired): propose, re-fit, accept or stop; resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from joblib import Parallel, delayed
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from meristem.adaptive.adanet.candidates import Candidate, Options, Sample, propose
+from meristem.adaptive.adanet.losses import Loss
+from meristem.adaptive.adanet.network import AdaNetModule
+from meristem.errors import MeristemError
+
+
+@dataclass
+class Search:
+    """A search for a network, round by round.
+
+    Args:
+        module: the network so far (no blocks at the start). x: inputs (n, features), targets: (n, outputs), weight: (n,).
+        rows_held_out: rows that judge candidates instead of the training objective (AdaNet.HoldOut, without guarantees).
+        min_improvement: a round is accepted if it lowers the objective by more than this share of it (the paper: 0).
+        seed: all randomness follows from it and the round's number, so that a search can be replayed.
+        checkpoint: a file in which each finished round is kept, and from which a killed search goes on.
+    """
+
+    module: AdaNetModule
+    x: Tensor
+    targets: Tensor
+    weight: Tensor
+    loss: Loss
+    options: Options
+    max_rounds: int = 10
+    max_depth: int = 3
+    min_improvement: float = 0.0
+    seed: int = 0
+    n_jobs: int | None = None
+    rows_held_out: Tensor | None = None
+    checkpoint: str | None = None
+    report: Callable[[str], None] = lambda line: None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Rounds until one is refused or `max_rounds` are made; `module` and `history` hold the result."""
+        self.options.check()
+        held = torch.zeros(len(self.x), dtype=torch.bool)
+        if self.rows_held_out is not None:
+            held[self.rows_held_out] = True
+        self._restore()
+        train, judged = self._sample(~held), self._sample(held if held.any() else ~held)
+        if not self.history:
+            self.history.append({"round": 0, "objective": self._objective(judged, 0.0), "penalty": 0.0})
+        while len(self.history) <= self.max_rounds and not self.history[-1].get("refused"):
+            self._round(train, judged, held.any().item() is True)
+            self._save()
+            if not self.history[-1].get("refused"):
+                train, judged = self._sample(~held), self._sample(held if held.any() else ~held)
+
+    def _sample(self, rows: Tensor) -> Sample:
+        x, weight = self.x[rows], self.weight[rows]
+        with torch.no_grad():
+            return Sample(
+                self.module.features(x),
+                self.module.units(x),
+                self.module(x),
+                self.targets[rows],
+                weight / weight.sum(),
+                float(weight.sum()),
+            )
+
+    def _objective(self, sample: Sample, penalty: float) -> float:
+        return float(sample.shares @ self.loss.value(sample.offset, sample.targets)) + penalty
+
+    def _round(self, train: Sample, judged: Sample, held_out: bool) -> None:
+        number, module = len(self.history), self.module
+        depths = [d for d in (module.depth, module.depth + 1) if 1 <= d <= self.max_depth]
+        earlier = [(block.width, block.depth) for block in module._blocks()]
+        jobs = (
+            delayed(propose)(train, depth, earlier, self.options, self.loss, self._seed(number, depth))
+            for depth in depths
+        )
+        found = cast(list[Candidate], Parallel(n_jobs=self.n_jobs)(jobs))
+        paid = self.history[-1]["penalty"]
+        scores = [self._judged(candidate, judged) if held_out else candidate.objective + paid for candidate in found]
+        best = min(range(len(found)), key=scores.__getitem__)
+        chosen, before = found[best], self.history[-1]["objective"]
+        accepted = scores[best] < before - self.min_improvement * abs(before) and bool((chosen.weights != 0).any())
+        record: dict[str, Any] = {
+            "round": number,
+            "objective": scores[best] if accepted else before,
+            "penalty": (paid + chosen.penalty) if accepted else paid,
+            "candidates": [
+                {
+                    "depth": depth,
+                    "objective": score,
+                    "complexity": candidate.complexity,
+                    "units_used": int((candidate.weights != 0).any(1).sum()),
+                    "steps": candidate.steps,
+                    "seconds": candidate.seconds,
+                    "violation": candidate.violation,
+                }
+                for depth, candidate, score in zip(depths, found, scores, strict=True)
+            ],
+        }
+        if accepted:
+            module.append(chosen.block, chosen.weights)
+            record |= {"depth": chosen.block.depth, "complexity": chosen.complexity}
+            self.report(f"round {number}: depth {chosen.block.depth}, objective {before:.5f} -> {scores[best]:.5f}")
+        else:
+            record["refused"] = True
+            self.report(f"round {number}: no candidate lowers the objective {before:.5f} enough; the search ends")
+        self.history.append(record)
+
+    def _judged(self, candidate: Candidate, judged: Sample) -> float:
+        with torch.no_grad():
+            added = candidate.block(judged.features, judged.units)[-1] @ candidate.weights
+            return float(judged.shares @ self.loss.value(judged.offset + added, judged.targets))
+
+    def _seed(self, number: int, depth: int) -> int:
+        digest = hashlib.sha256(f"{self.seed} {number} {depth}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") >> 1
+
+    def _fingerprint(self) -> str:
+        said = repr((asdict(self.options), type(self.loss).__name__, self.max_depth, self.min_improvement, self.seed))
+        held = b"" if self.rows_held_out is None else self.rows_held_out.numpy().tobytes()
+        data = b"".join(t.numpy().tobytes() for t in (self.x, self.targets, self.weight))
+        return hashlib.sha256(said.encode() + held + data).hexdigest()
+
+    def _save(self) -> None:
+        if not self.checkpoint:
+            return
+        path = Path(self.checkpoint)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        note = {"fingerprint": self._fingerprint(), "history": json.dumps(self.history)}
+        save_file(self.module.state_dict(), partial, {**note, "layout": json.dumps(self.module.layout())})
+        os.replace(partial, path)
+
+    def _restore(self) -> None:
+        if not self.checkpoint or not Path(self.checkpoint).exists():
+            return
+        try:
+            with safe_open(self.checkpoint, framework="pt") as file:
+                note = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise MeristemError(f"{self.checkpoint} holds no search: {error}") from error
+        if note.get("fingerprint") != self._fingerprint():
+            raise MeristemError(
+                f"{self.checkpoint} is of other data or other options; choose another checkpoint or remove it"
+            )
+        inputs = self.module.num_features - 1
+        restored = AdaNetModule.of_layout(json.loads(note["layout"]), inputs, self.module.num_outputs)
+        restored.load_state_dict(state)
+        self.module, self.history = restored, json.loads(note["history"])
