@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from meristem.adaptive.adanet.network import AdaNetModule
 
 
 def save_figure(figure: Figure, out: str | Path) -> None:
@@ -73,3 +76,36 @@ def width_over_training(histories: Sequence[Sequence[dict[str, Any]]]) -> Figure
     axes.set(xlabel="passes through the data", ylabel="hidden units", title="width over training")
     axes.legend()
     return figure
+
+
+def network_of_blocks(module: AdaNetModule) -> Figure:
+    """A network that AdaNet learned: blocks from left to right, layers upwards, lines for what is read.
+
+    The thicker the line to the output, the more l1 mass the output puts on the block.
+    """
+    figure = Figure(figsize=(max(4, 1.6 * len(module.blocks) + 2), 1.2 * module.depth + 2.4))
+    axes = figure.subplots()
+    middle, top = (len(module.blocks) - 1) / 2, module.depth + 1
+    masses = [float(weights.abs().sum()) for weights in module.output_weights]
+    for number, (entry, mass) in enumerate(zip(module.layout(), masses, strict=True)):
+        reads = cast(list[list[int]], entry["reads"])
+        axes.plot([middle, number], [0, 1], color="tab:gray", linewidth=0.8, zorder=1)
+        for layer, sources in enumerate(reads, 1):
+            for source in (number, *sources):
+                axes.plot([source, number], [layer, layer + 1], color="tab:gray", linewidth=0.8, zorder=1)
+        depth = len(reads) + 1
+        thick = 0.5 + 4 * mass / max(masses)
+        axes.plot([number, middle], [depth, top], color="tab:orange", linewidth=thick, zorder=1)
+        for layer in range(1, depth + 1):
+            _box(axes, number, layer, f"{entry['width']} units", "tab:blue")
+    _box(axes, middle, 0, f"{module.num_features - 1} inputs", "tab:green")
+    _box(axes, middle, top, "output", "tab:orange")
+    axes.set_xlim(-0.8, max(len(module.blocks) - 1, 0) + 0.8)
+    axes.set_axis_off()
+    axes.set_title("what each block reads, and its weight at the output")
+    return figure
+
+
+def _box(axes: Axes, x: float, y: float, text: str, color: str) -> None:
+    axes.text(x, y, text, ha="center", va="center", color="white", zorder=2,
+              bbox={"boxstyle": "round", "facecolor": color, "edgecolor": "none"})  # fmt: skip

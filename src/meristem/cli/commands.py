@@ -143,6 +143,31 @@ def fuse(
         print(f"{kept}: {fusion.certificate.summary()}")
 
 
+def learn(
+    method: str,
+    source: str,
+    out: Path,
+    target: str | None,
+    options: dict[str, Any],
+    seed: int,
+    test_share: float,
+    overwrite: bool,
+) -> None:
+    if out.exists() and not overwrite:
+        raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
+    from meristem.adaptive.learn import learn as learn_table
+    from meristem.adaptive.tables import open_table
+
+    learned = learn_table(method, open_table(source, target), out, options, seed, test_share, overwrite)
+    metrics = learned.metrics
+    print(learned.estimator.summary())
+    print(
+        f"{metrics['measure']} on {metrics['test_rows']} rows not seen: {metrics['test_score']:.4f} "
+        f"(a linear model: {metrics['linear_test_score']:.4f})"
+    )
+    print(f"{out}: model/, metrics.json, summary.txt, structure.png")
+
+
 def plan(
     source: str, method: str, options: dict[str, Any], tokens: str, small_tokens: str | None, sequence_length: int
 ) -> None:

@@ -131,6 +131,29 @@ def fuse(
 
 
 @app.command()
+def learn(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="adanet or energynet.")],
+    table: Annotated[
+        str,
+        typer.Argument(
+            metavar="TABLE", help="A CSV file with a header, or a data set of scikit-learn: digits, wine, ..."
+        ),
+    ],
+    out: Out,
+    target: Annotated[Optional[str], typer.Option(help="The column to predict. Default: the last.")] = None,
+    option: MoreOptions = None,
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
+    test_share: Annotated[float, typer.Option(help="The share of rows kept for the test.")] = 0.2,
+    overwrite: Overwrite = False,
+) -> None:
+    """Learn a network's structure and weights from a table (AdaNet, EnergyNet)."""
+    from meristem.cli.commands import learn as command
+    from meristem.cli.commands import read_options
+
+    command(method, table, out, target, read_options({}, option or []), seed, test_share, overwrite)
+
+
+@app.command()
 def plan(
     context: typer.Context,
     source: Source,

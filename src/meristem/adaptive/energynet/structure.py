@@ -83,7 +83,8 @@ def learn_structure(x: Tensor, options: StructureOptions, generator: torch.Gener
             )
             return layers
         layers.append(layer)
-        report(f"layer {len(layers)}: {layer.width} units of {layer.allocated} grown, gain {layer.gain:+.3f} nats")
+        said = "gain" if len(layers) > 1 else "log-likelihood"
+        report(f"layer {len(layers)}: {layer.width} units of {layer.allocated} grown, {said} {layer.gain:+.3f} nats")
         train, valid = (layer.machine.sample_hidden(v, generator) for v in (train, valid))
         kind = "binary"
     return layers
