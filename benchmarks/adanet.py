@@ -168,7 +168,11 @@ def tables(setting: dict[str, Any], kept: dict[str, Any], save: Any) -> dict[str
         for fold, (rows, test) in enumerate(folds.split(x, y)):
             draw = np.random.default_rng(fold).permutation(rows)
             valid, inner = draw[: len(draw) // 5], draw[len(draw) // 5 :]
-            network = {"early_stopping": True, "n_iter_no_change": 20, "max_iter": 200, "random_state": fold}
+            network = {
+                "n_iter_no_change": 20,
+                "max_iter": 500,
+                "random_state": fold,
+            }  # a held-out part would be too small
             candidates = {
                 "AdaNet": [AdaNetClassifier(adanet_lambda=price, width=width, random_state=fold)
                            for price in (1e-4, 1e-3, 1e-2) for width in (16, 64)],

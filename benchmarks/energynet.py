@@ -192,8 +192,8 @@ def candidates(side: str, seed: int) -> list[Any]:
         return [EnergyNetClassifier(beta=beta, learning_rate=rate, widths="random", random_state=seed)
                 for beta in (1.5, 2.0, 4.0) for rate in (1e-3, 5e-3)]  # fmt: skip
     if side == "MLP grid":
-        return [make_pipeline(StandardScaler(), MLPClassifier(sizes, learning_rate_init=rate, early_stopping=True,
-                                                              n_iter_no_change=20, max_iter=200, random_state=seed))
+        return [make_pipeline(StandardScaler(), MLPClassifier(sizes, learning_rate_init=rate, n_iter_no_change=20,
+                                                              max_iter=500, random_state=seed))
                 for sizes in ((32,), (128,), (64, 64)) for rate in (1e-3, 5e-3)]  # fmt: skip
     return [
         make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)) for c in (0.01, 0.03, 0.1, 0.3, 1, 10)
