@@ -152,10 +152,7 @@ def test_the_objective_never_rises_and_is_what_the_network_says():
     assert all(b["objective"] < a["objective"] for a, b in itertools.pairwise([model.history_[0], *accepted]))
     signs = torch.as_tensor(2.0 * y - 1)[:, None]
     outputs = torch.as_tensor(model.decision_function(x))[:, None]
-    penalty = sum(
-        model.adanet_lambda * record["complexity"] * np.abs(w).sum()
-        for record, w in zip(accepted, model.output_weights_, strict=True)
-    )
+    penalty = sum(model.adanet_lambda * part.complexity * part.mass for part in model.module_.parts())
     assert objectives[-1] == pytest.approx(float(Logistic().value(outputs, signs).mean()) + penalty, abs=1e-9)
     assert all(c["violation"] < 1e-10 for record in accepted for c in record["candidates"])
 

@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from meristem.adaptive.adanet import AdaNetClassifier, AdaNetRegressor
 from meristem.adaptive.energynet import EnergyNetClassifier, EnergyNetRegressor
-from meristem.adaptive.pictures import network_of_blocks, save_figure, width_over_training
+from meristem.adaptive.pictures import network, save_figure, width_over_training
 from meristem.adaptive.tables import Table
 from meristem.checkpoints.write import atomic_directory, write_json
 from meristem.errors import MeristemError, nearest
@@ -113,7 +113,7 @@ def learn(
         write_json(folder / "metrics.json", metrics)
         (folder / "summary.txt").write_text(estimator.summary() + "\n")
         if isinstance(estimator, AdaNetClassifier | AdaNetRegressor):
-            save_figure(network_of_blocks(estimator.module_), folder / "structure.png")
+            save_figure(network(estimator.module_), folder / "structure.png")
         else:
             histories = [layer.history for layer in estimator.layers_]
             save_figure(width_over_training(histories), folder / "structure.png")

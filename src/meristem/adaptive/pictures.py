@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from meristem.adaptive.adanet.network import AdaNetModule
+from meristem.adaptive.adanet.nodewise import NodewiseModule
 
 
 def save_figure(figure: Figure, out: str | Path) -> None:
@@ -75,6 +76,28 @@ def width_over_training(histories: Sequence[Sequence[dict[str, Any]]]) -> Figure
         axes.plot(passes, [r["mean_z"] for r in history], "--", color=line.get_color(), label=f"layer {number}: E[z]")
     axes.set(xlabel="passes through the data", ylabel="hidden units", title="width over training")
     axes.legend()
+    return figure
+
+
+def network(module: AdaNetModule | NodewiseModule) -> Figure:
+    """The network that an AdaNet estimator learned."""
+    return network_of_blocks(module) if isinstance(module, AdaNetModule) else network_of_layers(module)
+
+
+def network_of_layers(module: NodewiseModule) -> Figure:
+    """Layers of single units; the thicker the line to the output, the more l1 mass the output puts on the layer."""
+    parts = module.parts()
+    figure = Figure(figsize=(4, 1.2 * len(parts) + 2.4))
+    axes = figure.subplots()
+    top, most = len(parts) + 1, max((part.mass for part in parts), default=1.0) or 1.0
+    for part in parts:
+        axes.plot([0, 0], [part.depth - 1, part.depth], color="tab:gray", linewidth=0.8, zorder=1)
+        axes.plot([0, 1], [part.depth, top], color="tab:orange", linewidth=0.5 + 4 * part.mass / most, zorder=1)
+        _box(axes, 0, part.depth, f"{part.width} units", "tab:blue")
+    _box(axes, 0, 0, f"{module.num_features - 1} inputs", "tab:green")
+    _box(axes, 1, top, "output", "tab:orange")
+    axes.set_xlim(-0.8, 1.8)
+    axes.set_axis_off()
     return figure
 
 

@@ -20,6 +20,7 @@ from meristem.adaptive.adanet.candidates import Options
 from meristem.adaptive.adanet.complexity import margin_bound
 from meristem.adaptive.adanet.losses import LOSSES, Loss, Softmax, Squared
 from meristem.adaptive.adanet.network import AdaNetModule
+from meristem.adaptive.adanet.nodewise import NodeOptions, NodewiseModule, grow_nodes
 from meristem.adaptive.adanet.search import Search
 from meristem.adaptive.tensors import load_estimator, save_estimator
 from meristem.errors import MeristemError
@@ -36,7 +37,7 @@ class _AdaNet(BaseEstimator):
     max_rounds: int = 10
     max_depth: int = 3
     min_improvement: float = 1e-3
-    variant: Literal["base", "R", "P", "D", "SD"] = "base"
+    variant: Literal["base", "R", "P", "D", "SD", "CVX"] = "base"
     max_norm: float = 1.0
     p: float = 2.0
     project: bool = False
@@ -62,9 +63,12 @@ class _AdaNet(BaseEstimator):
         shares = weight / weight.sum()
         mean = shares @ x
         deviation = (shares @ (x - mean).square()).sqrt()
-        module = AdaNetModule(
-            mean, torch.where(deviation > 1e-12, deviation, torch.ones_like(deviation)), targets.shape[1]
-        )
+        scale = torch.where(deviation > 1e-12, deviation, torch.ones_like(deviation))
+        self._samples = float(weight.sum())
+        if self.variant == "CVX":
+            self._search_nodes(NodewiseModule(mean, scale), x, targets, shares, loss)
+            return
+        module = AdaNetModule(mean, scale, targets.shape[1])
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         held = None
         if self.validation_fraction:
@@ -88,7 +92,15 @@ class _AdaNet(BaseEstimator):
         )
         search.run()
         self.module_, self.history_ = search.module, search.history
-        self._samples = float(weight.sum())
+
+    def _search_nodes(self, module: NodewiseModule, x: Tensor, targets: Tensor, shares: Tensor, loss: Loss) -> None:
+        if targets.shape[1] != 1:
+            raise MeristemError(f"variant='CVX' is for two classes or regression, found {targets.shape[1]} classes")
+        options = NodeOptions(
+            self.max_steps, self.max_depth, self.adanet_lambda, self.adanet_beta, self.max_norm, self.p
+        )
+        self.history_ = grow_nodes(module, x, targets, shares, self._samples, loss, options, self._report)
+        self.module_ = module
 
     def _options(self) -> Options:
         names = ("width", "adanet_lambda", "adanet_beta", "max_norm", "p", "project", "variant", "connection_dropout", "max_steps",
@@ -107,7 +119,7 @@ class _AdaNet(BaseEstimator):
 
     @property
     def output_weights_(self) -> list[np.ndarray]:
-        """The weights of each block at the output (width, outputs)."""
+        """The weights of each part (block, or layer of single units) at the output (width, outputs)."""
         check_is_fitted(self, "module_")
         return [weights.numpy() for weights in self.module_.output_weights]
 
@@ -115,22 +127,19 @@ class _AdaNet(BaseEstimator):
     def num_parameters_(self) -> int:
         """Parameters of the learned network, output weights that are zero left out."""
         check_is_fitted(self, "module_")
-        of_blocks = sum(p.numel() for p in self.module_.blocks.parameters())
-        return of_blocks + sum(int((w != 0).sum()) for w in self.module_.output_weights)
+        return self.module_.num_used_parameters
 
     def summary(self) -> str:
         """The learned network, a line for each block."""
         check_is_fitted(self, "module_")
-        lines = [f"{'block':<6} {'depth':<6} {'width':<6} {'used':<6} {'|w|_1':<10} {'r':<10} objective"]
-        accepted = [record for record in self.history_ if "depth" in record]
-        for number, (weights, record) in enumerate(zip(self.output_weights_, accepted, strict=True), 1):
-            used, mass = int((weights != 0).any(1).sum()), float(np.abs(weights).sum())
-            lines.append(
-                f"{number:<6} {record['depth']:<6} {len(weights):<6} {used:<6} {mass:<10.4g} "
-                f"{record['complexity']:<10.4g} {record['objective']:.5f}"
-            )
-        lines.append(f"parameters {self.num_parameters_}")
-        return "\n".join(lines)
+        lines = [f"{'part':<6} {'depth':<6} {'width':<6} {'used':<6} {'|w|_1':<10} r"]
+        lines += [
+            f"{number:<6} {p.depth:<6} {p.width:<6} {p.used:<6} {p.mass:<10.4g} {p.complexity:.4g}"
+            for number, p in enumerate(self.module_.parts(), 1)
+        ]
+        return "\n".join(
+            [*lines, f"objective  {self.history_[-1]['objective']:.5f}", f"parameters {self.num_parameters_}"]
+        )
 
     def save(self, out: str | Path, overwrite: bool = False) -> None:
         """Write a directory of safetensors and JSON (no pickle); `load` reads it.
@@ -156,7 +165,8 @@ class _AdaNet(BaseEstimator):
         """What `save` wrote. Raises MeristemError if it is something else."""
         tensors, config = load_estimator(source, cls.__name__)
         estimator = cls(**config["options"])
-        estimator.module_ = AdaNetModule.of_layout(config["layout"], config["inputs"], config["outputs"])
+        kind = NodewiseModule if estimator.variant == "CVX" else AdaNetModule
+        estimator.module_ = kind.of_layout(config["layout"], config["inputs"], config["outputs"])
         estimator.module_.load_state_dict(tensors)
         estimator.history_, estimator._samples = config["history"], config["samples"]
         estimator.__dict__["n_features_in_"] = config["inputs"]
@@ -185,6 +195,7 @@ class AdaNetClassifier(ClassifierMixin, _AdaNet):
         loss: "logistic" or "exponential" for two classes (more classes: cross entropy).
         optimizer, learning_rate, max_steps, batch_size, patience: how a candidate is trained, and when it stops early.
         validation_fraction: judge candidates on held-out rows instead (no guarantee).
+        variant="CVX": single units in closed form instead of blocks (`nodewise`); `max_steps` then counts them.
         n_jobs: candidates trained at a time. checkpoint: a file that keeps finished rounds; a killed fit goes on from it.
 
     Attributes:
@@ -241,17 +252,15 @@ class AdaNetClassifier(ClassifierMixin, _AdaNet):
         Raises:
             MeristemError: for more than two classes, or an empty network.
         """
-        mass = sum(float(np.abs(w).sum()) for w in self.output_weights_)
+        parts = self.module_.parts()
+        mass = sum(part.mass for part in parts)
         if len(self.classes_) != 2 or not mass:
             raise MeristemError("the bound is stated for two classes and a network with at least one unit")
         signs = np.where(np.asarray(y) == self.classes_[1], 1.0, -1.0)
         below = float((signs * self.decision_function(X) / mass <= margin).mean())
-        accepted = [record for record in self.history_ if "depth" in record]
-        complexity = sum(
-            float(np.abs(w).sum()) / mass * record["complexity"] * 2 ** record["depth"]
-            for w, record in zip(self.output_weights_, accepted, strict=True)
-        )
-        return margin_bound(below, complexity, self.module_.depth, self._samples, margin, confidence)
+        complexity = sum(part.mass / mass * part.complexity * 2**part.depth for part in parts)
+        depth = max(part.depth for part in parts)
+        return margin_bound(below, complexity, depth, self._samples, margin, confidence)
 
     def _targets(self) -> dict[str, Any]:
         return {"classes": self.classes_.tolist()}

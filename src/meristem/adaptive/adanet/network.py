@@ -6,13 +6,59 @@ paper's bounds hold as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Units = list[list[Tensor]]  # for each block, the activities of its layers, (n, width) each
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the output reads of one depth: the units of a block, or of a layer of single units.
+
+    Args:
+        width: units. used: those with a weight at the output. mass: |w|_1 there. complexity: r of the units.
+    """
+
+    depth: int
+    width: int
+    used: int
+    mass: float
+    complexity: float
+
+
+def part_of(depth: int, weights: Tensor, complexity: float) -> Part:
+    """The part with output weights (width, outputs)."""
+    return Part(depth, len(weights), int((weights != 0).any(1).sum()), float(weights.abs().sum()), complexity)
+
+
+class FeatureModule(nn.Module):
+    """A module that reads Psi(x).
+
+    Args:
+        mean, scale: of the inputs (inputs,). num_outputs: outputs.
+    """
+
+    def __init__(self, mean: Tensor, scale: Tensor, num_outputs: int):
+        super().__init__()
+        self.num_outputs = num_outputs
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+        self.output_weights = nn.ParameterList()
+
+    @property
+    def num_features(self) -> int:
+        return len(self.get_buffer("mean")) + 1
+
+    def features(self, x: Tensor) -> Tensor:
+        """Psi(x) (n, num_features)."""
+        scaled = (x - self.get_buffer("mean")) / self.get_buffer("scale")
+        return torch.cat([scaled, torch.ones_like(x[:, :1])], 1)
 
 
 class Block(nn.Module):
@@ -66,24 +112,13 @@ class Block(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
 
-class AdaNetModule(nn.Module):
-    """f(x) = sum over blocks of h_block(x) w_block: what a search returns, ready for torch.export.
-
-    Args:
-        mean, scale: of the features (inputs,). num_outputs: outputs.
-    """
+class AdaNetModule(FeatureModule):
+    """f(x) = sum over blocks of h_block(x) w_block: what a search returns, ready for torch.export."""
 
     def __init__(self, mean: Tensor, scale: Tensor, num_outputs: int):
-        super().__init__()
-        self.num_outputs = num_outputs
-        self.register_buffer("mean", mean)
-        self.register_buffer("scale", scale)
+        super().__init__(mean, scale, num_outputs)
         self.blocks = nn.ModuleList()
-        self.output_weights = nn.ParameterList()
-
-    @property
-    def num_features(self) -> int:
-        return len(self.get_buffer("mean")) + 1
+        self.complexities: list[float] = []
 
     @property
     def widths(self) -> list[int]:
@@ -97,15 +132,22 @@ class AdaNetModule(nn.Module):
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def features(self, x: Tensor) -> Tensor:
-        """Psi(x) (n, num_features)."""
-        scaled = (x - self.get_buffer("mean")) / self.get_buffer("scale")
-        return torch.cat([scaled, torch.ones_like(x[:, :1])], 1)
+    def parts(self) -> list[Part]:
+        """What the output reads, block by block."""
+        triples = zip(self._blocks(), self.output_weights, self.complexities, strict=True)
+        return [part_of(block.depth, weights, r) for block, weights, r in triples]
 
-    def append(self, block: Block, weights: Tensor) -> None:
-        """Add a frozen block with its output weights (width, outputs)."""
+    @property
+    def num_used_parameters(self) -> int:
+        """Parameters, output weights that are zero left out."""
+        hidden = sum(p.numel() for p in self.blocks.parameters())
+        return hidden + sum(int((w != 0).sum()) for w in self.output_weights)
+
+    def append(self, block: Block, weights: Tensor, complexity: float) -> None:
+        """Add a frozen block with its output weights (width, outputs) and its r."""
         self.blocks.append(block.requires_grad_(False).eval())
         self.output_weights.append(nn.Parameter(weights, requires_grad=False))
+        self.complexities.append(complexity)
 
     def units(self, x: Tensor) -> Units:
         """The activities of all layers of all blocks."""
@@ -121,17 +163,20 @@ class AdaNetModule(nn.Module):
             total = total + units[-1] @ weights
         return total
 
-    def layout(self) -> list[dict[str, object]]:
+    def layout(self) -> list[dict[str, Any]]:
         """Each block's shape, from which `of_layout` builds it again."""
+        pairs = zip(self._blocks(), self.complexities, strict=True)
         return [
-            {"width": b.width, "reads": b.reads, "connection_dropout": b.connection_dropout} for b in self._blocks()
+            {"width": b.width, "reads": b.reads, "connection_dropout": b.connection_dropout, "complexity": r}
+            for b, r in pairs
         ]
 
     @classmethod
-    def of_layout(cls, layout: Sequence[dict[str, object]], inputs: int, outputs: int) -> AdaNetModule:
+    def of_layout(cls, layout: Sequence[Mapping[str, Any]], inputs: int, outputs: int) -> AdaNetModule:
         """An empty module of the given shape, to load weights into."""
         module = cls(torch.zeros(inputs, dtype=torch.float64), torch.ones(inputs, dtype=torch.float64), outputs)
         for entry in layout:
-            block = Block(module.num_features, earlier_widths=module.widths, **entry).double()  # pyright: ignore[reportArgumentType]
-            module.append(block, torch.zeros(block.width, outputs, dtype=torch.float64))
+            shape = {name: value for name, value in entry.items() if name != "complexity"}
+            block = Block(module.num_features, earlier_widths=module.widths, **shape).double()
+            module.append(block, torch.zeros(block.width, outputs, dtype=torch.float64), entry["complexity"])
         return module

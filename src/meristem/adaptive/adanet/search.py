@@ -113,7 +113,7 @@ class Search:
             ],
         }
         if accepted:
-            module.append(chosen.block, chosen.weights)
+            module.append(chosen.block, chosen.weights, chosen.complexity)
             record |= {"depth": chosen.block.depth, "complexity": chosen.complexity}
             self.report(f"round {number}: depth {chosen.block.depth}, objective {before:.5f} -> {scores[best]:.5f}")
         else:
