@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,6 +21,7 @@ from meristem.adaptive.adanet.losses import LOSSES, Loss, Softmax, Squared
 from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.adanet.nodewise import NodeOptions, NodewiseModule, grow_nodes
 from meristem.adaptive.adanet.search import Search
+from meristem.adaptive.targets import ClassLabels, ScaledTarget
 from meristem.adaptive.tensors import load_estimator, save_estimator
 from meristem.errors import MeristemError
 
@@ -181,7 +181,7 @@ class _AdaNet(BaseEstimator):
 
 
 @dataclass(eq=False, repr=False)
-class AdaNetClassifier(ClassifierMixin, _AdaNet):
+class AdaNetClassifier(ClassLabels, ClassifierMixin, _AdaNet):
     """A classifier whose layers are learned together with its weights (Cortes et al. 2017, arXiv 1607.01097).
 
     Each round proposes a block as deep as the network and one a layer deeper, trained with the network fixed; the better one
@@ -214,11 +214,8 @@ class AdaNetClassifier(ClassifierMixin, _AdaNet):
         if self.loss not in LOSSES:
             raise MeristemError(f"loss={self.loss!r} is not known; known: {', '.join(LOSSES)}")
         X, y = validate_data(self, X, y, dtype=np.float64)
-        check_classification_targets(y)
-        self.classes_, numbers = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"a classifier needs at least two classes, found 1 class: {self.classes_[0]!r}")
-        one_hot = F.one_hot(torch.as_tensor(numbers), len(self.classes_)).double()
+        numbers = self._read_labels(y)
+        one_hot = F.one_hot(numbers, len(self.classes_)).double()
         if len(self.classes_) == 2:
             self._search(X, one_hot[:, 1:] * 2 - 1, sample_weight, self._loss())
         else:
@@ -262,15 +259,9 @@ class AdaNetClassifier(ClassifierMixin, _AdaNet):
         depth = max(part.depth for part in parts)
         return margin_bound(below, complexity, depth, self._samples, margin, confidence)
 
-    def _targets(self) -> dict[str, Any]:
-        return {"classes": self.classes_.tolist()}
-
-    def _restore_targets(self, config: dict[str, Any]) -> None:
-        self.classes_ = np.array(config["classes"])
-
 
 @dataclass(eq=False, repr=False)
-class AdaNetRegressor(RegressorMixin, _AdaNet):
+class AdaNetRegressor(ScaledTarget, RegressorMixin, _AdaNet):
     """A regressor whose layers are learned together with its weights; half the squared error (of targets with deviation
     1) in place of Phi, else as `AdaNetClassifier`."""
 
@@ -287,19 +278,9 @@ class AdaNetRegressor(RegressorMixin, _AdaNet):
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
         if not weight.any():
             raise MeristemError("all sample weights are zero; at least one row must count")
-        self.target_mean_ = float(np.average(y, weights=weight))
-        self.target_scale_ = float(np.average((y - self.target_mean_) ** 2, weights=weight) ** 0.5) or 1.0
-        targets = torch.as_tensor((y - self.target_mean_) / self.target_scale_, dtype=torch.float64)
-        self._search(X, targets[:, None], weight, Squared())
+        self._search(X, self._read_target(y, weight), weight, Squared())
         return self
 
     def predict(self, X: Any) -> np.ndarray:
         """The predicted numbers (n_samples,)."""
-        outputs = self._outputs(X)[:, 0].numpy()
-        return outputs * self.target_scale_ + self.target_mean_
-
-    def _targets(self) -> dict[str, Any]:
-        return {"target_mean": self.target_mean_, "target_scale": self.target_scale_}
-
-    def _restore_targets(self, config: dict[str, Any]) -> None:
-        self.target_mean_, self.target_scale_ = config["target_mean"], config["target_scale"]
+        return self._unscaled(self._outputs(X))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,14 +10,12 @@ from typing import Any, cast
 
 import torch
 from joblib import Parallel, delayed
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from meristem.adaptive.adanet.candidates import Candidate, Options, Sample, propose
 from meristem.adaptive.adanet.losses import Loss
 from meristem.adaptive.adanet.network import AdaNetModule
-from meristem.errors import MeristemError
+from meristem.adaptive.state import keep_state, read_state
 
 
 @dataclass
@@ -137,29 +133,16 @@ class Search:
         return hashlib.sha256(said.encode() + held + data).hexdigest()
 
     def _save(self) -> None:
-        if not self.checkpoint:
-            return
-        path = Path(self.checkpoint)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        note = {"fingerprint": self._fingerprint(), "history": json.dumps(self.history)}
-        save_file(self.module.state_dict(), partial, {**note, "layout": json.dumps(self.module.layout())})
-        os.replace(partial, path)
+        if self.checkpoint:
+            note = {"history": self.history, "layout": self.module.layout()}
+            keep_state(Path(self.checkpoint), self._fingerprint(), self.module.state_dict(), note)
 
     def _restore(self) -> None:
-        if not self.checkpoint or not Path(self.checkpoint).exists():
+        kept = read_state(Path(self.checkpoint), self._fingerprint()) if self.checkpoint else None
+        if not kept:
             return
-        try:
-            with safe_open(self.checkpoint, framework="pt") as file:
-                note = file.metadata() or {}
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise MeristemError(f"{self.checkpoint} holds no search: {error}") from error
-        if note.get("fingerprint") != self._fingerprint():
-            raise MeristemError(
-                f"{self.checkpoint} is of other data or other options; choose another checkpoint or remove it"
-            )
+        state, note = kept
         inputs = self.module.num_features - 1
-        restored = AdaNetModule.of_layout(json.loads(note["layout"]), inputs, self.module.num_outputs)
+        restored = AdaNetModule.of_layout(note["layout"], inputs, self.module.num_outputs)
         restored.load_state_dict(state)
-        self.module, self.history = restored, json.loads(note["history"])
+        self.module, self.history = restored, note["history"]

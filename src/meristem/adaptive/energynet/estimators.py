@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from meristem.adaptive.energynet.structure import StructureOptions, learn_structure
 from meristem.adaptive.mlp import Training, mlp, train_supervised
+from meristem.adaptive.targets import ClassLabels, ScaledTarget
 from meristem.adaptive.tensors import generator_of, load_estimator, save_estimator
 from meristem.errors import MeristemError
 
@@ -218,7 +218,7 @@ def _parameters(sizes: list[int]) -> int:
 
 
 @dataclass(eq=False, repr=False)
-class EnergyNetClassifier(ClassifierMixin, _EnergyNet):
+class EnergyNetClassifier(ClassLabels, ClassifierMixin, _EnergyNet):
     """A classifier whose widths and depth are learned from the data's energy, without labels.
 
     Stage one learns layers (infinite RBMs, one on the other); stage two puts a linear output on top and trains the
@@ -246,11 +246,8 @@ class EnergyNetClassifier(ClassifierMixin, _EnergyNet):
             MeristemError: for options that make no sense. ValueError: for targets that are no classes.
         """
         X, y = validate_data(self, X, y, dtype=FLOATS)
-        check_classification_targets(y)
-        self.classes_, numbers = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"a classifier needs at least two classes, found 1 class: {self.classes_[0]!r}")
-        self._fit_network(X, torch.as_tensor(numbers, device=self.device), len(self.classes_))
+        numbers = self._read_labels(y).to(self.device)
+        self._fit_network(X, numbers, len(self.classes_))
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -262,15 +259,9 @@ class EnergyNetClassifier(ClassifierMixin, _EnergyNet):
         best = self._outputs(X).argmax(1).numpy()
         return self.classes_[best]
 
-    def _targets(self) -> dict[str, Any]:
-        return {"classes": self.classes_.tolist()}
-
-    def _restore_targets(self, config: dict[str, Any]) -> None:
-        self.classes_ = np.array(config["classes"])
-
 
 @dataclass(eq=False, repr=False)
-class EnergyNetRegressor(RegressorMixin, _EnergyNet):
+class EnergyNetRegressor(ScaledTarget, RegressorMixin, _EnergyNet):
     """A regressor whose widths and depth are learned without targets; options as in `EnergyNetClassifier`."""
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -280,17 +271,9 @@ class EnergyNetRegressor(RegressorMixin, _EnergyNet):
             MeristemError: for options that make no sense.
         """
         X, y = validate_data(self, X, y, dtype=FLOATS, y_numeric=True, ensure_min_samples=2)
-        self.target_mean_, self.target_scale_ = float(y.mean()), float(y.std()) or 1.0
-        targets = torch.as_tensor((y - self.target_mean_) / self.target_scale_, dtype=torch.float32, device=self.device)
-        self._fit_network(X, targets[:, None], 1)
+        self._fit_network(X, self._read_target(y).float().to(self.device), 1)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
         """The predicted numbers (n_samples,)."""
-        return self._outputs(X)[:, 0].double().numpy() * self.target_scale_ + self.target_mean_
-
-    def _targets(self) -> dict[str, Any]:
-        return {"target_mean": self.target_mean_, "target_scale": self.target_scale_}
-
-    def _restore_targets(self, config: dict[str, Any]) -> None:
-        self.target_mean_, self.target_scale_ = config["target_mean"], config["target_scale"]
+        return self._unscaled(self._outputs(X))

@@ -9,7 +9,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +17,7 @@ from meristem.adaptive.rbm.estimators import InfiniteRBM
 from meristem.adaptive.rbm.machine import Gradients, Machine
 from meristem.adaptive.rbm.training import Learner, Options
 from meristem.adaptive.rbm.visible import LabelledVisible, Visible
+from meristem.adaptive.targets import ClassLabels
 
 
 def label_free_energies(machine: Machine, v: Tensor, num_labels: int) -> Tensor:
@@ -30,7 +30,7 @@ def label_free_energies(machine: Machine, v: Tensor, num_labels: int) -> Tensor:
 
 
 @dataclass(eq=False, repr=False)
-class InfiniteRBMClassifier(ClassifierMixin, InfiniteRBM):
+class InfiniteRBMClassifier(ClassLabels, ClassifierMixin, InfiniteRBM):
     """An infinite RBM over data and one-hot labels, trained on -ln p(y | v) - generative_weight ln p(v, y)
     (hybrid objective of arXiv 1502.02476, section 6, after Larochelle & Bengio 2008).
 
@@ -57,11 +57,8 @@ class InfiniteRBMClassifier(ClassifierMixin, InfiniteRBM):
             MeristemError: as `InfiniteRBM.fit`. ValueError: for targets that are no classes.
         """
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
-        check_classification_targets(y)
-        self.classes_, numbers = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"a classifier needs at least two classes, found 1 class: {self.classes_[0]!r}")
-        labels = F.one_hot(torch.as_tensor(numbers), len(self.classes_)).to(self.device)
+        numbers = self._read_labels(y)
+        labels = F.one_hot(numbers, len(self.classes_)).to(self.device)
         inputs = self._read(X, reset=False)
         self._fit(torch.cat([inputs, labels.to(inputs.dtype)], 1))
         return self

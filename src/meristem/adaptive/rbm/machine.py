@@ -94,7 +94,7 @@ class Machine:
         mean = survival * torch.sigmoid(x)
         slope = survival.mean(0) * self.order.bias_slope(self.hidden_bias)
         return Gradients(
-            -(mean.T @ self.visible.scaled(v)) / len(v),
+            (mean / -len(v)).T @ self.visible.scaled(v),
             slope - mean.mean(0),
             self.visible.bias_gradient(v, self.visible_bias).mean(0),
         )

@@ -1,0 +1,57 @@
+"""What is predicted, as estimators keep it: classes by number, numbers at scale 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.multiclass import check_classification_targets
+from torch import Tensor
+
+
+class ClassLabels:
+    """A classifier's labels: `classes_`, and how files keep them."""
+
+    classes_: np.ndarray
+
+    def _read_labels(self, y: np.ndarray) -> Tensor:
+        """The number of each row's class (n_samples,); `classes_` is set.
+
+        Raises:
+            ValueError: for targets that are no classes, or of one class only.
+        """
+        check_classification_targets(y)
+        self.classes_, numbers = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"a classifier needs at least two classes, found 1 class: {self.classes_[0]!r}")
+        return torch.as_tensor(numbers)
+
+    def _targets(self) -> dict[str, Any]:
+        return {"classes": self.classes_.tolist()}
+
+    def _restore_targets(self, config: dict[str, Any]) -> None:
+        self.classes_ = np.array(config["classes"])
+
+
+class ScaledTarget:
+    """A regressor's target at mean 0 and deviation 1, and how files keep it."""
+
+    target_mean_: float
+    target_scale_: float
+
+    def _read_target(self, y: np.ndarray, weight: np.ndarray | None = None) -> Tensor:
+        """The scaled target (n_samples, 1), float64."""
+        self.target_mean_ = float(np.average(y, weights=weight))
+        self.target_scale_ = float(np.average((y - self.target_mean_) ** 2, weights=weight) ** 0.5) or 1.0
+        return torch.as_tensor((y - self.target_mean_) / self.target_scale_, dtype=torch.float64)[:, None]
+
+    def _unscaled(self, outputs: Tensor) -> np.ndarray:
+        """The target of outputs (n_samples, 1) -> (n_samples,)."""
+        return outputs[:, 0].double().numpy() * self.target_scale_ + self.target_mean_
+
+    def _targets(self) -> dict[str, Any]:
+        return {"target_mean": self.target_mean_, "target_scale": self.target_scale_}
+
+    def _restore_targets(self, config: dict[str, Any]) -> None:
+        self.target_mean_, self.target_scale_ = config["target_mean"], config["target_scale"]
