@@ -1,6 +1,6 @@
 """Structure that is learned: infinite Boltzmann machines, EnergyNet, AdaNet; behind scikit-learn's contract."""
 
-from meristem.adaptive.adanet import AdaNetClassifier, AdaNetRegressor
+from meristem.adaptive.adanet import AdaNetClassifier, AdaNetRegressor, EnsembleSearch, Subnetwork
 from meristem.adaptive.energynet import EnergyNetClassifier, EnergyNetRegressor
 from meristem.adaptive.rbm import RBM, InfiniteRBM, InfiniteRBMClassifier, OrderedRBM
 
@@ -10,7 +10,9 @@ __all__ = [
     "AdaNetRegressor",
     "EnergyNetClassifier",
     "EnergyNetRegressor",
+    "EnsembleSearch",
     "InfiniteRBM",
     "InfiniteRBMClassifier",
     "OrderedRBM",
+    "Subnetwork",
 ]

@@ -16,17 +16,33 @@ from meristem.adaptive.adanet.losses import Loss
 
 @dataclass(frozen=True)
 class Problem:
-    """One convex problem; `features` h (n, units), `offset` f and targets y (n, outputs), shares s (n,)."""
+    """One convex problem; `features` h (n, units), `offset` f and targets y (n, outputs), shares s (n,).
+
+    `gamma` is one price, or one for each weight (units, 1).
+    """
 
     loss: Loss
     offset: Tensor
     features: Tensor
     targets: Tensor
     shares: Tensor
-    gamma: float
+    gamma: float | Tensor
+
+    def start(self) -> Tensor:
+        """Weights of zero (units, outputs)."""
+        return self.features.new_zeros(self.features.shape[1], self.offset.shape[1])
+
+    def applied(self, w: Tensor) -> Tensor:
+        """What the weights add to the outputs (n, outputs): a linear map."""
+        return self.features @ w
+
+    def adjoint(self, slope: Tensor) -> Tensor:
+        """The transpose of `applied`: from (n, outputs) to the weights' shape."""
+        return self.features.T @ slope
 
     def outputs(self, w: Tensor) -> Tensor:
-        return self.offset + self.features @ w
+        """The offset and what the weights add."""
+        return self.offset + self.applied(w)
 
     def smooth(self, w: Tensor) -> Tensor:
         """The loss alone, a number."""
@@ -34,16 +50,16 @@ class Problem:
 
     def value(self, w: Tensor) -> Tensor:
         """G(w)."""
-        return self.smooth(w) + self.gamma * w.abs().sum()
+        return self.smooth(w) + (self.gamma * w.abs()).sum()
 
     def gradient(self, w: Tensor) -> Tensor:
         """The loss's derivative by w (units, outputs)."""
-        return self.features.T @ (self.shares[:, None] * self.loss.slope(self.outputs(w), self.targets))
+        return self.adjoint(self.shares[:, None] * self.loss.slope(self.outputs(w), self.targets))
 
     def curved(self, w: Tensor, direction: Tensor) -> Tensor:
         """The loss's second derivative at w applied to a direction (units, outputs)."""
-        bent = self.loss.curvature(self.outputs(w), self.targets, self.features @ direction)
-        return self.features.T @ (self.shares[:, None] * bent)
+        bent = self.loss.curvature(self.outputs(w), self.targets, self.applied(direction))
+        return self.adjoint(self.shares[:, None] * bent)
 
     def violation(self, w: Tensor) -> float:
         """By how much the optimality (KKT) conditions fail: 0 at the minimum."""
@@ -60,7 +76,7 @@ def refit(problem: Problem, tolerance: float = 1e-12, rounds: int = 12, newton_s
     all classes, or where no minimum exists (gamma 0 and classes that a plane separates), it is the best point of the
     steps made; `Problem.violation` says how good.
     """
-    w = problem.features.new_zeros(problem.features.shape[1], problem.offset.shape[1])
+    w = problem.start()
     if not w.numel():
         return w
     step, best = 1.0, float("inf")

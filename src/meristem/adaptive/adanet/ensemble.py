@@ -1,0 +1,258 @@
+"""AdaNet as a framework: any modules, proposed by a generator round by round, mixed into an ensemble (Weill et al. 2019).
+
+Other than in the paper's algorithm, a sub-network is trained on its own loss and all mixture weights are fitted anew in every round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from meristem.adaptive.adanet.losses import Loss, Softmax, Squared
+from meristem.adaptive.adanet.mixtures import Said, fit_mixture
+from meristem.adaptive.state import keep_state, read_state
+from meristem.errors import MeristemError
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+Strategy = Literal["grow", "solo", "all"]
+
+
+@dataclass
+class Subnetwork:
+    """A proposal.
+
+    Args:
+        name: unique within its round. module: x -> logits (n, outputs), or (last_layer, logits) for matrix mixtures.
+        complexity: r, its share of the price. learning_rate: of its training.
+    """
+
+    name: str
+    module: nn.Module
+    complexity: float = 0.0
+    learning_rate: float = 1e-3
+
+    def say(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """last_layer (n, units) and logits (n, outputs); the logits twice where the module gives no layer."""
+        said = self.module(x)
+        return said if isinstance(said, tuple) else (said, said)
+
+
+class Generator(Protocol):
+    """Proposes sub-networks; the same ones, but for their random weights, each time it is asked about a round."""
+
+    def __call__(self, round_number: int, ensemble: Ensemble) -> Sequence[Subnetwork]:
+        """The proposals of a round, given the ensemble so far."""
+        ...
+
+
+class Ensemble(nn.Module):
+    """The mixture of its members: a plain module, x -> outputs (n, outputs).
+
+    Attributes:
+        subnetworks: the members. mixture_weights: a tensor for each, as `fit_mixture` shapes them.
+    """
+
+    def __init__(self, mixture: str):
+        super().__init__()
+        self.mixture = mixture
+        self.subnetworks: list[Subnetwork] = []
+        self.members = nn.ModuleList()
+        self.mixture_weights: list[Tensor] = []
+
+    def set_members(self, subnetworks: Sequence[Subnetwork], weights: Sequence[Tensor]) -> None:
+        """Replace all members."""
+        self.subnetworks, self.mixture_weights = list(subnetworks), [w.detach() for w in weights]
+        self.members = nn.ModuleList(sub.module for sub in subnetworks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mixed logits."""
+        total: Tensor | float = 0.0
+        for sub, weights in zip(self.subnetworks, self.mixture_weights, strict=True):
+            last_layer, logits = sub.say(x)
+            weights = weights.to(logits)
+            total = total + (last_layer @ weights if self.mixture == "matrix" else logits * weights)
+        if not isinstance(total, Tensor):
+            raise MeristemError("an ensemble without members has no outputs")
+        return total
+
+    def summary(self) -> str:
+        """A line for each member: name, complexity, |w|_1."""
+        pairs = zip(self.subnetworks, self.mixture_weights, strict=True)
+        return "\n".join(f"{s.name:<24} r {s.complexity:<10.4g} |w|_1 {float(w.abs().sum()):.4g}" for s, w in pairs)
+
+
+@dataclass
+class EnsembleSearch:
+    """Grow an ensemble round by round; a round is refused, and the search ends, when no candidate beats the ensemble.
+
+    Args:
+        generator: proposes. data: batches (x, y) that can be gone through many times; y whole numbers (classes) or (n, outputs) numbers.
+        mixture: "scalar", "vector", "matrix" or "mean". strategies: "grow" (old and one new), "solo" (one new alone), "all" (old and all new).
+        evaluator: the ensemble -> a number to minimise; by default the objective on `data` with the prices
+            adanet_lambda r + adanet_beta.
+        distillation: weight of a cross entropy towards the ensemble so far, in each proposal's training (born-again AdaNet).
+        force_grow: take the best candidate even if it is worse. seed: all randomness follows from it and the round.
+        checkpoint: a file of finished rounds, from which a killed search goes on.
+    """
+
+    generator: Generator
+    data: Batches
+    num_outputs: int
+    mixture: Literal["scalar", "vector", "matrix", "mean"] = "scalar"
+    strategies: Sequence[Strategy] = ("grow",)
+    rounds: int = 3
+    steps: int = 500
+    adanet_lambda: float = 0.0
+    adanet_beta: float = 0.0
+    evaluator: Callable[[Ensemble], float] | None = None
+    distillation: float = 0.0
+    force_grow: bool = False
+    seed: int = 0
+    checkpoint: str | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self) -> Ensemble:
+        """The ensemble; `history` holds a record for each round.
+
+        Raises:
+            MeristemError: for unknown mixtures and strategies, names that are not unique, outputs of a wrong shape.
+        """
+        unknown = set(self.strategies) - {"grow", "solo", "all"}
+        if unknown or not self.strategies:
+            raise MeristemError(f"strategies are of grow, solo, all; got {', '.join(map(repr, self.strategies))}")
+        ensemble = self._restored()
+        targets = self._targets()
+        for number in range(len(self.history) + 1, self.rounds + 1):
+            if self.history and self.history[-1].get("refused"):
+                break
+            self._round(number, ensemble, targets)
+            if self.checkpoint:
+                weights = {f"weights.{k}": w for k, w in enumerate(ensemble.mixture_weights)}
+                state = {**ensemble.members.state_dict(), **weights}
+                keep_state(Path(self.checkpoint), self._fingerprint(), state, self.history)
+        return ensemble
+
+    def _targets(self) -> Tensor:
+        y = torch.cat([y for _, y in self.data])
+        if y.is_floating_point():
+            return y.double().reshape(len(y), -1)
+        return F.one_hot(y, self.num_outputs).double()
+
+    def _loss(self) -> Loss:
+        return Squared() if next(iter(self.data))[1].is_floating_point() else Softmax()
+
+    def _round(self, number: int, ensemble: Ensemble, targets: Tensor) -> None:
+        proposals = self._proposals(number, ensemble)
+        for position, sub in enumerate(proposals):
+            self._train(sub, ensemble, self._seed(number, position))
+        old = list(ensemble.subnetworks)
+        known = {id(sub): self._said(sub) for sub in (*old, *proposals)}
+        candidates: dict[str, list[Subnetwork]] = {}
+        for strategy in self.strategies:
+            if strategy == "all":
+                candidates["all"] = [*old, *proposals]
+            else:
+                candidates |= {f"{strategy} {s.name}": [*(old if strategy == "grow" else []), s] for s in proposals}
+        scores, fits = {}, {}
+        for name, members in candidates.items():
+            fits[name], objective = self._fit(members, known, targets)
+            scores[name] = self._score(members, fits[name], objective)
+        best = min(scores, key=lambda name: scores[name] if scores[name] == scores[name] else float("inf"))
+        before = self.history[-1]["score"] if self.history else float("inf")
+        record: dict[str, Any] = {"round": number, "candidates": scores}
+        if scores[best] < before or self.force_grow:
+            ensemble.set_members(candidates[best], fits[best])
+            places = [[sub is member for sub in (*old, *proposals)].index(True) for member in candidates[best]]
+            record |= {"chosen": best, "score": scores[best], "members": places}
+        else:
+            record |= {"refused": True, "score": before, "members": list(range(len(old)))}
+        self.history.append(record)
+
+    def _proposals(self, number: int, ensemble: Ensemble) -> list[Subnetwork]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed(number, -1))
+            proposals = list(self.generator(number, ensemble))
+        names = [sub.name for sub in proposals]
+        if not proposals or len(set(names)) < len(names):
+            raise MeristemError(f"a generator gives at least one proposal and unique names, got {names}")
+        return proposals
+
+    def _train(self, sub: Subnetwork, ensemble: Ensemble, seed: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            optimizer = torch.optim.Adam(sub.module.parameters(), lr=sub.learning_rate)
+            sub.module.train()
+            endless = itertools.chain.from_iterable(itertools.repeat(self.data))
+            for x, y in itertools.islice(endless, self.steps):
+                logits = sub.say(x)[1]
+                if logits.shape != (len(x), self.num_outputs):
+                    raise MeristemError(
+                        f"{sub.name} gives logits of shape {tuple(logits.shape)}, asked for {(len(x), self.num_outputs)}"
+                    )
+                loss = self._training_loss(logits, y)
+                if self.distillation and ensemble.subnetworks:
+                    with torch.no_grad():
+                        teacher = ensemble(x)
+                    target = teacher if y.is_floating_point() else torch.softmax(teacher, 1)
+                    loss = loss + self.distillation * self._training_loss(logits, target, soft=True)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        sub.module.eval().requires_grad_(False)
+
+    def _training_loss(self, logits: Tensor, y: Tensor, soft: bool = False) -> Tensor:
+        if isinstance(self._loss(), Squared):
+            return F.mse_loss(logits, y.reshape(logits.shape).to(logits))
+        return F.cross_entropy(logits, y if soft else y.long())
+
+    def _said(self, sub: Subnetwork) -> Said:
+        with torch.no_grad():
+            parts = [sub.say(x) for x, _ in self.data]
+        return Said(*(torch.cat(tensors).double() for tensors in zip(*parts, strict=True)))
+
+    def _fit(self, members: list[Subnetwork], known: dict[int, Said], targets: Tensor) -> tuple[list[Tensor], float]:
+        prices = [self.adanet_lambda * sub.complexity + self.adanet_beta for sub in members]
+        return fit_mixture(self.mixture, [known[id(sub)] for sub in members], prices, targets, self._loss())
+
+    def _score(self, members: list[Subnetwork], weights: list[Tensor], objective: float) -> float:
+        if self.evaluator is None:
+            return objective
+        candidate = Ensemble(self.mixture)
+        candidate.set_members(members, weights)
+        with torch.no_grad():
+            return float(self.evaluator(candidate))
+
+    def _seed(self, number: int, position: int) -> int:
+        digest = hashlib.sha256(f"{self.seed} {number} {position}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") >> 1
+
+    def _fingerprint(self) -> str:
+        options = (self.mixture, tuple(self.strategies), self.steps, self.adanet_lambda, self.adanet_beta)
+        more = (self.distillation, self.force_grow, self.seed, self.num_outputs)
+        x, y = next(iter(self.data))
+        return hashlib.sha256(repr((options, more)).encode() + x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
+
+    def _restored(self) -> Ensemble:
+        """The ensemble of the finished rounds: its members' shapes from the generator, their weights from the file."""
+        ensemble = Ensemble(self.mixture)
+        kept = read_state(Path(self.checkpoint), self._fingerprint()) if self.checkpoint else None
+        if not kept:
+            return ensemble
+        state, history = kept
+        for record in history:
+            pool = [*ensemble.subnetworks, *self._proposals(record["round"], ensemble)]
+            members = [pool[place] for place in record["members"]]
+            ensemble.set_members(members, [torch.zeros(()) for _ in members])
+        ensemble.mixture_weights = [state.pop(f"weights.{k}") for k in range(len(ensemble.subnetworks))]
+        ensemble.members.load_state_dict(state)
+        ensemble.eval().requires_grad_(False)
+        self.history = history
+        return ensemble

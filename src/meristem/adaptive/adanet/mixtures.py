@@ -1,0 +1,93 @@
+"""Mixture weights of an ensemble: one number, one vector or one matrix for each sub-network (Weill et al. 2019, section 3).
+
+The ensemble is linear in its weights, so they are fitted by the same convex solver as everywhere in AdaNet: the penalty counts once
+and zeros are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from meristem.adaptive.adanet.losses import Loss
+from meristem.adaptive.adanet.refit import Problem, refit
+from meristem.errors import MeristemError
+
+MIXTURES = ("scalar", "vector", "matrix", "mean")
+
+
+@dataclass(frozen=True)
+class _Scalars(Problem):
+    """`features` are the members' logits (n, outputs, members); weights (members, 1)."""
+
+    def start(self) -> Tensor:
+        return self.features.new_zeros(self.features.shape[2], 1)
+
+    def applied(self, w: Tensor) -> Tensor:
+        return (self.features @ w)[:, :, 0]
+
+    def adjoint(self, slope: Tensor) -> Tensor:
+        return torch.einsum("nkm,nk->m", self.features, slope)[:, None]
+
+
+@dataclass(frozen=True)
+class _Vectors(Problem):
+    """`features` are the members' logits (n, outputs, members); weights (members, outputs)."""
+
+    def start(self) -> Tensor:
+        return self.features.new_zeros(self.features.shape[2], self.features.shape[1])
+
+    def applied(self, w: Tensor) -> Tensor:
+        return torch.einsum("nkm,mk->nk", self.features, w)
+
+    def adjoint(self, slope: Tensor) -> Tensor:
+        return torch.einsum("nkm,nk->mk", self.features, slope)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one member says of all rows, in float64: last_layer (n, units), logits (n, outputs)."""
+
+    last_layer: Tensor
+    logits: Tensor
+
+
+def fit_mixture(
+    kind: str, members: Sequence[Said], prices: Sequence[float], targets: Tensor, loss: Loss
+) -> tuple[list[Tensor], float]:
+    """The best weights of each member, and the objective: mean loss + sum of prices |w|_1.
+
+    Args:
+        kind: "scalar": w logits, weights of shape (); "vector": (outputs,); "matrix": last_layer W, (units, outputs); "mean": 1 / members,
+            not fitted.
+        prices: Gamma of each member. targets: (n, outputs).
+
+    Raises:
+        MeristemError: for an unknown kind.
+    """
+    if kind not in MIXTURES:
+        raise MeristemError(f"mixture={kind!r} is not known; known: {', '.join(MIXTURES)}")
+    rows = len(targets)
+    shares = targets.new_full((rows,), 1 / rows)
+    offset = torch.zeros_like(targets)
+    if kind == "mean":
+        weights = [targets.new_tensor(1 / len(members)) for _ in members]
+        outputs = torch.stack([member.logits for member in members]).mean(0)
+        paid = sum(price / len(members) for price in prices)
+        return weights, float(shares @ loss.value(outputs, targets)) + paid
+    if kind == "matrix":
+        sizes = [member.last_layer.shape[1] for member in members]
+        features = torch.cat([member.last_layer for member in members], 1)
+        gamma = torch.cat([targets.new_full((n, 1), price) for n, price in zip(sizes, prices, strict=True)])
+        problem = Problem(loss, offset, features, targets, shares, gamma)
+    else:
+        chosen = _Scalars if kind == "scalar" else _Vectors
+        features = torch.stack([member.logits for member in members], 2)
+        problem = chosen(loss, offset, features, targets, shares, targets.new_tensor(prices)[:, None])
+        sizes = [1] * len(members)
+    found = refit(problem, tolerance=1e-8, rounds=4, newton_steps=4)
+    split = list(found.split(sizes)) if kind == "matrix" else [row if kind == "vector" else row[0] for row in found]
+    return split, float(problem.value(found))
