@@ -258,7 +258,7 @@ def test_save_load_and_export(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variant": "Q"}, "known: base, R, P, D, SD"),
+        ({"variant": "Q"}, "known: base, R, P, D, SD, CVX"),
         ({"optimizer": "lion"}, "known: adam, sgd"),
         ({"loss": "hinge"}, "known: logistic, exponential"),
         ({"width": 0}, "width"),

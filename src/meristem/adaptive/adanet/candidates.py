@@ -51,7 +51,7 @@ class Options:
     def check(self) -> None:
         """Raises MeristemError for values that make no sense."""
         if self.variant not in VARIANTS:
-            raise MeristemError(f"variant={self.variant!r} is not known; known: {', '.join(VARIANTS)}")
+            raise MeristemError(f"variant={self.variant!r} is not known; known: {', '.join(VARIANTS)}, CVX")
         if self.optimizer not in OPTIMIZERS:
             raise MeristemError(f"optimizer={self.optimizer!r} is not known; known: {', '.join(OPTIMIZERS)}")
         if self.width < 1 or self.batch_size < 1 or self.max_steps < 0:
