@@ -290,7 +290,7 @@ def speed(setting: dict[str, Any]) -> dict[str, Any]:
     for dtype in (np.float64, np.float32):
         plain, typed = PlainNumPy(weights, dtype), rows.astype(dtype)
         sides[f"NumPy {dtype.__name__}"] = lambda k, plain=plain, typed=typed: plain.update(typed[k])
-    bernoulli = BernoulliRBM(500, batch_size=64, random_state=0).partial_fit(rows[0])
+    bernoulli = BernoulliRBM(500, batch_size=64, random_state=0)
     sides["scikit-learn BernoulliRBM (PCD-1)"] = lambda k: bernoulli.partial_fit(rows[k])
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(9):
