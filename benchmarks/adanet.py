@@ -16,13 +16,11 @@ import platform
 import sys
 import time
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.colors import rgb_to_hsv
-from scipy.stats import ttest_rel
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -30,6 +28,10 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from paired import say, summary
 
 from meristem.adaptive import AdaNetClassifier
 from meristem.checkpoints.write import write_json
@@ -54,10 +56,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "large": {"pairs": list(PAPER), "folds": 10, "steps": 10_000, "rounds": 30, "table_folds": 10},
 }
-
-
-def say(*words: object) -> None:
-    print(*words, file=sys.stderr, flush=True)
 
 
 def features(images: np.ndarray) -> np.ndarray:
@@ -137,23 +135,10 @@ def pairs(setting: dict[str, Any], kept: dict[str, Any], save: Any) -> dict[str,
                 result[side].append(record)
             say(name, fold, {side: round(r[-1]["accuracy"], 4) for side, r in result.items()})
         kept[name] = {"chosen": {s: repr(sides(setting, 0)[s][k]) for s, k in chosen.items()}, "folds": result,
-                      "summary": summary({s: [r["accuracy"] for r in records] for s, records in result.items()}),
+                      "summary": summary({s: [r["accuracy"] for r in records] for s, records in result.items()}, "AdaNet"),
                       "paper": dict(zip(("AdaNet", "logistic regression", "one-layer network"), PAPER[name], strict=True))}  # fmt: skip
         save(kept)
     return kept
-
-
-def summary(scores: dict[str, list[float]]) -> dict[str, Any]:
-    return {
-        side: {
-            "mean": mean(values),
-            "sd": stdev(values),
-            "p_against_AdaNet": None
-            if side == "AdaNet" or values == scores["AdaNet"]
-            else float(ttest_rel(scores["AdaNet"], values).pvalue),
-        }
-        for side, values in scores.items()
-    }
 
 
 def tables(setting: dict[str, Any], kept: dict[str, Any], save: Any) -> dict[str, Any]:
@@ -187,7 +172,7 @@ def tables(setting: dict[str, Any], kept: dict[str, Any], save: Any) -> dict[str
                 best = trials[int(np.argmax([t.fit(x[inner], y[inner]).score(x[valid], y[valid]) for t in trials]))]
                 scores.setdefault(side, []).append(float(best.fit(x[rows], y[rows]).score(x[test], y[test])))
             say(name, fold, {side: round(values[-1], 4) for side, values in scores.items()})
-        kept[name] = {"scores": scores, "summary": summary(scores)}
+        kept[name] = {"scores": scores, "summary": summary(scores, "AdaNet")}
         save(kept)
     return kept
 

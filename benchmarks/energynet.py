@@ -17,18 +17,22 @@ import platform
 import sys
 import time
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr, ttest_rel
+from scipy.stats import spearmanr
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from sklearn.neural_network import BernoulliRBM, MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from paired import say, summary
 
 from meristem.adaptive import RBM, EnergyNetClassifier, InfiniteRBM
 from meristem.adaptive.pictures import filters, posterior_over_units, save_figure, width_over_training
@@ -53,10 +57,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SIDES = {"RBM-100": (RBM, {"n_components": 100}), "RBM-500": (RBM, {"n_components": 500}), "iRBM": (InfiniteRBM, {})}
-
-
-def say(*words: object) -> None:
-    print(*words, file=sys.stderr, flush=True)
 
 
 # -- likelihood ---------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def pictures(name: str, model: InfiniteRBM, data: np.ndarray) -> None:
 # -- complexity ---------------------------------------------------------------------------------------------------------
 
 
-def bars(count: int, seed: int, rows: int = 2000) -> np.ndarray:
+def bars(count: int, seed: int = 0, rows: int = 2000) -> np.ndarray:
     """144 pixels in 16 strips, `count` of which are on or off each by itself (0.3); two pixels in a hundred flip."""
     draw = np.random.default_rng(seed)
     on = draw.random((rows, count)) < 0.3
@@ -216,17 +216,8 @@ def accuracy(setting: dict[str, Any]) -> dict[str, Any]:
                 best = trials[int(np.argmax(chosen))].fit(x[rows], bunch.target[rows])
                 scores[side].append(float(best.score(x[test], bunch.target[test])))
             say(name, fold, {side: round(values[-1], 4) for side, values in scores.items()})
-        table[name] = {
-            side: {
-                "scores": values,
-                "mean": mean(values),
-                "sd": stdev(values),
-                "p_against_EnergyNet": None
-                if side == "EnergyNet" or values == scores["EnergyNet"]
-                else float(ttest_rel(scores["EnergyNet"], values).pvalue),
-            }
-            for side, values in scores.items()
-        }
+        compared = summary(scores, "EnergyNet")
+        table[name] = {side: {"scores": values, **compared[side]} for side, values in scores.items()}
     return {"trials_per_side": 6, "folds": setting["folds"], "sets": table}
 
 

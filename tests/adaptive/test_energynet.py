@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from energynet import bars
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
-from test_rbm import bars
 
 import meristem as ms
 from meristem.adaptive import EnergyNetClassifier, EnergyNetRegressor

@@ -1,21 +1,15 @@
 """From a table to a learned network: reading, the one command, what it leaves, what it refuses."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from command_line import meristem
 
 import meristem as ms
 from meristem.adaptive import AdaNetClassifier, EnergyNetRegressor
 from meristem.adaptive.learn import learn, new_estimator
 from meristem.adaptive.tables import open_table
-
-
-def meristem(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "meristem.cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from energynet import bars
 from scipy.stats import spearmanr
 from sklearn.datasets import load_digits
 from sklearn.pipeline import make_pipeline
@@ -13,16 +14,6 @@ from meristem.adaptive import RBM, InfiniteRBM, InfiniteRBMClassifier, OrderedRB
 from meristem.adaptive.rbm.order import Infinite
 from meristem.adaptive.rbm.training import Learner, Options
 from meristem.adaptive.rbm.visible import BinaryVisible
-
-
-def bars(count, rows=2000, seed=0):
-    """Images of 144 pixels in 16 strips, `count` of which are on or off each by itself; two pixels in a hundred flip."""
-    draw = np.random.default_rng(seed)
-    on = draw.random((rows, count)) < 0.3
-    images = np.zeros((rows, 144), np.float32)
-    for strip, pixels in enumerate(np.array_split(np.arange(144), 16)[:count]):
-        images[np.ix_(on[:, strip], pixels)] = 1
-    return np.abs(images - (draw.random(images.shape) < 0.02)).astype(np.float32)
 
 
 @parametrize_with_checks(

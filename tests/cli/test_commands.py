@@ -9,13 +9,9 @@ import sys
 import pico
 import pytest
 import yaml
+from command_line import meristem
 
 SPIED = "import sys; from meristem.cli.main import main\ntry: main()\nfinally: print('torch' in sys.modules)"
-
-
-def meristem(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "meristem.cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

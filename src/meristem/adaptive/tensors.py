@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from sklearn.utils import check_random_state
 from torch import Tensor
 
@@ -22,6 +23,12 @@ def generator_of(random_state: Any, device: str = "cpu") -> torch.Generator:
     """A torch generator seeded from what scikit-learn calls a random state (None, a number or a RandomState)."""
     seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
     return torch.Generator(device).manual_seed(seed)
+
+
+def seed_of(seed: int, number: int, which: int) -> int:
+    """A seed for one part of one round, a pure function of the three."""
+    digest = hashlib.sha256(f"{seed} {number} {which}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
 
 
 def batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -49,8 +56,7 @@ def load_estimator(source: str | Path, kind: str) -> tuple[dict[str, Tensor], di
     folder = Path(source)
     try:
         config = json.loads((folder / "config.json").read_text())
-        with safe_open(folder / "model.safetensors", framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = load_file(folder / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise MeristemError(
             f"{source} holds no saved estimator (model.safetensors and config.json): {error}"

@@ -153,8 +153,6 @@ def learn(
     test_share: float,
     overwrite: bool,
 ) -> None:
-    if out.exists() and not overwrite:
-        raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
     from meristem.adaptive.learn import learn as learn_table
     from meristem.adaptive.tables import open_table
 

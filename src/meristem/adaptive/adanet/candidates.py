@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -100,14 +100,12 @@ class Candidate:
 
     block: Block
     weights: Tensor
-    activities: list[Tensor]
     complexity: float
     penalty: float
     objective: float
     steps: int
     seconds: float
     violation: float
-    losses: list[float] = field(default_factory=list)
 
 
 def complexity_of(block_widths: list[int], sample: Sample, activities: Tensor | None, options: Options) -> float:
@@ -133,9 +131,6 @@ def propose(
     known = range(len(earlier) - 1, len(earlier)) if options.variant == "P" and earlier else range(len(earlier))
     reads = [[b for b in known if earlier[b][1] >= layer] for layer in range(1, depth)]
     dropout = options.connection_dropout if options.variant == "D" else 0.0
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    block = Block(sample.features.shape[1], options.width, reads, [w for w, _ in earlier], dropout).double()
     outputs = sample.targets.shape[1]
     weights = nn.Parameter(
         torch.randn(options.width, outputs, generator=generator, dtype=torch.float64) / options.width
@@ -144,20 +139,20 @@ def propose(
     price = 0.0
     if options.variant == "R":
         price = options.adanet_lambda * complexity_of(widths, sample, None, options) + options.adanet_beta
-    losses, steps = _train(block, weights, sample, options, loss, price, generator)
-    torch.random.set_rng_state(state)
+    with torch.random.fork_rng(devices=[]):  # of the block's first weights, and its dropout
+        torch.manual_seed(seed)
+        block = Block(sample.features.shape[1], options.width, reads, [w for w, _ in earlier], dropout).double()
+        steps = _train(block, weights, sample, options, loss, price, generator)
     block.eval()
     with torch.no_grad():
-        activities = block(sample.features, sample.units)
-        r = complexity_of(widths, sample, activities[-1], options)
+        activities = block(sample.features, sample.units)[-1]
+        r = complexity_of(widths, sample, activities, options)
         gamma = options.adanet_lambda * r + options.adanet_beta
-        problem = Problem(loss, sample.offset, activities[-1], sample.targets, sample.shares, gamma)
+        problem = Problem(loss, sample.offset, activities, sample.targets, sample.shares, gamma)
         best = refit(problem) if outputs == 1 else refit(problem, tolerance=1e-6, rounds=2, newton_steps=2)
         penalty = gamma * float(best.abs().sum())
         objective, violation = float(problem.value(best)), problem.violation(best)
-    return Candidate(
-        block, best, activities, r, penalty, objective, steps, time.perf_counter() - began, violation, losses
-    )
+    return Candidate(block, best, r, penalty, objective, steps, time.perf_counter() - began, violation)
 
 
 def _train(
@@ -168,7 +163,8 @@ def _train(
     loss: Loss,
     price: float,
     generator: torch.Generator,
-) -> tuple[list[float], int]:
+) -> int:
+    """Train in place; the number of steps made."""
     parameters = [*block.parameters(), weights]
     kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.SGD
     optimizer = kind(parameters, lr=options.learning_rate)
@@ -193,5 +189,5 @@ def _train(
             total = 0.0
             stale = stale + 1 if len(losses) > 1 and losses[-1] > min(losses[:-1]) * (1 - options.min_gain) else 0
             if stale >= options.patience:
-                return losses, step
-    return losses, options.max_steps
+                return step
+    return options.max_steps

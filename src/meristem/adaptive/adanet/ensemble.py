@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from meristem.adaptive.adanet.losses import Loss, Softmax, Squared
-from meristem.adaptive.adanet.mixtures import Said, fit_mixture
+from meristem.adaptive.adanet.mixtures import Said, check_mixture, fit_mixture
 from meristem.adaptive.state import keep_state, read_state
+from meristem.adaptive.tensors import seed_of
 from meristem.errors import MeristemError
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -94,7 +95,7 @@ class EnsembleSearch:
     """Grow an ensemble round by round; a round is refused, and the search ends, when no candidate beats the ensemble.
 
     Args:
-        generator: proposes. data: batches (x, y) that can be gone through many times; y whole numbers (classes) or (n, outputs) numbers.
+        generator: proposes. data: batches (x, y) that can be gone through many times, shuffled anew if they like (one pass is kept to judge by); y whole numbers (classes) or (n, outputs) numbers.
         mixture: "scalar", "vector", "matrix" or "mean". strategies: "grow" (old and one new), "solo" (one new alone), "all" (old and all new).
         evaluator: the ensemble -> a number to minimise; by default the objective on `data` with the prices
             adanet_lambda r + adanet_beta.
@@ -128,6 +129,9 @@ class EnsembleSearch:
         unknown = set(self.strategies) - {"grow", "solo", "all"}
         if unknown or not self.strategies:
             raise MeristemError(f"strategies are of grow, solo, all; got {', '.join(map(repr, self.strategies))}")
+        check_mixture(self.mixture)
+        self._rows = list(self.data)
+        self._loss: Loss = Squared() if self._rows[0][1].is_floating_point() else Softmax()
         ensemble = self._restored()
         targets = self._targets()
         for number in range(len(self.history) + 1, self.rounds + 1):
@@ -141,18 +145,15 @@ class EnsembleSearch:
         return ensemble
 
     def _targets(self) -> Tensor:
-        y = torch.cat([y for _, y in self.data])
+        y = torch.cat([y for _, y in self._rows])
         if y.is_floating_point():
             return y.double().reshape(len(y), -1)
         return F.one_hot(y, self.num_outputs).double()
 
-    def _loss(self) -> Loss:
-        return Squared() if next(iter(self.data))[1].is_floating_point() else Softmax()
-
     def _round(self, number: int, ensemble: Ensemble, targets: Tensor) -> None:
         proposals = self._proposals(number, ensemble)
         for position, sub in enumerate(proposals):
-            self._train(sub, ensemble, self._seed(number, position))
+            self._train(sub, ensemble, seed_of(self.seed, number, position))
         old = list(ensemble.subnetworks)
         known = {id(sub): self._said(sub) for sub in (*old, *proposals)}
         candidates: dict[str, list[Subnetwork]] = {}
@@ -178,7 +179,7 @@ class EnsembleSearch:
 
     def _proposals(self, number: int, ensemble: Ensemble) -> list[Subnetwork]:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed(number, -1))
+            torch.manual_seed(seed_of(self.seed, number, -1))
             proposals = list(self.generator(number, ensemble))
         names = [sub.name for sub in proposals]
         if not proposals or len(set(names)) < len(names):
@@ -209,18 +210,18 @@ class EnsembleSearch:
         sub.module.eval().requires_grad_(False)
 
     def _training_loss(self, logits: Tensor, y: Tensor, soft: bool = False) -> Tensor:
-        if isinstance(self._loss(), Squared):
+        if isinstance(self._loss, Squared):
             return F.mse_loss(logits, y.reshape(logits.shape).to(logits))
         return F.cross_entropy(logits, y if soft else y.long())
 
     def _said(self, sub: Subnetwork) -> Said:
         with torch.no_grad():
-            parts = [sub.say(x) for x, _ in self.data]
+            parts = [sub.say(x) for x, _ in self._rows]
         return Said(*(torch.cat(tensors).double() for tensors in zip(*parts, strict=True)))
 
     def _fit(self, members: list[Subnetwork], known: dict[int, Said], targets: Tensor) -> tuple[list[Tensor], float]:
         prices = [self.adanet_lambda * sub.complexity + self.adanet_beta for sub in members]
-        return fit_mixture(self.mixture, [known[id(sub)] for sub in members], prices, targets, self._loss())
+        return fit_mixture(self.mixture, [known[id(sub)] for sub in members], prices, targets, self._loss)
 
     def _score(self, members: list[Subnetwork], weights: list[Tensor], objective: float) -> float:
         if self.evaluator is None:
@@ -230,14 +231,10 @@ class EnsembleSearch:
         with torch.no_grad():
             return float(self.evaluator(candidate))
 
-    def _seed(self, number: int, position: int) -> int:
-        digest = hashlib.sha256(f"{self.seed} {number} {position}".encode()).digest()
-        return int.from_bytes(digest[:4], "big") >> 1
-
     def _fingerprint(self) -> str:
         options = (self.mixture, tuple(self.strategies), self.steps, self.adanet_lambda, self.adanet_beta)
         more = (self.distillation, self.force_grow, self.seed, self.num_outputs)
-        x, y = next(iter(self.data))
+        x, y = self._rows[0]
         return hashlib.sha256(repr((options, more)).encode() + x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
 
     def _restored(self) -> Ensemble:

@@ -53,12 +53,16 @@ class _AdaNet(BaseEstimator):
     verbose: int = 0
     checkpoint: str | None = None
 
-    def _search(self, X: np.ndarray, targets: Tensor, sample_weight: Any, loss: Loss) -> None:
-        weight = torch.as_tensor(_check_sample_weight(sample_weight, X, dtype=np.float64))
-        x = torch.tensor(X, dtype=torch.float64)
-        used = weight > 0
-        if not used.any():
+    def _weights(self, sample_weight: Any, X: np.ndarray) -> np.ndarray:
+        """The rows' weights (n_samples,). Raises MeristemError if none counts."""
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        if not (weight > 0).any():
             raise MeristemError("all sample weights are zero; at least one row must count")
+        return weight
+
+    def _search(self, X: np.ndarray, targets: Tensor, weights: np.ndarray, loss: Loss) -> None:
+        x, weight = torch.tensor(X, dtype=torch.float64), torch.as_tensor(weights)
+        used = weight > 0
         x, targets, weight = x[used], targets[used], weight[used]
         shares = weight / weight.sum()
         mean = shares @ x
@@ -216,10 +220,8 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, _AdaNet):
         X, y = validate_data(self, X, y, dtype=np.float64)
         numbers = self._read_labels(y)
         one_hot = F.one_hot(numbers, len(self.classes_)).double()
-        if len(self.classes_) == 2:
-            self._search(X, one_hot[:, 1:] * 2 - 1, sample_weight, self._loss())
-        else:
-            self._search(X, one_hot, sample_weight, self._loss())
+        targets = one_hot[:, 1:] * 2 - 1 if len(self.classes_) == 2 else one_hot
+        self._search(X, targets, self._weights(sample_weight, X), self._loss())
         return self
 
     def _loss(self) -> Loss:
@@ -275,9 +277,7 @@ class AdaNetRegressor(ScaledTarget, RegressorMixin, _AdaNet):
             MeristemError: for options that make no sense.
         """
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
-        if not weight.any():
-            raise MeristemError("all sample weights are zero; at least one row must count")
+        weight = self._weights(sample_weight, X)
         self._search(X, self._read_target(y, weight), weight, Squared())
         return self
 

@@ -6,7 +6,6 @@ targets of one-hot rows; regression: targets as they are, (n, outputs).
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 import torch
@@ -103,10 +102,3 @@ class Squared:
 
 
 LOSSES: dict[str, type[Loss]] = {"logistic": Logistic, "exponential": Exponential}
-
-
-def smallest_useless_penalty(loss: Loss, f: Tensor, features: Tensor, y: Tensor, weight: Tensor) -> float:
-    """Gamma_max: from this penalty on, the re-fit of `features` (n, units) leaves all their weights at zero."""
-    if not features.shape[1]:
-        return -math.inf
-    return float((features.T @ (weight[:, None] * loss.slope(f, y))).abs().max())

@@ -19,6 +19,12 @@ from meristem.errors import MeristemError
 MIXTURES = ("scalar", "vector", "matrix", "mean")
 
 
+def check_mixture(kind: str) -> None:
+    """Raises MeristemError for an unknown kind of mixture weights."""
+    if kind not in MIXTURES:
+        raise MeristemError(f"mixture={kind!r} is not known; known: {', '.join(MIXTURES)}")
+
+
 @dataclass(frozen=True)
 class _Scalars(Problem):
     """`features` are the members' logits (n, outputs, members); weights (members, 1)."""
@@ -68,8 +74,7 @@ def fit_mixture(
     Raises:
         MeristemError: for an unknown kind.
     """
-    if kind not in MIXTURES:
-        raise MeristemError(f"mixture={kind!r} is not known; known: {', '.join(MIXTURES)}")
+    check_mixture(kind)
     rows = len(targets)
     shares = targets.new_full((rows,), 1 / rows)
     offset = torch.zeros_like(targets)

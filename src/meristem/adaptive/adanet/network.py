@@ -97,19 +97,13 @@ class Block(nn.Module):
             own.append(torch.relu(layer(torch.cat([own[-1], *read], 1))))
         return own
 
-    def row_norms(self, p: float) -> list[float]:
-        """The largest p-norm of a unit's weights, for each layer."""
-        return [float(torch.linalg.vector_norm(w.weight, ord=p, dim=1).max()) for w in self._linears()]
-
     def project(self, max_norm: float, p: float) -> None:
         """Scale units whose p-norm exceeds `max_norm` down to it."""
         with torch.no_grad():
-            for layer in self._linears():
+            for layer in self.layers:
+                assert isinstance(layer, nn.Linear)
                 norms = torch.linalg.vector_norm(layer.weight, ord=p, dim=1, keepdim=True)
                 layer.weight.mul_((max_norm / norms.clamp(min=1e-12)).clamp(max=1.0))
-
-    def _linears(self) -> list[nn.Linear]:
-        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
 
 class AdaNetModule(FeatureModule):
@@ -158,9 +152,13 @@ class AdaNetModule(FeatureModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """The outputs f (n, num_outputs)."""
-        total = x.new_zeros(x.shape[0], self.num_outputs)
-        for units, weights in zip(self.units(x), self.output_weights, strict=True):
-            total = total + units[-1] @ weights
+        return self.mixed(self.units(x), x)
+
+    def mixed(self, units: Units, like: Tensor) -> Tensor:
+        """The outputs of activities that are known; `like` has as many rows and their precision."""
+        total = like.new_zeros(like.shape[0], self.num_outputs)
+        for layers, weights in zip(units, self.output_weights, strict=True):
+            total = total + layers[-1] @ weights
         return total
 
     def layout(self) -> list[dict[str, Any]]:

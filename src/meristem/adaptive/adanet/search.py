@@ -16,6 +16,7 @@ from meristem.adaptive.adanet.candidates import Candidate, Options, Sample, prop
 from meristem.adaptive.adanet.losses import Loss
 from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.state import keep_state, read_state
+from meristem.adaptive.tensors import seed_of
 
 
 @dataclass
@@ -53,41 +54,41 @@ class Search:
         if self.rows_held_out is not None:
             held[self.rows_held_out] = True
         self._restore()
-        train, judged = self._sample(~held), self._sample(held if held.any() else ~held)
         if not self.history:
-            self.history.append({"round": 0, "objective": self._objective(judged, 0.0), "penalty": 0.0})
+            self.history.append({"round": 0, "objective": self._start(held if held.any() else ~held), "penalty": 0.0})
         while len(self.history) <= self.max_rounds and not self.history[-1].get("refused"):
-            self._round(train, judged, held.any().item() is True)
+            self._round(self._sample(~held), self._sample(held) if held.any() else None)
             self._save()
-            if not self.history[-1].get("refused"):
-                train, judged = self._sample(~held), self._sample(held if held.any() else ~held)
 
     def _sample(self, rows: Tensor) -> Sample:
         x, weight = self.x[rows], self.weight[rows]
         with torch.no_grad():
+            units = self.module.units(x)
             return Sample(
                 self.module.features(x),
-                self.module.units(x),
-                self.module(x),
+                units,
+                self.module.mixed(units, x),
                 self.targets[rows],
                 weight / weight.sum(),
                 float(weight.sum()),
             )
 
-    def _objective(self, sample: Sample, penalty: float) -> float:
-        return float(sample.shares @ self.loss.value(sample.offset, sample.targets)) + penalty
+    def _start(self, rows: Tensor) -> float:
+        """The objective of the empty network."""
+        weight, targets = self.weight[rows], self.targets[rows]
+        return float(weight / weight.sum() @ self.loss.value(torch.zeros_like(targets), targets))
 
-    def _round(self, train: Sample, judged: Sample, held_out: bool) -> None:
+    def _round(self, train: Sample, held_out: Sample | None) -> None:
         number, module = len(self.history), self.module
         depths = [d for d in (module.depth, module.depth + 1) if 1 <= d <= self.max_depth]
         earlier = [(block.width, block.depth) for block in module._blocks()]
         jobs = (
-            delayed(propose)(train, depth, earlier, self.options, self.loss, self._seed(number, depth))
+            delayed(propose)(train, depth, earlier, self.options, self.loss, seed_of(self.seed, number, depth))
             for depth in depths
         )
         found = cast(list[Candidate], Parallel(n_jobs=self.n_jobs)(jobs))
         paid = self.history[-1]["penalty"]
-        scores = [self._judged(candidate, judged) if held_out else candidate.objective + paid for candidate in found]
+        scores = [self._judged(c, held_out) if held_out else c.objective + paid for c in found]
         best = min(range(len(found)), key=scores.__getitem__)
         chosen, before = found[best], self.history[-1]["objective"]
         accepted = scores[best] < before - self.min_improvement * abs(before) and bool((chosen.weights != 0).any())
@@ -121,10 +122,6 @@ class Search:
         with torch.no_grad():
             added = candidate.block(judged.features, judged.units)[-1] @ candidate.weights
             return float(judged.shares @ self.loss.value(judged.offset + added, judged.targets))
-
-    def _seed(self, number: int, depth: int) -> int:
-        digest = hashlib.sha256(f"{self.seed} {number} {depth}".encode()).digest()
-        return int.from_bytes(digest[:4], "big") >> 1
 
     def _fingerprint(self) -> str:
         said = repr((asdict(self.options), type(self.loss).__name__, self.max_depth, self.min_improvement, self.seed))

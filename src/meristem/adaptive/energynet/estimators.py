@@ -111,11 +111,10 @@ class _EnergyNet(BaseEstimator):
 
     def _fit_network(self, X: np.ndarray, y: Tensor, outputs: int) -> None:
         self._structure(X)
-        torch_state = torch.random.get_rng_state()
-        torch.manual_seed(self._generator.initial_seed())
         sizes = [X.shape[1], *self._network_widths(X.shape[1], outputs), outputs]
-        network = mlp(sizes).to(self.device)
-        torch.random.set_rng_state(torch_state)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._generator.initial_seed())
+            network = mlp(sizes).to(self.device)
         if self.initial == "energy" and self.widths == "learned":
             linears = [module for module in network if isinstance(module, nn.Linear)]
             for linear, layer in zip(linears, self.layers_, strict=False):

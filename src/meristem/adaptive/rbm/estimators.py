@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -86,7 +87,7 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _options(self) -> Options:
         return Options(self.learning_rate, self.gibbs_steps, self.persistent, self.l1, self.l2)
 
-    def _regrouped(self, learner: Learner, epoch: int, epochs: int) -> int:
+    def _regrouped(self, learner: Learner, epoch: int) -> int:
         """How many units are put into a random order before each update."""
         return 0
 
@@ -116,12 +117,12 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 f"{self.batch_size}, {self.n_iter}"
             )
         learner = self._learner(data)
-        progress = Progress(self.checkpoint, learner, self._fingerprint(data))
+        progress = Progress(self.checkpoint, learner, self._fingerprint(data) if self.checkpoint else "")
         rows = range(progress.epoch, self.n_iter)
         bar = tqdm(rows, initial=progress.epoch, total=self.n_iter, disable=not self.verbose, desc=type(self).__name__)
         for epoch in bar:
             for index in batches(len(data), self.batch_size, learner.generator):
-                if first := self._regrouped(learner, epoch, self.n_iter):
+                if first := self._regrouped(learner, epoch):
                     learner.regroup(min(first, learner.num_hidden))
                 self._update(learner, data, index)
             record = self._record(learner.machine, data)
@@ -158,8 +159,6 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         learner.update(data[index])
 
     def _fingerprint(self, data: Tensor) -> str:
-        from hashlib import sha256
-
         left_out = {"verbose", "checkpoint", "device", "n_iter"}
         options = {name: repr(value) for name, value in sorted(self.get_params().items()) if name not in left_out}
         return sha256(repr(options).encode() + data.cpu().numpy().tobytes()).hexdigest()
@@ -325,7 +324,7 @@ class InfiniteRBM(OrderedRBM):
     def _options(self) -> Options:
         return replace(super()._options(), max_components=self.max_components)
 
-    def _regrouped(self, learner: Learner, epoch: int, epochs: int) -> int:
+    def _regrouped(self, learner: Learner, epoch: int) -> int:
         return int(0.9 * learner.num_hidden) if self.regroup and epoch else 0
 
 

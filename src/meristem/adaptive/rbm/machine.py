@@ -13,11 +13,15 @@ from meristem.adaptive.rbm.visible import Visible
 
 @dataclass(frozen=True)
 class Gradients:
-    """Derivatives of a mean free energy by the parameters; the same shapes as they."""
+    """Derivatives of a mean free energy by the parameters; the same shapes as they.
+
+    `last_survival` comes along where a machine was asked: P(the last unit exists | v) of each row (n,).
+    """
 
     weights: Tensor
     hidden_bias: Tensor
     visible_bias: Tensor
+    last_survival: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class Machine:
             (mean / -len(v)).T @ self.visible.scaled(v),
             slope - mean.mean(0),
             self.visible.bias_gradient(v, self.visible_bias).mean(0),
+            survival[:, -1],
         )
 
     def to(self, dtype: torch.dtype) -> Machine:

@@ -82,18 +82,19 @@ class Learner:
         if options.persistent:
             self.particles = chain
         data, model = machine.gradients(v), machine.gradients(chain)
-        reached = self._end_is_reached(machine, v) or self._end_is_reached(machine, chain)
+        reached = self._end_is_reached(data) or self._end_is_reached(model)
         self._descend(data, model, more)
         self._shrink()
         if reached and self.num_hidden < options.max_components:
             self.append()
 
-    def _end_is_reached(self, machine: Machine, v: Tensor) -> bool:
+    def _end_is_reached(self, gradients: Gradients) -> bool:
         """Whether a draw of z for each row falls into the open end."""
-        if not isinstance(self.order, Infinite):
+        open_end = gradients.last_survival
+        if not isinstance(self.order, Infinite) or open_end is None:
             return False
-        open_end = self.order.survival(machine.received(v), machine.hidden_bias)[:, -1]
-        return bool((torch.rand(len(v), generator=self.generator, device=v.device) < open_end).any())
+        drawn = torch.rand(len(open_end), generator=self.generator, device=open_end.device)
+        return bool((drawn < open_end).any())
 
     def _descend(self, data: Gradients, model: Gradients, more: Gradients | None) -> None:
         n, options = self.num_hidden, self.options
