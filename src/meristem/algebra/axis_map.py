@@ -163,6 +163,4 @@ class AxisMap:
 
     def twin_gram(self) -> float | None:
         """c where write^T . write = c I, else None: what a tied head multiplies by, reading with the writer's map."""
-        gram = self.write.transposed_apply(self.write.matrix(), 0)
-        c = float(gram[0, 0])
-        return c if torch.allclose(gram, c * torch.eye(self.old_size, dtype=torch.float64), atol=1e-12) else None
+        return self.write.gram_factor()

@@ -7,10 +7,14 @@ Entries are float64: 1/3 is rounded once, in the dtype of the tensor it is appli
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+MOST_RUNS = 64  # of consecutive units that are copied whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,20 +89,59 @@ class UnitMap:
         if self.dense is not None:
             matrix = self.dense.to(tensor.device, tensor.dtype)
             return (tensor.movedim(dim, -1) @ matrix.T).movedim(-1, dim)
-        grown = tensor.index_select(dim, self._index.to(tensor.device))
-        if bool((self._coefficient == 1).all()):
-            return grown
-        shape = [1] * tensor.dim()
-        shape[dim] = -1
-        return grown * self._coefficient.to(tensor.device, tensor.dtype).view(shape)
+        grown = self.gather(tensor, dim)
+        return grown if self.copies_only else grown * _along(self._coefficient, tensor, dim)
+
+    def scale_sources(self, tensor: Tensor, dim: int) -> Tensor:
+        """The old units times `source_factor`: followed by `gather` it is `apply`, number for number."""
+        assert self.source_factor is not None
+        return tensor if self.copies_only else tensor * _along(self.source_factor, tensor, dim)
+
+    def gather(self, tensor: Tensor, dim: int) -> Tensor:
+        """The source of each new unit along `dim`, without its coefficient: whole runs of units where they stay together."""
+        runs = self.runs
+        if runs is None:
+            return tensor.index_select(dim, self._index.to(tensor.device))
+        parts = [tensor.narrow(dim, start, length) for start, length in runs]
+        return parts[0].clone() if len(parts) == 1 else torch.cat(parts, dim)
+
+    def old_rows(self, first: int, last: int) -> UnitMap:
+        """The old units from `first` to `last` (exclusive), each once, with the factor that their copies share."""
+        assert self.source_factor is not None
+        return UnitMap.select(torch.arange(last - first), last - first, self.source_factor[first:last])
+
+    @cached_property
+    def copies_only(self) -> bool:
+        """Whether every new unit is its source, unscaled."""
+        return self.dense is None and bool((self._coefficient == 1).all())
+
+    @cached_property
+    def source_factor(self) -> Tensor | None:
+        """(old_size,) float64: the coefficient of each old unit, if all its copies share one; None if they do not.
+
+        The map is then a product: scale the old units, and gather.
+        """
+        if self.dense is not None:
+            return None
+        factor = torch.ones(self.old_size, dtype=torch.float64).scatter_(0, self._index, self._coefficient)
+        return factor if torch.equal(factor[self._index], self._coefficient) else None
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int]] | None:
+        """(first, length) of stretches of consecutive sources; None if there are too many to be worth it, or no sources."""
+        if self.dense is not None:
+            return None
+        breaks = torch.nonzero(self._index[1:] != self._index[:-1] + 1).flatten() + 1
+        if not len(self._index) or len(breaks) > MOST_RUNS:
+            return None
+        bounds = [0, *breaks.tolist(), len(self._index)]
+        return [(int(self._index[i]), j - i) for i, j in itertools.pairwise(bounds)]
 
     def transposed_apply(self, tensor: Tensor, dim: int) -> Tensor:
         """Map dimension `dim` back, from new_size to old_size, by the transposed matrix."""
         if self.dense is not None:
             return UnitMap(self.new_size, dense=self.dense.T).apply(tensor, dim)
-        shape = [1] * tensor.dim()
-        shape[dim] = -1
-        weighted = tensor * self._coefficient.to(tensor.device, tensor.dtype).view(shape)
+        weighted = tensor * _along(self._coefficient, tensor, dim)
         size = list(tensor.shape)
         size[dim] = self.old_size
         return weighted.new_zeros(size).index_add_(dim, self._index.to(tensor.device), weighted)
@@ -146,7 +189,24 @@ class UnitMap:
         )
         return first[self._index] != torch.arange(self.new_size)
 
+    def gram_factor(self) -> float | None:
+        """c where matrix^T . matrix = c I, else None."""
+        if self.dense is None:  # every new unit has one source, so the gram matrix is diagonal
+            diagonal = torch.zeros(self.old_size, dtype=torch.float64).index_add_(0, self._index, self._coefficient**2)
+            c = float(diagonal[0])
+            return c if torch.allclose(diagonal, diagonal[0], atol=1e-12) else None
+        gram = self.dense.T @ self.dense
+        c = float(gram[0, 0])
+        return c if torch.allclose(gram, c * torch.eye(self.old_size, dtype=torch.float64), atol=1e-12) else None
+
     def amplitude(self) -> float:
         """The mean size of the non-zero entries: 1 for copies, 1/n for a reader of n copies."""
         entries = (self.dense if self.dense is not None else self._coefficient).abs()
         return float(entries[entries > 0].mean()) if bool((entries > 0).any()) else 0.0
+
+
+def _along(factor: Tensor, tensor: Tensor, dim: int) -> Tensor:
+    """`factor` with as many dimensions as `tensor`, lying along `dim`, in its dtype and place."""
+    shape = [1] * tensor.dim()
+    shape[dim] = -1
+    return factor.to(tensor.device, tensor.dtype).view(shape)

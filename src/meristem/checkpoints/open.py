@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from meristem.checkpoints.stored import StoredTensors
 from meristem.errors import MeristemError
 
 TOKENIZER_FILES = (
@@ -49,7 +50,7 @@ def open_config(source: str, trust_remote_code: bool = False) -> Any:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise MeristemError(
-            f"{source}: its config is not one that transformers understands: {_first_line(error)}"
+            f"{source}: its config is not one that transformers understands: {first_line(error)}"
         ) from error
 
 
@@ -99,72 +100,43 @@ def open_model(source: str, trust_remote_code: bool = False) -> Any:
     model_class = model_class_of(config, source, trust_remote_code)
     path = Path(source)
     if path.is_dir():
-        check_safetensors(path)
+        StoredTensors(path)
     try:
         model, info = model_class.from_pretrained(  # type: ignore[attr-defined]
             source, config=config, dtype="auto", use_safetensors=True, output_loading_info=True
         )
     except Exception as error:
-        raise MeristemError(f"{source}: its weights cannot be loaded: {_first_line(error)}") from error
+        raise MeristemError(f"{source}: its weights cannot be loaded: {first_line(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:
-        raise MeristemError(
-            f"{source}: {len(missing)} tensors of {model_class.__name__} are missing from its files, such as {missing[0]}; "
-            "config.json and the weights do not belong together"
-        )
+        raise missing_tensors(source, missing, model_class)
     return model.eval()
 
 
-def tokenizer_directory(source: str) -> Path | None:
-    """Where the source's tokenizer files lie: the directory itself, or the hub's cache (filled if need be); None if
-    the hub has none or cannot be reached."""
+def missing_tensors(source: str, missing: list[str], model_class: type) -> MeristemError:
+    """The error about tensors that the architecture has and the files have not."""
+    return MeristemError(
+        f"{source}: {len(missing)} tensors of {model_class.__name__} are missing from its files, such as {missing[0]}; "
+        "config.json and the weights do not belong together"
+    )
+
+
+def local_directory(source: str) -> Path:
+    """The directory itself, or the hub's cache (filled if need be) for a hub name.
+
+    Raises:
+        MeristemError: if the hub has none or cannot be reached.
+    """
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(source, allow_patterns=list(TOKENIZER_FILES)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
-        return None
+        return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", *TOKENIZER_FILES]))
+    except Exception as error:
+        raise MeristemError(f"{source}: cannot be fetched from the hub: {first_line(error)}") from error
 
 
-def check_safetensors(path: Path) -> None:
-    """Every weight file opens and is as long as its header says.
-
-    Raises:
-        MeristemError: naming the file that is missing or broken.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    files = _weight_files(path)
-    if not files:
-        pickles = sorted(p.name for p in path.glob("*.bin"))
-        hint = f" (it has {pickles[0]}, a pickle, which Meristem never opens)" if pickles else ""
-        raise MeristemError(f"{path} has no safetensors weights{hint}")
-    for file in files:
-        if not file.exists():
-            raise MeristemError(f"{path}: the index names {file.name}, which is not there")
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise MeristemError(f"{file} is not a whole safetensors file: {_first_line(error)}") from error
-
-
-def _weight_files(path: Path) -> list[Path]:
-    index = path / "model.safetensors.index.json"
-    if not index.exists():
-        return sorted(path.glob("*.safetensors"))
-    try:
-        names = set(json.loads(index.read_text())["weight_map"].values())
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise MeristemError(f"{index} is not a weight index: {error!r}") from error
-    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
-    if outside:
-        raise MeristemError(f"{index} points outside its own directory: {outside[0]!r}")
-    return [path / name for name in sorted(names)]
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What to quote of an error from below."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from meristem.anatomy.streamed import weights_of
 from meristem.checkpoints.open import TOKENIZER_FILES
+from meristem.checkpoints.shards import DEFAULT_SHARD_SIZE, Progress, Shards, check_space, lay_out, write_shards
+from meristem.checkpoints.stock import groups_to_write
 from meristem.errors import MeristemError
 
 
@@ -55,41 +60,59 @@ def write_json(path: Path, content: Any) -> None:
 def write_model(
     model: Any,
     out: Path,
-    record: dict[str, Any],
+    record: dict[str, Any] | Callable[[], dict[str, Any]],
     tokenizer_from: Path | None = None,
     overwrite: bool = False,
     more: Callable[[Path], None] | None = None,
+    max_shard_size: str | int = DEFAULT_SHARD_SIZE,
+    progress: Progress | None = None,
 ) -> None:
-    """Save a stock transformers directory: config, safetensors, tokenizer, model card and `meristem.json`.
+    """Write a stock transformers directory: config, safetensors, tokenizer, model card and `meristem.json`.
+
+    Weights are made, converted and written tensor by tensor, so a streamed model needs no more memory than its largest one.
 
     Args:
-        record: what `meristem.json` says (method, options, source, certificate).
+        record: what `meristem.json` says (method, options, source, certificate), or what returns it when it is wanted.
         tokenizer_from: a model directory whose tokenizer files are copied verbatim.
         more: writes further files into the directory before it appears.
+        max_shard_size: of a weight file, such as "5GB".
+        progress: called with the number of bytes just written.
 
     Raises:
-        MeristemError: if `out` exists, the disk is full, or stock transformers does not read back what was written.
+        MeristemError: if `out` exists, the disk is full, or stock transformers would not find in the files what it wants.
     """
     from meristem.checkpoints.card import model_card
+    from meristem.checkpoints.open_streamed import open_streamed
 
+    groups, shards = groups_to_write(model), plan_files(model, max_shard_size)[1]
     with atomic_directory(out, overwrite) as partial:
-        model.save_pretrained(partial, max_shard_size="5GB")
+        check_space(partial, shards.bytes)
+        model.save_pretrained(partial, state_dict={})  # everything but the weights
+        weights = weights_of(model)
+        pieces = (piece for group in groups for piece in group.pieces(model, weights))
+        write_shards(partial, shards, pieces, model.num_parameters(), progress)
         for name in TOKENIZER_FILES if tokenizer_from is not None else ():
             assert tokenizer_from is not None
             if (tokenizer_from / name).is_file():
                 shutil.copyfile(tokenizer_from / name, partial / name)
+        record = record() if callable(record) else record
         write_json(partial / "meristem.json", record)
         (partial / "README.md").write_text(model_card(record))
         if more is not None:
             more(partial)
-        _read_back(type(model), partial)
+        open_streamed(
+            str(partial), trust_remote_code=True
+        )  # it finds every tensor where stock transformers looks for it
 
 
-def _read_back(model_class: Any, path: Path) -> None:
-    _, info = model_class.from_pretrained(path, output_loading_info=True, dtype="auto", use_safetensors=True)
-    wrong = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if wrong:
-        raise MeristemError(f"stock transformers does not read back what was written: {wrong[0]}")
+def plan_files(model: Any, max_shard_size: str | int = DEFAULT_SHARD_SIZE) -> tuple[dict[str, Tensor], Shards]:
+    """({name on disk: a stand-in on the meta device}, the files that they go to) of what `write_model` writes.
+
+    Raises:
+        MeristemError: for a size that is not like "5GB".
+    """
+    layout = {name: tensor for group in groups_to_write(model) for name, tensor in group.layout.items()}
+    return layout, lay_out(layout, max_shard_size)
 
 
 def _sync(directory: Path) -> None:

@@ -6,6 +6,8 @@ import functools
 import os
 import platform
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +57,10 @@ def inspect(source: str, trust_remote_code: bool) -> None:
     _quiet()
     from meristem.anatomy import Anatomy
     from meristem.anatomy.table import axis_rows, tensor_rows
-    from meristem.checkpoints import open_model
+    from meristem.checkpoints import open_streamed
     from meristem.growth import METHODS
 
-    anatomy = Anatomy.of(open_model(source, trust_remote_code))
+    anatomy = Anatomy.of(open_streamed(source, trust_remote_code))
     console = Console()
     axes = Table("axis", "size", "from", title=f"{source}: {anatomy.builder.model_type}")
     for row in axis_rows(anatomy):
@@ -69,12 +71,21 @@ def inspect(source: str, trust_remote_code: bool) -> None:
     console.print(axes, tensors, f"growth methods: {', '.join(METHODS)}")
 
 
-def grow(source: str, out: Path, method: str, options: dict[str, Any], overwrite: bool, trust: bool) -> None:
-    if out.exists() and not overwrite:
+def grow(
+    source: str,
+    out: Path,
+    method: str,
+    options: dict[str, Any],
+    overwrite: bool,
+    trust: bool,
+    prove: bool,
+    max_shard_size: str,
+    dry_run: bool,
+) -> None:
+    if out.exists() and not overwrite and not dry_run:
         raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
     _quiet()
-    from meristem.checkpoints import open_model, write_model
-    from meristem.checkpoints.open import tokenizer_directory
+    from meristem.checkpoints import open_streamed
     from meristem.checkpoints.record import growth_record
     from meristem.checkpoints.trainer_state import grow_trainer_state, is_trainer_checkpoint
     from meristem.growth import METHODS, grow_with_certificate
@@ -82,20 +93,56 @@ def grow(source: str, out: Path, method: str, options: dict[str, Any], overwrite
 
     chosen = build_methods(method.split(","), options, METHODS)
     console = Console(stderr=True)
-    with console.status("reading"):
-        small = open_model(source, trust)
-    with console.status("growing and proving"):
-        growth = grow_with_certificate(small, chosen)
+    with console.status("planning and proving" if prove and not dry_run else "planning"):
+        small = open_streamed(source, trust)
+        growth = grow_with_certificate(small, chosen, verify=prove and not dry_run)
+    if dry_run:
+        _print_files(growth.model, max_shard_size)
+        return
     more = None
     if is_trainer_checkpoint(source):
         more = functools.partial(grow_trainer_state, Path(source), small, growth)
-    with console.status("writing"):
-        write_model(growth.model, out, growth_record(growth, source), tokenizer_directory(source), overwrite, more)
+    with ThreadPoolExecutor(1) as beside:  # the source is hashed while it is read anyway
+        record = beside.submit(growth_record, growth, source)
+        _write(growth.model, out, record.result, source, overwrite, max_shard_size, more)
     before, after = (sum(p.numel() for p in model.parameters()) for model in (small, growth.model))
     resumable = ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if more else ""
     print(f"{out}: {before:,} -> {after:,} parameters, {method}{resumable}")
     if growth.certificate is not None:
         print(f"certificate: {growth.certificate.summary()}")
+
+
+def _write(
+    model: Any,
+    out: Path,
+    record: Callable[[], dict[str, Any]],
+    source: str,
+    overwrite: bool,
+    max_shard_size: str,
+    more: Callable[[Path], None] | None = None,
+) -> None:
+    """The model directory, under a progress bar; the tokenizer is the source's."""
+    from meristem.checkpoints import write_model
+    from meristem.checkpoints.open import local_directory
+    from meristem.checkpoints.write import plan_files
+    from meristem.cli.progress import bytes_bar
+
+    with bytes_bar(f"writing {out}", plan_files(model)[1].bytes) as progress:
+        write_model(model, out, record, local_directory(source), overwrite, more, max_shard_size, progress)
+
+
+def _print_files(model: Any, max_shard_size: str) -> None:
+    """What would be written: every tensor, its size and its file."""
+    from meristem.checkpoints.write import plan_files
+
+    layout, shards = plan_files(model, max_shard_size)
+    table = Table("tensor", "shape", "dtype", "bytes", "file")
+    for name, (file, _) in sorted(shards.places.items(), key=lambda place: place[1]):
+        tensor = layout[name]
+        size = tensor.numel() * tensor.dtype.itemsize
+        table.add_row(name, str(tuple(tensor.shape)), str(tensor.dtype).removeprefix("torch."), f"{size:,}", file)
+    Console().print(table)
+    print(f"{len(layout)} tensors, {shards.bytes:,} bytes in {len(shards.files)} files; nothing was written")
 
 
 def fuse(
@@ -107,6 +154,8 @@ def fuse(
     seed: int,
     overwrite: bool,
     trust: bool,
+    prove: bool,
+    max_shard_size: str,
 ) -> None:
     if len(sources) < 2:
         raise MeristemError(f"fuse wants at least two models and OUT, got {' '.join([*sources, str(out)])}")
@@ -117,8 +166,7 @@ def fuse(
     except ValueError as error:
         raise MeristemError(f"--weights wants numbers such as 0.7,0.3, got {weights!r}") from error
     _quiet()
-    from meristem.checkpoints import open_model, write_model
-    from meristem.checkpoints.open import tokenizer_directory
+    from meristem.checkpoints import open_streamed
     from meristem.checkpoints.record import fusion_record
     from meristem.growth.deep_fusion import DeepFusion
     from meristem.growth.fuse import fuse_with_certificate
@@ -126,12 +174,12 @@ def fuse(
     method = DeepFusion(weights=shares, norm=norm, noise=noise, seed=seed)  # type: ignore[arg-type]
     method.convex(len(sources))
     console = Console(stderr=True)
-    with console.status("reading"):
-        opened = {source: open_model(source, trust) for source in dict.fromkeys(sources)}
-    with console.status("fusing and measuring"):
-        fusion = fuse_with_certificate([opened[source] for source in sources], method)
-    with console.status("writing"):
-        write_model(fusion.model, out, fusion_record(fusion, sources), tokenizer_directory(sources[0]), overwrite)
+    with console.status("planning and measuring" if prove else "planning"):
+        opened = {source: open_streamed(source, trust) for source in dict.fromkeys(sources)}
+        fusion = fuse_with_certificate([opened[source] for source in sources], method, verify=prove)
+    with ThreadPoolExecutor(1) as beside:  # the sources are hashed while they are read anyway
+        record = beside.submit(fusion_record, fusion, sources)
+        _write(fusion.model, out, record.result, sources[0], overwrite, max_shard_size)
     parameters = [sum(p.numel() for p in model.parameters()) for model in (*opened.values(), fusion.model)]
     print(f"{out}: {' + '.join(f'{n:,}' for n in parameters[:-1])} -> {parameters[-1]:,} parameters")
     if fusion.certificate is not None:
@@ -200,9 +248,9 @@ def plan(
 def verify(small: str, big: str, trust_remote_code: bool) -> int:
     _quiet()
     from meristem.certificates import verify
-    from meristem.checkpoints import open_model
+    from meristem.checkpoints import open_streamed
 
-    certificate = verify(open_model(small, trust_remote_code), open_model(big, trust_remote_code))
+    certificate = verify(open_streamed(small, trust_remote_code), open_streamed(big, trust_remote_code))
     table = Table("measured", "value", title=f"{small} against {big}")
     for key, value in certificate.as_dict().items():
         table.add_row(key, f"{value:.3e}" if isinstance(value, float) else str(value))

@@ -29,6 +29,12 @@ IntermediateSize = Annotated[Optional[int], typer.Option(help="Target feed-forwa
 AttentionHeads = Annotated[Optional[int], typer.Option(help="Target attention heads.")]
 KeyValueHeads = Annotated[Optional[int], typer.Option(help="Target key-value heads.")]
 HiddenLayers = Annotated[Optional[int], typer.Option(help="Target number of layers.")]
+Prove = Annotated[
+    bool,
+    typer.Option("--verify/--no-verify", help="Measure that the function is kept, block by block, before writing."),
+]
+ShardSize = Annotated[str, typer.Option(help="Of each weight file.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the tensors, sizes and files; write nothing.")]
 MoreOptions = Annotated[
     Optional[list[str]], typer.Option("--option", help="Any further option of the method, as name=value.")
 ]
@@ -83,13 +89,17 @@ def grow(
     seed: Annotated[Optional[int], typer.Option(help="Seed of whatever the method draws.")] = None,
     tied: Annotated[Optional[str], typer.Option(help="A tied head: keep or untie.")] = None,
     option: MoreOptions = None,
+    verify: Prove = True,
+    max_shard_size: ShardSize = "5GB",
+    dry_run: DryRun = False,
     overwrite: Overwrite = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Grow a model into a larger one, prove it, and write a plain Hugging Face directory."""
+    """Grow a model into a larger one, prove it, and write a plain Hugging Face directory, tensor by tensor."""
     from meristem.cli.commands import grow as command
 
-    command(source, out, method, _options(context), overwrite, trust_remote_code)
+    options = _options(context)
+    command(source, out, method, options, overwrite, trust_remote_code, verify, max_shard_size, dry_run)
 
 
 @app.command()
@@ -103,13 +113,16 @@ def shrink(
     num_key_value_heads: KeyValueHeads = None,
     num_hidden_layers: HiddenLayers = None,
     option: MoreOptions = None,
+    max_shard_size: ShardSize = "5GB",
+    dry_run: DryRun = False,
     overwrite: Overwrite = False,
     trust_remote_code: Trust = False,
 ) -> None:
     """Cut a smaller model out of a larger one (weight selection)."""
     from meristem.cli.commands import grow as command
 
-    command(source, out, "weight_selection", _options(context), overwrite, trust_remote_code)
+    options = _options(context)
+    command(source, out, "weight_selection", options, overwrite, trust_remote_code, False, max_shard_size, dry_run)
 
 
 @app.command()
@@ -121,13 +134,16 @@ def fuse(
     norm: Annotated[str, typer.Option(help="plain (as published) or equalised.")] = "plain",
     noise: Annotated[Optional[float], typer.Option(help="Symmetry-breaking noise of a self-fusion (relative).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    verify: Prove = True,
+    max_shard_size: ShardSize = "5GB",
     overwrite: Overwrite = False,
     trust_remote_code: Trust = False,
 ) -> None:
     """Fuse several models of one type into one as wide as all together (Deep Fusion); the same one twice is self-fusion."""
     from meristem.cli.commands import fuse as command
 
-    command(sources[:-1], Path(sources[-1]), weights, norm, noise, seed, overwrite, trust_remote_code)
+    parents, out = sources[:-1], Path(sources[-1])
+    command(parents, out, weights, norm, noise, seed, overwrite, trust_remote_code, verify, max_shard_size)
 
 
 @app.command()

@@ -6,16 +6,19 @@ the same lines.
 
 from __future__ import annotations
 
+import itertools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from meristem.algebra import AxisMap
+from meristem.algebra import AxisMap, UnitMap
 from meristem.growth.plan import GrowthPlan, TensorPlan
 
+PIECE = 1 << 22  # bytes of a source that are grown and written at once, where rows can be grown apart
+CACHED = 1 << 20  # bytes of it that are computed at once, to stay in the processor's cache
 Fetch = Callable[[str], Tensor]
 Moment = Literal["weight", "gradient", "second_moment"]
 
@@ -38,15 +41,102 @@ def grow_tensor(plan: TensorPlan, fetch: Fetch, moment: Moment = "weight") -> Te
     gradient:       (1 / scale) . (dual maps applied), which is the true gradient of the large network
     second_moment:  (1 / scale)^2 . (dual maps squared, applied); exact when each new unit has one source
 
-    Half-precision tensors are computed in float32 and rounded once.
+    Half-precision tensors are computed in float32 and rounded once. Where new units are only scaled copies of old ones, the
+    old ones are scaled and rounded, and then copied: the same numbers for a fraction of the work.
     """
-    dtype = fetch(plan.terms[0].source).dtype
-    exact = dtype if dtype in (torch.float32, torch.float64) or not dtype.is_floating_point else torch.float32
+    maps = [plan.unit_map(dimension, dual=moment != "weight") for dimension in range(len(plan.maps))]
+    if moment == "second_moment":
+        maps = [unit_map and unit_map.squared() for unit_map in maps]
+    if _makes_scaled_copies(plan, maps, moment):
+        return _scaled_copies(plan, fetch, moment, maps)
+    return _computed(plan, fetch, moment, maps, UnitMap.apply).contiguous()
+
+
+def grow_pieces(plan: TensorPlan, fetch: Fetch) -> Iterator[tuple[list[int], Tensor]]:
+    """A weight as `grow_tensor` makes it, in pieces of whole rows: (the first row of every place where the piece stands, piece).
+
+    Where new rows are copies of old ones, a piece is made once for all its places, small enough to stay in the processor's
+    cache until it is written. Other tensors come in one piece.
+    """
+    maps = [plan.unit_map(dimension) for dimension in range(len(plan.maps))]
+    sources = {term.source: fetch(term.source) for term in plan.terms}
+    first = sources[plan.terms[0].source]
+    rows = maps[0] if maps else None
+    runs = [(0, len(first))] if rows is None and first.dim() else rows.runs if rows is not None else None
+    if first.dim() < 2 or runs is None or not _makes_scaled_copies(plan, maps, "weight"):
+        yield [0], grow_tensor(plan, sources.__getitem__)
+        return
+    row_bytes = max(1, first.numel() * first.element_size() // max(1, len(first)))
+    ends = {0, len(first)} | {end for start, length in runs for end in (start, start + length)}
+    for a, b in _cut(sorted(ends), PIECE // row_bytes):
+        places, place = [], 0
+        for start, length in runs:
+            if start <= a < start + length:
+                places.append(place + a - start)
+            place += length
+        if places:
+            yield places, _rows(plan, sources, maps, a, b, CACHED // row_bytes)
+
+
+def _rows(plan: TensorPlan, sources: Mapping[str, Tensor], maps: Maps, first: int, last: int, step: int) -> Tensor:
+    """The old rows from `first` to `last` (exclusive), scaled, with their columns in all new places."""
+    whole: Tensor | None = None
+    for a, b in _cut([first, last], step):
+        own = [maps[0] and maps[0].old_rows(a, b), *maps[1:]]
+        part = _scaled_copies(plan, lambda name, a=a, b=b: sources[name][a:b], "weight", own)
+        whole = part.new_empty(last - first, *part.shape[1:]) if whole is None else whole
+        whole[a - first : b - first] = part
+    assert whole is not None
+    return whole
+
+
+def _cut(ends: Sequence[int], step: int) -> Iterator[tuple[int, int]]:
+    """(a, b) of consecutive stretches no longer than `step` that stop at all `ends`."""
+    for start, end in itertools.pairwise(ends):
+        for a in range(start, end, max(1, step)):
+            yield a, min(a + max(1, step), end)
+
+
+Maps = list[UnitMap | None]  # for each dimension; None: unchanged
+
+
+def _makes_scaled_copies(plan: TensorPlan, maps: Maps, moment: Moment) -> bool:
+    """Whether every new unit is an old one times a factor that all its copies share."""
+    return all(m is None or m.source_factor is not None for m in maps) and not _mixes_units(plan, moment)
+
+
+def _scaled_copies(plan: TensorPlan, fetch: Fetch, moment: Moment, maps: Maps) -> Tensor:
+    if not _changes_numbers(plan, maps):
+        return _copied(fetch(plan.terms[0].source), maps)
+    return _copied(_computed(plan, fetch, moment, maps, UnitMap.scale_sources), maps)
+
+
+def _changes_numbers(plan: TensorPlan, maps: Maps) -> bool:
+    """Whether there is anything to compute: else every number of the new tensor is one of the old one's."""
+    term = plan.terms[0]
+    alone = len(plan.terms) == 1 and isinstance(term.weight, float) and term.weight == 1 and term.part == "all"
+    return not alone or plan.scale != 1 or bool(plan.noise) or not all(m is None or m.copies_only for m in maps)
+
+
+def _mixes_units(plan: TensorPlan, moment: Moment) -> bool:
+    """Whether copies of one unit come out different: by noise, random new units, or other sources for further copies."""
+    written = moment == "weight" and (bool(plan.noise) or any(m is not None and m.fresh for m in plan.maps))
+    return written or any(term.part != "all" for term in plan.terms)
+
+
+def _computed(
+    plan: TensorPlan, fetch: Fetch, moment: Moment, maps: Maps, along: Callable[[UnitMap, Tensor, int], Tensor]
+) -> Tensor:
+    """The sum of the terms, scaled; `along` does each dimension's share."""
     total: Tensor | None = None
-    for term in plan.terms:
+    dtype = torch.float32
+    for number, term in enumerate(plan.terms):
         source = fetch(term.source)
-        mapped = _map_dimensions(plan, source.to(exact), moment)
-        mapped = source.clone() if mapped is source else mapped
+        dtype = source.dtype if number == 0 else dtype
+        whole = dtype in (torch.float32, torch.float64) or not dtype.is_floating_point
+        mapped = source if whole else source.float()
+        for dimension, unit_map in enumerate(maps):
+            mapped = mapped if unit_map is None else along(unit_map, mapped, dimension)
         if not (isinstance(term.weight, float) and term.weight == 1):
             mapped = mapped * (term.weight**2 if moment == "second_moment" else term.weight)
         if term.part != "all":
@@ -54,17 +144,17 @@ def grow_tensor(plan: TensorPlan, fetch: Fetch, moment: Moment = "weight") -> Te
         total = mapped if total is None else total + mapped
     assert total is not None
     if moment == "weight":
-        return _finish_weight(plan, total).to(dtype).contiguous()
+        return _finish_weight(plan, total).to(dtype)
     unscale = 0.0 if plan.scale == 0 else 1 / plan.scale
-    return (total * (unscale if moment == "gradient" else unscale**2)).to(dtype).contiguous()
+    return (total * (unscale if moment == "gradient" else unscale**2)).to(dtype)
 
 
-def _map_dimensions(plan: TensorPlan, tensor: Tensor, moment: Moment) -> Tensor:
-    for dimension in range(tensor.dim()):
-        unit_map = plan.unit_map(dimension, dual=moment != "weight")
-        if unit_map is not None:
-            tensor = (unit_map.squared() if moment == "second_moment" else unit_map).apply(tensor, dimension)
-    return tensor
+def _copied(tensor: Tensor, maps: Maps) -> Tensor:
+    """A tensor of its own with every unit copied to its new places; rows last, since they are copied whole."""
+    grown = tensor
+    for dimension, unit_map in reversed(list(enumerate(maps))):
+        grown = grown if unit_map is None else unit_map.gather(grown, dimension)
+    return grown.clone() if grown is tensor else grown.contiguous()
 
 
 def _part(plan: TensorPlan, tensor: Tensor, part: str) -> Tensor:

@@ -4,60 +4,105 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from meristem.anatomy import Anatomy, Builder
-from meristem.growth.apply import grow_tensors
+from meristem.anatomy.streamed import Piece, Weights, is_streamed, streamed, weights_of
+from meristem.growth.apply import grow_pieces, grow_tensor
 from meristem.growth.plan import GrowthPlan
 
 
 def in_float32(anatomy: Anatomy, model: nn.Module) -> nn.Module:
     """The same network with its weights in float32 and its constants (rotary tables, embedding scales) unrounded."""
-    exact = _unfilled(anatomy.builder)
-    for name, tensor in model.state_dict().items():
-        _put(exact, name, tensor.float() if tensor.is_floating_point() else tensor)
-    return exact.eval()
+    weights = weights_of(model)
+
+    def exact(name: str) -> Tensor:
+        tensor = weights[name]
+        return tensor.float() if tensor.is_floating_point() else tensor
+
+    dtypes = {n: torch.float32 if t.is_floating_point() else t.dtype for n, t in model.state_dict().items()}
+    return filled(anatomy.builder, Weights(dtypes, exact), like=model).eval()
 
 
 def build(plan: GrowthPlan, model: nn.Module) -> nn.Module:
     """The large network of `plan`, with weights from `model`; each tensor keeps its source's dtype and device.
 
-    Never randomly initialised: memory is touched once, by the grown weights.
+    Never randomly initialised: memory is touched once, by the grown weights. Of a streamed network the result is streamed
+    too, and grows whatever of it is asked for.
     """
-    state = model.state_dict()
-    return filled(plan.target, grow_tensors(plan, state.__getitem__), like=model)
+    return filled(plan.target, grown_weights(plan, model), like=model)
 
 
-def filled(target: Builder, tensors: Iterable[tuple[str, torch.Tensor]], like: nn.Module) -> nn.Module:
-    """The target's network with these tensors by name; its mode and generation config are those of `like`."""
-    grown = _unfilled(target)
-    for name, tensor in tensors:
-        _put(grown, name, tensor)
+def grown_weights(plan: GrowthPlan, model: nn.Module) -> Weights:
+    """The tensors of the large network by every name that its state dict has, tied ones included, made on demand."""
+    weights = weights_of(model)
+
+    def grown(name: str) -> Tensor:
+        return grow_tensor(plan.tensors[plan.own_names[name]], weights.__getitem__)
+
+    def pieces(name: str) -> Iterator[Piece]:
+        return grow_pieces(plan.tensors[plan.own_names[name]], weights.__getitem__)
+
+    return Weights(grown_dtypes(plan, model), grown, pieces)
+
+
+def grown_dtypes(plan: GrowthPlan, model: nn.Module) -> dict[str, torch.dtype]:
+    """The dtype of every tensor of the large network: that of its (first) source."""
+    stored = model.state_dict()
+    return {name: stored[plan.tensors[own].terms[0].source].dtype for name, own in plan.own_names.items()}
+
+
+def filled(target: Builder, weights: Mapping[str, Tensor], like: nn.Module) -> nn.Module:
+    """The target's network with these weights; its mode and generation config are those of `like`, and it is streamed if
+    that is."""
+    if is_streamed(like):
+        assert isinstance(weights, Weights)
+        grown = streamed(skeleton(functools.partial(target.build, target.sizes, target.depths)), weights)
+    else:
+        grown = _unfilled(functools.partial(target.build, target.sizes, target.depths))
+        done: set[int] = set()
+        for name, held in grown.state_dict(keep_vars=True).items():
+            if id(held) not in done:  # tied names share the parameter, so one assignment serves all
+                _put(grown, name, weights[name])
+            done.add(id(held))
     generation_config = getattr(like, "generation_config", None)
     if generation_config is not None:
         grown.generation_config = copy.deepcopy(generation_config)
     return grown.train(like.training)
 
 
-def _unfilled(builder: Builder) -> nn.Module:
-    """The builder's network without initial weights, its ties made."""
+def skeleton(make: Callable[[], nn.Module]) -> nn.Module:
+    """What `make` builds, with its parameters on the meta device and its buffers real, its ties made."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False), _uninitialised():
+        model = make()
+    return _tied(model)  # outside: what is registered inside is never shared
+
+
+def _unfilled(make: Callable[[], nn.Module]) -> nn.Module:
+    """What `make` builds, without initial weights, its ties made."""
     with _uninitialised():
-        model = builder.build(builder.sizes, builder.depths)
+        return _tied(make())
+
+
+def _tied(model: nn.Module) -> nn.Module:
     if hasattr(model, "tie_weights"):
         model.tie_weights()  # type: ignore[operator]
     return model
 
 
-def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
     if leaf in owner._buffers:
         owner._buffers[leaf] = tensor
     else:
-        owner.get_parameter(leaf).data = tensor  # tied names share the parameter, so one assignment serves all
+        owner.get_parameter(leaf).data = tensor
 
 
 @contextlib.contextmanager

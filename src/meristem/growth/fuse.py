@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
+from meristem.anatomy.streamed import Weights, weights_of
 from meristem.certificates import Certificate, verify
 from meristem.errors import PreservationError
 from meristem.growth.apply import grow_tensor, null_noise
-from meristem.growth.build import filled
+from meristem.growth.build import filled, grown_dtypes
 from meristem.growth.deep_fusion import SELF_FUSION_NOISE, DeepFusion
 from meristem.growth.optimizer import State, grow_state
 from meristem.growth.plan import GrowthPlan
@@ -127,10 +128,13 @@ def fuse_state(fusion: Fusion, states: Sequence[State]) -> State:
 
 def _all_alike(models: Sequence[nn.Module]) -> bool:
     """Whether all are one network, weight for weight."""
-    first = models[0].state_dict()
+    first, weights = models[0].state_dict(), weights_of(models[0])
     return all(
         model is models[0]
-        or all(t.shape == first[name].shape and torch.equal(t, first[name]) for name, t in model.state_dict().items())
+        or all(
+            tensor.shape == first[name].shape and torch.equal(weights_of(model)[name], weights[name])
+            for name, tensor in model.state_dict().items()
+        )
         for model in models
     )
 
@@ -146,23 +150,24 @@ def _norm_over_all(anatomy: Anatomy) -> bool:
 
 
 def _build(plans: Sequence[GrowthPlan], models: Sequence[nn.Module], noise: float, seed: int) -> nn.Module:
-    states = [model.state_dict() for model in models]
+    parents = [weights_of(model) for model in models]
     anatomy = plans[0].source
     copied = replace(plans[0], maps={axis: AxisMap.tile(anatomy.sizes[axis], len(models)) for axis in plans[0].maps})
 
-    def tensors():
-        for name, first in plans[0].tensors.items():
-            source = anatomy.tensors[first.terms[0].source]
-            parts = [_part(plan, name, state) for plan, state in zip(plans, states, strict=True)]
-            total = parts[0] if not parts[0].is_floating_point() else torch.stack(parts).sum(0).to(parts[0].dtype)
-            readers = [i for i, d in enumerate(source.dimensions) if d.role == "read" and first.maps[i] is not None]
-            if noise and readers and total.is_floating_point():
-                layout = source.dimensions[readers[-1]].layout
-                units = layout.expand({axis: copied.axis_map(axis) for axis in layout.axes()})
-                total = total + null_noise(first, total, units, readers[-1], noise, seed)
-            yield name, total
+    def fused(name: str) -> Tensor:
+        plan = plans[0].tensors[name]
+        source = anatomy.tensors[plan.terms[0].source]
+        parts = [_part(p, name, weights) for p, weights in zip(plans, parents, strict=True)]
+        total = parts[0] if not parts[0].is_floating_point() else torch.stack(parts).sum(0).to(parts[0].dtype)
+        readers = [i for i, d in enumerate(source.dimensions) if d.role == "read" and plan.maps[i] is not None]
+        if noise and readers and total.is_floating_point():
+            layout = source.dimensions[readers[-1]].layout
+            units = layout.expand({axis: copied.axis_map(axis) for axis in layout.axes()})
+            total = total + null_noise(plan, total, units, readers[-1], noise, seed)
+        return total
 
-    return filled(plans[0].target, tensors(), like=models[0])
+    weights = Weights(grown_dtypes(plans[0], models[0]), lambda name: fused(plans[0].own_names[name]))
+    return filled(plans[0].target, weights, like=models[0])
 
 
 def _part(plan: GrowthPlan, name: str, state: Mapping[str, Tensor]) -> Tensor:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.conventions import NORM_EPS_FIELDS
+from meristem.anatomy.streamed import weights_of, with_weights
 from meristem.anatomy.trace import blocks_pass_through, ends_in_norm
 from meristem.growth.plan import GrowthPlan, LayerMap, axes_of, layer_order, sizes_after
 from meristem.growth.tying import repair
@@ -45,7 +46,7 @@ class Method(ABC):
     def plan(self, anatomy: Anatomy, model: nn.Module) -> GrowthPlan:
         """The full plan for growing `model`, whose anatomy this is. The model is run once (to find the norm before a
         tied head) and not changed."""
-        maps, layers = self.axis_maps(anatomy, model.state_dict()), self.layer_maps(anatomy)
+        maps, layers = self.axis_maps(anatomy, weights_of(model)), self.layer_maps(anatomy)
         sizes = sizes_after(anatomy, maps)
         depths = {**anatomy.builder.depths, **{axis: len(layer_map) for axis, layer_map in layers.items()}}
         for axis in set(anatomy.builder.depths) - set(anatomy.depths):  # a decoder's config also counts encoder layers
@@ -98,11 +99,8 @@ def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Modu
 def blocks_can_be_silent(anatomy: Anatomy, model: nn.Module) -> bool:
     """Whether a block that writes nothing leaves the stream as it is: not if it ends in a norm (post-norm, as in BERT) or
     scales its skip connection. The model is asked, with the writers of a copy silenced."""
-    muted = copy.deepcopy(model).eval()
-    state = muted.state_dict()
-    for tensor in anatomy.tensors.values():
-        if tensor.block and tensor.writes(anatomy.stream(tensor)):
-            state[tensor.name].zero_()
+    writers = {t.name for t in anatomy.tensors.values() if t.block and t.writes(anatomy.stream(t))}
+    muted = with_weights(model, lambda name, tensor: torch.zeros_like(tensor) if name in writers else tensor)
     return blocks_pass_through(model, muted, [block.prefix for block in anatomy.blocks])
 
 

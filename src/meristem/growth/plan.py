@@ -146,6 +146,14 @@ class GrowthPlan:
         return plans
 
     @cached_property
+    def own_names(self) -> dict[str, str]:
+        """{name in the large network's state dict: the name in `tensors` of the tensor that it shares}."""
+        return {
+            name: name if name in self.tensors else next(n for n in self.tensors if n in shared)
+            for name, shared in self._shared_names.items()
+        }
+
+    @cached_property
     def _shared_names(self) -> dict[str, set[str]]:
         """For every name in the large network's state dict, all names of the same tensor."""
         with torch.device("meta"):

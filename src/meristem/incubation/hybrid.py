@@ -111,7 +111,7 @@ def assemble(incubations: Sequence[Incubation]) -> nn.Module:
     target = anatomy.builder.resized(
         anatomy.builder.sizes, {**anatomy.builder.depths, axis: division.num_hidden_layers}, {}, {axis: order}
     )
-    return filled(target, _collected(by_module, division, prefix).items(), like=first).requires_grad_(True)
+    return filled(target, _collected(by_module, division, prefix), like=first).requires_grad_(True)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -1,0 +1,156 @@
+"""Networks whose weights are made only while a block of them runs: read from disk, or grown from what is read there.
+
+A streamed network is an instance of its own stock class. Its parameters are placeholders on the meta device; beside them
+stands a mapping that makes any tensor when it is asked for. Called like any network, it takes the weights of one block at a
+time and lets go of them behind it, so that a network of any size can be planned, grown and measured in the memory of one
+block.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Piece = tuple[list[int], Tensor]
+
+
+class Weights(Mapping[str, Tensor]):
+    """Tensors by name, made when asked for and never kept.
+
+    Args:
+        dtypes: of every tensor, by the names of a state dict.
+        make: returns the tensor of a name.
+        pieces: yields it in pieces of whole rows, for those who need not have it whole (see `growth.apply.grow_pieces`).
+    """
+
+    def __init__(
+        self,
+        dtypes: Mapping[str, torch.dtype],
+        make: Callable[[str], Tensor],
+        pieces: Callable[[str], Iterator[Piece]] | None = None,
+    ) -> None:
+        self.dtypes, self._make = dict(dtypes), make
+        self._pieces = pieces or (lambda name: iter([([0], make(name))]))
+
+    def pieces(self, name: str) -> Iterator[Piece]:
+        """(first rows of all its places, rows) until the tensor is whole."""
+        return self._pieces(name)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.dtypes:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.dtypes)
+
+    def __len__(self) -> int:
+        return len(self.dtypes)
+
+    def __deepcopy__(self, memo: dict) -> Weights:
+        return self  # what it makes never changes
+
+
+class _Stream:
+    """Where a streamed network gets its weights from; all its stations look here."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+
+
+def is_streamed(model: nn.Module) -> bool:
+    """Whether the weights of this network are made as it runs."""
+    return isinstance(getattr(model, "stream", None), _Stream)
+
+
+def weights_of(model: nn.Module) -> Mapping[str, Tensor]:
+    """The tensors of any network by their names in the state dict; those of a streamed one are made one at a time."""
+    return model.stream.weights if is_streamed(model) else model.state_dict()  # type: ignore[union-attr, return-value]
+
+
+def streamed(skeleton: nn.Module, weights: Weights) -> nn.Module:
+    """Make a streamed network of `skeleton`, whose parameters stand on the meta device, and return it.
+
+    The elements of outermost module lists (blocks) take all their weights when they are called, every other module its own.
+    """
+    stream = _Stream(weights)
+    skeleton.stream = stream  # type: ignore[assignment]
+    for name, parameter in skeleton.named_parameters(remove_duplicate=False):
+        parameter.data = parameter.data.to(weights.dtypes[name])
+    for module, entries in _stations(skeleton):
+        station = _Station(stream, entries)
+        module.register_forward_pre_hook(station.arrive)
+        module.register_forward_hook(station.leave, always_call=True)
+    return skeleton.eval()
+
+
+def with_weights(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """A copy of `model` in evaluation mode with `change(name, tensor)` for each of its weights, of the same shape."""
+    changed = copy.deepcopy(model).eval()
+    if is_streamed(changed):
+        weights: Weights = changed.stream.weights  # type: ignore[union-attr, assignment]
+        changed.stream.weights = Weights(weights.dtypes, lambda name: change(name, weights[name]))  # type: ignore[union-attr]
+    else:
+        for name, tensor in changed.state_dict().items():
+            tensor.copy_(change(name, tensor))
+    return changed
+
+
+Entries = list[tuple[str, str, str]]  # (path of the owner below the station, parameter, name in the state dict)
+
+
+class _Station:
+    """Where weights get on and off: before and after one module is called."""
+
+    def __init__(self, stream: _Stream, entries: Entries) -> None:
+        self._stream, self._entries = stream, entries
+        self._placeholders: list[tuple[dict[str, Any], str, Tensor]] = []
+
+    def arrive(self, module: nn.Module, _: tuple) -> None:
+        for path, leaf, name in self._entries:
+            owner = module.get_submodule(path)
+            held: dict[str, Any] = owner._buffers if leaf in owner._buffers else owner._parameters
+            placeholder = held[leaf]
+            tensor = self._stream.weights[name].to(placeholder.dtype)
+            self._placeholders.append((held, leaf, placeholder))
+            held[leaf] = tensor if held is owner._buffers else nn.Parameter(tensor, requires_grad=False)
+
+    def leave(self, module: nn.Module, _: tuple, __: Any) -> None:
+        while self._placeholders:
+            held, leaf, placeholder = self._placeholders.pop()
+            held[leaf] = placeholder
+
+
+def _stations(model: nn.Module) -> list[tuple[nn.Module, Entries]]:
+    kept = model.state_dict().keys()
+    stations: dict[nn.Module, Entries] = {}
+
+    def own(module: nn.Module, path: str, below: str) -> Entries:
+        leaves = [*module._parameters, *module._buffers]
+        return [(below, leaf, name) for leaf in leaves if (name := _joined(path, leaf)) in kept]
+
+    def visit(module: nn.Module, path: str) -> None:
+        if module in stations:  # shared by several parents
+            return
+        stations[module] = own(module, path, "")
+        for child_name, child in module.named_children():
+            child_path = _joined(path, child_name)
+            if isinstance(module, nn.ModuleList | nn.Sequential):
+                stations[child] = [
+                    entry
+                    for below, part in child.named_modules()
+                    for entry in own(part, _joined(child_path, below), below)
+                ]
+            else:
+                visit(child, child_path)
+
+    visit(model, "")
+    return [(module, entries) for module, entries in stations.items() if entries]
+
+
+def _joined(*names: str) -> str:
+    return ".".join(name for name in names if name)

@@ -1,0 +1,208 @@
+"""Safetensors files written as their tensors come: headers first, then every tensor at its place.
+
+The files are those that safetensors itself writes, byte for byte. It wants all tensors of a file in memory; here one at a
+time is enough.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meristem.anatomy.streamed import Piece
+from meristem.checkpoints.stored import DTYPES, INDEX
+from meristem.errors import MeristemError
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DEFAULT_SHARD_SIZE = "5GB"
+Progress = Callable[[int], None]  # called with the number of bytes just written
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Which tensor goes into which file, and where."""
+
+    files: Mapping[str, tuple[str, ...]]  # {file: names in it}
+    places: Mapping[str, tuple[str, int]]  # {name: (file, offset in bytes)}
+    headers: Mapping[str, bytes]
+    sizes: Mapping[str, int]  # {file: bytes}
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.sizes.values())
+
+
+def lay_out(layout: Mapping[str, Tensor], max_shard_size: str | int = DEFAULT_SHARD_SIZE) -> Shards:
+    """Where everything goes.
+
+    Args:
+        layout: {name on disk: a stand-in on the meta device}, in the order of writing.
+        max_shard_size: of a file; a tensor that is larger has a file of its own.
+
+    Raises:
+        MeristemError: for a size that is not like "5GB", or a dtype that safetensors files do not hold.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    for name, tensor in layout.items():
+        if tensor.dtype not in NAMES:
+            raise MeristemError(f"{name} is of {tensor.dtype}, which cannot be written; known: {', '.join(DTYPES)}")
+    try:
+        split = split_torch_state_dict_into_shards(
+            dict(layout), filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+        )
+    except ValueError as error:
+        raise MeristemError(f"a shard's size is like 5GB or 500MB, got {max_shard_size!r}") from error
+    places: dict[str, tuple[str, int]] = {}
+    headers, sizes = {}, {}
+    for file, names in split.filename_to_tensors.items():
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        starts = {}
+        for name in sorted(
+            names, key=lambda n: (-_RANK[layout[n].dtype], n)
+        ):  # wide types first, so that all are aligned
+            tensor = layout[name]
+            starts[name], end = offset, offset + tensor.numel() * tensor.dtype.itemsize
+            header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+            offset = end
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        headers[file] = len(text).to_bytes(8, "little") + text
+        sizes[file] = len(headers[file]) + offset
+        places |= {name: (file, len(headers[file]) + start) for name, start in starts.items()}
+    files = {file: tuple(names) for file, names in split.filename_to_tensors.items()}
+    return Shards(files, places, headers, sizes)
+
+
+# the order in which safetensors sorts types
+_RANK = {
+    dtype: rank
+    for rank, dtype in enumerate(
+        (torch.bool, torch.uint8, torch.int8, torch.int16, torch.float16, torch.bfloat16, torch.int32, torch.float32,
+         torch.float64, torch.int64)
+    )
+}  # fmt: skip
+
+
+def check_space(directory: Path, needed: int) -> None:
+    """Raises MeristemError if the disk under `directory` has less than `needed` bytes left."""
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise MeristemError(f"{directory}: {needed / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free")
+
+
+def write_shards(
+    directory: Path,
+    shards: Shards,
+    pieces: Iterable[tuple[str, Piece]],
+    total_parameters: int,
+    progress: Progress | None = None,
+) -> None:
+    """Write the files and, for several, their index.
+
+    One thread writes while the next piece is made; no more than one waits.
+
+    Args:
+        pieces: (name on disk, (first rows of all its places, contiguous rows)), in any order, until all of `shards` is there.
+        total_parameters: what the index says about the model.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    with _one_thread(), _Writer(directory, shards, progress) as writer:
+        for piece in pieces:
+            writer.put(piece)
+    if len(shards.files) > 1:
+        metadata = {"total_parameters": total_parameters, "total_size": sum(
+            shards.sizes[file] - len(shards.headers[file]) for file in shards.files)}  # fmt: skip
+        index = {"metadata": metadata, "weight_map": {n: f for f, names in shards.files.items() for n in names}}
+        (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Pieces are small: threads that share one would wait for each other, in the way of the one that writes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Writer:
+    """Writes in a thread of its own; a failure there surfaces at the next `put` or at the end."""
+
+    def __init__(self, directory: Path, shards: Shards, progress: Progress | None) -> None:
+        self._directory, self._shards, self._progress = directory, shards, progress
+        self._queue: queue.Queue[tuple[str, Piece] | None] = queue.Queue(maxsize=1)
+        self._failure: BaseException | None = None
+        self._open: dict[str, int] = {}
+        self._left: dict[str, int] = {}  # bytes
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> _Writer:
+        self._thread.start()
+        return self
+
+    def put(self, piece: tuple[str, Piece]) -> None:
+        self._raise()
+        self._queue.put(piece)
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        if kind is None:
+            self._raise()
+
+    def _raise(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if self._failure is not None:
+                continue  # let the maker come to its next put
+            try:
+                self._write(*item)
+            except BaseException as error:  # noqa: BLE001: it is raised again by the maker
+                self._failure = error
+        for handle in self._open.values():
+            os.close(handle)
+
+    def _write(self, name: str, piece: Piece) -> None:
+        (file, offset), (places, rows) = self._shards.places[name], piece
+        if self._left.get(file) == 0:
+            return  # nothing but empty tensors was left of it
+        if file not in self._open:
+            self._open[file] = os.open(self._directory / file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            os.pwrite(self._open[file], self._shards.headers[file], 0)
+            self._left[file] = self._shards.sizes[file] - len(self._shards.headers[file])
+        data = rows.flatten().view(torch.uint8).numpy()
+        for place in places:
+            self._write_at(file, offset + place * (len(data) // max(1, len(rows)) if rows.dim() else 0), data)
+        if not self._left[file]:
+            handle = self._open.pop(file)
+            os.fsync(handle)
+            os.close(handle)
+
+    def _write_at(self, file: str, offset: int, data: Any) -> None:
+        left = memoryview(data)
+        while left:
+            written = os.pwrite(self._open[file], left[: 1 << 26], offset)
+            left, offset = left[written:], offset + written
+            self._left[file] -= written
+            if self._progress is not None:
+                self._progress(written)
