@@ -20,6 +20,7 @@ _HOMES = {
     "fuse": "meristem.growth.fuse",
     "DeepFusion": "meristem.growth.deep_fusion",
     "grow_optimizer": "meristem.growth.optimizer",
+    "grow_sharded": "meristem.growth.sharded",
     "HyperCloning": "meristem.growth.hypercloning",
     "Net2Net": "meristem.growth.net2net",
     "AKI": "meristem.growth.aki",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from meristem.growth.ligo import LiGO as LiGO
     from meristem.growth.net2net import Net2Net as Net2Net
     from meristem.growth.optimizer import grow_optimizer as grow_optimizer
+    from meristem.growth.sharded import grow_sharded as grow_sharded
     from meristem.growth.stacking import MIDAS as MIDAS
     from meristem.growth.stacking import GradualStacking as GradualStacking
     from meristem.growth.stacking import IdentityBlocks as IdentityBlocks

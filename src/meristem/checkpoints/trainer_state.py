@@ -4,20 +4,23 @@ The Trainer stores its optimizer state by number: parameters that decay first, t
 `named_parameters`. Here the numbers become names, the state grows, and the names become the numbers of the large network.
 Scheduler, random state and trainer state are copied as they are, so that `Trainer(...).train(resume_from_checkpoint=OUT)` goes
 on at the same step, with the same learning rate, on the next batch.
+
+Neither optimizer.pt is ever whole in memory: the old one is mapped, the new one is laid out first and filled tensor by tensor.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from meristem.errors import MeristemError
 from meristem.growth.grow import Growth
-from meristem.growth.optimizer import State, grow_state
+from meristem.growth.optimizer import State, dtypes_of, grow_state
 
 KEPT = ("scheduler.pt", "rng_state*.pth", "trainer_state.json", "training_args.bin", "scaler.pt")
 
@@ -37,7 +40,7 @@ def grow_trainer_state(source: Path, small: nn.Module, growth: Growth, out: Path
     Raises:
         MeristemError: if the optimizer's groups are not the two that the Trainer makes, or its state cannot grow.
     """
-    saved = torch.load(source / "optimizer.pt", weights_only=True, map_location="cpu")
+    saved = torch.load(source / "optimizer.pt", weights_only=True, map_location="cpu", mmap=True)
     names = _grouped_names(small)
     counts = [len(group["params"]) for group in saved["param_groups"]]
     if counts != [len(group) for group in names]:
@@ -45,14 +48,14 @@ def grow_trainer_state(source: Path, small: nn.Module, growth: Growth, out: Path
             f"{source / 'optimizer.pt'} holds parameter groups of {counts} tensors; a Trainer of this model makes groups of "
             f"{[len(group) for group in names]}. Grow the weights alone, from a copy without optimizer.pt"
         )
-    state: State = {}
+    state: dict[str, Mapping[str, Tensor]] = {}
     for group, group_names in zip(saved["param_groups"], names, strict=True):
         for number, name in zip(group["params"], group_names, strict=True):
             if number in saved["state"]:
                 state[name] = {key: torch.as_tensor(value) for key, value in saved["state"][number].items()}
     for plan in growth.plans:
-        state = grow_state(plan, state)
-    torch.save(_numbered(state, saved["param_groups"], _grouped_names(growth.model)), out / "optimizer.pt")
+        state = dict(grow_state(plan, state))
+    _write_optimizer(out / "optimizer.pt", state, saved["param_groups"], growth.model)
     for pattern in KEPT:
         for file in source.glob(pattern):
             shutil.copyfile(file, out / file.name)
@@ -67,12 +70,31 @@ def _grouped_names(model: nn.Module) -> list[list[str]]:
     return [[n for n in names if n in decaying], [n for n in names if n not in decaying]]
 
 
-def _numbered(state: State, groups: list[dict[str, Any]], names: list[list[str]]) -> dict[str, Any]:
+def _write_optimizer(file: Path, state: State, groups: list[dict[str, Any]], model: nn.Module) -> None:
+    """What torch.save would write of the whole, laid out with tensors that have no memory, then filled one by one."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    names = _grouped_names(model)
     numbers = {name: number for number, name in enumerate(name for group in names for name in group)}
-    return {
-        "state": {numbers[name]: entries for name, entries in state.items()},
-        "param_groups": [
-            {**group, "params": [numbers[name] for name in group_names]}
-            for group, group_names in zip(groups, names, strict=True)
-        ],
-    }
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    with FakeTensorMode():
+        entries = {
+            numbers[name]: {
+                key: torch.empty(() if key == "step" else shapes[name], dtype=dtype)
+                for key, dtype in dtypes_of(parts).items()
+            }
+            for name, parts in state.items()
+        }
+    numbered = [
+        {**group, "params": [numbers[name] for name in group_names]}
+        for group, group_names in zip(groups, names, strict=True)
+    ]
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save({"state": entries, "param_groups": numbered}, file)
+    with FakeTensorMode():
+        laid_out = torch.load(file, weights_only=True)["state"]
+    with open(file, "r+b") as stream:
+        for name, parts in state.items():
+            for key in parts:
+                stream.seek(laid_out[numbers[name]][key].untyped_storage()._checkpoint_offset)
+                stream.write(memoryview(parts[key].contiguous().flatten().view(torch.uint8).numpy()))  # pyright: ignore[reportArgumentType]

@@ -15,23 +15,12 @@ import torch
 from torch import Tensor
 
 from meristem.algebra import AxisMap, UnitMap
-from meristem.growth.plan import GrowthPlan, TensorPlan
+from meristem.growth.plan import TensorPlan
 
 PIECE = 1 << 22  # bytes of a source that are grown and written at once, where rows can be grown apart
 CACHED = 1 << 20  # bytes of it that are computed at once, to stay in the processor's cache
 Fetch = Callable[[str], Tensor]
 Moment = Literal["weight", "gradient", "second_moment"]
-
-
-def grow_tensors(plan: GrowthPlan, fetch: Fetch, moment: Moment = "weight") -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of the large network, one at a time.
-
-    Args:
-        fetch: returns the small network's tensor of a given name (its weight, gradient or second moment).
-        moment: what the tensors are, hence which maps they ride.
-    """
-    for name, tensor_plan in plan.tensors.items():
-        yield name, grow_tensor(tensor_plan, fetch, moment)
 
 
 def grow_tensor(plan: TensorPlan, fetch: Fetch, moment: Moment = "weight") -> Tensor:

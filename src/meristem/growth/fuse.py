@@ -105,13 +105,13 @@ class MeanOfParents(nn.Module):
         return sum(w * logits_of(m, inputs) for w, m in zip(self.shares, self.models, strict=True))  # type: ignore[return-value]
 
 
-def fuse_state(fusion: Fusion, states: Sequence[State]) -> State:
+def fuse_state(fusion: Fusion, states: Sequence[State]) -> dict[str, dict[str, Tensor]]:
     """The parents' optimizer states as one: moments follow the dual maps, weighted as the parents are in the mean, and are
     zero in cross blocks; step counts are the smallest of the parents'.
 
     The gradient of the mean's loss at a parent's own block is its weight times the parent's, as far as their outputs agree.
     """
-    total: State = {}
+    total: dict[str, dict[str, Tensor]] = {}
     for plan, weight, state in zip(fusion.plans, fusion.weights, states, strict=True):
         for name, entries in grow_state(plan, state).items():
             known = total.setdefault(name, {})

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy
 from meristem.errors import MeristemError
-from meristem.growth.apply import grow_tensors
+from meristem.growth.apply import grow_tensor
 from meristem.growth.depth import repeat_all
 from meristem.growth.method import Method, Weights
 from meristem.growth.plan import GrowthPlan, LayerMap, LayerSource, layer_order
@@ -69,7 +69,7 @@ class LiGO(WidthMethod):
         optimizer = torch.optim.Adam([leaf.requires_grad_() for leaf in leaves], lr=self.learning_rate)
         for _, batch in zip(range(self.steps), itertools.cycle(batches), strict=False):
             step = replace(plan, maps=fitted.axis_maps(anatomy, {}), layers=fitted.layer_maps(anatomy))
-            grown = dict(grow_tensors(step, state.__getitem__))
+            grown = {name: grow_tensor(tensor, state.__getitem__) for name, tensor in step.tensors.items()}
             loss = torch.func.functional_call(skeleton, grown, kwargs=dict(batch)).loss
             optimizer.zero_grad()
             loss.backward()

@@ -7,7 +7,8 @@ blocks with zeros, and both kick the trajectory).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from meristem.anatomy import Anatomy
+from meristem.anatomy.streamed import Weights
 from meristem.errors import MeristemError
-from meristem.growth.apply import Moment, grow_tensors
+from meristem.growth.apply import Moment, grow_tensor
 from meristem.growth.build import build
 from meristem.growth.method import Methods, as_list
-from meristem.growth.plan import GrowthPlan
+from meristem.growth.plan import GrowthPlan, TensorPlan
 
 MOMENTS: dict[str, Moment] = {
     "exp_avg": "gradient",
@@ -28,7 +30,7 @@ MOMENTS: dict[str, Moment] = {
     "max_exp_avg_sq": "second_moment",
 }
 
-State = dict[str, dict[str, Tensor]]  # parameter name -> key ("exp_avg", "step", ...) -> tensor
+State = Mapping[str, Mapping[str, Tensor]]  # parameter name -> key ("exp_avg", "step", ...) -> tensor
 
 
 def named_state(optimizer: Optimizer, model: nn.Module) -> State:
@@ -38,7 +40,7 @@ def named_state(optimizer: Optimizer, model: nn.Module) -> State:
         MeristemError: for state that is no tensor (such as L-BFGS history).
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    state: State = {}
+    state: dict[str, dict[str, Tensor]] = {}
     for parameter, entries in optimizer.state.items():
         name = names.get(id(parameter))
         if name is None:
@@ -57,44 +59,44 @@ def load_named_state(optimizer: Optimizer, model: nn.Module, state: State) -> No
         optimizer.state[parameters[name]] = {key: value.clone() for key, value in entries.items()}
 
 
-def grow_state(plan: GrowthPlan, state: State) -> State:
-    """The optimizer state of the large network. Parameters without state (frozen ones) stay without.
+def grow_state(plan: GrowthPlan, state: State) -> dict[str, Weights]:
+    """The optimizer state of the large network, every entry made when it is asked for. Parameters without state (frozen
+    ones) stay without.
 
     Raises:
         MeristemError: for a state entry whose growth is not known, naming it and the known ones.
     """
-    keys = dict.fromkeys(key for entries in state.values() for key in entries)
-    grown: State = {}
-    for key in keys:
-        if key == "step":
-            for name, tensor_plan in plan.tensors.items():
-                source = _source_name(plan, tensor_plan.terms[0].source)
-                if source in state:
-                    grown.setdefault(name, {})["step"] = state[source]["step"].clone()
-        elif key in MOMENTS:
-            for name, tensor in _grow_moment(plan, state, key):
-                grown.setdefault(name, {})[key] = tensor
-        else:
-            raise MeristemError(f"optimizer state {key!r} cannot be grown; known: step, {', '.join(MOMENTS)}")
+    unknown = sorted({key for entries in state.values() for key in entries} - {"step", *MOMENTS})
+    if unknown:
+        raise MeristemError(f"optimizer state {unknown[0]!r} cannot be grown; known: step, {', '.join(MOMENTS)}")
+    grown = {}
+    for name, tensor_plan in plan.tensors.items():
+        sources = [_source_name(plan, term.source) for term in tensor_plan.terms]
+        own = next((source for source in sources if source in state), None)
+        if own is not None:
+            grown[name] = Weights(dtypes_of(state[own]), functools.partial(_grown_entry, plan, tensor_plan, state, own))
     return grown
+
+
+def dtypes_of(entries: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """The dtype of each entry; those of entries yet to be made are known without making them."""
+    return entries.dtypes if isinstance(entries, Weights) else {key: value.dtype for key, value in entries.items()}
+
+
+def _grown_entry(plan: GrowthPlan, tensor_plan: TensorPlan, state: State, own: str, key: str) -> Tensor:
+    if key == "step":
+        return state[own][key].clone()
+
+    def fetch(name: str) -> Tensor:
+        entries = state.get(_source_name(plan, name))
+        return entries[key] if entries else torch.zeros(plan.source.tensors[name].shape)
+
+    return grow_tensor(tensor_plan, fetch, MOMENTS[key])
 
 
 def _source_name(plan: GrowthPlan, name: str) -> str:
     """State belongs to parameters, and tied tensors are one parameter."""
     return plan.source.tensors[name].tied_to or name
-
-
-def _grow_moment(plan: GrowthPlan, state: State, key: str) -> Iterator[tuple[str, Tensor]]:
-    def fetch(name: str) -> Tensor:
-        entries = state.get(_source_name(plan, name))
-        return entries[key] if entries else torch.zeros(plan.source.tensors[name].shape)
-
-    covered = {
-        name
-        for name, tensor_plan in plan.tensors.items()
-        if any(_source_name(plan, term.source) in state for term in tensor_plan.terms)
-    }
-    yield from ((name, tensor) for name, tensor in grow_tensors(plan, fetch, MOMENTS[key]) if name in covered)
 
 
 def amplitudes(plans: Sequence[GrowthPlan]) -> dict[str, tuple[float, float]]:
@@ -142,20 +144,24 @@ def grow_optimizer(
         plans.append(m.plan(anatomy or Anatomy.of(current), current))
         state = grow_state(plans[-1], state)
     factors = amplitudes(plans) if scale_learning_rate else {}
-    groups = _grown_groups(optimizer, small, big, plans, factors)
+    groups = grown_groups(optimizer, small, big, plans, factors)
     grown = type(optimizer)(groups)  # pyright: ignore[reportCallIssue]: each torch optimizer has its own defaults
     load_named_state(grown, big, state)
     return grown
 
 
-def _grown_groups(
+def grown_groups(
     optimizer: Optimizer,
     small: nn.Module,
     big: nn.Module,
     plans: Sequence[GrowthPlan],
     factors: Mapping[str, tuple[float, float]],
 ) -> list[dict]:
-    """The parameter groups of the small network's optimizer, with the large network's parameters in them."""
+    """The parameter groups of the small network's optimizer, with the large network's parameters in them.
+
+    Args:
+        factors: from `amplitudes`, to split the groups by; none to leave them as they are.
+    """
     names = {id(parameter): name for name, parameter in small.named_parameters()}
     group_of = {names[id(p)]: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
     for plan in plans:

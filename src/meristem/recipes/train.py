@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from meristem.data import Corpus, Sequences
@@ -259,7 +259,7 @@ def save_state(state: State, file: Path) -> None:
 
 
 def load_state(file: Path) -> State:
-    state: State = {}
+    state: dict[str, dict[str, Tensor]] = {}
     for key, value in load_file(file).items():
         name, _, entry = key.partition("::")
         state.setdefault(name, {})[entry] = value
