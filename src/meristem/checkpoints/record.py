@@ -19,7 +19,7 @@ def source_record(source: str) -> dict[str, Any]:
     if not path.is_dir():
         return {"name": source, "sha256": None}
     digest = hashlib.sha256()
-    for file in sorted([path / "config.json", *path.glob("*.safetensors")]):
+    for file in sorted([path / "config.json", *path.glob("*.safetensors"), *path.glob("*.distcp")]):
         digest.update(file.name.encode())
         with open(file, "rb") as stream:
             while chunk := stream.read(1 << 20):

@@ -86,6 +86,7 @@ def grow(
         raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
     _quiet()
     from meristem.checkpoints import open_streamed
+    from meristem.checkpoints.distributed import is_distributed, open_distributed, write_distributed
     from meristem.checkpoints.record import growth_record
     from meristem.checkpoints.trainer_state import grow_trainer_state, is_trainer_checkpoint
     from meristem.growth import METHODS, grow_with_certificate
@@ -94,7 +95,9 @@ def grow(
     chosen = build_methods(method.split(","), options, METHODS)
     console = Console(stderr=True)
     with console.status("planning and proving" if prove and not dry_run else "planning"):
-        small = open_streamed(source, trust)
+        small, reader = (
+            open_distributed(source, trust) if is_distributed(source) else (open_streamed(source, trust), None)
+        )
         growth = grow_with_certificate(small, chosen, verify=prove and not dry_run)
     if dry_run:
         _print_files(growth.model, max_shard_size)
@@ -104,7 +107,11 @@ def grow(
         more = functools.partial(grow_trainer_state, Path(source), small, growth)
     with ThreadPoolExecutor(1) as beside:  # the source is hashed while it is read anyway
         record = beside.submit(growth_record, growth, source)
-        _write(growth.model, out, record.result, source, overwrite, max_shard_size, more)
+        if reader is not None:
+            with console.status("writing"):
+                write_distributed(growth, reader, out, record.result, overwrite)
+        else:
+            _write(growth.model, out, record.result, source, overwrite, max_shard_size, more)
     before, after = (sum(p.numel() for p in model.parameters()) for model in (small, growth.model))
     resumable = ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if more else ""
     print(f"{out}: {before:,} -> {after:,} parameters, {method}{resumable}")

@@ -1,0 +1,192 @@
+"""Directories of torch.distributed.checkpoint: grown like any other, and loaded again by any number of processes.
+
+Such a directory names every tensor by a path: ("model", NAME), ("optim", "state", NAME, "exp_avg"). Weights and moments of
+the network's tensors grow, lists of parameter names follow, and whatever else is there (schedules, data positions, random
+states) is carried along as the bytes it is. Next to the shards there has to be the model's config.json.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
+from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
+from torch.distributed.checkpoint.api import CheckpointException
+
+from meristem.anatomy.streamed import Weights, streamed, weights_of
+from meristem.checkpoints.distributed_tensors import INDEX, DistributedTensors, Keys
+from meristem.checkpoints.open import first_line, model_class_of, open_config
+from meristem.checkpoints.write import atomic_directory, write_json
+from meristem.errors import MeristemError
+from meristem.growth.build import skeleton
+from meristem.growth.grow import Growth
+from meristem.growth.optimizer import MOMENTS, dtypes_of, grow_state
+
+
+def is_distributed(source: str) -> bool:
+    """Whether a directory is one of torch.distributed.checkpoint."""
+    return (Path(source) / INDEX).is_file()
+
+
+class _OnDemand(DefaultSavePlanner):
+    """Plans with tensors that have no memory, and makes each when it is written."""
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        super().__init__()
+        self._make = make
+
+    def resolve_data(self, write_item: Any) -> Any:
+        return self._make(write_item.index.fqn)
+
+
+def open_distributed(source: str, trust_remote_code: bool = False) -> tuple[nn.Module, DistributedTensors]:
+    """The network of a distributed checkpoint, streamed, and its reader.
+
+    Raises:
+        MeristemError: without a config.json beside the shards, for an index that is none, or where tensors are missing.
+    """
+    config = open_config(source, trust_remote_code)
+    model_class = model_class_of(config, source, trust_remote_code)
+    reader = DistributedTensors(Path(source))
+    try:
+        model = skeleton(lambda: model_class(config))
+    except Exception as error:
+        raise MeristemError(f"{source}: its config builds no {model_class.__name__}: {first_line(error)}") from error
+    state = model.state_dict()
+    keys = {path[-1]: key for key, path in reader.paths.items() if path[-1] in state and not reader.is_bytes(key)}
+    twins: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        twins.setdefault(id(parameter), []).append(name)
+    for names in twins.values():
+        held = next((keys[name] for name in names if name in keys), None)
+        keys |= {name: held for name in names if held and name not in keys}
+    for name, tensor in state.items():
+        if name not in keys and tensor.is_meta:
+            raise MeristemError(f"{source}: {name} of {model_class.__name__} is not in the checkpoint")
+        if name in keys and reader.placeholder(keys[name]).shape != tensor.shape:
+            raise MeristemError(f"{source}: {name} is {tuple(reader.placeholder(keys[name]).shape)} in the checkpoint and "
+                                f"{tuple(tensor.shape)} by config.json")  # fmt: skip
+    dtypes = {n: reader.placeholder(keys[n]).dtype if n in keys else t.dtype for n, t in state.items()}
+    weights = Weights(dtypes, lambda name: reader.tensor(keys[name]) if name in keys else state[name])
+    return streamed(model, weights), reader
+
+
+def write_distributed(
+    growth: Growth, reader: DistributedTensors, out: Path, record: Callable[[], dict[str, Any]], overwrite: bool = False
+) -> None:
+    """The grown checkpoint as a directory of the same kind, under the same paths; tensors are made one at a time.
+
+    Raises:
+        MeristemError: if `out` exists, for optimizer state whose growth is not known, or if the disk is full.
+    """
+    content, makers = _grown_content(growth, reader)
+    with atomic_directory(out, overwrite) as partial:
+        growth.model.save_pretrained(partial, state_dict={})  # type: ignore[operator]
+        writer = FileSystemWriter(
+            partial, single_file_per_rank=False
+        )  # what goes into a file stays in memory until it ends
+        planner = _OnDemand(lambda key: makers[key]())
+        nested = unflatten_state_dict(
+            {_flat(path): value for path, value in content.items()}, {_flat(path): path for path in content}
+        )
+        try:
+            dcp.save(nested, storage_writer=writer, planner=planner, no_dist=True)
+        except CheckpointException as error:
+            raise MeristemError(f"{out} cannot be written: {error}") from error
+        write_json(partial / "meristem.json", record())
+        open_distributed(str(partial), trust_remote_code=True)
+
+
+def _grown_content(growth: Growth, reader: DistributedTensors) -> tuple[dict[Keys, Any], dict[str, Callable[[], Any]]]:
+    """({path: a stand-in}, {flat path: what makes its content}) of the grown checkpoint."""
+    old_names = set(growth.plans[0].source.tensors)
+    state: Mapping[str, Mapping[str, Tensor]] = _optimizer_state(reader, old_names)
+    for plan in growth.plans:
+        state = grow_state(plan, state)
+    weights: Any = weights_of(growth.model)
+    shapes = {name: tensor.shape for name, tensor in growth.model.state_dict().items()}
+    tensor_heirs = _heirs(growth, weights)
+    parameter_heirs = _heirs(growth, [name for name, _ in growth.model.named_parameters()], own=True)
+    content: dict[Keys, Any] = {}
+    makers: dict[str, Callable[[], Any]] = {}
+
+    def put(path: Keys, placeholder: Any, make: Callable[[], Any]) -> None:
+        content[path] = placeholder
+        makers[_flat(path)] = make
+
+    for key, path in reader.paths.items():
+        named = next((i for i, part in enumerate(path) if part in old_names), None)
+        if named is None:
+            if reader.is_bytes(key):
+                put(path, io.BytesIO(), lambda k=key, p=path: _renamed(reader.raw(k), p, parameter_heirs))
+            else:
+                put(path, reader.placeholder(key), lambda k=key: reader.tensor(k))
+        elif named == len(path) - 1:
+            for name in tensor_heirs.get(path[named], []):
+                like = torch.empty(shapes[name], dtype=weights.dtypes[name], device="meta")
+                put((*path[:-1], name), like, lambda n=name: weights[n])
+        else:
+            for name in parameter_heirs.get(path[named], []):
+                place = (*path[:named], name, *path[named + 1 :])
+                if reader.is_bytes(key):
+                    put(place, io.BytesIO(), lambda k=key: reader.raw(k))
+                else:
+                    shape = () if path[-1] == "step" else shapes[name]
+                    like = torch.empty(shape, dtype=dtypes_of(state[name])[path[-1]], device="meta")
+                    put(place, like, lambda n=name, entry=path[-1]: state[n][entry])
+    return content, makers
+
+
+def _heirs(growth: Growth, names: Iterable[str], own: bool = False) -> dict[str, list[str]]:
+    """{tensor of the smallest network: the given ones of the largest that come from it}; own: under the name that counts."""
+    heirs: dict[str, list[str]] = {}
+    for name in names:
+        origin = name
+        for plan in reversed(growth.plans):
+            shared = plan.own_names[origin]
+            alias = origin != shared and origin in plan.source.tensors
+            origin = origin if alias else plan.tensors[shared].terms[0].source
+        origin = growth.plans[0].source.tensors[origin].tied_to or origin if own else origin
+        heirs.setdefault(origin, []).append(name)
+    return heirs
+
+
+def _optimizer_state(reader: DistributedTensors, names: set[str]) -> dict[str, Weights]:
+    keys: dict[str, dict[str, str]] = {}
+    for key, path in reader.paths.items():
+        if len(path) > 2 and path[-3] == "state" and path[-2] in names and not reader.is_bytes(key):
+            if path[-1] != "step" and path[-1] not in MOMENTS:
+                raise MeristemError(f"optimizer state {path[-1]!r} cannot be grown; known: step, {', '.join(MOMENTS)}")
+            keys.setdefault(path[-2], {})[path[-1]] = key
+    return {
+        name: Weights(
+            {entry: reader.placeholder(key).dtype for entry, key in entries.items()},
+            lambda entry, entries=entries: reader.tensor(entries[entry]),
+        )
+        for name, entries in keys.items()
+    }
+
+
+def _renamed(value: io.BytesIO, path: Keys, heirs: Mapping[str, list[str]]) -> io.BytesIO:
+    """A parameter group's list of names, with those of the large network; other bytes as they are."""
+    if path[-1] != "params":
+        return value
+    try:
+        names = torch.load(value, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise MeristemError(f"{_flat(path)} is no list of parameter names: {first_line(error)}") from error
+    renamed = io.BytesIO()
+    torch.save([heir for name in names for heir in heirs.get(name, [])], renamed)
+    renamed.seek(0)
+    return renamed
+
+
+def _flat(path: Keys) -> str:
+    return ".".join(str(part) for part in path)
