@@ -58,7 +58,9 @@ def make_source(path: Path, layers: int) -> dict[str, Any]:
         return tensor if tensor.dim() == 1 else tensor.normal_(0, tensor.shape[-1] ** -0.5)
 
     write_model(streamed(model, Weights(dict.fromkeys(shapes, torch.bfloat16), random)), path, {})
-    largest = max(4 * shape.numel() * 2 for shape in shapes.values() if len(shape) == 2)  # a matrix, twice as wide and high
+    largest = max(
+        4 * shape.numel() * 2 for shape in shapes.values() if len(shape) == 2
+    )  # a matrix, twice as wide and high
     return {"parameters": sum(shape.numel() for shape in shapes.values()), "largest_grown_matrix_bytes": largest}
 
 
@@ -97,7 +99,9 @@ def worker(way: str, source: str, out: Path) -> None:
     else:
         model = LlamaForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
         ms.grow(model, ms.HyperCloning(width=2), verify=False).save_pretrained(out, max_shard_size="5GB")
-    print(json.dumps({"seconds": time.perf_counter() - start, "peak_bytes": peak_bytes(), "own_bytes": own}), flush=True)
+    print(
+        json.dumps({"seconds": time.perf_counter() - start, "peak_bytes": peak_bytes(), "own_bytes": own}), flush=True
+    )
 
 
 def run_worker(way: str, source: Path, out: Path) -> dict[str, Any]:
@@ -145,7 +149,11 @@ def speed(folder: Path, layers: int, rounds: int) -> dict[str, Any]:
         say(f"round {number}: grown {streamed[-1]['seconds']:.1f} s, copied {copied[-1]['seconds']:.1f} s")
     sizes = {"source_bytes": directory_bytes(source), "output_bytes": directory_bytes(out)}
     commands = {}
-    for name, options in (("plain", ["--no-verify"]), ("proved", ["--verify"]), ("noise", ["--no-verify", "--noise", "0.01"])):
+    for name, options in (
+        ("plain", ["--no-verify"]),
+        ("proved", ["--verify"]),
+        ("noise", ["--no-verify", "--noise", "0.01"]),
+    ):
         commands[name] = command(source, out, *options)
         say(f"whole command, {name}: {commands[name]['seconds']:.1f} s")
     through_memory = run_worker("memory", source, out)
@@ -187,7 +195,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=None, help="where the checkpoints go; a temporary one by default")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where the checkpoints go; a temporary one by default"
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--worker", nargs=3, metavar=("WAY", "SRC", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -205,7 +215,9 @@ def main() -> None:
         shutil.rmtree(folder)
     found["machine"] = f"{machine()}, {platform.release()}, {os.cpu_count()} CPUs"
     write_json(arguments.results / "checkpoints.json", found)
-    say(f"{found['median_speed_of_cp']:.2f} of cp's speed, peak {found['median_peak_above_interpreter_bytes'] / 1e9:.2f} GB")
+    say(
+        f"{found['median_speed_of_cp']:.2f} of cp's speed, peak {found['median_peak_above_interpreter_bytes'] / 1e9:.2f} GB"
+    )
 
 
 if __name__ == "__main__":

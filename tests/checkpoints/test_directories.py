@@ -95,6 +95,7 @@ def test_a_hostile_config(saved, entries, message):
 
 
 def test_an_index_that_points_elsewhere(saved):
+    (saved / "model.safetensors").rename(saved / "model-00001-of-00001.safetensors")
     (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
     with pytest.raises(ms.MeristemError, match="points outside its own directory"):
         open_model(str(saved))
@@ -129,13 +130,14 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tokenizer_files_of_a_hub_name(monkeypatch, tmp_path):
-    """Found in the hub's cache when it can be reached, and simply missing when not (as here, offline)."""
+def test_the_directory_of_a_hub_name(monkeypatch, tmp_path):
+    """In the hub's cache when it can be reached, and a clear error when not (as here, offline)."""
     import huggingface_hub
 
-    from meristem.checkpoints.open import tokenizer_directory
+    from meristem.checkpoints.open import local_directory
 
-    assert tokenizer_directory(str(tmp_path)) == tmp_path
-    assert tokenizer_directory("no-such-owner/no-such-model") is None
+    assert local_directory(str(tmp_path)) == tmp_path
+    with pytest.raises(ms.MeristemError, match="no-such-owner/no-such-model: cannot be fetched from the hub"):
+        local_directory("no-such-owner/no-such-model")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(tmp_path / name))
-    assert tokenizer_directory("owner/name") == tmp_path / "owner" / "name"
+    assert local_directory("owner/name") == tmp_path / "owner" / "name"

@@ -36,7 +36,9 @@ def main(mode: str, folder: Path) -> None:
         fully_shard(network, mesh=mesh)
 
     family, _, growth = mode.partition(":")
-    method = {"width": ms.HyperCloning(width=2, noise=0.1), "both": [ms.HyperCloning(width=2), ms.Stacking(depth=2)]}[growth]
+    method = {"width": ms.HyperCloning(width=2, noise=0.1), "both": [ms.HyperCloning(width=2), ms.Stacking(depth=2)]}[
+        growth
+    ]
     model = pico.build(family, tie_word_embeddings=growth == "both").train()
     sharded = dist.get_world_size() > 1
     if sharded:

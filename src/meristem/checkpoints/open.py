@@ -74,8 +74,8 @@ def model_class_of(config: Any, source: str, trust_remote_code: bool = False) ->
     """The class that the checkpoint names in `architectures`, from transformers itself."""
     import transformers
 
-    names = config.architectures or []
-    if not names:
+    names = config.architectures
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise MeristemError(f"{source}: config.json names no architecture, so its model class is unknown")
     if trust_remote_code and getattr(config, "auto_map", None):
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -84,7 +84,7 @@ def model_class_of(config: Any, source: str, trust_remote_code: bool = False) ->
         if reference:
             return get_class_from_dynamic_module(reference, source)
     found = getattr(transformers, names[0], None)
-    if found is None:
+    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
         raise MeristemError(f"{source}: transformers {transformers.__version__} has no model class {names[0]}")
     return found
 

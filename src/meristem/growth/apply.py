@@ -104,12 +104,19 @@ def _changes_numbers(plan: TensorPlan, maps: Maps) -> bool:
     """Whether there is anything to compute: else every number of the new tensor is one of the old one's."""
     term = plan.terms[0]
     alone = len(plan.terms) == 1 and isinstance(term.weight, float) and term.weight == 1 and term.part == "all"
-    return not alone or plan.scale != 1 or bool(plan.noise) or not all(m is None or m.copies_only for m in maps)
+    return (
+        not alone
+        or plan.scale != 1
+        or _noisy_reader(plan) is not None
+        or not all(m is None or m.copies_only for m in maps)
+    )
 
 
 def _mixes_units(plan: TensorPlan, moment: Moment) -> bool:
     """Whether copies of one unit come out different: by noise, random new units, or other sources for further copies."""
-    written = moment == "weight" and (bool(plan.noise) or any(m is not None and m.fresh for m in plan.maps))
+    written = moment == "weight" and (
+        _noisy_reader(plan) is not None or any(m is not None and m.fresh for m in plan.maps)
+    )
     return written or any(term.part != "all" for term in plan.terms)
 
 
@@ -161,12 +168,18 @@ def _finish_weight(plan: TensorPlan, tensor: Tensor) -> Tensor:
     if plan.scale != 1:
         tensor = (tensor + plan.offset) * plan.scale - plan.offset
     tensor = _write_fresh_units(plan, tensor)
-    readers = [d for d, role in enumerate(plan.roles) if role == "read" and plan.maps[d] is not None]
-    if not plan.noise or plan.scale == 0 or not readers:
+    reader = _noisy_reader(plan)
+    if reader is None:
         return tensor
-    axis_map = plan.maps[readers[-1]]
+    axis_map = plan.maps[reader]
     assert axis_map is not None
-    return tensor + null_noise(plan, tensor, axis_map, readers[-1], plan.noise, plan.seed)
+    return tensor + null_noise(plan, tensor, axis_map, reader, plan.noise, plan.seed)
+
+
+def _noisy_reader(plan: TensorPlan) -> int | None:
+    """The dimension along which noise cancels, if this tensor gets any."""
+    readers = [d for d, role in enumerate(plan.roles) if role == "read" and plan.maps[d] is not None]
+    return readers[-1] if readers and plan.noise and plan.scale != 0 else None
 
 
 def null_noise(plan: TensorPlan, like: Tensor, axis_map: AxisMap, dimension: int, relative: float, seed: int) -> Tensor:
