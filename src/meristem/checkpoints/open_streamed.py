@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from meristem.anatomy.conventions import DEPTH_FIELDS
+from meristem.anatomy.conventions import DEPTH_FIELDS, FIELDS
 from meristem.anatomy.streamed import Weights, streamed
 from meristem.checkpoints.open import first_line, local_directory, missing_tensors, model_class_of, open_config
 from meristem.checkpoints.stock import Group, groups_on_disk
 from meristem.checkpoints.stored import StoredTensors
 from meristem.errors import MeristemError
 from meristem.growth.build import skeleton
+
+DEPTHS = {field for fields in DEPTH_FIELDS.values() for field in fields}
+SIZES = DEPTHS | {field for fields in FIELDS.values() for field in fields}
 
 
 def open_streamed(source: str, trust_remote_code: bool = False) -> Any:
@@ -31,7 +34,7 @@ def open_streamed(source: str, trust_remote_code: bool = False) -> Any:
     if getattr(config, "quantization_config", None):
         raise MeristemError(f"{source} is quantised; grow the weights that it was made from")
     stored = StoredTensors(local_directory(source))
-    _check_depth(config, stored, source)
+    _check_sizes(config, stored, source)
     try:
         model = skeleton(lambda: model_class(config))
         state = model.state_dict()
@@ -94,14 +97,15 @@ def _check_ties(
                 )
 
 
-def _check_depth(config: Any, stored: StoredTensors, source: str) -> None:
-    """A config that asks for more layers than there are tensors is not built at all."""
+def _check_sizes(config: Any, stored: StoredTensors, source: str) -> None:
+    """A config that asks for more layers than there are tensors, or for less than nothing, is not built at all."""
     for part in (config, config.get_text_config()):
-        for name in (field for fields in DEPTH_FIELDS.values() for field in fields):
-            depth = vars(part).get(name)
-            if isinstance(depth, int) and not 0 <= depth <= len(stored):
+        for name, size in vars(part).items():
+            if isinstance(size, int) and size < 0 and name in SIZES:
+                raise MeristemError(f"{source}: config.json says {name}={size}, which is no size")
+            if isinstance(size, int) and size > len(stored) and name in DEPTHS:
                 raise MeristemError(
-                    f"{source}: config.json says {name}={depth}, but its files hold {len(stored)} tensors in all"
+                    f"{source}: config.json says {name}={size}, but its files hold {len(stored)} tensors in all"
                 )
 
 
