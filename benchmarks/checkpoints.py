@@ -1,6 +1,7 @@
 """Growing a checkpoint on disk, against copying one: seconds and memory; and a Trainer run that is grown in its middle.
 
-    python benchmarks/checkpoints.py                 # 2.2 GB -> 8.3 GB, about a quarter of an hour, 20 GB of disk
+    python benchmarks/checkpoints.py                 # 2.2 GB -> 8.3 GB, about 20 minutes, 20 GB of disk
+    python benchmarks/checkpoints.py --parts mid_run # the second half alone
     python benchmarks/checkpoints.py --layers 2      # a tenth of that
     python benchmarks/checkpoints.py --layers 88     # 8.2 GB -> 32 GB: the large setting
 
@@ -9,6 +10,9 @@ already; `cp -r` copies the output beside it. The two take turns. Before each, i
 machine left alone for some seconds: a virtual machine's host takes back memory that was freed, and writing is two to three
 times as fast while it has not. Both therefore start from memory that was given back. The whole command, start-up included, is
 timed apart, as are the proof (`--verify`), noise, and the way through memory (from_pretrained, grow, save_pretrained).
+
+In mid-run: a small Llama is trained by transformers' Trainer, its checkpoint grown, and training goes on from there with the
+grown optimizer state, and without.
 Writes results/checkpoints.json and results/checkpoints.png.
 """
 
@@ -30,6 +34,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAUSE = 8.0  # seconds
+STEPS = 200  # before growth in mid-run, and after it
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
@@ -173,31 +178,105 @@ def speed(folder: Path, layers: int, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def losses(model: Any, folder: Path, steps: int, seed: int, resume: Path | None = None) -> dict[int, float]:
-    """{step: training loss} of transformers' Trainer on Python's own sources."""
-    import torch
+def trainer(model: Any, folder: Path, steps: int, seed: int, tokens: Any) -> Any:
+    """transformers' Trainer on Python's own sources, at a constant learning rate, saving at step `STEPS`."""
     from transformers import Trainer, TrainingArguments
 
-    from meristem.data import open_corpus
+    from meristem.data.sequences import Sequences
 
-    data = [{"input_ids": row, "labels": row} for row in open_corpus("python-stdlib", 128)]
-    torch.manual_seed(seed)
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=16, learning_rate=2e-3, logging_steps=1,
-        save_steps=steps // 2, report_to="none", use_cpu=True, disable_tqdm=True, seed=seed, max_grad_norm=0.0,
+        lr_scheduler_type="constant", save_steps=STEPS, report_to="none", use_cpu=True, disable_tqdm=True, seed=seed,
+        max_grad_norm=0.0, weight_decay=0.1,
     )  # fmt: skip
-    trainer = Trainer(model=model, args=arguments, train_dataset=data)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    return {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+    return Trainer(model=model, args=arguments, train_dataset=Sequences(tokens, 128, 16 * steps, seed))
+
+
+def losses(run: Any, resume: Path | None = None) -> list[float]:
+    run.train(resume_from_checkpoint=str(resume) if resume else None)
+    return [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+
+
+def continued(folder: Path, seed: int) -> dict[str, list[float]]:
+    """Training losses by step: the small network throughout, and grown at step STEPS with its optimizer state or without."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from meristem.checkpoints import open_model
+    from meristem.data.corpus import open_corpus
+
+    corpus = open_corpus("python-stdlib").train
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=176, num_hidden_layers=4, num_attention_heads=4, vocab_size=256
+    )  # fmt: skip
+    small = trainer(LlamaForCausalLM(config), folder / "small", 2 * STEPS, seed, corpus)
+    found = {"small": losses(small)}
+    source, grown = folder / "small" / f"checkpoint-{STEPS}", folder / "grown"
+    line = [sys.executable, "-m", "meristem.cli.main", "grow", str(source), str(grown), "--width", "2"]
+    subprocess.run(line, check=True, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    with_state = trainer(open_model(str(grown)), folder / "with", 2 * STEPS, seed, corpus)
+    found["grown, with its state"] = losses(with_state, grown)
+    saved = torch.load(grown / "optimizer.pt", weights_only=True)
+    torch.save({**saved, "state": {}}, grown / "optimizer.pt")
+    without = trainer(open_model(str(grown)), folder / "without", 2 * STEPS, seed, corpus)
+    found["grown, without"] = losses(without, grown)
+    return found
+
+
+def mid_run(folder: Path, seeds: int) -> dict[str, Any]:
+    runs = []
+    for seed in range(seeds):
+        (folder / str(seed)).mkdir()
+        runs.append(continued(folder / str(seed), seed))
+        say(f"seed {seed}: after growth " + ", ".join(f"{name} {run[STEPS]:.6f}" for name, run in runs[-1].items()))
+    names = list(runs[0])
+    first = max(abs(run[name][STEPS] - run["small"][STEPS]) for run in runs for name in names)
+    after = {n: statistics.mean(sum(r[n][STEPS + 1 : STEPS + 21]) / 20 for r in runs) for n in names}
+    end = {n: statistics.mean(sum(r[n][-20:]) / 20 for r in runs) for n in names}
+    spike = {n: max(max(r[n][STEPS : STEPS + 20]) - max(r["small"][STEPS : STEPS + 20]) for r in runs) for n in names}
+    return {
+        "steps": STEPS, "seeds": seeds, "largest_difference_of_the_first_loss": first, "mean_loss_of_the_next_20_steps": after,
+        "mean_loss_of_the_last_20_steps": end, "largest_spike_over_the_small_run": spike, "runs": runs,
+    }  # fmt: skip
+
+
+def draw(found: dict[str, Any], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    speed = found["speed"]
+    gigabytes = speed["output_bytes"] / 1e9
+    sides = {
+        "cp -r": [c["seconds"] for c in speed["copied"]],
+        "cp -r; sync": [c["seconds_synced"] for c in speed["copied"]],
+        "grown from disk": [s["seconds"] for s in speed["streamed"]],
+        "through memory": [speed["through_memory"]["seconds"]],
+    }
+    for place, (name, seconds) in enumerate(sides.items()):
+        left.plot(seconds, [place] * len(seconds), "o", label=name)
+    left.set_yticks(range(len(sides)), list(sides))
+    left.set(xlim=(0, None), xlabel="seconds", title=f"{gigabytes:.1f} GB written")
+    steps = range(STEPS - 20, STEPS + 60)
+    for name in found["mid_run"]["runs"][0]:
+        mean = [statistics.mean(run[name][step] for run in found["mid_run"]["runs"]) for step in steps]
+        right.plot(steps, mean, label=name)
+    right.axvline(STEPS, color="grey", linewidth=0.8)
+    right.set(xlabel="step", ylabel="training loss", title="a Trainer run, grown in its middle")
+    right.legend()
+    figure.savefig(file, dpi=120)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=["speed", "mid_run"], default=["speed", "mid_run"])
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--folder", type=Path, default=None, help="where the checkpoints go; a temporary one by default"
-    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where the checkpoints go; a temporary one by default")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--worker", nargs=3, metavar=("WAY", "SRC", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -208,16 +287,20 @@ def main() -> None:
     from meristem.checkpoints.write import write_json
     from meristem.cli.commands import machine
 
+    file = arguments.results / "checkpoints.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
     try:
-        found = speed(folder, arguments.layers, arguments.rounds)
+        if "speed" in arguments.parts:
+            found["speed"] = speed(folder, arguments.layers, arguments.rounds)
+        if "mid_run" in arguments.parts:
+            found["mid_run"] = mid_run(folder, arguments.seeds)
     finally:
         shutil.rmtree(folder)
-    found["machine"] = f"{machine()}, {platform.release()}, {os.cpu_count()} CPUs"
-    write_json(arguments.results / "checkpoints.json", found)
-    say(
-        f"{found['median_speed_of_cp']:.2f} of cp's speed, peak {found['median_peak_above_interpreter_bytes'] / 1e9:.2f} GB"
-    )
+    found["machine"] = f"{machine()}, Linux {platform.release()}, {os.cpu_count()} CPUs"
+    write_json(file, found)
+    if {"speed", "mid_run"} <= set(found):
+        draw(found, arguments.results / "checkpoints.png")
 
 
 if __name__ == "__main__":
