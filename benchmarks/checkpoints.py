@@ -2,8 +2,7 @@
 
     python benchmarks/checkpoints.py                 # 2.2 GB -> 8.3 GB, about 20 minutes, 20 GB of disk
     python benchmarks/checkpoints.py --parts mid_run # the second half alone
-    python benchmarks/checkpoints.py --layers 2      # a tenth of that
-    python benchmarks/checkpoints.py --layers 88     # 8.2 GB -> 32 GB: the large setting
+    python benchmarks/checkpoints.py --large         # 8 GB -> 31 GB
 
 Speed: a synthetic Llama in bfloat16 is cloned to twice its width by a process that has imported torch and transformers
 already; `cp -r` copies the output beside it. The two take turns. Before each, its target is removed, the disk synced and the
@@ -273,7 +272,9 @@ def draw(found: dict[str, Any], file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=["speed", "mid_run"], default=["speed", "mid_run"])
-    parser.add_argument("--layers", type=int, default=22)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--small", dest="layers", action="store_const", const=22, default=22)
+    size.add_argument("--large", dest="layers", action="store_const", const=88)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the checkpoints go; a temporary one by default")

@@ -25,18 +25,33 @@ def train(model: torch.nn.Module, loss_of: Callable[[int, torch.Tensor], torch.T
 
     `loss_of(step, batch)` runs forward and backward.
     """
-    rank, world = dist.get_rank(), dist.get_world_size()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for step in range(steps):
-        batch = torch.randint(3, 67, (4, 12), generator=torch.Generator().manual_seed(step))
-        loss = loss_of(step, batch[rank * 4 // world : (rank + 1) * 4 // world])
-        optimizer.step()
-        optimizer.zero_grad()
-        mean = loss.detach().clone()
-        dist.all_reduce(mean)
-        losses.append(f"{float(mean) / world:.8f}")
-    return losses
+    return [train_step(optimizer, loss_of, step) for step in range(steps)]
+
+
+def train_step(
+    optimizer: torch.optim.Optimizer, loss_of: Callable[[int, torch.Tensor], torch.Tensor], step: int
+) -> str:
+    """In a worker: one step of the same."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    batch = torch.randint(3, 67, (4, 12), generator=torch.Generator().manual_seed(step))
+    loss = loss_of(step, batch[rank * 4 // world : (rank + 1) * 4 // world])
+    optimizer.step()
+    optimizer.zero_grad()
+    mean = loss.detach().clone()
+    dist.all_reduce(mean)
+    return f"{float(mean) / world:.8f}"
+
+
+def language_model_loss(model: torch.nn.Module) -> Callable[[int, torch.Tensor], torch.Tensor]:
+    """In a worker: forward and backward of a causal language model."""
+
+    def loss_of(_: int, batch: torch.Tensor) -> torch.Tensor:
+        loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        return loss
+
+    return loss_of
 
 
 def leave(losses: list[str], folder: Path) -> None:

@@ -7,25 +7,12 @@ import pico
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from processes import leave
+from processes import language_model_loss, leave, train_step
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import meristem as ms
-
-
-def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, number: int) -> str:
-    rank, world = dist.get_rank(), dist.get_world_size()
-    batch = torch.randint(3, 67, (4, 12), generator=torch.Generator().manual_seed(number))
-    mine = batch[rank * 4 // world : (rank + 1) * 4 // world]
-    loss = model(input_ids=mine, labels=mine).loss
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    mean = loss.detach().clone()
-    dist.all_reduce(mean)
-    return f"{float(mean) / world:.8f}"
 
 
 def sharded(model: torch.nn.Module) -> torch.nn.Module:
@@ -41,11 +28,13 @@ def main(mode: str, folder: Path) -> None:
     if mode == "save":
         model = sharded(small)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        losses = [step(model, optimizer, number) for number in range(4)]
+        losses = [train_step(optimizer, language_model_loss(model), number) for number in range(4)]
         weights, moments = get_state_dict(model, optimizer)
         extra = {"position": 1234, "rows": torch.arange(5)}
         dcp.save({"model": weights, "optim": moments, "data": extra}, checkpoint_id=folder / "saved")
-        losses.append(step(model, optimizer, 4))  # what the small network would have done next
+        losses.append(
+            train_step(optimizer, language_model_loss(model), 4)
+        )  # what the small network would have done next
     else:
         model = sharded(ms.grow(small, [ms.HyperCloning(width=2), ms.IdentityBlocks(depth=2)]).train())
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -56,7 +45,7 @@ def main(mode: str, folder: Path) -> None:
         assert state["data"]["position"] == 1234
         assert state["data"]["rows"].tolist() == list(range(5))
         assert {float(entries["step"]) for entries in optimizer.state.values()} == {4.0}
-        losses = [step(model, optimizer, 4), step(model, optimizer, 5)]
+        losses = [train_step(optimizer, language_model_loss(model), number) for number in (4, 5)]
     leave(losses, folder)
 
 

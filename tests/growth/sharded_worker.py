@@ -6,24 +6,11 @@ from pathlib import Path
 import pico
 import torch
 import torch.distributed as dist
-from processes import leave
+from processes import language_model_loss, leave, train_step
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import meristem as ms
-
-
-def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, number: int) -> str:
-    rank, world = dist.get_rank(), dist.get_world_size()
-    batch = torch.randint(3, 67, (4, 12), generator=torch.Generator().manual_seed(number))
-    mine = batch[rank * 4 // world : (rank + 1) * 4 // world]
-    loss = model(input_ids=mine, labels=mine).loss
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    mean = loss.detach().clone()
-    dist.all_reduce(mean)
-    return f"{float(mean) / world:.8f}"
 
 
 def main(mode: str, folder: Path) -> None:
@@ -44,13 +31,13 @@ def main(mode: str, folder: Path) -> None:
     if sharded:
         shard(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = [step(model, optimizer, number) for number in range(3)]
+    losses = [train_step(optimizer, language_model_loss(model), number) for number in range(3)]
     if sharded:
         big, grown = ms.grow_sharded(model, method, shard, optimizer)
     else:
         big = ms.grow(model, method)
         grown = ms.grow_optimizer(optimizer, model, big, method)
-    losses += [step(big, grown, number) for number in range(3, 6)]
+    losses += [train_step(grown, language_model_loss(big), number) for number in range(3, 6)]
     leave(losses, folder)
 
 
