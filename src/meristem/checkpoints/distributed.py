@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from meristem.anatomy.streamed import Weights, streamed, weights_of
 from meristem.checkpoints.distributed_tensors import INDEX, DistributedTensors, Keys
 from meristem.checkpoints.open import first_line, model_class_of, open_config
-from meristem.checkpoints.write import atomic_directory, write_json
+from meristem.checkpoints.write import atomic_directory, save_all_but_weights, write_json
 from meristem.errors import MeristemError
 from meristem.growth.build import skeleton
 from meristem.growth.grow import Growth
@@ -88,7 +88,7 @@ def write_distributed(
     """
     content, makers = _grown_content(growth, reader)
     with atomic_directory(out, overwrite) as partial:
-        growth.model.save_pretrained(partial, state_dict={})  # type: ignore[operator]
+        save_all_but_weights(growth.model, partial)
         writer = FileSystemWriter(
             partial, single_file_per_rank=False
         )  # what goes into a file stays in memory until it ends

@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from meristem.anatomy.streamed import weights_of
 from meristem.checkpoints.open import TOKENIZER_FILES
 from meristem.checkpoints.shards import DEFAULT_SHARD_SIZE, Progress, Shards, check_space, lay_out, write_shards
-from meristem.checkpoints.stock import groups_to_write
+from meristem.checkpoints.stock import Written, groups_to_write
 from meristem.errors import MeristemError
 
 
@@ -84,10 +82,10 @@ def write_model(
     from meristem.checkpoints.card import model_card
     from meristem.checkpoints.open_streamed import open_streamed
 
-    groups, shards = groups_to_write(model), plan_files(model, max_shard_size)[1]
+    groups, shards = plan_files(model, max_shard_size)
     with atomic_directory(out, overwrite) as partial:
         check_space(partial, shards.bytes)
-        model.save_pretrained(partial, state_dict={})  # everything but the weights
+        save_all_but_weights(model, partial)
         weights = weights_of(model)
         pieces = (piece for group in groups for piece in group.pieces(model, weights))
         write_shards(partial, shards, pieces, model.num_parameters(), progress)
@@ -100,19 +98,30 @@ def write_model(
         (partial / "README.md").write_text(model_card(record))
         if more is not None:
             more(partial)
-        open_streamed(
-            str(partial), trust_remote_code=True
-        )  # it finds every tensor where stock transformers looks for it
+        open_streamed(str(partial), trust_remote_code=True)  # every tensor is where stock transformers looks for it
 
 
-def plan_files(model: Any, max_shard_size: str | int = DEFAULT_SHARD_SIZE) -> tuple[dict[str, Tensor], Shards]:
-    """({name on disk: a stand-in on the meta device}, the files that they go to) of what `write_model` writes.
+def plan_files(model: Any, max_shard_size: str | int = DEFAULT_SHARD_SIZE) -> tuple[list[Written], Shards]:
+    """What `write_model` writes, in its order, and the files that it goes to.
 
     Raises:
         MeristemError: for a size that is not like "5GB".
     """
-    layout = {name: tensor for group in groups_to_write(model) for name, tensor in group.layout.items()}
-    return layout, lay_out(layout, max_shard_size)
+    groups = groups_to_write(model)
+    return groups, lay_out({name: like for group in groups for name, like in group.layout.items()}, max_shard_size)
+
+
+def save_all_but_weights(model: Any, directory: Path) -> None:
+    """Config, generation config, and the code of a custom model, as stock `save_pretrained` writes them."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # of no shards
+    try:
+        model.save_pretrained(directory, state_dict={})
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _sync(directory: Path) -> None:

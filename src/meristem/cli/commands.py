@@ -142,7 +142,8 @@ def _print_files(model: Any, max_shard_size: str) -> None:
     """What would be written: every tensor, its size and its file."""
     from meristem.checkpoints.write import plan_files
 
-    layout, shards = plan_files(model, max_shard_size)
+    groups, shards = plan_files(model, max_shard_size)
+    layout = {name: like for group in groups for name, like in group.layout.items()}
     table = Table("tensor", "shape", "dtype", "bytes", "file")
     for name, (file, _) in sorted(shards.places.items(), key=lambda place: place[1]):
         tensor = layout[name]
