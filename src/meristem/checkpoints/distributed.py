@@ -23,9 +23,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from meristem.anatomy.streamed import Weights, streamed, weights_of
 from meristem.checkpoints.distributed_tensors import INDEX, DistributedTensors, Keys
 from meristem.checkpoints.open import first_line, model_class_of, open_config
+from meristem.checkpoints.open_streamed import weights_from, without_weights
 from meristem.checkpoints.write import atomic_directory, save_all_but_weights, write_json
 from meristem.errors import MeristemError
-from meristem.growth.build import skeleton
 from meristem.growth.grow import Growth
 from meristem.growth.optimizer import MOMENTS, dtypes_of, grow_state
 
@@ -55,26 +55,11 @@ def open_distributed(source: str, trust_remote_code: bool = False) -> tuple[nn.M
     config = open_config(source, trust_remote_code)
     model_class = model_class_of(config, source, trust_remote_code)
     reader = DistributedTensors(Path(source))
-    try:
-        model = skeleton(lambda: model_class(config))
-    except Exception as error:
-        raise MeristemError(f"{source}: its config builds no {model_class.__name__}: {first_line(error)}") from error
+    model = without_weights(model_class, config, source)
     state = model.state_dict()
     keys = {path[-1]: key for key, path in reader.paths.items() if path[-1] in state and not reader.is_bytes(key)}
-    twins: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        twins.setdefault(id(parameter), []).append(name)
-    for names in twins.values():
-        held = next((keys[name] for name in names if name in keys), None)
-        keys |= {name: held for name in names if held and name not in keys}
-    for name, tensor in state.items():
-        if name not in keys and tensor.is_meta:
-            raise MeristemError(f"{source}: {name} of {model_class.__name__} is not in the checkpoint")
-        if name in keys and reader.placeholder(keys[name]).shape != tensor.shape:
-            raise MeristemError(f"{source}: {name} is {tuple(reader.placeholder(keys[name]).shape)} in the checkpoint and "
-                                f"{tuple(tensor.shape)} by config.json")  # fmt: skip
-    dtypes = {n: reader.placeholder(keys[n]).dtype if n in keys else t.dtype for n, t in state.items()}
-    weights = Weights(dtypes, lambda name: reader.tensor(keys[name]) if name in keys else state[name])
+    found = {name: reader.placeholder(key) for name, key in keys.items()}
+    weights = weights_from(source, model, found, lambda name: reader.tensor(keys[name]))
     return streamed(model, weights), reader
 
 
@@ -89,9 +74,7 @@ def write_distributed(
     content, makers = _grown_content(growth, reader)
     with atomic_directory(out, overwrite) as partial:
         save_all_but_weights(growth.model, partial)
-        writer = FileSystemWriter(
-            partial, single_file_per_rank=False
-        )  # what goes into a file stays in memory until it ends
+        writer = FileSystemWriter(partial, single_file_per_rank=False)  # a file stays in memory until it ends
         planner = _OnDemand(lambda key: makers[key]())
         nested = unflatten_state_dict(
             {_flat(path): value for path, value in content.items()}, {_flat(path): path for path in content}

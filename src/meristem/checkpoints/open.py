@@ -32,8 +32,8 @@ def open_config(source: str, trust_remote_code: bool = False) -> Any:
     """The config of a model directory or hub name.
 
     Raises:
-        MeristemError: if it is neither, if its config cannot be read, or if it wants to run code of its own and
-            `trust_remote_code` is not set.
+        MeristemError: if it is neither, if its config cannot be read, if its weights are quantised (they have no units to
+            grow), or if it wants to run code of its own and `trust_remote_code` is not set.
     """
     from transformers import AutoConfig
 
@@ -46,6 +46,8 @@ def open_config(source: str, trust_remote_code: bool = False) -> Any:
         entries = {}
     if "auto_map" in entries and not trust_remote_code:
         raise MeristemError(f"{source} brings its own code ({entries['auto_map']}); pass --trust-remote-code to run it")
+    if entries.get("quantization_config"):
+        raise MeristemError(f"{source} is quantised; use the weights that it was made from")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from meristem.anatomy.conventions import DEPTH_FIELDS, FIELDS
 from meristem.anatomy.streamed import Weights, streamed
 from meristem.checkpoints.open import first_line, local_directory, missing_tensors, model_class_of, open_config
-from meristem.checkpoints.stock import Group, groups_on_disk
+from meristem.checkpoints.stock import groups_on_disk
 from meristem.checkpoints.stored import StoredTensors
 from meristem.errors import MeristemError
 from meristem.growth.build import skeleton
@@ -27,72 +27,84 @@ def open_streamed(source: str, trust_remote_code: bool = False) -> Any:
     Opening costs the headers of the files; running it takes the memory of one block.
 
     Raises:
-        MeristemError: as `open_model`; and for quantised weights, which have no units to grow.
+        MeristemError: as `open_model`.
     """
     config = open_config(source, trust_remote_code)
     model_class = model_class_of(config, source, trust_remote_code)
-    if getattr(config, "quantization_config", None):
-        raise MeristemError(f"{source} is quantised; grow the weights that it was made from")
-    stored = StoredTensors(local_directory(source))
+    path = local_directory(source)
+    stored = StoredTensors(path)
     _check_sizes(config, stored, source)
-    try:
-        model = skeleton(lambda: model_class(config))
-        state = model.state_dict()
-    except Exception as error:
-        raise MeristemError(f"{source}: its config builds no {model_class.__name__}: {first_line(error)}") from error
+    model = without_weights(model_class, config, source)
     placeholders = {n: torch.empty(e.shape, dtype=e.dtype, device="meta") for n, e in stored.entries.items()}
     groups = groups_on_disk(model, placeholders)
-    homes = _homes(model, groups)
-    missing = sorted(set(state) - set(homes) - {name for name, tensor in state.items() if not tensor.is_meta})
-    if missing:
-        raise missing_tensors(source, missing, model_class)
-    shapes: dict[str, Any] = {}
+    shapes: dict[str, torch.Tensor] = {}
     for group in dict.fromkeys(groups.values()):
         shapes |= group.convert(model, placeholders)
-    for name, home in homes.items():
-        if shapes[home].shape != state[name].shape:
-            raise MeristemError(
-                f"{source}: {name} is {tuple(shapes[home].shape)} in its files and {tuple(state[name].shape)} by its "
-                "config; config.json and the weights do not belong together"
-            )
-    _check_ties(model, homes, groups, stored, source)
 
     def fetch(name: str) -> torch.Tensor:
-        if name not in homes:  # a buffer that the architecture makes by itself
-            return state[name]
-        return groups[homes[name]].convert(model, stored)[homes[name]]
+        return groups[name].convert(model, stored)[name]
 
-    dtypes = {name: shapes[homes[name]].dtype if name in homes else tensor.dtype for name, tensor in state.items()}
-    generation = local_directory(source) / "generation_config.json"
+    weights = weights_from(source, model, shapes, fetch)
+    _check_ties(source, model, groups, fetch)
+    generation = path / "generation_config.json"
     if generation.is_file() and hasattr(model, "generation_config"):
         model.generation_config = _generation_config(generation)
-    return streamed(model, Weights(dtypes, fetch))
+    return streamed(model, weights)
 
 
-def _homes(model: nn.Module, groups: Mapping[str, Group]) -> dict[str, str]:
-    """{name in the state dict: the name under which the files have it}; tied tensors may be stored under either name."""
-    twins: dict[int, list[str]] = {}
+def without_weights(model_class: type, config: Any, source: str) -> nn.Module:
+    """The architecture of a config, its parameters on the meta device. Raises MeristemError if it builds none."""
+    try:
+        return skeleton(lambda: model_class(config))
+    except Exception as error:
+        raise MeristemError(f"{source}: its config builds no {model_class.__name__}: {first_line(error)}") from error
+
+
+def weights_from(
+    source: str, model: nn.Module, found: Mapping[str, torch.Tensor], fetch: Callable[[str], torch.Tensor]
+) -> Weights:
+    """Every tensor of the architecture: fetched, or (a buffer that it makes by itself) its own.
+
+    Args:
+        found: {name: a stand-in with its shape and dtype} of what can be fetched; tied tensors under one name or several.
+
+    Raises:
+        MeristemError: if something is missing or has another shape.
+    """
+    state = model.state_dict()
+    homes = {name: name for name in found}
+    for names in _twins(model):
+        home = next((name for name in names if name in found), None)
+        homes |= {name: home for name in names if home and name not in found}
+    missing = sorted(name for name, tensor in state.items() if name not in homes and tensor.is_meta)
+    if missing:
+        raise missing_tensors(source, missing, type(model))
+    for name in state:
+        if name in homes and found[homes[name]].shape != state[name].shape:
+            raise MeristemError(
+                f"{source}: {name} is {tuple(found[homes[name]].shape)} in its files and {tuple(state[name].shape)} by its "
+                "config; config.json and the weights do not belong together"
+            )
+    dtypes = {name: found[homes[name]].dtype if name in homes else tensor.dtype for name, tensor in state.items()}
+    return Weights(dtypes, lambda name: fetch(homes[name]) if name in homes else state[name])
+
+
+def _twins(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter."""
+    names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        twins.setdefault(id(parameter), []).append(name)
-    homes = {name: name for name in groups}
-    for names in twins.values():
-        found = next((name for name in names if name in groups), None)
-        homes |= {name: found for name in names if found and name not in groups}
-    return homes
+        names.setdefault(id(parameter), []).append(name)
+    return list(names.values())
 
 
-def _check_ties(
-    model: nn.Module, homes: Mapping[str, str], groups: Mapping[str, Group], stored: StoredTensors, source: str
-) -> None:
+def _check_ties(source: str, model: nn.Module, found: Container[str], fetch: Callable[[str], torch.Tensor]) -> None:
     """Tensors that are one in memory and stored twice have to be stored alike."""
-    first: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        twin = first.setdefault(id(parameter), name)
-        if twin != name and homes[twin] != homes[name]:
-            ours, theirs = (groups[homes[n]].convert(model, stored)[homes[n]] for n in (twin, name))
-            if not torch.equal(ours, theirs):
+    for names in _twins(model):
+        first, *others = [name for name in names if name in found]
+        for other in others:
+            if not torch.equal(fetch(first), fetch(other)):
                 raise MeristemError(
-                    f"{source}: its config ties {twin} to {name}, its files hold different values for them; "
+                    f"{source}: its config ties {first} to {other}, its files hold different values for them; "
                     "set tie_word_embeddings to false in config.json if they are two"
                 )
 

@@ -70,9 +70,7 @@ def lay_out(layout: Mapping[str, Tensor], max_shard_size: str | int = DEFAULT_SH
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         offset = 0
         starts = {}
-        for name in sorted(
-            names, key=lambda n: (-_RANK[layout[n].dtype], n)
-        ):  # wide types first, so that all are aligned
+        for name in sorted(names, key=lambda n: (-_RANK[layout[n].dtype], n)):
             tensor = layout[name]
             starts[name], end = offset, offset + tensor.numel() * tensor.dtype.itemsize
             header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
@@ -86,7 +84,7 @@ def lay_out(layout: Mapping[str, Tensor], max_shard_size: str | int = DEFAULT_SH
     return Shards(files, places, headers, sizes)
 
 
-# the order in which safetensors sorts types
+# the order in which safetensors sorts types, last first: so that all tensors are aligned
 _RANK = {
     dtype: rank
     for rank, dtype in enumerate(
@@ -177,7 +175,7 @@ class _Writer:
                 continue  # let the maker come to its next put
             try:
                 self._write(*item)
-            except BaseException as error:  # noqa: BLE001: it is raised again by the maker
+            except BaseException as error:  # raised again by the maker
                 self._failure = error
         for handle in self._open.values():
             os.close(handle)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meristem.checkpoints.shards import check_space
 from meristem.errors import MeristemError
 from meristem.growth.grow import Growth
 from meristem.growth.optimizer import State, dtypes_of, grow_state
@@ -85,6 +86,7 @@ def _write_optimizer(file: Path, state: State, groups: list[dict[str, Any]], mod
             }
             for name, parts in state.items()
         }
+    check_space(file.parent, sum(e.numel() * e.element_size() for parts in entries.values() for e in parts.values()))
     numbered = [
         {**group, "params": [numbers[name] for name in group_names]}
         for group, group_names in zip(groups, names, strict=True)
