@@ -85,6 +85,16 @@ def test_ensembles_learn(mixture):
     assert "depth" in ensemble.summary()
 
 
+def test_a_loader_that_shuffles():
+    """Its passes differ, so what members say and the labels have to come from one pass."""
+    rows = [torch.cat(parts) for parts in zip(*data(), strict=True)]
+    torch.manual_seed(0)
+    search = EnsembleSearch(
+        propose, DataLoader(TensorDataset(*rows), batch_size=64, shuffle=True), 3, rounds=2, steps=150
+    )
+    assert accuracy(search.run()) > 0.85
+
+
 def test_strategies_mean_what_they_say():
     options = {"rounds": 2, "steps": 60, "force_grow": True}
     grown = EnsembleSearch(propose, data(), 3, strategies=("grow",), **options).run()

@@ -226,7 +226,7 @@ def plan(
     source: str, method: str, options: dict[str, Any], tokens: str, small_tokens: str | None, sequence_length: int
 ) -> None:
     _quiet()
-    from meristem.checkpoints import open_model
+    from meristem.checkpoints import open_streamed
     from meristem.growth import METHODS
     from meristem.growth.options import build_methods
     from meristem.recipes.costs import network_cost, planned_target, routes
@@ -236,9 +236,10 @@ def plan(
     for name, count in (("--tokens", budget), ("--small-tokens", before)):
         if count is not None and (not isinstance(count, int) or count < 1):
             raise MeristemError(f"{name} takes a count such as 10M, got {count!r}")
-    model = open_model(source)
-    target = planned_target(model, build_methods(method.split(","), options, METHODS))
-    small, large = (network_cost(m, sequence_length, model.config.vocab_size) for m in (model.to("meta"), target))
+    model = open_streamed(source)
+    chosen = build_methods(method.split(","), options, METHODS)
+    targets = (planned_target(model, methods) for methods in ([], chosen))
+    small, large = (network_cost(target, sequence_length, model.config.vocab_size) for target in targets)
     networks = Table("network", "parameters", "FLOPs per token", "training memory", title="networks")
     for name, cost in (("small", small), ("large", large)):
         memory = f"{cost.training_bytes / 2**30:.2f} GiB"

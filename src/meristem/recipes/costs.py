@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from meristem.anatomy import Anatomy
+from meristem.anatomy import Anatomy, Builder
+from meristem.anatomy.streamed import weights_of
 from meristem.growth.method import Method
 from meristem.growth.plan import sizes_after
 from meristem.recipes.flops import training_flops
@@ -34,20 +35,24 @@ def network_cost(model: nn.Module, sequence_length: int, vocab_size: int) -> Net
 
 
 def planned_target(model: nn.Module, methods: Sequence[Method]) -> nn.Module:
-    """The network that the methods would make of `model`, on the meta device: no weight is touched.
+    """The network that the methods would make of `model`, on the meta device: no weight is touched, unless a method asks.
 
     Raises:
         MeristemError: when the targets do not fit the network.
     """
-    anatomy, target = Anatomy.of(model), model
+    anatomy, weights = Anatomy.of(model), weights_of(model)
+    target = _on_meta(anatomy.builder)
     for method in methods:
-        sizes = sizes_after(anatomy, method.axis_maps(anatomy, model.state_dict()))
+        sizes = sizes_after(anatomy, method.axis_maps(anatomy, weights))
         layers = {axis: len(layer_map) for axis, layer_map in method.layer_maps(anatomy).items()}
-        builder = anatomy.builder.resized(sizes, {**anatomy.builder.depths, **layers}, {})
-        with torch.device("meta"):
-            target = builder.build(builder.sizes, builder.depths)
-        anatomy = Anatomy.of(target)
+        target = _on_meta(anatomy.builder.resized(sizes, {**anatomy.builder.depths, **layers}, {}))
+        anatomy, weights = Anatomy.of(target), target.state_dict()
     return target
+
+
+def _on_meta(builder: Builder) -> nn.Module:
+    with torch.device("meta"):
+        return builder.build(builder.sizes, builder.depths)
 
 
 def growth_timing(parameters: int, flops: float) -> float:
