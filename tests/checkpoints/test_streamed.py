@@ -12,6 +12,7 @@ from command_line import meristem
 from safetensors.torch import save_file
 
 import meristem as ms
+from meristem.anatomy.inputs import logits_of
 from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.checkpoints import open_model, open_streamed, write_model
 from meristem.checkpoints.shards import lay_out, write_shards
@@ -113,6 +114,43 @@ def test_a_streamed_network_lets_go_of_its_weights(tmp_path):
     with pytest.raises(IndexError):
         model(inputs + 1000)
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["MobileBertForMaskedLM", "SqueezeBertForMaskedLM"])
+def test_networks_that_use_weights_of_modules_that_they_do_not_call(name, tmp_path):
+    """MobileBERT's head reads its decoder's weight outside of any block, SqueezeBERT the weights inside of its blocks."""
+    sizes = {
+        "vocab_size": 67,
+        "hidden_size": 32,
+        "embedding_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    sizes |= {"intra_bottleneck_size": 32} if name.startswith("Mobile") else {"intermediate_size": 64}
+    model_class = getattr(transformers, name)
+    model = model_class(model_class.config_class(**sizes))
+    pico.randomise(model)
+    model.save_pretrained(tmp_path / "small")
+    inputs = {"input_ids": torch.randint(3, 67, (2, 12), generator=torch.Generator().manual_seed(0))}
+    streamed = open_streamed(str(tmp_path / "small"))
+    assert torch.equal(logits_of(streamed, inputs), logits_of(open_model(str(tmp_path / "small")), inputs))
+    assert all(parameter.is_meta for parameter in streamed.parameters())
+
+
+def test_tensors_that_checkpoints_leave_out(tmp_path):
+    """Marian's sinusoids are parameters that stock transformers never saves."""
+    config = transformers.MarianConfig(
+        vocab_size=67, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=44, decoder_ffn_dim=44, max_position_embeddings=64, pad_token_id=66, decoder_start_token_id=66,
+        eos_token_id=0,
+    )  # fmt: skip
+    transformers.MarianMTModel(config).save_pretrained(tmp_path / "small")
+    assert "model.encoder.embed_positions.weight" not in StoredTensors(tmp_path / "small")
+    streamed = open_streamed(str(tmp_path / "small"))
+    for name, tensor in open_model(str(tmp_path / "small")).state_dict().items():
+        assert torch.equal(weights_of(streamed)[name], tensor), name
+    write_model(streamed, tmp_path / "again", {})
+    assert set(StoredTensors(tmp_path / "again")) == set(StoredTensors(tmp_path / "small"))
 
 
 def test_a_dry_run_writes_nothing(tmp_path):

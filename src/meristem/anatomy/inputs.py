@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meristem.anatomy.streamed import is_streamed, run_whole
 from meristem.errors import MeristemError
 
 
@@ -87,7 +88,13 @@ def logits_of(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     dtype = next(model.parameters()).dtype
     cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     with torch.no_grad():
-        output = model(**cast)
+        try:
+            output = model(**cast)
+        except RuntimeError as error:
+            if not is_streamed(model) or "meta" not in str(error):
+                raise
+            run_whole(model)  # it uses weights of a block that it does not call
+            output = model(**cast)
     if isinstance(output, Tensor):
         return output
     return output.logits if hasattr(output, "logits") else output[0]

@@ -2,8 +2,9 @@
 
 A streamed network is an instance of its own stock class. Its parameters are placeholders on the meta device; beside them
 stands a mapping that makes any tensor when it is asked for. Called like any network, it takes the weights of one block at a
-time and lets go of them behind it, so that a network of any size can be planned, grown and measured in the memory of one
-block.
+time and lets go of them behind it; what stands outside of blocks stays for the whole pass. So a network of any size can be
+planned, grown and measured in little memory. The few architectures that use a block's weights without calling the block are
+run with all their weights (`run_whole`).
 """
 
 from __future__ import annotations
@@ -60,11 +61,17 @@ class _Stream:
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
+        self.whole = False
 
 
 def is_streamed(model: nn.Module) -> bool:
     """Whether the weights of this network are made as it runs."""
     return isinstance(getattr(model, "stream", None), _Stream)
+
+
+def run_whole(model: nn.Module) -> None:
+    """From now on, a call of this streamed network takes all its weights at once."""
+    model.stream.whole = True  # type: ignore[union-attr]
 
 
 def weights_of(model: nn.Module) -> Mapping[str, Tensor]:
@@ -75,14 +82,16 @@ def weights_of(model: nn.Module) -> Mapping[str, Tensor]:
 def streamed(skeleton: nn.Module, weights: Weights) -> nn.Module:
     """Make a streamed network of `skeleton`, whose parameters stand on the meta device, and return it.
 
-    The elements of outermost module lists (blocks) take all their weights when they are called, every other module its own.
+    The elements of outermost module lists (blocks) take all their weights when they are called, the network itself all others.
     """
     stream = _Stream(weights)
     skeleton.stream = stream  # type: ignore[assignment]
     for name, parameter in skeleton.named_parameters(remove_duplicate=False):
         parameter.data = parameter.data.to(weights.dtypes[name])
-    for module, entries in _stations(skeleton):
-        station = _Station(stream, entries)
+    stations = _stations(skeleton)
+    everything = [(path, leaf, name) for name in skeleton.state_dict() for path, _, leaf in [name.rpartition(".")]]
+    for module, entries in stations:
+        station = _Station(stream, entries, everything if module is skeleton else [])
         module.register_forward_pre_hook(station.arrive)
         module.register_forward_hook(station.leave, always_call=True)
     return skeleton.eval()
@@ -106,12 +115,12 @@ Entries = list[tuple[str, str, str]]  # (path of the owner below the station, pa
 class _Station:
     """Where weights get on and off: before and after one module is called."""
 
-    def __init__(self, stream: _Stream, entries: Entries) -> None:
-        self._stream, self._entries = stream, entries
+    def __init__(self, stream: _Stream, entries: Entries, entries_if_whole: Entries) -> None:
+        self._stream, self._entries, self._entries_if_whole = stream, entries, entries_if_whole
         self._placeholders: list[tuple[dict[str, Any], str, Tensor]] = []
 
     def arrive(self, module: nn.Module, _: tuple) -> None:
-        for path, leaf, name in self._entries:
+        for path, leaf, name in self._entries_if_whole if self._stream.whole else self._entries:
             owner = module.get_submodule(path)
             held: dict[str, Any] = owner._buffers if leaf in owner._buffers else owner._parameters
             placeholder = held[leaf]
@@ -126,30 +135,29 @@ class _Station:
 
 
 def _stations(model: nn.Module) -> list[tuple[nn.Module, Entries]]:
+    """Each block of an outermost list with all that is in it, and the network with all that is in none."""
     kept = model.state_dict().keys()
-    stations: dict[nn.Module, Entries] = {}
+    stations: dict[nn.Module, Entries] = {model: []}
 
     def own(module: nn.Module, path: str, below: str) -> Entries:
         leaves = [*module._parameters, *module._buffers]
         return [(below, leaf, name) for leaf in leaves if (name := _joined(path, leaf)) in kept]
 
     def visit(module: nn.Module, path: str) -> None:
-        if module in stations:  # shared by several parents
-            return
-        stations[module] = own(module, path, "")
+        stations[model] += own(module, path, path)
         for child_name, child in module.named_children():
             child_path = _joined(path, child_name)
-            if isinstance(module, nn.ModuleList | nn.Sequential):
+            if not isinstance(module, nn.ModuleList | nn.Sequential) or isinstance(child, nn.ModuleList):
+                visit(child, child_path)  # a list of lists is never called itself
+            elif child not in stations:  # a block that stands in two places is one
                 stations[child] = [
                     entry
                     for below, part in child.named_modules()
                     for entry in own(part, _joined(child_path, below), below)
                 ]
-            else:
-                visit(child, child_path)
 
     visit(model, "")
-    return [(module, entries) for module, entries in stations.items() if entries]
+    return [(module, entries) for module, entries in stations.items() if entries or module is model]
 
 
 def _joined(*names: str) -> str:

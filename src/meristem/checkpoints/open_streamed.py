@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ SIZES = DEPTHS | {field for fields in FIELDS.values() for field in fields}
 def open_streamed(source: str, trust_remote_code: bool = False) -> Any:
     """The same model with its weights left on disk, in the dtypes that they are stored in (see `anatomy.streamed`).
 
-    Opening costs the headers of the files; running it takes the memory of one block.
+    Opening costs the headers of the files; running it takes the memory of one block and of what stands outside of blocks.
 
     Raises:
         MeristemError: as `open_model`.
@@ -63,7 +65,7 @@ def without_weights(model_class: type, config: Any, source: str) -> nn.Module:
 def weights_from(
     source: str, model: nn.Module, found: Mapping[str, torch.Tensor], fetch: Callable[[str], torch.Tensor]
 ) -> Weights:
-    """Every tensor of the architecture: fetched, or (a buffer that it makes by itself) its own.
+    """Every tensor of the architecture: fetched, or (what it makes by itself) its own.
 
     Args:
         found: {name: a stand-in with its shape and dtype} of what can be fetched; tied tensors under one name or several.
@@ -76,7 +78,14 @@ def weights_from(
     for names in _twins(model):
         home = next((name for name in names if name in found), None)
         homes |= {name: home for name in names if home and name not in found}
-    missing = sorted(name for name, tensor in state.items() if name not in homes and tensor.is_meta)
+    own = {name: tensor for name, tensor in state.items() if name not in homes and not tensor.is_meta}
+    dtype = next((tensor.dtype for tensor in found.values() if tensor.is_floating_point()), torch.float32)
+    own |= {
+        name: _fresh(model, name).to(dtype)
+        for name in state
+        if name not in homes | own and _may_be_missing(model, name)
+    }
+    missing = sorted(set(state) - set(homes) - set(own))
     if missing:
         raise missing_tensors(source, missing, type(model))
     for name in state:
@@ -85,8 +94,22 @@ def weights_from(
                 f"{source}: {name} is {tuple(found[homes[name]].shape)} in its files and {tuple(state[name].shape)} by its "
                 "config; config.json and the weights do not belong together"
             )
-    dtypes = {name: found[homes[name]].dtype if name in homes else tensor.dtype for name, tensor in state.items()}
-    return Weights(dtypes, lambda name: fetch(homes[name]) if name in homes else state[name])
+    dtypes = {name: found[homes[name]].dtype if name in homes else own[name].dtype for name in state}
+    return Weights(dtypes, lambda name: fetch(homes[name]) if name in homes else own[name])
+
+
+def _may_be_missing(model: nn.Module, name: str) -> bool:
+    """Whether transformers leaves a tensor out of checkpoints, since the architecture makes it (Marian's sinusoids)."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _fresh(model: Any, name: str) -> torch.Tensor:
+    """A parameter as the architecture initialises it."""
+    path, _, leaf = name.rpartition(".")
+    owner = copy.deepcopy(model.get_submodule(path)).to_empty(device="cpu", recurse=False)
+    model._init_weights(owner)
+    return owner.get_parameter(leaf).detach()
 
 
 def _twins(model: nn.Module) -> list[list[str]]:
@@ -100,11 +123,11 @@ def _twins(model: nn.Module) -> list[list[str]]:
 def _check_ties(source: str, model: nn.Module, found: Container[str], fetch: Callable[[str], torch.Tensor]) -> None:
     """Tensors that are one in memory and stored twice have to be stored alike."""
     for names in _twins(model):
-        first, *others = [name for name in names if name in found]
-        for other in others:
-            if not torch.equal(fetch(first), fetch(other)):
+        stored = [name for name in names if name in found]
+        for other in stored[1:]:
+            if not torch.equal(fetch(stored[0]), fetch(other)):
                 raise MeristemError(
-                    f"{source}: its config ties {first} to {other}, its files hold different values for them; "
+                    f"{source}: its config ties {stored[0]} to {other}, its files hold different values for them; "
                     "set tie_word_embeddings to false in config.json if they are two"
                 )
 
