@@ -27,3 +27,8 @@ def nearest(asked: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(asked, known, n=1)
     return f"did you mean '{close[0]}'?" if close else "known: " + ", ".join(known)
+
+
+def first_line(error: BaseException) -> str:
+    """What to quote of an error from below."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -22,12 +22,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from meristem.anatomy.streamed import Weights, streamed, weights_of
 from meristem.checkpoints.distributed_tensors import INDEX, DistributedTensors, Keys
-from meristem.checkpoints.open import first_line, model_class_of, open_config
+from meristem.checkpoints.open import model_class_of, open_config
 from meristem.checkpoints.open_streamed import weights_from, without_weights
 from meristem.checkpoints.write import atomic_directory, save_all_but_weights, write_json
-from meristem.errors import MeristemError
+from meristem.errors import MeristemError, first_line
 from meristem.growth.grow import Growth
-from meristem.growth.optimizer import MOMENTS, dtypes_of, grow_state
+from meristem.growth.optimizer import dtypes_of, grow_state
 
 
 def is_distributed(source: str) -> bool:
@@ -145,8 +145,6 @@ def _optimizer_state(reader: DistributedTensors, names: set[str]) -> dict[str, W
     keys: dict[str, dict[str, str]] = {}
     for key, path in reader.paths.items():
         if len(path) > 2 and path[-3] == "state" and path[-2] in names and not reader.is_bytes(key):
-            if path[-1] != "step" and path[-1] not in MOMENTS:
-                raise MeristemError(f"optimizer state {path[-1]!r} cannot be grown; known: step, {', '.join(MOMENTS)}")
             keys.setdefault(path[-2], {})[path[-1]] = key
     return {
         name: Weights(

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
 
-from meristem.checkpoints.open import first_line
-from meristem.errors import MeristemError
+from meristem.errors import MeristemError, first_line
 
 INDEX = ".metadata"
 Keys = tuple[Any, ...]  # the path of an entry: keys of nested dictionaries and places in lists

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from meristem.checkpoints.stored import StoredTensors
-from meristem.errors import MeristemError
+from meristem.errors import MeristemError, first_line
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -137,8 +137,3 @@ def local_directory(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", *TOKENIZER_FILES]))
     except Exception as error:
         raise MeristemError(f"{source}: cannot be fetched from the hub: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """What to quote of an error from below."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,10 +13,10 @@ from torch import nn
 
 from meristem.anatomy.conventions import DEPTH_FIELDS, FIELDS
 from meristem.anatomy.streamed import Weights, streamed
-from meristem.checkpoints.open import first_line, local_directory, missing_tensors, model_class_of, open_config
+from meristem.checkpoints.open import local_directory, missing_tensors, model_class_of, open_config
 from meristem.checkpoints.stock import groups_on_disk
 from meristem.checkpoints.stored import StoredTensors
-from meristem.errors import MeristemError
+from meristem.errors import MeristemError, first_line
 from meristem.growth.build import skeleton
 
 DEPTHS = {field for fields in DEPTH_FIELDS.values() for field in fields}
@@ -38,10 +38,7 @@ def open_streamed(source: str, trust_remote_code: bool = False) -> Any:
     _check_sizes(config, stored, source)
     model = without_weights(model_class, config, source)
     placeholders = {n: torch.empty(e.shape, dtype=e.dtype, device="meta") for n, e in stored.entries.items()}
-    groups = groups_on_disk(model, placeholders)
-    shapes: dict[str, torch.Tensor] = {}
-    for group in dict.fromkeys(groups.values()):
-        shapes |= group.convert(model, placeholders)
+    groups, shapes = groups_on_disk(model, placeholders)
 
     def fetch(name: str) -> torch.Tensor:
         return groups[name].convert(model, stored)[name]

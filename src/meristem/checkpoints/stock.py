@@ -42,8 +42,9 @@ class Group:
         return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
 
 
-def groups_on_disk(model: nn.Module, names: Mapping[str, Any]) -> dict[str, Group]:
-    """{name in memory: the group that makes it}, for names on disk; what the architecture has no place for is left out.
+def groups_on_disk(model: nn.Module, names: Mapping[str, Tensor]) -> tuple[dict[str, Group], dict[str, Tensor]]:
+    """{name in memory: the group that makes it} and {name in memory: a stand-in}; what the architecture has no place for is
+    left out.
 
     Args:
         model: the architecture, without weights.
@@ -67,10 +68,13 @@ def groups_on_disk(model: nn.Module, names: Mapping[str, Any]) -> dict[str, Grou
             sources, _ = collected.setdefault(key, ([], by_pattern[pattern] if pattern else None))
             sources.append((name, pattern or name))
     groups: dict[str, Group] = {}
+    made: dict[str, Tensor] = {}
     for key, (sources, converter) in collected.items():
         group = Group(key, tuple(sources), converter)
-        groups |= dict.fromkeys([key] if converter is None else group.convert(model, names), group)
-    return groups
+        own = group.convert(model, names)
+        groups |= dict.fromkeys(own, group)
+        made |= own
+    return groups, made
 
 
 @dataclass(frozen=True)

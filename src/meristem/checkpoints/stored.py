@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meristem.errors import MeristemError
+from meristem.errors import MeristemError, first_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 WINDOW = 1 << 28  # bytes read through one mapping of a file; renewing it lets go of the pages behind
@@ -121,5 +121,4 @@ def _opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MeristemError(f"{file} is not a whole safetensors file: {first}") from error
+        raise MeristemError(f"{file} is not a whole safetensors file: {first_line(error)}") from error

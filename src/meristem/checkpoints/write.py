@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def write_model(
     overwrite: bool = False,
     more: Callable[[Path], None] | None = None,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
-    progress: Progress | None = None,
+    bar: Callable[[int], AbstractContextManager[Progress]] | None = None,
 ) -> None:
     """Write a stock transformers directory: config, safetensors, tokenizer, model card and `meristem.json`.
 
@@ -74,7 +75,7 @@ def write_model(
         tokenizer_from: a model directory whose tokenizer files are copied verbatim.
         more: writes further files into the directory before it appears.
         max_shard_size: of a weight file, such as "5GB".
-        progress: called with the number of bytes just written.
+        bar: opened with the number of bytes to write; what it gives is called with the number just written.
 
     Raises:
         MeristemError: if `out` exists, the disk is full, or stock transformers would not find in the files what it wants.
@@ -88,7 +89,8 @@ def write_model(
         save_all_but_weights(model, partial)
         weights = weights_of(model)
         pieces = (piece for group in groups for piece in group.pieces(model, weights))
-        write_shards(partial, shards, pieces, model.num_parameters(), progress)
+        with bar(shards.bytes) if bar else contextlib.nullcontext() as progress:
+            write_shards(partial, shards, pieces, model.num_parameters(), progress)
         for name in TOKENIZER_FILES if tokenizer_from is not None else ():
             assert tokenizer_from is not None
             if (tokenizer_from / name).is_file():

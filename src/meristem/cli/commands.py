@@ -131,11 +131,10 @@ def _write(
     """The model directory, under a progress bar; the tokenizer is the source's."""
     from meristem.checkpoints import write_model
     from meristem.checkpoints.open import local_directory
-    from meristem.checkpoints.write import plan_files
     from meristem.cli.progress import bytes_bar
 
-    with bytes_bar(f"writing {out}", plan_files(model)[1].bytes) as progress:
-        write_model(model, out, record, local_directory(source), overwrite, more, max_shard_size, progress)
+    bar = functools.partial(bytes_bar, f"writing {out}")
+    write_model(model, out, record, local_directory(source), overwrite, more, max_shard_size, bar)
 
 
 def _print_files(model: Any, max_shard_size: str) -> None:

@@ -128,15 +128,16 @@ def fuse_state(fusion: Fusion, states: Sequence[State]) -> dict[str, dict[str, T
 
 def _all_alike(models: Sequence[nn.Module]) -> bool:
     """Whether all are one network, weight for weight."""
-    first, weights = models[0].state_dict(), weights_of(models[0])
-    return all(
-        model is models[0]
-        or all(
-            tensor.shape == first[name].shape and torch.equal(weights_of(model)[name], weights[name])
+    shapes, weights = models[0].state_dict(), weights_of(models[0])
+
+    def alike(model: nn.Module) -> bool:
+        others = weights_of(model)
+        return all(
+            tensor.shape == shapes[name].shape and torch.equal(others[name], weights[name])
             for name, tensor in model.state_dict().items()
         )
-        for model in models
-    )
+
+    return all(model is models[0] or alike(model) for model in models)
 
 
 def _norm_over_all(anatomy: Anatomy) -> bool:

@@ -143,25 +143,27 @@ def grow_optimizer(
             current, anatomy = build(plans[-1], current), None
         plans.append(m.plan(anatomy or Anatomy.of(current), current))
         state = grow_state(plans[-1], state)
-    factors = amplitudes(plans) if scale_learning_rate else {}
-    groups = grown_groups(optimizer, small, big, plans, factors)
-    grown = type(optimizer)(groups)  # pyright: ignore[reportCallIssue]: each torch optimizer has its own defaults
+    grown = without_state(optimizer, small, big, plans, scale_learning_rate)
     load_named_state(grown, big, state)
     return grown
 
 
-def grown_groups(
+def without_state(
+    optimizer: Optimizer, small: nn.Module, big: nn.Module, plans: Sequence[GrowthPlan], scale_learning_rate: bool
+) -> Optimizer:
+    """The large network's optimizer with the hyperparameters of the small one's, see `grow_optimizer`; its state comes after."""
+    groups = _grown_groups(optimizer, small, big, plans, amplitudes(plans) if scale_learning_rate else {})
+    return type(optimizer)(groups)  # pyright: ignore[reportCallIssue]: each torch optimizer has its own defaults
+
+
+def _grown_groups(
     optimizer: Optimizer,
     small: nn.Module,
     big: nn.Module,
     plans: Sequence[GrowthPlan],
     factors: Mapping[str, tuple[float, float]],
 ) -> list[dict]:
-    """The parameter groups of the small network's optimizer, with the large network's parameters in them.
-
-    Args:
-        factors: from `amplitudes`, to split the groups by; none to leave them as they are.
-    """
+    """The parameter groups of the small network's optimizer, with the large network's parameters in them."""
     names = {id(parameter): name for name, parameter in small.named_parameters()}
     group_of = {names[id(p)]: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
     for plan in plans:

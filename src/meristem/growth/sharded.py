@@ -18,7 +18,7 @@ from meristem.anatomy.streamed import Weights, streamed, weights_of
 from meristem.growth.build import skeleton
 from meristem.growth.grow import grow_with_certificate
 from meristem.growth.method import Methods
-from meristem.growth.optimizer import amplitudes, dtypes_of, grow_state, grown_groups, named_state
+from meristem.growth.optimizer import dtypes_of, grow_state, named_state, without_state
 
 
 def grow_sharded(
@@ -65,12 +65,10 @@ def grow_sharded(
     big.train(model.training)
     if optimizer is None:
         return big, None
-    state = {name: _gathered_entries(entries) for name, entries in named_state(optimizer, model).items()}
+    state = {name: _gathered_tensors(entries) for name, entries in named_state(optimizer, model).items()}
     for plan in growth.plans:
         state = grow_state(plan, state)
-    factors = amplitudes(growth.plans) if scale_learning_rate else {}
-    groups = grown_groups(optimizer, model, big, growth.plans, factors)
-    grown = type(optimizer)(groups)  # pyright: ignore[reportCallIssue]: each torch optimizer has its own defaults
+    grown = without_state(optimizer, model, big, growth.plans, scale_learning_rate)
     parameters = dict(big.named_parameters())
     for name, entries in state.items():
         parameter = parameters[name]
@@ -81,17 +79,13 @@ def grow_sharded(
 def _gathered(model: nn.Module, anatomy: Anatomy) -> nn.Module:
     """The sharded network as a streamed one on the CPU."""
     builder = anatomy.builder
-    state = model.state_dict()
-    weights = Weights({name: tensor.dtype for name, tensor in state.items()}, lambda name: _whole(state[name]))
-    whole = streamed(skeleton(functools.partial(builder.build, builder.sizes, builder.depths)), weights)
-    generation_config = getattr(model, "generation_config", None)
-    if generation_config is not None:
-        whole.generation_config = generation_config
-    return whole
+    return streamed(
+        skeleton(functools.partial(builder.build, builder.sizes, builder.depths)), _gathered_tensors(model.state_dict())
+    )
 
 
-def _gathered_entries(entries: Mapping[str, Tensor]) -> Weights:
-    return Weights(dtypes_of(entries), lambda key: _whole(entries[key]))
+def _gathered_tensors(parts: Mapping[str, Tensor]) -> Weights:
+    return Weights(dtypes_of(parts), lambda name: _whole(parts[name]))
 
 
 def _whole(tensor: Tensor) -> Tensor:
