@@ -307,11 +307,13 @@ def sign_flip(differences: list[float]) -> float:
 
 def cost(setting: dict[str, Any]) -> list[dict[str, Any]]:
     """Median step time with three kernels over a plain step in the same process, and bytes of weights, gradients and moments."""
-    from meristem.recipes.train import new_model
+    from meristem.recipes.tasks.language import causal_language_model
 
     device, rows = torch.device(setting["device"]), []
     plain = (
-        new_model(llama(setting["hidden_size"], setting["layers"], setting["heads"]), 256, 128, 0).to(device).train()
+        causal_language_model(llama(setting["hidden_size"], setting["layers"], setting["heads"]), 256, 128, 0)
+        .to(device)
+        .train()
     )
     many = ms.majority(plain, kernels=KERNELS).to(device).train()
     optimizers = {id(m): torch.optim.AdamW(m.parameters(), lr=1e-4) for m in (plain, many)}

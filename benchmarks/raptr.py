@@ -103,13 +103,13 @@ def flops_share(setting: dict[str, Any]) -> float:
     """RAPTR's FLOPs over full training's, at equal steps, counted."""
     if "share" not in setting:
         from meristem.recipes.flops import PathFlops
-        from meristem.recipes.train import new_model
+        from meristem.recipes.tasks.language import causal_language_model, example_tokens
         from meristem.subnetworks import SubnetworkSchedule
         from meristem.subnetworks.blocks import lists_of_blocks
 
-        model = new_model(model_of(setting), 256, setting["sequence_length"], 0)
+        model = causal_language_model(model_of(setting), 256, setting["sequence_length"], 0)
         (blocks,) = lists_of_blocks(model)
-        counter = PathFlops(model, setting["sequence_length"], 256)
+        counter = PathFlops(model, example_tokens(setting["sequence_length"], 256))
         schedule = SubnetworkSchedule(len(blocks.modules), 100, stages=STAGES)
         total = sum(counter.of({blocks.name: schedule.path(step)}) for step in range(100))
         setting["share"] = total / (100 * counter.of({}))
@@ -156,16 +156,18 @@ def times(setting: dict[str, Any]) -> list[dict[str, Any]]:
     import torch
 
     from meristem.recipes.flops import PathFlops
-    from meristem.recipes.train import new_model
+    from meristem.recipes.tasks.language import causal_language_model, example_tokens
     from meristem.subnetworks import SubnetworkSchedule
     from meristem.subnetworks.blocks import lists_of_blocks
     from meristem.subnetworks.gate import along
 
     own, length = setting["time"], setting["sequence_length"]
     device = torch.device(own["device"])
-    model = new_model(llama(own["hidden_size"], own["layers"], own["heads"]), 256, length, 0).to(device).train()
+    model = (
+        causal_language_model(llama(own["hidden_size"], own["layers"], own["heads"]), 256, length, 0).to(device).train()
+    )
     (blocks,) = lists_of_blocks(model)
-    counter = PathFlops(model, length, 256)
+    counter = PathFlops(model, example_tokens(length, 256))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     tokens = torch.randint(0, 256, (own["batch_size"], length), device=device)
 
@@ -206,14 +208,14 @@ def boundary(depths: tuple[int, ...] = (4, 8, 16, 32, 64), width: int = 64) -> d
 
     import torch
 
-    from meristem.recipes.train import new_model
+    from meristem.recipes.tasks.language import causal_language_model
     from meristem.subnetworks import Path as Route
     from meristem.subnetworks.blocks import lists_of_blocks
     from meristem.subnetworks.gate import along
 
     gaps = {}
     for depth in depths:
-        model = new_model(llama(width, depth, 4), 256, 64, 0).train()
+        model = causal_language_model(llama(width, depth, 4), 256, 64, 0).train()
         for parameter in model.parameters():  # updates as large as the stream
             if parameter.dim() == 2:
                 torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)

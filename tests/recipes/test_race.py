@@ -16,7 +16,7 @@ def points(*pairs: tuple[float, float]) -> list[dict[str, float]]:
 
 def node(name: str, kind: str, curve: list, flops: int = 0) -> NodeResult:
     metrics = {"eval_loss": curve[-1]["eval_loss"]} if curve else {}
-    return NodeResult(name, kind, 0, "h", [], flops, flops / 2, 0, metrics, 1, curve)
+    return NodeResult(name, kind, 0, "h", [], flops, flops / 2, 0, 0, metrics, 1, curve)
 
 
 RECIPE = parse_recipe({

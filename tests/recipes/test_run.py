@@ -18,7 +18,8 @@ from meristem.recipes import run
 from meristem.recipes.diagnose import diagnose
 from meristem.recipes.flops import training_flops
 from meristem.recipes.schema import parse_recipe
-from meristem.recipes.train import load_state, new_model
+from meristem.recipes.tasks.language import causal_language_model, example_tokens
+from meristem.recipes.train import load_state
 
 SMALL = {
     "model_type": "llama",
@@ -28,6 +29,7 @@ SMALL = {
     "num_attention_heads": 2,
 }
 FAST = {"batch_size": 4, "evaluations": 3}
+TOKENS = example_tokens(32, 256)
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +83,9 @@ def test_a_node_that_trains_sub_networks_counts_what_it_ran(corpus_file, tmp_pat
     }
     nodes = run(parse_recipe(recipe), tmp_path)[0]
     full, raptr, two_stage = nodes["full"], nodes["raptr"], nodes["two_stage"]
-    blocks = 1 - training_flops(new_model({**deep, "num_hidden_layers": 1}, 256, 32, 0), 32, 256) / training_flops(
-        new_model(deep, 256, 32, 0), 32, 256
-    )  # the share of three of four blocks
+    blocks = 1 - training_flops(
+        causal_language_model({**deep, "num_hidden_layers": 1}, 256, 32, 0), TOKENS
+    ) / training_flops(causal_language_model(deep, 256, 32, 0), TOKENS)  # the share of three of four blocks
     assert raptr.flops / full.flops == pytest.approx(1 - blocks / 3, rel=1e-6)  # half the steps without two blocks
     assert two_stage.flops < full.flops
     assert raptr.curve[-1]["flops"] == raptr.flops
@@ -142,7 +144,7 @@ def test_a_network_is_incubated_in_modules_and_assembled(corpus_file, tmp_path):
     assert json.loads((large / "model" / "config.json").read_text())["num_hidden_layers"] == 5
     assert json.loads((large / "model" / "meristem.json").read_text())["methods"][0]["depths"] == [3, 2]
     assert done["m0"].details["incubation"]["meta"] == done["m1"].details["incubation"]["meta"]
-    whole = training_flops(new_model({**SMALL, "num_hidden_layers": 4}, 256, 32, 0), 32, 256)
+    whole = training_flops(causal_language_model({**SMALL, "num_hidden_layers": 4}, 256, 32, 0), TOKENS)
     assert done["m0"].flops < 40 * whole  # nothing behind the module computes weight gradients
 
 
@@ -215,17 +217,17 @@ def test_every_trainer_argument_is_reachable_and_checked(corpus_file, tmp_path):
 ])  # fmt: skip
 def test_a_model_that_cannot_be_built(entries, message):
     with pytest.raises(ms.MeristemError, match=message):
-        new_model(entries, 256, 32, 0)
+        causal_language_model(entries, 256, 32, 0)
 
 
 def test_flops_are_counted_attention_included():
     """6 N T for the matrices (embeddings free), and 2 x 2 products of T x T x hidden forward, 2.5 times that backward."""
     config = {**SMALL, "hidden_size": 32, "intermediate_size": 64}
-    model = new_model(config, 256, 64, 0)
+    model = causal_language_model(config, 256, 64, 0)
     matrices = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n)
     length = 64
     attention = 2 * 2 * length * length * 32
-    counted = training_flops(model, length, 256)
+    counted = training_flops(model, example_tokens(length, 256))
     assert counted == pytest.approx(6 * matrices * length + 3.5 * attention, rel=0.01)
     assert all(p.grad is None for p in model.parameters())
 

@@ -6,7 +6,7 @@ import functools
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,16 @@ def read_options(given: dict[str, Any], extra: list[str]) -> dict[str, Any]:
                 options[name] = int(options[name])
             except ValueError as error:
                 raise MeristemError(f"--{name} must be a whole number of at least 1, got {options[name]}") from error
-    for entry in extra:
+    return {**options, **_named_values("--option", extra)}
+
+
+def _named_values(flag: str, entries: list[str]) -> dict[str, Any]:
+    """What a repeatable flag named: `name=value` each time."""
+    options = {}
+    for entry in entries:
         name, equals, value = entry.partition("=")
         if not equals:
-            raise MeristemError(f"--option takes name=value, got {entry!r}")
+            raise MeristemError(f"{flag} takes name=value, got {entry!r}")
         options[name.replace("-", "_")] = _number_or_text(value)
     return options
 
@@ -229,7 +235,7 @@ def plan(
     from meristem.growth import METHODS
     from meristem.growth.options import build_methods
     from meristem.recipes.costs import network_cost, planned_target, routes
-    from meristem.recipes.specs import parse_count
+    from meristem.recipes.data_specs import parse_count
 
     budget, before = parse_count(tokens), parse_count(small_tokens) if small_tokens else None
     for name, count in (("--tokens", budget), ("--small-tokens", before)):
@@ -266,13 +272,14 @@ def verify(small: str, big: str, trust_remote_code: bool) -> int:
     return 0 if certificate.holds else 1
 
 
-def run(file: Path, out: Path | None) -> None:
+def run(file: Path, out: Path | None, executor: str | None, executor_options: list[str]) -> None:
     _quiet()
     from meristem.recipes.run import run
     from meristem.recipes.schema import load_recipe
 
-    results = run(load_recipe(file), out or Path("runs") / file.stem)
-    table = Table("node", "seed", "parameters", "tokens", "TFLOPs", "seconds", "eval loss", title=str(file))
+    recipe, out = load_recipe(file), out or Path("runs") / file.stem
+    results = run(recipe, out, executor=_executor(executor, executor_options, out))
+    table = Table("node", "seed", "parameters", "examples", "TFLOPs", "seconds", "eval loss", title=str(file))
     for seed, nodes in results.items():
         for name, node in nodes.items():
             loss = f"{node.metrics['eval_loss']:.4f}" if node.metrics else ""
@@ -280,7 +287,7 @@ def run(file: Path, out: Path | None) -> None:
                 name,
                 str(seed),
                 f"{node.parameters:,}",
-                f"{node.tokens:,}",
+                f"{node.examples:,}",
                 f"{node.flops / 1e12:.2f}",
                 f"{node.seconds:.1f}",
                 loss,
@@ -288,7 +295,18 @@ def run(file: Path, out: Path | None) -> None:
     Console().print(table)
 
 
-def race(file: Path, out: Path | None) -> None:
+def _executor(name: str | None, options: list[str], out: Path) -> Any:
+    from meristem.recipes.executors import build_executor
+
+    if name is None:
+        if options:
+            raise MeristemError("--executor-option goes with --executor local, ray or slurm")
+        return None
+    own = {"folder": out / "slurm"} if name == "slurm" else {}
+    return build_executor(name, {**own, **_named_values("--executor-option", options)})
+
+
+def race(file: Path, out: Path | None, executor: str | None = None, executor_options: Sequence[str] = ()) -> None:
     _quiet()
     from meristem.checkpoints.write import write_json
     from meristem.recipes.figure import draw_race
@@ -299,7 +317,7 @@ def race(file: Path, out: Path | None) -> None:
     recipe, out = load_recipe(file), out or Path("runs") / file.stem
     if recipe.race is None:
         raise MeristemError(f"{file} has no `race: {{challenger: ..., baseline: ...}}` section")
-    results = run(recipe, out)
+    results = run(recipe, out, executor=_executor(executor, list(executor_options), out))
     laps = race(recipe, results)
     write_json(out / "race.json", report(recipe, laps, machine()))
     draw_race(recipe, results, out / "race.png")

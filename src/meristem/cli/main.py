@@ -24,6 +24,16 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it 
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that the checkpoint brings along.")]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe file.")]
 RunDirectory = Annotated[Optional[Path], typer.Option("--out", help="Where the nodes are kept. Default: runs/NAME.")]
+ExecutorName = Annotated[
+    Optional[str],
+    typer.Option(
+        "--executor", help="Where nodes run, several at a time: local, ray or slurm. Default: one by one, here."
+    ),
+]
+ExecutorOptions = Annotated[
+    Optional[list[str]],
+    typer.Option("--executor-option", help="An option of the executor, as name=value: slots=4, retries=3, address=..."),
+]
 HiddenSize = Annotated[Optional[int], typer.Option(help="Target hidden size.")]
 IntermediateSize = Annotated[Optional[int], typer.Option(help="Target feed-forward size.")]
 AttentionHeads = Annotated[Optional[int], typer.Option(help="Target attention heads.")]
@@ -205,19 +215,29 @@ def verify(
 
 
 @app.command()
-def run(recipe: RecipeFile, out: RunDirectory = None) -> None:
+def run(
+    recipe: RecipeFile,
+    out: RunDirectory = None,
+    executor: ExecutorName = None,
+    executor_option: ExecutorOptions = None,
+) -> None:
     """Run a recipe; finished nodes are not run again, killed ones resume."""
     from meristem.cli.commands import run as command
 
-    command(recipe, out)
+    command(recipe, out, executor, executor_option or [])
 
 
 @app.command()
-def race(recipe: RecipeFile, out: RunDirectory = None) -> None:
+def race(
+    recipe: RecipeFile,
+    out: RunDirectory = None,
+    executor: ExecutorName = None,
+    executor_option: ExecutorOptions = None,
+) -> None:
     """Run a recipe and compare its challenger with its baseline: a table, race.png and race.json."""
     from meristem.cli.commands import race as command
 
-    command(recipe, out)
+    command(recipe, out, executor, executor_option or [])
 
 
 @app.command()

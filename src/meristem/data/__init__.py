@@ -1,6 +1,7 @@
-"""Text that works offline, and Hugging Face data sets by name: streams of tokens, split into train and eval."""
+"""Data that work offline: text, images; and Hugging Face data sets."""
 
 from meristem.data.corpus import Corpus, open_corpus
+from meristem.data.images import Images, LabelledImages, open_images
 from meristem.data.sequences import Sequences
 
-__all__ = ["Corpus", "Sequences", "open_corpus"]
+__all__ = ["Corpus", "Images", "LabelledImages", "Sequences", "open_corpus", "open_images"]

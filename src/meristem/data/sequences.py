@@ -1,4 +1,4 @@
-"""Fixed-length training sequences in an order that is a pure function of (seed, position in the run)."""
+"""Fixed-length training sequences of a corpus."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from meristem.data.order import Order
 from meristem.errors import MeristemError
 
 
@@ -16,25 +17,20 @@ class Sequences(Dataset):
         tokens: 1-D array.
         sequence_length: tokens in each window.
         count: how many windows this run reads.
-        seed: of the order.
-        offset: windows already read by earlier stages, which are not read again.
+        seed, offset: see `Order`.
     """
 
     def __init__(self, tokens: np.ndarray, sequence_length: int, count: int, seed: int = 0, offset: int = 0) -> None:
-        self.windows = len(tokens) // sequence_length
-        if self.windows == 0:
+        windows = len(tokens) // sequence_length
+        if windows == 0:
             raise MeristemError(f"the corpus has {len(tokens)} tokens, less than one sequence of {sequence_length}")
         self.tokens, self.sequence_length, self.count = tokens, sequence_length, count
-        self.seed, self.offset = seed, offset
-        self._orders: dict[int, np.ndarray] = {}
+        self.order = Order(windows, seed, offset)
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        turn, place = divmod(position + self.offset, self.windows)
-        if turn not in self._orders:
-            self._orders[turn] = np.random.default_rng((self.seed, turn)).permutation(self.windows)
-        start = self._orders[turn][place] * self.sequence_length
+        start = self.order.at(position) * self.sequence_length
         window = torch.from_numpy(self.tokens[start : start + self.sequence_length].astype(np.int64))
         return {"input_ids": window, "labels": window.clone()}

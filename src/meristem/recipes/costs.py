@@ -14,6 +14,7 @@ from meristem.anatomy.streamed import weights_of
 from meristem.growth.method import Method
 from meristem.growth.plan import sizes_after
 from meristem.recipes.flops import training_flops
+from meristem.recipes.tasks.language import example_tokens
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def network_cost(model: nn.Module, sequence_length: int, vocab_size: int) -> Net
     parameter), activations not included."""
     parameters = sum(p.numel() for p in model.parameters())
     with torch.device(next(model.parameters()).device):
-        flops = training_flops(model, sequence_length, vocab_size)
+        flops = training_flops(model, example_tokens(sequence_length, vocab_size))
     return NetworkCost(parameters, flops / sequence_length, 16 * parameters)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import default_data_collator
 
 from meristem.anatomy import Anatomy
 from meristem.checkpoints import open_model
-from meristem.data import Sequences, open_corpus
 from meristem.dynamics import Junction, junction, junction_learning_rate
 from meristem.dynamics.junction import language_loss, restricted
 from meristem.errors import MeristemError, nearest
@@ -18,6 +18,7 @@ from meristem.growth.fuse import fuse_with_certificate
 from meristem.growth.plan import GrowthPlan
 from meristem.recipes.run import directory_of, run
 from meristem.recipes.schema import Recipe
+from meristem.recipes.tasks import open_task
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def diagnose(recipe: Recipe, node: str, out: Path, bound: float = 0.1, sequences
         raise MeristemError(f"{node!r} is a train node; diagnose wants one that grows or fuses")
     wanted = {name: recipe.nodes[name] for name in recipe.ancestors(node)}
     results = run(recipe.model_copy(update={"nodes": wanted, "race": None}), out)
-    corpus = open_corpus(recipe.data.source, recipe.data.tokenizer, recipe.data.text_column)
+    task = open_task(recipe.data)
     found = []
     for seed, done in results.items():
         parents = [open_model(str(directory_of(out, done[name]) / "model")).float() for name in spec.parents]
@@ -58,10 +59,9 @@ def diagnose(recipe: Recipe, node: str, out: Path, bound: float = 0.1, sequences
         plans, weights = _plans(recipe, node, seed, parents)
         for plan, parent in zip(plans, parents, strict=True):
             _check_way_back(plan, parent, large, fused=len(plans) > 1)
-        windows = Sequences(corpus.train, recipe.data.sequence_length, sequences, seed)
-        tokens = torch.stack([windows[i]["input_ids"] for i in range(sequences)])
-        forward = language_loss({"input_ids": tokens, "labels": tokens})
-        measured = junction(plans, parents, large, forward, weights)
+        examples = task.training_set(sequences, seed, 0)
+        batch = default_data_collator([examples[i] for i in range(sequences)])
+        measured = junction(plans, parents, large, language_loss(batch), weights)
         found.append(Diagnosis(node, seed, measured, bound, junction_learning_rate(measured, bound)))
     return found
 

@@ -7,39 +7,38 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import flop_counter
 
 from meristem.subnetworks import Path
 from meristem.subnetworks.gate import along
 
 
-def training_flops(model: nn.Module, sequence_length: int, vocab_size: int) -> int:
-    """FLOPs of forward and backward for one sequence: every matrix product and attention, counted as it runs.
+def training_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+    """FLOPs of forward and backward on a batch with its labels: every matrix product and attention, counted as it runs.
 
     torch 2.13 counts scaled-dot-product attention on CPU as nothing; its flash formula is put in for it. Causal masking
     is not discounted, and the optimizer's elementwise work is not counted.
     """
-    tokens = torch.zeros(1, sequence_length, dtype=torch.long) + torch.arange(sequence_length) % vocab_size
     was_training = model.training
     model.train()
     with _counting_attention_on_cpu(), flop_counter.FlopCounterMode(display=False) as counter:
-        tokens = tokens.to(next(model.parameters()).device)
-        model(input_ids=tokens, labels=tokens).loss.backward()
+        device = next(model.parameters()).device
+        model(**{name: tensor.to(device) for name, tensor in inputs.items()}).loss.backward()
     model.zero_grad(set_to_none=True)
     model.train(was_training)
     return counter.get_total_flops()
 
 
 class PathFlops:
-    """FLOPs of forward and backward for one sequence, along any path: those of the whole network less those of skipped blocks.
+    """FLOPs of forward and backward on a batch, along any path: those of the whole network less those of skipped blocks.
 
     Args:
-        model, sequence_length, vocab_size: as in `training_flops`.
+        model, inputs: as in `training_flops`.
     """
 
-    def __init__(self, model: nn.Module, sequence_length: int, vocab_size: int) -> None:
-        self._count = lambda: training_flops(model, sequence_length, vocab_size)
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+        self._count = lambda: training_flops(model, inputs)
         self._model = model
         self._by_width: dict[float, tuple[int, dict[str, list[int]]]] = {}
 

@@ -10,14 +10,14 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from meristem.errors import MeristemError, nearest
+from meristem.recipes.data_specs import DataSpec, ImageSpec, Strict, TextSpec
 from meristem.recipes.specs import (
     AssembleSpec,
-    DataSpec,
     FuseSpec,
     GrowSpec,
     IncubateSpec,
     NodeSpec,
-    Strict,
+    ResourceSpec,
     TrainSpec,
 )
 
@@ -33,7 +33,7 @@ class RaceSpec(Strict):
 class Recipe(Strict):
     """A graph of nodes, the data they train on, and perhaps a race between two of them."""
 
-    data: DataSpec = DataSpec()
+    data: DataSpec = TextSpec()
     nodes: dict[str, NodeSpec] = Field(min_length=1)
     race: RaceSpec | None = None
     seeds: list[int] = [0]
@@ -51,6 +51,8 @@ class Recipe(Strict):
                 train = self.nodes[parent].train
                 if node.assemble and not (train and train.incubate):
                     raise ValueError(f"node {name!r} assembles {parent!r}, which incubates no module")
+            if node.train and node.train.tokens and isinstance(self.data, ImageSpec):
+                raise ValueError(f"node {name!r}: images have no tokens; say how many `examples` to train on")
         for asked in (self.race.challenger, self.race.baseline) if self.race else ():
             if asked not in self.nodes:
                 raise ValueError(f"race names {asked!r}, which is no node; {nearest(asked, self.nodes)}")
@@ -107,9 +109,10 @@ def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
 
 
 def _explain(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"])
+    location = tuple(part for i, part in enumerate(error["loc"]) if (i, part) not in ((1, "text"), (1, "images")))
+    place = ".".join(str(part) for part in location)
     if error["type"] == "extra_forbidden":
-        key, section = str(error["loc"][-1]), _section(error["loc"][:-1])
+        key, section = str(location[-1]), _section(error["loc"][:-1])
         return f"{place}: unknown key {key!r}; {nearest(key, section)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
@@ -118,13 +121,15 @@ def _explain(error: Any) -> str:
 def _section(location: tuple) -> list[str]:
     """The keys known at a place of the recipe."""
     sections = {
-        "data": DataSpec,
+        "data": TextSpec,
+        "images": ImageSpec,
         "race": RaceSpec,
         "train": TrainSpec,
         "grow": GrowSpec,
         "fuse": FuseSpec,
         "assemble": AssembleSpec,
         "incubate": IncubateSpec,
+        "resources": ResourceSpec,
     }
     names = [part for part in location if part in sections]
     if names:

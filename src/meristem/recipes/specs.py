@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import fields
 from inspect import signature
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from meristem.errors import MeristemError, nearest
+from meristem.recipes.data_specs import Count, Strict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,33 +18,6 @@ if TYPE_CHECKING:
     from meristem.growth import DeepFusion, Method
     from meristem.incubation import Division
     from meristem.subnetworks import Schedule
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
-
-
-def parse_count(value: Any) -> Any:
-    """4M, 2.5k or a plain number."""
-    match = re.fullmatch(r"([\d_.]+)\s*([kmbg]?)", str(value).strip().lower())
-    return int(float(match.group(1).replace("_", "")) * _UNITS[match.group(2)]) if match else value
-
-
-Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
-
-
-class Strict(BaseModel):
-    """A section of the recipe."""
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True)
-
-
-class DataSpec(Strict):
-    """Where the text comes from (see `data.open_corpus`) and how it is cut."""
-
-    source: str = "python-stdlib"
-    tokenizer: str = "bytes"
-    text_column: str = "text"
-    sequence_length: Annotated[int, Field(gt=1)] = 256
-    eval_sequences: Annotated[int, Field(gt=0)] = 64
 
 
 class SubnetworkSpec(BaseModel):
@@ -144,7 +117,7 @@ class IncubateSpec(Strict):
 
 
 class TrainSpec(Strict):
-    """Train a new model, or the one of another node, on `tokens` tokens with transformers' Trainer.
+    """Train a new model, or the one of another node, on `tokens` tokens or so many `examples` with transformers' Trainer.
 
     `scale_learning_rate` steps each weight in proportion to the scale that a growth gave it (see
     `growth.optimizer.amplitudes`). `subnetwork` trains a part of the network at each step, `majority` several kernels in each layer.
@@ -153,7 +126,8 @@ class TrainSpec(Strict):
 
     model: dict[str, Any] | None = None
     from_: str | None = Field(default=None, alias="from")
-    tokens: Count
+    tokens: Count | None = None
+    examples: Count | None = None
     learning_rate: Annotated[float, Field(gt=0)]
     batch_size: Annotated[int, Field(gt=0)] = 16
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -173,7 +147,14 @@ class TrainSpec(Strict):
             raise ValueError("give either `model` (a config to start from random numbers) or `from` (another node)")
         if self.incubate and self.from_ is None:
             raise ValueError("incubate wants `from`: the node of the meta network")
+        if (self.tokens is None) == (self.examples is None):
+            raise ValueError("give either `tokens` or `examples` (sequences, images): how much to train on")
         return self
+
+    def steps(self, tokens_per_example: int) -> int:
+        """Optimizer steps."""
+        examples = self.examples or (self.tokens or 0) / tokens_per_example
+        return max(1, round(examples / self.batch_size))
 
 
 class GrowSpec(BaseModel):
@@ -230,19 +211,48 @@ class AssembleSpec(Strict):
     from_: Annotated[list[str], Field(alias="from", min_length=2)]
 
 
+class ResourceSpec(Strict):
+    """What a node may take where it runs. Nothing of it changes the result, beyond rounding.
+
+    `processes` share a train node's batches, by torchrun. `cpus` and `gpus` are what the executors ray and slurm reserve.
+    """
+
+    processes: Annotated[int, Field(gt=0)] = 1
+    cpus: Annotated[int, Field(gt=0)] = 1
+    gpus: Annotated[int, Field(ge=0)] = 0
+
+
 class NodeSpec(Strict):
-    """One node: exactly one of `train`, `grow`, `fuse` and `assemble`."""
+    """One node: exactly one of `train`, `grow`, `fuse` and `assemble`; and perhaps what it may take."""
 
     train: TrainSpec | None = None
     grow: GrowSpec | None = None
     fuse: FuseSpec | None = None
     assemble: AssembleSpec | None = None
+    resources: ResourceSpec = ResourceSpec()
 
     @model_validator(mode="after")
     def _one_kind(self) -> NodeSpec:
-        if len([kind for kind in (self.train, self.grow, self.fuse, self.assemble) if kind]) != 1:
+        if len(self._kinds) != 1:
             raise ValueError("a node is exactly one of `train`, `grow`, `fuse` and `assemble`")
+        if self.resources.processes > 1 and not self.train:
+            raise ValueError("only a train node is shared by several processes")
         return self
+
+    @property
+    def _kinds(self) -> dict[str, TrainSpec | GrowSpec | FuseSpec | AssembleSpec]:
+        given = {"train": self.train, "grow": self.grow, "fuse": self.fuse, "assemble": self.assemble}
+        return {kind: spec for kind, spec in given.items() if spec is not None}
+
+    @property
+    def kind(self) -> str:
+        """ "train", "grow", "fuse" or "assemble"."""
+        (kind,) = self._kinds
+        return kind
+
+    @property
+    def spec(self) -> TrainSpec | GrowSpec | FuseSpec | AssembleSpec:
+        return self._kinds[self.kind]
 
     @property
     def parents(self) -> list[str]:

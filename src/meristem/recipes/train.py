@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,16 +14,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from meristem.data import Corpus, Sequences
 from meristem.errors import MeristemError, nearest
 from meristem.growth.optimizer import State, load_named_state, named_state, scaled_groups
 from meristem.kernels import MajorityCallback, deploy
 from meristem.kernels.majority import mixtures
 from meristem.recipes.flops import PathFlops
 from meristem.recipes.progress import ProgressLine
-from meristem.recipes.specs import DataSpec, TrainSpec
+from meristem.recipes.specs import TrainSpec
+from meristem.recipes.status import StatusFile
+from meristem.recipes.tasks import Task
 from meristem.subnetworks import Schedule
 from meristem.subnetworks.blocks import lists_of_blocks
 from meristem.subnetworks.callback import RaptrCallback
@@ -69,60 +71,31 @@ class NodeTrainer(Trainer):
         return optimizer
 
 
-def new_model(entries: dict[str, Any], vocab_size: int, sequence_length: int, seed: int) -> nn.Module:
-    """A randomly initialised causal language model from recipe entries.
-
-    `vocab_size` and `max_position_embeddings` follow the data unless given.
-
-    Raises:
-        MeristemError: for an unknown model_type or config key, or values that transformers refuses.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    entries = dict(entries)
-    model_type = entries.pop("model_type", None)
-    if model_type not in CONFIG_MAPPING_NAMES:
-        raise MeristemError(f"model_type {model_type!r} is unknown; {nearest(str(model_type), CONFIG_MAPPING_NAMES)}")
-    known = set(vars(AutoConfig.for_model(model_type)))
-    known |= set(getattr(AutoConfig.for_model(model_type), "attribute_map", {}))
-    for key in entries:
-        if key not in known:
-            raise MeristemError(f"{model_type} has no config entry {key!r}; {nearest(key, known)}")
-    defaults = {"vocab_size": vocab_size, "max_position_embeddings": sequence_length}
-    try:
-        config = AutoConfig.for_model(model_type, **{**{k: v for k, v in defaults.items() if k in known}, **entries})
-        set_seed(seed)
-        return AutoModelForCausalLM.from_config(config)
-    except Exception as error:
-        raise MeristemError(f"{model_type} cannot be built from these entries: {str(error).splitlines()[0]}") from error
-
-
 def train(
     model: nn.Module,
     spec: TrainSpec,
-    data: DataSpec,
-    corpus: Corpus,
+    task: Task,
     directory: Path,
     *,
     label: str,
     seed: int,
-    sequences_read: int = 0,
+    offset: int = 0,
     optimizer_state: State | None = None,
     amplitudes: Mapping[str, tuple[float, float]] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
     """Train `model` in `directory`, resuming whatever stands there, and leave `model/` and `optimizer.safetensors`.
 
+    Args:
+        offset: examples that earlier nodes have read.
+
     Returns:
-        flops, seconds, tokens, metrics and curve, as `NodeResult` wants them.
+        flops, seconds, examples, tokens, metrics and curve, as `NodeResult` wants them.
     """
-    steps = max(1, round(spec.tokens / (spec.batch_size * data.sequence_length)))
-    vocab_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    if corpus.vocab_size > vocab_size:
-        raise MeristemError(f"{label}: the data has {corpus.vocab_size} tokens, the model's vocabulary {vocab_size}")
+    task.check(model, label)
+    steps = spec.steps(task.tokens_per_example)
     schedules = _schedules(model, spec, steps, seed)
-    flops = list(accumulate(_flops_by_step(model, spec, data, corpus, steps, schedules), initial=0))
+    flops = list(accumulate(_flops_by_step(model, spec, task, steps, schedules), initial=0))
     if schedules:
         callbacks = (RaptrCallback(schedules), *callbacks)
     if spec.majority:
@@ -132,31 +105,35 @@ def train(
     trainer = NodeTrainer(
         model=model,
         args=_arguments(spec, directory / "trainer", steps, seed),
-        train_dataset=Sequences(corpus.train, data.sequence_length, steps * spec.batch_size, seed, sequences_read),
-        eval_dataset=Sequences(corpus.eval, data.sequence_length, data.eval_sequences, seed=0),
-        callbacks=[stopwatch, ProgressLine(label), *callbacks],
+        train_dataset=task.training_set(steps * spec.batch_size, seed, offset),
+        eval_dataset=task.evaluation_set(),
+        callbacks=[stopwatch, ProgressLine(label), StatusFile(directory), *callbacks],
         initial_state=optimizer_state,
         amplitudes=(amplitudes or {}) if spec.scale_learning_rate else {},
+        **task.trainer_options(),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_whole_checkpoint(directory / "trainer"))
-    _leave(trainer, data, directory)
+    if trainer.is_world_process_zero():
+        _leave(trainer, task, directory)
     evaluations = {entry["step"]: entry for entry in trainer.state.log_history if "train_seconds" in entry}
+    measured = ("eval_loss", "eval_accuracy")
     curve = [
         {
             "step": entry["step"],
-            "tokens": entry["step"] * spec.batch_size * data.sequence_length,
+            "examples": entry["step"] * spec.batch_size,
             "flops": flops[int(entry["step"])],
             "seconds": entry["train_seconds"],
-            "eval_loss": entry["eval_loss"],
+            **{name: entry[name] for name in measured if name in entry},
         }
         for entry in evaluations.values()
     ]
     return {
         "flops": flops[steps],
         "seconds": stopwatch.seconds,
-        "tokens": steps * spec.batch_size * data.sequence_length,
-        "metrics": {"eval_loss": curve[-1]["eval_loss"]},
+        "examples": steps * spec.batch_size,
+        "tokens": steps * spec.batch_size * task.tokens_per_example,
+        "metrics": {name: curve[-1][name] for name in measured if name in curve[-1]},
         "curve": curve,
     }
 
@@ -172,10 +149,10 @@ def _schedules(model: nn.Module, spec: TrainSpec, steps: int, seed: int) -> dict
 
 
 def _flops_by_step(
-    model: nn.Module, spec: TrainSpec, data: DataSpec, corpus: Corpus, steps: int, schedules: Mapping[str, Schedule]
+    model: nn.Module, spec: TrainSpec, task: Task, steps: int, schedules: Mapping[str, Schedule]
 ) -> Iterator[int]:
     """FLOPs of each optimizer step, counted along its path."""
-    counter = PathFlops(model, data.sequence_length, corpus.vocab_size)
+    counter = PathFlops(model, task.example())
     lists = lists_of_blocks(model) if schedules else []
     for step in range(steps):
         yield spec.batch_size * counter.of({b.name: schedules[b.axis].path(step, b.name) for b in lists})
@@ -184,15 +161,17 @@ def _flops_by_step(
 def _arguments(spec: TrainSpec, directory: Path, steps: int, seed: int) -> TrainingArguments:
     every = max(1, steps // spec.evaluations)
     accumulation = int(spec.trainer.get("gradient_accumulation_steps", 1))
-    if spec.batch_size % accumulation:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if spec.batch_size % (accumulation * processes):
         raise MeristemError(
             f"batch_size {spec.batch_size} is no multiple of gradient_accumulation_steps {accumulation}"
+            + (f" x {processes} processes" if processes > 1 else "")
         )
     settings: dict[str, Any] = {
         "output_dir": str(directory),
         "max_steps": steps,
-        "per_device_train_batch_size": spec.batch_size // accumulation,
-        "per_device_eval_batch_size": spec.batch_size,
+        "per_device_train_batch_size": spec.batch_size // (accumulation * processes),
+        "per_device_eval_batch_size": spec.batch_size // processes,
         "learning_rate": spec.learning_rate,
         "lr_scheduler_type": spec.schedule,
         "warmup_steps": spec.warmup,
@@ -211,6 +190,7 @@ def _arguments(spec: TrainSpec, directory: Path, steps: int, seed: int) -> Train
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "train_sampling_strategy": "sequential",
+        "ddp_find_unused_parameters": bool(spec.subnetwork),
         **spec.trainer,
     }
     try:
@@ -230,17 +210,16 @@ def _last_whole_checkpoint(directory: Path) -> str | None:
             json.loads((checkpoint / "trainer_state.json").read_text())
             return str(checkpoint)
         except (OSError, json.JSONDecodeError):
-            shutil.rmtree(checkpoint)  # a kill came between its files
+            shutil.rmtree(checkpoint, ignore_errors=True)  # a kill came between its files
     return None
 
 
-def _leave(trainer: Trainer, data: DataSpec, directory: Path) -> None:
+def _leave(trainer: Trainer, task: Task, directory: Path) -> None:
     """The trained model (of kernels, their mean) with its tokenizer, and its optimizer state by parameter name."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     has_kernels = any(True for _ in mixtures(model))
     (deploy(model) if has_kernels else model).save_pretrained(directory / "model")  # type: ignore[operator]
-    if data.tokenizer != "bytes":
-        AutoTokenizer.from_pretrained(data.tokenizer).save_pretrained(directory / "model")
+    task.leave(directory / "model")
     if not has_kernels:  # the moments of kernels are none of their mean's
         save_state(named_state(_plain(trainer.optimizer), model), directory / "optimizer.safetensors")
     shutil.rmtree(directory / "trainer")

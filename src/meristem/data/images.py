@@ -1,0 +1,184 @@
+"""Labelled images: for training and evaluation, from scikit-learn, a NumPy file or a Hugging Face data set."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from meristem.data.order import Order
+from meristem.errors import MeristemError, first_line
+
+Augmentation = Literal["crop", "flip"]
+CROP = 8  # an eighth of the side is how far a crop moves at most
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pixels (examples, channels, height, width), float32 with mean 0 and deviation 1 over the training images; labels
+    (examples,) from 0 to `num_labels` - 1; and a fingerprint of exactly this data."""
+
+    train: np.ndarray
+    train_labels: np.ndarray
+    eval: np.ndarray
+    eval_labels: np.ndarray
+    num_labels: int
+    fingerprint: str
+    description: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)"""
+        return self.train.shape[1:]
+
+
+def open_images(source: str, fraction: float = 1.0, eval_examples: int | None = None) -> Images:
+    """Read labelled images.
+
+    Args:
+        source: "digits" (scikit-learn's, on every machine; every fifth is held out), an `.npz` file with Keras' arrays x_train,
+            y_train, x_test and y_test (images as examples x height x width, perhaps x channels), or the name of a Hugging Face
+            data set with the columns `image` and `label` (needs the extra `data`).
+        fraction: of the training images, a random choice that is the same on every machine.
+        eval_examples: how many held-out images to use, of all classes alike; all of them by default.
+
+    Raises:
+        MeristemError: if the source is not there or its arrays do not fit each other.
+    """
+    if source == "digits":
+        arrays = _digits()
+    elif Path(source).is_file():
+        arrays = _numpy_file(Path(source))
+    elif source.startswith((".", "/", "~")) or source.endswith(".npz"):
+        raise MeristemError(f"{source}: no such file")
+    else:
+        arrays = _hub(source)
+    x, y, held_x, held_y = (np.asarray(array) for array in arrays)
+    _check(source, x, y, held_x, held_y)
+    chosen = np.random.default_rng(0).permutation(len(x))[: max(1, round(fraction * len(x)))]
+    kept = np.random.default_rng(1).permutation(len(held_x))[:eval_examples]
+    x, y, held_x, held_y = x[chosen], y[chosen], held_x[kept], held_y[kept]
+    digest = hashlib.sha256()
+    for array in (x, y, held_x, held_y):
+        digest.update(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
+    mean, deviation = float(x.mean(dtype=np.float64)), float(x.std(dtype=np.float64)) or 1.0
+    labels = int(max(y.max(), held_y.max())) + 1
+    pictures = [_channels_first((array.astype(np.float32) - mean) / deviation) for array in (x, held_x)]
+    description = f"{source}: {len(x):,} training and {len(held_x):,} evaluation images, {labels} classes"
+    targets = y.astype(np.int64), held_y.astype(np.int64)
+    return Images(pictures[0], targets[0], pictures[1], targets[1], labels, digest.hexdigest(), description)
+
+
+class LabelledImages(Dataset):
+    """Training images in the order of a run, each augmented by a function of (seed, position) alone.
+
+    Args:
+        images, labels: of `Images`.
+        count: how many this run reads.
+        seed, offset: see `Order`.
+        augment: "crop" (moved by up to an eighth of its side, edges repeated) and "flip" (left to right, every second).
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        count: int,
+        seed: int = 0,
+        offset: int = 0,
+        augment: Sequence[Augmentation] = (),
+    ) -> None:
+        self.images, self.labels, self.count, self.augment = images, labels, count, augment
+        self.order = Order(len(images), seed, offset)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        index = self.order.at(position)
+        image = self.images[index]
+        if self.augment:
+            draw = np.random.default_rng((self.order.seed, 1, position + self.order.offset))
+            image = _augmented(image, self.augment, draw)
+        return {"pixel_values": torch.from_numpy(image.copy()), "labels": torch.tensor(self.labels[index])}
+
+
+def _augmented(image: np.ndarray, augment: Sequence[Augmentation], draw: np.random.Generator) -> np.ndarray:
+    if "crop" in augment:
+        height, width = image.shape[1:]
+        reach = max(1, height // CROP)
+        top, left = draw.integers(0, 2 * reach + 1, size=2)
+        padded = np.pad(image, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
+        image = padded[:, top : top + height, left : left + width]
+    if "flip" in augment and draw.random() < 0.5:
+        image = image[:, :, ::-1]
+    return image
+
+
+def _digits() -> tuple[np.ndarray, ...]:
+    from sklearn.datasets import load_digits
+
+    images, labels = (np.asarray(array) for array in load_digits(return_X_y=True))
+    images, held = images.reshape(-1, 8, 8), np.arange(len(labels)) % 5 == 4
+    return images[~held], labels[~held], images[held], labels[held]
+
+
+def _numpy_file(path: Path) -> tuple[np.ndarray, ...]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return tuple(arrays[key] for key in KEYS)
+    except KeyError as error:
+        raise MeristemError(f"{path} has no array {first_line(error)}; it wants {', '.join(KEYS)}") from error
+    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise MeristemError(f"{path} is no NumPy .npz file of plain arrays: {first_line(error)}") from error
+
+
+def _hub(source: str) -> tuple[np.ndarray, ...]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MeristemError(
+            f"{source} is no file, and reading data sets by name needs: pip install 'meristem[data]'"
+        ) from error
+    try:
+        loaded = datasets.load_dataset(source)
+    except Exception as error:
+        raise MeristemError(f"data set {source!r} cannot be loaded: {first_line(error)}") from error
+    held = next((split for split in ("test", "validation", "valid") if split in loaded), None)
+    if "train" not in loaded or held is None:
+        raise MeristemError(
+            f"data set {source!r} has the splits {', '.join(map(str, loaded))}; it wants train, and test or validation"
+        )
+    found: list[np.ndarray] = []
+    for split in ("train", held):
+        rows = loaded[split]
+        if not {"image", "label"} <= set(rows.column_names):
+            raise MeristemError(
+                f"data set {source!r} wants columns image and label; it has {', '.join(rows.column_names)}"
+            )
+        found += [np.stack([np.asarray(row) for row in rows["image"]]), np.asarray(rows["label"])]
+    return tuple(found)
+
+
+def _check(source: str, x: np.ndarray, y: np.ndarray, held_x: np.ndarray, held_y: np.ndarray) -> None:
+    fits = x.ndim in (3, 4) and x.shape[1:] == held_x.shape[1:] and len(x) == len(y) and len(held_x) == len(held_y)
+    whole = all(np.issubdtype(labels.dtype, np.integer) and labels.ndim == 1 and labels.size for labels in (y, held_y))
+    if not fits or not whole or min(y.min(), held_y.min()) < 0:
+        shapes = ", ".join(
+            f"{key} {array.shape} {array.dtype}" for key, array in zip(KEYS, (x, y, held_x, held_y), strict=True)
+        )
+        raise MeristemError(
+            f"{source}: wanted images (examples, height, width[, channels]) and whole labels from 0, got {shapes}"
+        )
+
+
+def _channels_first(images: np.ndarray) -> np.ndarray:
+    return images[:, None] if images.ndim == 3 else np.ascontiguousarray(images.transpose(0, 3, 1, 2))

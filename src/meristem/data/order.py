@@ -1,0 +1,26 @@
+"""In which order a run reads its data: a pure function of (seed, position in the run)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class Order:
+    """Rounds through the data, each shuffled in a new way.
+
+    Args:
+        examples: how many there are.
+        seed: of the order.
+        offset: examples already read by earlier stages, which are not read again.
+    """
+
+    def __init__(self, examples: int, seed: int = 0, offset: int = 0) -> None:
+        self.examples, self.seed, self.offset = examples, seed, offset
+        self._rounds: dict[int, np.ndarray] = {}
+
+    def at(self, position: int) -> int:
+        """The example that is read at this position of the run."""
+        turn, place = divmod(position + self.offset, self.examples)
+        if turn not in self._rounds:
+            self._rounds[turn] = np.random.default_rng((self.seed, turn)).permutation(self.examples)
+        return int(self._rounds[turn][place])

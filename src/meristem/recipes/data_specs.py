@@ -1,0 +1,57 @@
+"""The `data` section of a recipe file: what is learned, from what."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
+
+
+def parse_count(value: Any) -> Any:
+    """4M, 2.5k or a plain number."""
+    match = re.fullmatch(r"([\d_.]+)\s*([kmbg]?)", str(value).strip().lower())
+    return int(float(match.group(1).replace("_", "")) * _UNITS[match.group(2)]) if match else value
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+
+
+class Strict(BaseModel):
+    """A section of the recipe."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True)
+
+
+class TextSpec(Strict):
+    """Where the text comes from (see `data.open_corpus`) and how it is cut."""
+
+    task: Literal["causal-lm"] = "causal-lm"
+    source: str = "python-stdlib"
+    tokenizer: str = "bytes"
+    text_column: str = "text"
+    sequence_length: Annotated[int, Field(gt=1)] = 256
+    eval_sequences: Annotated[int, Field(gt=0)] = 64
+
+
+class ImageSpec(Strict):
+    """Where the images come from (see `data.open_images`), how many of them, and how they are varied."""
+
+    task: Literal["image-classification"]
+    source: str = "digits"
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    augment: tuple[Literal["crop", "flip"], ...] = ()
+    eval_examples: Annotated[int, Field(gt=0)] | None = None
+
+
+def _kind(value: Any) -> str:
+    task = value.get("task") if isinstance(value, dict) else getattr(value, "task", None)
+    return "images" if task == "image-classification" else "text"
+
+
+DataSpec = Annotated[
+    Annotated[TextSpec, Tag("text")] | Annotated[ImageSpec, Tag("images")],
+    Discriminator(_kind),
+]

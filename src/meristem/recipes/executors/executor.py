@@ -1,0 +1,66 @@
+"""What every executor can do: run a node's command somewhere, several at a time, and again if it crashes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+
+from meristem.errors import MeristemError
+from meristem.recipes import status
+from meristem.recipes.node import Job
+from meristem.recipes.perform import BAD_INPUT
+
+LOG = "log.txt"
+
+
+class NodeCrashed(Exception):
+    """A node's process ended as it should not; another attempt resumes from its last checkpoint."""
+
+
+class Executor(ABC):
+    """A context within which jobs are submitted; leaving it ends what still runs."""
+
+    @abstractmethod
+    def __enter__(self) -> Executor: ...
+
+    @abstractmethod
+    def __exit__(self, *error: object) -> None: ...
+
+    @abstractmethod
+    def submit(self, job: Job) -> Future[None]:
+        """Run a job whose parents have finished. The future raises MeristemError for bad input, `NodeCrashed` if it crashed
+        once more than the executor's `retries`."""
+
+
+def run_node(
+    directory: str,
+    environment: Mapping[str, str] | None = None,
+    started: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
+) -> None:
+    """Run the node of this directory in a process of its own, on the machine where this is called; what it prints goes to its
+    `log.txt`. The process ends when the calling one does.
+
+    Raises:
+        MeristemError: for bad input, which another attempt would meet again.
+        NodeCrashed: for every other end but success.
+    """
+    place = Path(directory)
+    with open(place / LOG, "ab") as log:
+        command = [sys.executable, "-m", "meristem.recipes.perform", directory]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
+        started(process)
+        code = process.wait()
+    if code == BAD_INPUT:
+        raise MeristemError(status.error_of(place) or _last_line(place / LOG))
+    if code != 0:
+        raise NodeCrashed(f"{place.name} ended with code {code}: {_last_line(place / LOG)} (all of it: {place / LOG})")
+
+
+def _last_line(file: Path) -> str:
+    lines = [line for line in file.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it printed nothing"

@@ -1,0 +1,79 @@
+"""Processes on this machine, in so many slots."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from meristem.recipes.executors.executor import Executor, NodeCrashed, run_node
+from meristem.recipes.node import Job
+
+
+class Local(Executor):
+    """Nodes as processes on this machine.
+
+    Cores and GPUs are shared out evenly: each slot gets its part of them (OMP_NUM_THREADS, CUDA_VISIBLE_DEVICES), where the
+    environment does not say otherwise.
+
+    Args:
+        slots: nodes at a time.
+        retries: further attempts at a node that crashed, each from its last checkpoint.
+    """
+
+    def __init__(self, slots: int = 2, retries: int = 2) -> None:
+        self.slots, self.retries = slots, retries
+
+    def __enter__(self) -> Local:
+        self._pool = ThreadPoolExecutor(self.slots)
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(self.slots):
+            self._free.put(slot)
+        self._running: set[subprocess.Popen[Any]] = set()
+        self._over = False
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over = True
+        for process in list(self._running):
+            process.kill()
+        self._pool.shutdown(cancel_futures=True)
+
+    def submit(self, job: Job) -> Future[None]:
+        return self._pool.submit(self._run, job)
+
+    def _run(self, job: Job) -> None:
+        slot = self._free.get()
+        try:
+            for attempt in range(self.retries + 1):
+                mine: list[subprocess.Popen[Any]] = []
+                try:
+                    return run_node(str(job.directory), self._share(slot), lambda p, mine=mine: self._note(p, mine))
+                except NodeCrashed:
+                    if self._over or attempt == self.retries:
+                        raise
+                finally:
+                    self._running.difference_update(mine)
+        finally:
+            self._free.put(slot)
+
+    def _note(self, process: subprocess.Popen[Any], mine: list[subprocess.Popen[Any]]) -> None:
+        mine.append(process)
+        self._running.add(process)
+        if self._over:
+            process.kill()
+
+    def _share(self, slot: int) -> dict[str, str]:
+        """The slot's part of cores and GPUs, as environment variables."""
+        import torch
+
+        share = {}
+        if "OMP_NUM_THREADS" not in os.environ:
+            share["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.slots))
+        gpus = torch.cuda.device_count()
+        if gpus and "CUDA_VISIBLE_DEVICES" not in os.environ:
+            each = max(1, gpus // self.slots)
+            share["CUDA_VISIBLE_DEVICES"] = ",".join(str(slot * each % gpus + i) for i in range(each))
+        return share

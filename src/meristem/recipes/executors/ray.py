@@ -1,0 +1,78 @@
+"""A Ray cluster: one that runs, or one on this machine."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future
+from typing import Any
+
+from meristem.errors import MeristemError
+from meristem.recipes.executors.executor import Executor, NodeCrashed, run_node
+from meristem.recipes.node import Job
+
+
+class Ray(Executor):
+    """Nodes as Ray tasks, each with the CPUs and GPUs that its `resources` name. All machines see the run's directory.
+
+    Args:
+        address: of a running cluster ("auto", "HOST:PORT"); the variable RAY_ADDRESS by default; without either, a cluster is started
+            on this machine and stopped again.
+        slots: CPUs of a cluster that is started here; all cores by default.
+        retries: further attempts at a node that crashed, or whose worker or machine died.
+    """
+
+    def __init__(self, address: str | None = None, slots: int | None = None, retries: int = 2) -> None:
+        self.address, self.slots, self.retries = address or os.environ.get("RAY_ADDRESS"), slots, retries
+
+    def __enter__(self) -> Ray:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            import ray
+        except ImportError as error:
+            raise MeristemError("the executor ray needs: pip install 'meristem[ray]'") from error
+        self._ray, self._tasks = ray, []
+        try:
+            own: dict[str, Any] = (
+                {"address": self.address} if self.address else {"num_cpus": self.slots, "include_dashboard": False}
+            )
+            self._started = not ray.is_initialized()
+            if self._started:
+                ray.init(log_to_driver=False, logging_level="error", **own)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise MeristemError(f"no Ray cluster at {self.address or 'this machine'}: {error}") from error
+        self._task: Any = ray.remote(run_node)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for task in self._tasks:
+            self._ray.cancel(task, force=True)
+        if self._started:
+            self._ray.shutdown()
+
+    def submit(self, job: Job) -> Future[None]:
+        wanted, has = job.node.resources, self._ray.cluster_resources()
+        for kind, count in (("CPU", wanted.cpus), ("GPU", wanted.gpus)):
+            if count > has.get(kind, 0):
+                raise MeristemError(f"{job.label} wants {count} {kind}s; the whole cluster has {has.get(kind, 0):g}")
+        options = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "name": job.label}
+        again = {"max_retries": self.retries, "retry_exceptions": [NodeCrashed]}
+        task = self._task.options(**options, **again).remote(str(job.directory.absolute()))
+        self._tasks.append(task)
+        return _plain(task.future())
+
+
+def _plain(theirs: Future[Any]) -> Future[None]:
+    """The same future with errors as the node raised them, not as Ray wraps them."""
+    ours: Future[None] = Future()
+
+    def hand_on(done: Future[Any]) -> None:
+        error: Any = done.exception()
+        if error is None:
+            ours.set_result(None)
+            return
+        cause = getattr(error, "cause", None)
+        ours.set_exception(cause if isinstance(cause, MeristemError | NodeCrashed) else NodeCrashed(str(error).strip()))
+
+    theirs.add_done_callback(hand_on)
+    return ours

@@ -1,0 +1,51 @@
+"""Hand the nodes of a graph to an executor, each as soon as its parents have finished."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+
+from meristem.errors import MeristemError
+from meristem.recipes.executors import Executor, NodeCrashed
+from meristem.recipes.node import Job, load_result
+from meristem.recipes.table import NodeTable
+
+REFRESH_SECONDS = 0.5
+
+
+def fan_out(jobs: Sequence[Job], executor: Executor) -> None:
+    """Run all jobs, and show them in one live table. A node that fails stops what depends on it, and nothing else.
+
+    Args:
+        jobs: not finished yet, and in the table's order.
+
+    Raises:
+        MeristemError: at the end, if nodes failed for good, with what each said.
+    """
+    waiting, running = {job.directory.name: job for job in jobs}, dict[Future[None], Job]()
+    failed: dict[str, str] = {}
+    table = NodeTable(jobs, failed)
+    with executor, table:
+        while waiting or running:
+            for name, job in list(waiting.items()):
+                if any(parent in failed for parent in job.parents):
+                    failed[name] = "not run: a parent failed"
+                    del waiting[name]
+                elif all(load_result(parent) is not None for parent in job.parent_directories):
+                    running[executor.submit(job)] = waiting.pop(name)
+                    table.submitted.add(name)
+            if not running:
+                time.sleep(REFRESH_SECONDS)  # a parent's result has not reached this machine yet
+            done, _ = wait(running, REFRESH_SECONDS, FIRST_COMPLETED)
+            for future in done:
+                job = running.pop(future)
+                with contextlib.suppress(MeristemError, NodeCrashed):
+                    future.result()
+                if future.exception() is not None:
+                    failed[job.directory.name] = str(future.exception())
+            table.refresh()
+    if failed:
+        said = [f"{name}: {message}" for name, message in failed.items()]
+        raise MeristemError(f"{len(failed)} of {len(jobs)} nodes did not finish\n" + "\n".join(said))

@@ -1,0 +1,132 @@
+"""Run one node in this process: `python -m meristem.recipes.perform DIRECTORY` is what every executor starts.
+
+A node is idempotent: finished, it is not run again; killed, it resumes from its last checkpoint; and a lock on its directory
+lets one process at a time work in it, so that one which an executor has given up cannot disturb its successor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from meristem.errors import MeristemError
+from meristem.recipes import status
+from meristem.recipes.node import Job, NodeResult, load_result
+from meristem.recipes.tasks import Task, open_task
+
+BAD_INPUT = 2  # exit code: another attempt would end the same way
+WATCH_SECONDS = 0.5
+
+
+def perform(directory: Path, task: Task | None = None, callbacks: Sequence[Any] = ()) -> NodeResult:
+    """Run the node of this directory, unless it has finished, alone in it.
+
+    Args:
+        task: of its recipe, if it is open already.
+        callbacks: further TrainerCallbacks for a train node.
+
+    Raises:
+        MeristemError: for bad input, or data that are not those of the machine which planned the run.
+    """
+    job = Job.load(directory)
+    with _alone_in(directory):
+        if load_result(directory) is None:
+            status.begin(directory)
+            if job.node.resources.processes == 1:
+                _finish(job, task, callbacks)
+            elif callbacks:
+                raise MeristemError(f"{job.label}: callbacks stay in this process, so they go with `processes: 1` only")
+            else:
+                _in_processes(job)
+        finished = load_result(directory)
+    assert finished is not None
+    return finished
+
+
+def _finish(job: Job, task: Task | None = None, callbacks: Sequence[Any] = ()) -> None:
+    """Do the work and write the result: in one process, or in each of those that torchrun started."""
+    from meristem.recipes.work import work
+
+    outcome = work(job, lambda: task or _checked_task(job), callbacks)
+    if int(os.environ.get("RANK", "0")) == 0:
+        NodeResult.of(job, outcome).save(job.directory)
+
+
+def _checked_task(job: Job) -> Task:
+    task = open_task(job.data)
+    if task.fingerprint != job.fingerprint:
+        raise MeristemError(
+            f"{job.label}: {job.data.source!r} is not the same data on this machine as where the run was planned; "
+            "give a file that all machines share"
+        )
+    return task
+
+
+def _in_processes(job: Job) -> None:
+    """Several processes on this machine, by torchrun (DDP, or what `trainer` asks for)."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={job.node.resources.processes}", "-m", __spec__.name, str(job.directory)]
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    with subprocess.Popen(command, env=environment, start_new_session=True) as group:
+        try:
+            with _watching_parent(lambda: os.killpg(group.pid, signal.SIGKILL)):
+                code = group.wait()
+        except BaseException:
+            os.killpg(group.pid, signal.SIGKILL)
+            raise
+    if code and load_result(job.directory) is None:
+        said = status.error_of(job.directory)
+        raise MeristemError(said) if said else RuntimeError(f"{job.label}: torchrun ended with code {code}")
+
+
+@contextlib.contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    with open(directory / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released by the kernel when the process ends, however it ends
+        yield
+
+
+@contextlib.contextmanager
+def _watching_parent(when_gone: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Within this context, the process ends when the one that started it does."""
+    parent, over = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH_SECONDS):
+            if os.getppid() != parent:
+                when_gone()
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def main() -> int:
+    """One node, as an executor starts it. Returns 0, or 2 for bad input; anything else is a crash, worth another attempt."""
+    directory = Path(sys.argv[1])
+    try:
+        with _watching_parent():
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                _finish(Job.load(directory))
+            else:
+                perform(directory)
+    except MeristemError as error:
+        status.write_error(directory, str(error))
+        print(f"meristem: {error}", file=sys.stderr, flush=True)
+        return BAD_INPUT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

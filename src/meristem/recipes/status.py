@@ -1,0 +1,81 @@
+"""How far a running node is: a small file in its directory, which whoever shows the run reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from meristem.checkpoints.write import write_json
+
+FILE, ERROR = "status.json", "error.txt"
+EVERY_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Status:
+    """Attempt number, host, and of a train node its steps and losses so far."""
+
+    attempt: int
+    host: str
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    eval_loss: float | None = None
+
+
+def begin(directory: Path) -> None:
+    """An attempt at the node begins."""
+    before = read(directory)
+    (directory / ERROR).unlink(missing_ok=True)
+    write_json(directory / FILE, asdict(Status((before.attempt if before else 0) + 1, socket.gethostname())))
+
+
+def read(directory: Path) -> Status | None:
+    """The node's status, or None if no attempt has begun."""
+    try:
+        return Status(**json.loads((directory / FILE).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def write_error(directory: Path, message: str) -> None:
+    """Why the node cannot be run."""
+    (directory / ERROR).write_text(message)
+
+
+def error_of(directory: Path) -> str | None:
+    """What `write_error` wrote in the last attempt."""
+    file = directory / ERROR
+    return file.read_text() if file.exists() else None
+
+
+class StatusFile(TrainerCallback):
+    """Keeps the status of a train node up to date, at most once in a second."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.status = directory, read(directory)
+        self.written = 0.0
+
+    def _note(self, at_once: bool, **changes) -> None:
+        if self.status is None or int(os.environ.get("RANK", "0")):
+            return
+        self.status = replace(self.status, **changes)
+        if at_once or time.monotonic() - self.written > EVERY_SECONDS:
+            write_json(self.directory / FILE, asdict(self.status))
+            self.written = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self._note(False, step=state.global_step, steps=state.max_steps)
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if logs and "loss" in logs:
+            self._note(False, loss=float(logs["loss"]))
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
+        self._note(True, step=state.global_step, steps=state.max_steps, eval_loss=(metrics or {}).get("eval_loss"))

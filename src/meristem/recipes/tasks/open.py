@@ -1,0 +1,18 @@
+"""From the `data` section of a recipe to its task."""
+
+from __future__ import annotations
+
+from meristem.recipes.data_specs import DataSpec, ImageSpec
+from meristem.recipes.tasks.task import Task
+
+
+def open_task(data: DataSpec) -> Task:
+    """Read the data of a recipe.
+
+    Raises:
+        MeristemError: if they are not there, or are not what the section says.
+    """
+    from meristem.recipes.tasks.images import ImageClassification
+    from meristem.recipes.tasks.language import CausalLanguage
+
+    return ImageClassification(data) if isinstance(data, ImageSpec) else CausalLanguage(data)

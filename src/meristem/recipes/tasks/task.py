@@ -1,0 +1,82 @@
+"""What training asks of a task; and new networks with the head that it wants."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from meristem.errors import MeristemError, first_line, nearest
+
+
+class Task(ABC):
+    """The data of a recipe, and what a network learns of them.
+
+    Attributes:
+        description: one line for the user.
+        fingerprint: of exactly this data, whatever machine reads it.
+        tokens_per_example: of text; 0 where there are no tokens.
+    """
+
+    description: str
+    fingerprint: str
+    tokens_per_example: int = 0
+
+    @abstractmethod
+    def new_model(self, entries: Mapping[str, Any], seed: int) -> nn.Module:
+        """A randomly initialised network from recipe entries, with the task's head. Raises as `network`."""
+
+    @abstractmethod
+    def check(self, model: nn.Module, label: str) -> None:
+        """Raises MeristemError if the data do not fit the network."""
+
+    @abstractmethod
+    def training_set(self, count: int, seed: int, offset: int) -> Dataset:
+        """The `count` examples that a run reads, from where earlier ones stopped (see `data.order.Order`)."""
+
+    @abstractmethod
+    def evaluation_set(self) -> Dataset:
+        """The examples that are held out."""
+
+    @abstractmethod
+    def example(self) -> dict[str, Tensor]:
+        """A batch of one, labels included, on which FLOPs are counted."""
+
+    def trainer_options(self) -> dict[str, Any]:
+        """Further arguments of the Trainer, such as metrics."""
+        return {}
+
+    def leave(self, directory: Path) -> None:
+        """Put beside a model what its user needs to feed it; nothing by default."""
+        return None
+
+
+def network(auto_class: Any, entries: Mapping[str, Any], defaults: Mapping[str, Any], seed: int) -> nn.Module:
+    """A randomly initialised network of `auto_class` from recipe entries; `defaults` follow the data, where the config has them.
+
+    Raises:
+        MeristemError: for an unknown model_type or config key, or values that transformers refuses.
+    """
+    from transformers import AutoConfig, set_seed
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    own = dict(entries)
+    model_type = own.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING_NAMES:
+        raise MeristemError(f"model_type {model_type!r} is unknown; {nearest(str(model_type), CONFIG_MAPPING_NAMES)}")
+    known = set(vars(AutoConfig.for_model(model_type)))
+    known |= {"num_labels", *getattr(AutoConfig.for_model(model_type), "attribute_map", {})}  # both are properties
+    for key in own:
+        if key not in known:
+            raise MeristemError(f"{model_type} has no config entry {key!r}; {nearest(key, known)}")
+    try:
+        fitting = {key: value for key, value in defaults.items() if key in known}
+        config = AutoConfig.for_model(model_type, **{**fitting, **own})
+        set_seed(seed)
+        return auto_class.from_config(config)
+    except Exception as error:
+        raise MeristemError(f"{model_type} cannot be built from these entries: {first_line(error)}") from error

@@ -1,0 +1,166 @@
+"""What each kind of node does: train, grow, fuse, assemble. Each returns the fields of its `NodeResult`."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from meristem.anatomy import Anatomy
+from meristem.checkpoints import open_model
+from meristem.checkpoints.write import write_model
+from meristem.errors import MeristemError
+from meristem.growth import LiGO, Method, grow_with_certificate
+from meristem.growth.optimizer import amplitudes, grow_state
+from meristem.incubation import Incubation, assemble, incubate
+from meristem.recipes.node import Job, NodeResult, ancestors_of, load_result
+from meristem.recipes.specs import AssembleSpec, FuseSpec, GrowSpec, TrainSpec
+from meristem.recipes.tasks import Task
+
+FIT_BATCH = 8  # examples in each step of a method that learns its growth
+
+Outcome = dict[str, Any]
+
+
+def work(job: Job, task: Callable[[], Task], callbacks: Sequence[Any] = ()) -> Outcome:
+    """Do what the job says and leave its model in its directory.
+
+    Args:
+        task: opens the recipe's task, for nodes that read data.
+        callbacks: further TrainerCallbacks for a train node.
+    """
+    spec, began = job.node.spec, time.perf_counter()
+    if isinstance(spec, TrainSpec):
+        return _train(job, spec, task(), callbacks)
+    if isinstance(spec, AssembleSpec):
+        outcome = _assemble(job)
+    elif isinstance(spec, FuseSpec):
+        outcome = _fuse(job, spec)
+    else:
+        outcome = _grow(job, spec, task)
+    return {**outcome, "seconds": time.perf_counter() - began}
+
+
+def _train(job: Job, spec: TrainSpec, task: Task, callbacks: Sequence[Any]) -> Outcome:
+    from meristem.recipes.train import load_state, train
+
+    shutil.rmtree(job.directory / "model", ignore_errors=True)  # of a run that was killed while leaving it
+    state, factors, incubation = None, None, None
+    seed = job.seed + spec.seed
+    if spec.model is not None:
+        model = task.new_model(spec.model, seed)
+    else:
+        (parent,) = job.parent_directories
+        model = open_model(str(parent / "model"))
+        file = parent / "optimizer.safetensors"
+        state = load_state(file) if file.exists() else None
+        grown = load_result(parent)
+        factors = grown.details.get("amplitudes") if grown else None
+    if spec.incubate:
+        incubation = incubate(model, spec.incubate.division, spec.incubate.module, start=spec.incubate.start, seed=seed)
+        model, state, factors = incubation.model, None, None  # the state is the meta network's
+    read = sum(result.examples for result in ancestors_of(job.directory).values())
+    outcome = train(
+        model,
+        spec,
+        task,
+        job.directory,
+        label=job.label,
+        seed=seed,
+        offset=read,
+        optimizer_state=state,
+        amplitudes=factors,
+        callbacks=callbacks,
+    )
+    details = {} if incubation is None else {"details": {"incubation": incubation.record()}}
+    return {**outcome, **details, "parameters": _parameters(model)}
+
+
+def _grow(job: Job, spec: GrowSpec, task: Callable[[], Task]) -> Outcome:
+    from meristem.checkpoints.record import growth_record
+    from meristem.recipes.train import save_state
+
+    (parent,) = job.parent_directories
+    source = str(parent / "model")
+    small = open_model(source)
+    methods, flops = _fitted(spec, job.seed, task, small)
+    growth = grow_with_certificate(small, methods)
+    record = growth_record(growth, source)
+    write_model(growth.model, job.directory / "model", record, tokenizer_from=Path(source), overwrite=True)
+    if spec.optimizer == "carry":
+        state = _state_to_carry(parent)
+        for plan in growth.plans:
+            state = grow_state(plan, state)
+        save_state(state, job.directory / "optimizer.safetensors")
+    factors = {name: list(ab) for name, ab in amplitudes(growth.plans).items()}
+    details = {"certificate": record["certificate"], "amplitudes": factors}
+    return {"flops": flops, "parameters": _parameters(growth.model), "details": details}
+
+
+def _fuse(job: Job, spec: FuseSpec) -> Outcome:
+    from meristem.checkpoints.record import fusion_record
+    from meristem.growth.fuse import fuse_state, fuse_with_certificate
+    from meristem.recipes.train import save_state
+
+    parents = job.parent_directories
+    sources = [str(parent / "model") for parent in parents]
+    opened = {source: open_model(source) for source in dict.fromkeys(sources)}
+    fusion = fuse_with_certificate([opened[source] for source in sources], spec.method(job.seed))
+    record = fusion_record(fusion, sources)
+    write_model(fusion.model, job.directory / "model", record, tokenizer_from=Path(sources[0]), overwrite=True)
+    if spec.optimizer == "carry":
+        state = fuse_state(fusion, [_state_to_carry(parent) for parent in parents])
+        save_state(state, job.directory / "optimizer.safetensors")
+    details = {"certificate": record["certificate"], "exact": fusion.exact}
+    return {"parameters": _parameters(fusion.model), "details": details}
+
+
+def _assemble(job: Job) -> Outcome:
+    from meristem.checkpoints.record import assembly_record
+
+    incubations, sources = [], [str(parent / "model") for parent in job.parent_directories]
+    for source, parent in zip(sources, job.parent_directories, strict=True):
+        result: NodeResult | None = load_result(parent)
+        assert result is not None
+        incubations.append(Incubation.of_record(open_model(source), result.details["incubation"]))
+    model = assemble(incubations)
+    record = assembly_record(incubations, sources)
+    write_model(model, job.directory / "model", record, Path(sources[0]), overwrite=True)
+    return {"parameters": _parameters(model)}
+
+
+def _parameters(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _state_to_carry(parent: Path) -> Any:
+    from meristem.recipes.train import load_state
+
+    file = parent / "optimizer.safetensors"
+    if not file.exists():
+        raise MeristemError(
+            f"{parent.name} has no optimizer state to carry (its node trained several kernels); use optimizer: reset"
+        )
+    return load_state(file)
+
+
+def _fitted(spec: GrowSpec, seed: int, open_task: Callable[[], Task], small: Any) -> tuple[list[Method], int]:
+    """The node's methods, those that learn their growth fitted on the recipe's data, and the FLOPs of the fit."""
+    from torch.utils.data import DataLoader
+
+    from meristem.recipes.flops import training_flops
+
+    methods, flops = spec.build_methods(), 0
+    for position, method in enumerate(methods):
+        if not isinstance(method, LiGO):
+            continue
+        if position:
+            raise MeristemError("ligo learns width and depth together; it comes first in a list of methods")
+        task, examples = open_task(), method.steps * FIT_BATCH
+        methods[position] = method.fit(small, DataLoader(task.training_set(examples, seed, 0), batch_size=FIT_BATCH))
+        plan = methods[position].plan(Anatomy.of(small), small)
+        target = plan.target.build(plan.target.sizes, plan.target.depths)
+        flops = examples * training_flops(target, task.example())
+    return methods, flops
