@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from concurrent.futures import Future
 from typing import Any
@@ -38,7 +39,7 @@ class Ray(Executor):
             )
             self._started = not ray.is_initialized()
             if self._started:
-                ray.init(log_to_driver=False, logging_level="error", **own)
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise MeristemError(f"no Ray cluster at {self.address or 'this machine'}: {error}") from error
         self._task: Any = ray.remote(run_node)
