@@ -17,7 +17,6 @@ import importlib.util
 import json
 import os
 import sys
-from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -212,18 +211,11 @@ def critical_path(nodes: dict[str, Any], cost: str) -> float:
     return sum(getattr(n, cost) for name, n in nodes.items() if not name.startswith("module")) + max(modules, default=0)
 
 
-@cache
-def sources() -> dict[str, bool]:
-    return {
-        name: name in ("text", "digits") or npz_of(name) is not None for name in SETTINGS["small"] if name != "layers"
-    }
-
-
 def part(
     setting: dict[str, Any], name: str, seeds: list[int], out: Path, executor: Any, rates: dict[str, Any]
 ) -> dict[str, Any]:
     """All sides on one data set. `rates` holds what the search found on the digits, and is filled by them and by the text."""
-    if not sources()[name]:
+    if name not in ("text", "digits") and npz_of(name) is None:
         return {"skipped": "no ../shared/data"}
     study, found = Study(setting, name, out, executor), {}
     if not rates:
