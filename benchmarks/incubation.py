@@ -123,9 +123,9 @@ class Study:
 
     def _equal_flops(self) -> dict[str, float]:
         """Examples of every kind of node, from the counted FLOPs of one example in each."""
+        from meristem.anatomy.flops import training_flops
         from meristem.incubation import divide, incubate
         from meristem.recipes.data_specs import ImageSpec, TextSpec
-        from meristem.recipes.flops import training_flops
         from meristem.recipes.tasks import open_task
 
         spec = ImageSpec(**self.data) if "task" in self.data else TextSpec(**self.data)

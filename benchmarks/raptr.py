@@ -102,10 +102,10 @@ def recipe(setting: dict[str, Any], side: str, rate: float, seed: int) -> dict[s
 def flops_share(setting: dict[str, Any]) -> float:
     """RAPTR's FLOPs over full training's, at equal steps, counted."""
     if "share" not in setting:
-        from meristem.recipes.flops import PathFlops
         from meristem.recipes.tasks.language import causal_language_model, example_tokens
         from meristem.subnetworks import SubnetworkSchedule
         from meristem.subnetworks.blocks import lists_of_blocks
+        from meristem.subnetworks.flops import PathFlops
 
         model = causal_language_model(model_of(setting), 256, setting["sequence_length"], 0)
         (blocks,) = lists_of_blocks(model)
@@ -155,10 +155,10 @@ def times(setting: dict[str, Any]) -> list[dict[str, Any]]:
     """Median step time (forward, backward, optimizer) along paths of several depths and widths, full steps in between."""
     import torch
 
-    from meristem.recipes.flops import PathFlops
     from meristem.recipes.tasks.language import causal_language_model, example_tokens
     from meristem.subnetworks import SubnetworkSchedule
     from meristem.subnetworks.blocks import lists_of_blocks
+    from meristem.subnetworks.flops import PathFlops
     from meristem.subnetworks.gate import along
 
     own, length = setting["time"], setting["sequence_length"]

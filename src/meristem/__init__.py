@@ -44,9 +44,11 @@ _HOMES = {
     "mix_kernels": "meristem.kernels.majority",
     "deploy": "meristem.kernels.majority",
     "MajorityCallback": "meristem.kernels.callback",
+    "block_costs": "meristem.incubation.costs",
+    "cached_prefix": "meristem.incubation.prefix_cache",
     "divide": "meristem.incubation.division",
     "incubate": "meristem.incubation.hybrid",
-    "assemble": "meristem.incubation.hybrid",
+    "assemble": "meristem.incubation.assembly",
     "verify": "meristem.certificates",
     "Certificate": "meristem.certificates",
     "MeristemError": "meristem.errors",
@@ -79,9 +81,11 @@ if TYPE_CHECKING:
     from meristem.growth.stacking import Stacking as Stacking
     from meristem.growth.weight_selection import WeightSelection as WeightSelection
     from meristem.growth.zero_padding import ZeroPadding as ZeroPadding
+    from meristem.incubation.assembly import assemble as assemble
+    from meristem.incubation.costs import block_costs as block_costs
     from meristem.incubation.division import divide as divide
-    from meristem.incubation.hybrid import assemble as assemble
     from meristem.incubation.hybrid import incubate as incubate
+    from meristem.incubation.prefix_cache import cached_prefix as cached_prefix
     from meristem.kernels.callback import MajorityCallback as MajorityCallback
     from meristem.kernels.majority import deploy as deploy
     from meristem.kernels.majority import majority as majority

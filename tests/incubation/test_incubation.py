@@ -4,6 +4,7 @@ import pico
 import pytest
 import torch
 from torch.utils import flop_counter
+from transformers import ConvNextConfig, ConvNextForImageClassification, ResNetConfig, ResNetForImageClassification
 
 import meristem as ms
 from meristem.anatomy.inputs import example_inputs
@@ -27,7 +28,8 @@ def test_divisions():
     assert ms.divide(8, 3).depths == (3, 3, 2)
     assert ms.divide(6, 2, costs=[5, 1, 1, 1, 1, 1]).depths == (1, 5)
     division = ms.divide(8, 3, meta_layers=2)
-    assert (division.meta_depth, division.num_hidden_layers, division.starts) == (6, 8, (0, 3, 6))
+    assert (division.meta_depth, division.num_hidden_layers) == (6, 8)
+    assert [division.start(module) for module in range(3)] == [0, 3, 6]
     assert list(division.in_hybrid(1)) == [2, 3, 4]
     for wrong, words in (((4, 5), "2 to 4 modules"), ((4, 1), "2 to 4 modules")):
         with pytest.raises(ms.MeristemError, match=words):
@@ -42,6 +44,132 @@ def test_balance_is_the_best_there_is():
     worst = max(sum(costs[sum(depths[:i]) : sum(depths[: i + 1])]) for i in range(3))
     brute = min(max(sum(costs[:a]), sum(costs[a:b]), sum(costs[b:])) for a in range(1, 7) for b in range(a + 1, 8))
     assert worst == brute
+
+
+def test_divisions_of_stages():
+    stages = ms.divide([3, 4, 6, 3], 4)
+    assert (stages.depths, stages.stages, stages.meta_depths) == ((3, 4, 6, 3), (1, 1, 1, 1), (1, 1, 1, 1))
+    finer = ms.divide([3, 4, 6, 3], 6)
+    assert (finer.depths, finer.stages, finer.meta_depths) == ((3, 2, 2, 3, 3, 3), (1, 2, 2, 1), (1, 2, 2, 1))
+    assert [finer.start(module) for module in range(6)] == [0, 0, 2, 0, 3, 0]
+    assert [list(finer.in_hybrid(module)) for module in (2, 3, 4)] == [[1, 2], [0, 1, 2], [1, 2, 3]]
+    assert finer.origins(4) == ([0], [0, 1], [0, 1, 1, 1], [0])
+    by_cost = ms.divide([2, 2, 2], 4, costs=[9, 9, 1, 1, 1, 1])
+    assert (by_cost.depths, by_cost.stages) == ((1, 1, 2, 2), (2, 1, 1))
+    with pytest.raises(ms.MeristemError, match="8 blocks in 3 stages make 3 to 8 modules, got 2"):
+        ms.divide([2, 4, 2], 2)
+
+
+def resnet(depths, seed=0):
+    torch.manual_seed(seed)
+    config = ResNetConfig(
+        num_channels=3, embedding_size=8, hidden_sizes=[8, 12, 16], depths=depths, layer_type="basic", num_labels=5,
+        image_size=32,
+    )  # fmt: skip
+    return ResNetForImageClassification(config)
+
+
+def convnext(depths, seed=0):
+    torch.manual_seed(seed)
+    return ConvNextForImageClassification(
+        ConvNextConfig(num_stages=3, hidden_sizes=[8, 12, 16], depths=depths, num_labels=5, image_size=32)
+    )
+
+
+@pytest.mark.parametrize("build", [resnet, convnext])
+def test_networks_of_stages(build):
+    meta, division = build([1, 1, 1]), ms.divide([2, 4, 2], 3)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        meta.train()(pixel_values=images)  # running statistics that are not those of a new network
+    incubations, trained = [], []
+    for module in range(3):
+        incubation = ms.incubate(meta, division, module, seed=module)
+        hybrid = incubation.model
+        before = {name: tensor.clone() for name, tensor in hybrid.state_dict().items()}
+        optimizer = torch.optim.AdamW([p for p in hybrid.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+        hybrid.train()(pixel_values=images).logits.square().mean().backward()
+        optimizer.step()
+        changed = {name for name, tensor in hybrid.state_dict().items() if not torch.equal(tensor, before[name])}
+        assert all(f".stages.{module}." in name or module in (0, 2) for name in changed)
+        assert all(p.grad is None for p in hybrid.parameters() if not p.requires_grad)
+        trained.append({n for n, p in hybrid.named_parameters() if p.requires_grad and ".stages." not in n})
+        incubations.append(incubation)
+    assert [bool(names) for names in trained] == [True, False, True]
+    large = ms.assemble(incubations)
+    assert large.config.depths == [2, 4, 2]
+    assert large.training
+    for module, incubation in enumerate(incubations):
+        state = incubation.model.state_dict()
+        theirs = {n: t for n, t in large.state_dict().items() if f".stages.{module}." in n}
+        assert theirs
+        assert all(torch.equal(state[n], t) for n, t in theirs.items())
+    assert (
+        type(large.get_submodule(next(n for n, m in large.named_modules() if "norm" in n))).train
+        is torch.nn.Module.train
+    )
+
+
+def test_blocks_are_balanced_by_what_they_cost():
+    uniform = ms.block_costs(meta_of("llama", 4))
+    assert len(set(uniform)) == 1
+    assert uniform[0] > 0
+    costs = ms.block_costs(resnet([2, 3, 2]))
+    assert len(costs) == 7
+    assert costs[0] > costs[3] > costs[6]  # later stages have more channels, and far fewer pixels
+    even, balanced = ms.divide([2, 3, 2], 4), ms.divide([2, 3, 2], 4, costs=costs)
+    assert even.stages == (1, 2, 1)
+    assert balanced.stages == (2, 1, 1)
+
+
+def test_an_encoder_decoder():
+    meta, division = pico.build("t5", num_layers=2, num_decoder_layers=1), ms.divide([4, 3], 3)
+    assert (division.depths, division.stages) == ((2, 2, 3), (2, 1))
+    inputs = example_inputs(meta)
+    same = Division((1, 1, 1), stages=(2, 1))
+    clones = [ms.incubate(meta, same, module, start="clone") for module in range(3)]
+    assert all(torch.equal(run(clone.model, inputs), run(meta, inputs)) for clone in clones)
+    assert torch.equal(run(ms.assemble(clones), inputs), run(meta, inputs))
+    large = ms.assemble([ms.incubate(meta, division, module) for module in range(3)])
+    assert (large.config.num_layers, large.config.num_decoder_layers) == (4, 3)
+
+
+class Block(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.fc = torch.nn.LayerNorm(width), torch.nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + self.fc(self.norm(x))
+
+
+class Timmish(torch.nn.Module):
+    """The names and the shape of timm's VisionTransformer."""
+
+    def __init__(self, width, depth):
+        super().__init__()
+        self.cls_token = torch.nn.Parameter(torch.randn(1, 1, width))
+        self.patch_embed = torch.nn.Conv2d(3, width, 8, 8)
+        self.blocks = torch.nn.Sequential(*(Block(width) for _ in range(depth)))
+        self.norm, self.head = torch.nn.LayerNorm(width), torch.nn.Linear(width, 5)
+
+    def forward(self, x):
+        x = self.patch_embed(x).flatten(2).transpose(1, 2)
+        x = self.blocks(torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1))
+        return self.head(self.norm(x[:, 0]))
+
+
+def test_a_network_outside_transformers():
+    meta, division, inputs = Timmish(16, 2), ms.divide(6, 2), {"x": torch.randn(2, 3, 16, 16)}
+    anatomy = ms.Anatomy.infer(lambda width, depth: Timmish(width, depth), {"width": 16}, {"depth": 2})
+    parts = [ms.incubate(meta, division, module, anatomy=anatomy, inputs=inputs) for module in range(2)]
+    trained = [{n.split(".")[0] for n, p in part.model.named_parameters() if p.requires_grad} for part in parts]
+    assert trained == [{"cls_token", "patch_embed", "blocks"}, {"blocks", "norm", "head"}]
+    large = ms.assemble(parts)
+    assert len(large.blocks) == 6
+    assert torch.equal(large.blocks[4].fc.weight, parts[1].model.blocks[2].fc.weight)
+    same = [ms.incubate(meta, Division((1, 1)), m, start="clone", anatomy=anatomy, inputs=inputs) for m in range(2)]
+    assert torch.equal(ms.assemble(same)(**inputs), meta(**inputs))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -82,7 +210,7 @@ def test_only_the_module_changes_and_assembly_takes_it_over(family):
     prefix = ms.Anatomy.of(large).blocks[0].prefix
     for module, incubation in enumerate(incubations):
         theirs = incubation.model.get_submodule(prefix)[division.in_hybrid(module)[0]].state_dict()
-        ours = large.get_submodule(prefix)[division.starts[module]].state_dict()
+        ours = large.get_submodule(prefix)[division.start(module)].state_dict()
         assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
@@ -141,8 +269,12 @@ def test_what_does_not_fit_is_refused():
         ms.incubate(meta, division, 3)
     with pytest.raises(ms.MeristemError, match="random or clone"):
         ms.incubate(meta, division, 0, start="zero")
-    with pytest.raises(ms.MeristemError, match="one list of blocks"):
+    with pytest.raises(ms.MeristemError, match="2 lists of blocks"):
         ms.incubate(pico.build("t5"), division, 0)
+    with pytest.raises(
+        ms.MeristemError, match=r"has \[1, 2, 1\] blocks; 3 modules with meta_layers=1 want \[1, 1, 1\]"
+    ):
+        ms.incubate(resnet([1, 2, 1]), ms.divide([2, 4, 2], 3), 0)
     parts = [ms.incubate(meta, division, module) for module in range(3)]
     with pytest.raises(ms.MeristemError, match="once each"):
         ms.assemble(parts[:2])

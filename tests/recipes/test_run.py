@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 import meristem as ms
+from meristem.anatomy.flops import training_flops
 from meristem.recipes import run
 from meristem.recipes.diagnose import diagnose
-from meristem.recipes.flops import training_flops
 from meristem.recipes.schema import parse_recipe
 from meristem.recipes.tasks.language import causal_language_model, example_tokens
 from meristem.recipes.train import load_state
@@ -146,6 +146,50 @@ def test_a_network_is_incubated_in_modules_and_assembled(corpus_file, tmp_path):
     assert done["m0"].details["incubation"]["meta"] == done["m1"].details["incubation"]["meta"]
     whole = training_flops(causal_language_model({**SMALL, "num_hidden_layers": 4}, 256, 32, 0), TOKENS)
     assert done["m0"].flops < 40 * whole  # nothing behind the module computes weight gradients
+
+
+def test_a_cached_prefix_changes_the_cost_and_nothing_else(tmp_path):
+    vit = {"model_type": "vit", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+           "num_attention_heads": 2, "patch_size": 4}  # fmt: skip
+    train = {"batch_size": 16, "learning_rate": 1e-3, "evaluations": 2}
+    incubate = {"num_hidden_layers": 4, "modules": 2, "module": 1}
+    nodes = {
+        "meta": {"train": {"model": vit, "examples": 320, **train}},
+        "plain": {"train": {"from": "meta", "examples": 960, "incubate": incubate, **train}},
+        "cached": {"train": {"from": "meta", "examples": 960, "incubate": {**incubate, "cache_prefix": True}, **train}},
+    }
+    data = {"task": "image-classification", "source": "digits", "fraction": 0.1, "eval_examples": 50}
+    done = run(parse_recipe({"data": data, "nodes": nodes}), tmp_path)[0]
+    plain, cached = done["plain"], done["cached"]
+    assert [p["eval_loss"] for p in cached.curve] == [p["eval_loss"] for p in plain.curve]
+    assert cached.metrics["eval_accuracy"] == plain.metrics["eval_accuracy"]
+    assert 0.8 * plain.flops < cached.flops < plain.flops
+    with pytest.raises(ms.MeristemError, match="never come round again"):
+        parse_recipe({"data": {**data, "augment": ["flip"]}, "nodes": nodes})
+
+
+def test_stages_are_incubated_in_a_recipe(tmp_path):
+    resnet = {
+        "model_type": "resnet",
+        "hidden_sizes": [4, 8],
+        "depths": [1, 1],
+        "embedding_size": 4,
+        "layer_type": "basic",
+    }
+    train = {"batch_size": 16, "learning_rate": 1e-3, "evaluations": 2}
+    division = {"num_hidden_layers": [2, 3], "modules": 2}
+    nodes = {"meta": {"train": {"model": resnet, "examples": 320, **train}}}
+    for module in range(2):
+        own = {**division, "module": module}
+        nodes[f"m{module}"] = {"train": {"from": "meta", "examples": 320, "incubate": own, **train}}
+    nodes["large"] = {"assemble": {"from": ["m0", "m1"]}}
+    nodes["tuned"] = {"train": {"from": "large", "examples": 320, **train}}
+    data = {"task": "image-classification", "source": "digits", "augment": ["crop"]}
+    done = run(parse_recipe({"data": data, "nodes": nodes}), tmp_path)[0]
+    large = next(tmp_path.glob("large-*"))
+    assert json.loads((large / "model" / "config.json").read_text())["depths"] == [2, 3]
+    assert done["tuned"].metrics["eval_accuracy"] > 0.1
+    assert done["tuned"].tokens == 0
 
 
 def test_growth_points_are_diagnosed(corpus_file, tmp_path):

@@ -2,6 +2,7 @@
 
 from meristem.data.corpus import Corpus, open_corpus
 from meristem.data.images import Images, LabelledImages, open_images
+from meristem.data.order import Ordered
 from meristem.data.sequences import Sequences
 
-__all__ = ["Corpus", "Images", "LabelledImages", "Sequences", "open_corpus", "open_images"]
+__all__ = ["Corpus", "Images", "LabelledImages", "Ordered", "Sequences", "open_corpus", "open_images"]

@@ -11,9 +11,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from meristem.data.order import Order
+from meristem.data.order import Order, Ordered
 from meristem.errors import MeristemError, first_line
 
 Augmentation = Literal["crop", "flip"]
@@ -77,7 +76,7 @@ def open_images(source: str, fraction: float = 1.0, eval_examples: int | None = 
     return Images(pictures[0], targets[0], pictures[1], targets[1], labels, digest.hexdigest(), description)
 
 
-class LabelledImages(Dataset):
+class LabelledImages(Ordered):
     """Training images in the order of a run, each augmented by a function of (seed, position) alone.
 
     Args:
@@ -96,11 +95,8 @@ class LabelledImages(Dataset):
         offset: int = 0,
         augment: Sequence[Augmentation] = (),
     ) -> None:
-        self.images, self.labels, self.count, self.augment = images, labels, count, augment
-        self.order = Order(len(images), seed, offset)
-
-    def __len__(self) -> int:
-        return self.count
+        super().__init__(count, Order(len(images), seed, offset))
+        self.images, self.labels, self.augment = images, labels, augment
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         index = self.order.at(position)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from torch.utils.data import Dataset
 
 
 class Order:
@@ -24,3 +25,13 @@ class Order:
         if turn not in self._rounds:
             self._rounds[turn] = np.random.default_rng((self.seed, turn)).permutation(self.examples)
         return int(self._rounds[turn][place])
+
+
+class Ordered(Dataset):
+    """A data set that a run reads from its first to its last position: `count` examples, in an order of its own."""
+
+    def __init__(self, count: int, order: Order) -> None:
+        self.count, self.order = count, order
+
+    def __len__(self) -> int:
+        return self.count

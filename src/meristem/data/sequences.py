@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from meristem.data.order import Order
+from meristem.data.order import Order, Ordered
 from meristem.errors import MeristemError
 
 
-class Sequences(Dataset):
+class Sequences(Ordered):
     """Non-overlapping windows of a token array, shuffled; longer than the data, it goes round again in a new order.
 
     Args:
@@ -24,11 +23,8 @@ class Sequences(Dataset):
         windows = len(tokens) // sequence_length
         if windows == 0:
             raise MeristemError(f"the corpus has {len(tokens)} tokens, less than one sequence of {sequence_length}")
-        self.tokens, self.sequence_length, self.count = tokens, sequence_length, count
-        self.order = Order(windows, seed, offset)
-
-    def __len__(self) -> int:
-        return self.count
+        super().__init__(count, Order(windows, seed, offset))
+        self.tokens, self.sequence_length = tokens, sequence_length
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         start = self.order.at(position) * self.sequence_length

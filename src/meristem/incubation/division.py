@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from meristem.errors import MeristemError
 
@@ -16,16 +15,24 @@ class Division:
     Args:
         depths: blocks of each module of the large network, from input to output.
         meta_layers: blocks of the meta network that stand for each module.
+        stages: how many of the modules lie in each list of blocks; all in one list by default. (The stages of a ResNet are lists.)
     """
 
     depths: tuple[int, ...]
     meta_layers: int = 1
+    stages: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.depths) < 2 or min(self.depths) < 1 or self.meta_layers < 1:
             raise MeristemError(
                 f"a division has at least two modules of at least one block each, got depths {list(self.depths)} with "
                 f"meta_layers={self.meta_layers}"
+            )
+        if not self.stages:
+            object.__setattr__(self, "stages", (len(self.depths),))
+        if min(self.stages) < 1 or sum(self.stages) != len(self.depths):
+            raise MeristemError(
+                f"stages={list(self.stages)} do not hold {len(self.depths)} modules, at least one in each stage"
             )
 
     @property
@@ -34,23 +41,50 @@ class Division:
 
     @property
     def num_hidden_layers(self) -> int:
-        """Of the large network."""
+        """Of the large network, in all its stages."""
         return sum(self.depths)
 
     @property
     def meta_depth(self) -> int:
         """Blocks of the whole meta network."""
-        return self.modules * self.meta_layers
+        return sum(self.meta_depths)
 
-    @cached_property
-    def starts(self) -> tuple[int, ...]:
-        """The first block of each module in the large network."""
-        return tuple(sum(self.depths[:module]) for module in range(self.modules))
+    @property
+    def meta_depths(self) -> tuple[int, ...]:
+        """Blocks of the meta network in each stage."""
+        return tuple(modules * self.meta_layers for modules in self.stages)
+
+    @property
+    def stage_depths(self) -> tuple[int, ...]:
+        """Blocks of the large network in each stage."""
+        return tuple(sum(self.depths[m] for m in self.of_stage(stage)) for stage in range(len(self.stages)))
+
+    def of_stage(self, stage: int) -> range:
+        """The modules of a stage."""
+        first = sum(self.stages[:stage])
+        return range(first, first + self.stages[stage])
+
+    def stage_of(self, module: int) -> int:
+        return next(stage for stage in range(len(self.stages)) if module in self.of_stage(stage))
+
+    def start(self, module: int) -> int:
+        """The first block of a module, in its stage of the large network."""
+        return sum(self.depths[m] for m in self.of_stage(self.stage_of(module)) if m < module)
 
     def in_hybrid(self, module: int) -> range:
-        """The blocks of `module` in its hybrid: the meta network with this module in its place."""
-        first = module * self.meta_layers
+        """The blocks of `module`, in its stage of its hybrid: the meta network with this module in its place."""
+        first = (module - self.of_stage(self.stage_of(module))[0]) * self.meta_layers
         return range(first, first + self.depths[module])
+
+    def origins(self, module: int) -> tuple[list[int], ...]:
+        """For every stage of the hybrid of `module`, the block of the meta network that each block stands at the place of."""
+        own = self.meta_layers
+        found = []
+        for stage, modules in enumerate(map(self.of_stage, range(len(self.stages)))):
+            depths = [self.depths[m] if m == module else own for m in modules]
+            found.append([m * own + layer * own // depth for m, depth in enumerate(depths) for layer in range(depth)])
+            assert len(found[stage]) == sum(depths)
+        return tuple(found)
 
     def check(self, module: int) -> None:
         """Raises MeristemError for a module that there is not."""
@@ -59,26 +93,52 @@ class Division:
 
 
 def divide(
-    num_hidden_layers: int, modules: int, *, costs: Sequence[float] | None = None, meta_layers: int = 1
+    num_hidden_layers: int | Sequence[int],
+    modules: int,
+    *,
+    costs: Sequence[float] | None = None,
+    meta_layers: int = 1,
 ) -> Division:
-    """Divide `num_hidden_layers` blocks into contiguous modules.
+    """Divide a network's blocks into contiguous modules.
 
     Args:
-        costs: of every block; then the most expensive module is as cheap as it can be. By count otherwise, earlier modules one block
+        num_hidden_layers: blocks of the large network; of one with several lists of blocks (the stages of a ResNet, encoder and
+            decoder), of each: no module reaches over the end of a list.
+        costs: of every block (see `block_costs`); then the most expensive module is as cheap as it can be. By count otherwise, earlier modules one block
             longer where the numbers do not divide.
         meta_layers: blocks of the meta network for each module (1 in the paper).
 
     Raises:
-        MeristemError: for more modules than blocks, or costs that are not one for each block.
+        MeristemError: for more modules than blocks, fewer than stages, or costs that are not one for each block.
     """
-    if not 2 <= modules <= num_hidden_layers:
-        raise MeristemError(f"{num_hidden_layers} blocks make 2 to {num_hidden_layers} modules, got {modules}")
-    if costs is None:
-        share, more = divmod(num_hidden_layers, modules)
-        return Division(tuple(share + (module < more) for module in range(modules)), meta_layers)
-    if len(costs) != num_hidden_layers:
-        raise MeristemError(f"costs has {len(costs)} entries for {num_hidden_layers} blocks")
-    return Division(_balanced(list(costs), modules), meta_layers)
+    stages = [num_hidden_layers] if isinstance(num_hidden_layers, int) else list(num_hidden_layers)
+    total = sum(stages)
+    if not max(2, len(stages)) <= modules <= total or min(stages) < 1:
+        within = f" in {len(stages)} stages" if len(stages) > 1 else ""
+        raise MeristemError(f"{total} blocks{within} make {max(2, len(stages))} to {total} modules, got {modules}")
+    if costs is not None and len(costs) != total:
+        raise MeristemError(f"costs has {len(costs)} entries for {total} blocks")
+    weights = [
+        list(costs[sum(stages[:i]) : sum(stages[: i + 1])]) if costs else [1.0] * n for i, n in enumerate(stages)
+    ]
+    shares = [1] * len(stages)
+    while sum(shares) < modules:  # one more module for the stage whose largest module is the most expensive of all
+        worst = [_largest(weights[i], shares[i]) if shares[i] < n else 0.0 for i, n in enumerate(stages)]
+        shares[worst.index(max(worst))] += 1
+    parts = [
+        _by_count(n, k) if costs is None else _balanced(w, k) for n, w, k in zip(stages, weights, shares, strict=True)
+    ]
+    return Division(tuple(depth for part in parts for depth in part), meta_layers, tuple(shares))
+
+
+def _by_count(blocks: int, modules: int) -> tuple[int, ...]:
+    share, more = divmod(blocks, modules)
+    return tuple(share + (module < more) for module in range(modules))
+
+
+def _largest(costs: list[float], modules: int) -> float:
+    depths = _balanced(costs, modules)
+    return max(sum(costs[sum(depths[:i]) : sum(depths[: i + 1])]) for i in range(modules))
 
 
 def _balanced(costs: list[float], modules: int) -> tuple[int, ...]:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from meristem.anatomy import Anatomy, Builder
+from meristem.anatomy.flops import training_flops
 from meristem.anatomy.streamed import weights_of
 from meristem.growth.method import Method
 from meristem.growth.plan import sizes_after
-from meristem.recipes.flops import training_flops
 from meristem.recipes.tasks.language import example_tokens
 
 

@@ -53,6 +53,11 @@ class Recipe(Strict):
                     raise ValueError(f"node {name!r} assembles {parent!r}, which incubates no module")
             if node.train and node.train.tokens and isinstance(self.data, ImageSpec):
                 raise ValueError(f"node {name!r}: images have no tokens; say how many `examples` to train on")
+            varied = isinstance(self.data, ImageSpec) and self.data.augment
+            if varied and node.train and node.train.incubate and node.train.incubate.cache_prefix:
+                raise ValueError(
+                    f"node {name!r}: augmented images never come round again, so there is no prefix to cache"
+                )
         for asked in (self.race.challenger, self.race.baseline) if self.race else ():
             if asked not in self.nodes:
                 raise ValueError(f"race names {asked!r}, which is no node; {nearest(asked, self.nodes)}")

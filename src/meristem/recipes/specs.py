@@ -93,13 +93,19 @@ class MajoritySpec(BaseModel):
 
 
 class IncubateSpec(Strict):
-    """Which module of which division to train (Deep Incubation, see `incubation.incubate`)."""
+    """Which module of which division to train (Deep Incubation, see `incubation.incubate`).
 
-    num_hidden_layers: Annotated[int, Field(gt=1)]
+    `num_hidden_layers` is that of the large network; of one with several lists of blocks, the number in each. `costs` balances the
+    modules. `cache_prefix` runs the blocks in front of the module once for each example.
+    """
+
+    num_hidden_layers: Annotated[int, Field(gt=1)] | list[Annotated[int, Field(gt=0)]]
     modules: Annotated[int, Field(gt=1)]
     module: Annotated[int, Field(ge=0)]
     meta_layers: Annotated[int, Field(gt=0)] = 1
     start: Literal["random", "clone"] = "random"
+    costs: list[Annotated[float, Field(ge=0)]] | None = None
+    cache_prefix: bool = False
 
     @model_validator(mode="after")
     def _division_exists(self) -> IncubateSpec:
@@ -113,7 +119,7 @@ class IncubateSpec(Strict):
     def division(self) -> Division:
         from meristem.incubation import divide
 
-        return divide(self.num_hidden_layers, self.modules, meta_layers=self.meta_layers)
+        return divide(self.num_hidden_layers, self.modules, costs=self.costs, meta_layers=self.meta_layers)
 
 
 class TrainSpec(Strict):

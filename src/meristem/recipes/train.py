@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,18 +17,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from meristem.data import Ordered
 from meristem.errors import MeristemError, nearest
 from meristem.growth.optimizer import State, load_named_state, named_state, scaled_groups
+from meristem.incubation import Incubation, cached_prefix
 from meristem.kernels import MajorityCallback, deploy
 from meristem.kernels.majority import mixtures
-from meristem.recipes.flops import PathFlops
 from meristem.recipes.progress import ProgressLine
 from meristem.recipes.specs import TrainSpec
 from meristem.recipes.status import StatusFile
 from meristem.recipes.tasks import Task
+from meristem.subnetworks import Path as DepthPath
 from meristem.subnetworks import Schedule
 from meristem.subnetworks.blocks import lists_of_blocks
 from meristem.subnetworks.callback import RaptrCallback
+from meristem.subnetworks.flops import PathFlops
 
 
 class Stopwatch(TrainerCallback):
@@ -83,11 +87,13 @@ def train(
     optimizer_state: State | None = None,
     amplitudes: Mapping[str, tuple[float, float]] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    incubation: Incubation | None = None,
 ) -> dict[str, Any]:
     """Train `model` in `directory`, resuming whatever stands there, and leave `model/` and `optimizer.safetensors`.
 
     Args:
         offset: examples that earlier nodes have read.
+        incubation: if `model` is a hybrid.
 
     Returns:
         flops, seconds, examples, tokens, metrics and curve, as `NodeResult` wants them.
@@ -95,7 +101,11 @@ def train(
     task.check(model, label)
     steps = spec.steps(task.tokens_per_example)
     schedules = _schedules(model, spec, steps, seed)
-    flops = list(accumulate(_flops_by_step(model, spec, task, steps, schedules), initial=0))
+    examples = task.training_set(steps * spec.batch_size, seed, offset)
+    cached = incubation if spec.incubate and spec.incubate.cache_prefix else None
+    paths = _without_prefix(cached, spec, examples) if cached else _drawn(model, schedules, steps)
+    counter = PathFlops(model, task.example())
+    flops = list(accumulate((spec.batch_size * counter.of(path) for path in paths), initial=0))
     if schedules:
         callbacks = (RaptrCallback(schedules), *callbacks)
     if spec.majority:
@@ -105,7 +115,7 @@ def train(
     trainer = NodeTrainer(
         model=model,
         args=_arguments(spec, directory / "trainer", steps, seed),
-        train_dataset=task.training_set(steps * spec.batch_size, seed, offset),
+        train_dataset=examples,
         eval_dataset=task.evaluation_set(),
         callbacks=[stopwatch, ProgressLine(label), StatusFile(directory), *callbacks],
         initial_state=optimizer_state,
@@ -113,7 +123,8 @@ def train(
         **task.trainer_options(),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(directory / "trainer"))
+    with cached_prefix(cached) if cached else contextlib.nullcontext():
+        trainer.train(resume_from_checkpoint=_last_whole_checkpoint(directory / "trainer"))
     if trainer.is_world_process_zero():
         _leave(trainer, task, directory)
     evaluations = {entry["step"]: entry for entry in trainer.state.log_history if "train_seconds" in entry}
@@ -148,14 +159,23 @@ def _schedules(model: nn.Module, spec: TrainSpec, steps: int, seed: int) -> dict
     }
 
 
-def _flops_by_step(
-    model: nn.Module, spec: TrainSpec, task: Task, steps: int, schedules: Mapping[str, Schedule]
-) -> Iterator[int]:
-    """FLOPs of each optimizer step, counted along its path."""
-    counter = PathFlops(model, task.example())
+def _drawn(model: nn.Module, schedules: Mapping[str, Schedule], steps: int) -> Iterator[Mapping[str, DepthPath]]:
+    """The paths of each optimizer step."""
     lists = lists_of_blocks(model) if schedules else []
     for step in range(steps):
-        yield spec.batch_size * counter.of({b.name: schedules[b.axis].path(step, b.name) for b in lists})
+        yield {b.name: schedules[b.axis].path(step, b.name) for b in lists}
+
+
+def _without_prefix(incubation: Incubation, spec: TrainSpec, examples: Ordered) -> Iterator[Mapping[str, DepthPath]]:
+    """The paths of each step if the prefix runs for batches with a new example only, and is remembered for the others."""
+    (blocks,) = lists_of_blocks(incubation.model)
+    first, layers = incubation.division.in_hybrid(incubation.module).start, len(blocks.modules)
+    behind = DepthPath(tuple(layer >= first for layer in range(layers)), (1.0,) * layers)
+    known: set[int] = set()
+    for start in range(0, len(examples), spec.batch_size):
+        batch = {examples.order.at(position) for position in range(start, start + spec.batch_size)}
+        yield {blocks.name: behind if batch <= known else DepthPath.full(layers)}
+        known |= batch
 
 
 def _arguments(spec: TrainSpec, directory: Path, steps: int, seed: int) -> TrainingArguments:

@@ -73,6 +73,7 @@ def _train(job: Job, spec: TrainSpec, task: Task, callbacks: Sequence[Any]) -> O
         optimizer_state=state,
         amplitudes=factors,
         callbacks=callbacks,
+        incubation=incubation,
     )
     details = {} if incubation is None else {"details": {"incubation": incubation.record()}}
     return {**outcome, **details, "parameters": _parameters(model)}
@@ -150,7 +151,7 @@ def _fitted(spec: GrowSpec, seed: int, open_task: Callable[[], Task], small: Any
     """The node's methods, those that learn their growth fitted on the recipe's data, and the FLOPs of the fit."""
     from torch.utils.data import DataLoader
 
-    from meristem.recipes.flops import training_flops
+    from meristem.anatomy.flops import training_flops
 
     methods, flops = spec.build_methods(), 0
     for position, method in enumerate(methods):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
+from meristem.data import Ordered
 from meristem.errors import MeristemError, first_line, nearest
 
 
@@ -35,11 +35,11 @@ class Task(ABC):
         """Raises MeristemError if the data do not fit the network."""
 
     @abstractmethod
-    def training_set(self, count: int, seed: int, offset: int) -> Dataset:
+    def training_set(self, count: int, seed: int, offset: int) -> Ordered:
         """The `count` examples that a run reads, from where earlier ones stopped (see `data.order.Order`)."""
 
     @abstractmethod
-    def evaluation_set(self) -> Dataset:
+    def evaluation_set(self) -> Ordered:
         """The examples that are held out."""
 
     @abstractmethod

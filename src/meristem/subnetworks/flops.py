@@ -1,33 +1,15 @@
-"""Counted floating-point operations of one training step."""
+"""Counted floating-point operations along a path."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
-from torch.utils import flop_counter
 
-from meristem.subnetworks import Path
+from meristem.anatomy.flops import training_flops
 from meristem.subnetworks.gate import along
-
-
-def training_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
-    """FLOPs of forward and backward on a batch with its labels: every matrix product and attention, counted as it runs.
-
-    torch 2.13 counts scaled-dot-product attention on CPU as nothing; its flash formula is put in for it. Causal masking
-    is not discounted, and the optimizer's elementwise work is not counted.
-    """
-    was_training = model.training
-    model.train()
-    with _counting_attention_on_cpu(), flop_counter.FlopCounterMode(display=False) as counter:
-        device = next(model.parameters()).device
-        model(**{name: tensor.to(device) for name, tensor in inputs.items()}).loss.backward()
-    model.zero_grad(set_to_none=True)
-    model.train(was_training)
-    return counter.get_total_flops()
+from meristem.subnetworks.path import Path
 
 
 class PathFlops:
@@ -65,19 +47,3 @@ class PathFlops:
                         blocks.setdefault(name, []).append(total - self._count())
             self._by_width[width] = total, blocks
         return self._by_width[width]
-
-
-@contextlib.contextmanager
-def _counting_attention_on_cpu() -> Iterator[None]:
-    aten, registry = torch.ops.aten, flop_counter.flop_registry
-    pairs = {
-        aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
-    }
-    added = [cpu for cpu in pairs if cpu not in registry]
-    registry.update({cpu: registry[pairs[cpu]] for cpu in added})
-    try:
-        yield
-    finally:
-        for cpu in added:
-            del registry[cpu]
