@@ -176,19 +176,19 @@ def test_stages_are_incubated_in_a_recipe(tmp_path):
         "embedding_size": 4,
         "layer_type": "basic",
     }
-    train = {"batch_size": 16, "learning_rate": 1e-3, "evaluations": 2}
+    train = {"batch_size": 16, "learning_rate": 1e-2, "evaluations": 2}
     division = {"num_hidden_layers": [2, 3], "modules": 2}
-    nodes = {"meta": {"train": {"model": resnet, "examples": 320, **train}}}
+    nodes = {"meta": {"train": {"model": resnet, "examples": 1600, **train}}}
     for module in range(2):
         own = {**division, "module": module}
-        nodes[f"m{module}"] = {"train": {"from": "meta", "examples": 320, "incubate": own, **train}}
+        nodes[f"m{module}"] = {"train": {"from": "meta", "examples": 1600, "incubate": own, **train}}
     nodes["large"] = {"assemble": {"from": ["m0", "m1"]}}
-    nodes["tuned"] = {"train": {"from": "large", "examples": 320, **train}}
+    nodes["tuned"] = {"train": {"from": "large", "examples": 1600, **train}}
     data = {"task": "image-classification", "source": "digits", "augment": ["crop"]}
     done = run(parse_recipe({"data": data, "nodes": nodes}), tmp_path)[0]
     large = next(tmp_path.glob("large-*"))
     assert json.loads((large / "model" / "config.json").read_text())["depths"] == [2, 3]
-    assert done["tuned"].metrics["eval_accuracy"] > 0.1
+    assert done["tuned"].metrics["eval_accuracy"] > 0.3
     assert done["tuned"].tokens == 0
 
 
