@@ -172,6 +172,21 @@ def test_a_network_outside_transformers():
     assert torch.equal(ms.assemble(same)(**inputs), meta(**inputs))
 
 
+def test_timms_vision_transformer():
+    timm = pytest.importorskip("timm", exc_type=ImportError)  # the extra `vision`; the class above stands in without it
+
+    def build(embed_dim, depth):
+        sizes = {"img_size": 32, "patch_size": 8, "num_heads": 2, "num_classes": 5}
+        return timm.create_model("vit_tiny_patch16_224", embed_dim=embed_dim, depth=depth, **sizes).eval()
+
+    meta, inputs = build(32, 3), {"x": torch.randn(2, 3, 32, 32)}
+    anatomy = ms.Anatomy.infer(build, {"embed_dim": 32}, {"depth": 3})
+    same = [ms.incubate(meta, Division((1, 1, 1)), m, start="clone", anatomy=anatomy, inputs=inputs) for m in range(3)]
+    assert torch.equal(ms.assemble(same).eval()(**inputs), meta(**inputs))
+    parts = [ms.incubate(meta, ms.divide(7, 3), m, anatomy=anatomy, inputs=inputs) for m in range(3)]
+    assert len(ms.assemble(parts).blocks) == 7
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_clone_of_the_metas_own_size_is_the_meta(family):
     meta = meta_of(family)
