@@ -7,18 +7,22 @@ import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 import meristem as ms
 from meristem.recipes import run, status
-from meristem.recipes.executors import NodeCrashed, build_executor
+from meristem.recipes.executors import build_executor
 from meristem.recipes.executors.executor import LOG, run_node
+from meristem.recipes.perform import NodeCrashed
 from meristem.recipes.run import plan_jobs
 from meristem.recipes.schema import parse_recipe
 from meristem.recipes.table import NodeTable
 from meristem.recipes.tasks import open_task
+from meristem.recipes.train import load_state
 
 pytestmark = pytest.mark.dist
 
@@ -160,6 +164,35 @@ def test_two_processes_share_a_nodes_batches(recipe, undisturbed, tmp_path):
     assert shared.hash == alone.hash
     assert [p["eval_loss"] for p in shared.curve] == pytest.approx([p["eval_loss"] for p in alone.curve], abs=1e-5)
     assert (shared.flops, shared.examples) == (alone.flops, alone.examples)
+
+
+def test_a_node_is_sharded_and_carries_its_optimizer(recipe, tmp_path, monkeypatch):
+    """FSDP2 by the Trainer, then grown, then FSDP2 again with the grown optimizer: as on one process."""
+    content = recipe.model_dump(by_alias=True, exclude_none=True)
+    train = {"tokens": 640, "learning_rate": 3e-3, "batch_size": 4, "evaluations": 2}
+    content["nodes"] = {
+        "small": {"train": {"model": MODEL, **train}},
+        "grown": {"grow": {"from": "small", "method": "hypercloning", "width": 2, "optimizer": "carry"}},
+        "big": {"train": {"from": "grown", **train}},
+    }
+    alone = run(parse_recipe(content), tmp_path / "alone")[0]
+    fsdp = {"state_dict_type": "FULL_STATE_DICT", "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
+    for name in ("small", "big"):
+        content["nodes"][name]["train"] |= {"trainer": {"fsdp": True, "fsdp_config": fsdp}}
+        content["nodes"][name]["resources"] = {"processes": 2}
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "fsdp_on_cpu"))
+    monkeypatch.setenv("SHARDED", str(tmp_path / "it was"))
+    sharded = run(parse_recipe(content), tmp_path / "sharded")[0]
+    assert (tmp_path / "it was").exists()
+    for name in ("small", "big"):
+        expected = [p["eval_loss"] for p in alone[name].curve]
+        assert [p["eval_loss"] for p in sharded[name].curve] == pytest.approx(expected, abs=1e-5), name
+    one, other = (
+        load_state(next((tmp_path / d).glob("big-*")) / "optimizer.safetensors") for d in ("alone", "sharded")
+    )
+    assert one.keys() == other.keys()
+    for name, entries in one.items():
+        torch.testing.assert_close(other[name]["exp_avg"], entries["exp_avg"], atol=1e-5, rtol=1e-3)
 
 
 def test_the_table_shows_how_far_nodes_are(recipe, undisturbed, tmp_path):

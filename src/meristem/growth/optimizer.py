@@ -20,6 +20,7 @@ from meristem.anatomy.streamed import Weights
 from meristem.errors import MeristemError
 from meristem.growth.apply import Moment, grow_tensor
 from meristem.growth.build import build
+from meristem.growth.dtensors import as_part
 from meristem.growth.method import Methods, as_list
 from meristem.growth.plan import GrowthPlan, TensorPlan
 
@@ -53,10 +54,11 @@ def named_state(optimizer: Optimizer, model: nn.Module) -> State:
 
 
 def load_named_state(optimizer: Optimizer, model: nn.Module, state: State) -> None:
-    """Put a state by names into an optimizer of `model`."""
+    """Put a state by names into an optimizer of `model`; of a sharded network, every process keeps its part."""
     parameters = dict(model.named_parameters())
     for name, entries in state.items():
-        optimizer.state[parameters[name]] = {key: value.clone() for key, value in entries.items()}
+        parameter = parameters[name]
+        optimizer.state[parameter] = {key: as_part(value, parameter) for key, value in entries.items()}
 
 
 def grow_state(plan: GrowthPlan, state: State) -> dict[str, Weights]:

@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 from meristem.anatomy import Anatomy
 from meristem.anatomy.streamed import Weights, streamed, weights_of
 from meristem.growth.build import skeleton
+from meristem.growth.dtensors import as_part, whole
 from meristem.growth.grow import grow_with_certificate
 from meristem.growth.method import Methods
-from meristem.growth.optimizer import dtypes_of, grow_state, named_state, without_state
+from meristem.growth.optimizer import dtypes_of, grow_state, load_named_state, named_state, without_state
 
 
 def grow_sharded(
@@ -69,10 +70,7 @@ def grow_sharded(
     for plan in growth.plans:
         state = grow_state(plan, state)
     grown = without_state(optimizer, model, big, growth.plans, scale_learning_rate)
-    parameters = dict(big.named_parameters())
-    for name, entries in state.items():
-        parameter = parameters[name]
-        grown.state[parameter] = {key: _as_part(value, parameter) for key, value in entries.items()}
+    load_named_state(grown, big, state)
     return big, grown
 
 
@@ -85,13 +83,7 @@ def _gathered(model: nn.Module, anatomy: Anatomy) -> nn.Module:
 
 
 def _gathered_tensors(parts: Mapping[str, Tensor]) -> Weights:
-    return Weights(dtypes_of(parts), lambda name: _whole(parts[name]))
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    from torch.distributed.tensor import DTensor
-
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
+    return Weights(dtypes_of(parts), lambda name: whole(parts[name]))
 
 
 def _allocate(model: nn.Module, device: torch.device) -> None:
@@ -107,17 +99,8 @@ def _fill(held: Tensor, whole: Tensor) -> None:
 
     with torch.no_grad():
         if isinstance(held, DTensor):
-            part = _as_part(whole, held)
+            part = as_part(whole, held)
             assert isinstance(part, DTensor)
             held.to_local().copy_(part.to_local())
         else:
             held.copy_(whole)
-
-
-def _as_part(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor that all have whole, laid out as `like`; what has another shape (steps) as it is."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if isinstance(like, DTensor) and whole.shape == like.shape:
-        return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-    return whole.clone()

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from meristem.errors import MeristemError
-from meristem.recipes.executors import Executor, NodeCrashed
+from meristem.recipes.executors import Executor
 from meristem.recipes.node import Job, load_result
+from meristem.recipes.perform import NodeCrashed
 from meristem.recipes.table import NodeTable
 
 REFRESH_SECONDS = 0.5

@@ -26,6 +26,10 @@ BAD_INPUT = 2  # exit code: another attempt would end the same way
 WATCH_SECONDS = 0.5
 
 
+class NodeCrashed(Exception):
+    """A node's process ended as it should not; another attempt resumes from its last checkpoint."""
+
+
 def perform(directory: Path, task: Task | None = None, callbacks: Sequence[Any] = ()) -> NodeResult:
     """Run the node of this directory, unless it has finished, alone in it.
 
@@ -35,6 +39,7 @@ def perform(directory: Path, task: Task | None = None, callbacks: Sequence[Any] 
 
     Raises:
         MeristemError: for bad input, or data that are not those of the machine which planned the run.
+        NodeCrashed: if one of the node's several processes crashed.
     """
     job = Job.load(directory)
     with _alone_in(directory):
@@ -84,7 +89,7 @@ def _in_processes(job: Job) -> None:
             raise
     if code and load_result(job.directory) is None:
         said = status.error_of(job.directory)
-        raise MeristemError(said) if said else RuntimeError(f"{job.label}: torchrun ended with code {code}")
+        raise MeristemError(said) if said else NodeCrashed(f"{job.label}: torchrun ended with code {code}, see above")
 
 
 @contextlib.contextmanager

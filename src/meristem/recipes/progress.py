@@ -22,7 +22,7 @@ class ProgressLine(TrainerCallback):
         self.began = time.perf_counter()
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        if self.live:
+        if self.live and state.is_world_process_zero:
             columns = TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
             self.bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
             self.bar.start()
@@ -38,7 +38,7 @@ class ProgressLine(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
         self.eval_loss = f"{(metrics or {}).get('eval_loss', float('nan')):.4f}"
-        if not self.live:
+        if not self.live and state.is_world_process_zero:
             spent = time.perf_counter() - self.began
             line = (
                 f"{self.label}: step {state.global_step}/{state.max_steps}, eval loss {self.eval_loss}, {spent:.0f} s"

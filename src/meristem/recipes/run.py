@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from meristem.errors import MeristemError
 from meristem.recipes.node import Job, NodeResult, load_result
-from meristem.recipes.perform import perform
+from meristem.recipes.perform import NodeCrashed, perform
 from meristem.recipes.schema import Recipe
 from meristem.recipes.tasks import open_task
 
@@ -44,7 +44,10 @@ def run(recipe: Recipe, out: str | Path, callbacks: Sequence[Any] = (), executor
             print(f"{job.label}: done before", file=sys.stderr, flush=True)
     if executor is None:
         for job in waiting:
-            perform(job.directory, task, callbacks)
+            try:
+                perform(job.directory, task, callbacks)
+            except NodeCrashed as error:
+                raise MeristemError(f"{error}; run the same command again to go on") from error
     elif callbacks:
         raise MeristemError(
             "callbacks stay in this process, and an executor runs nodes elsewhere; give one or the other"

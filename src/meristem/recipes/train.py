@@ -19,6 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from meristem.data import Ordered
 from meristem.errors import MeristemError, nearest
+from meristem.growth.dtensors import whole
 from meristem.growth.optimizer import State, load_named_state, named_state, scaled_groups
 from meristem.incubation import Incubation, cached_prefix
 from meristem.kernels import MajorityCallback, deploy
@@ -70,9 +71,12 @@ class NodeTrainer(Trainer):
             optimizer.param_groups.clear()
             for group in groups:
                 optimizer.add_param_group(group)
-        if self._initial_state:
-            load_named_state(optimizer, model, self._initial_state)
         return optimizer
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None and self._initial_state:  # here, since sharding has changed the parameters in between
+            load_named_state(_plain(self.optimizer), self.accelerator.unwrap_model(self.model), self._initial_state)
 
 
 def train(
@@ -125,8 +129,7 @@ def train(
     trainer.remove_callback(PrinterCallback)
     with cached_prefix(cached) if cached else contextlib.nullcontext():
         trainer.train(resume_from_checkpoint=_last_whole_checkpoint(directory / "trainer"))
-    if trainer.is_world_process_zero():
-        _leave(trainer, task, directory)
+    _leave(trainer, task, directory)
     evaluations = {entry["step"]: entry for entry in trainer.state.log_history if "train_seconds" in entry}
     measured = ("eval_loss", "eval_accuracy")
     curve = [
@@ -235,13 +238,22 @@ def _last_whole_checkpoint(directory: Path) -> str | None:
 
 
 def _leave(trainer: Trainer, task: Task, directory: Path) -> None:
-    """The trained model (of kernels, their mean) with its tokenizer, and its optimizer state by parameter name."""
+    """The trained model (of kernels, their mean) with its tokenizer, and its optimizer state by parameter name. Sharded ones are
+    gathered, which takes all processes; the first writes."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     has_kernels = any(True for _ in mixtures(model))
-    (deploy(model) if has_kernels else model).save_pretrained(directory / "model")  # type: ignore[operator]
-    task.leave(directory / "model")
+    model = deploy(model) if has_kernels else model
+    weights = {name: whole(tensor) for name, tensor in model.state_dict().items()}
+    state = {}
     if not has_kernels:  # the moments of kernels are none of their mean's
-        save_state(named_state(_plain(trainer.optimizer), model), directory / "optimizer.safetensors")
+        named = named_state(_plain(trainer.optimizer), model)
+        state = {name: {key: whole(value) for key, value in entries.items()} for name, entries in named.items()}
+    if not trainer.is_world_process_zero():
+        return
+    model.save_pretrained(directory / "model", state_dict=weights)  # type: ignore[operator]
+    task.leave(directory / "model")
+    if state:
+        save_state(state, directory / "optimizer.safetensors")
     shutil.rmtree(directory / "trainer")
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from meristem.errors import MeristemError, nearest
 from meristem.recipes.executors.executor import Executor as Executor
-from meristem.recipes.executors.executor import NodeCrashed as NodeCrashed
 
 EXECUTORS = {
     "local": "meristem.recipes.executors.local:Local",

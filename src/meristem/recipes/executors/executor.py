@@ -13,13 +13,9 @@ from pathlib import Path
 from meristem.errors import MeristemError
 from meristem.recipes import status
 from meristem.recipes.node import Job
-from meristem.recipes.perform import BAD_INPUT
+from meristem.recipes.perform import BAD_INPUT, NodeCrashed
 
 LOG = "log.txt"
-
-
-class NodeCrashed(Exception):
-    """A node's process ended as it should not; another attempt resumes from its last checkpoint."""
 
 
 class Executor(ABC):

@@ -8,8 +8,9 @@ import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from meristem.recipes.executors.executor import Executor, NodeCrashed, run_node
+from meristem.recipes.executors.executor import Executor, run_node
 from meristem.recipes.node import Job
+from meristem.recipes.perform import NodeCrashed
 
 
 class Local(Executor):

@@ -8,8 +8,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from meristem.errors import MeristemError
-from meristem.recipes.executors.executor import Executor, NodeCrashed, run_node
+from meristem.recipes.executors.executor import Executor, run_node
 from meristem.recipes.node import Job
+from meristem.recipes.perform import NodeCrashed
 
 
 class Ray(Executor):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from meristem.errors import MeristemError, first_line
-from meristem.recipes.executors.executor import Executor, NodeCrashed, run_node
+from meristem.recipes.executors.executor import Executor, run_node
 from meristem.recipes.node import Job
+from meristem.recipes.perform import NodeCrashed
 
 
 class Slurm(Executor):
