@@ -103,6 +103,37 @@ def test_a_bad_recipe_leaves_nothing(tmp_path):
         assert not (tmp_path / "out").exists()
 
 
+def test_executors_from_the_command_line(tmp_path):
+    file, text = tmp_path / "r.yaml", tmp_path / "text.txt"
+    text.write_text("".join(f"{i} plus {i} is {i + i}.\n" for i in range(500)))
+    model = {
+        "model_type": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    train = {"model": model, "tokens": 128, "learning_rate": 1e-3, "batch_size": 2}
+    data = {"source": str(text), "sequence_length": 32, "eval_sequences": 2}
+    file.write_text(
+        yaml.safe_dump({"data": data, "nodes": {"a": {"train": train}, "b": {"train": {**train, "seed": 1}}}})
+    )
+    for options, words in (
+        (["--executor", "rai"], "did you mean 'ray'"),
+        (["--executor", "local", "--executor-option", "slot=2"], "did you mean 'slots'"),
+        (["--executor", "local", "--executor-option", "slots"], "takes name=value"),
+        (["--executor-option", "slots=2"], "goes with --executor"),
+    ):
+        done = meristem("run", file, "--out", tmp_path / "out", *options)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+        assert words in done.stderr
+        assert not (tmp_path / "out").exists()
+    done = meristem("run", file, "--out", tmp_path / "out", "--executor", "local", "--executor-option", "slots=2")
+    assert done.returncode == 0, done.stderr
+    assert "a (seed 0): done" in done.stderr
+    assert len(list((tmp_path / "out").glob("*/node.json"))) == 2
+
+
 def test_a_race_leaves_a_table_a_picture_and_json(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{i} plus {i} is {i + i}.\n" for i in range(3000)))

@@ -8,6 +8,7 @@ import meristem as ms
 from meristem.recipes.schema import load_recipe, parse_recipe
 
 TRAIN = {"train": {"model": {"model_type": "llama"}, "tokens": "4M", "learning_rate": 1e-3}}
+IMAGES = {"task": "image-classification", "source": "digits"}
 GROW = {"grow": {"from": "small", "method": "hypercloning", "width": 2}}
 
 
@@ -46,6 +47,15 @@ def test_a_good_recipe():
     ({"nodes": {"small": {"train": {**TRAIN["train"], "incubate": {"num_hidden_layers": 4, "modules": 2, "module": 0}}}}}, "wants `from`"),
     ({"nodes": {"small": TRAIN, "m": {"train": {"from": "small", "tokens": 1, "learning_rate": 1, "incubate": {
         "num_hidden_layers": 4, "modules": 2, "module": 2}}}}}, "numbered from 0 to 1"),
+    ({"nodes": {"small": {"train": {**TRAIN["train"], "examples": 5}}}}, "give either `tokens` or `examples`"),
+    ({"data": IMAGES, "nodes": {"small": TRAIN}}, "images have no tokens; say how many `examples`"),
+    ({"data": {**IMAGES, "sequence_length": 5}, "nodes": {"small": TRAIN}}, "data.sequence_length: unknown key"),
+    ({"data": {**IMAGES, "augmnt": []}, "nodes": {"small": TRAIN}}, "did you mean 'augment'"),
+    ({"data": {"task": "image-clasification"}, "nodes": {"small": TRAIN}}, "data.task: unknown task 'image-clasification'; did you mean 'image-classification'"),
+    ({"nodes": {"small": {**TRAIN, "resources": {"cpu": 2}}}}, "unknown key 'cpu'; did you mean 'cpus'"),
+    ({"nodes": {"small": TRAIN, "grown": {**GROW, "resources": {"processes": 2}}}}, "only a train node is shared"),
+    ({"nodes": {"small": TRAIN, "m": {"train": {"from": "small", "tokens": 1, "learning_rate": 1, "incubate": {
+        "num_hidden_layers": [4, 4, 4], "modules": 2, "module": 0}}}}}, "12 blocks in 3 stages make 3 to 12 modules, got 2"),
     ({"nodes": {"../evil": TRAIN}}, "use letters, digits"),
     ({"nodes": {"small": TRAIN}, "race": {"challenger": "smal", "baseline": "small"}}, "race names 'smal'"),
     ("text", "recipe"),

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from meristem.errors import MeristemError, nearest
-from meristem.recipes.data_specs import DataSpec, ImageSpec, Strict, TextSpec
+from meristem.recipes.data_specs import TASKS, DataSpec, ImageSpec, Strict, TextSpec
 from meristem.recipes.specs import (
     AssembleSpec,
     FuseSpec,
@@ -119,6 +119,8 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         key, section = str(location[-1]), _section(error["loc"][:-1])
         return f"{place}: unknown key {key!r}; {nearest(key, section)}"
+    if place == "data.task":
+        return f"{place}: unknown task {error['input']!r}; {nearest(str(error['input']), TASKS)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
 
