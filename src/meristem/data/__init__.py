@@ -1,8 +1,19 @@
 """Data that work offline: text, images; and Hugging Face data sets."""
 
 from meristem.data.corpus import Corpus, open_corpus
+from meristem.data.corruption import CorruptedSpans, MaskedSequences
 from meristem.data.images import Images, LabelledImages, open_images
 from meristem.data.order import Ordered
 from meristem.data.sequences import Sequences
 
-__all__ = ["Corpus", "Images", "LabelledImages", "Ordered", "Sequences", "open_corpus", "open_images"]
+__all__ = [
+    "Corpus",
+    "CorruptedSpans",
+    "Images",
+    "LabelledImages",
+    "MaskedSequences",
+    "Ordered",
+    "Sequences",
+    "open_corpus",
+    "open_images",
+]

@@ -7,25 +7,31 @@ import sysconfig
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from meristem.errors import MeristemError
+from meristem.errors import MeristemError, first_line
 
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".json", ".jsonl", ".csv", ".c", ".h", ".js", ".ts"}
-SEPARATOR = 0  # the byte between documents; it does not occur in text
+SEPARATOR, MASK, END = 0, 1, 2  # bytes that do not occur in text: between documents, for a masked byte, at an end
+SENTINELS = 100  # tokens that stand for a span, behind the 256 bytes
 EVAL_SHARE = 20  # one document in 20 is held out
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token arrays (1-D, int32), the size of their vocabulary, and a fingerprint of exactly this data."""
+    """Token arrays (1-D, int32), the size of their vocabulary, and a fingerprint of exactly this data; and the tokens for a masked
+    token, for spans taken out, and for an end, where the tokenizer has them."""
 
     train: np.ndarray
     eval: np.ndarray
     vocab_size: int
     fingerprint: str
     description: str
+    mask_token: int | None = None
+    sentinels: tuple[int, ...] = ()
+    end_token: int | None = None
 
 
 def open_corpus(source: str, tokenizer: str = "bytes", text_column: str = "text") -> Corpus:
@@ -41,7 +47,7 @@ def open_corpus(source: str, tokenizer: str = "bytes", text_column: str = "text"
         MeristemError: if the source is not there or holds too little text.
     """
     documents = _documents(source, text_column)
-    encode, vocab_size, separator = _encoder(tokenizer)
+    encode, vocab_size, separator, special = _encoder(tokenizer)
     parts: dict[bool, list[np.ndarray]] = {True: [], False: []}
     digest = hashlib.sha256(tokenizer.encode())
     count = 0
@@ -59,7 +65,7 @@ def open_corpus(source: str, tokenizer: str = "bytes", text_column: str = "text"
         raise MeristemError(f"{source}: {count} documents are too few to hold some out for evaluation")
     train, held_out = np.concatenate(parts[False]), np.concatenate(parts[True])
     description = f"{source}: {count} documents, {len(train):,} training and {len(held_out):,} evaluation tokens"
-    return Corpus(train, held_out, vocab_size, digest.hexdigest(), description)
+    return Corpus(train, held_out, vocab_size, digest.hexdigest(), description, **special)
 
 
 def _documents(source: str, text_column: str) -> Iterable[str]:
@@ -98,7 +104,7 @@ def _hub(source: str, text_column: str) -> Iterable[str]:
     try:
         loaded = datasets.load_dataset(name, config or None, split="train")
     except Exception as error:
-        raise MeristemError(f"data set {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise MeristemError(f"data set {source!r} cannot be loaded: {first_line(error)}") from error
     if text_column not in loaded.column_names:
         raise MeristemError(
             f"data set {source!r} has no column {text_column!r}; it has {', '.join(loaded.column_names)}"
@@ -106,18 +112,23 @@ def _hub(source: str, text_column: str) -> Iterable[str]:
     return (str(row[text_column]) for row in loaded)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
-def _encoder(tokenizer: str) -> tuple[Callable[[str], np.ndarray], int, np.ndarray]:
+def _encoder(tokenizer: str) -> tuple[Callable[[str], np.ndarray], int, np.ndarray, dict[str, Any]]:
+    """How text becomes tokens, how many there are, what stands between documents, and the special ones."""
     if tokenizer == "bytes":
-        return _encode_bytes, 256, np.array([SEPARATOR], dtype=np.int32)
+        special = {"mask_token": MASK, "sentinels": tuple(range(256, 256 + SENTINELS)), "end_token": END}
+        return _encode_bytes, 256, np.array([SEPARATOR], dtype=np.int32), special
     from transformers import AutoTokenizer
 
     try:
         loaded = AutoTokenizer.from_pretrained(tokenizer)
     except Exception as error:
-        raise MeristemError(f"tokenizer {tokenizer!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    end = loaded.eos_token_id
+        raise MeristemError(f"tokenizer {tokenizer!r} cannot be loaded: {first_line(error)}") from error
+    end, known = loaded.eos_token_id, loaded.get_vocab()
+    spans = [known[name] for name in (f"<extra_id_{i}>" for i in range(SENTINELS)) if name in known]
+    special = {"mask_token": loaded.mask_token_id, "sentinels": tuple(spans), "end_token": end}
     separator = np.array([] if end is None else [end], dtype=np.int32)
-    return lambda text: np.array(loaded.encode(text, add_special_tokens=False), dtype=np.int32), len(loaded), separator
+    encode = lambda text: np.array(loaded.encode(text, add_special_tokens=False), dtype=np.int32)  # noqa: E731
+    return encode, len(loaded), separator, special
 
 
 def _encode_bytes(text: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Text, to be continued."""
+"""Text: to be continued, or with something taken out that is to be found again."""
 
 from __future__ import annotations
 
@@ -6,47 +6,105 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from meristem.data import Sequences, open_corpus
+from meristem.data import CorruptedSpans, MaskedSequences, Ordered, Sequences, open_corpus
+from meristem.data.corruption import span_numbers
 from meristem.errors import MeristemError
 from meristem.recipes.data_specs import TextSpec
 from meristem.recipes.tasks.task import Task, network
 
+SPAN_LENGTH = 3.0
 
-class CausalLanguage(Task):
-    """Each token from those before it. `vocab_size` and `max_position_embeddings` of new networks follow the data."""
+
+class Language(Task):
+    """What all tasks on text share. `vocab_size` and `max_position_embeddings` of new networks follow the data."""
+
+    head: str  # transformers' Auto class
 
     def __init__(self, data: TextSpec) -> None:
         self.data, self.corpus = data, open_corpus(data.source, data.tokenizer, data.text_column)
         self.description, self.fingerprint = self.corpus.description, self.corpus.fingerprint
-        self.tokens_per_example = data.sequence_length
+        self.tokens_per_example, self.vocab_size = data.sequence_length, self.corpus.vocab_size
+
+    def asked(self, sequences: Sequences) -> Ordered:
+        """Whole sequences, made into what the network reads and has to say."""
+        return sequences
 
     def new_model(self, entries: Mapping[str, Any], seed: int) -> nn.Module:
-        return causal_language_model(entries, self.corpus.vocab_size, self.data.sequence_length, seed)
+        import transformers
+
+        return network(getattr(transformers, self.head), entries, self.defaults(), seed)
+
+    def defaults(self) -> dict[str, Any]:
+        """Config entries of new networks that follow the data."""
+        return {"vocab_size": self.vocab_size, "max_position_embeddings": self.data.sequence_length}
 
     def check(self, model: nn.Module, label: str) -> None:
         vocab_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-        if self.corpus.vocab_size > vocab_size:
-            raise MeristemError(
-                f"{label}: the data has {self.corpus.vocab_size} tokens, the model's vocabulary {vocab_size}"
-            )
+        if self.vocab_size > vocab_size:
+            raise MeristemError(f"{label}: the data has {self.vocab_size} tokens, the model's vocabulary {vocab_size}")
 
-    def training_set(self, count: int, seed: int, offset: int) -> Sequences:
-        return Sequences(self.corpus.train, self.data.sequence_length, count, seed, offset)
+    def training_set(self, count: int, seed: int, offset: int) -> Ordered:
+        return self.asked(Sequences(self.corpus.train, self.data.sequence_length, count, seed, offset))
 
-    def evaluation_set(self) -> Sequences:
-        return Sequences(self.corpus.eval, self.data.sequence_length, self.data.eval_sequences)
+    def evaluation_set(self) -> Ordered:
+        return self.asked(Sequences(self.corpus.eval, self.data.sequence_length, self.data.eval_sequences))
 
     def example(self) -> dict[str, Tensor]:
-        return example_tokens(self.data.sequence_length, self.corpus.vocab_size)
+        return {name: tensor[None] for name, tensor in self.evaluation_set()[0].items()}
 
     def leave(self, directory: Path) -> None:
         if self.data.tokenizer != "bytes":
             from transformers import AutoTokenizer
 
             AutoTokenizer.from_pretrained(self.data.tokenizer).save_pretrained(directory)
+
+
+class CausalLanguage(Language):
+    """Each token from those before it."""
+
+    head = "AutoModelForCausalLM"
+
+
+class MaskedLanguage(Language):
+    """Masked tokens from those around them (see `data.MaskedSequences`)."""
+
+    head = "AutoModelForMaskedLM"
+
+    def asked(self, sequences: Sequences) -> Ordered:
+        if self.corpus.mask_token is None:
+            raise MeristemError(
+                f"tokenizer {self.data.tokenizer!r} has no mask token; masked-lm wants one (or `bytes`)"
+            )
+        return MaskedSequences(sequences, self.corpus.mask_token, self.corpus.vocab_size, self.data.corrupted)
+
+
+class SpanCorruption(Language):
+    """Spans that were taken out, by an encoder-decoder (see `data.CorruptedSpans`)."""
+
+    head = "AutoModelForSeq2SeqLM"
+
+    def __init__(self, data: TextSpec) -> None:
+        super().__init__(data)
+        own = self.corpus
+        wanted = span_numbers(data.sequence_length, data.corrupted, SPAN_LENGTH)[1]
+        if len(own.sentinels) < wanted or own.end_token is None:
+            raise MeristemError(
+                f"tokenizer {data.tokenizer!r} has {len(own.sentinels)} sentinels (<extra_id_0> and so on); sequences of "
+                f"{data.sequence_length} tokens want {wanted} and an end token (or `bytes`, with 100)"
+            )
+        self.sentinels = np.array(own.sentinels[:wanted])
+        self.vocab_size = max(own.vocab_size, int(self.sentinels.max()) + 1)
+
+    def defaults(self) -> dict[str, Any]:
+        return {**super().defaults(), "decoder_start_token_id": 0}  # T5's, whose config names none
+
+    def asked(self, sequences: Sequences) -> Ordered:
+        assert self.corpus.end_token is not None
+        return CorruptedSpans(sequences, self.sentinels, self.corpus.end_token, self.data.corrupted, SPAN_LENGTH)
 
 
 def causal_language_model(entries: Mapping[str, Any], vocab_size: int, sequence_length: int, seed: int) -> nn.Module:

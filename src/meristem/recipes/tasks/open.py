@@ -12,7 +12,15 @@ def open_task(data: DataSpec) -> Task:
     Raises:
         MeristemError: if they are not there, or are not what the section says.
     """
-    from meristem.recipes.tasks.images import ImageClassification
-    from meristem.recipes.tasks.language import CausalLanguage
+    if isinstance(data, ImageSpec):
+        from meristem.recipes.tasks.images import ImageClassification
 
-    return ImageClassification(data) if isinstance(data, ImageSpec) else CausalLanguage(data)
+        return ImageClassification(data)
+    from meristem.recipes.tasks import language
+
+    tasks = {
+        "causal-lm": language.CausalLanguage,
+        "masked-lm": language.MaskedLanguage,
+        "span-corruption": language.SpanCorruption,
+    }
+    return tasks[data.task](data)

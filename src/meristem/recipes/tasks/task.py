@@ -69,7 +69,8 @@ def network(auto_class: Any, entries: Mapping[str, Any], defaults: Mapping[str, 
     if model_type not in CONFIG_MAPPING_NAMES:
         raise MeristemError(f"model_type {model_type!r} is unknown; {nearest(str(model_type), CONFIG_MAPPING_NAMES)}")
     known = set(vars(AutoConfig.for_model(model_type)))
-    known |= {"num_labels", *getattr(AutoConfig.for_model(model_type), "attribute_map", {})}  # both are properties
+    known |= {"num_labels", "decoder_start_token_id"}  # every config takes them, and few list them
+    known |= set(getattr(AutoConfig.for_model(model_type), "attribute_map", {}))
     for key in own:
         if key not in known:
             raise MeristemError(f"{model_type} has no config entry {key!r}; {nearest(key, known)}")

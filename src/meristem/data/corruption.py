@@ -1,0 +1,94 @@
+"""Sequences with something taken out that is to be found again: masked tokens (BERT), spans (T5)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from meristem.data.order import Ordered
+from meristem.data.sequences import Sequences
+
+IGNORED = -100  # the label of a token that is not asked for
+MASKED, RANDOM = 0.8, 0.1  # of the chosen tokens; the others stay as they are
+
+
+class MaskedSequences(Ordered):
+    """Masked-language modelling (Devlin et al. 2018, arXiv:1810.04805, section 3.1): of each sequence some tokens are chosen; 80 % of
+    them become the mask, 10 % a random token, and the loss asks for all of them.
+
+    Args:
+        sequences: whole ones.
+        mask_token, vocab_size: of the tokenizer.
+        probability: that a token is chosen.
+    """
+
+    def __init__(self, sequences: Sequences, mask_token: int, vocab_size: int, probability: float = 0.15) -> None:
+        super().__init__(sequences.count, sequences.order)
+        self.sequences, self.mask_token, self.vocab_size = sequences, mask_token, vocab_size
+        self.chosen = max(1, round(probability * sequences.sequence_length))
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        whole = self.sequences[position]["input_ids"]
+        draw = np.random.default_rng((self.order.seed, 2, position + self.order.offset))
+        places = torch.from_numpy(draw.permutation(len(whole))[: self.chosen])
+        kind = torch.from_numpy(draw.random(self.chosen))
+        noise = torch.from_numpy(draw.integers(0, self.vocab_size, self.chosen))
+        labels = torch.full_like(whole, IGNORED)
+        labels[places] = whole[places]
+        replaced = torch.where(kind < MASKED + RANDOM, noise, whole[places])
+        inputs = whole.clone()
+        inputs[places] = torch.where(kind < MASKED, self.mask_token, replaced)
+        return {"input_ids": inputs, "labels": labels}
+
+
+class CorruptedSpans(Ordered):
+    """Span corruption (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4): random spans are each replaced by a sentinel, and the target
+    is the sentinels, each with its span behind it. All examples have the same lengths, so nothing is padded.
+
+    Args:
+        sequences: whole ones.
+        sentinels: token ids, one for each span.
+        end_token: behind inputs and targets.
+        density: share of the tokens that are taken out.
+        span_length: mean length of a span.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        sentinels: np.ndarray,
+        end_token: int,
+        density: float = 0.15,
+        span_length: float = 3.0,
+    ) -> None:
+        super().__init__(sequences.count, sequences.order)
+        self.sequences, self.sentinels, self.end_token = sequences, sentinels, end_token
+        self.noise, self.spans = span_numbers(sequences.sequence_length, density, span_length)
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        tokens = self.sequences[position]["input_ids"].numpy()
+        draw = np.random.default_rng((self.order.seed, 3, position + self.order.offset))
+        kept = _segments(len(tokens) - self.noise, self.spans, draw)
+        taken = _segments(self.noise, self.spans, draw)
+        cuts = np.cumsum(np.stack([kept, taken], axis=1).ravel())[:-1]
+        pieces = np.split(tokens, cuts)  # kept, taken, kept, taken, ...
+        inputs, target = [], []
+        for span, sentinel in enumerate(self.sentinels[: self.spans]):
+            inputs += [pieces[2 * span], [sentinel]]
+            target += [[sentinel], pieces[2 * span + 1]]
+        parts = (
+            torch.from_numpy(np.concatenate([*part, [self.end_token]]).astype(np.int64)) for part in (inputs, target)
+        )
+        return dict(zip(("input_ids", "labels"), parts, strict=True))
+
+
+def span_numbers(sequence_length: int, density: float, span_length: float) -> tuple[int, int]:
+    """How many tokens of a sequence are taken out, and in how many spans."""
+    noise = min(max(1, round(sequence_length * density)), sequence_length - 1)
+    return noise, max(1, min(round(noise / span_length), noise, sequence_length - noise))
+
+
+def _segments(total: int, count: int, draw: np.random.Generator) -> np.ndarray:
+    """Lengths of at least one that add up to `total`, all such lists alike."""
+    cuts = np.sort(draw.permutation(total - 1)[: count - 1]) + 1
+    return np.diff(np.concatenate([[0], cuts, [total]]))
