@@ -7,7 +7,7 @@ import os
 from concurrent.futures import Future
 from typing import Any
 
-from meristem.errors import MeristemError
+from meristem.errors import MeristemError, first_line
 from meristem.recipes.executors.executor import Executor, run_node
 from meristem.recipes.node import Job
 from meristem.recipes.perform import NodeCrashed
@@ -29,6 +29,7 @@ class Ray(Executor):
     def __enter__(self) -> Ray:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster started here: as the other executors run
         try:
             import ray
         except ImportError as error:
@@ -42,7 +43,10 @@ class Ray(Executor):
             if self._started:
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise MeristemError(f"no Ray cluster at {self.address or 'this machine'}: {error}") from error
+            hint = "; if it wants a token: RAY_AUTH_MODE=token" if self.address else ""
+            raise MeristemError(
+                f"no Ray cluster at {self.address or 'this machine'}: {first_line(error)}{hint}"
+            ) from error
         self._task: Any = ray.remote(run_node)
         return self
 
