@@ -89,7 +89,7 @@ def worker_of(directory):
     """The process of the Ray worker whose child runs this node."""
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
-        if "meristem.recipes.perform" in line and str(directory) == line[-1]:
+        if "meristem.recipes" in line and str(directory) == line[-1]:
             return process.parent()
     return None
 
@@ -113,6 +113,14 @@ def test_a_killed_ray_worker_costs_its_own_node_one_attempt_and_nothing_else(rec
     check_equal(undisturbed, out, results)
     attempts = {d.name[:2]: status.read(d).attempt for d in out.iterdir() if d.name[:2] in ("m0", "m1", "la")}
     assert attempts == {"m0": 1, "m1": 2, "la": 1}
+
+
+def test_a_preempted_slurm_job_is_queued_again_with_the_same_node():
+    from meristem.recipes.executors.slurm import Attempt
+
+    again = Attempt().checkpoint("runs/a-s0-1234")
+    assert isinstance(again.function, Attempt)
+    assert again.args == ("runs/a-s0-1234",)
 
 
 def failing(recipe, **train):

@@ -1,4 +1,4 @@
-"""Run one node in this process: `python -m meristem.recipes.perform DIRECTORY` is what every executor starts.
+"""Run one node in this process: `python -m meristem.recipes DIRECTORY` (see `__main__.py`) is what every executor starts.
 
 A node is idempotent: finished, it is not run again; killed, it resumes from its last checkpoint; and a lock on its directory
 lets one process at a time work in it, so that one which an executor has given up cannot disturb its successor.
@@ -7,7 +7,6 @@ lets one process at a time work in it, so that one which an executor has given u
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -17,12 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from meristem.errors import MeristemError
 from meristem.recipes import status
 from meristem.recipes.node import Job, NodeResult, load_result
 from meristem.recipes.tasks import Task, open_task
 
-BAD_INPUT = 2  # exit code: another attempt would end the same way
+COMMAND = "meristem.recipes"  # python -m
 WATCH_SECONDS = 0.5
 
 
@@ -42,11 +43,11 @@ def perform(directory: Path, task: Task | None = None, callbacks: Sequence[Any] 
         NodeCrashed: if one of the node's several processes crashed.
     """
     job = Job.load(directory)
-    with _alone_in(directory):
+    with FileLock(directory / ".lock"):  # released by the system when the process ends, however it ends
         if load_result(directory) is None:
             status.begin(directory)
             if job.node.resources.processes == 1:
-                _finish(job, task, callbacks)
+                finish(job, task, callbacks)
             elif callbacks:
                 raise MeristemError(f"{job.label}: callbacks stay in this process, so they go with `processes: 1` only")
             else:
@@ -56,7 +57,7 @@ def perform(directory: Path, task: Task | None = None, callbacks: Sequence[Any] 
     return finished
 
 
-def _finish(job: Job, task: Task | None = None, callbacks: Sequence[Any] = ()) -> None:
+def finish(job: Job, task: Task | None = None, callbacks: Sequence[Any] = ()) -> None:
     """Do the work and write the result: in one process, or in each of those that torchrun started."""
     from meristem.recipes.work import work
 
@@ -78,11 +79,11 @@ def _checked_task(job: Job) -> Task:
 def _in_processes(job: Job) -> None:
     """Several processes on this machine, by torchrun (DDP, or what `trainer` asks for)."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={job.node.resources.processes}", "-m", __spec__.name, str(job.directory)]
+    command += [f"--nproc-per-node={job.node.resources.processes}", "-m", COMMAND, str(job.directory)]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     with subprocess.Popen(command, env=environment, start_new_session=True) as group:
         try:
-            with _watching_parent(lambda: os.killpg(group.pid, signal.SIGKILL)):
+            with watching_parent(lambda: os.killpg(group.pid, signal.SIGKILL)):
                 code = group.wait()
         except BaseException:
             os.killpg(group.pid, signal.SIGKILL)
@@ -93,14 +94,7 @@ def _in_processes(job: Job) -> None:
 
 
 @contextlib.contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    with open(directory / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released by the kernel when the process ends, however it ends
-        yield
-
-
-@contextlib.contextmanager
-def _watching_parent(when_gone: Callable[[], None] = lambda: None) -> Iterator[None]:
+def watching_parent(when_gone: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Within this context, the process ends when the one that started it does."""
     parent, over = os.getppid(), threading.Event()
 
@@ -115,23 +109,3 @@ def _watching_parent(when_gone: Callable[[], None] = lambda: None) -> Iterator[N
         yield
     finally:
         over.set()
-
-
-def main() -> int:
-    """One node, as an executor starts it. Returns 0, or 2 for bad input; anything else is a crash, worth another attempt."""
-    directory = Path(sys.argv[1])
-    try:
-        with _watching_parent():
-            if "TORCHELASTIC_RUN_ID" in os.environ:
-                _finish(Job.load(directory))
-            else:
-                perform(directory)
-    except MeristemError as error:
-        status.write_error(directory, str(error))
-        print(f"meristem: {error}", file=sys.stderr, flush=True)
-        return BAD_INPUT
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,9 +13,10 @@ from pathlib import Path
 from meristem.errors import MeristemError
 from meristem.recipes import status
 from meristem.recipes.node import Job
-from meristem.recipes.perform import BAD_INPUT, NodeCrashed
+from meristem.recipes.perform import COMMAND, NodeCrashed
 
 LOG = "log.txt"
+BAD_INPUT = 2  # exit code: another attempt would end the same way
 
 
 class Executor(ABC):
@@ -47,7 +48,7 @@ def run_node(
     """
     place = Path(directory)
     with open(place / LOG, "ab") as log:
-        command = [sys.executable, "-m", "meristem.recipes.perform", directory]
+        command = [sys.executable, "-m", COMMAND, directory]
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
         started(process)
         code = process.wait()

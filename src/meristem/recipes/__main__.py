@@ -1,0 +1,33 @@
+"""`python -m meristem.recipes DIRECTORY`: one node, as an executor or torchrun starts it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from meristem.errors import MeristemError
+from meristem.recipes import status
+from meristem.recipes.executors.executor import BAD_INPUT
+from meristem.recipes.node import Job
+from meristem.recipes.perform import finish, perform, watching_parent
+
+
+def main() -> int:
+    """Returns 0, or 2 for bad input; anything else is a crash, worth another attempt."""
+    directory = Path(sys.argv[1])
+    try:
+        with watching_parent():
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                finish(Job.load(directory))
+            else:
+                perform(directory)
+    except MeristemError as error:
+        status.write_error(directory, str(error))
+        print(f"meristem: {error}", file=sys.stderr, flush=True)
+        return BAD_INPUT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
