@@ -39,7 +39,8 @@ def anatomy_of_model(model: nn.Module, overrides: Mapping[str, Override] | None 
             f"{type(model).__name__} is no transformers model; describe it with ms.Anatomy.infer(build, sizes) "
             "and pass that as anatomy="
         )
-    override = {**OVERRIDES, **(overrides or {})}.get(config.model_type, Override())
+    model_type = getattr(config, "base_model_type", config.model_type)
+    override = {**OVERRIDES, **(overrides or {})}.get(model_type, Override())
     failures: list[AnatomyError] = []
     architecture = next(
         c for c in type(model).__mro__ if not c.__name__.startswith("FSDP")

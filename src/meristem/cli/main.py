@@ -141,7 +141,7 @@ def fuse(
         list[str], typer.Argument(metavar="A B ... OUT", help="Two or more models, then the directory to write.")
     ],
     weights: Annotated[Optional[str], typer.Option(help="Each parent's share of the logits, such as 0.7,0.3.")] = None,
-    norm: Annotated[str, typer.Option(help="plain (as published) or equalised.")] = "plain",
+    norm: Annotated[str, typer.Option(help="plain (as published), equalised or grouped.")] = "plain",
     noise: Annotated[Optional[float], typer.Option(help="Symmetry-breaking noise of a self-fusion (relative).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     verify: Prove = True,

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, UnitMap
-from meristem.anatomy import Anatomy, TensorAnatomy
+from meristem.anatomy import Anatomy, Builder, TensorAnatomy
 from meristem.anatomy.anatomy import kind_of
 from meristem.anatomy.parts import is_frequencies, is_part, skipped_by
 from meristem.anatomy.trace import norm_before_head, run_watched
 from meristem.errors import MeristemError
 from meristem.growth.alibi import has_alibi
+from meristem.growth.modeling_grouped import group_sizes
 from meristem.growth.plan import GrowthPlan, axes_of
 from meristem.growth.tying import repair
 
@@ -37,7 +38,8 @@ class DeepFusion:
         weights: convex weights of the parents in the fused network's logits; equal by default.
         norm: what to do about norms over all parents' units together, which divide each by a common size. "plain": nothing, as
             published; "equalised": first scale each parent's residual stream to one size, measured on inputs, which pre-norm
-            networks do not notice.
+            networks do not notice; "grouped": each parent's units keep norms of their own, which is exact and makes the network one
+            of a class that ships with its checkpoint (see `grouped_norms`).
         noise: symmetry-breaking noise on readers, relative to the standard deviation of each tensor, which the copies of a
             self-fusion cancel. By default 0.1 when all parents are one network, which SGD could otherwise never tell apart, and none
             (nothing to cancel it) when they differ.
@@ -46,13 +48,13 @@ class DeepFusion:
 
     name: ClassVar[str] = "deep_fusion"
     weights: Sequence[float] | None = None
-    norm: Literal["plain", "equalised"] = "plain"
+    norm: Literal["plain", "equalised", "grouped"] = "plain"
     noise: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.norm not in ("plain", "equalised"):
-            raise MeristemError(f"norm is plain or equalised, got {self.norm!r}")
+        if self.norm not in ("plain", "equalised", "grouped"):
+            raise MeristemError(f"norm is plain, equalised or grouped, got {self.norm!r}")
         if self.noise is not None and self.noise < 0:
             raise MeristemError(f"noise must not be negative, got {self.noise}")
 
@@ -77,14 +79,14 @@ class DeepFusion:
         """
         sizes = joined_sizes(anatomies)
         first = anatomies[0].builder
-        target = first.resized(sizes, first.depths, {})
+        target = self._with_norms(first.resized(sizes, first.depths, {}), anatomies)
         maps = [_own_units(anatomies, parent, sizes) for parent in range(len(models))]
         fixes = [
             repair(a, target, m, model, keep_tied=True) for a, m, model in zip(anatomies, maps, models, strict=True)
         ]
         untied = any(fix.untied for fix in fixes)
         if untied:
-            target = first.resized(sizes, first.depths, {"tie_word_embeddings": False})
+            target = self._with_norms(first.resized(sizes, first.depths, {"tie_word_embeddings": False}), anatomies)
         streams = _stream_sizes(anatomies, models, inputs) if self.norm == "equalised" else [1.0] * len(models)
         mean = sum(streams) / len(streams)
         weights = self.convex(len(models))
@@ -102,6 +104,27 @@ class DeepFusion:
                 anatomies, maps, models, fixes, weights, streams, strict=True
             )
         ]
+
+    def _with_norms(self, target: Builder, anatomies: Sequence[Anatomy]) -> Builder:
+        """The builder of the fused network, with norms of its parents' units each on their own if that is asked for."""
+        if self.norm != "grouped":
+            return target
+        from meristem.anatomy.huggingface import HuggingFaceBuilder
+        from meristem.growth.grouped_norms import grouped_class, grouped_config
+
+        if not isinstance(target, HuggingFaceBuilder):
+            raise MeristemError('norm="grouped" is for transformers models: their checkpoints can carry the class')
+        if any("hidden" not in anatomy.sizes for anatomy in anatomies):
+            raise MeristemError(f'norm="grouped" wants one residual stream; {target.model_type} has several widths')
+        groups = [group for anatomy in anatomies for group in _norm_groups(anatomy)]
+        config = grouped_config(target.config, target.model_class, groups)
+        return HuggingFaceBuilder(grouped_class(target.model_class)[1], config, target.reading)
+
+
+def _norm_groups(anatomy: Anatomy) -> list[int]:
+    """The groups of a network's own norms: those it was fused with, or all its units."""
+    groups, hidden = anatomy.builder.fact("norm_groups"), anatomy.sizes["hidden"]
+    return group_sizes(groups, hidden) if groups else [hidden]
 
 
 def joined_sizes(anatomies: Sequence[Anatomy]) -> dict[str, int]:

@@ -81,7 +81,8 @@ def fuse_with_certificate(
     alike = _all_alike(models)
     noise = method.noise if method.noise is not None else SELF_FUSION_NOISE
     fused = _build(plans, models, noise if alike else 0.0, method.seed)
-    exact = alike or not _norm_over_all(anatomies[0])
+    capped = anatomies[0].builder.fact("final_logit_softcapping")  # the mean of capped logits is no capped mean
+    exact = alike or not (capped or _norm_over_all(anatomies[0], grouped=method.norm == "grouped"))
     certificate = _certify(models, weights, fused, inputs) if verify else None
     if certificate and exact and not certificate.holds:
         raise PreservationError(
@@ -140,11 +141,14 @@ def _all_alike(models: Sequence[nn.Module]) -> bool:
     return all(model is models[0] or alike(model) for model in models)
 
 
-def _norm_over_all(anatomy: Anatomy) -> bool:
+def _norm_over_all(anatomy: Anatomy, grouped: bool) -> bool:
     """Whether a norm that measures its inputs (a batch norm has stored statistics) sees all parents' units together, or a
-    tensor that the parents disagree about is shared by them inside the blocks (norms of single heads)."""
+    tensor that the parents disagree about is shared by them inside the blocks (norms of single heads). Grouped norms do not,
+    those over the residual stream."""
     return any(
-        d.role == "gain" and f"{t.name.rpartition('.')[0]}.running_var" not in anatomy.tensors
+        d.role == "gain"
+        and f"{t.name.rpartition('.')[0]}.running_var" not in anatomy.tensors
+        and not (grouped and str(d.layout) == "hidden")
         for t in anatomy.tensors.values()
         for d in t.dimensions
     )

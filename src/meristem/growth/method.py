@@ -15,6 +15,7 @@ from meristem.anatomy import Anatomy
 from meristem.anatomy.conventions import NORM_EPS_FIELDS
 from meristem.anatomy.streamed import weights_of, with_weights
 from meristem.anatomy.trace import blocks_pass_through, ends_in_norm
+from meristem.errors import MeristemError
 from meristem.growth.plan import GrowthPlan, LayerMap, axes_of, layer_order, sizes_after
 from meristem.growth.tying import repair
 
@@ -48,6 +49,11 @@ class Method(ABC):
         tied head) and not changed."""
         maps, layers = self.axis_maps(anatomy, weights_of(model)), self.layer_maps(anatomy)
         sizes = sizes_after(anatomy, maps)
+        if anatomy.builder.fact("norm_groups") and sizes.get("hidden") != anatomy.sizes.get("hidden"):
+            raise MeristemError(
+                f"{self.name}: this network's norms measure groups of units (it was fused with norm='grouped'), which a growth of "
+                "hidden_size would mix; grow its depth, or fuse it again"
+            )
         depths = {**anatomy.builder.depths, **{axis: len(layer_map) for axis, layer_map in layers.items()}}
         for axis in set(anatomy.builder.depths) - set(anatomy.depths):  # a decoder's config also counts encoder layers
             depths[axis] = next(

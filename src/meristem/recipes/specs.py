@@ -193,7 +193,7 @@ class FuseSpec(Strict):
 
     from_: Annotated[list[str], Field(alias="from", min_length=2)]
     weights: list[float] | None = None
-    norm: Literal["plain", "equalised"] = "plain"
+    norm: Literal["plain", "equalised", "grouped"] = "plain"
     noise: float | None = None
     optimizer: Literal["carry", "reset"] = "reset"
 
