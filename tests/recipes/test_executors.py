@@ -226,3 +226,6 @@ def test_what_is_no_executor_is_refused():
         build_executor("rai", {})
     with pytest.raises(ms.MeristemError, match="no option 'slot'; did you mean 'slots'"):
         build_executor("local", {"slot": 2})
+    for kind, options in (("local", {"slots": 0}), ("ray", {"slots": "two"}), ("slurm", {"retries": -1})):
+        with pytest.raises(ms.MeristemError, match="a whole number of at least"):
+            build_executor(kind, options)

@@ -153,6 +153,10 @@ class TrainSpec(Strict):
             raise ValueError("give either `model` (a config to start from random numbers) or `from` (another node)")
         if self.incubate and self.from_ is None:
             raise ValueError("incubate wants `from`: the node of the meta network")
+        if self.subnetwork and self.incubate and self.incubate.cache_prefix:
+            raise ValueError(
+                "cache_prefix remembers what all blocks in front of the module give out; leave out `subnetwork`"
+            )
         if (self.tokens is None) == (self.examples is None):
             raise ValueError("give either `tokens` or `examples` (sequences, images): how much to train on")
         return self

@@ -34,6 +34,12 @@ class Executor(ABC):
         once more than the executor's `retries`."""
 
 
+def check_count(name: str, value: object, least: int) -> None:
+    """Raises MeristemError unless `value` is a whole number of at least `least`."""
+    if not isinstance(value, int) or value < least:
+        raise MeristemError(f"{name} is a whole number of at least {least}, got {value!r}")
+
+
 def run_node(
     directory: str,
     environment: Mapping[str, str] | None = None,

@@ -8,7 +8,7 @@ import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from meristem.recipes.executors.executor import Executor, run_node
+from meristem.recipes.executors.executor import Executor, check_count, run_node
 from meristem.recipes.node import Job
 from meristem.recipes.perform import NodeCrashed
 
@@ -25,6 +25,8 @@ class Local(Executor):
     """
 
     def __init__(self, slots: int = 2, retries: int = 2) -> None:
+        check_count("slots", slots, 1)
+        check_count("retries", retries, 0)
         self.slots, self.retries = slots, retries
 
     def __enter__(self) -> Local:

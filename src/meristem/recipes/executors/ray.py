@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from meristem.errors import MeristemError, first_line
-from meristem.recipes.executors.executor import Executor, run_node
+from meristem.recipes.executors.executor import Executor, check_count, run_node
 from meristem.recipes.node import Job
 from meristem.recipes.perform import NodeCrashed
 
@@ -24,6 +24,9 @@ class Ray(Executor):
     """
 
     def __init__(self, address: str | None = None, slots: int | None = None, retries: int = 2) -> None:
+        check_count("retries", retries, 0)
+        if slots is not None:
+            check_count("slots", slots, 1)
         self.address, self.slots, self.retries = address or os.environ.get("RAY_ADDRESS"), slots, retries
 
     def __enter__(self) -> Ray:

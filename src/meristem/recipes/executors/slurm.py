@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from meristem.errors import MeristemError, first_line
-from meristem.recipes.executors.executor import Executor, run_node
+from meristem.recipes.executors.executor import Executor, check_count, run_node
 from meristem.recipes.node import Job
 from meristem.recipes.perform import NodeCrashed
 
@@ -36,6 +36,8 @@ class Slurm(Executor):
         poll_seconds: float = 2.0,
         **parameters: Any,
     ) -> None:
+        check_count("retries", retries, 0)
+        check_count("timeout_min", timeout_min, 1)
         self.folder, self.cluster, self.retries = Path(folder), cluster, retries
         self.timeout_min, self.poll_seconds, self.parameters = timeout_min, poll_seconds, parameters
 
