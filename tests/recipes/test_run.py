@@ -15,6 +15,7 @@ import yaml
 
 import meristem as ms
 from meristem.anatomy.flops import training_flops
+from meristem.checkpoints import open_model
 from meristem.recipes import run
 from meristem.recipes.diagnose import diagnose
 from meristem.recipes.schema import parse_recipe
@@ -351,6 +352,23 @@ def test_a_users_callback_is_called(corpus_file, tmp_path):
     content["nodes"] = {"small": content["nodes"]["small"]}
     run(parse_recipe(content), tmp_path, callbacks=[count])
     assert count.steps == 2
+
+
+def test_a_recipe_starts_from_a_checkpoint(corpus_file, tmp_path):
+    model = causal_language_model(SMALL, 256, 32, 0)
+    model.save_pretrained(tmp_path / "there")
+    content = recipe_for(corpus_file, tokens=256)
+    content["nodes"]["small"] = {"checkpoint": {"source": str(tmp_path / "there")}}
+    done = run(parse_recipe(content), tmp_path / "out")[0]
+    assert (done["small"].flops, done["small"].examples) == (0, 0)
+    assert done["big"].examples == 8
+    copy = next((tmp_path / "out").glob("small-*/model"))
+    assert ms.verify(model.eval(), open_model(str(copy))).holds
+    causal_language_model(SMALL, 256, 32, 1).save_pretrained(tmp_path / "there")
+    assert run(parse_recipe(content), tmp_path / "out")[0]["small"].hash != done["small"].hash
+    content["nodes"]["small"] = {"checkpoint": {"source": str(tmp_path / "nowhere")}}
+    with pytest.raises(ms.MeristemError, match="nowhere"):
+        run(parse_recipe(content), tmp_path / "out")
 
 
 def test_the_vocabulary_must_fit(corpus_file, tmp_path):

@@ -14,7 +14,7 @@ tags:
 
 # {title}
 
-Grown by [Meristem]({url}) with **{methods}**; loads with plain transformers.
+Made by [Meristem]({url}) with **{methods}**; loads with plain transformers{trust}.
 
 | | |
 |---|---|
@@ -33,12 +33,14 @@ def model_card(record: dict[str, Any]) -> str:
     methods = record.get("methods", [])
     certificate = record.get("certificate")
     sources = [entry.get("name", "") for entry in record.get("sources", [record.get("source", {})])]
+    grouped = any(m.get("norm") == "grouped" for m in methods)
     on_hub = [name for name in dict.fromkeys(sources) if name.count("/") == 1 and not name.startswith((".", "/"))]
     source = ", ".join(sources)
     return TEMPLATE.format(
         base_model="base_model:\n" + "".join(f"- {name}\n" for name in on_hub) if on_hub else "",
-        title=f"A model {'fused' if len(sources) > 1 else 'grown'} from {source}",
+        title=f"A model made from {source}",
         url=URL,
+        trust=" and `trust_remote_code=True`: its class is in `modeling_grouped.py`" if grouped else "",
         methods=", then ".join(m["method"] for m in methods),
         source=source,
         preserved=_preserved(certificate),

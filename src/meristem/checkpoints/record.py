@@ -27,6 +27,11 @@ def source_record(source: str) -> dict[str, Any]:
     return {"name": source, "sha256": digest.hexdigest()}
 
 
+def copy_record(source: str) -> dict[str, Any]:
+    """The same for a model that has been copied as it is."""
+    return _record([{"method": "copy"}], {"source": source_record(source)}, None)
+
+
 def growth_record(growth: Growth, source: str) -> dict[str, Any]:
     """The whole record."""
     return _record(growth.methods, {"source": source_record(source)}, growth.certificate)

@@ -43,7 +43,9 @@ class Job:
         out: Path, name: str, seed: int, node: NodeSpec, data: DataSpec, fingerprint: str, parents: list[Job]
     ) -> Job:
         """The job of a recipe's node."""
-        own = {**data.model_dump(), "fingerprint": fingerprint} if node.train else {}
+        own: dict[str, Any] = {**data.model_dump(), "fingerprint": fingerprint} if node.train else {}
+        if node.checkpoint:
+            own = {"files": _files(node.checkpoint.source)}
         identity = {"format": FORMAT, "kind": node.kind, "spec": node.spec.model_dump(by_alias=True), "seed": seed}
         identity |= {"data": own, "parents": [p.hash for p in parents]}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -105,6 +107,12 @@ class NodeResult:
 
     def save(self, directory: Path) -> None:
         write_json(directory / RESULT, asdict(self))
+
+
+def _files(source: str) -> list[list[Any]]:
+    """What a model directory holds, by which a change is noticed without reading the weights; nothing for a hub name."""
+    found = sorted(file for file in Path(source).glob("*") if file.is_file())
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in found]
 
 
 def load_result(directory: Path) -> NodeResult | None:

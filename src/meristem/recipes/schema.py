@@ -13,6 +13,7 @@ from meristem.errors import MeristemError, nearest
 from meristem.recipes.data_specs import TASKS, DataSpec, ImageSpec, Strict, TextSpec
 from meristem.recipes.specs import (
     AssembleSpec,
+    CheckpointSpec,
     FuseSpec,
     GrowSpec,
     IncubateSpec,
@@ -135,6 +136,7 @@ def _section(location: tuple) -> list[str]:
         "grow": GrowSpec,
         "fuse": FuseSpec,
         "assemble": AssembleSpec,
+        "checkpoint": CheckpointSpec,
         "incubate": IncubateSpec,
         "resources": ResourceSpec,
     }

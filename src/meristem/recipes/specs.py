@@ -221,6 +221,12 @@ class AssembleSpec(Strict):
     from_: Annotated[list[str], Field(alias="from", min_length=2)]
 
 
+class CheckpointSpec(Strict):
+    """A model that is there already: a Hugging Face directory or hub name. What it cost is not known, and counts nothing."""
+
+    source: str
+
+
 class ResourceSpec(Strict):
     """What a node may take where it runs. Nothing of it changes the result, beyond rounding.
 
@@ -232,8 +238,13 @@ class ResourceSpec(Strict):
     gpus: Annotated[int, Field(ge=0)] = 0
 
 
+NodeKind = CheckpointSpec | TrainSpec | GrowSpec | FuseSpec | AssembleSpec
+
+
 class NodeSpec(Strict):
-    """One node: exactly one of `train`, `grow`, `fuse` and `assemble`; and perhaps what it may take."""
+    """One node: exactly one of `checkpoint`, `train`, `grow`, `fuse` and `assemble`; and perhaps what it may take."""
+
+    checkpoint: CheckpointSpec | None = None
 
     train: TrainSpec | None = None
     grow: GrowSpec | None = None
@@ -244,24 +255,25 @@ class NodeSpec(Strict):
     @model_validator(mode="after")
     def _one_kind(self) -> NodeSpec:
         if len(self._kinds) != 1:
-            raise ValueError("a node is exactly one of `train`, `grow`, `fuse` and `assemble`")
+            raise ValueError("a node is exactly one of `checkpoint`, `train`, `grow`, `fuse` and `assemble`")
         if self.resources.processes > 1 and not self.train:
             raise ValueError("only a train node is shared by several processes")
         return self
 
     @property
-    def _kinds(self) -> dict[str, TrainSpec | GrowSpec | FuseSpec | AssembleSpec]:
-        given = {"train": self.train, "grow": self.grow, "fuse": self.fuse, "assemble": self.assemble}
+    def _kinds(self) -> dict[str, NodeKind]:
+        given = {"checkpoint": self.checkpoint, "train": self.train, "grow": self.grow}
+        given |= {"fuse": self.fuse, "assemble": self.assemble}
         return {kind: spec for kind, spec in given.items() if spec is not None}
 
     @property
     def kind(self) -> str:
-        """ "train", "grow", "fuse" or "assemble"."""
+        """The one of its fields that is given: "train", "grow", ..."""
         (kind,) = self._kinds
         return kind
 
     @property
-    def spec(self) -> TrainSpec | GrowSpec | FuseSpec | AssembleSpec:
+    def spec(self) -> NodeKind:
         return self._kinds[self.kind]
 
     @property

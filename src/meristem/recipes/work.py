@@ -1,4 +1,4 @@
-"""What each kind of node does: train, grow, fuse, assemble. Each returns the fields of its `NodeResult`."""
+"""What each kind of node does: open a checkpoint, train, grow, fuse, assemble. Each returns the fields of its `NodeResult`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from meristem.anatomy import Anatomy
-from meristem.checkpoints import open_model
+from meristem.checkpoints import open_model, open_streamed
+from meristem.checkpoints.open import local_directory
 from meristem.checkpoints.write import write_model
 from meristem.errors import MeristemError
 from meristem.growth import LiGO, Method, grow_with_certificate
 from meristem.growth.optimizer import amplitudes, grow_state
 from meristem.incubation import Incubation, assemble, incubate
 from meristem.recipes.node import Job, NodeResult, ancestors_of, load_result
-from meristem.recipes.specs import AssembleSpec, FuseSpec, GrowSpec, TrainSpec
+from meristem.recipes.specs import AssembleSpec, CheckpointSpec, FuseSpec, GrowSpec, TrainSpec
 from meristem.recipes.tasks import Task
 
 FIT_BATCH = 8  # examples in each step of a method that learns its growth
@@ -34,13 +35,24 @@ def work(job: Job, task: Callable[[], Task], callbacks: Sequence[Any] = ()) -> O
     spec, began = job.node.spec, time.perf_counter()
     if isinstance(spec, TrainSpec):
         return _train(job, spec, task(), callbacks)
-    if isinstance(spec, AssembleSpec):
+    if isinstance(spec, CheckpointSpec):
+        outcome = _checkpoint(job, spec)
+    elif isinstance(spec, AssembleSpec):
         outcome = _assemble(job)
     elif isinstance(spec, FuseSpec):
         outcome = _fuse(job, spec)
     else:
         outcome = _grow(job, spec, task)
     return {**outcome, "seconds": time.perf_counter() - began}
+
+
+def _checkpoint(job: Job, spec: CheckpointSpec) -> Outcome:
+    from meristem.checkpoints.record import copy_record
+
+    source = local_directory(spec.source)
+    model = open_streamed(str(source))
+    write_model(model, job.directory / "model", copy_record(str(source)), tokenizer_from=source, overwrite=True)
+    return {"parameters": _parameters(model)}
 
 
 def _train(job: Job, spec: TrainSpec, task: Task, callbacks: Sequence[Any]) -> Outcome:
