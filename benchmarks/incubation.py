@@ -5,8 +5,8 @@
     python benchmarks/incubation.py --large                  # one GPU
 
 Parts (`--parts`): `text` (Python's own sources, a decoder), `digits` (scikit-learn's, a ViT; with 100, 50 and 25 % of the data),
-`fashion_mnist` and `cifar10` (../shared/data; skipped where that is not). Every side's learning rate is found by the same search on
-the first seed (for images: on the digits). The split of the budget is the paper's: the meta network 300 parts, each module 100,
+`fashion_mnist` and `cifar10` (../shared/data; skipped where that is not). On each, every side's learning rate is found by the same search
+on the first seed. The split of the budget is the paper's: the meta network 300 parts, each module 100,
 fine-tuning 100, scaled so that counted FLOPs equal those of training end to end. Resumable. Writes results/incubation.json and .png.
 """
 
@@ -212,20 +212,18 @@ def critical_path(nodes: dict[str, Any], cost: str) -> float:
 
 
 def part(
-    setting: dict[str, Any], name: str, seeds: list[int], out: Path, executor: Any, rates: dict[str, Any]
+    setting: dict[str, Any], name: str, seeds: list[int], out: Path, executor: Any, near: dict[str, float]
 ) -> dict[str, Any]:
-    """All sides on one data set. `rates` holds what the search found on the digits, and is filled by them and by the text."""
+    """All sides on one data set, each at the rate that a search on the first seed finds, beginning at `near` if that is known."""
     if name not in ("text", "digits") and npz_of(name) is None:
         return {"skipped": "no ../shared/data"}
-    study, found = Study(setting, name, out, executor), {}
-    if not rates:
-        for side in SIDES:
-            tried = search(
-                lambda rate, side=side: study.badness(side, {**rates, side: rate}, seeds[0]), setting["rates"]
-            )
-            rates[side] = min(tried, key=tried.__getitem__)
-            found.setdefault("search", {})[side] = {f"{rate:g}": tried[rate] for rate in sorted(tried)}
-            print(name, side, found["search"][side], file=sys.stderr, flush=True)
+    study, found, rates = Study(setting, name, out, executor), {"search": {}}, {}
+    for side in SIDES:
+        start = (near[side], 2 * near[side]) if near else setting["rates"]
+        tried = search(lambda rate, side=side: study.badness(side, {**rates, side: rate}, seeds[0]), start)
+        rates[side] = min(tried, key=tried.__getitem__)
+        found["search"][side] = {f"{rate:g}": tried[rate] for rate in sorted(tried)}
+        print(name, side, found["search"][side], file=sys.stderr, flush=True)
     found |= {"metric": study.metric, "sides": {side: measured(study, side, rates, seeds) for side in SIDES}}
     if name == "digits":
         found["fractions"] = {
