@@ -31,13 +31,13 @@ from sklearn.preprocessing import StandardScaler
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import shared_data
 from paired import say, summary
 
 from meristem.adaptive import AdaNetClassifier
 from meristem.checkpoints.write import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared" / "data"
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 PAPER = {  # Table 1: AdaNet, logistic regression, network
     "deer-truck": (0.9372, 0.8997, 0.9213),
@@ -75,11 +75,8 @@ def features(images: np.ndarray) -> np.ndarray:
     return (joined - low) / np.where(high > low, high - low, 1)
 
 
-def load_pairs(pairs: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    sys.path.insert(0, str(SHARED))
-    from load_data import jpegs
-
-    parts = [jpegs("cifar10_jpeg", split) for split in ("train", "test")]
+def load_pairs(data: Any, pairs: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    parts = [data.jpegs("cifar10_jpeg", split) for split in ("train", "test")]
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     sets = {}
     for pair in pairs:
@@ -106,9 +103,10 @@ def sides(setting: dict[str, Any], seed: int) -> dict[str, list[Any]]:
 
 
 def pairs(setting: dict[str, Any], kept: dict[str, Any], save: Any) -> dict[str, Any]:
-    if not SHARED.exists():
+    data = shared_data.loader()
+    if data is None:
         return {"skipped": "no ../shared/data"}
-    for name, (x, y) in load_pairs(setting["pairs"]).items():
+    for name, (x, y) in load_pairs(data, setting["pairs"]).items():
         if name in kept:
             continue
         parts = np.array_split(np.arange(len(x)), 10)

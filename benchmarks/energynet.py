@@ -32,6 +32,7 @@ from sklearn.preprocessing import StandardScaler
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import shared_data
 from paired import say, summary
 
 from meristem.adaptive import RBM, EnergyNetClassifier, InfiniteRBM
@@ -39,7 +40,6 @@ from meristem.adaptive.pictures import filters, posterior_over_units, save_figur
 from meristem.checkpoints.write import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared" / "data"
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
         "mnist": {"rows": 20_000, "passes": 15, "tuning_passes": 3, "rates": (0.01, 0.03, 0.1), "seeds": 2, "device": "cpu"},
@@ -63,16 +63,14 @@ SIDES = {"RBM-100": (RBM, {"n_components": 100}), "RBM-500": (RBM, {"n_component
 
 
 def load(name: str, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    if not SHARED.exists():
+    loader = shared_data.loader()
+    if loader is None:
         return None
-    sys.path.insert(0, str(SHARED))
-    from load_data import binary_mnist, silhouettes
-
     if name == "caltech":
-        data = silhouettes()
+        data = loader.silhouettes()
         train, valid, test = (data[f"{part}_data"].astype(np.float32) for part in ("train", "val", "test"))
     else:
-        data = binary_mnist()
+        data = loader.binary_mnist()
         arrays = [v.astype(np.float32) for v in data.values() if v.ndim == 2 and 784 in v.shape]
         arrays = [a if a.shape[1] == 784 else a.T for a in arrays]
         whole, test = max(arrays, key=len), min(arrays, key=len)

@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import shared_data
 from hypercloning import ROOT, llama
 
 WIDE = {"width": 2, "optimizer": "carry"}
@@ -129,7 +130,7 @@ def measure(
 
 def source(data: str) -> str:
     """Where the corpus is: a text of ../shared/data is unpacked into a folder of documents; everything else is left as it is."""
-    packed = ROOT.parent / "shared" / "data" / "text" / f"{data}.txt.xz"
+    packed = shared_data.FOLDER / "text" / f"{data}.txt.xz"
     if not packed.is_file():
         return data
     folder = ROOT / "runs" / "texts" / data

@@ -13,7 +13,6 @@ fine-tuning 100, scaled so that counted FLOPs equal those of training end to end
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
@@ -23,10 +22,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import shared_data
 from growth import search, total_curve
 from hypercloning import ROOT, llama
 
-SHARED = ROOT.parent / "shared" / "data"
 MODULES, PARTS = 4, (3, 1, 1)  # of the budget: meta network, each module, fine-tuning (300, 100, 100 epochs)
 
 
@@ -85,15 +84,11 @@ def npz_of(name: str) -> Path | None:
     file = ROOT / "runs" / "images" / f"{name}.npz"
     if file.exists():
         return file
-    if not (SHARED / "load_data.py").is_file():
+    loader = shared_data.loader()
+    if loader is None:
         return None
     import numpy as np
 
-    spec = importlib.util.spec_from_file_location("load_data", SHARED / "load_data.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loader = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loader)
     if name == "cifar10":
         (x, y), (held_x, held_y) = (loader.jpegs("cifar10_jpeg", split) for split in ("train", "test"))
     else:

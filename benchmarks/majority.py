@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import shared_data
 from growth import total_curve
 from hypercloning import ROOT, llama
 
@@ -225,16 +226,9 @@ def accuracy(model: nn.Module, data: Images) -> float:
 
 def images(name: str, setting: dict[str, Any]) -> tuple[Images, Images, Images] | None:
     """Training, validation and test images, flat and normalised; None where ../shared/data is not."""
-    folder = ROOT.parent / "shared" / "data"
-    if not (folder / "load_data.py").is_file():
+    loader = shared_data.loader()
+    if loader is None:
         return None
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("load_data", folder / "load_data.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loader = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loader)
     arrays = loader.mnist(name)
     x, y, tx, ty = (torch.as_tensor(a) for a in arrays)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))

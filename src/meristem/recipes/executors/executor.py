@@ -34,6 +34,16 @@ class Executor(ABC):
         once more than the executor's `retries`."""
 
 
+def with_retries(attempt: Callable[[], None], retries: int, over: Callable[[], bool]) -> None:
+    """Call `attempt`, and again after each of up to `retries` crashes, unless all is `over`."""
+    for number in range(retries + 1):
+        try:
+            return attempt()
+        except NodeCrashed:
+            if over() or number == retries:
+                raise
+
+
 def check_count(name: str, value: object, least: int) -> None:
     """Raises MeristemError unless `value` is a whole number of at least `least`."""
     if not isinstance(value, int) or value < least:

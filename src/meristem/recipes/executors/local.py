@@ -8,9 +8,8 @@ import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from meristem.recipes.executors.executor import Executor, check_count, run_node
+from meristem.recipes.executors.executor import Executor, check_count, run_node, with_retries
 from meristem.recipes.node import Job
-from meristem.recipes.perform import NodeCrashed
 
 
 class Local(Executor):
@@ -34,13 +33,13 @@ class Local(Executor):
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(self.slots):
             self._free.put(slot)
-        self._running: set[subprocess.Popen[Any]] = set()
+        self._running: dict[int, subprocess.Popen[Any]] = {}  # the latest process of each slot
         self._over = False
         return self
 
     def __exit__(self, *error: object) -> None:
         self._over = True
-        for process in list(self._running):
+        for process in list(self._running.values()):
             process.kill()
         self._pool.shutdown(cancel_futures=True)
 
@@ -49,24 +48,19 @@ class Local(Executor):
 
     def _run(self, job: Job) -> None:
         slot = self._free.get()
+
+        def started(process: subprocess.Popen[Any]) -> None:
+            self._running[slot] = process
+            if self._over:
+                process.kill()
+
+        def attempt() -> None:
+            run_node(str(job.directory), self._share(slot), started)
+
         try:
-            for attempt in range(self.retries + 1):
-                mine: list[subprocess.Popen[Any]] = []
-                try:
-                    return run_node(str(job.directory), self._share(slot), lambda p, mine=mine: self._note(p, mine))
-                except NodeCrashed:
-                    if self._over or attempt == self.retries:
-                        raise
-                finally:
-                    self._running.difference_update(mine)
+            with_retries(attempt, self.retries, lambda: self._over)
         finally:
             self._free.put(slot)
-
-    def _note(self, process: subprocess.Popen[Any], mine: list[subprocess.Popen[Any]]) -> None:
-        mine.append(process)
-        self._running.add(process)
-        if self._over:
-            process.kill()
 
     def _share(self, slot: int) -> dict[str, str]:
         """The slot's part of cores and GPUs, as environment variables."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from meristem.errors import MeristemError, first_line
-from meristem.recipes.executors.executor import Executor, check_count, run_node
+from meristem.recipes.executors.executor import Executor, check_count, run_node, with_retries
 from meristem.recipes.node import Job
 from meristem.recipes.perform import NodeCrashed
 
@@ -62,15 +62,7 @@ class Slurm(Executor):
         self._pool.shutdown(cancel_futures=True)
 
     def submit(self, job: Job) -> Future[None]:
-        return self._pool.submit(self._run, job)
-
-    def _run(self, job: Job) -> None:
-        for attempt in range(self.retries + 1):
-            try:
-                return self._attempt(job)
-            except NodeCrashed:
-                if self._over or attempt == self.retries:
-                    raise
+        return self._pool.submit(with_retries, lambda: self._attempt(job), self.retries, lambda: self._over)
 
     def _attempt(self, job: Job) -> None:
         wanted = job.node.resources
