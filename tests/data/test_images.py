@@ -43,6 +43,23 @@ def test_an_npz_file(tmp_path, arrays):
     assert images.train_labels[0] == arrays["y_train"][position]
 
 
+def test_a_folder_of_images(tmp_path, arrays):
+    pytest.importorskip("datasets")
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for i, (pixels, label) in enumerate(zip(arrays[f"x_{split}"], arrays[f"y_{split}"], strict=True)):
+            place = tmp_path / "pictures" / split / f"class{label}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(place / f"{i:02d}.png")
+    images = open_images(str(tmp_path / "pictures"))
+    assert (images.train.shape, images.eval.shape, images.num_labels) == ((40, 3, 8, 6), (12, 3, 8, 6), 4)
+    assert sorted(images.train_labels) == sorted(arrays["y_train"])
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "pictures" / "test" / "class0" / "odd.png")
+    with pytest.raises(ms.MeristemError, match="images of different shapes"):
+        open_images(str(tmp_path / "pictures"))
+
+
 @pytest.mark.parametrize("change, message", [
     ({"y_train": None}, "no array .*y_train"),
     ({"y_train": np.arange(39)}, "whole labels from 0"),

@@ -44,8 +44,9 @@ def open_images(source: str, fraction: float = 1.0, eval_examples: int | None = 
 
     Args:
         source: "digits" (scikit-learn's, on every machine; every fifth is held out), an `.npz` file with Keras' arrays x_train,
-            y_train, x_test and y_test (images as examples x height x width, perhaps x channels), or the name of a Hugging Face
-            data set with the columns `image` and `label` (needs the extra `data`).
+            y_train, x_test and y_test (images as examples x height x width, perhaps x channels), a folder `train/CLASS/*.png` and
+            `test/CLASS/*.png`, or the name of a Hugging Face data set with the columns `image` and `label` (these two need the extra
+            `data`).
         fraction: of the training images, a random choice that is the same on every machine.
         eval_examples: how many held-out images to use, of all classes alike; all of them by default.
 
@@ -56,10 +57,10 @@ def open_images(source: str, fraction: float = 1.0, eval_examples: int | None = 
         arrays = _digits()
     elif Path(source).is_file():
         arrays = _numpy_file(Path(source))
-    elif source.startswith((".", "/", "~")) or source.endswith(".npz"):
-        raise MeristemError(f"{source}: no such file")
+    elif not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.endswith(".npz")):
+        raise MeristemError(f"{source}: no such file or folder")
     else:
-        arrays = _hub(source)
+        arrays = _data_set(source)
     x, y, held_x, held_y = (np.asarray(array) for array in arrays)
     _check(source, x, y, held_x, held_y)
     chosen = np.random.default_rng(0).permutation(len(x))[: max(1, round(fraction * len(x)))]
@@ -137,15 +138,16 @@ def _numpy_file(path: Path) -> tuple[np.ndarray, ...]:
         raise MeristemError(f"{path} is no NumPy .npz file of plain arrays: {first_line(error)}") from error
 
 
-def _hub(source: str) -> tuple[np.ndarray, ...]:
+def _data_set(source: str) -> tuple[np.ndarray, ...]:
     try:
         import datasets
     except ImportError as error:
         raise MeristemError(
-            f"{source} is no file, and reading data sets by name needs: pip install 'meristem[data]'"
+            f"{source}: reading folders of images and data sets by name needs: pip install 'meristem[data]'"
         ) from error
+    folder = Path(source).is_dir()
     try:
-        loaded = datasets.load_dataset(source)
+        loaded = datasets.load_dataset("imagefolder", data_dir=source) if folder else datasets.load_dataset(source)
     except Exception as error:
         raise MeristemError(f"data set {source!r} cannot be loaded: {first_line(error)}") from error
     held = next((split for split in ("test", "validation", "valid") if split in loaded), None)
@@ -160,7 +162,13 @@ def _hub(source: str) -> tuple[np.ndarray, ...]:
             raise MeristemError(
                 f"data set {source!r} wants columns image and label; it has {', '.join(rows.column_names)}"
             )
-        found += [np.stack([np.asarray(row) for row in rows["image"]]), np.asarray(rows["label"])]
+        pictures = [np.asarray(image) for image in rows["image"]]
+        shapes = {picture.shape for picture in pictures}
+        if len(shapes) > 1:
+            raise MeristemError(
+                f"{source}: images of different shapes, such as {sorted(shapes, key=str)[:3]}; bring them to one"
+            )
+        found += [np.stack(pictures), np.asarray(rows["label"])]
     return tuple(found)
 
 
