@@ -221,7 +221,9 @@ def test_the_table_shows_how_far_nodes_are(recipe, undisturbed, tmp_path):
     assert columns["attempt"] == ["1", "", "1", ""]
 
 
-def test_what_is_no_executor_is_refused():
+def test_what_is_no_executor_is_refused(recipe, tmp_path):
+    with pytest.raises(ms.MeristemError, match="callbacks stay in this process"):
+        run(recipe, tmp_path, callbacks=[object()], executor=build_executor("local", {}))
     with pytest.raises(ms.MeristemError, match="did you mean 'ray'"):
         build_executor("rai", {})
     with pytest.raises(ms.MeristemError, match="no option 'slot'; did you mean 'slots'"):

@@ -32,6 +32,10 @@ def run(recipe: Recipe, out: str | Path, callbacks: Sequence[Any] = (), executor
     Raises:
         MeristemError: for bad input, at once where it can be known before training; and if a node fails for good.
     """
+    if executor and callbacks:
+        raise MeristemError(
+            "callbacks stay in this process, and an executor runs nodes elsewhere; give one or the other"
+        )
     task = open_task(recipe.data)
     print(task.description, file=sys.stderr, flush=True)
     jobs = plan_jobs(recipe, Path(out), task.fingerprint)
@@ -48,10 +52,6 @@ def run(recipe: Recipe, out: str | Path, callbacks: Sequence[Any] = (), executor
                 perform(job.directory, task, callbacks)
             except NodeCrashed as error:
                 raise MeristemError(f"{error}; run the same command again to go on") from error
-    elif callbacks:
-        raise MeristemError(
-            "callbacks stay in this process, and an executor runs nodes elsewhere; give one or the other"
-        )
     elif waiting:
         from meristem.recipes.fan_out import fan_out
 
