@@ -200,6 +200,7 @@ def test_a_node_is_sharded_and_carries_its_optimizer(recipe, tmp_path, monkeypat
     )
     assert one.keys() == other.keys()
     for name, entries in one.items():
+        assert float(entries["step"]) == float(other[name]["step"]) == 10
         torch.testing.assert_close(other[name]["exp_avg"], entries["exp_avg"], atol=1e-5, rtol=1e-3)
 
 

@@ -54,29 +54,34 @@ class Stopwatch(TrainerCallback):
         state.log_history[-1]["train_seconds"] = self.seconds
 
 
-class NodeTrainer(Trainer):
-    """Trainer that starts from a grown optimizer: its state, and its learning rates by parameter."""
+class CarriedState(TrainerCallback):
+    """Begins a run with the optimizer state of a grown network. Not earlier, since sharding exchanges the parameters before a run
+    begins; a resumed run has its own."""
 
-    def __init__(
-        self, *args: Any, initial_state: State | None, amplitudes: Mapping[str, tuple[float, float]], **kwargs: Any
-    ) -> None:
-        self._initial_state, self._amplitudes = initial_state, amplitudes
+    def __init__(self, initial_state: State) -> None:
+        self.initial_state = initial_state
+
+    def on_train_begin(self, args, state, control, model: Any = None, optimizer: Any = None, **kwargs) -> None:
+        if state.global_step == 0:
+            load_named_state(_plain(optimizer), model, self.initial_state)
+
+
+class NodeTrainer(Trainer):
+    """Trainer with learning rates by parameter, as a growth asks for them."""
+
+    def __init__(self, *args: Any, amplitudes: Mapping[str, tuple[float, float]], **kwargs: Any) -> None:
+        self._amplitudes = amplitudes
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any):
         optimizer = super().create_optimizer(*args, **kwargs)
-        model = self.accelerator.unwrap_model(self.model)
         if self._amplitudes:
+            model = self.accelerator.unwrap_model(self.model)
             groups = scaled_groups(optimizer.param_groups, model, self._amplitudes)
             optimizer.param_groups.clear()
             for group in groups:
                 optimizer.add_param_group(group)
         return optimizer
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None and self._initial_state:  # here, since sharding has changed the parameters in between
-            load_named_state(_plain(self.optimizer), self.accelerator.unwrap_model(self.model), self._initial_state)
 
 
 def train(
@@ -115,6 +120,8 @@ def train(
     if spec.majority:
         model = spec.majority.apply(model, seed)
         callbacks = (MajorityCallback(), *callbacks)
+    if optimizer_state:
+        callbacks = (CarriedState(optimizer_state), *callbacks)
     stopwatch = Stopwatch()
     trainer = NodeTrainer(
         model=model,
@@ -122,7 +129,6 @@ def train(
         train_dataset=examples,
         eval_dataset=task.evaluation_set(),
         callbacks=[stopwatch, ProgressLine(label), StatusFile(directory), *callbacks],
-        initial_state=optimizer_state,
         amplitudes=(amplitudes or {}) if spec.scale_learning_rate else {},
         **task.trainer_options(),
     )
