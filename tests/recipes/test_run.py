@@ -102,6 +102,11 @@ def test_a_node_that_trains_kernels_leaves_a_plain_model(corpus_file, tmp_path):
     assert nodes["big"].curve[0]["eval_loss"] == pytest.approx(
         small.metrics["eval_loss"], abs=1e-3
     )  # annealed to the mean
+    recipe["nodes"]["further"] = {
+        "train": {**recipe["nodes"]["big"]["train"], "from": "big", "majority": {"kernels": 2}}
+    }
+    further = run(parse_recipe(recipe), tmp_path)[0]["further"]  # the kernels begin with moments of their own
+    assert further.metrics["eval_loss"] < nodes["big"].metrics["eval_loss"] + 0.1
     recipe["nodes"]["grown"]["grow"]["optimizer"] = "carry"
     with pytest.raises(ms.MeristemError, match="optimizer: reset"):
         run(parse_recipe(recipe), tmp_path)

@@ -120,7 +120,7 @@ def train(
     if spec.majority:
         model = spec.majority.apply(model, seed)
         callbacks = (MajorityCallback(), *callbacks)
-    if optimizer_state:
+    if optimizer_state and not spec.majority:  # moments of one kernel are none of several
         callbacks = (CarriedState(optimizer_state), *callbacks)
     stopwatch = Stopwatch()
     trainer = NodeTrainer(
