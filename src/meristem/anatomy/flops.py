@@ -22,9 +22,7 @@ def training_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     modes = {module: module.training for module in model.modules()}
     model.train()
     for module in modes:
-        if isinstance(
-            module, _NormBase
-        ):  # it counts nothing, and its running statistics are none of this batch's business
+        if isinstance(module, _NormBase):  # it counts nothing, and its running statistics have to stay
             module.eval()
     with _counting_attention_on_cpu(), flop_counter.FlopCounterMode(display=False) as counter:
         device = next(model.parameters()).device

@@ -9,7 +9,7 @@ from typing import Any
 
 from meristem.checkpoints.stored import StoredTensors
 from meristem.errors import MeristemError, first_line
-from meristem.growth.grouped_norms import PREFIX, is_grouped, known_class
+from meristem.growth.grouped_norms import is_grouped, known_class
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -45,9 +45,7 @@ def open_config(source: str, trust_remote_code: bool = False) -> Any:
         raise MeristemError(f"{source}: no such directory, and no hub name either (owner/name)")
     else:
         entries = {}
-    if str(entries.get("model_type", "")).startswith(
-        PREFIX
-    ):  # a class that Meristem knows: the file beside it is not run
+    if is_grouped(entries.get("model_type")):  # a class that Meristem knows: the file beside it is not run
         return _grouped(entries, source)
     if "auto_map" in entries and not trust_remote_code:
         raise MeristemError(f"{source} brings its own code ({entries['auto_map']}); pass --trust-remote-code to run it")
@@ -93,7 +91,7 @@ def model_class_of(config: Any, source: str, trust_remote_code: bool = False) ->
     names = config.architectures
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise MeristemError(f"{source}: config.json names no architecture, so its model class is unknown")
-    if is_grouped(config):
+    if is_grouped(config.model_type):
         return known_class({"architectures": names})
     if trust_remote_code and getattr(config, "auto_map", None):
         from transformers.dynamic_module_utils import get_class_from_dynamic_module

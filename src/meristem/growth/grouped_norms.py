@@ -22,7 +22,7 @@ def grouped_class(model_class: type) -> tuple[type, type]:
     import transformers
 
     config_class = model_class.config_class  # type: ignore[attr-defined]
-    if is_grouped(config_class):
+    if is_grouped(config_class.model_type):
         return config_class, model_class
     config_made, model_made = modeling_grouped.grouped(config_class, model_class)
     transformers.AutoConfig.register(config_made.model_type, config_made, exist_ok=True)
@@ -31,9 +31,9 @@ def grouped_class(model_class: type) -> tuple[type, type]:
     return config_made, model_made
 
 
-def is_grouped(config: Any) -> bool:
-    """Whether a config, or its class, is one of grouped norms."""
-    return str(getattr(config, "model_type", "")).startswith(PREFIX)
+def is_grouped(model_type: Any) -> bool:
+    """Whether this `model_type` of a config is one of grouped norms."""
+    return str(model_type).startswith(PREFIX)
 
 
 def grouped_config(config: Any, model_class: type, groups: Sequence[int]) -> Any:

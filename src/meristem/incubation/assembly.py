@@ -11,7 +11,7 @@ from meristem.errors import MeristemError
 from meristem.growth.build import filled
 from meristem.incubation.division import Division
 from meristem.incubation.hybrid import Incubation
-from meristem.incubation.ownership import lists_in_order, outside
+from meristem.incubation.ownership import lists_in_order, owned, renumbered
 
 
 def assemble(incubations: Sequence[Incubation]) -> nn.Module:
@@ -43,33 +43,20 @@ def assemble(incubations: Sequence[Incubation]) -> nn.Module:
 
 def _places(division: Division, stage: int) -> list[int]:
     """For each block of a stage, a block of the first hybrid whose place in per-layer lists of the config it takes."""
-    in_first = division.origins(0)[stage]  # the meta's block at each place of the first hybrid
-    found: list[int] = []
-    for place, module in enumerate(division.of_stage(stage)):
-        if module == 0:
-            found += division.in_hybrid(0)
-            continue
-        depth, own = division.depths[module], division.meta_layers
-        found += [in_first.index(place * own + layer * own // depth) for layer in range(depth)]
-    return found
+    own = [*division.in_hybrid(0)] if stage == 0 else []
+    in_first, in_large = (division.origins(*modules)[stage] for modules in ([0], range(division.modules)))
+    return own + [in_first.index(block) for block in in_large[len(own) :]]
 
 
 def _collected(by_module: Mapping[int, Incubation], division: Division, prefixes: Sequence[str]) -> dict[str, Tensor]:
-    """The large network's tensors: every module's blocks renumbered, what stands around a stage from the module that owns it, and
-    what belongs to no module (a tied embedding) from the first."""
+    """The large network's tensors: what every module owns, its blocks renumbered, and what belongs to no module (a tied embedding)
+    from the first."""
     found: dict[str, Tensor] = {}
     for module, incubation in sorted(by_module.items()):
-        state, stage = incubation.model.state_dict(), division.stage_of(module)
-        prefix = prefixes[stage]
-        for place, layer in enumerate(division.in_hybrid(module)):
-            start = f"{prefix}.{layer}."
-            for name in (n for n in state if n.startswith(start)):
-                found[f"{prefix}.{division.start(module) + place}.{name.removeprefix(start)}"] = state[name]
+        state, prefix = incubation.model.state_dict(), prefixes[division.stage_of(module)]
         if module == 0:
             found |= {n: t for n, t in state.items() if not n.startswith(tuple(f"{p}." for p in prefixes))}
-        around = outside(incubation.model, prefixes, incubation.inputs)
-        if module == division.of_stage(stage)[0]:
-            found |= {name: state[name] for name in around[stage]}
-        if module == division.modules - 1:
-            found |= {name: state[name] for name in around[-1]}
+        shift = division.start(module) - division.in_hybrid(module).start
+        for name in owned(incubation.model, prefixes, division, module, incubation.inputs):
+            found[renumbered(name, prefix, lambda layer, shift=shift: layer + shift)] = state[name]
     return found

@@ -76,14 +76,14 @@ class Division:
         first = (module - self.of_stage(self.stage_of(module))[0]) * self.meta_layers
         return range(first, first + self.depths[module])
 
-    def origins(self, module: int) -> tuple[list[int], ...]:
-        """For every stage of the hybrid of `module`, the block of the meta network that each block stands at the place of."""
+    def origins(self, *large: int) -> tuple[list[int], ...]:
+        """For every stage, the block of the meta network that each block stands at the place of; in the network that has the modules
+        `large` of the large network (one in a hybrid) and the meta's for the others."""
         own = self.meta_layers
         found = []
-        for stage, modules in enumerate(map(self.of_stage, range(len(self.stages)))):
-            depths = [self.depths[m] if m == module else own for m in modules]
+        for modules in map(self.of_stage, range(len(self.stages))):
+            depths = [self.depths[m] if m in large else own for m in modules]
             found.append([m * own + layer * own // depth for m, depth in enumerate(depths) for layer in range(depth)])
-            assert len(found[stage]) == sum(depths)
         return tuple(found)
 
     def check(self, module: int) -> None:

@@ -24,7 +24,7 @@ from meristem.growth.build import build, filled
 from meristem.growth.method import Method, Weights
 from meristem.growth.plan import LayerMap, LayerSource
 from meristem.incubation.division import Division
-from meristem.incubation.ownership import lists_in_order, owned
+from meristem.incubation.ownership import lists_in_order, owned, renumbered
 
 Start = Literal["random", "clone"]
 
@@ -194,11 +194,8 @@ def _in_meta(name: str, anatomy: Anatomy, division: Division, module: int) -> st
     """The meta network's name of a tensor of the hybrid that is not the module's."""
     stage = division.stage_of(module)
     prefix, own = anatomy.blocks[stage].prefix, division.in_hybrid(module)
-    if not name.startswith(prefix + "."):
-        return name
-    layer, _, rest = name.removeprefix(prefix + ".").partition(".")
-    behind = int(layer) >= own.stop
-    return f"{prefix}.{int(layer) - (len(own) - division.meta_layers if behind else 0)}.{rest}"
+    more = len(own) - division.meta_layers
+    return renumbered(name, prefix, lambda layer: layer - more if layer >= own.stop else layer)
 
 
 def _keep_in_eval(layer: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -52,6 +52,14 @@ def owned(
     if module == division.modules - 1:
         names |= around[-1]
     return names
+
+
+def renumbered(name: str, prefix: str, place: Callable[[int], int]) -> str:
+    """The name of a tensor whose block moves to `place(block)`; unchanged outside of this list of blocks."""
+    if not _within(name, prefix):
+        return name
+    layer, _, rest = name.removeprefix(f"{prefix}.").partition(".")
+    return f"{prefix}.{place(int(layer))}.{rest}"
 
 
 def outside(model: nn.Module, prefixes: Sequence[str], inputs: Mapping[str, Tensor] | None = None) -> list[set[str]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from meristem.errors import MeristemError
 from meristem.recipes.executors import Executor
-from meristem.recipes.node import Job, load_result
+from meristem.recipes.node import Job, has_finished
 from meristem.recipes.perform import NodeCrashed
 from meristem.recipes.table import NodeTable
 
@@ -34,7 +33,7 @@ def fan_out(jobs: Sequence[Job], executor: Executor) -> None:
                 if any(parent in failed for parent in job.parents):
                     failed[name] = "not run: a parent failed"
                     del waiting[name]
-                elif all(load_result(parent) is not None for parent in job.parent_directories):
+                elif all(map(has_finished, job.parent_directories)):
                     running[executor.submit(job)] = waiting.pop(name)
                     table.submitted.add(name)
             if not running:
@@ -42,10 +41,10 @@ def fan_out(jobs: Sequence[Job], executor: Executor) -> None:
             done, _ = wait(running, REFRESH_SECONDS, FIRST_COMPLETED)
             for future in done:
                 job = running.pop(future)
-                with contextlib.suppress(MeristemError, NodeCrashed):
+                try:
                     future.result()
-                if future.exception() is not None:
-                    failed[job.directory.name] = str(future.exception())
+                except (MeristemError, NodeCrashed) as error:
+                    failed[job.directory.name] = str(error)
             table.refresh()
     if failed:
         said = [f"{name}: {message}" for name, message in failed.items()]

@@ -49,7 +49,7 @@ class Job:
         identity = {"format": FORMAT, "kind": node.kind, "spec": node.spec.model_dump(by_alias=True), "seed": seed}
         identity |= {"data": own, "parents": [p.hash for p in parents]}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        directory = out / f"{name}-s{seed}-{digest[:8]}"
+        directory = out / directory_name(name, seed, digest)
         return Job(directory, name, seed, digest, node, data, fingerprint, tuple(p.directory.name for p in parents))
 
     @property
@@ -121,12 +121,25 @@ def load_result(directory: Path) -> NodeResult | None:
     return NodeResult(**json.loads(file.read_text())) if file.exists() else None
 
 
-def ancestors_of(directory: Path) -> dict[str, NodeResult]:
+def has_finished(directory: Path) -> bool:
+    """Whether the node has left its result, which appears whole or not at all."""
+    return (directory / RESULT).exists()
+
+
+def directory_name(name: str, seed: int, hash: str) -> str:
+    """Where a node is kept."""
+    return f"{name}-s{seed}-{hash[:8]}"
+
+
+def ancestors_of(job: Job) -> dict[str, NodeResult]:
     """The results of all nodes that this one comes from, each once, by the names of their directories."""
-    job, found = Job.load(directory), {}
-    for parent in job.parents:
-        place = directory.parent / parent
-        result = load_result(place)
-        assert result is not None, f"{parent} has not finished"
-        found |= {parent: result, **ancestors_of(place)}
+    found: dict[str, NodeResult] = {}
+    waiting = list(job.parents)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            result = load_result(job.directory.parent / name)
+            assert result is not None, f"{name} has not finished"
+            found[name] = result
+            waiting += result.parents
     return found

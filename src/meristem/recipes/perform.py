@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from meristem.errors import MeristemError
 from meristem.recipes import status
-from meristem.recipes.node import Job, NodeResult, load_result
+from meristem.recipes.node import Job, NodeResult, has_finished
 from meristem.recipes.tasks import Task, open_task
 
 COMMAND = "meristem.recipes"  # python -m
@@ -31,7 +31,7 @@ class NodeCrashed(Exception):
     """A node's process ended as it should not; another attempt resumes from its last checkpoint."""
 
 
-def perform(directory: Path, task: Task | None = None, callbacks: Sequence[Any] = ()) -> NodeResult:
+def perform(directory: Path, task: Task | None = None, callbacks: Sequence[Any] = ()) -> None:
     """Run the node of this directory, unless it has finished, alone in it.
 
     Args:
@@ -44,17 +44,15 @@ def perform(directory: Path, task: Task | None = None, callbacks: Sequence[Any] 
     """
     job = Job.load(directory)
     with FileLock(directory / ".lock"):  # released by the system when the process ends, however it ends
-        if load_result(directory) is None:
-            status.begin(directory)
-            if job.node.resources.processes == 1:
-                finish(job, task, callbacks)
-            elif callbacks:
-                raise MeristemError(f"{job.label}: callbacks stay in this process, so they go with `processes: 1` only")
-            else:
-                _in_processes(job)
-        finished = load_result(directory)
-    assert finished is not None
-    return finished
+        if has_finished(directory):
+            return
+        status.begin(directory)
+        if job.node.resources.processes == 1:
+            finish(job, task, callbacks)
+        elif callbacks:
+            raise MeristemError(f"{job.label}: callbacks stay in this process, so they go with `processes: 1` only")
+        else:
+            _in_processes(job)
 
 
 def finish(job: Job, task: Task | None = None, callbacks: Sequence[Any] = ()) -> None:
@@ -88,7 +86,7 @@ def _in_processes(job: Job) -> None:
         except BaseException:
             os.killpg(group.pid, signal.SIGKILL)
             raise
-    if code and load_result(job.directory) is None:
+    if code and not has_finished(job.directory):
         said = status.error_of(job.directory)
         raise MeristemError(said) if said else NodeCrashed(f"{job.label}: torchrun ended with code {code}, see above")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meristem.errors import MeristemError
-from meristem.recipes.node import Job, NodeResult, load_result
+from meristem.recipes.node import Job, NodeResult, directory_name, has_finished, load_result
 from meristem.recipes.perform import NodeCrashed, perform
 from meristem.recipes.schema import Recipe
 from meristem.recipes.tasks import open_task
@@ -41,11 +41,11 @@ def run(recipe: Recipe, out: str | Path, callbacks: Sequence[Any] = (), executor
     jobs = plan_jobs(recipe, Path(out), task.fingerprint)
     waiting = []
     for job in jobs:
-        if load_result(job.directory) is None:
+        if has_finished(job.directory):
+            print(f"{job.label}: done before", file=sys.stderr, flush=True)
+        else:
             job.save()
             waiting.append(job)
-        else:
-            print(f"{job.label}: done before", file=sys.stderr, flush=True)
     if executor is None:
         for job in waiting:
             try:
@@ -77,4 +77,4 @@ def plan_jobs(recipe: Recipe, out: Path, fingerprint: str) -> list[Job]:
 
 
 def directory_of(out: Path, result: NodeResult) -> Path:
-    return out / f"{result.name}-s{result.seed}-{result.hash[:8]}"
+    return out / directory_name(result.name, result.seed, result.hash)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from dataclasses import asdict, dataclass, replace
@@ -62,8 +61,8 @@ class StatusFile(TrainerCallback):
         self.directory, self.status = directory, read(directory)
         self.written = 0.0
 
-    def _note(self, at_once: bool, **changes) -> None:
-        if self.status is None or int(os.environ.get("RANK", "0")):
+    def _note(self, at_once: bool, state, **changes) -> None:
+        if self.status is None or not state.is_world_process_zero:
             return
         self.status = replace(self.status, **changes)
         if at_once or time.monotonic() - self.written > EVERY_SECONDS:
@@ -71,11 +70,13 @@ class StatusFile(TrainerCallback):
             self.written = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        self._note(False, step=state.global_step, steps=state.max_steps)
+        self._note(False, state, step=state.global_step, steps=state.max_steps)
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if logs and "loss" in logs:
-            self._note(False, loss=float(logs["loss"]))
+            self._note(False, state, loss=float(logs["loss"]))
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
-        self._note(True, step=state.global_step, steps=state.max_steps, eval_loss=(metrics or {}).get("eval_loss"))
+        self._note(
+            True, state, step=state.global_step, steps=state.max_steps, eval_loss=(metrics or {}).get("eval_loss")
+        )

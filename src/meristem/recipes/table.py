@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from meristem.recipes import status
-from meristem.recipes.node import Job, load_result
+from meristem.recipes.node import Job, has_finished
 
 State = Literal["waiting", "queued", "running", "done", "failed"]
 COLOURS = {"waiting": "dim", "queued": "yellow", "running": "cyan", "done": "green", "failed": "red"}
@@ -48,7 +48,7 @@ class NodeTable:
         name = job.directory.name
         if name in self.failed:
             return "failed"
-        if load_result(job.directory) is not None:
+        if has_finished(job.directory):
             return "done"
         if name not in self.submitted:
             return "waiting"

@@ -73,7 +73,7 @@ def _train(job: Job, spec: TrainSpec, task: Task, callbacks: Sequence[Any]) -> O
     if spec.incubate:
         incubation = incubate(model, spec.incubate.division, spec.incubate.module, start=spec.incubate.start, seed=seed)
         model, state, factors = incubation.model, None, None  # the state is the meta network's
-    read = sum(result.examples for result in ancestors_of(job.directory).values())
+    read = sum(result.examples for result in ancestors_of(job).values())
     outcome = train(
         model,
         spec,
