@@ -18,6 +18,8 @@ _HOMES = {
     "grow": "meristem.growth.grow",
     "shrink": "meristem.growth.grow",
     "fuse": "meristem.growth.fuse",
+    "fuse_with_certificate": "meristem.growth.fuse",
+    "fuse_optimizer": "meristem.growth.fuse",
     "DeepFusion": "meristem.growth.deep_fusion",
     "grow_optimizer": "meristem.growth.optimizer",
     "grow_sharded": "meristem.growth.sharded",
@@ -67,6 +69,8 @@ if TYPE_CHECKING:
     from meristem.growth.aki import AKI as AKI
     from meristem.growth.deep_fusion import DeepFusion as DeepFusion
     from meristem.growth.fuse import fuse as fuse
+    from meristem.growth.fuse import fuse_optimizer as fuse_optimizer
+    from meristem.growth.fuse import fuse_with_certificate as fuse_with_certificate
     from meristem.growth.grow import grow as grow
     from meristem.growth.grow import shrink as shrink
     from meristem.growth.hypercloning import HyperCloning as HyperCloning

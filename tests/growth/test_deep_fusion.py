@@ -7,6 +7,7 @@ from torch import nn
 
 import meristem as ms
 from meristem.anatomy.inputs import example_inputs
+from meristem.growth.block_steps import MISSED, count_blocks_apart
 from meristem.growth.fuse import MeanOfParents, fuse_state, fuse_with_certificate
 
 FAMILIES = ["llama", "gpt2", "gpt_neox", "qwen3", "gemma", "bert", "t5", "bart", "vit", "mixtral", "opt_projected"]
@@ -121,7 +122,16 @@ def test_moments_are_gradients_of_the_mean_in_the_parents_own_blocks():
         own = fused[name]["exp_avg"] != 0
         assert torch.allclose(fused[name]["exp_avg"][own], parameter.grad[own], atol=1e-6), name
         assert torch.allclose(fused[name]["exp_avg_sq"][own], parameter.grad[own] ** 2, atol=1e-6), name
-        assert fused[name]["step"] == 2
+    shared, own = fused["head.bias"], fused["up.weight"]
+    assert shared["step"] == 2
+    assert "missed_steps" not in shared
+    assert own["step"] == 3
+    blocks = [
+        own["missed_steps"][rows, columns]
+        for rows in (slice(10), slice(10, 20))
+        for columns in (slice(6), slice(6, 12))
+    ]
+    assert [block.unique().tolist() for block in blocks] == [[0], [3], [3], [1]]
 
 
 def test_the_mean_of_parents_is_a_network():
@@ -155,3 +165,69 @@ def test_bad_input():
         ms.fuse([llama, llama], ms.DeepFusion(weights=[0.5, 0.6]))
     with pytest.raises(ms.MeristemError, match="noise"):
         ms.DeepFusion(noise=-1)
+
+
+def adam_by_hand(gradients, counts, beta1=0.9, beta2=0.99, rate=0.1, eps=1e-8):
+    """The sum of Adam's steps for gradients behind `counts` earlier steps that found none, in float64."""
+    first = second = total = torch.zeros_like(gradients[0])
+    for number, gradient in enumerate(gradients, start=1):
+        first = beta1 * first + (1 - beta1) * gradient
+        second = beta2 * second + (1 - beta2) * gradient**2
+        own = number + counts
+        total = total - rate * first / (1 - beta1**own) / ((second / (1 - beta2**own)).sqrt() + eps)
+    return total
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_every_block_takes_the_steps_of_its_own_count(foreach):
+    torch.manual_seed(0)
+    counts = torch.tensor([[40.0, 0.0], [0.0, 25.0]], dtype=torch.float64)
+    parameter = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, betas=(0.9, 0.99), weight_decay=0.0, foreach=foreach)
+    zero = torch.zeros_like(counts)
+    optimizer.state[parameter] = {
+        "step": torch.tensor(40.0),
+        "exp_avg": zero.clone(),
+        "exp_avg_sq": zero.clone(),
+        MISSED: 40 - counts,
+    }
+    count_blocks_apart(optimizer)
+    gradients = [torch.randn(2, 2, dtype=torch.float64) for _ in range(30)]
+    for gradient in gradients:
+        parameter.grad = gradient
+        optimizer.step()
+    assert torch.allclose(parameter.detach(), adam_by_hand(gradients, counts), atol=1e-9)
+    assert not torch.allclose(parameter.detach(), adam_by_hand(gradients, torch.full_like(counts, 40)), atol=1e-2)
+    assert MISSED in optimizer.state[parameter]
+    for _ in range(2000):
+        optimizer.step()
+    assert MISSED not in optimizer.state[parameter]  # it makes no difference any more
+
+
+def test_a_fused_optimizer_makes_first_steps_of_one_learning_rate_in_cross_blocks():
+    torch.manual_seed(0)
+    parents, optimizers = [pico.build("gpt2", seed).train() for seed in (0, 1)], []
+    tokens = torch.randint(3, 60, (4, 12))
+    for parent in parents:
+        optimizers.append(torch.optim.AdamW(parent.parameters(), lr=1e-3, weight_decay=0.0))
+        for _ in range(3):
+            parent.zero_grad()
+            parent(input_ids=tokens, labels=tokens).loss.backward()
+            optimizers[-1].step()
+    fusion = fuse_with_certificate(parents)
+    optimizer = ms.fuse_optimizer(fusion, optimizers, parents)
+    before = {name: p.detach().clone() for name, p in fusion.model.named_parameters()}
+    fusion.model.train()(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    name = "transformer.h.0.mlp.c_fc.weight"
+    moved, missed = (
+        fusion.model.get_parameter(name).detach() - before[name],
+        optimizer.state[fusion.model.get_parameter(name)][MISSED],
+    )
+    cross = missed == 3
+    assert 0.4 < cross.float().mean() < 0.6
+    assert float(moved[cross].abs().max()) == pytest.approx(1e-3, rel=1e-3)
+    assert float(moved[cross].abs().median()) == pytest.approx(1e-3, rel=1e-2)
+    again = ms.fuse_optimizer(fuse_with_certificate([fusion.model] * 2), [optimizer] * 2, [fusion.model] * 2)
+    twice = {entries["missed_steps"].unique().numel() for entries in again.state.values() if "missed_steps" in entries}
+    assert twice == {3}  # blocks of four steps, of one, and of none

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
@@ -17,7 +18,8 @@ from meristem.errors import PreservationError
 from meristem.growth.apply import grow_tensor, null_noise
 from meristem.growth.build import filled, grown_dtypes
 from meristem.growth.deep_fusion import SELF_FUSION_NOISE, DeepFusion
-from meristem.growth.optimizer import State, grow_state
+from meristem.growth.block_steps import MISSED
+from meristem.growth.optimizer import State, grow_state, load_named_state, named_state, own_steps, without_state
 from meristem.growth.plan import GrowthPlan
 
 
@@ -106,24 +108,47 @@ class MeanOfParents(nn.Module):
         return sum(w * logits_of(m, inputs) for w, m in zip(self.shares, self.models, strict=True))  # type: ignore[return-value]
 
 
+def fuse_optimizer(fusion: Fusion, optimizers: Sequence[Optimizer], parents: Sequence[nn.Module]) -> Optimizer:
+    """An optimizer for a fused network, with the parents' states (see `fuse_state`) and the hyperparameters of the first.
+
+    Args:
+        optimizers: those that trained `parents`, of one kind, with state made of moments (Adam, AdamW, SGD with momentum).
+
+    Raises:
+        MeristemError: if an optimizer is not its parent's, or holds state that cannot be fused.
+    """
+    states = [named_state(optimizer, parent) for optimizer, parent in zip(optimizers, parents, strict=True)]
+    fused = without_state(optimizers[0], parents[0], fusion.model, fusion.plans[:1], scale_learning_rate=False)
+    load_named_state(fused, fusion.model, fuse_state(fusion, states))
+    return fused
+
+
 def fuse_state(fusion: Fusion, states: Sequence[State]) -> dict[str, dict[str, Tensor]]:
     """The parents' optimizer states as one: moments follow the dual maps, weighted as the parents are in the mean, and are
-    zero in cross blocks; step counts are the smallest of the parents'.
+    zero in cross blocks; the step count is the largest of the parents', and other blocks have missed steps of it (see
+    `block_steps`).
 
     The gradient of the mean's loss at a parent's own block is its weight times the parent's, as far as their outputs agree.
     """
     total: dict[str, dict[str, Tensor]] = {}
+    counts: dict[str, list[Tensor]] = {}
     for plan, weight, state in zip(fusion.plans, fusion.weights, states, strict=True):
         for name, entries in grow_state(plan, state).items():
             known = total.setdefault(name, {})
-            for key, value in entries.items():
+            for key in entries:
                 if key == "step":
-                    known[key] = torch.minimum(known[key], value) if key in known else value
-                else:
-                    power = 2 if "sq" in key else 1  # of the gradient
+                    counts.setdefault(name, []).append(own_steps(plan, name, state))
+                elif key != MISSED:
+                    value, power = entries[key], 2 if "sq" in key else 1  # of the gradient
                     shared = not any(plan.tensors[name].maps)  # all parents' gradients are this tensor's: their mean
                     share = weight ** (power + 1 if shared else power)
                     known[key] = known[key] + share * value if key in known else share * value
+    for name, own in counts.items():
+        shared = not any(fusion.plans[0].tensors[name].maps)
+        steps = torch.stack(own).amin(0) if shared else torch.stack(own).sum(0)  # each entry is one parent's, or none's
+        total[name]["step"] = steps.max()
+        if (steps < steps.max()).any():
+            total[name][MISSED] = steps.max() - steps
     return total
 
 

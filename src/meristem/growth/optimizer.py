@@ -8,7 +8,7 @@ blocks with zeros, and both kick the trajectory).
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from meristem.anatomy import Anatomy
 from meristem.anatomy.streamed import Weights
 from meristem.errors import MeristemError
 from meristem.growth.apply import Moment, grow_tensor
+from meristem.growth.block_steps import MISSED, count_blocks_apart
 from meristem.growth.build import build
 from meristem.growth.dtensors import as_part
 from meristem.growth.method import Methods, as_list
@@ -59,6 +60,8 @@ def load_named_state(optimizer: Optimizer, model: nn.Module, state: State) -> No
     for name, entries in state.items():
         parameter = parameters[name]
         optimizer.state[parameter] = {key: as_part(value, parameter) for key, value in entries.items()}
+    if any(MISSED in entries for entries in state.values()):
+        count_blocks_apart(optimizer)
 
 
 def grow_state(plan: GrowthPlan, state: State) -> dict[str, Weights]:
@@ -68,7 +71,7 @@ def grow_state(plan: GrowthPlan, state: State) -> dict[str, Weights]:
     Raises:
         MeristemError: for a state entry whose growth is not known, naming it and the known ones.
     """
-    unknown = sorted({key for entries in state.values() for key in entries} - {"step", *MOMENTS})
+    unknown = sorted({key for entries in state.values() for key in entries} - {"step", MISSED, *MOMENTS})
     if unknown:
         raise MeristemError(f"optimizer state {unknown[0]!r} cannot be grown; known: step, {', '.join(MOMENTS)}")
     grown = {}
@@ -88,12 +91,31 @@ def dtypes_of(entries: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
 def _grown_entry(plan: GrowthPlan, tensor_plan: TensorPlan, state: State, own: str, key: str) -> Tensor:
     if key == "step":
         return state[own][key].clone()
+    if key == MISSED:
+        return state[own]["step"] - own_steps(plan, tensor_plan.name, state)
 
     def fetch(name: str) -> Tensor:
         entries = state.get(_source_name(plan, name))
         return entries[key] if entries else torch.zeros(plan.source.tensors[name].shape)
 
     return grow_tensor(tensor_plan, fetch, MOMENTS[key])
+
+
+def own_steps(plan: GrowthPlan, name: str, state: State) -> Tensor:
+    """How many steps each entry of a grown tensor has been trained: as many as its source (the mean of several); 0 without one."""
+    tensor_plan = plan.tensors[name]
+
+    def summed(of: Callable[[Mapping[str, Tensor], torch.Size], Tensor]) -> Tensor:
+        def fetch(source: str) -> Tensor:
+            shape = plan.source.tensors[source].shape
+            entries = state.get(_source_name(plan, source))
+            return of(entries, torch.Size(shape)) if entries else torch.zeros(shape)
+
+        return grow_tensor(tensor_plan, fetch, "second_moment")
+
+    steps = summed(lambda entries, shape: (entries["step"] - entries.get(MISSED, 0)).expand(shape))
+    sources = summed(lambda _, shape: torch.ones(shape))
+    return torch.where(sources > 0, steps / sources.clamp(min=1e-30), 0).round()
 
 
 def _source_name(plan: GrowthPlan, name: str) -> str:

@@ -19,6 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from meristem.data import Ordered
 from meristem.errors import MeristemError, nearest
+from meristem.growth.block_steps import count_blocks_apart
 from meristem.growth.dtensors import whole
 from meristem.growth.optimizer import State, load_named_state, named_state, scaled_groups
 from meristem.incubation import Incubation, cached_prefix
@@ -64,6 +65,8 @@ class CarriedState(TrainerCallback):
     def on_train_begin(self, args, state, control, model: Any = None, optimizer: Any = None, **kwargs) -> None:
         if state.global_step == 0:
             load_named_state(_plain(optimizer), model, self.initial_state)
+        else:
+            count_blocks_apart(_plain(optimizer))
 
 
 class NodeTrainer(Trainer):
