@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,3 +21,19 @@ def loader() -> Any | None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def reviews(folder: Path) -> str | None:
+    """The long movie reviews, unpacked into `folder` as a corpus of documents; None where ../shared/data is not."""
+    packed, place = FOLDER / "text" / "nltk_movie_reviews.zip", folder / "movie_reviews"
+    if not packed.is_file():
+        return None
+    if not place.is_dir():
+        from meristem.checkpoints.write import atomic_directory
+
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_directory(place) as unfinished, zipfile.ZipFile(packed) as archive:
+            for name in archive.namelist():
+                if name.endswith(".txt") and "movie_reviews/" in name:
+                    (unfinished / "-".join(name.split("/")[-2:])).write_bytes(archive.read(name))
+    return str(place)
