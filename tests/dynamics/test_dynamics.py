@@ -12,7 +12,7 @@ import meristem as ms
 from meristem.anatomy.inputs import example_inputs
 from meristem.dynamics import gradient, junction, junction_learning_rate, lie_bracket, modified_loss
 from meristem.dynamics.fields import hessian_product
-from meristem.dynamics.junction import language_loss, restricted
+from meristem.dynamics.junction import language_loss, restricted, warmup_steps
 from meristem.growth.fuse import fuse_with_certificate
 from meristem.growth.grow import grow_with_certificate
 
@@ -139,6 +139,40 @@ def test_self_fusion_conflicts_less_than_fusion_of_two():
     assert found[True].cosine > found[False].cosine
     assert found[True].conflict < found[False].conflict
     assert junction_learning_rate(found[True]) > junction_learning_rate(found[False]) > 0
+
+
+def test_with_second_moments_it_is_the_bracket_of_steps_that_adam_makes():
+    """theta' = theta - h P grad E, P fixed: what the order of both trainings changes, in the coordinates P^-1/2 theta."""
+    fusion, parents, forward, before, after, theta = fused_pair(same=False)
+    torch.manual_seed(3)
+    moments = {name: torch.rand_like(p) + 0.1 for name, p in theta.items()}
+    unknown = torch.zeros_like(theta["second.weight"], dtype=torch.bool)
+    unknown[:5, 5:] = True  # a cross block
+    moments["second.weight"][unknown] = torch.nan
+    v = {name: moment.clone() for name, moment in moments.items()}
+    v["second.weight"][unknown] = gradient(after, theta)["second.weight"][unknown].square().mean()
+    rates, h = {name: 1 / (moment.sqrt() + 1e-8) for name, moment in v.items()}, 1e-3
+
+    def train(*losses):
+        point = theta
+        for loss in losses:
+            found = gradient(loss, point)
+            point = {name: point[name] - h * rates[name] * found[name] for name in point}
+        return point
+
+    one, other = train(before, after), train(after, before)
+    moved = math.sqrt(sum(float(((one[n] - other[n]) / h**2 / rates[n].sqrt()).square().sum()) for n in theta))
+    measured = junction(fusion.plans, parents, fusion.model, forward, fusion.weights, moments)
+    assert measured.bracket == pytest.approx(moved, rel=0.02)
+    descent = math.sqrt(sum(float((g * rates[n].sqrt()).square().sum()) for n, g in gradient(after, theta).items()))
+    assert measured.gradient_after == pytest.approx(descent)
+    assert measured.loss_after == pytest.approx(float(after(theta)))
+
+
+def test_a_warm_up_begins_at_the_junctions_rate():
+    assert warmup_steps(1e-5, 1e-3) == 100
+    assert warmup_steps(2e-3, 1e-3) == 0
+    assert warmup_steps(math.inf, 1e-3) == 0
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma"])

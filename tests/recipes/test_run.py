@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -202,12 +203,23 @@ def test_growth_points_are_diagnosed(corpus_file, tmp_path):
     content = recipe_for(corpus_file)
     content["nodes"]["b"] = {"train": {**content["nodes"]["small"]["train"], "seed": 1}}
     content["nodes"]["both"] = {"fuse": {"from": ["small", "b"]}}
+    content["nodes"]["further"] = {"train": {**content["nodes"]["small"]["train"], "model": None, "from": "both"}}
+    content["nodes"]["twice"] = {"fuse": {"from": ["small", "small"]}}
     recipe = parse_recipe(content)
     (grown,) = diagnose(recipe, "grown", tmp_path)
     (fused,) = diagnose(recipe, "both", tmp_path, bound=0.2)
+    (twice,) = diagnose(recipe, "twice", tmp_path)
+    assert twice.junction.loss_before == pytest.approx(twice.junction.loss_after, abs=1e-4)
+    assert fused.optimizer == "adam"
+    rate = recipe.nodes["further"].train.learning_rate
+    assert fused.warmup == {"further": math.ceil(rate / fused.learning_rate)}
     assert grown.junction.loss_before == pytest.approx(grown.junction.loss_after, abs=1e-4)
     assert grown.junction.cosine > fused.junction.cosine
     assert fused.learning_rate == pytest.approx(0.2 / fused.junction.conflict)
+    for parent in ("small", "b"):
+        content["nodes"][parent]["train"]["trainer"] = {"optim": "sgd"}
+    (plain,) = diagnose(parse_recipe(content), "both", tmp_path)
+    assert plain.optimizer == "sgd"
     for node, words in (("small", "train node"), ("groun", "did you mean 'grown'")):
         with pytest.raises(ms.MeristemError, match=words):
             diagnose(recipe, node, tmp_path)

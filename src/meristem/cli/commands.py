@@ -343,14 +343,22 @@ def diagnose(file: Path, node: str, bound: float, out: Path | None) -> None:
         ("flatness before, |grad E|^2 / 4", lambda d: f"{d.junction.flatness_before:.3e}"),
         ("flatness after", lambda d: f"{d.junction.flatness_after:.3e}"),
         ("conflict |[g, f]| / |f|", lambda d: f"{d.junction.conflict:.3e}"),
-        (f"learning rate that keeps it at {bound:g} per step (SGD)", lambda d: f"{d.learning_rate:.3e}"),
+        (
+            f"learning rate that keeps it at {bound:g} per step ({found[0].optimizer})",
+            lambda d: f"{d.learning_rate:.3e}",
+        ),
+        *(
+            (f"steps of warm-up of {name} from there", lambda d, name=name: str(d.warmup[name]))
+            for name in found[0].warmup
+        ),
     )
     for label, cell in rows:
         table.add_row(label, *(cell(d) for d in found))
     Console().print(table)
-    print(
-        "start the next node there and warm up to its own rate; Adam rescales both fields, read the figure as a ratio then"
-    )
+    if found[0].optimizer == "adam":
+        print(
+            "measured in the coordinates in which Adam, with the second moments it has here, is plain gradient descent"
+        )
 
 
 def demo(out: Path) -> None:

@@ -16,9 +16,9 @@ from meristem.anatomy.streamed import Weights, weights_of
 from meristem.certificates import Certificate, verify
 from meristem.errors import PreservationError
 from meristem.growth.apply import grow_tensor, null_noise
+from meristem.growth.block_steps import MISSED
 from meristem.growth.build import filled, grown_dtypes
 from meristem.growth.deep_fusion import SELF_FUSION_NOISE, DeepFusion
-from meristem.growth.block_steps import MISSED
 from meristem.growth.optimizer import State, grow_state, load_named_state, named_state, own_steps, without_state
 from meristem.growth.plan import GrowthPlan
 

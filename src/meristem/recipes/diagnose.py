@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import default_data_collator
 
 from meristem.anatomy import Anatomy
 from meristem.checkpoints import open_model
 from meristem.dynamics import Junction, junction, junction_learning_rate
-from meristem.dynamics.junction import language_loss, restricted
+from meristem.dynamics.junction import language_loss, restricted, warmup_steps
 from meristem.errors import MeristemError, nearest
-from meristem.growth.fuse import fuse_with_certificate
+from meristem.growth.block_steps import MISSED
+from meristem.growth.fuse import fuse_state, fuse_with_certificate
+from meristem.growth.optimizer import State, grow_state
 from meristem.growth.plan import GrowthPlan
 from meristem.recipes.run import directory_of, run
 from meristem.recipes.schema import Recipe
 from meristem.recipes.tasks import open_task
+from meristem.recipes.train import ADAM_BETA2, load_state
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The measurement at a node, and the learning rate there that keeps h |[g, f]| / |f| at `bound`."""
+    """The measurement at a node, and the learning rate there that keeps h |[g, f]| / |f| at `bound`.
+
+    `optimizer`: whose rate it is, "adam" if the parents have left second moments, "sgd" else. `warmup`: for every train node that goes on
+    from here, the steps of warm-up to its own rate that begin at this one.
+    """
 
     node: str
     seed: int
     junction: Junction
     bound: float
     learning_rate: float
+    optimizer: Literal["adam", "sgd"]
+    warmup: dict[str, int]
 
 
 def diagnose(recipe: Recipe, node: str, out: Path, bound: float = 0.1, sequences: int = 8) -> list[Diagnosis]:
@@ -55,29 +66,74 @@ def diagnose(recipe: Recipe, node: str, out: Path, bound: float = 0.1, sequences
     found = []
     for seed, done in results.items():
         parents = [open_model(str(directory_of(out, done[name]) / "model")).float() for name in spec.parents]
-        large = open_model(str(directory_of(out, done[node]) / "model")).float()
-        plans, weights = _plans(recipe, node, seed, parents)
-        for plan, parent in zip(plans, parents, strict=True):
-            _check_way_back(plan, parent, large, fused=len(plans) > 1)
+        known = [_state(directory_of(out, done[name])) for name in spec.parents]
+        states = [state for state in known if state]
+        grown = _Grown.fused if spec.fuse else _Grown.grown
+        point = grown(recipe, node, seed, parents, states if len(states) == len(parents) else [])
+        large = point.large or open_model(str(directory_of(out, done[node]) / "model")).float()
+        for plan, parent in zip(point.plans, parents, strict=True):
+            _check_way_back(plan, parent, large, fused=len(point.plans) > 1)
         examples = task.training_set(sequences, seed, 0)
         batch = default_data_collator([examples[i] for i in range(sequences)])
-        measured = junction(plans, parents, large, language_loss(batch), weights)
-        found.append(Diagnosis(node, seed, measured, bound, junction_learning_rate(measured, bound)))
+        moments = _second_moments(point.state, _beta2(recipe, spec.parents[0])) if point.state else None
+        measured = junction(point.plans, parents, large, language_loss(batch), point.weights, moments)
+        rate = junction_learning_rate(measured, bound)
+        following = {n: s.train for n, s in recipe.nodes.items() if s.train and s.train.from_ == node}
+        warmup = {name: warmup_steps(rate, train.learning_rate) for name, train in following.items()}
+        found.append(Diagnosis(node, seed, measured, bound, rate, "adam" if moments else "sgd", warmup))
     return found
 
 
-def _plans(
-    recipe: Recipe, node: str, seed: int, parents: list[nn.Module]
-) -> tuple[list[GrowthPlan], tuple[float, ...]]:
-    spec = recipe.nodes[node]
-    if spec.fuse:
-        fusion = fuse_with_certificate(parents, spec.fuse.method(seed), verify=False)
-        return list(fusion.plans), fusion.weights
-    assert spec.grow is not None
-    methods = spec.grow.build_methods()
-    if len(methods) > 1:
-        raise MeristemError(f"{node!r} grows by {len(methods)} methods in turn; diagnose measures one: split the node")
-    return [methods[0].plan(Anatomy.of(parents[0]), parents[0])], (1.0,)
+@dataclass(frozen=True)
+class _Grown:
+    """A growth point: the plan and the weight of each parent, their optimizer states as the large network's, and that, if made anew."""
+
+    plans: Sequence[GrowthPlan]
+    weights: tuple[float, ...]
+    state: State | None
+    large: nn.Module | None = None
+
+    @staticmethod
+    def fused(recipe: Recipe, node: str, seed: int, parents: list[nn.Module], states: list[State]) -> _Grown:
+        """Without the noise of a self-fusion, which its copies cancel: a single copy, read back, is not its parent."""
+        spec = recipe.nodes[node].fuse
+        assert spec is not None
+        fusion = fuse_with_certificate(parents, replace(spec.method(seed), noise=0.0), verify=False)
+        return _Grown(fusion.plans, fusion.weights, fuse_state(fusion, states) if states else None, fusion.model)
+
+    @staticmethod
+    def grown(recipe: Recipe, node: str, seed: int, parents: list[nn.Module], states: list[State]) -> _Grown:
+        spec = recipe.nodes[node].grow
+        assert spec is not None
+        methods = spec.build_methods()
+        if len(methods) > 1:
+            raise MeristemError(
+                f"{node!r} grows by {len(methods)} methods in turn; diagnose measures one: split the node"
+            )
+        plan = methods[0].plan(Anatomy.of(parents[0]), parents[0])
+        return _Grown([plan], (1.0,), grow_state(plan, states[0]) if states else None)
+
+
+def _state(directory: Path) -> State | None:
+    """What the node's Adam has left; None of another optimizer."""
+    file = directory / "optimizer.safetensors"
+    state = load_state(file) if file.exists() else {}
+    return state if any("exp_avg_sq" in entries for entries in state.values()) else None
+
+
+def _beta2(recipe: Recipe, parent: str) -> float:
+    train = recipe.nodes[parent].train
+    return train.trainer.get("adam_beta2", ADAM_BETA2) if train else ADAM_BETA2
+
+
+def _second_moments(state: State, beta2: float) -> dict[str, Tensor]:
+    """Adam's v without its bias, for each entry's own number of steps; not a number where it has seen none."""
+    found = {}
+    for name, entries in state.items():
+        own = entries["step"] - entries.get(MISSED, 0)
+        bias = torch.where(own > 0, 1 - beta2**own, torch.nan)
+        found[name] = entries["exp_avg_sq"] / bias
+    return found
 
 
 def _check_way_back(plan: GrowthPlan, parent: nn.Module, large: nn.Module, fused: bool) -> None:

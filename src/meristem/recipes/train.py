@@ -35,6 +35,8 @@ from meristem.subnetworks.blocks import lists_of_blocks
 from meristem.subnetworks.callback import RaptrCallback
 from meristem.subnetworks.flops import PathFlops
 
+ADAM_BETA2 = 0.95
+
 
 class Stopwatch(TrainerCallback):
     """Seconds spent inside training steps, evaluation and saving left out; kept in the log, so a resume goes on."""
@@ -208,7 +210,7 @@ def _arguments(spec: TrainSpec, directory: Path, steps: int, seed: int) -> Train
         "lr_scheduler_type": spec.schedule,
         "warmup_steps": spec.warmup,
         "weight_decay": spec.weight_decay,
-        "adam_beta2": 0.95,
+        "adam_beta2": ADAM_BETA2,
         "eval_strategy": "steps",
         "eval_steps": every,
         "eval_on_start": True,
