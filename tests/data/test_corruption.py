@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from meristem.data import CorruptedSpans, MaskedSequences, Sequences
-from meristem.data.corruption import IGNORED, span_numbers
+from meristem.data.corruption import span_numbers
+from meristem.data.encoding import IGNORED
 
 TOKENS = np.arange(10, 10 + 64 * 50) % 200 + 5
 SENTINELS = np.arange(300, 400)

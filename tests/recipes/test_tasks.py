@@ -1,9 +1,14 @@
 """Every task of a recipe trains, and its networks grow."""
 
+import json
+from pathlib import Path
+
 import pytest
+import torch
 from test_run import word_tokenizer
 
 import meristem as ms
+from meristem.checkpoints import open_model
 from meristem.recipes import run
 from meristem.recipes.schema import parse_recipe
 from meristem.recipes.tasks import open_task
@@ -15,6 +20,7 @@ TASKS = {
     "causal-lm": {"model_type": "llama", **SIZES},
     "masked-lm": BERT,
     "span-corruption": T5,
+    "text-to-text": T5,
     "image-classification": {"model_type": "vit", "patch_size": 4, **SIZES},
 }
 
@@ -29,6 +35,13 @@ def corpus_file(tmp_path_factory):
 def data_of(task, corpus_file):
     if task == "image-classification":
         return {"task": task, "source": "digits", "eval_examples": 40}
+    if task == "text-to-text":
+        folder = Path(corpus_file).parent / "pairs"
+        folder.mkdir(exist_ok=True)
+        for name, numbers in (("train", range(400)), ("test", range(400, 440))):
+            rows = [json.dumps({"text": f"{i} or {i * 7}", "label": "odd" if i % 2 else "even"}) for i in numbers]
+            (folder / f"{name}.jsonl").write_text("\n".join(rows))
+        return {"task": task, "source": str(folder), "sequence_length": 32}
     return {"task": task, "source": corpus_file, "sequence_length": 32, "eval_sequences": 16}
 
 
@@ -44,7 +57,7 @@ def test_a_network_learns_and_grows(task, corpus_file, tmp_path):
     small, big = done["small"], done["big"]
     assert small.metrics["eval_loss"] < 0.9 * small.curve[0]["eval_loss"]
     assert big.curve[0]["eval_loss"] == pytest.approx(small.metrics["eval_loss"], rel=1e-4)
-    assert ("eval_accuracy" in small.metrics) == (task == "image-classification")
+    assert ("eval_accuracy" in small.metrics) == (task in ("image-classification", "text-to-text"))
     assert (small.examples, small.tokens) == (400, 0 if task == "image-classification" else 400 * 32)
 
 
@@ -55,3 +68,40 @@ def test_tokenizers_without_the_special_tokens(corpus_file, tmp_path):
             "a": {"train": {"model": TASKS[task], "examples": 1, "learning_rate": 1}}}}).data  # fmt: skip
         with pytest.raises(ms.MeristemError, match=words):
             open_task(data).evaluation_set()
+
+
+def test_a_pre_trained_encoder_decoder_is_tuned_to_answer(corpus_file, tmp_path):
+    common = {"batch_size": 8, "evaluations": 2}
+    before = {"train": {"model": T5, "examples": 200, "learning_rate": 1e-2, **common}}
+    run(parse_recipe({"data": data_of("span-corruption", corpus_file), "nodes": {"t5": before}}), tmp_path)
+    (trained,) = tmp_path.glob("t5-*/model")
+    nodes = {
+        "t5": {"checkpoint": {"source": str(trained)}},
+        "tuned": {"train": {"from": "t5", "examples": 1600, "learning_rate": 1e-2, **common}},
+    }
+    data = data_of("text-to-text", corpus_file)
+    tuned = run(parse_recipe({"data": data, "nodes": nodes}), tmp_path)[0]["tuned"]
+    assert tuned.metrics["eval_accuracy"] > 0.4 > tuned.curve[0]["eval_accuracy"]
+    nodes = {"gpt": {"train": {"model": TASKS["causal-lm"], "examples": 8, "learning_rate": 1e-2, **common}}}
+    with pytest.raises(ms.MeristemError, match="llama"):
+        run(parse_recipe({"data": data, "nodes": nodes}), tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_losses_are_means_over_the_tokens_that_are_asked_for(model_type, corpus_file, tmp_path):
+    entries = (
+        {"model_type": model_type, **SIZES}
+        if model_type == "llama"
+        else {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}
+    )
+    recipe = parse_recipe({"data": data_of("causal-lm", corpus_file), "nodes": {
+        "a": {"train": {"model": entries, "examples": 8, "batch_size": 4, "learning_rate": 1e-3, "evaluations": 1}}}})  # fmt: skip
+    loss = run(recipe, tmp_path)[0]["a"].metrics["eval_loss"]
+    model = open_model(str(next(tmp_path.glob("a-*")) / "model")).eval()
+    examples = open_task(recipe.data).evaluation_set()
+    tokens = torch.stack([examples[i]["input_ids"] for i in range(len(examples))])
+    with torch.no_grad():
+        logits = model(tokens).logits
+    assert loss == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())), rel=1e-4
+    )

@@ -4,6 +4,7 @@ from meristem.data.corpus import Corpus, open_corpus
 from meristem.data.corruption import CorruptedSpans, MaskedSequences
 from meristem.data.images import Images, LabelledImages, open_images
 from meristem.data.order import Ordered
+from meristem.data.pairs import PaddedPairs, Pairs, open_pairs
 from meristem.data.sequences import Sequences
 
 __all__ = [
@@ -13,7 +14,10 @@ __all__ = [
     "LabelledImages",
     "MaskedSequences",
     "Ordered",
+    "PaddedPairs",
+    "Pairs",
     "Sequences",
     "open_corpus",
     "open_images",
+    "open_pairs",
 ]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import sysconfig
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from meristem.errors import MeristemError, first_line
+from meristem.data.encoding import open_encoding
+from meristem.data.hub import load_data_set
+from meristem.errors import MeristemError
 
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".json", ".jsonl", ".csv", ".c", ".h", ".js", ".ts"}
-SEPARATOR, MASK, END = 0, 1, 2  # bytes that do not occur in text: between documents, for a masked byte, at an end
-SENTINELS = 100  # tokens that stand for a span, behind the 256 bytes
 EVAL_SHARE = 20  # one document in 20 is held out
 
 
@@ -47,7 +46,7 @@ def open_corpus(source: str, tokenizer: str = "bytes", text_column: str = "text"
         MeristemError: if the source is not there or holds too little text.
     """
     documents = _documents(source, text_column)
-    encode, vocab_size, separator, special = _encoder(tokenizer)
+    encoding = open_encoding(tokenizer)
     parts: dict[bool, list[np.ndarray]] = {True: [], False: []}
     digest = hashlib.sha256(tokenizer.encode())
     count = 0
@@ -55,7 +54,7 @@ def open_corpus(source: str, tokenizer: str = "bytes", text_column: str = "text"
         content = document.encode()
         mark = hashlib.sha256(content).digest()
         digest.update(mark)
-        parts[mark[0] % EVAL_SHARE == 0] += [encode(document), separator]
+        parts[mark[0] % EVAL_SHARE == 0] += [encoding.encode(document), encoding.separator]
         count += 1
     if count == 1:  # one long text: hold out its last twentieth
         whole = parts[True][0] if parts[True] else parts[False][0]
@@ -65,7 +64,8 @@ def open_corpus(source: str, tokenizer: str = "bytes", text_column: str = "text"
         raise MeristemError(f"{source}: {count} documents are too few to hold some out for evaluation")
     train, held_out = np.concatenate(parts[False]), np.concatenate(parts[True])
     description = f"{source}: {count} documents, {len(train):,} training and {len(held_out):,} evaluation tokens"
-    return Corpus(train, held_out, vocab_size, digest.hexdigest(), description, **special)
+    special = encoding.mask_token, encoding.sentinels, encoding.end_token
+    return Corpus(train, held_out, encoding.vocab_size, digest.hexdigest(), description, *special)
 
 
 def _documents(source: str, text_column: str) -> Iterable[str]:
@@ -81,7 +81,7 @@ def _documents(source: str, text_column: str) -> Iterable[str]:
         return (file.read_text(encoding="utf-8", errors="replace") for file in files)
     if source.startswith((".", "/", "~")):
         raise MeristemError(f"{source}: no such file or folder")
-    return _hub(source, text_column)
+    return (str(row[text_column]) for row in load_data_set(source, [text_column], split="train"))
 
 
 def _stdlib() -> Iterable[str]:
@@ -91,45 +91,3 @@ def _stdlib() -> Iterable[str]:
     for file in sorted(root.rglob("*.py")):
         if not skipped & set(file.relative_to(root).parts):
             yield file.read_text(encoding="utf-8", errors="replace")
-
-
-def _hub(source: str, text_column: str) -> Iterable[str]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MeristemError(
-            f"{source} is no file or folder, and reading data sets by name needs: pip install 'meristem[data]'"
-        ) from error
-    name, _, config = source.partition(":")
-    try:
-        loaded = datasets.load_dataset(name, config or None, split="train")
-    except Exception as error:
-        raise MeristemError(f"data set {source!r} cannot be loaded: {first_line(error)}") from error
-    if text_column not in loaded.column_names:
-        raise MeristemError(
-            f"data set {source!r} has no column {text_column!r}; it has {', '.join(loaded.column_names)}"
-        )
-    return (str(row[text_column]) for row in loaded)  # pyright: ignore[reportCallIssue, reportArgumentType]
-
-
-def _encoder(tokenizer: str) -> tuple[Callable[[str], np.ndarray], int, np.ndarray, dict[str, Any]]:
-    """How text becomes tokens, how many there are, what stands between documents, and the special ones."""
-    if tokenizer == "bytes":
-        special = {"mask_token": MASK, "sentinels": tuple(range(256, 256 + SENTINELS)), "end_token": END}
-        return _encode_bytes, 256, np.array([SEPARATOR], dtype=np.int32), special
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
-    except Exception as error:
-        raise MeristemError(f"tokenizer {tokenizer!r} cannot be loaded: {first_line(error)}") from error
-    end, known = loaded.eos_token_id, loaded.get_vocab()
-    spans = [known[name] for name in (f"<extra_id_{i}>" for i in range(SENTINELS)) if name in known]
-    special = {"mask_token": loaded.mask_token_id, "sentinels": tuple(spans), "end_token": end}
-    separator = np.array([] if end is None else [end], dtype=np.int32)
-    encode = lambda text: np.array(loaded.encode(text, add_special_tokens=False), dtype=np.int32)  # noqa: E731
-    return encode, len(loaded), separator, special
-
-
-def _encode_bytes(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from meristem.data.encoding import IGNORED
 from meristem.data.order import Ordered
 from meristem.data.sequences import Sequences
 
-IGNORED = -100  # the label of a token that is not asked for
 MASKED, RANDOM = 0.8, 0.1  # of the chosen tokens; the others stay as they are
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from meristem.data.hub import load_data_set, split_of
 from meristem.data.order import Order, Ordered
 from meristem.errors import MeristemError, first_line
 
@@ -139,29 +140,8 @@ def _numpy_file(path: Path) -> tuple[np.ndarray, ...]:
 
 
 def _data_set(source: str) -> tuple[np.ndarray, ...]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MeristemError(
-            f"{source}: reading folders of images and data sets by name needs: pip install 'meristem[data]'"
-        ) from error
-    folder = Path(source).is_dir()
-    try:
-        loaded = datasets.load_dataset("imagefolder", data_dir=source) if folder else datasets.load_dataset(source)
-    except Exception as error:
-        raise MeristemError(f"data set {source!r} cannot be loaded: {first_line(error)}") from error
-    held = next((split for split in ("test", "validation", "valid") if split in loaded), None)
-    if "train" not in loaded or held is None:
-        raise MeristemError(
-            f"data set {source!r} has the splits {', '.join(map(str, loaded))}; it wants train, and test or validation"
-        )
     found: list[np.ndarray] = []
-    for split in ("train", held):
-        rows = loaded[split]
-        if not {"image", "label"} <= set(rows.column_names):
-            raise MeristemError(
-                f"data set {source!r} wants columns image and label; it has {', '.join(rows.column_names)}"
-            )
+    for rows in split_of(load_data_set(source, ["image", "label"], builder="imagefolder"), source):
         pictures = [np.asarray(image) for image in rows["image"]]
         shapes = {picture.shape for picture in pictures}
         if len(shapes) > 1:

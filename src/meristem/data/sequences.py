@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from meristem.data.encoding import IGNORED
 from meristem.data.order import Order, Ordered
 from meristem.errors import MeristemError
 
@@ -29,4 +30,6 @@ class Sequences(Ordered):
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         start = self.order.at(position) * self.sequence_length
         window = torch.from_numpy(self.tokens[start : start + self.sequence_length].astype(np.int64))
-        return {"input_ids": window, "labels": window.clone()}
+        labels = window.clone()
+        labels[0] = IGNORED  # nothing stands before it; Trainer counts it for some models (GPT-2) unless it is told
+        return {"input_ids": window, "labels": labels}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-TASKS = ("causal-lm", "masked-lm", "span-corruption", "image-classification")
+TASKS = ("causal-lm", "masked-lm", "span-corruption", "text-to-text", "image-classification")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
@@ -39,6 +39,20 @@ class TextSpec(Strict):
     corrupted: Annotated[float, Field(gt=0, lt=1)] = 0.15
 
 
+class PairSpec(Strict):
+    """Where pairs of texts come from (see `data.open_pairs`), and how many tokens of each are read at most."""
+
+    task: Literal["text-to-text"]
+    source: str
+    tokenizer: str = "bytes"
+    input_column: str = "text"
+    target_column: str = "label"
+    sequence_length: Annotated[int, Field(gt=1)] = 128
+    target_length: Annotated[int, Field(gt=1)] = 32
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    eval_examples: Annotated[int, Field(gt=0)] | None = None
+
+
 class ImageSpec(Strict):
     """Where the images come from (see `data.open_images`), how many of them, and how they are varied."""
 
@@ -51,10 +65,10 @@ class ImageSpec(Strict):
 
 def _kind(value: Any) -> str:
     task = value.get("task") if isinstance(value, dict) else getattr(value, "task", None)
-    return "images" if task == "image-classification" else "text"
+    return {"image-classification": "images", "text-to-text": "pairs"}.get(str(task), "text")
 
 
 DataSpec = Annotated[
-    Annotated[TextSpec, Tag("text")] | Annotated[ImageSpec, Tag("images")],
+    Annotated[TextSpec, Tag("text")] | Annotated[PairSpec, Tag("pairs")] | Annotated[ImageSpec, Tag("images")],
     Discriminator(_kind),
 ]

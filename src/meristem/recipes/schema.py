@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from meristem.errors import MeristemError, nearest
-from meristem.recipes.data_specs import TASKS, DataSpec, ImageSpec, Strict, TextSpec
+from meristem.recipes.data_specs import TASKS, DataSpec, ImageSpec, PairSpec, Strict, TextSpec
 from meristem.recipes.specs import (
     AssembleSpec,
     CheckpointSpec,
@@ -131,6 +131,7 @@ def _section(location: tuple) -> list[str]:
     sections = {
         "data": TextSpec,
         "images": ImageSpec,
+        "pairs": PairSpec,
         "race": RaceSpec,
         "train": TrainSpec,
         "grow": GrowSpec,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from meristem.data import LabelledImages, open_images
 from meristem.errors import MeristemError
 from meristem.recipes.data_specs import ImageSpec
-from meristem.recipes.tasks.task import Task, network
+from meristem.recipes.tasks.task import Task, class_of, network
 
 
 class ImageClassification(Task):
@@ -46,11 +46,7 @@ class ImageClassification(Task):
         return {"pixel_values": torch.zeros(1, *self.images.shape), "labels": torch.zeros(1, dtype=torch.long)}
 
     def trainer_options(self) -> dict[str, Any]:
-        return {"compute_metrics": _accuracy, "preprocess_logits_for_metrics": lambda logits, _: _classes(logits)}
-
-
-def _classes(logits: Any) -> Tensor:
-    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+        return {"compute_metrics": _accuracy, "preprocess_logits_for_metrics": lambda logits, _: class_of(logits)}
 
 
 def _accuracy(prediction: Any) -> dict[str, float]:

@@ -14,7 +14,7 @@ from meristem.data import CorruptedSpans, MaskedSequences, Ordered, Sequences, o
 from meristem.data.corruption import span_numbers
 from meristem.errors import MeristemError
 from meristem.recipes.data_specs import TextSpec
-from meristem.recipes.tasks.task import Task, network
+from meristem.recipes.tasks.task import Task, leave_tokenizer, network
 
 SPAN_LENGTH = 3.0
 
@@ -57,10 +57,7 @@ class Language(Task):
         return {name: tensor[None] for name, tensor in self.evaluation_set()[0].items()}
 
     def leave(self, directory: Path) -> None:
-        if self.data.tokenizer != "bytes":
-            from transformers import AutoTokenizer
-
-            AutoTokenizer.from_pretrained(self.data.tokenizer).save_pretrained(directory)
+        leave_tokenizer(self.data.tokenizer, directory)
 
 
 class CausalLanguage(Language):

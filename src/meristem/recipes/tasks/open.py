@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meristem.recipes.data_specs import DataSpec, ImageSpec
+from meristem.recipes.data_specs import DataSpec, ImageSpec, PairSpec
 from meristem.recipes.tasks.task import Task
 
 
@@ -16,6 +16,10 @@ def open_task(data: DataSpec) -> Task:
         from meristem.recipes.tasks.images import ImageClassification
 
         return ImageClassification(data)
+    if isinstance(data, PairSpec):
+        from meristem.recipes.tasks.text_to_text import TextToText
+
+        return TextToText(data)
     from meristem.recipes.tasks import language
 
     tasks = {

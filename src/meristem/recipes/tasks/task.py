@@ -81,3 +81,16 @@ def network(auto_class: Any, entries: Mapping[str, Any], defaults: Mapping[str, 
         return auto_class.from_config(config)
     except Exception as error:
         raise MeristemError(f"{model_type} cannot be built from these entries: {first_line(error)}") from error
+
+
+def class_of(logits: Any) -> Tensor:
+    """What a network says, of logits that it returns alone or before other tensors."""
+    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+
+
+def leave_tokenizer(tokenizer: str, directory: Path) -> None:
+    """Put a Hugging Face tokenizer beside a model; bytes need none."""
+    if tokenizer != "bytes":
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(directory)

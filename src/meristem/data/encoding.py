@@ -1,0 +1,57 @@
+"""From text to tokens: bytes, or a Hugging Face tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from meristem.errors import MeristemError, first_line
+
+SEPARATOR, MASK, END = (
+    0,
+    1,
+    2,
+)  # bytes that do not occur in text: between documents and as padding, for a masked byte, at an end
+IGNORED = -100  # the label of a token that is not asked for
+SENTINELS = 100  # tokens that stand for a span, behind the 256 bytes
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How text becomes tokens (1-D, int32), how many there are, what stands between documents; and the tokens for padding, for a masked
+    token, for spans taken out, and for an end, where the tokenizer has them."""
+
+    encode: Callable[[str], np.ndarray]
+    vocab_size: int
+    separator: np.ndarray
+    pad_token: int
+    mask_token: int | None
+    sentinels: tuple[int, ...]
+    end_token: int | None
+
+
+def open_encoding(tokenizer: str) -> Encoding:
+    """`tokenizer`: "bytes" (256 tokens) or the name or directory of a Hugging Face tokenizer. Raises MeristemError if it is not there."""
+    if tokenizer == "bytes":
+        sentinels = tuple(range(256, 256 + SENTINELS))
+        return Encoding(_bytes, 256, np.array([SEPARATOR], dtype=np.int32), SEPARATOR, MASK, sentinels, END)
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+    except Exception as error:
+        raise MeristemError(f"tokenizer {tokenizer!r} cannot be loaded: {first_line(error)}") from error
+    end, known = loaded.eos_token_id, loaded.get_vocab()
+    spans = tuple(known[name] for name in (f"<extra_id_{i}>" for i in range(SENTINELS)) if name in known)
+    separator = np.array([] if end is None else [end], dtype=np.int32)
+
+    def encode(text: str) -> np.ndarray:
+        return np.array(loaded.encode(text, add_special_tokens=False), dtype=np.int32)
+
+    return Encoding(encode, len(loaded), separator, loaded.pad_token_id or 0, loaded.mask_token_id, spans, end)
+
+
+def _bytes(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)

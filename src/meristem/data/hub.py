@@ -1,0 +1,48 @@
+"""Data sets of the Hugging Face hub, and folders that its library reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from meristem.errors import MeristemError, first_line
+
+HELD_OUT = ("test", "validation", "valid")
+
+
+def load_data_set(source: str, columns: Sequence[str], *, split: str | None = None, builder: str | None = None) -> Any:
+    """A data set by name ("owner/name" or "name:config"), or a folder that `builder` of that library reads: one split of it, or all by
+    their names.
+
+    Raises:
+        MeristemError: if the library or the data set is not there, or a split has not these columns.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MeristemError(f"{source}: reading it needs: pip install 'meristem[data]'") from error
+    try:
+        if builder and Path(source).is_dir():
+            loaded: Any = datasets.load_dataset(builder, data_dir=source, split=split)
+        else:
+            name, _, config = source.partition(":")
+            loaded = datasets.load_dataset(name, config or None, split=split)
+    except Exception as error:
+        raise MeristemError(f"data set {source!r} cannot be loaded: {first_line(error)}") from error
+    for part in [loaded] if split else loaded.values():
+        found = part.column_names
+        missing = next((column for column in columns if column not in found), None)
+        if missing is not None:
+            raise MeristemError(f"data set {source!r} has no column {missing!r}; it has {', '.join(found)}")
+    return loaded
+
+
+def split_of(loaded: Any, source: str) -> tuple[Any, Any]:
+    """The rows to train on and those that are held out. Raises MeristemError if there are no such splits."""
+    held = next((split for split in HELD_OUT if split in loaded), None)
+    if "train" not in loaded or held is None:
+        raise MeristemError(
+            f"data set {source!r} has the splits {', '.join(map(str, loaded))}; it wants train, and test or validation"
+        )
+    return loaded["train"], loaded[held]
