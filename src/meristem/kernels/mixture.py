@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -111,12 +111,28 @@ class Mixture(nn.Module):
     def forward(self, kernels: Tensor) -> Tensor:
         if not self.training or self.weights is None:
             return kernels.mean(0)
-        mixed = self.weights[0] * kernels[0]
-        for p, kernel in zip(self.weights[1:], kernels[1:], strict=True):
-            mixed = torch.addcmul(mixed, p, kernel)
+        mixed: Tensor = _Combination.apply(kernels, self.weights)  # pyright: ignore[reportAssignmentType]
         if self.reduce and dist.is_initialized() and mixed.requires_grad:
             mixed.register_hook(_averaged)
         return mixed
+
+
+class _Combination(torch.autograd.Function):
+    """sum_i p_i K_i, and p_i G for the gradient of kernel i, both in one pass: autograd's own way through k slices fills k tensors of
+    zeros as large as all kernels together."""
+
+    @staticmethod
+    def forward(ctx: Any, kernels: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(weights)
+        mixed = weights[0] * kernels[0]
+        for p, kernel in zip(weights[1:], kernels[1:], strict=True):
+            mixed.addcmul_(p, kernel)
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (weights,) = ctx.saved_tensors
+        return weights * gradients[0], None
 
 
 def _averaged(gradient: Tensor) -> Tensor:
