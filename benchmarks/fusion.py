@@ -161,16 +161,14 @@ class Study:
         from meristem.checkpoints import open_model
 
         models = [open_model(str(self.model_of(result))).float().eval() for result in results]
-        examples, total = self.task().evaluation_set(), 0.0
+        task, total = self.task(), 0.0
+        examples = task.evaluation_set()
         with torch.no_grad():
             for start in range(0, len(examples), 16):
                 rows = [examples[i] for i in range(start, min(start + 16, len(examples)))]
                 batch = default_data_collator(rows)
                 logits = sum(model(**batch).logits for model in models) / len(models)
-                labels = batch["labels"]
-                if not models[0].config.is_encoder_decoder:
-                    logits, labels = logits[:, :-1], labels[:, 1:]
-                total += len(rows) * float(cross_entropy(logits.flatten(0, 1), labels.flatten()))
+                total += len(rows) * float(cross_entropy(*task.answers(logits, batch["labels"])))
         return total / len(examples)
 
 

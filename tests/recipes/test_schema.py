@@ -33,7 +33,7 @@ def test_a_good_recipe():
     ({"nodes": {"a": {"grow": {**GROW["grow"], "from": "b"}}, "b": {"grow": {**GROW["grow"], "from": "a"}}}},
      "the nodes form a cycle: a -> b -> a"),
     ({"nodes": {}}, "nodes"),
-    ({"nodes": {"small": {}}}, "a node is exactly one of `checkpoint`, `train`, `grow`, `fuse` and `assemble`"),
+    ({"nodes": {"small": {}}}, "a node is exactly one of `checkpoint`, `train`, `grow`, `fuse`, `assemble` and `ensemble`"),
     ({"nodes": {"small": {"checkpoint": {"sorce": "x"}}}}, "did you mean 'source'"),
     ({"nodes": {"small": {"train": {"tokens": 5, "learning_rate": 1}}}}, "give either `model`"),
     ({"nodes": {"small": {"train": {**TRAIN["train"], "tokens": "many"}}}}, "nodes.small.train.tokens"),

@@ -14,6 +14,7 @@ from meristem.recipes.data_specs import TASKS, DataSpec, ImageSpec, PairSpec, St
 from meristem.recipes.specs import (
     AssembleSpec,
     CheckpointSpec,
+    EnsembleSpec,
     FuseSpec,
     GrowSpec,
     IncubateSpec,
@@ -49,6 +50,10 @@ class Recipe(Strict):
                     raise ValueError(
                         f"node {name!r} comes from {parent!r}, which is no node; {nearest(parent, self.nodes)}"
                     )
+                if self.nodes[parent].ensemble:
+                    raise ValueError(
+                        f"node {name!r} comes from {parent!r}, an ensemble, which leaves no single network"
+                    )
                 train = self.nodes[parent].train
                 if node.assemble and not (train and train.incubate):
                     raise ValueError(f"node {name!r} assembles {parent!r}, which incubates no module")
@@ -62,6 +67,10 @@ class Recipe(Strict):
         for asked in (self.race.challenger, self.race.baseline) if self.race else ():
             if asked not in self.nodes:
                 raise ValueError(f"race names {asked!r}, which is no node; {nearest(asked, self.nodes)}")
+            if not self.nodes[asked].train:
+                raise ValueError(
+                    f"race names {asked!r}, a {self.nodes[asked].kind} node; only train nodes have a curve"
+                )
         self.order()
         return self
 
@@ -137,6 +146,7 @@ def _section(location: tuple) -> list[str]:
         "grow": GrowSpec,
         "fuse": FuseSpec,
         "assemble": AssembleSpec,
+        "ensemble": EnsembleSpec,
         "checkpoint": CheckpointSpec,
         "incubate": IncubateSpec,
         "resources": ResourceSpec,

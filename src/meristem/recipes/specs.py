@@ -221,6 +221,29 @@ class AssembleSpec(Strict):
     from_: Annotated[list[str], Field(alias="from", min_length=2)]
 
 
+class EnsembleSpec(Strict):
+    """Choose among the networks of other nodes round by round, and mix them (AdaNet, see `recipes.ensemble`).
+
+    `examples` judge the candidates; `adanet_lambda` and `adanet_beta` price their mixture weights, with `complexities` (by default the root
+    of each network's depth).
+    """
+
+    from_: Annotated[list[str], Field(alias="from", min_length=2)]
+    mixture: Literal["scalar", "vector", "mean"] = "scalar"
+    adanet_lambda: Annotated[float, Field(ge=0)] = 0.0
+    adanet_beta: Annotated[float, Field(ge=0)] = 0.0
+    complexities: list[Annotated[float, Field(ge=0)]] | None = None
+    examples: Count = 64
+
+    @model_validator(mode="after")
+    def _each_once(self) -> EnsembleSpec:
+        if len(set(self.from_)) < len(self.from_):
+            raise ValueError(f"an ensemble has each member once, got {self.from_}")
+        if self.complexities and len(self.complexities) != len(self.from_):
+            raise ValueError(f"{len(self.complexities)} complexities for {len(self.from_)} networks")
+        return self
+
+
 class CheckpointSpec(Strict):
     """A model that is there already: a Hugging Face directory or hub name. What it cost is not known, and counts nothing."""
 
@@ -238,11 +261,11 @@ class ResourceSpec(Strict):
     gpus: Annotated[int, Field(ge=0)] = 0
 
 
-NodeKind = CheckpointSpec | TrainSpec | GrowSpec | FuseSpec | AssembleSpec
+NodeKind = CheckpointSpec | TrainSpec | GrowSpec | FuseSpec | AssembleSpec | EnsembleSpec
 
 
 class NodeSpec(Strict):
-    """One node: exactly one of `checkpoint`, `train`, `grow`, `fuse` and `assemble`; and perhaps what it may take."""
+    """One node: exactly one of `checkpoint`, `train`, `grow`, `fuse`, `assemble` and `ensemble`; and perhaps what it may take."""
 
     checkpoint: CheckpointSpec | None = None
 
@@ -250,12 +273,15 @@ class NodeSpec(Strict):
     grow: GrowSpec | None = None
     fuse: FuseSpec | None = None
     assemble: AssembleSpec | None = None
+    ensemble: EnsembleSpec | None = None
     resources: ResourceSpec = ResourceSpec()
 
     @model_validator(mode="after")
     def _one_kind(self) -> NodeSpec:
         if len(self._kinds) != 1:
-            raise ValueError("a node is exactly one of `checkpoint`, `train`, `grow`, `fuse` and `assemble`")
+            raise ValueError(
+                "a node is exactly one of `checkpoint`, `train`, `grow`, `fuse`, `assemble` and `ensemble`"
+            )
         if self.resources.processes > 1 and not self.train:
             raise ValueError("only a train node is shared by several processes")
         return self
@@ -263,7 +289,7 @@ class NodeSpec(Strict):
     @property
     def _kinds(self) -> dict[str, NodeKind]:
         given = {"checkpoint": self.checkpoint, "train": self.train, "grow": self.grow}
-        given |= {"fuse": self.fuse, "assemble": self.assemble}
+        given |= {"fuse": self.fuse, "assemble": self.assemble, "ensemble": self.ensemble}
         return {kind: spec for kind, spec in given.items() if spec is not None}
 
     @property
@@ -278,7 +304,7 @@ class NodeSpec(Strict):
 
     @property
     def parents(self) -> list[str]:
-        several = self.fuse or self.assemble
+        several = self.fuse or self.assemble or self.ensemble
         if several:
             return several.from_
         parent = self.grow.from_ if self.grow else self.train.from_ if self.train else None

@@ -1,4 +1,4 @@
-"""What each kind of node does: open a checkpoint, train, grow, fuse, assemble. Each returns the fields of its `NodeResult`."""
+"""What each kind of node does: open a checkpoint, train, grow, fuse, assemble, mix. Each returns the fields of its `NodeResult`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from meristem.growth import LiGO, Method, grow_with_certificate
 from meristem.growth.optimizer import amplitudes, grow_state
 from meristem.incubation import Incubation, assemble, incubate
 from meristem.recipes.node import Job, NodeResult, ancestors_of, load_result
-from meristem.recipes.specs import AssembleSpec, CheckpointSpec, FuseSpec, GrowSpec, TrainSpec
+from meristem.recipes.specs import AssembleSpec, CheckpointSpec, EnsembleSpec, FuseSpec, GrowSpec, TrainSpec
 from meristem.recipes.tasks import Task
 
 FIT_BATCH = 8  # examples in each step of a method that learns its growth
@@ -39,6 +39,10 @@ def work(job: Job, task: Callable[[], Task], callbacks: Sequence[Any] = ()) -> O
         outcome = _checkpoint(job, spec)
     elif isinstance(spec, AssembleSpec):
         outcome = _assemble(job)
+    elif isinstance(spec, EnsembleSpec):
+        from meristem.recipes.ensemble import ensemble
+
+        outcome = ensemble(job, spec, task())
     elif isinstance(spec, FuseSpec):
         outcome = _fuse(job, spec)
     else:

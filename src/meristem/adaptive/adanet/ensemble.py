@@ -100,7 +100,7 @@ class EnsembleSearch:
         evaluator: the ensemble -> a number to minimise; by default the objective on `data` with the prices
             adanet_lambda r + adanet_beta.
         distillation: weight of a cross entropy towards the ensemble so far, in each proposal's training (born-again AdaNet).
-        force_grow: take the best candidate even if it is worse. seed: all randomness follows from it and the round.
+        steps: of each proposal's training; 0 takes modules as they are. force_grow: take the best candidate even if it is worse. seed: all randomness follows from it and the round.
         checkpoint: a file of finished rounds, from which a killed search goes on.
     """
 
@@ -187,6 +187,9 @@ class EnsembleSearch:
         return proposals
 
     def _train(self, sub: Subnetwork, ensemble: Ensemble, seed: int) -> None:
+        if not self.steps:
+            sub.module.eval().requires_grad_(False)
+            return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             optimizer = torch.optim.Adam(sub.module.parameters(), lr=sub.learning_rate)

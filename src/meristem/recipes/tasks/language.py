@@ -65,6 +65,9 @@ class CausalLanguage(Language):
 
     head = "AutoModelForCausalLM"
 
+    def answers(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return super().answers(logits[:, :-1], labels[:, 1:])
+
 
 class MaskedLanguage(Language):
     """Masked tokens from those around them (see `data.MaskedSequences`)."""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from meristem.data import Ordered
+from meristem.data.encoding import IGNORED
 from meristem.errors import MeristemError, first_line, nearest
 
 
@@ -45,6 +46,12 @@ class Task(ABC):
     @abstractmethod
     def example(self) -> dict[str, Tensor]:
         """A batch of one, labels included, on which FLOPs are counted."""
+
+    def answers(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What is asked for of a batch, (rows, outputs), and the right answers (rows,)."""
+        labels = labels.flatten()
+        asked = labels != IGNORED
+        return logits.reshape(len(labels), -1)[asked], labels[asked]
 
     def trainer_options(self) -> dict[str, Any]:
         """Further arguments of the Trainer, such as metrics."""

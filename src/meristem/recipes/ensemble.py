@@ -1,0 +1,125 @@
+"""An ensemble node: AdaNet over networks that other nodes have trained, wherever and whenever those ran.
+
+The candidates of every round are those that are not members yet; the one joins that lowers the convex objective most, and all mixture
+weights are fitted anew (Weill et al. 2019, arXiv:1905.00080; see `adaptive.EnsembleSearch`). Candidates are trained on their own loss,
+so that all of them can be trained at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import default_data_collator
+
+from meristem.adaptive.adanet import Ensemble, EnsembleSearch, Subnetwork
+from meristem.anatomy.flops import training_flops
+from meristem.checkpoints import open_model
+from meristem.checkpoints.write import write_json
+from meristem.data import Ordered
+from meristem.errors import MeristemError
+from meristem.recipes.node import Job, ancestors_of
+from meristem.recipes.specs import EnsembleSpec
+from meristem.recipes.tasks import Task
+from meristem.subnetworks.blocks import lists_of_blocks
+
+BATCH = 16
+
+
+def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:
+    """Choose and mix the parents by training examples that none of them has read (as far as the data go), and leave `ensemble.json`.
+
+    Returns:
+        flops, examples, metrics (on the held-out examples), parameters and details, as `NodeResult` wants them.
+    """
+    places = {directory.name: directory / "model" for directory in job.parent_directories}
+    networks = {name: open_model(str(place)).float().eval() for name, place in places.items()}
+    read = sum(result.examples for result in ancestors_of(job).values())
+    judged = task.training_set(spec.examples, job.seed, read)
+    logits, targets = _answers(networks, judged, task)
+    prices = spec.complexities or [_depth(network) ** 0.5 for network in networks.values()]
+    complexities = dict(zip(networks, prices, strict=True))
+
+    def propose(round_number: int, ensemble: Ensemble) -> list[Subnetwork]:
+        members = {sub.name for sub in ensemble.subnetworks}
+        return [Subnetwork(n, _Known(logits[n]), complexities[n]) for n in networks if n not in members]
+
+    search = EnsembleSearch(
+        propose,
+        [(torch.arange(len(targets)), targets)],
+        num_outputs=next(iter(logits.values())).shape[1],
+        mixture=spec.mixture,
+        rounds=len(networks),
+        steps=0,
+        adanet_lambda=spec.adanet_lambda,
+        adanet_beta=spec.adanet_beta,
+        seed=job.seed,
+    )
+    found = search.run()
+    weights = {sub.name: w.float() for sub, w in zip(found.subnetworks, found.mixture_weights, strict=True)}
+    own = {name: _judge({name: networks[name]}, {name: torch.tensor(1.0)}, task) for name in networks}
+    content = {
+        "mixture": spec.mixture,
+        "members": {name: {"model": str(places[name]), "weights": w.tolist()} for name, w in weights.items()},
+        "candidates": {name: {**metrics, "complexity": complexities[name]} for name, metrics in own.items()},
+        "rounds": search.history,
+    }
+    write_json(job.directory / "ensemble.json", content)
+    forward = sum(training_flops(network, task.example()) // 3 for network in networks.values())
+    return {
+        "flops": forward * len(judged),
+        "examples": len(judged),
+        "tokens": len(judged) * task.tokens_per_example,
+        "metrics": _judge(networks, weights, task),
+        "parameters": sum(p.numel() for name in weights for p in networks[name].parameters()),
+        "details": content,
+    }
+
+
+class _Known(nn.Module):
+    """A network that has said all it has to say: row numbers -> its logits there."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.logits[rows]
+
+
+def _depth(network: nn.Module) -> int:
+    return sum(len(blocks.modules) for blocks in lists_of_blocks(network))
+
+
+def _said(
+    networks: Mapping[str, nn.Module], examples: Ordered, task: Task
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Batch by batch, the logits of every network, and the targets, for all that is asked for."""
+    with torch.no_grad():
+        for start in range(0, len(examples), BATCH):
+            rows = range(start, min(start + BATCH, len(examples)))
+            batch = default_data_collator([examples[row] for row in rows])
+            said = {name: task.answers(network(**batch).logits, batch["labels"]) for name, network in networks.items()}
+            yield {name: logits for name, (logits, _) in said.items()}, next(iter(said.values()))[1]
+
+
+def _answers(networks: Mapping[str, nn.Module], examples: Ordered, task: Task) -> tuple[dict[str, Tensor], Tensor]:
+    parts, targets = zip(*_said(networks, examples, task), strict=True)
+    shapes = {name: logits.shape[1] for name, logits in parts[0].items()}
+    if len(set(shapes.values())) > 1:
+        raise MeristemError(f"networks of one ensemble give as many logits, these {shapes}")
+    return {name: torch.cat([part[name] for part in parts]) for name in networks}, torch.cat(targets)
+
+
+def _judge(networks: Mapping[str, nn.Module], weights: Mapping[str, Tensor], task: Task) -> dict[str, float]:
+    """Loss and accuracy of a mixture on the held-out examples, for each thing that is asked for."""
+    rows, loss, right = 0, 0.0, 0
+    for said, targets in _said({name: networks[name] for name in weights}, task.evaluation_set(), task):
+        logits = torch.stack([w * said[name] for name, w in weights.items()]).sum(0)
+        rows += len(targets)
+        loss += float(cross_entropy(logits, targets, reduction="sum"))
+        right += int((logits.argmax(-1) == targets).sum())
+    return {"eval_loss": loss / rows, "eval_accuracy": right / rows}
