@@ -3,9 +3,10 @@
     python benchmarks/raptr.py --small    # one CPU core, about an hour: Python's own sources
     python benchmarks/raptr.py --large    # one GPU
 
-Three parts (`--parts`): `time`, step time against counted FLOPs for depths and widths; `loss`, evaluation loss against compute for
-RAPTR, its relatives, stacking and dense controls, every side's learning rate found by the same search on the first seed; and
-`boundary`, how far the output moves when one block is left out, against depth. Resumable. Writes results/raptr.json and .png.
+Parts (`--parts`): `time`, step time against counted FLOPs for depths and widths; `loss`, evaluation loss against compute for
+RAPTR, its relatives, stacking and dense controls, every side's learning rate found by the same search on the first seed; `masked`, the same
+for a BERT that finds masked bytes; and `boundary`, how far the output moves when one block is left out, against depth. Resumable.
+With `--sides`, other sides stay as they were measured. Writes results/raptr.json and .png.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "batch_size": 8,
         "rates": (1e-3, 2e-3),
         "trainer": {},
-        "time": {"hidden_size": 512, "layers": 12, "heads": 8, "batch_size": 8, "repeats": 5, "device": "cpu"},
+        "time": {"hidden_size": 1024, "layers": 12, "heads": 16, "batch_size": 8, "repeats": 5, "device": "cpu"},
     },
     "large": {
         "sequence_length": 512,
@@ -44,6 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "time": {"hidden_size": 1024, "layers": 24, "heads": 16, "batch_size": 32, "repeats": 20, "device": "cuda"},
     },
 }
+TASKS = {"loss": "causal-lm", "masked": "masked-lm"}
 STAGES = [6, 8, 10, 12]  # of 12: a third faster in the blocks
 SUBNETWORKS: dict[str, dict[str, Any]] = {
     "raptr": {"stages": STAGES},
@@ -59,9 +61,26 @@ STACKING = {  # method, layers at first, layers added each time, relative length
 SIDES = ("full", *SUBNETWORKS, *STACKING, "full_short", "raptr_long", "dense_9")
 
 
+def bert(hidden_size: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "bert",
+        "hidden_size": hidden_size,
+        "intermediate_size": 4 * hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+
+
 def model_of(setting: dict[str, Any], layers: int | None = None) -> dict[str, Any]:
-    entries = setting["model"]
-    return llama(entries["hidden_size"], layers or entries["layers"], entries["heads"])
+    entries, kind = setting["model"], bert if setting["task"] == "masked-lm" else llama
+    return kind(entries["hidden_size"], layers or entries["layers"], entries["heads"])
+
+
+def data_of(setting: dict[str, Any]) -> dict[str, Any]:
+    data = {"source": source(setting.get("data", "python-stdlib")), "sequence_length": setting["sequence_length"]}
+    return {"task": setting["task"], **data, "eval_sequences": 96}
 
 
 def recipe(setting: dict[str, Any], side: str, rate: float, seed: int) -> dict[str, Any]:
@@ -95,36 +114,39 @@ def recipe(setting: dict[str, Any], side: str, rate: float, seed: int) -> dict[s
         nodes = {"trained": train(tokens * share, model=model_of(setting))}
     else:
         nodes = {"trained": train(tokens, model=model_of(setting, 9 if side == "dense_9" else layers))}
-    data = {"source": source(setting.get("data", "python-stdlib")), "sequence_length": setting["sequence_length"]}
-    return {"data": {**data, "eval_sequences": 96}, "seeds": [seed], "nodes": nodes}
+    return {"data": data_of(setting), "seeds": [seed], "nodes": nodes}
 
 
 def flops_share(setting: dict[str, Any]) -> float:
     """RAPTR's FLOPs over full training's, at equal steps, counted."""
     if "share" not in setting:
-        from meristem.recipes.tasks.language import causal_language_model, example_tokens
+        from meristem.recipes.data_specs import TextSpec
+        from meristem.recipes.tasks import open_task
         from meristem.subnetworks import SubnetworkSchedule
         from meristem.subnetworks.blocks import lists_of_blocks
         from meristem.subnetworks.flops import PathFlops
 
-        model = causal_language_model(model_of(setting), 256, setting["sequence_length"], 0)
+        task = open_task(TextSpec(**data_of(setting)))
+        model = task.new_model(model_of(setting), 0)
         (blocks,) = lists_of_blocks(model)
-        counter = PathFlops(model, example_tokens(setting["sequence_length"], 256))
+        counter = PathFlops(model, task.example())
         schedule = SubnetworkSchedule(len(blocks.modules), 100, stages=STAGES)
         total = sum(counter.of({blocks.name: schedule.path(step)}) for step in range(100))
         setting["share"] = total / (100 * counter.of({}))
     return setting["share"]
 
 
-def losses(setting: dict[str, Any], sides: list[str], seeds: list[int], out: Path) -> dict[str, Any]:
-    """Every side's rate, search and curves; then the table against full training."""
+def losses(
+    setting: dict[str, Any], sides: list[str], seeds: list[int], out: Path, before: dict[str, Any]
+) -> dict[str, Any]:
+    """Every side's rate, search and curves, beside those measured before; then the table against full training."""
     from meristem.recipes import run
     from meristem.recipes.schema import parse_recipe
 
     def curve(side: str, rate: float, seed: int) -> list[dict[str, float]]:
         return total_curve(run(parse_recipe(recipe(setting, side, rate, seed)), out)[seed])
 
-    measured: dict[str, Any] = {}
+    measured: dict[str, Any] = dict(before)
     for side in sides:
         found = search(lambda rate, side=side: curve(side, rate, seeds[0])[-1]["eval_loss"], setting["rates"])
         rate = min(found, key=found.__getitem__)
@@ -134,6 +156,7 @@ def losses(setting: dict[str, Any], sides: list[str], seeds: list[int], out: Pat
             "search": {f"{r:g}": v for r, v in sorted(found.items())},
             "curves": curves,
         }
+        print(setting["task"], side, measured[side]["search"], file=sys.stderr, flush=True)
     return {"table": {side: row(measured, side) for side in measured}, "sides": measured}
 
 
@@ -168,7 +191,7 @@ def times(setting: dict[str, Any]) -> list[dict[str, Any]]:
     )
     (blocks,) = lists_of_blocks(model)
     counter = PathFlops(model, example_tokens(length, 256))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)  # as in transformers' Trainer
     tokens = torch.randint(0, 256, (own["batch_size"], length), device=device)
 
     def step(path: Any) -> float:
@@ -241,18 +264,19 @@ def draw(content: dict[str, Any], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for number, (side, measured) in enumerate(content.get("loss", {}).get("sides", {}).items()):
-        curves = measured["curves"]
-        flops = [mean(c[i]["flops"] for c in curves) / 1e12 for i in range(len(curves[0]))]
-        values = [mean(c[i]["eval_loss"] for c in curves) for i in range(len(curves[0]))]
-        style = {"color": "black", "linewidth": 2} if side == "full" else {"color": f"C{number % 10}"}
-        left.plot(flops, values, label=side, **style)
-    if "loss" in content:
-        lowest = min(r["final_loss"] for r in content["loss"]["table"].values())
-        left.set_ylim(lowest - 0.03, lowest + 0.8)
-    left.set(xlabel="compute, TFLOPs", ylabel="evaluation loss, nats per token")
-    left.legend(fontsize=7)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
+    for panel, part in ((left, "loss"), (middle, "masked")):
+        for number, (side, measured) in enumerate(content.get(part, {}).get("sides", {}).items()):
+            curves = measured["curves"]
+            flops = [mean(c[i]["flops"] for c in curves) / 1e12 for i in range(len(curves[0]))]
+            values = [mean(c[i]["eval_loss"] for c in curves) for i in range(len(curves[0]))]
+            style = {"color": "black", "linewidth": 2} if side == "full" else {"color": f"C{number % 10}"}
+            panel.plot(flops, values, label=side, **style)
+        if part in content:
+            lowest = min(r["final_loss"] for r in content[part]["table"].values())
+            panel.set_ylim(lowest - 0.03, lowest + 0.8)
+        panel.set(xlabel="compute, TFLOPs", ylabel="evaluation loss, nats per token", title=TASKS[part])
+        panel.legend(fontsize=7)
     for width, marker in ((1, "o"), (None, "s")):
         rows = [r for r in content.get("time", []) if (r["width"] == 1) == (width == 1)]
         label = "depth" if width == 1 else "width, both"
@@ -267,9 +291,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", dest="size", action="store_const", const="small", default="small")
     parser.add_argument("--large", dest="size", action="store_const", const="large")
-    parser.add_argument(
-        "--parts", nargs="+", default=["time", "loss", "boundary"], choices=["time", "loss", "boundary"]
-    )
+    parts = ["time", *TASKS, "boundary"]
+    parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
     parser.add_argument("--sides", nargs="+", default=list(SIDES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "raptr")
@@ -285,15 +308,17 @@ def main() -> None:
     for part in arguments.parts:
         if part == "time":
             content["time"] = times(setting)
-        elif part == "loss":
-            content["loss"] = losses(setting, arguments.sides, arguments.seeds, arguments.out)
+        elif part in TASKS:
+            own, before = {**setting, "task": TASKS[part]}, content.get(part, {}).get("sides", {})
+            content[part] = losses(own, arguments.sides, arguments.seeds, arguments.out, before)
         else:
             content["boundary"] = boundary()
         write_json(file, content)
     draw(content, file.with_suffix(".png"))
     print(json.dumps({k: v for k, v in content.items() if k in ("time", "boundary")}, indent=1))
-    for side, entry in content.get("loss", {}).get("table", {}).items():
-        print(side, entry)
+    for part in TASKS:
+        for side, entry in content.get(part, {}).get("table", {}).items():
+            print(part, side, entry)
 
 
 if __name__ == "__main__":
