@@ -4,6 +4,7 @@ import pico
 import pytest
 import torch
 from torch import nn
+from transformers import ResNetConfig, ResNetForImageClassification
 
 import meristem as ms
 from meristem.anatomy.inputs import example_inputs
@@ -70,6 +71,25 @@ def test_different_networks_without_such_norms_are_their_mean_at_any_widths_and_
     three = ms.fuse([a, b, a], anatomies=[first, second, first], inputs={"x": x})
     with torch.no_grad():
         assert torch.allclose(three(x), (2 * a(x) + b(x)) / 3, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer_type", ["basic", "bottleneck"])
+def test_different_resnets_are_their_mean(layer_type):
+    def resnet(seed):
+        torch.manual_seed(seed)
+        sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [2, 2], "num_labels": 5}
+        made = ResNetForImageClassification(ResNetConfig(layer_type=layer_type, **sizes)).eval()
+        for norm in (m for m in made.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.running_mean.normal_(0, 0.3)
+            norm.running_var.uniform_(0.5, 2)
+        return made
+
+    a, b = resnet(0), resnet(1)
+    fusion = fuse_with_certificate([a, b])
+    assert fusion.exact
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(fusion.model(x).logits, (a(x).logits + b(x).logits) / 2, atol=1e-5)
 
 
 def test_different_transformers_of_different_widths_report_their_gap():

@@ -174,13 +174,17 @@ def test_two_processes_share_a_nodes_batches(recipe, undisturbed, tmp_path):
     assert (shared.flops, shared.examples) == (alone.flops, alone.examples)
 
 
-def test_a_node_is_sharded_and_carries_its_optimizer(recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("growth", [
+    {"grow": {"from": "small", "method": "hypercloning", "width": 2, "optimizer": "carry"}},
+    {"fuse": {"from": ["small", "small"], "optimizer": "carry"}},  # its cross blocks count their own steps
+], ids=["grown", "fused"])  # fmt: skip
+def test_a_node_is_sharded_and_carries_its_optimizer(growth, recipe, tmp_path, monkeypatch):
     """FSDP2 by the Trainer, then grown, then FSDP2 again with the grown optimizer: as on one process."""
     content = recipe.model_dump(by_alias=True, exclude_none=True)
     train = {"tokens": 640, "learning_rate": 3e-3, "batch_size": 4, "evaluations": 2}
     content["nodes"] = {
         "small": {"train": {"model": MODEL, **train}},
-        "grown": {"grow": {"from": "small", "method": "hypercloning", "width": 2, "optimizer": "carry"}},
+        "grown": growth,
         "big": {"train": {"from": "grown", **train}},
     }
     alone = run(parse_recipe(content), tmp_path / "alone")[0]

@@ -12,7 +12,9 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
+from transformers import TrainerCallback
 
 import meristem as ms
 from meristem.anatomy.flops import training_flops
@@ -332,6 +334,38 @@ def test_kill_9_in_mid_run_then_the_same_command(corpus_file, tmp_path):
         *((d.glob("big-*/model/model.safetensors")) for d in (out, tmp_path / "undisturbed")), strict=True
     ):
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_fused_node_that_is_interrupted_goes_on_with_its_blocks_own_steps(corpus_file, tmp_path):
+    small = {"train": {"model": SMALL, "tokens": 1280, "learning_rate": 3e-3, **FAST}}
+    nodes = {
+        "a": small,
+        "b": {"train": {**small["train"], "seed": 1}},
+        "both": {"fuse": {"from": ["a", "b"], "optimizer": "carry"}},
+    }
+    content = {"data": recipe_for(corpus_file)["data"], "nodes": nodes}
+    big = {"train": {"from": "both", "tokens": 128 * 30, "learning_rate": 1e-3, **FAST}}
+    whole = {**content, "nodes": {**nodes, "big": big}}
+
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 25:
+                raise KeyboardInterrupt
+
+    undisturbed = run(parse_recipe(whole), tmp_path / "undisturbed")[0]["big"]
+    run(parse_recipe(content), tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        run(parse_recipe(whole), tmp_path / "stopped", callbacks=[Interrupt()])
+    again = run(parse_recipe(whole), tmp_path / "stopped")[0]["big"]
+    assert again.metrics == undisturbed.metrics
+    one, other = (
+        load_state(next((tmp_path / place).glob("big-*")) / "optimizer.safetensors")
+        for place in ("undisturbed", "stopped")
+    )
+    assert any("missed_steps" in entries for entries in one.values())
+    for name, entries in one.items():
+        for key, value in entries.items():
+            assert torch.equal(value, other[name][key]), (name, key)
 
 
 def word_tokenizer(directory, words):

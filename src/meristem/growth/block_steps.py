@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from meristem.growth.dtensors import whole
+
 MISSED = "missed_steps"  # in an optimizer's state, shaped like the parameter
 FORGOTTEN = 1e-8  # a bias correction that is this close to 1 is none any more
 
@@ -27,7 +29,9 @@ def count_blocks_apart(optimizer: Optimizer) -> None:
     Args:
         optimizer: with `betas` and `eps` in its groups (Adam, AdamW); others keep no such counts.
     """
-    counts = {p: float(entries["step"]) for p, entries in optimizer.state.items() if MISSED in entries}
+    behind = {p: entries for p, entries in optimizer.state.items() if MISSED in entries}
+    counts = {p: float(entries["step"]) for p, entries in behind.items()}
+    longest = {p: float(whole(entries[MISSED].max())) for p, entries in behind.items()}
 
     def correct(optimizer: Optimizer, *_: Any) -> None:
         for group in optimizer.param_groups:
@@ -36,10 +40,10 @@ def count_blocks_apart(optimizer: Optimizer) -> None:
                 if MISSED not in entries:
                     continue
                 count = float(entries["step"])
-                if count != counts.get(parameter):  # a step that a gradient scaler left out moved nothing
+                if count != counts[parameter]:  # a step that a gradient scaler left out moved nothing
                     _correct(parameter, entries, group, count)
                 counts[parameter] = count
-                if max(group["betas"]) ** (count - float(entries[MISSED].max())) < FORGOTTEN:
+                if max(group["betas"]) ** (count - longest[parameter]) < FORGOTTEN:
                     del entries[MISSED]
 
     optimizer.register_step_post_hook(correct)
