@@ -1,10 +1,11 @@
 """Majority Kernels against a plain network and what could explain a gain: same size deployed, every rate tuned alike, paired tests.
 
-    python benchmarks/majority.py --small    # one CPU core, about half an hour
-    python benchmarks/majority.py --large    # one GPU: more data, a larger transformer
+    python benchmarks/majority.py --small    # one CPU core, about an hour and a half
+    python benchmarks/majority.py --large    # one GPU: more data, larger networks
 
-Three parts (`--parts`): `vision`, networks on images of ../shared/data (skipped where those are not); `text`, a small transformer on
-Python's own sources; `cost`, step time and memory with three kernels. Writes results/majority.json and .png.
+Parts (`--parts`): `digits` (scikit-learn's) and `fashion_mnist`, MLPs; `cifar10`, a residual network (both of ../shared/data; skipped where
+that is not); `text`, a small transformer on Python's own sources; `cost`, step time and memory with three kernels. Writes
+results/majority.json and .png.
 """
 
 from __future__ import annotations
@@ -36,12 +37,16 @@ import meristem as ms
 KERNELS = 3
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
-        "vision": {"train": 10_000, "valid": 2_000, "steps": 1_000, "batch_size": 128, "width": 64, "seeds": 10},
+        "digits": {"train": 1_100, "valid": 300, "steps": 500, "batch_size": 64, "width": 32, "seeds": 10},
+        "fashion_mnist": {"train": 10_000, "valid": 2_000, "steps": 1_000, "batch_size": 128, "width": 64, "seeds": 10},
+        "cifar10": {"train": 10_000, "valid": 2_000, "steps": 500, "batch_size": 64, "width": 16, "seeds": 5},
         "text": {"model": (96, 4, 4), "tokens": 300_000, "batch_size": 8, "rates": (5e-4, 1e-3, 2e-3), "seeds": 5, "trainer": {}},
         "cost": {"hidden_size": 256, "layers": 4, "heads": 8, "tokens": (512, 4096), "repeats": 7, "device": "cpu"},
     },
     "large": {
-        "vision": {"train": 50_000, "valid": 5_000, "steps": 20_000, "batch_size": 128, "width": 256, "seeds": 10},
+        "digits": {"train": 1_100, "valid": 300, "steps": 2_000, "batch_size": 64, "width": 128, "seeds": 10},
+        "fashion_mnist": {"train": 50_000, "valid": 5_000, "steps": 20_000, "batch_size": 128, "width": 256, "seeds": 10},
+        "cifar10": {"train": 45_000, "valid": 5_000, "steps": 20_000, "batch_size": 128, "width": 64, "seeds": 5},
         "text": {"model": (768, 12, 12), "tokens": 50_000_000, "batch_size": 64, "rates": (3e-4, 6e-4, 1.2e-3), "seeds": 5,
                  "trainer": {"bf16": True}},
         "cost": {"hidden_size": 1024, "layers": 12, "heads": 16, "tokens": (4096, 32768), "repeats": 20, "device": "cuda"},
@@ -51,22 +56,49 @@ RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 Images = tuple[Tensor, Tensor]
 
 
-def mlp(width: int, dropout: float = 0.0) -> nn.Sequential:
+def mlp(inputs: int, width: int, dropout: float) -> nn.Module:
     layers: list[nn.Module] = []
-    for inputs in (784, width):
-        layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout)]
+    for before in (inputs, width):
+        layers += [nn.Linear(before, width), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+class ResNet(nn.Module):
+    """transformers' own residual network with batch norms, of three stages; x -> logits."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        from transformers import ResNetConfig, ResNetModel
+
+        sizes = [width, 2 * width, 4 * width]
+        config = ResNetConfig(embedding_size=width, hidden_sizes=sizes, depths=[1, 1, 1], layer_type="basic")
+        self.body, self.dropout, self.head = ResNetModel(config), nn.Dropout(dropout), nn.Linear(sizes[-1], 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.dropout(self.body(x).pooler_output.flatten(1)))
+
+
+NETWORKS: dict[str, Callable[[int, float], nn.Module]] = {
+    "digits": lambda width, dropout: mlp(64, width, dropout),
+    "fashion_mnist": lambda width, dropout: mlp(784, width, dropout),
+    "cifar10": ResNet,
+}
 
 
 class Sides:
     """How each side trains a network of the same deployed size. A side is a function (rate, seed) -> network."""
 
-    def __init__(self, setting: dict[str, Any], train: Images) -> None:
-        self.setting, self.images = setting, train
+    def __init__(self, name: str, setting: dict[str, Any], train: Images) -> None:
+        self.name, self.setting, self.images = name, setting, train
 
-    def new(self, seed: int, width: int = 0, dropout: float = 0.0) -> nn.Sequential:
+    def new(self, seed: int, width: int = 0, dropout: float = 0.0) -> Any:
         torch.manual_seed(seed)
-        return mlp(width or self.setting["width"], dropout)
+        return NETWORKS[self.name](width or self.setting["width"], dropout)
+
+    @property
+    def batches(self) -> list[Tensor]:
+        """Inputs on which batch norms take their statistics anew."""
+        return list(self.images[0][:2_000].split(200))
 
     def fit(
         self,
@@ -112,7 +144,7 @@ class Sides:
     def kernels(self, rate: float, seed: int, **options: Any) -> nn.Module:
         many = ms.majority(self.new(seed), kernels=KERNELS, seed=seed, **options)
         self.fit(many, rate, seed, before=lambda step: ms.mix_kernels(many, step, self.setting["steps"]))
-        return ms.deploy(many)
+        return ms.deploy(many, self.batches).eval()
 
     def layer_kernels(self, rate: float, seed: int) -> nn.Module:
         return self.kernels(rate, seed, granularity="layer")
@@ -124,8 +156,8 @@ class Sides:
     def larger_init(self, rate: float, seed: int) -> nn.Module:
         """Plain, starting at the scale that kernels with gain "deployed" have while they are single."""
         model = self.new(seed)
-        for layer in model:
-            if isinstance(layer, nn.Linear):
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
                 layer.weight.data *= KERNELS**0.5
         return self.fit(model, rate, seed)
 
@@ -135,6 +167,7 @@ class Sides:
             model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
         )
         self.fit(model, rate, seed, after=lambda step: average.update_parameters(model))
+        torch.optim.swa_utils.update_bn(self.batches, average.module)
         return average.module.eval()
 
     def sam(self, rate: float, seed: int) -> nn.Module:
@@ -146,7 +179,7 @@ class Sides:
     def weight_noise(self, rate: float, seed: int) -> nn.Module:
         """Normal noise of the variance that mixing three independent kernels has at the start, annealed alike."""
         model, steps = self.new(seed), self.setting["steps"]
-        matrices = [p for p in model.parameters() if p.dim() == 2]
+        matrices = [p for p in model.parameters() if p.dim() >= 2]
         share = ((KERNELS - 1) / (KERNELS * (KERNELS + 1))) ** 0.5  # of a kernel's standard deviation, alpha = 1
         scales = [share * float(p.detach().std()) for p in matrices]
         rng, noise = torch.Generator().manual_seed(seed), []
@@ -182,8 +215,8 @@ class Sides:
         return self.fit(self.new(seed), rate, seed, loss=loss)
 
     def submodular(self, rate: float, seed: int) -> nn.Module:
-        """Three times the width for half the steps, then each layer's units by greedy facility location, then the other half."""
-        half = Sides({**self.setting, "steps": self.setting["steps"] // 2}, self.images)
+        """Three times the width for half the steps, then each layer's units by greedy facility location, then the other half; of MLPs."""
+        half = Sides(self.name, {**self.setting, "steps": self.setting["steps"] // 2}, self.images)
         wide = half.fit(self.new(seed, KERNELS * self.setting["width"]), rate, seed)
         linears = [layer for layer in wide if isinstance(layer, nn.Linear)]
         small = self.new(seed)
@@ -221,31 +254,49 @@ VISION = ("plain", "kernels", "layer_kernels", "mean_only", "larger_init", "ema"
 
 def accuracy(model: nn.Module, data: Images) -> float:
     with torch.no_grad():
-        return float((model.eval()(data[0]).argmax(1) == data[1]).float().mean())
+        said = torch.cat([model.eval()(part).argmax(1) for part in data[0].split(1_000)])
+    return float((said == data[1]).float().mean())
 
 
 def images(name: str, setting: dict[str, Any]) -> tuple[Images, Images, Images] | None:
-    """Training, validation and test images, flat and normalised; None where ../shared/data is not."""
+    """Training, validation and test images, normalised, flat for MLPs; None where ../shared/data is not and is wanted."""
     loader = shared_data.loader()
-    if loader is None:
+    if name == "digits":
+        from sklearn.datasets import load_digits
+
+        x, y = (torch.as_tensor(array) for array in load_digits(return_X_y=True))
+        held = torch.arange(len(x)) % 5 == 4
+        x, y, tx, ty = x[~held], y[~held], x[held], y[held]
+    elif loader is None:
         return None
-    arrays = loader.mnist(name)
-    x, y, tx, ty = (torch.as_tensor(a) for a in arrays)
+    elif name == "cifar10":
+        (x, y), (tx, ty) = (map(torch.as_tensor, loader.jpegs("cifar10_jpeg", split)) for split in ("train", "test"))
+        x, tx = x.permute(0, 3, 1, 2), tx.permute(0, 3, 1, 2)
+    else:
+        x, y, tx, ty = (torch.as_tensor(a) for a in loader.mnist(name))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    flat = lambda a: (a.reshape(len(a), -1).float() / 255 - 0.286) / 0.353  # noqa: E731
     first, last = setting["train"], setting["train"] + setting["valid"]
-    pick = lambda ids: (flat(x[ids]), y[ids].long())  # noqa: E731
-    return pick(order[:first]), pick(order[first:last]), (flat(tx), ty.long())
+    seen = x[order[:first]].float()
+    centre, spread = seen.mean(), seen.std()
+
+    def ready(pictures: Tensor) -> Tensor:
+        normal = (pictures.float() - centre) / spread
+        return normal if name == "cifar10" else normal.reshape(len(normal), -1)
+
+    pick = lambda ids: (ready(x[ids]), y[ids].long())  # noqa: E731
+    return pick(order[:first]), pick(order[first:last]), (ready(tx), ty.long())
 
 
-def vision(setting: dict[str, Any], name: str = "fashion_mnist") -> dict[str, Any]:
+def vision(name: str, setting: dict[str, Any]) -> dict[str, Any]:
     """Each side: its rate by validation accuracy on two seeds, then test accuracy over all seeds."""
     data = images(name, setting)
     if data is None:
         return {"skipped": "no ../shared/data"}
     train, valid, test = data
-    sides, found = Sides(setting, train), {}
+    sides, found = Sides(name, setting, train), {}
     for side in VISION:
+        if name == "cifar10" and side == "submodular":
+            continue  # written for MLPs
         build = getattr(sides, side)
         scores = {rate: mean(accuracy(build(rate, seed), valid) for seed in (101, 102)) for rate in RATES}
         rate = max(scores, key=scores.__getitem__)
@@ -310,7 +361,7 @@ def cost(setting: dict[str, Any]) -> list[dict[str, Any]]:
         .train()
     )
     many = ms.majority(plain, kernels=KERNELS).to(device).train()
-    optimizers = {id(m): torch.optim.AdamW(m.parameters(), lr=1e-4) for m in (plain, many)}
+    optimizers = {id(m): torch.optim.AdamW(m.parameters(), lr=1e-4, fused=True) for m in (plain, many)}
     for count in setting["tokens"]:
         tokens = torch.randint(0, 256, (count // 128, 128), device=device)
 
@@ -344,7 +395,7 @@ def draw(content: dict[str, Any], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = [(part, content[part]) for part in ("vision", "text") if "plain" in content.get(part, {})]
+    shown = [(part, content[part]) for part in (*NETWORKS, "text") if "plain" in content.get(part, {})]
     figure, axes = plt.subplots(
         1, max(1, len(shown)), figsize=(5.5 * max(1, len(shown)), 4), layout="constrained", squeeze=False
     )
@@ -355,7 +406,7 @@ def draw(content: dict[str, Any], file: Path) -> None:
         )
         panel.axvline(found["plain"]["mean"], color="grey", linewidth=1)
         panel.set_yticks(range(len(names)), names)
-        panel.set(xlabel="test accuracy" if part == "vision" else "evaluation loss", title=part)
+        panel.set(xlabel="evaluation loss" if part == "text" else "test accuracy", title=part)
     figure.savefig(file, dpi=150)
 
 
@@ -363,7 +414,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", dest="size", action="store_const", const="small", default="small")
     parser.add_argument("--large", dest="size", action="store_const", const="large")
-    parser.add_argument("--parts", nargs="+", default=["cost", "vision", "text"], choices=["cost", "vision", "text"])
+    parts = ["cost", *NETWORKS, "text"]
+    parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "majority")
     arguments = parser.parse_args()
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -375,7 +427,10 @@ def main() -> None:
     content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     content |= {"machine": machine(), "size": arguments.size, "kernels": KERNELS}
     for part in arguments.parts:
-        content[part] = {"cost": cost, "vision": vision, "text": lambda s: text(s, arguments.out)}[part](setting[part])
+        own = setting[part]
+        content[part] = (
+            cost(own) if part == "cost" else text(own, arguments.out) if part == "text" else vision(part, own)
+        )
         write_json(file, content)
     draw(content, file.with_suffix(".png"))
 
