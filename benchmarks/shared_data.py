@@ -7,6 +7,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 FOLDER = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -28,12 +30,17 @@ def reviews(folder: Path) -> str | None:
     packed, place = FOLDER / "text" / "nltk_movie_reviews.zip", folder / "movie_reviews"
     if not packed.is_file():
         return None
-    if not place.is_dir():
-        from meristem.checkpoints.write import atomic_directory
-
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_directory(place) as unfinished, zipfile.ZipFile(packed) as archive:
-            for name in archive.namelist():
-                if name.endswith(".txt") and "movie_reviews/" in name:
-                    (unfinished / "-".join(name.split("/")[-2:])).write_bytes(archive.read(name))
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # parts of a benchmark may run side by side
+        if not place.is_dir():
+            _unpack(packed, place)
     return str(place)
+
+
+def _unpack(packed: Path, place: Path) -> None:
+    from meristem.checkpoints.write import atomic_directory
+
+    with atomic_directory(place) as unfinished, zipfile.ZipFile(packed) as archive:
+        for name in archive.namelist():
+            if name.endswith(".txt") and "movie_reviews/" in name:
+                (unfinished / "-".join(name.split("/")[-2:])).write_bytes(archive.read(name))
