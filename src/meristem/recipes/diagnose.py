@@ -22,6 +22,7 @@ from meristem.growth.optimizer import State, grow_state
 from meristem.growth.plan import GrowthPlan
 from meristem.recipes.run import directory_of, run
 from meristem.recipes.schema import Recipe
+from meristem.recipes.specs import FuseSpec, GrowSpec
 from meristem.recipes.tasks import open_task
 from meristem.recipes.train import ADAM_BETA2, load_state
 
@@ -58,8 +59,8 @@ def diagnose(recipe: Recipe, node: str, out: Path, bound: float = 0.1, sequences
     if node not in recipe.nodes:
         raise MeristemError(f"no node {node!r} in this recipe; {nearest(node, recipe.nodes)}")
     spec = recipe.nodes[node]
-    if spec.train:
-        raise MeristemError(f"{node!r} is a train node; diagnose wants one that grows or fuses")
+    if not (spec.grow or spec.fuse):
+        raise MeristemError(f"{node!r} is a {spec.kind} node; diagnose wants one that grows or fuses")
     wanted = {name: recipe.nodes[name] for name in recipe.ancestors(node)}
     results = run(recipe.model_copy(update={"nodes": wanted, "race": None}), out)
     task = open_task(recipe.data)
@@ -68,8 +69,12 @@ def diagnose(recipe: Recipe, node: str, out: Path, bound: float = 0.1, sequences
         parents = [open_model(str(directory_of(out, done[name]) / "model")).float() for name in spec.parents]
         known = [_state(directory_of(out, done[name])) for name in spec.parents]
         states = [state for state in known if state]
-        grown = _Grown.fused if spec.fuse else _Grown.grown
-        point = grown(recipe, node, seed, parents, states if len(states) == len(parents) else [])
+        states = states if len(states) == len(parents) else []
+        if spec.fuse:
+            point = _fused(spec.fuse, seed, parents, states)
+        else:
+            assert spec.grow is not None
+            point = _grown(node, spec.grow, parents[0], states)
         large = point.large or open_model(str(directory_of(out, done[node]) / "model")).float()
         for plan, parent in zip(point.plans, parents, strict=True):
             _check_way_back(plan, parent, large, fused=len(point.plans) > 1)
@@ -93,25 +98,19 @@ class _Grown:
     state: State | None
     large: nn.Module | None = None
 
-    @staticmethod
-    def fused(recipe: Recipe, node: str, seed: int, parents: list[nn.Module], states: list[State]) -> _Grown:
-        """Without the noise of a self-fusion, which its copies cancel: a single copy, read back, is not its parent."""
-        spec = recipe.nodes[node].fuse
-        assert spec is not None
-        fusion = fuse_with_certificate(parents, replace(spec.method(seed), noise=0.0), verify=False)
-        return _Grown(fusion.plans, fusion.weights, fuse_state(fusion, states) if states else None, fusion.model)
 
-    @staticmethod
-    def grown(recipe: Recipe, node: str, seed: int, parents: list[nn.Module], states: list[State]) -> _Grown:
-        spec = recipe.nodes[node].grow
-        assert spec is not None
-        methods = spec.build_methods()
-        if len(methods) > 1:
-            raise MeristemError(
-                f"{node!r} grows by {len(methods)} methods in turn; diagnose measures one: split the node"
-            )
-        plan = methods[0].plan(Anatomy.of(parents[0]), parents[0])
-        return _Grown([plan], (1.0,), grow_state(plan, states[0]) if states else None)
+def _fused(spec: FuseSpec, seed: int, parents: list[nn.Module], states: list[State]) -> _Grown:
+    """Without the noise of a self-fusion, which its copies cancel: a single copy, read back, is not its parent."""
+    fusion = fuse_with_certificate(parents, replace(spec.method(seed), noise=0.0), verify=False)
+    return _Grown(fusion.plans, fusion.weights, fuse_state(fusion, states) if states else None, fusion.model)
+
+
+def _grown(node: str, spec: GrowSpec, parent: nn.Module, states: list[State]) -> _Grown:
+    methods = spec.build_methods()
+    if len(methods) > 1:
+        raise MeristemError(f"{node!r} grows by {len(methods)} methods in turn; diagnose measures one: split the node")
+    plan = methods[0].plan(Anatomy.of(parent), parent)
+    return _Grown([plan], (1.0,), grow_state(plan, states[0]) if states else None)
 
 
 def _state(directory: Path) -> State | None:
