@@ -20,6 +20,7 @@ _HOMES = {
     "fuse": "meristem.growth.fuse",
     "fuse_with_certificate": "meristem.growth.fuse",
     "fuse_optimizer": "meristem.growth.fuse",
+    "count_blocks_apart": "meristem.growth.block_steps",
     "DeepFusion": "meristem.growth.deep_fusion",
     "grow_optimizer": "meristem.growth.optimizer",
     "grow_sharded": "meristem.growth.sharded",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from meristem.errors import MeristemError as MeristemError
     from meristem.errors import PreservationError as PreservationError
     from meristem.growth.aki import AKI as AKI
+    from meristem.growth.block_steps import count_blocks_apart as count_blocks_apart
     from meristem.growth.deep_fusion import DeepFusion as DeepFusion
     from meristem.growth.fuse import fuse as fuse
     from meristem.growth.fuse import fuse_optimizer as fuse_optimizer

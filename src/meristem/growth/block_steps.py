@@ -24,7 +24,8 @@ FORGOTTEN = 1e-8  # a bias correction that is this close to 1 is none any more
 def count_blocks_apart(optimizer: Optimizer) -> None:
     """Let every later step of an Adam divide each entry's moments by the correction for its own number of steps.
 
-    Where the state names no missed steps, nothing changes; it drops them once they make no difference.
+    Where the state names no missed steps, nothing changes; it drops them once they make no difference. `fuse_optimizer` has called
+    this; call it yourself where a saved state has been loaded.
 
     Args:
         optimizer: with `betas` and `eps` in its groups (Adam, AdamW); others keep no such counts.

@@ -111,6 +111,8 @@ class MeanOfParents(nn.Module):
 def fuse_optimizer(fusion: Fusion, optimizers: Sequence[Optimizer], parents: Sequence[nn.Module]) -> Optimizer:
     """An optimizer for a fused network, with the parents' states (see `fuse_state`) and the hyperparameters of the first.
 
+    When a run goes on from its saved state, call `count_blocks_apart(optimizer)` behind `load_state_dict`; recipes do so by themselves.
+
     Args:
         optimizers: those that trained `parents`, of one kind, with state made of moments (Adam, AdamW, SGD with momentum).
 
