@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,6 @@ from meristem.dynamics.fields import Parameters, bracket_of, dot, gradient, norm
 from meristem.growth.plan import GrowthPlan
 
 EPS = 1e-8  # Adam's
-SecondMoments = Mapping[str, Tensor]
 Forward = Callable[[nn.Module, Parameters], Tensor]  # (network, its parameters by name) -> the loss on some batch
 
 
@@ -52,7 +51,7 @@ def junction(
     large: nn.Module,
     forward: Forward,
     weights: Sequence[float] = (1.0,),
-    second_moments: SecondMoments | None = None,
+    second_moments: Parameters | None = None,
 ) -> Junction:
     """Measure a growth point: two gradients and two Hessian-vector products of each field.
 
@@ -107,7 +106,7 @@ def junction(
     )
 
 
-def _scales(second_moments: SecondMoments, found: Parameters) -> dict[str, Tensor]:
+def _scales(second_moments: Parameters, found: Parameters) -> dict[str, Tensor]:
     """P^1/2 of every parameter, see `junction`."""
     scales = {}
     for name, gradients in found.items():

@@ -30,7 +30,8 @@ BATCH = 16
 
 
 def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:
-    """Choose and mix the parents by training examples that none of them has read (as far as the data go), and leave `ensemble.json`.
+    """Choose and mix the parents by training examples that come behind all that they have read, in the order of the recipe's seed (a
+    parent with a seed of its own may have met some), and leave `ensemble.json`.
 
     Returns:
         flops, examples, metrics (on the held-out examples), parameters and details, as `NodeResult` wants them.
