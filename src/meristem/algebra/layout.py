@@ -13,6 +13,7 @@ A layout is a sum of products of axis names and numbers, outermost factor first,
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,9 +76,8 @@ class Layout:
         """The map of the whole dimension, from one map for each of its axes."""
         total: AxisMap | None = None
         for term in self.terms:
-            product = AxisMap.identity(1)
-            for factor in term:
-                product = product.kron(_factor_map(factor, maps))
+            first, *others = (_factor_map(factor, maps) for factor in term)
+            product = functools.reduce(AxisMap.kron, others, first)
             total = product if total is None else total.direct_sum(product)
         assert total is not None
         return total

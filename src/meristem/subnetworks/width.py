@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from meristem.algebra import AxisMap
+from meristem.algebra import AxisMap, Layout
 from meristem.anatomy import Anatomy
 from meristem.anatomy.anatomy import kind_of
 from meristem.anatomy.parts import is_part, whole_of
@@ -125,20 +125,23 @@ def _slices(blocks: Blocks, layer: int, path: Path) -> list[Slice]:
     alike = bool(blocks.needed)  # a block that serves the others serves them head by head: all take the same heads
     maps = _selections(anatomy, blocks.name if alike else prefix, path)
     parameters = {prefix + name: p for name, p in blocks.modules[layer].named_parameters()}
+
+    @cache
+    def used(layout: Layout) -> Tensor | None:
+        """The units of a dimension that are used; None: all."""
+        axes = layout.axes()
+        if not axes & set(maps):
+            return None
+        known = {a: maps[a] if a in maps else AxisMap.identity(anatomy.sizes[a]) for a in axes}
+        return layout.expand(known).write.index
+
     found = []
     for name, parameter in parameters.items():
         if name not in anatomy.tensors:
             raise MeristemError(
                 f"{name} is no weight of its own (kernels, adapters); such networks can be trained in depth only"
             )
-        indices: list[Tensor | None] = []
-        for dimension in anatomy.tensors[name].dimensions:
-            axes = dimension.layout.axes()
-            if not axes & set(maps):
-                indices.append(None)
-                continue
-            known = {a: maps[a] if a in maps else AxisMap.identity(anatomy.sizes[a]) for a in axes}
-            indices.append(dimension.layout.expand(known).write.index)
+        indices = [used(dimension.layout) for dimension in anatomy.tensors[name].dimensions]
         if any(index is not None for index in indices):
             if hasattr(parameter, "full_tensor"):
                 raise MeristemError(
