@@ -140,15 +140,10 @@ def shakespeare(content: dict[str, Any], size: str, seeds: list[int], out: Path)
     found["mean_of_parents"] = study.ensemble_loss(list(parents.values()))
     found |= {"better_parent_loss": min(found["parents"].values()), "steps": SHAKESPEARE["steps"], "sides": {}}
     for side in (*sides, "better_parent", "scratch"):
-        if side in ("grouped", "weighted"):  # one architecture, one start: the rate of plain
-            tried = {
-                rate: final(study.run(recipe(side, rate, seeds[0])))
-                for rate in [found["sides"]["plain"]["learning_rate"]]
-            }
-        else:
-            tried = search(lambda rate, side=side: final(study.run(recipe(side, rate, seeds[0]))), (2.5e-4, 5e-4))
+        start = (6.25e-5, 1.25e-4) if side in ("grouped", "weighted") else (2.5e-4, 5e-4)
+        tried = search(lambda rate, side=side: final(study.run(recipe(side, rate, seeds[0]))), start)
         rate = min(tried, key=tried.__getitem__)
-        runs = [study.run(recipe(side, rate, seed)) for seed in seeds]
+        runs = [study.run(recipe(side, rate, seed)) for seed in (seeds[:1] if side == "scratch" else seeds)]
         curves = [nodes[side].curve for nodes in runs]
         found["sides"][side] = {
             "learning_rate": rate,
