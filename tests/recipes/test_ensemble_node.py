@@ -89,5 +89,5 @@ def test_bad_recipes():
     refused("each member once", net={"ensemble": {"from": ["deep", "deep"]}})
     refused("1 complexities for 2", net={"ensemble": {"from": ["deep", "wide"], "complexities": [1]}})
     refused("leaves no single network", more={"train": {"from": "net", "examples": 1, "learning_rate": 1}})
-    with pytest.raises(ms.MeristemError, match="only train nodes have a curve"):
+    with pytest.raises(ms.MeristemError, match="only train nodes have a loss curve"):
         parse_recipe({"data": DATA, "nodes": vits(), "race": {"challenger": "net", "baseline": "deep"}})

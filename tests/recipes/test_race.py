@@ -70,7 +70,9 @@ def test_interpolation():
 
 
 def test_a_race_needs_train_nodes():
-    recipe = parse_recipe({**RECIPE.model_dump(by_alias=True, exclude_none=True),
-                           "race": {"challenger": "grown", "baseline": "scratch"}})  # fmt: skip
-    with pytest.raises(ms.MeristemError, match="'grown' is no train node"):
-        race(recipe, {})
+    content = {
+        **RECIPE.model_dump(by_alias=True, exclude_none=True),
+        "race": {"challenger": "grown", "baseline": "scratch"},
+    }
+    with pytest.raises(ms.MeristemError, match="'grown', a grow node; only train nodes have a loss curve"):
+        parse_recipe(content)
