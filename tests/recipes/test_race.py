@@ -74,5 +74,5 @@ def test_a_race_needs_train_nodes():
         **RECIPE.model_dump(by_alias=True, exclude_none=True),
         "race": {"challenger": "grown", "baseline": "scratch"},
     }
-    with pytest.raises(ms.MeristemError, match="'grown', a grow node; only train nodes have a loss curve"):
+    with pytest.raises(ms.MeristemError, match="'grown', a node of kind grow; only train nodes have a loss curve"):
         parse_recipe(content)

@@ -69,7 +69,7 @@ class Recipe(Strict):
                 raise ValueError(f"race names {asked!r}, which is no node; {nearest(asked, self.nodes)}")
             if not self.nodes[asked].train:
                 raise ValueError(
-                    f"race names {asked!r}, a {self.nodes[asked].kind} node; only train nodes have a curve"
+                    f"race names {asked!r}, a node of kind {self.nodes[asked].kind}; only train nodes have a loss curve"
                 )
         self.order()
         return self
