@@ -9,11 +9,9 @@ import numpy as np
 
 from meristem.errors import MeristemError, first_line
 
-SEPARATOR, MASK, END = (
-    0,
-    1,
-    2,
-)  # bytes that do not occur in text: between documents and as padding, for a masked byte, at an end
+SEPARATOR = 0  # between documents, and as padding; like the next two a byte that does not occur in text
+MASK = 1  # for a masked byte
+END = 2
 IGNORED = -100  # the label of a token that is not asked for
 SENTINELS = 100  # tokens that stand for a span, behind the 256 bytes
 

@@ -7,7 +7,7 @@ so that all of them can be trained at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,11 +61,14 @@ def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:
     )
     found = search.run()
     weights = {sub.name: w.float() for sub, w in zip(found.subnetworks, found.mixture_weights, strict=True)}
-    own = {name: _judge({name: networks[name]}, {name: torch.tensor(1.0)}, task) for name in networks}
+    alone = {name: {name: torch.tensor(1.0)} for name in networks}
+    mixed, *own = _judge(networks, [weights, *alone.values()], task)
     content = {
         "mixture": spec.mixture,
         "members": {name: {"model": str(places[name]), "weights": w.tolist()} for name, w in weights.items()},
-        "candidates": {name: {**metrics, "complexity": complexities[name]} for name, metrics in own.items()},
+        "candidates": {
+            name: {**metrics, "complexity": complexities[name]} for name, metrics in zip(alone, own, strict=True)
+        },
         "rounds": search.history,
     }
     write_json(job.directory / "ensemble.json", content)
@@ -74,7 +77,7 @@ def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:
         "flops": forward * len(judged),
         "examples": len(judged),
         "tokens": len(judged) * task.tokens_per_example,
-        "metrics": _judge(networks, weights, task),
+        "metrics": mixed,
         "parameters": sum(p.numel() for name in weights for p in networks[name].parameters()),
         "details": content,
     }
@@ -115,12 +118,15 @@ def _answers(networks: Mapping[str, nn.Module], examples: Ordered, task: Task) -
     return {name: torch.cat([part[name] for part in parts]) for name in networks}, torch.cat(targets)
 
 
-def _judge(networks: Mapping[str, nn.Module], weights: Mapping[str, Tensor], task: Task) -> dict[str, float]:
-    """Loss and accuracy of a mixture on the held-out examples, for each thing that is asked for."""
-    rows, loss, right = 0, 0.0, 0
-    for said, targets in _said({name: networks[name] for name in weights}, task.evaluation_set(), task):
-        logits = torch.stack([w * said[name] for name, w in weights.items()]).sum(0)
+def _judge(
+    networks: Mapping[str, nn.Module], mixtures: Sequence[Mapping[str, Tensor]], task: Task
+) -> list[dict[str, float]]:
+    """Loss and accuracy of each mixture on the held-out examples, for each thing that is asked for; every network runs once."""
+    rows, loss, right = 0, [0.0] * len(mixtures), [0] * len(mixtures)
+    for said, targets in _said(networks, task.evaluation_set(), task):
         rows += len(targets)
-        loss += float(cross_entropy(logits, targets, reduction="sum"))
-        right += int((logits.argmax(-1) == targets).sum())
-    return {"eval_loss": loss / rows, "eval_accuracy": right / rows}
+        for number, weights in enumerate(mixtures):
+            logits = torch.stack([w * said[name] for name, w in weights.items()]).sum(0)
+            loss[number] += float(cross_entropy(logits, targets, reduction="sum"))
+            right[number] += int((logits.argmax(-1) == targets).sum())
+    return [{"eval_loss": e / rows, "eval_accuracy": r / rows} for e, r in zip(loss, right, strict=True)]

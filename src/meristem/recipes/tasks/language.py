@@ -14,7 +14,7 @@ from meristem.data import CorruptedSpans, MaskedSequences, Ordered, Sequences, o
 from meristem.data.corruption import span_numbers
 from meristem.errors import MeristemError
 from meristem.recipes.data_specs import TextSpec
-from meristem.recipes.tasks.task import Task, leave_tokenizer, network
+from meristem.recipes.tasks.task import Task, check_vocabulary, leave_tokenizer, network
 
 SPAN_LENGTH = 3.0
 
@@ -43,9 +43,7 @@ class Language(Task):
         return {"vocab_size": self.vocab_size, "max_position_embeddings": self.data.sequence_length}
 
     def check(self, model: nn.Module, label: str) -> None:
-        vocab_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-        if self.vocab_size > vocab_size:
-            raise MeristemError(f"{label}: the data has {self.vocab_size} tokens, the model's vocabulary {vocab_size}")
+        check_vocabulary(model, self.vocab_size, label)
 
     def training_set(self, count: int, seed: int, offset: int) -> Ordered:
         return self.asked(Sequences(self.corpus.train, self.data.sequence_length, count, seed, offset))

@@ -95,6 +95,13 @@ def class_of(logits: Any) -> Tensor:
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
 
+def check_vocabulary(model: nn.Module, vocab_size: int, label: str) -> None:
+    """Raises MeristemError if the model knows fewer tokens than the data have."""
+    known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if vocab_size > known:
+        raise MeristemError(f"{label}: the data has {vocab_size} tokens, the model's vocabulary {known}")
+
+
 def leave_tokenizer(tokenizer: str, directory: Path) -> None:
     """Put a Hugging Face tokenizer beside a model; bytes need none."""
     if tokenizer != "bytes":

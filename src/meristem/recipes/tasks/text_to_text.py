@@ -12,7 +12,7 @@ from meristem.data import PaddedPairs, open_pairs
 from meristem.data.encoding import IGNORED
 from meristem.errors import MeristemError
 from meristem.recipes.data_specs import PairSpec
-from meristem.recipes.tasks.task import Task, class_of, leave_tokenizer, network
+from meristem.recipes.tasks.task import Task, check_vocabulary, class_of, leave_tokenizer, network
 
 
 class TextToText(Task):
@@ -34,11 +34,7 @@ class TextToText(Task):
     def check(self, model: nn.Module, label: str) -> None:
         if not model.config.is_encoder_decoder:  # type: ignore[union-attr]
             raise MeristemError(f"{label}: text-to-text wants an encoder-decoder, {type(model).__name__} is none")
-        vocab_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-        if self.pairs.encoding.vocab_size > vocab_size:
-            raise MeristemError(
-                f"{label}: the data has {self.pairs.encoding.vocab_size} tokens, the model's vocabulary {vocab_size}"
-            )
+        check_vocabulary(model, self.pairs.encoding.vocab_size, label)
 
     def training_set(self, count: int, seed: int, offset: int) -> PaddedPairs:
         return self._padded(self.pairs.train, count, seed, offset)
