@@ -16,13 +16,14 @@ import platform
 import sys
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.colors import rgb_to_hsv
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
-from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, VotingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.neural_network import MLPClassifier
@@ -87,16 +88,37 @@ def load_pairs(data: Any, pairs: list[str]) -> dict[str, tuple[np.ndarray, np.nd
     return sets
 
 
-def sides(setting: dict[str, Any], seed: int) -> dict[str, list[Any]]:
-    """The settings of each side; six each for those that are trained by gradient descent."""
+def sides(setting: dict[str, Any], seed: int, like: int) -> dict[str, list[Any]]:
+    """The settings of each side, six each. An ensemble has as many members as come nearest to `like` parameters together.
+
+    The first network is tuned as one would today; "the paper's network" is what the paper describes: plain SGD on features in [0, 1],
+    batches of 100, at most 10,000 steps.
+    """
     adanet = {"width": 150, "batch_size": 100, "max_steps": setting["steps"], "max_rounds": setting["rounds"],
               "min_improvement": 0.0, "patience": 10, "random_state": seed}  # fmt: skip
     network = {"batch_size": 100, "early_stopping": True, "n_iter_no_change": 10, "max_iter": 200, "random_state": seed}
+    plain = {
+        "batch_size": 100,
+        "solver": "sgd",
+        "momentum": 0.0,
+        "max_iter": 104,
+        "n_iter_no_change": 104,
+        "random_state": seed,
+    }
+
+    def ensemble(units: int, rate: float) -> Any:
+        members = [(str(i), MLPClassifier((units,), learning_rate_init=rate, **{**network, "random_state": 1000 * i + seed}))
+                   for i in range(max(2, round(like / (156 * units))))]  # fmt: skip
+        return make_pipeline(StandardScaler(), VotingClassifier(members, voting="soft"))
+
     return {
         "AdaNet": [AdaNetClassifier(adanet_lambda=price, learning_rate=rate, **adanet)
                    for price in (1e-4, 1e-3, 1e-2) for rate in (1e-3, 5e-3)],
         "one-layer network": [make_pipeline(StandardScaler(), MLPClassifier((units,), learning_rate_init=rate, **network))
                               for units in (150, 512, 2048) for rate in (1e-3, 5e-3)],
+        "the paper's network": [MLPClassifier((units,), learning_rate_init=rate, **plain)
+                                for units in (512, 2048) for rate in (0.01, 0.03, 0.1)],
+        "deep ensemble": [ensemble(units, rate) for units in (150, 512) for rate in (5e-4, 1e-3, 5e-3)],
         "logistic regression": [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
                                 for c in (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)],
     }  # fmt: skip
@@ -107,70 +129,116 @@ def pairs(setting: dict[str, Any], kept: dict[str, Any], save: Any) -> dict[str,
     if data is None:
         return {"skipped": "no ../shared/data"}
     for name, (x, y) in load_pairs(data, setting["pairs"]).items():
-        if name in kept:
-            continue
-        parts = np.array_split(np.arange(len(x)), 10)
-        valid, rows = parts[1], np.concatenate(parts[2:])
-        chosen: dict[str, int] = {}
-        for side, trials in sides(setting, 0).items():
-            began = time.perf_counter()
-            scores = [trial.fit(x[rows], y[rows]).score(x[valid], y[valid]) for trial in trials]
-            chosen[side] = int(np.argmax(scores))
-            say(name, side, [round(s, 4) for s in scores], f"{time.perf_counter() - began:.0f} s")
-        result: dict[str, Any] = {side: [] for side in chosen}
-        for fold in range(setting["folds"]):
-            test = parts[fold]
-            rows = np.concatenate([p for k, p in enumerate(parts) if k not in (fold, (fold + 1) % 10)])
-            for side, trials in sides(setting, fold).items():
-                began = time.perf_counter()
-                model = trials[chosen[side]].fit(x[rows], y[rows])
-                record = {"accuracy": model.score(x[test], y[test]), "seconds": time.perf_counter() - began}
-                if isinstance(model, AdaNetClassifier):
-                    layers = [block.depth for block in model.module_.blocks]
-                    record |= {"parameters": model.num_parameters_, "blocks": len(layers), "depth": max(layers, default=0),
-                               "units_used": [int((w != 0).any(1).sum()) for w in model.output_weights_],
-                               "bound": model.generalization_bound(x[rows], y[rows])}  # fmt: skip
-                result[side].append(record)
-            say(name, fold, {side: round(r[-1]["accuracy"], 4) for side, r in result.items()})
-        kept[name] = {"chosen": {s: repr(sides(setting, 0)[s][k]) for s, k in chosen.items()}, "folds": result,
-                      "summary": summary({s: [r["accuracy"] for r in records] for s, records in result.items()}, "AdaNet"),
-                      "paper": dict(zip(("AdaNet", "logistic regression", "one-layer network"), PAPER[name], strict=True))}  # fmt: skip
-        save(kept)
+        x = x.astype(np.float32)
+        found = kept.setdefault(name, {"chosen": {}, "folds": {}})
+        for side in sides(setting, 0, 0):  # AdaNet first: the ensemble is as large as what it learns
+            if side in found["folds"]:
+                continue
+            if learned := found["folds"].get("AdaNet"):
+                like = round(mean(record["parameters"] for record in learned))
+            else:
+                like = 0
+            found["folds"][side], found["chosen"][side] = folds_of(name, x, y, setting, side, like)
+            accuracies = {s: [r["accuracy"] for r in records] for s, records in found["folds"].items()}
+            found["summary"] = summary(accuracies, "AdaNet")
+            found["paper"] = dict(
+                zip(("AdaNet", "logistic regression", "the paper's network"), PAPER[name], strict=True)
+            )
+            save(kept)
     return kept
 
 
+def folds_of(
+    name: str, x: np.ndarray, y: np.ndarray, setting: dict[str, Any], side: str, like: int
+) -> tuple[list[dict[str, Any]], str]:
+    """A record for each test fold of one side, and its settings, which do best on part 1 having seen parts 2 to 9."""
+    parts = np.array_split(np.arange(len(x)), 10)
+    valid, rows = parts[1], np.concatenate(parts[2:])
+    began = time.perf_counter()
+    trials = sides(setting, 0, like)[side]
+    scores = [trial.fit(x[rows], y[rows]).score(x[valid], y[valid]) for trial in trials]
+    chosen = int(np.argmax(scores))
+    say(name, side, [round(s, 4) for s in scores], f"{time.perf_counter() - began:.0f} s")
+    records = []
+    for fold in range(setting["folds"]):
+        test = parts[fold]
+        rows = np.concatenate([p for k, p in enumerate(parts) if k not in (fold, (fold + 1) % 10)])
+        began = time.perf_counter()
+        model = sides(setting, fold, like)[side][chosen].fit(x[rows], y[rows])
+        record = {"accuracy": model.score(x[test], y[test]), "seconds": time.perf_counter() - began}
+        if isinstance(model, AdaNetClassifier):
+            layers = [block.depth for block in model.module_.blocks]
+            record |= {"parameters": model.num_parameters_, "blocks": len(layers), "depth": max(layers, default=0),
+                       "units_used": [int((w != 0).any(1).sum()) for w in model.output_weights_],
+                       "bound": model.generalization_bound(x[rows], y[rows])}  # fmt: skip
+        records.append(record)
+        say(name, side, fold, round(record["accuracy"], 4))
+    return records, repr(trials[chosen])
+
+
+def spirals() -> tuple[np.ndarray, np.ndarray]:
+    """The two spirals of Lang and Witbrock (1988): 194 points, three turns each."""
+    steps = np.arange(97)
+    angle, radius = steps * np.pi / 16, 6.5 * (104 - steps) / 104
+    one = np.stack([radius * np.sin(angle), radius * np.cos(angle)], 1)
+    return np.concatenate([one, -one]), np.repeat([0, 1], 97)
+
+
+def table_sides(fold: int, inputs: int, classes: int, like: int) -> dict[str, list[Any]]:
+    """Six settings of each side; an ensemble is about as large as `like` says, as in `sides`."""
+    network = {"n_iter_no_change": 20, "max_iter": 500, "random_state": fold}  # a held-out part would be too small
+
+    def ensemble(units: int, rate: float) -> Any:
+        count = max(2, round(like / ((inputs + 1) * units + (units + 1) * classes)))
+        members = [(str(i), MLPClassifier((units,), learning_rate_init=rate, **{**network, "random_state": 1000 * i + fold}))
+                   for i in range(count)]  # fmt: skip
+        return make_pipeline(StandardScaler(), VotingClassifier(members, voting="soft"))
+
+    return {
+        "AdaNet": [AdaNetClassifier(adanet_lambda=price, width=width, random_state=fold)
+                   for price in (1e-4, 1e-3, 1e-2) for width in (16, 64)],
+        "MLP": [make_pipeline(StandardScaler(), MLPClassifier(units, learning_rate_init=rate, **network))
+                for units in ((32,), (128,), (64, 64)) for rate in (1e-3, 5e-3)],
+        "deep ensemble": [ensemble(units, rate) for units in (32, 64, 128) for rate in (1e-3, 5e-3)],
+        "logistic regression": [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
+                                for c in (0.01, 0.03, 0.1, 0.3, 1.0, 10.0)],
+        "gradient boosting": [HistGradientBoostingClassifier(learning_rate=rate, max_leaf_nodes=leaves, random_state=fold)
+                              for rate in (0.03, 0.1, 0.3) for leaves in (7, 31)],
+    }  # fmt: skip
+
+
 def tables(setting: dict[str, Any], kept: dict[str, Any], save: Any) -> dict[str, Any]:
-    """Five-fold accuracy with each side's settings chosen on a fifth of the training rows, six settings each."""
-    sets = {"breast_cancer": load_breast_cancer(), "wine": load_wine(), "digits": load_digits()}
-    for name, bunch in sets.items():
+    """Accuracy over folds with each side's settings chosen on a fifth of the training rows, six settings each."""
+    bunches = {"breast_cancer": load_breast_cancer(), "wine": load_wine(), "digits": load_digits()}
+    sets = {name: (bunch.data, bunch.target) for name, bunch in bunches.items()} | {"two_spirals": spirals()}
+    for name, (x, y) in sets.items():
         if name in kept:
             continue
-        x, y = bunch.data, bunch.target
         scores: dict[str, list[float]] = {}
+        seconds: dict[str, list[float]] = {}
+        parameters: list[int] = []
         folds = StratifiedKFold(setting["table_folds"], shuffle=True, random_state=0)
         for fold, (rows, test) in enumerate(folds.split(x, y)):
             draw = np.random.default_rng(fold).permutation(rows)
             valid, inner = draw[: len(draw) // 5], draw[len(draw) // 5 :]
-            network = {
-                "n_iter_no_change": 20,
-                "max_iter": 500,
-                "random_state": fold,
-            }  # a held-out part would be too small
-            candidates = {
-                "AdaNet": [AdaNetClassifier(adanet_lambda=price, width=width, random_state=fold)
-                           for price in (1e-4, 1e-3, 1e-2) for width in (16, 64)],
-                "MLP": [make_pipeline(StandardScaler(), MLPClassifier(units, learning_rate_init=rate, **network))
-                        for units in ((32,), (128,), (64, 64)) for rate in (1e-3, 5e-3)],
-                "logistic regression": [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
-                                        for c in (0.01, 0.03, 0.1, 0.3, 1.0, 10.0)],
-                "gradient boosting": [HistGradientBoostingClassifier(learning_rate=rate, max_leaf_nodes=leaves, random_state=fold)
-                                      for rate in (0.03, 0.1, 0.3) for leaves in (7, 31)],
-            }  # fmt: skip
-            for side, trials in candidates.items():
+            like = 0
+            for side in table_sides(fold, 1, 1, 0):
+                trials = table_sides(fold, x.shape[1], len(set(y)), like)[side]
                 best = trials[int(np.argmax([t.fit(x[inner], y[inner]).score(x[valid], y[valid]) for t in trials]))]
-                scores.setdefault(side, []).append(float(best.fit(x[rows], y[rows]).score(x[test], y[test])))
+                began = time.perf_counter()
+                best.fit(x[rows], y[rows])
+                seconds.setdefault(side, []).append(time.perf_counter() - began)
+                scores.setdefault(side, []).append(float(best.score(x[test], y[test])))
+                if isinstance(best, AdaNetClassifier):
+                    like = best.num_parameters_
+                    parameters.append(like)
             say(name, fold, {side: round(values[-1], 4) for side, values in scores.items()})
-        kept[name] = {"scores": scores, "summary": summary(scores, "AdaNet")}
+        kept[name] = {
+            "scores": scores,
+            "seconds": seconds,
+            "parameters": parameters,
+            "summary": summary(scores, "AdaNet"),
+        }
         save(kept)
     return kept
 

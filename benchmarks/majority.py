@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import itertools
 import json
 import os
@@ -41,7 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "fashion_mnist": {"train": 10_000, "valid": 2_000, "steps": 1_000, "batch_size": 128, "width": 64, "seeds": 10},
         "cifar10": {"train": 10_000, "valid": 2_000, "steps": 500, "batch_size": 64, "width": 16, "seeds": 5},
         "text": {"model": (96, 4, 4), "tokens": 300_000, "batch_size": 8, "rates": (5e-4, 1e-3, 2e-3), "seeds": 5, "trainer": {}},
-        "cost": {"hidden_size": 256, "layers": 4, "heads": 8, "tokens": (512, 4096), "repeats": 15, "device": "cpu"},
+        "cost": {"hidden_size": 256, "layers": 4, "heads": 8, "tokens": (512, 4096), "repeats": 30, "device": "cpu"},
     },
     "large": {
         "digits": {"train": 1_100, "valid": 300, "steps": 2_000, "batch_size": 64, "width": 128, "seeds": 10},
@@ -49,7 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "cifar10": {"train": 45_000, "valid": 5_000, "steps": 20_000, "batch_size": 128, "width": 64, "seeds": 5},
         "text": {"model": (768, 12, 12), "tokens": 50_000_000, "batch_size": 64, "rates": (3e-4, 6e-4, 1.2e-3), "seeds": 5,
                  "trainer": {"bf16": True}},
-        "cost": {"hidden_size": 1024, "layers": 12, "heads": 16, "tokens": (4096, 32768), "repeats": 20, "device": "cuda"},
+        "cost": {"hidden_size": 1024, "layers": 12, "heads": 16, "tokens": (4096, 32768), "repeats": 30, "device": "cuda"},
     },
 }  # fmt: skip
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
@@ -350,40 +351,60 @@ def sign_flip(differences: list[float]) -> float:
     return mean(s >= seen - 1e-12 for s in sums)
 
 
+def keep_memory() -> None:
+    """Let glibc keep the large blocks that are freed, which it returns by default: a large tensor is new pages then, every time."""
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h's names
+    c_library = ctypes.CDLL("libc.so.6")
+    c_library.mallopt(mmap_threshold, 2**30)
+    c_library.mallopt(trim_threshold, 2**31 - 1)
+
+
 def cost(setting: dict[str, Any]) -> list[dict[str, Any]]:
-    """Median step time with three kernels over a plain step in the same process, and bytes of weights, gradients and moments."""
+    """Step time with three kernels over a plain step beside it, and bytes of weights, gradients and moments.
+
+    A second plain network, a copy of the first, is timed like the kernels: what its ratio lacks to 1 is the measurement's own. The three
+    take turns in an order that rotates; ratios are medians of the rounds' ratios.
+    """
     from meristem.recipes.tasks.language import causal_language_model
 
     device, rows = torch.device(setting["device"]), []
+    on_cpu = device.type == "cpu"
     plain = (
         causal_language_model(llama(setting["hidden_size"], setting["layers"], setting["heads"]), 256, 128, 0)
         .to(device)
         .train()
     )
     many = ms.majority(plain, kernels=KERNELS).to(device).train()
-    optimizers = {id(m): torch.optim.AdamW(m.parameters(), lr=1e-4, fused=True) for m in (plain, many)}
-    for count in setting["tokens"]:
+    models = [plain, copy.deepcopy(plain), many]
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-4, fused=True) for m in models]
+    for kept, count in itertools.product((False, True) if on_cpu else (True,), setting["tokens"]):
+        if kept and on_cpu:
+            keep_memory()
         tokens = torch.randint(0, 256, (count // 128, 128), device=device)
 
-        def step(model: nn.Module, number: int, tokens: Tensor = tokens) -> float:
+        def step(which: int, number: int, tokens: Tensor = tokens) -> float:
             began = time.perf_counter()
+            model = models[which]
             if model is many:
                 ms.mix_kernels(model, number)
             model(input_ids=tokens, labels=tokens).loss.backward()
-            optimizers[id(model)].step()
-            optimizers[id(model)].zero_grad()
+            optimizers[which].step()
+            optimizers[which].zero_grad()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             return time.perf_counter() - began
 
-        step(plain, 0), step(many, 0)
-        pairs = [(step(plain, i), step(many, i)) for i in range(setting["repeats"])]
-        state = {id(m): sum(t.numel() * 4 for s in optimizers[id(m)].state.values() for t in s.values() if t.dim())
-                 + 8 * sum(p.numel() for p in m.parameters()) for m in (plain, many)}  # fmt: skip
+        rounds: list[dict[int, float]] = []
+        for number in range(-1, setting["repeats"]):
+            order = [(number + place) % 3 for place in range(3)]
+            rounds.append({which: step(which, max(number, 0)) for which in order})
+        ratios = [median(r[which] / r[0] for r in rounds[1:]) for which in (1, 2)]  # the first round warms up
+        state = [sum(t.numel() * 4 for s in optimizer.state.values() for t in s.values() if t.dim())
+                 + 8 * sum(p.numel() for p in m.parameters()) for m, optimizer in zip(models, optimizers, strict=True)]  # fmt: skip
         chosen = sum(p.numel() for n, p in many.named_parameters() if "parametrizations" in n) / KERNELS
         total = sum(p.numel() for p in plain.parameters())
-        rows.append({"tokens_per_step": count, "time_ratio": median(b for _, b in pairs) / median(a for a, _ in pairs),
-                     "bytes_ratio": state[id(many)] / state[id(plain)],
+        rows.append({"tokens_per_step": count, "memory_kept": kept, "time_ratio": ratios[1], "time_ratio_of_a_copy": ratios[0],
+                     "bytes_ratio": state[2] / state[0],
                      "bytes_ratio_predicted": (total + (KERNELS - 1) * chosen) / total})  # fmt: skip
         print(rows[-1], flush=True)
     return rows

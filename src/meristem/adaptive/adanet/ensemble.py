@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from meristem.adaptive.adanet.losses import Loss, Softmax, Squared
 from meristem.adaptive.adanet.mixtures import Said, check_mixture, fit_mixture
 from meristem.adaptive.state import keep_state, read_state
+from meristem.adaptive.tensorboard import Scalars
 from meristem.adaptive.tensors import seed_of
 from meristem.errors import MeristemError
 
@@ -101,7 +102,7 @@ class EnsembleSearch:
             adanet_lambda r + adanet_beta.
         distillation: weight of a cross entropy towards the ensemble so far, in each proposal's training (born-again AdaNet).
         steps: of each proposal's training; 0 takes modules as they are. force_grow: take the best candidate even if it is worse. seed: all randomness follows from it and the round.
-        checkpoint: a file of finished rounds, from which a killed search goes on.
+        checkpoint: a file of finished rounds, from which a killed search goes on. log_dir: a folder for TensorBoard, with every round's record.
     """
 
     generator: Generator
@@ -118,6 +119,7 @@ class EnsembleSearch:
     force_grow: bool = False
     seed: int = 0
     checkpoint: str | None = None
+    log_dir: str | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self) -> Ensemble:
@@ -134,14 +136,17 @@ class EnsembleSearch:
         self._loss: Loss = Squared() if self._rows[0][1].is_floating_point() else Softmax()
         ensemble = self._restored()
         targets = self._targets()
-        for number in range(len(self.history) + 1, self.rounds + 1):
-            if self.history and self.history[-1].get("refused"):
-                break
-            self._round(number, ensemble, targets)
-            if self.checkpoint:
-                weights = {f"weights.{k}": w for k, w in enumerate(ensemble.mixture_weights)}
-                state = {**ensemble.members.state_dict(), **weights}
-                keep_state(Path(self.checkpoint), self._fingerprint(), state, self.history)
+        first = len(self.history) + 1
+        with Scalars(self.log_dir, first) as scalars:
+            for number in range(first, self.rounds + 1):
+                if self.history and self.history[-1].get("refused"):
+                    break
+                self._round(number, ensemble, targets)
+                scalars.write(self.history[-1], number)
+                if self.checkpoint:
+                    weights = {f"weights.{k}": w for k, w in enumerate(ensemble.mixture_weights)}
+                    state = {**ensemble.members.state_dict(), **weights}
+                    keep_state(Path(self.checkpoint), self._fingerprint(), state, self.history)
         return ensemble
 
     def _targets(self) -> Tensor:

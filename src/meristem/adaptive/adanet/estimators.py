@@ -22,6 +22,7 @@ from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.adanet.nodewise import NodeOptions, NodewiseModule, grow_nodes
 from meristem.adaptive.adanet.search import Search
 from meristem.adaptive.targets import ClassLabels, ScaledTarget
+from meristem.adaptive.tensorboard import Scalars
 from meristem.adaptive.tensors import load_estimator, save_estimator
 from meristem.errors import MeristemError
 
@@ -52,6 +53,7 @@ class _AdaNet(BaseEstimator):
     random_state: Any = None
     verbose: int = 0
     checkpoint: str | None = None
+    log_dir: str | None = None
 
     def _weights(self, sample_weight: Any, X: np.ndarray) -> np.ndarray:
         """The rows' weights (n_samples,). Raises MeristemError if none counts."""
@@ -92,6 +94,7 @@ class _AdaNet(BaseEstimator):
             n_jobs=self.n_jobs,
             rows_held_out=held,
             checkpoint=self.checkpoint,
+            log_dir=self.log_dir,
             report=self._report,
         )
         search.run()
@@ -104,6 +107,9 @@ class _AdaNet(BaseEstimator):
             self.max_steps, self.max_depth, self.adanet_lambda, self.adanet_beta, self.max_norm, self.p
         )
         self.history_ = grow_nodes(module, x, targets, shares, self._samples, loss, options, self._report)
+        with Scalars(self.log_dir) as scalars:
+            for step, record in enumerate(self.history_):
+                scalars.write(record, step)
         self.module_ = module
 
     def _options(self) -> Options:
@@ -154,7 +160,7 @@ class _AdaNet(BaseEstimator):
         check_is_fitted(self, "module_")
         config = {
             "estimator": type(self).__name__,
-            "options": {**self.get_params(), "random_state": None, "checkpoint": None},
+            "options": {**self.get_params(), "random_state": None, "checkpoint": None, "log_dir": None},
             "inputs": self.module_.num_features - 1,
             "outputs": self.module_.num_outputs,
             "layout": self.module_.layout(),
@@ -201,6 +207,7 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, _AdaNet):
         validation_fraction: judge candidates on held-out rows instead (no guarantee).
         variant="CVX": single units in closed form instead of blocks (`nodewise`); `max_steps` then counts them.
         n_jobs: candidates trained at a time. checkpoint: a file that keeps finished rounds; a killed fit goes on from it.
+        log_dir: a folder for TensorBoard, with every round's record.
 
     Attributes:
         module_: the network, a plain `nn.Module`. output_weights_, history_, classes_.

@@ -16,6 +16,7 @@ from meristem.adaptive.adanet.candidates import Candidate, Options, Sample, prop
 from meristem.adaptive.adanet.losses import Loss
 from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.state import keep_state, read_state
+from meristem.adaptive.tensorboard import Scalars
 from meristem.adaptive.tensors import seed_of
 
 
@@ -29,6 +30,7 @@ class Search:
         min_improvement: a round is accepted if it lowers the objective by more than this share of it (the paper: 0).
         seed: all randomness follows from it and the round's number, so that a search can be replayed.
         checkpoint: a file in which each finished round is kept, and from which a killed search goes on.
+        log_dir: a folder for TensorBoard, with every round's record.
     """
 
     module: AdaNetModule
@@ -44,6 +46,7 @@ class Search:
     n_jobs: int | None = None
     rows_held_out: Tensor | None = None
     checkpoint: str | None = None
+    log_dir: str | None = None
     report: Callable[[str], None] = lambda line: None
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -54,11 +57,15 @@ class Search:
         if self.rows_held_out is not None:
             held[self.rows_held_out] = True
         self._restore()
-        if not self.history:
-            self.history.append({"round": 0, "objective": self._start(held if held.any() else ~held), "penalty": 0.0})
-        while len(self.history) <= self.max_rounds and not self.history[-1].get("refused"):
-            self._round(self._sample(~held), self._sample(held) if held.any() else None)
-            self._save()
+        with Scalars(self.log_dir, first=len(self.history)) as scalars:
+            if not self.history:
+                start = self._start(held if held.any() else ~held)
+                self.history.append({"round": 0, "objective": start, "penalty": 0.0})
+                scalars.write(self.history[0], 0)
+            while len(self.history) <= self.max_rounds and not self.history[-1].get("refused"):
+                self._round(self._sample(~held), self._sample(held) if held.any() else None)
+                scalars.write(self.history[-1], self.history[-1]["round"])
+                self._save()
 
     def _sample(self, rows: Tensor) -> Sample:
         x, weight = self.x[rows], self.weight[rows]

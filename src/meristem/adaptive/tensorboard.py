@@ -1,0 +1,54 @@
+"""Records of a search as TensorBoard's scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+from meristem.errors import MeristemError
+
+
+class Scalars:
+    """The numbers of each record, by their place in it: `objective`, `candidates/0/complexity`; a context.
+
+    Args:
+        log_dir: the folder that TensorBoard is pointed at; None: nothing is written.
+        first: the step from which on this run writes. What an earlier run wrote from there on is not shown any more.
+
+    Raises:
+        MeristemError: if TensorBoard is not installed.
+    """
+
+    def __init__(self, log_dir: str | None, first: int = 0) -> None:
+        self._writer = None
+        if log_dir is None:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise MeristemError("log_dir needs TensorBoard: pip install 'meristem[tensorboard]'") from None
+        self._writer = SummaryWriter(log_dir, purge_step=first)
+
+    def write(self, record: Mapping[str, Any], step: int) -> None:
+        """Note a record of a step; words in it are left out."""
+        if self._writer is None:
+            return
+        for name, value in _numbers(record, ""):
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, int | float):
+        yield name, float(value)
+    elif isinstance(value, Mapping | list):
+        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in parts:
+            yield from _numbers(part, f"{name}/{key}" if name else str(key))
