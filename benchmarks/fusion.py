@@ -22,8 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import shared_data
-from growth import search, total_curve
-from hypercloning import ROOT
+from trained import ROOT, best_rate, total_curve
 
 
 def t5(d_model: int, layers: int, d_kv: int) -> dict[str, Any]:
@@ -205,9 +204,7 @@ def part(study: Study, seeds: list[int]) -> dict[str, Any]:
             nodes = study.run(study.recipe(side, {**rates, side: rate}, seeds[0]))
             return list(nodes.values())[-1].metrics["eval_loss"]
 
-        tried = search(loss, (2e-3, 4e-3))
-        rates[side] = min(tried, key=tried.__getitem__)
-        found["search"][side] = {f"{rate:g}": tried[rate] for rate in sorted(tried)}
+        rates[side], found["search"][side] = best_rate(loss, (2e-3, 4e-3))
         print(side, found["search"][side], file=sys.stderr, flush=True)
     rates |= {side: rates[other] for side, other in BORROWED.items()}
     found["sides"] = {side: measured(study, side, rates, seeds) for side in SIDES}

@@ -23,15 +23,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import shared_data
 from fusion import SETTINGS, Study
-from growth import search
-from hypercloning import ROOT
+from trained import ROOT, best_rate
 
 BOUND = 0.1  # of the conflict per step, `meristem diagnose`'s default
 LEFT = 0.1  # of the parents' rate, at their end
 CHECKPOINTS = ("shakespeare-char-gpt2-A", "shakespeare-char-gpt2-B")
 SHAKESPEARE = {"batch_size": 16, "evaluations": 4, "steps": 120, "scratch": 2}
-DOWNSTREAM = ("SUBJ",)
-TUNING = {"batch_size": 32, "examples": 3_200, "evaluations": 1, "warmup": 0.1}
+DOWNSTREAM = "MPQA"  # phrases, whose polarity is asked for
+TUNING = {"batch_size": 16, "examples": 24_000, "evaluations": 1, "warmup": 0.1}
 
 
 def final(nodes: dict[str, Any], metric: str = "eval_loss") -> float:
@@ -141,13 +140,12 @@ def shakespeare(content: dict[str, Any], size: str, seeds: list[int], out: Path)
     found |= {"better_parent_loss": min(found["parents"].values()), "steps": SHAKESPEARE["steps"], "sides": {}}
     for side in (*sides, "better_parent", "scratch"):
         start = (6.25e-5, 1.25e-4) if side in ("grouped", "weighted") else (2.5e-4, 5e-4)
-        tried = search(lambda rate, side=side: final(study.run(recipe(side, rate, seeds[0]))), start)
-        rate = min(tried, key=tried.__getitem__)
+        rate, tried = best_rate(lambda rate, side=side: final(study.run(recipe(side, rate, seeds[0]))), start)
         runs = [study.run(recipe(side, rate, seed)) for seed in (seeds[:1] if side == "scratch" else seeds)]
         curves = [nodes[side].curve for nodes in runs]
         found["sides"][side] = {
             "learning_rate": rate,
-            "search": {f"{r:g}": tried[r] for r in sorted(tried)},
+            "search": tried,
             "flops": runs[0][side].flops,
             "at_start": curves[0][0]["eval_loss"],
             "final": spread([final(nodes) for nodes in runs]),
@@ -158,54 +156,50 @@ def shakespeare(content: dict[str, Any], size: str, seeds: list[int], out: Path)
 
 
 def downstream(content: dict[str, Any], size: str, seeds: list[int], out: Path) -> dict[str, Any]:
-    """What part t5 has trained, tuned to answer with the class of a text: the best fused network, the others, and random numbers."""
+    """What part t5 has trained, tuned to answer with the class of a phrase: the best fused network, scratch, and random numbers."""
     loader = shared_data.loader()
     if loader is None:
         return {"skipped": "no ../shared/data"}
     study, sides = Study(SETTINGS[size], "t5", out), content["t5"]["sides"]
     rates = {side: entry["learning_rate"] for side, entry in sides.items()}
     best = min(("plain", "equalised", "grouped"), key=lambda side: mean(sides[side]["final"]))
-    found: dict[str, Any] = {"fused": best, "tuning": TUNING}
-    for name in DOWNSTREAM:
-        data = {"task": "text-to-text", "source": str(pairs(loader, name, out)), "sequence_length": 128}
-        data |= {"eval_examples": 1000}
+    folder, share = classification(loader, out)
+    data = {"task": "text-to-text", "source": str(folder), "sequence_length": 32, "target_length": 8}
 
-        def recipe(side: str, rate: float, seed: int, data: dict[str, Any] = data) -> dict[str, Any]:
-            train = {"learning_rate": rate, **TUNING, "trainer": SETTINGS[size]["trainer"]}
-            if side == "random":
-                nodes = {"tuned": {"train": {"model": study.models["large"], **train}}}
-            else:
-                done = study.run(study.recipe(side, rates, seed))
-                trained = study.model_of(list(done.values())[-1])
-                nodes = {"pre": {"checkpoint": {"source": str(trained)}}, "tuned": {"train": {"from": "pre", **train}}}
-            return {"data": data, "seeds": [seed], "nodes": nodes}
+    def recipe(side: str, rate: float, seed: int) -> dict[str, Any]:
+        train = {"learning_rate": rate, **TUNING, "trainer": SETTINGS[size]["trainer"]}
+        if side == "random":
+            nodes = {"tuned": {"train": {"model": study.models["large"], **train}}}
+        else:
+            done = study.run(study.recipe(side, rates, seed))
+            trained = study.model_of(list(done.values())[-1])
+            nodes = {"pre": {"checkpoint": {"source": str(trained)}}, "tuned": {"train": {"from": "pre", **train}}}
+        return {"data": data, "seeds": [seed], "nodes": nodes}
 
-        found[name] = {}
-        for side in (best, "scratch", "random"):
-            tried = search(lambda rate, side=side: final(study.run(recipe(side, rate, seeds[0]))), (1e-3, 2e-3))
-            rate = min(tried, key=tried.__getitem__)
-            accuracy = [final(study.run(recipe(side, rate, seed)), "eval_accuracy") for seed in seeds]
-            search_of = {f"{r:g}": tried[r] for r in sorted(tried)}
-            found[name][side] = {"learning_rate": rate, "search": search_of, "accuracy": spread(accuracy)}
-            print(name, side, found[name][side], file=sys.stderr, flush=True)
+    found: dict[str, Any] = {"task": DOWNSTREAM, "fused": best, "tuning": TUNING, "share_of_larger_class": share}
+    for side in (best, "scratch", "random"):
+        rate, tried = best_rate(lambda rate, side=side: final(study.run(recipe(side, rate, seeds[0]))))
+        runs = [study.run(recipe(side, rate, seed)) for seed in seeds]
+        found[side] = {
+            "learning_rate": rate,
+            "search": tried,
+            "accuracy": spread([final(nodes, "eval_accuracy") for nodes in runs]),
+            "eval_loss": spread([final(nodes) for nodes in runs]),
+        }
+        print(side, found[side], file=sys.stderr, flush=True)
     return found
 
 
-def pairs(loader: Any, name: str, out: Path) -> Path:
-    """A classification task of ../shared/data as a folder that recipes read, its classes named."""
-    folder = out / "pairs" / name
-    names = {"SST-2": {"0": "bad", "1": "good"}, "SUBJ": {"0": "fact", "1": "view"}}[name]
-    for part, source in {
-        "SST-2": (("train", "train_full"), ("test", "dev")),
-        "SUBJ": (("train", "train"), ("test", "dev")),
-    }[name]:
-        rows = loader.tsv(f"{name}/{source}")
-        if name == "SST-2":
-            rows = [(label, text) for text, label in rows[1:]]
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"text": text.strip(), "label": names[label]}) for label, text in rows]
+def classification(loader: Any, out: Path) -> tuple[Path, float]:
+    """The task of ../shared/data as a folder that recipes read, its classes named; and the larger class's share of the held-out part."""
+    folder, share = out / "pairs" / DOWNSTREAM, 0.0
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, source in (("train", "train"), ("test", "dev")):
+        rows = loader.tsv(f"{DOWNSTREAM}/{source}")
+        lines = [json.dumps({"text": text.strip(), "label": ("bad", "good")[int(label)]}) for label, text in rows]
         (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
+        share = mean(label == "0" for label, _ in rows)
+    return folder, max(share, 1 - share)
 
 
 PARTS = {"junction": junction, "shakespeare": shakespeare, "downstream": downstream}

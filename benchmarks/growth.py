@@ -13,10 +13,9 @@ direction until the loss rises again. Resumable: what is done is not done again.
 from __future__ import annotations
 
 import argparse
-import lzma
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import shared_data
-from hypercloning import ROOT, llama
+from trained import ROOT, best_rate, llama, total_curve
 
 WIDE = {"width": 2, "optimizer": "carry"}
 DEEP = {"optimizer": "carry"}
@@ -89,27 +88,6 @@ def recipe(setting: dict[str, Any], data: str, side: str, rates: dict[str, float
     return {"data": header, "seeds": [seed], "nodes": nodes}
 
 
-def total_curve(nodes: dict[str, Any]) -> list[dict[str, float]]:
-    """The last node's curve, with what came before it added."""
-    *before, last = nodes.values()
-    past = {cost: sum(getattr(node, cost) for node in before) for cost in ("flops", "seconds")}
-    return [{**p, "flops": p["flops"] + past["flops"], "seconds": p["seconds"] + past["seconds"]} for p in last.curve]
-
-
-def search(loss: Callable[[float], float], start: tuple[float, float] = (1e-3, 2e-3)) -> dict[float, float]:
-    """Losses by rate: two rates, then on by factors of two in the better direction until the loss rises."""
-    low, high = start
-    losses = {low: loss(low), high: loss(high)}
-    factor = 2.0 if losses[high] < losses[low] else 0.5
-    best = high if factor == 2.0 else low
-    while True:
-        following = best * factor
-        losses[following] = loss(following)
-        if not losses[following] < losses[best]:  # a rate that diverges is no better either
-            return losses
-        best = following
-
-
 def measure(
     setting: dict[str, Any], data: str, side: str, rates: dict[str, float], seeds: list[int], out: Path
 ) -> dict[str, Any]:
@@ -121,29 +99,9 @@ def measure(
         specification = recipe(setting, data, side, {**rates, side: rate}, seed)
         return total_curve(run(parse_recipe(specification), out)[seed])
 
-    losses = search(lambda rate: curve(rate, seeds[0])[-1]["eval_loss"])
-    rates[side] = min(losses, key=losses.__getitem__)
+    rates[side], tried = best_rate(lambda rate: curve(rate, seeds[0])[-1]["eval_loss"])
     curves = [curve(rates[side], seed) for seed in seeds]
-    found = {f"{rate:g}": losses[rate] for rate in sorted(losses)}
-    return {"learning_rate": rates[side], "search": found, "curves": curves}
-
-
-def source(data: str) -> str:
-    """Where the corpus is: a text of ../shared/data is unpacked into a folder of documents; everything else is left as it is."""
-    packed = shared_data.FOLDER / "text" / f"{data}.txt.xz"
-    if not packed.is_file():
-        return data
-    folder = ROOT / "runs" / "texts" / data
-    if not folder.is_dir():
-        from meristem.checkpoints.write import atomic_directory
-
-        with lzma.open(packed, "rt", encoding="utf-8") as text:
-            documents = text.read().split("<|endoftext|>")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_directory(folder) as unfinished:
-            for number, document in enumerate(documents):
-                (unfinished / f"{number:05d}.txt").write_text(document, encoding="utf-8")
-    return str(folder)
+    return {"learning_rate": rates[side], "search": tried, "curves": curves}
 
 
 def compare(sides: dict[str, dict[str, Any]], seeds: list[int]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -212,7 +170,7 @@ def main() -> None:
     from meristem.checkpoints.write import write_json
     from meristem.cli.commands import machine
 
-    setting, data, rates = SETTINGS[arguments.size], source(arguments.data), {}
+    setting, data, rates = SETTINGS[arguments.size], shared_data.text(arguments.data), {}
     sides = {s: measure(setting, data, s, rates, arguments.seeds, arguments.out) for s in (*SMALL, *arguments.sides)}
     table = dict(compare(sides, arguments.seeds))
     content = {"machine": machine(), "data": arguments.data, "seeds": arguments.seeds, "setting": setting}

@@ -11,22 +11,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent))
 
-
-def llama(hidden_size: int, layers: int, heads: int) -> dict[str, Any]:
-    return {
-        "model_type": "llama",
-        "hidden_size": hidden_size,
-        "intermediate_size": 11 * hidden_size // 4,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads // 2,
-    }
-
+from trained import ROOT, llama
 
 # Tokens, and the best learning rate of each side's grid (see `GRIDS`).
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -23,8 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import shared_data
-from growth import search, total_curve
-from hypercloning import ROOT, llama
+from trained import ROOT, best_rate, llama, total_curve
 
 MODULES, PARTS = 4, (3, 1, 1)  # of the budget: meta network, each module, fine-tuning (300, 100, 100 epochs)
 
@@ -215,9 +214,8 @@ def part(
     study, found, rates = Study(setting, name, out, executor), {"search": {}}, {}
     for side in SIDES:
         start = (near[side], 2 * near[side]) if near else setting["rates"]
-        tried = search(lambda rate, side=side: study.badness(side, {**rates, side: rate}, seeds[0]), start)
-        rates[side] = min(tried, key=tried.__getitem__)
-        found["search"][side] = {f"{rate:g}": tried[rate] for rate in sorted(tried)}
+        badness = lambda rate, side=side: study.badness(side, {**rates, side: rate}, seeds[0])  # noqa: E731
+        rates[side], found["search"][side] = best_rate(badness, start)
         print(name, side, found["search"][side], file=sys.stderr, flush=True)
     found |= {"metric": study.metric, "sides": {side: measured(study, side, rates, seeds) for side in SIDES}}
     if name == "digits":

@@ -30,8 +30,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 
 import shared_data
-from growth import total_curve
-from hypercloning import ROOT, llama
+from trained import ROOT, llama, total_curve
 
 import meristem as ms
 

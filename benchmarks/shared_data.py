@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import lzma
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from trained import ROOT
 
 FOLDER = Path(__file__).parents[2] / "shared" / "data"
 
@@ -23,6 +25,24 @@ def loader() -> Any | None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def text(data: str) -> str:
+    """Where the corpus is: a text of ../shared/data is unpacked into a folder of documents; everything else is left as it is."""
+    packed = FOLDER / "text" / f"{data}.txt.xz"
+    if not packed.is_file():
+        return data
+    folder = ROOT / "runs" / "texts" / data
+    if not folder.is_dir():
+        from meristem.checkpoints.write import atomic_directory
+
+        with lzma.open(packed, "rt", encoding="utf-8") as file:
+            documents = file.read().split("<|endoftext|>")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_directory(folder) as unfinished:
+            for number, document in enumerate(documents):
+                (unfinished / f"{number:05d}.txt").write_text(document, encoding="utf-8")
+    return str(folder)
 
 
 def reviews(folder: Path) -> str | None:
