@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,20 @@ class Sample:
     shares: Tensor
     size: float
 
+    def to_train(self, reads: list[list[int]]) -> Sample:
+        """What the training of a block touches: activities that none of its layers reads are left out.
+
+        Args:
+            reads: for each layer from the second on, the numbers of the earlier blocks whose layer below it reads.
+        """
+        depth = max((len(block) for block in self.units), default=0)
+        wanted = [*map(set, reads), *(set() for _ in range(depth))]
+        units = [
+            [layer if number in wanted[below] else layer[:, :0] for below, layer in enumerate(block)]
+            for number, block in enumerate(self.units)
+        ]
+        return replace(self, units=units)
+
     def rows(self, index: Tensor) -> Sample:
         """Some rows."""
         shares = self.shares[index]
@@ -142,7 +156,7 @@ def propose(
     with torch.random.fork_rng(devices=[]):  # of the block's first weights, and its dropout
         torch.manual_seed(seed)
         block = Block(sample.features.shape[1], options.width, reads, [w for w, _ in earlier], dropout).double()
-        steps = _train(block, weights, sample, options, loss, price, generator)
+        steps = _train(block, weights, sample.to_train(reads), options, loss, price, generator)
     block.eval()
     with torch.no_grad():
         activities = block(sample.features, sample.units)[-1]

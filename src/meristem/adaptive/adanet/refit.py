@@ -41,29 +41,33 @@ class Problem:
         return self.features.T @ slope
 
     def outputs(self, w: Tensor) -> Tensor:
-        """The offset and what the weights add."""
+        """The offset and what the weights add; most of the work, so what follows takes them as they are known."""
         return self.offset + self.applied(w)
 
-    def smooth(self, w: Tensor) -> Tensor:
+    def smooth(self, outputs: Tensor) -> Tensor:
         """The loss alone, a number."""
-        return self.shares @ self.loss.value(self.outputs(w), self.targets)
+        return self.shares @ self.loss.value(outputs, self.targets)
+
+    def paid(self, w: Tensor) -> Tensor:
+        """gamma |w|_1."""
+        return (self.gamma * w.abs()).sum()
 
     def value(self, w: Tensor) -> Tensor:
         """G(w)."""
-        return self.smooth(w) + (self.gamma * w.abs()).sum()
+        return self.smooth(self.outputs(w)) + self.paid(w)
 
-    def gradient(self, w: Tensor) -> Tensor:
-        """The loss's derivative by w (units, outputs)."""
-        return self.adjoint(self.shares[:, None] * self.loss.slope(self.outputs(w), self.targets))
+    def gradient(self, outputs: Tensor) -> Tensor:
+        """The loss's derivative by the weights of these outputs (units, outputs)."""
+        return self.adjoint(self.shares[:, None] * self.loss.slope(outputs, self.targets))
 
-    def curved(self, w: Tensor, direction: Tensor) -> Tensor:
-        """The loss's second derivative at w applied to a direction (units, outputs)."""
-        bent = self.loss.curvature(self.outputs(w), self.targets, self.applied(direction))
+    def curved(self, outputs: Tensor, direction: Tensor) -> Tensor:
+        """The loss's second derivative there, applied to a direction (units, outputs)."""
+        bent = self.loss.curvature(outputs, self.targets, self.applied(direction))
         return self.adjoint(self.shares[:, None] * bent)
 
     def violation(self, w: Tensor) -> float:
         """By how much the optimality (KKT) conditions fail: 0 at the minimum."""
-        gradient = self.gradient(w)
+        gradient = self.gradient(self.outputs(w))
         at_zero = (gradient.abs() - self.gamma).clamp(min=0)
         elsewhere = (gradient + self.gamma * w.sign()).abs()
         return float(torch.where(w == 0, at_zero, elsewhere).max()) if w.numel() else 0.0
@@ -92,25 +96,29 @@ def refit(problem: Problem, tolerance: float = 1e-12, rounds: int = 12, newton_s
 
 def _proximal(problem: Problem, w: Tensor, step: float, count: int = 200) -> tuple[Tensor, float]:
     """FISTA with backtracking, restarted where the value rises; ends early when it stands."""
-    ahead, momentum, value = w, 1.0, float(problem.value(w))
+    outputs = problem.outputs(w)
+    ahead, outputs_ahead, momentum = w, outputs, 1.0
+    value = float(problem.smooth(outputs) + problem.paid(w))
     for _ in range(count):
-        gradient, smooth = problem.gradient(ahead), float(problem.smooth(ahead))
+        gradient, smooth = problem.gradient(outputs_ahead), float(problem.smooth(outputs_ahead))
         while True:
             moved = ahead - step * gradient
             new = moved.sign() * (moved.abs() - step * problem.gamma).clamp(min=0)
-            change = new - ahead
+            change, outputs_new = new - ahead, problem.outputs(new)
             bound = smooth + float((gradient * change).sum() + change.square().sum() / (2 * step))
-            if float(problem.smooth(new)) <= bound + 1e-12 * abs(smooth):
+            reached = float(problem.smooth(outputs_new))
+            if reached <= bound + 1e-12 * abs(smooth):
                 break
             step /= 2
-        now = float(problem.value(new))
+        now = reached + float(problem.paid(new))
         if now > value and momentum > 1:
-            ahead, momentum = w, 1.0
+            ahead, outputs_ahead, momentum = w, outputs, 1.0
             continue
         following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-        ahead = new + (momentum - 1) / following * (new - w)
+        further = (momentum - 1) / following
+        ahead, outputs_ahead = new + further * (new - w), outputs_new + further * (outputs_new - outputs)
         still = float((new - w).abs().max()) <= 1e-9 * max(1.0, float(new.abs().max()))
-        w, value, momentum = new, min(now, value), following
+        w, outputs, value, momentum = new, outputs_new, min(now, value), following
         if still:
             break
     return w, step * 2
@@ -118,32 +126,34 @@ def _proximal(problem: Problem, w: Tensor, step: float, count: int = 200) -> tup
 
 def _newton(problem: Problem, w: Tensor, tolerance: float, steps: int) -> Tensor:
     """Newton steps on the support of w with its signs held; units that would cross zero stop there."""
+    outputs = problem.outputs(w)
     for _ in range(steps):
         support = (w != 0).to(w.dtype)
-        residual = (problem.gradient(w) + problem.gamma * w.sign()) * support
+        residual = (problem.gradient(outputs) + problem.gamma * w.sign()) * support
         if float(residual.abs().max()) <= tolerance:
             break
-        direction = _conjugate(problem, w, residual, support, tolerance)
-        value, length = float(problem.value(w)), 1.0
+        direction = _conjugate(problem, outputs, residual, support, tolerance)
+        value, length = float(problem.smooth(outputs) + problem.paid(w)), 1.0
         while length > 1e-10:
             new = w + length * direction
             new = torch.where(new.sign() * w.sign() < 0, torch.zeros_like(new), new)
-            if float(problem.value(new)) <= value:
+            outputs_new = problem.outputs(new)
+            if float(problem.smooth(outputs_new) + problem.paid(new)) <= value:
                 break
             length /= 2
         else:
             break
-        w = new
+        w, outputs = new, outputs_new
     return w
 
 
-def _conjugate(problem: Problem, w: Tensor, residual: Tensor, support: Tensor, tolerance: float) -> Tensor:
+def _conjugate(problem: Problem, outputs: Tensor, residual: Tensor, support: Tensor, tolerance: float) -> Tensor:
     """-H^-1 residual on the support, by conjugate gradients."""
-    solution, r = torch.zeros_like(w), -residual
+    solution, r = torch.zeros_like(residual), -residual
     p, norm = r.clone(), float(r.square().sum())
     target = max(norm * 1e-28, tolerance**2 / 100)
     for _ in range(min(2 * int(support.sum()) + 10, 300)):
-        bent = problem.curved(w, p) * support
+        bent = problem.curved(outputs, p) * support
         along = float((p * bent).sum())
         if along <= 1e-12 * norm or norm <= target:  # flat (softmax does not see a shift of all classes), or done
             break
