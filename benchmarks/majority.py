@@ -287,21 +287,27 @@ def images(name: str, setting: dict[str, Any]) -> tuple[Images, Images, Images] 
     return pick(order[:first]), pick(order[first:last]), (ready(tx), ty.long())
 
 
-def vision(name: str, setting: dict[str, Any]) -> dict[str, Any]:
-    """Each side: its rate by validation accuracy on two seeds, then test accuracy over all seeds."""
+def vision(name: str, setting: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Each side: its rate by validation accuracy on two seeds, then test accuracy over all seeds. A file in `out` keeps finished sides."""
+    from meristem.checkpoints.write import write_json
+
     data = images(name, setting)
     if data is None:
         return {"skipped": "no ../shared/data"}
     train, valid, test = data
-    sides, found = Sides(name, setting, train), {}
+    sides, file = Sides(name, setting, train), out / f"{name}.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found = kept["sides"] if kept.get("setting") == setting else {}
     for side in VISION:
-        if name == "cifar10" and side == "submodular":
-            continue  # written for MLPs
+        if side in found or (name == "cifar10" and side == "submodular"):  # which is written for MLPs
+            continue
         build = getattr(sides, side)
         scores = {rate: mean(accuracy(build(rate, seed), valid) for seed in (101, 102)) for rate in RATES}
         rate = max(scores, key=scores.__getitem__)
         values = [accuracy(build(rate, seed), test) for seed in range(setting["seeds"])]
         found[side] = {"learning_rate": rate, "search": {f"{r:g}": s for r, s in scores.items()}, "values": values}
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"setting": setting, "sides": found})
         print(name, side, rate, f"{mean(values):.4f}", flush=True)
     return with_tests(found, higher=True)
 
@@ -449,7 +455,11 @@ def main() -> None:
     for part in arguments.parts:
         own = setting[part]
         content[part] = (
-            cost(own) if part == "cost" else text(own, arguments.out) if part == "text" else vision(part, own)
+            cost(own)
+            if part == "cost"
+            else text(own, arguments.out)
+            if part == "text"
+            else vision(part, own, arguments.out)
         )
         write_json(file, content)
     draw(content, file.with_suffix(".png"))
