@@ -173,7 +173,7 @@ def folds_of(
                        "bound": model.generalization_bound(x[rows], y[rows])}  # fmt: skip
         records.append(record)
         say(name, side, fold, round(record["accuracy"], 4))
-    return records, repr(trials[chosen])
+    return records, " ".join(repr(trials[chosen]).split())[:400]
 
 
 def spirals() -> tuple[np.ndarray, np.ndarray]:
