@@ -73,6 +73,8 @@ def bert(hidden_size: int, layers: int, heads: int) -> dict[str, Any]:
         "num_attention_heads": heads,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
+        "pad_token_id": 0,  # its default, 1, is what masks a byte here
+        "max_position_embeddings": 1024,
     }
 
 

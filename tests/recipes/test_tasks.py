@@ -9,7 +9,9 @@ from test_run import word_tokenizer
 
 import meristem as ms
 from meristem.checkpoints import open_model
+from meristem.errors import MeristemError
 from meristem.recipes import run
+from meristem.recipes.data_specs import TextSpec
 from meristem.recipes.schema import parse_recipe
 from meristem.recipes.tasks import open_task
 
@@ -59,6 +61,29 @@ def test_a_network_learns_and_grows(task, corpus_file, tmp_path):
     assert big.curve[0]["eval_loss"] == pytest.approx(small.metrics["eval_loss"], rel=1e-4)
     assert ("eval_accuracy" in small.metrics) == (task in ("image-classification", "text-to-text"))
     assert (small.examples, small.tokens) == (400, 0 if task == "image-classification" else 400 * 32)
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "roberta-prelayernorm", "camembert", "bert"])
+def test_positions_behind_a_row_for_padding(model_type, corpus_file):
+    """RoBERTa counts positions from behind its padding, whose token bytes use for a mask."""
+    task = open_task(TextSpec(**data_of("masked-lm", corpus_file)))
+    model = task.new_model({"model_type": model_type, **SIZES}, 0)
+    whole = task.evaluation_set().sequences[0]["input_ids"][None]
+    assert model(input_ids=whole).logits.shape == (1, 32, 256)
+    seen = []
+    table = next(m for name, m in model.named_modules() if name.endswith(".position_embeddings"))
+    table.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    masked = whole.clone()
+    masked[0, 5:9] = 1
+    model(input_ids=masked)
+    assert seen[0].flatten().unique().numel() == 32
+
+
+def test_a_mask_that_a_network_takes_for_padding(corpus_file, tmp_path):
+    train = {"model": {"model_type": "mpnet", **SIZES}, "examples": 8, "batch_size": 8, "learning_rate": 1e-3}
+    recipe = {"data": data_of("masked-lm", corpus_file), "nodes": {"small": {"train": train}}}
+    with pytest.raises(MeristemError, match=r"MPNetForMaskedLM takes token 1 for padding.*own tokenizer"):
+        run(parse_recipe(recipe), tmp_path)
 
 
 def test_tokenizers_without_the_special_tokens(corpus_file, tmp_path):

@@ -20,14 +20,15 @@ EVAL_SHARE = 20  # one document in 20 is held out
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token arrays (1-D, int32), the size of their vocabulary, and a fingerprint of exactly this data; and the tokens for a masked
-    token, for spans taken out, and for an end, where the tokenizer has them."""
+    """Token arrays (1-D, int32), the size of their vocabulary, and a fingerprint of exactly this data; and the tokens for padding, for a
+    masked token, for spans taken out, and for an end, where the tokenizer has them."""
 
     train: np.ndarray
     eval: np.ndarray
     vocab_size: int
     fingerprint: str
     description: str
+    pad_token: int = 0
     mask_token: int | None = None
     sentinels: tuple[int, ...] = ()
     end_token: int | None = None
@@ -64,7 +65,7 @@ def open_corpus(source: str, tokenizer: str = "bytes", text_column: str = "text"
         raise MeristemError(f"{source}: {count} documents are too few to hold some out for evaluation")
     train, held_out = np.concatenate(parts[False]), np.concatenate(parts[True])
     description = f"{source}: {count} documents, {len(train):,} training and {len(held_out):,} evaluation tokens"
-    special = encoding.mask_token, encoding.sentinels, encoding.end_token
+    special = encoding.pad_token, encoding.mask_token, encoding.sentinels, encoding.end_token
     return Corpus(train, held_out, encoding.vocab_size, digest.hexdigest(), description, *special)
 
 

@@ -14,7 +14,7 @@ from meristem.data import CorruptedSpans, MaskedSequences, Ordered, Sequences, o
 from meristem.data.corruption import span_numbers
 from meristem.errors import MeristemError
 from meristem.recipes.data_specs import TextSpec
-from meristem.recipes.tasks.task import Task, check_vocabulary, leave_tokenizer, network
+from meristem.recipes.tasks.task import Task, check_vocabulary, leave_tokenizer, network, padding_of_positions
 
 SPAN_LENGTH = 3.0
 
@@ -71,6 +71,19 @@ class MaskedLanguage(Language):
     """Masked tokens from those around them (see `data.MaskedSequences`)."""
 
     head = "AutoModelForMaskedLM"
+
+    def defaults(self) -> dict[str, Any]:
+        """A network's own token for padding may be the one that masks here (RoBERTa's, with bytes)."""
+        return {**super().defaults(), "pad_token_id": self.corpus.pad_token}
+
+    def check(self, model: nn.Module, label: str) -> None:
+        super().check(model, label)
+        padding = padding_of_positions(model)
+        if padding is not None and padding == self.corpus.mask_token:
+            raise MeristemError(
+                f"{label}: {type(model).__name__} takes token {self.corpus.mask_token} for padding, and tokenizer "
+                f"{self.data.tokenizer!r} masks with it; choose the network's own tokenizer"
+            )
 
     def asked(self, sequences: Sequences) -> Ordered:
         if self.corpus.mask_token is None:

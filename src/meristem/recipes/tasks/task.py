@@ -85,9 +85,22 @@ def network(auto_class: Any, entries: Mapping[str, Any], defaults: Mapping[str, 
         fitting = {key: value for key, value in defaults.items() if key in known}
         config = AutoConfig.for_model(model_type, **{**fitting, **own})
         set_seed(seed)
-        return auto_class.from_config(config)
+        model = auto_class.from_config(config)
+        positions = "max_position_embeddings"
+        if positions in fitting and positions not in own and (padding := padding_of_positions(model)) is not None:
+            longer = fitting[positions] + padding + 1  # positions are counted from behind the padding's
+            config = AutoConfig.for_model(model_type, **{**fitting, **own, positions: longer})
+            set_seed(seed)
+            model = auto_class.from_config(config)
+        return model
     except Exception as error:
         raise MeristemError(f"{model_type} cannot be built from these entries: {first_line(error)}") from error
+
+
+def padding_of_positions(model: nn.Module) -> int | None:
+    """The token that a network with a position table gives no position of its own, as padding (RoBERTa's way); None where all have one."""
+    tables = (m for name, m in model.named_modules() if isinstance(m, nn.Embedding) and "position" in name)
+    return next((table.padding_idx for table in tables if table.padding_idx is not None), None)
 
 
 def class_of(logits: Any) -> Tensor:
