@@ -288,26 +288,39 @@ def images(name: str, setting: dict[str, Any]) -> tuple[Images, Images, Images] 
 
 
 def vision(name: str, setting: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Each side: its rate by validation accuracy on two seeds, then test accuracy over all seeds. A file in `out` keeps finished sides."""
+    """Each side: its rate by validation accuracy on two seeds, a grid that goes on upwards while its largest rate is the best; then test
+    accuracy over all seeds. A file in `out` keeps what is done."""
     from meristem.checkpoints.write import write_json
 
     data = images(name, setting)
     if data is None:
         return {"skipped": "no ../shared/data"}
     train, valid, test = data
+    out.mkdir(parents=True, exist_ok=True)
     sides, file = Sides(name, setting, train), out / f"{name}.json"
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    found = kept["sides"] if kept.get("setting") == setting else {}
+    known: dict[str, dict[str, float]] = kept["known"] if kept.get("setting") == setting else {}
+    found = {}
+
+    def score(side: str, rate: float, seed: int, on: str, images: Images) -> float:
+        key = f"{rate:g}, seed {seed}, {on}"
+        own = known.setdefault(side, {})
+        if key not in own:
+            own[key] = accuracy(getattr(sides, side)(rate, seed), images)
+            write_json(file, {"setting": setting, "known": known})
+        return own[key]
+
     for side in VISION:
-        if side in found or (name == "cifar10" and side == "submodular"):  # which is written for MLPs
-            continue
-        build = getattr(sides, side)
-        scores = {rate: mean(accuracy(build(rate, seed), valid) for seed in (101, 102)) for rate in RATES}
+        if name == "cifar10" and side == "submodular":
+            continue  # written for MLPs
+        scores: dict[float, float] = {}
+        for rate in itertools.chain(RATES, (RATES[-1] * 2**i for i in itertools.count(1))):
+            if rate > RATES[-1] and max(scores, key=scores.__getitem__) < max(scores):
+                break
+            scores[rate] = mean(score(side, rate, seed, "validation", valid) for seed in (101, 102))
         rate = max(scores, key=scores.__getitem__)
-        values = [accuracy(build(rate, seed), test) for seed in range(setting["seeds"])]
+        values = [score(side, rate, seed, "test", test) for seed in range(setting["seeds"])]
         found[side] = {"learning_rate": rate, "search": {f"{r:g}": s for r, s in scores.items()}, "values": values}
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"setting": setting, "sides": found})
         print(name, side, rate, f"{mean(values):.4f}", flush=True)
     return with_tests(found, higher=True)
 
