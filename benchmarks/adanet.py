@@ -88,6 +88,14 @@ def load_pairs(data: Any, pairs: list[str]) -> dict[str, tuple[np.ndarray, np.nd
     return sets
 
 
+def deep_ensemble(like: int, sizes: tuple[int, int, int], random_state: int, **options: Any) -> Any:
+    """The mean of so many one-layer networks of `sizes` (inputs, units, outputs) as come nearest to `like` parameters, two at least."""
+    inputs, units, outputs = sizes
+    count = max(2, round(like / ((inputs + 1) * units + (units + 1) * outputs)))
+    members = [(str(i), MLPClassifier((units,), random_state=1000 * i + random_state, **options)) for i in range(count)]
+    return make_pipeline(StandardScaler(), VotingClassifier(members, voting="soft"))
+
+
 def sides(setting: dict[str, Any], seed: int, like: int) -> dict[str, list[Any]]:
     """The settings of each side, six each. An ensemble has as many members as come nearest to `like` parameters together.
 
@@ -106,11 +114,6 @@ def sides(setting: dict[str, Any], seed: int, like: int) -> dict[str, list[Any]]
         "random_state": seed,
     }
 
-    def ensemble(units: int, rate: float) -> Any:
-        members = [(str(i), MLPClassifier((units,), learning_rate_init=rate, **{**network, "random_state": 1000 * i + seed}))
-                   for i in range(max(2, round(like / (156 * units))))]  # fmt: skip
-        return make_pipeline(StandardScaler(), VotingClassifier(members, voting="soft"))
-
     return {
         "AdaNet": [AdaNetClassifier(adanet_lambda=price, learning_rate=rate, **adanet)
                    for price in (1e-4, 1e-3, 1e-2) for rate in (1e-3, 5e-3)],
@@ -118,7 +121,8 @@ def sides(setting: dict[str, Any], seed: int, like: int) -> dict[str, list[Any]]
                               for units in (150, 512, 2048) for rate in (1e-3, 5e-3)],
         "the paper's network": [MLPClassifier((units,), learning_rate_init=rate, **plain)
                                 for units in (512, 2048) for rate in (0.01, 0.03, 0.1)],
-        "deep ensemble": [ensemble(units, rate) for units in (150, 512) for rate in (5e-4, 1e-3, 5e-3)],
+        "deep ensemble": [deep_ensemble(like, (154, units, 1), learning_rate_init=rate, **network)
+                          for units in (150, 512) for rate in (5e-4, 1e-3, 5e-3)],
         "logistic regression": [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
                                 for c in (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)],
     }  # fmt: skip
@@ -134,10 +138,8 @@ def pairs(setting: dict[str, Any], kept: dict[str, Any], save: Any) -> dict[str,
         for side in sides(setting, 0, 0):  # AdaNet first: the ensemble is as large as what it learns
             if side in found["folds"]:
                 continue
-            if learned := found["folds"].get("AdaNet"):
-                like = round(mean(record["parameters"] for record in learned))
-            else:
-                like = 0
+            learned = found["folds"].get("AdaNet")
+            like = round(mean(record["parameters"] for record in learned)) if learned else 0
             found["folds"][side], found["chosen"][side] = folds_of(name, x, y, setting, side, like)
             accuracies = {s: [r["accuracy"] for r in records] for s, records in found["folds"].items()}
             found["summary"] = summary(accuracies, "AdaNet")
@@ -188,18 +190,13 @@ def table_sides(fold: int, inputs: int, classes: int, like: int) -> dict[str, li
     """Six settings of each side; an ensemble is about as large as `like` says, as in `sides`."""
     network = {"n_iter_no_change": 20, "max_iter": 500, "random_state": fold}  # a held-out part would be too small
 
-    def ensemble(units: int, rate: float) -> Any:
-        count = max(2, round(like / ((inputs + 1) * units + (units + 1) * classes)))
-        members = [(str(i), MLPClassifier((units,), learning_rate_init=rate, **{**network, "random_state": 1000 * i + fold}))
-                   for i in range(count)]  # fmt: skip
-        return make_pipeline(StandardScaler(), VotingClassifier(members, voting="soft"))
-
     return {
         "AdaNet": [AdaNetClassifier(adanet_lambda=price, width=width, random_state=fold)
                    for price in (1e-4, 1e-3, 1e-2) for width in (16, 64)],
         "MLP": [make_pipeline(StandardScaler(), MLPClassifier(units, learning_rate_init=rate, **network))
                 for units in ((32,), (128,), (64, 64)) for rate in (1e-3, 5e-3)],
-        "deep ensemble": [ensemble(units, rate) for units in (32, 64, 128) for rate in (1e-3, 5e-3)],
+        "deep ensemble": [deep_ensemble(like, (inputs, units, classes), learning_rate_init=rate, **network)
+                          for units in (32, 64, 128) for rate in (1e-3, 5e-3)],
         "logistic regression": [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
                                 for c in (0.01, 0.03, 0.1, 0.3, 1.0, 10.0)],
         "gradient boosting": [HistGradientBoostingClassifier(learning_rate=rate, max_leaf_nodes=leaves, random_state=fold)
