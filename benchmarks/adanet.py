@@ -32,8 +32,8 @@ from sklearn.preprocessing import StandardScaler
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import shared_data
-from paired import say, summary
+from support import shared_data
+from support.paired import say, summary
 
 from meristem.adaptive import AdaNetClassifier
 from meristem.checkpoints.write import write_json

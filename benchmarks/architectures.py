@@ -51,7 +51,7 @@ def registry() -> list[tuple[str, str, str]]:
 def tiny_model(model_type: str, class_name: str):
     """The first tiny model of this class that runs, and inputs for it. Raises what stood in the way."""
     import transformers
-    from tiny import randomise, tiny_models
+    from support.tiny import randomise, tiny_models
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     from meristem.anatomy.inputs import example_inputs, logits_of

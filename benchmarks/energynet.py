@@ -32,8 +32,8 @@ from sklearn.preprocessing import StandardScaler
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import shared_data
-from paired import say, summary
+from support import shared_data
+from support.paired import say, summary
 
 from meristem.adaptive import RBM, EnergyNetClassifier, InfiniteRBM
 from meristem.adaptive.pictures import filters, posterior_over_units, save_figure, width_over_training

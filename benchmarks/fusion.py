@@ -21,8 +21,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import shared_data
-from trained import ROOT, best_rate, total_curve
+from support import shared_data
+from support.trained import ROOT, best_rate, total_curve
 
 
 def t5(d_model: int, layers: int, d_kv: int) -> dict[str, Any]:

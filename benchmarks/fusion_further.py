@@ -21,9 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import shared_data
 from fusion import SETTINGS, Study
-from trained import ROOT, best_rate
+from support import shared_data
+from support.trained import ROOT, best_rate
 
 BOUND = 0.1  # of the conflict per step, `meristem diagnose`'s default
 LEFT = 0.1  # of the parents' rate, at their end

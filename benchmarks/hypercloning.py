@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from trained import ROOT, llama
+from support.trained import ROOT, llama
 
 # Tokens, and the best learning rate of each side's grid (see `GRIDS`).
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -18,7 +18,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -29,31 +28,33 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import shared_data
-from trained import ROOT, llama, total_curve
+from support import shared_data
+from support.kernel_sides import KERNELS, Examples, Problem, Sides
+from support.trained import ROOT, llama
 
 import meristem as ms
 
-KERNELS = 3
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
         "digits": {"train": 1_100, "valid": 300, "steps": 500, "batch_size": 64, "width": 32, "seeds": 10},
         "fashion_mnist": {"train": 10_000, "valid": 2_000, "steps": 1_000, "batch_size": 128, "width": 64, "seeds": 10},
         "cifar10": {"train": 10_000, "valid": 2_000, "steps": 500, "batch_size": 64, "width": 16, "seeds": 5},
-        "text": {"model": (96, 4, 4), "tokens": 300_000, "batch_size": 8, "rates": (5e-4, 1e-3, 2e-3), "seeds": 5, "trainer": {}},
+        "text": {"train": 16_000, "valid": 96, "test": 192, "steps": 300, "warmup_steps": 15, "batch_size": 8, "width": 96, "layers": 4,
+                 "heads": 4, "seeds": 5},
         "cost": {"hidden_size": 256, "layers": 4, "heads": 8, "tokens": (512, 4096), "repeats": 30, "device": "cpu"},
     },
     "large": {
         "digits": {"train": 1_100, "valid": 300, "steps": 2_000, "batch_size": 64, "width": 128, "seeds": 10},
         "fashion_mnist": {"train": 50_000, "valid": 5_000, "steps": 20_000, "batch_size": 128, "width": 256, "seeds": 10},
         "cifar10": {"train": 45_000, "valid": 5_000, "steps": 20_000, "batch_size": 128, "width": 64, "seeds": 5},
-        "text": {"model": (768, 12, 12), "tokens": 50_000_000, "batch_size": 64, "rates": (3e-4, 6e-4, 1.2e-3), "seeds": 5,
-                 "trainer": {"bf16": True}},
+        "text": {"train": 90_000, "valid": 500, "test": 2_000, "steps": 6_000, "warmup_steps": 300, "batch_size": 64, "width": 768,
+                 "layers": 12, "heads": 12, "seeds": 5},
         "cost": {"hidden_size": 1024, "layers": 12, "heads": 16, "tokens": (4096, 32768), "repeats": 30, "device": "cuda"},
     },
 }  # fmt: skip
+COMPARED = ("digits", "fashion_mnist", "cifar10", "text")
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
-Images = tuple[Tensor, Tensor]
+SEQUENCE_LENGTH = 128  # bytes
 
 
 def mlp(inputs: int, width: int, dropout: float) -> nn.Module:
@@ -78,187 +79,66 @@ class ResNet(nn.Module):
         return self.head(self.dropout(self.body(x).pooler_output.flatten(1)))
 
 
-NETWORKS: dict[str, Callable[[int, float], nn.Module]] = {
-    "digits": lambda width, dropout: mlp(64, width, dropout),
-    "fashion_mnist": lambda width, dropout: mlp(784, width, dropout),
-    "cifar10": ResNet,
-}
+def language_model(width: int, layers: int, heads: int, dropout: float) -> nn.Module:
+    """A llama over bytes, freshly initialised; dropout stands, as in GPT-2, behind the embedding and before each residual sum."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    entries = llama(width, layers, heads) | {"vocab_size": 256, "max_position_embeddings": SEQUENCE_LENGTH}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**entries))
+    if dropout:
+        places = [(model.model, "embed_tokens")]
+        for layer in model.model.layers:
+            places += [(layer.self_attn, "o_proj"), (layer.mlp, "down_proj")]
+        for parent, name in places:
+            setattr(parent, name, nn.Sequential(getattr(parent, name), nn.Dropout(dropout)))
+    return model
 
 
-class Sides:
-    """How each side trains a network of the same deployed size. A side is a function (rate, seed) -> network."""
-
-    def __init__(self, name: str, setting: dict[str, Any], train: Images) -> None:
-        self.name, self.setting, self.images = name, setting, train
-
-    def new(self, seed: int, width: int = 0, dropout: float = 0.0) -> Any:
-        torch.manual_seed(seed)
-        return NETWORKS[self.name](width or self.setting["width"], dropout)
-
-    @property
-    def batches(self) -> list[Tensor]:
-        """Inputs on which batch norms take their statistics anew."""
-        return list(self.images[0][:2_000].split(200))
-
-    def fit(
-        self,
-        model: nn.Module,
-        rate: float,
-        seed: int,
-        loss: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
-        before: Callable[[int], None] = lambda step: None,
-        after: Callable[[int], None] = lambda step: None,
-        sharpness: float = 0.0,
-    ) -> nn.Module:
-        """AdamW under a cosine; the same batches for every side of a seed. `sharpness` is SAM's rho."""
-        loss = loss or (lambda m, x, y: F.cross_entropy(m(x), y))
-        x, y = self.images
-        rng = torch.Generator().manual_seed(seed)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
-        steps = self.setting["steps"]
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        model.train()
-        for step in range(steps):
-            picked = torch.randint(len(x), (self.setting["batch_size"],), generator=rng)
-            before(step)
-            optimizer.zero_grad()
-            loss(model, x[picked], y[picked]).backward()
-            if sharpness:
-                parameters = [p for p in model.parameters() if p.grad is not None]
-                norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
-                shifts = [sharpness * p.grad / (norm + 1e-12) for p in parameters if p.grad is not None]
-                for p, shift in zip(parameters, shifts, strict=True):
-                    p.data += shift
-                optimizer.zero_grad()
-                loss(model, x[picked], y[picked]).backward()
-                for p, shift in zip(parameters, shifts, strict=True):
-                    p.data -= shift
-            optimizer.step()
-            schedule.step()
-            after(step)
-        return model.eval()
-
-    def plain(self, rate: float, seed: int) -> nn.Module:
-        return self.fit(self.new(seed), rate, seed)
-
-    def kernels(self, rate: float, seed: int, **options: Any) -> nn.Module:
-        many = ms.majority(self.new(seed), kernels=KERNELS, seed=seed, **options)
-        self.fit(many, rate, seed, before=lambda step: ms.mix_kernels(many, step, self.setting["steps"]))
-        return ms.deploy(many, self.batches).eval()
-
-    def layer_kernels(self, rate: float, seed: int) -> nn.Module:
-        return self.kernels(rate, seed, granularity="layer")
-
-    def mean_only(self, rate: float, seed: int) -> nn.Module:
-        """Three kernels that are never mixed at random: their mean throughout, at the deployed network's scale."""
-        return self.kernels(rate, seed, epsilon=0.0, gain="deployed")
-
-    def larger_init(self, rate: float, seed: int) -> nn.Module:
-        """Plain, starting at the scale that kernels with gain "deployed" have while they are single."""
-        model = self.new(seed)
-        for layer in model.modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d):
-                layer.weight.data *= KERNELS**0.5
-        return self.fit(model, rate, seed)
-
-    def ema(self, rate: float, seed: int) -> nn.Module:
-        model = self.new(seed)
-        average = torch.optim.swa_utils.AveragedModel(
-            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
+def problem(name: str, setting: dict[str, Any]) -> Problem:
+    if name == "text":
+        return Problem(
+            lambda width, dropout: language_model(width, setting["layers"], setting["heads"], dropout),
+            lambda model, x: model(input_ids=x, use_cache=False).logits.transpose(1, 2),
         )
-        self.fit(model, rate, seed, after=lambda step: average.update_parameters(model))
-        torch.optim.swa_utils.update_bn(self.batches, average.module)
-        return average.module.eval()
-
-    def sam(self, rate: float, seed: int) -> nn.Module:
-        return self.fit(self.new(seed), rate, seed, sharpness=0.05)
-
-    def dropout(self, rate: float, seed: int) -> nn.Module:
-        return self.fit(self.new(seed, dropout=0.1), rate, seed)
-
-    def weight_noise(self, rate: float, seed: int) -> nn.Module:
-        """Normal noise of the variance that mixing three independent kernels has at the start, annealed alike."""
-        model, steps = self.new(seed), self.setting["steps"]
-        matrices = [p for p in model.parameters() if p.dim() >= 2]
-        share = ((KERNELS - 1) / (KERNELS * (KERNELS + 1))) ** 0.5  # of a kernel's standard deviation, alpha = 1
-        scales = [share * float(p.detach().std()) for p in matrices]
-        rng, noise = torch.Generator().manual_seed(seed), []
-
-        def before(step: int) -> None:
-            level = min(1.0, (steps - step) / (0.2 * steps))
-            noise[:] = [level * s * torch.randn(p.shape, generator=rng) for p, s in zip(matrices, scales, strict=True)]
-            for p, n in zip(matrices, noise, strict=True):
-                p.data += n
-
-        # the noise is taken away after the gradient, before the step
-        def loss(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            value = F.cross_entropy(m(x), y)
-            value.backward()
-            for p, n in zip(matrices, noise, strict=True):
-                p.data -= n
-            return torch.zeros((), requires_grad=True) * 0
-
-        return self.fit(model, rate, seed, loss=loss, before=before)
-
-    def distilled_ensemble(self, rate: float, seed: int) -> nn.Module:
-        """Three plain networks teach one: half the loss is cross-entropy, half divergence from their mean at temperature 2."""
-        teachers = [self.fit(self.new(1000 * (i + 1) + seed), rate, 1000 * (i + 1) + seed) for i in range(KERNELS)]
-
-        def loss(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            with torch.no_grad():
-                taught = torch.stack([F.softmax(t(x) / 2, 1) for t in teachers]).mean(0)
-            out = m(x)
-            return 0.5 * F.cross_entropy(out, y) + 0.5 * 4 * F.kl_div(
-                F.log_softmax(out / 2, 1), taught, reduction="batchmean"
-            )
-
-        return self.fit(self.new(seed), rate, seed, loss=loss)
-
-    def submodular(self, rate: float, seed: int) -> nn.Module:
-        """Three times the width for half the steps, then each layer's units by greedy facility location, then the other half; of MLPs."""
-        half = Sides(self.name, {**self.setting, "steps": self.setting["steps"] // 2}, self.images)
-        wide = half.fit(self.new(seed, KERNELS * self.setting["width"]), rate, seed)
-        linears = [layer for layer in wide if isinstance(layer, nn.Linear)]
-        small = self.new(seed)
-        kept: Tensor | None = None
-        for source, target in zip(linears, [la for la in small if isinstance(la, nn.Linear)], strict=True):
-            weight = source.weight.detach() if kept is None else source.weight.detach() @ kept
-            if target is not small[-1]:
-                chosen, nearest = facility_location(weight, self.setting["width"])
-                target.weight.data, target.bias.data = weight[chosen].clone(), source.bias.detach()[chosen].clone()
-                kept = F.one_hot(
-                    nearest, self.setting["width"]
-                ).float()  # outgoing weights merge into the representative
-            else:
-                target.weight.data, target.bias.data = weight.clone(), source.bias.detach().clone()
-        return half.fit(small, rate, seed + 500)
+    inputs = {"digits": 64, "fashion_mnist": 784}
+    new = ResNet if name == "cifar10" else lambda width, dropout: mlp(inputs[name], width, dropout)
+    return Problem(new, lambda model, x: model(x))
 
 
-def facility_location(units: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Greedy maximisation of sum_i max_{j in S} cos(unit_i, unit_j): (chosen, for each unit its representative in `chosen`)."""
-    similarity = F.normalize(units, dim=1) @ F.normalize(units, dim=1).T
-    best = torch.full((len(units),), -1.0)
-    chosen: list[int] = []
-    for _ in range(count):
-        gains = (similarity - best[:, None]).clamp(min=0).sum(0)
-        gains[chosen] = -1
-        chosen.append(int(gains.argmax()))
-        best = torch.maximum(best, similarity[:, chosen[-1]])
-    picked = torch.tensor(chosen)
-    return picked, similarity[:, picked].argmax(1)
+SIDES = ("plain", "kernels", "layer_kernels", "mean_only", "larger_init", "ema", "sam", "dropout", "weight_noise",
+         "distilled_ensemble", "submodular")  # fmt: skip
+FOR_MLPS = ("submodular",)
 
 
-VISION = ("plain", "kernels", "layer_kernels", "mean_only", "larger_init", "ema", "sam", "dropout", "weight_noise",
-          "distilled_ensemble", "submodular")  # fmt: skip
+@torch.no_grad()
+def score(name: str, asked: Problem, model: nn.Module, data: Examples) -> float:
+    """Accuracy, or for text the loss in nats per byte."""
+    rows = 32 if name == "text" else 1_000
+    logits = torch.cat([asked.answers(model.eval(), part) for part in data[0].split(rows)])
+    return float(F.cross_entropy(logits, data[1]) if name == "text" else (logits.argmax(1) == data[1]).float().mean())
 
 
-def accuracy(model: nn.Module, data: Images) -> float:
-    with torch.no_grad():
-        said = torch.cat([model.eval()(part).argmax(1) for part in data[0].split(1_000)])
-    return float((said == data[1]).float().mean())
+def sequences(setting: dict[str, Any]) -> tuple[Examples, Examples, Examples]:
+    """Training, validation and test sequences of Python's sources, each beside what follows its every byte."""
+    from meristem.data.corpus import open_corpus
+
+    corpus = open_corpus("python-stdlib")
+
+    def drawn(tokens: Any) -> Tensor:
+        rows = (
+            torch.as_tensor(tokens[: len(tokens) // SEQUENCE_LENGTH * SEQUENCE_LENGTH])
+            .long()
+            .reshape(-1, SEQUENCE_LENGTH)
+        )
+        return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+
+    held, last = drawn(corpus.eval), setting["valid"] + setting["test"]
+    parts = drawn(corpus.train)[: setting["train"]], held[: setting["valid"]], held[setting["valid"] : last]
+    train, valid, test = ((part[:, :-1], part[:, 1:]) for part in parts)
+    return train, valid, test
 
 
-def images(name: str, setting: dict[str, Any]) -> tuple[Images, Images, Images] | None:
+def images(name: str, setting: dict[str, Any]) -> tuple[Examples, Examples, Examples] | None:
     """Training, validation and test images, normalised, flat for MLPs; None where ../shared/data is not and is wanted."""
     loader = shared_data.loader()
     if name == "digits":
@@ -287,68 +167,48 @@ def images(name: str, setting: dict[str, Any]) -> tuple[Images, Images, Images] 
     return pick(order[:first]), pick(order[first:last]), (ready(tx), ty.long())
 
 
-def vision(name: str, setting: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Each side: its rate by validation accuracy on two seeds, a grid that goes on upwards while its largest rate is the best; then test
-    accuracy over all seeds. A file in `out` keeps what is done."""
+def compare(name: str, setting: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Each side: its rate by validation score on two seeds, a grid that goes on upwards while its largest rate is the best; then test
+    scores over all seeds. A file in `out` keeps what is done."""
     from meristem.checkpoints.write import write_json
 
-    data = images(name, setting)
+    data = sequences(setting) if name == "text" else images(name, setting)
     if data is None:
         return {"skipped": "no ../shared/data"}
-    train, valid, test = data
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train, valid, test = ((x.to(device), y.to(device)) for x, y in data)
     out.mkdir(parents=True, exist_ok=True)
-    sides, file = Sides(name, setting, train), out / f"{name}.json"
+    asked, file, sign = problem(name, setting), out / f"{name}.json", -1 if name == "text" else 1
+    sides = Sides(asked, setting, train)
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     known: dict[str, dict[str, float]] = kept["known"] if kept.get("setting") == setting else {}
     found = {}
 
-    def score(side: str, rate: float, seed: int, on: str, images: Images) -> float:
+    def result(side: str, rate: float, seed: int, on: str, examples: Examples) -> float:
         key = f"{rate:g}, seed {seed}, {on}"
         own = known.setdefault(side, {})
         if key not in own:
-            own[key] = accuracy(getattr(sides, side)(rate, seed), images)
+            own[key] = score(name, asked, getattr(sides, side)(rate, seed), examples)
             write_json(file, {"setting": setting, "known": known})
         return own[key]
 
-    for side in VISION:
-        if name == "cifar10" and side == "submodular":
-            continue  # written for MLPs
+    for side in SIDES:
+        if side in FOR_MLPS and name in ("cifar10", "text"):
+            continue
         scores: dict[float, float] = {}
         for rate in itertools.chain(RATES, (RATES[-1] * 2**i for i in itertools.count(1))):
             if rate > RATES[-1] and max(scores, key=scores.__getitem__) < max(scores):
                 break
-            scores[rate] = mean(score(side, rate, seed, "validation", valid) for seed in (101, 102))
+            scores[rate] = sign * mean(result(side, rate, seed, "validation", valid) for seed in (101, 102))
         rate = max(scores, key=scores.__getitem__)
-        values = [score(side, rate, seed, "test", test) for seed in range(setting["seeds"])]
-        found[side] = {"learning_rate": rate, "search": {f"{r:g}": s for r, s in scores.items()}, "values": values}
+        values = [result(side, rate, seed, "test", test) for seed in range(setting["seeds"])]
+        found[side] = {
+            "learning_rate": rate,
+            "search": {f"{r:g}": sign * s for r, s in scores.items()},
+            "values": values,
+        }
         print(name, side, rate, f"{mean(values):.4f}", flush=True)
-    return with_tests(found, higher=True)
-
-
-def text(setting: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Evaluation loss of a small transformer on Python's sources, plain and with kernels."""
-    from meristem.recipes import run
-    from meristem.recipes.schema import parse_recipe
-
-    options = {"plain": {}, "kernels": {"majority": {"kernels": KERNELS}},
-               "layer_kernels": {"majority": {"kernels": KERNELS, "granularity": "layer"}},
-               "mean_only": {"majority": {"kernels": KERNELS, "epsilon": 0.0, "gain": "deployed"}}}  # fmt: skip
-
-    def curve(side: str, rate: float, seed: int) -> list[dict[str, float]]:
-        train = {"model": llama(*setting["model"]), "tokens": setting["tokens"], "batch_size": setting["batch_size"],
-                 "learning_rate": rate, "evaluations": 6, "trainer": setting["trainer"], **options[side]}  # fmt: skip
-        data = {"source": "python-stdlib", "sequence_length": 128, "eval_sequences": 96}
-        return total_curve(
-            run(parse_recipe({"data": data, "seeds": [seed], "nodes": {"trained": {"train": train}}}), out)[seed]
-        )
-
-    found = {}
-    for side in options:
-        scores = {rate: curve(side, rate, 100)[-1]["eval_loss"] for rate in setting["rates"]}
-        rate = min(scores, key=scores.__getitem__)
-        values = [curve(side, rate, seed)[-1]["eval_loss"] for seed in range(setting["seeds"])]
-        found[side] = {"learning_rate": rate, "search": {f"{r:g}": s for r, s in scores.items()}, "values": values}
-    return with_tests(found, higher=False)
+    return with_tests(found, higher=sign > 0)
 
 
 def with_tests(found: dict[str, Any], higher: bool) -> dict[str, Any]:
@@ -434,7 +294,7 @@ def draw(content: dict[str, Any], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = [(part, content[part]) for part in (*NETWORKS, "text") if "plain" in content.get(part, {})]
+    shown = [(part, content[part]) for part in COMPARED if "plain" in content.get(part, {})]
     figure, axes = plt.subplots(
         1, max(1, len(shown)), figsize=(5.5 * max(1, len(shown)), 4), layout="constrained", squeeze=False
     )
@@ -453,7 +313,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", dest="size", action="store_const", const="small", default="small")
     parser.add_argument("--large", dest="size", action="store_const", const="large")
-    parts = ["cost", *NETWORKS, "text"]
+    parts = ["cost", *COMPARED]
     parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "majority")
     arguments = parser.parse_args()
@@ -467,13 +327,7 @@ def main() -> None:
     content |= {"machine": machine(), "size": arguments.size, "kernels": KERNELS}
     for part in arguments.parts:
         own = setting[part]
-        content[part] = (
-            cost(own)
-            if part == "cost"
-            else text(own, arguments.out)
-            if part == "text"
-            else vision(part, own, arguments.out)
-        )
+        content[part] = cost(own) if part == "cost" else compare(part, own, arguments.out)
         write_json(file, content)
     draw(content, file.with_suffix(".png"))
 

@@ -22,8 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import shared_data
-from trained import ROOT, best_rate, llama, total_curve
+from support import shared_data
+from support.trained import ROOT, best_rate, llama, total_curve
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import randomise
+from support.tiny import randomise
 from torch import nn
 
 import meristem as ms

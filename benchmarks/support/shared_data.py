@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from trained import ROOT
+from support.trained import ROOT
 
-FOLDER = Path(__file__).parents[2] / "shared" / "data"
+FOLDER = Path(__file__).parents[3] / "shared" / "data"
 
 
 def loader() -> Any | None:
