@@ -96,6 +96,12 @@ def deep_ensemble(like: int, sizes: tuple[int, int, int], random_state: int, **o
     return make_pipeline(StandardScaler(), VotingClassifier(members, voting="soft"))
 
 
+def boosting(seed: int) -> list[Any]:
+    """Six settings of gradient boosting on trees; it stops by a tenth of the rows from 10,000 rows on."""
+    return [HistGradientBoostingClassifier(learning_rate=rate, max_leaf_nodes=leaves, random_state=seed)
+            for rate in (0.03, 0.1, 0.3) for leaves in (7, 31)]  # fmt: skip
+
+
 def sides(setting: dict[str, Any], seed: int, like: int) -> dict[str, list[Any]]:
     """The settings of each side, six each. An ensemble has as many members as come nearest to `like` parameters together.
 
@@ -125,6 +131,7 @@ def sides(setting: dict[str, Any], seed: int, like: int) -> dict[str, list[Any]]
                           for units in (150, 512) for rate in (5e-4, 1e-3, 5e-3)],
         "logistic regression": [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
                                 for c in (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)],
+        "gradient boosting": boosting(seed),
     }  # fmt: skip
 
 
@@ -133,49 +140,49 @@ def pairs(setting: dict[str, Any], kept: dict[str, Any], save: Any) -> dict[str,
     if data is None:
         return {"skipped": "no ../shared/data"}
     for name, (x, y) in load_pairs(data, setting["pairs"]).items():
-        x = x.astype(np.float32)
+        x, parts = x.astype(np.float32), np.array_split(np.arange(len(x)), 10)
         found = kept.setdefault(name, {"chosen": {}, "folds": {}})
+        found["paper"] = dict(zip(("AdaNet", "logistic regression", "the paper's network"), PAPER[name], strict=True))
         for side in sides(setting, 0, 0):  # AdaNet first: the ensemble is as large as what it learns
-            if side in found["folds"]:
-                continue
-            learned = found["folds"].get("AdaNet")
-            like = round(mean(record["parameters"] for record in learned)) if learned else 0
-            found["folds"][side], found["chosen"][side] = folds_of(name, x, y, setting, side, like)
-            accuracies = {s: [r["accuracy"] for r in records] for s, records in found["folds"].items()}
-            found["summary"] = summary(accuracies, "AdaNet")
-            found["paper"] = dict(
-                zip(("AdaNet", "logistic regression", "the paper's network"), PAPER[name], strict=True)
-            )
+            records = found["folds"].setdefault(side, [])
+            for fold in range(len(records), setting["folds"]):
+                trials = sides(setting, fold, found.get("parameters", 0))[side]
+                if side not in found["chosen"]:
+                    found["chosen"][side] = search(name, side, trials, x, y, parts)
+                records.append(on_fold(trials[found["chosen"][side]["number"]], x, y, parts, fold))
+                say(name, side, fold, round(records[-1]["accuracy"], 4))
+                save(kept)
+            found.setdefault("parameters", round(mean(r.get("parameters", 0) for r in records)))
+            accuracies = {s: [r["accuracy"] for r in done] for s, done in found["folds"].items()}
+            same = min(map(len, accuracies.values()))
+            found["summary"] = summary({s: values[:same] for s, values in accuracies.items()}, "AdaNet")
             save(kept)
     return kept
 
 
-def folds_of(
-    name: str, x: np.ndarray, y: np.ndarray, setting: dict[str, Any], side: str, like: int
-) -> tuple[list[dict[str, Any]], str]:
-    """A record for each test fold of one side, and its settings, which do best on part 1 having seen parts 2 to 9."""
-    parts = np.array_split(np.arange(len(x)), 10)
+def search(
+    name: str, side: str, trials: list[Any], x: np.ndarray, y: np.ndarray, parts: list[np.ndarray]
+) -> dict[str, Any]:
+    """The settings that do best on part 1, having seen parts 2 to 9."""
     valid, rows = parts[1], np.concatenate(parts[2:])
     began = time.perf_counter()
-    trials = sides(setting, 0, like)[side]
     scores = [trial.fit(x[rows], y[rows]).score(x[valid], y[valid]) for trial in trials]
-    chosen = int(np.argmax(scores))
     say(name, side, [round(s, 4) for s in scores], f"{time.perf_counter() - began:.0f} s")
-    records = []
-    for fold in range(setting["folds"]):
-        test = parts[fold]
-        rows = np.concatenate([p for k, p in enumerate(parts) if k not in (fold, (fold + 1) % 10)])
-        began = time.perf_counter()
-        model = sides(setting, fold, like)[side][chosen].fit(x[rows], y[rows])
-        record = {"accuracy": model.score(x[test], y[test]), "seconds": time.perf_counter() - began}
-        if isinstance(model, AdaNetClassifier):
-            layers = [block.depth for block in model.module_.blocks]
-            record |= {"parameters": model.num_parameters_, "blocks": len(layers), "depth": max(layers, default=0),
-                       "units_used": [int((w != 0).any(1).sum()) for w in model.output_weights_],
-                       "bound": model.generalization_bound(x[rows], y[rows])}  # fmt: skip
-        records.append(record)
-        say(name, side, fold, round(record["accuracy"], 4))
-    return records, " ".join(repr(trials[chosen]).split())[:400]
+    number = int(np.argmax(scores))
+    return {"number": number, "settings": " ".join(repr(trials[number]).split())[:400], "validation": scores}
+
+
+def on_fold(model: Any, x: np.ndarray, y: np.ndarray, parts: list[np.ndarray], fold: int) -> dict[str, Any]:
+    """Accuracy on part `fold` having seen all but it and the next; of AdaNet what was learned, too."""
+    test, rows = parts[fold], np.concatenate([p for k, p in enumerate(parts) if k not in (fold, (fold + 1) % 10)])
+    began = time.perf_counter()
+    record = {"accuracy": model.fit(x[rows], y[rows]).score(x[test], y[test]), "seconds": time.perf_counter() - began}
+    if isinstance(model, AdaNetClassifier):
+        layers = [block.depth for block in model.module_.blocks]
+        record |= {"parameters": model.num_parameters_, "blocks": len(layers), "depth": max(layers, default=0),
+                   "units_used": [int((w != 0).any(1).sum()) for w in model.output_weights_],
+                   "bound": model.generalization_bound(x[rows], y[rows])}  # fmt: skip
+    return record
 
 
 def spirals() -> tuple[np.ndarray, np.ndarray]:
@@ -199,8 +206,7 @@ def table_sides(fold: int, inputs: int, classes: int, like: int) -> dict[str, li
                           for units in (32, 64, 128) for rate in (1e-3, 5e-3)],
         "logistic regression": [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
                                 for c in (0.01, 0.03, 0.1, 0.3, 1.0, 10.0)],
-        "gradient boosting": [HistGradientBoostingClassifier(learning_rate=rate, max_leaf_nodes=leaves, random_state=fold)
-                              for rate in (0.03, 0.1, 0.3) for leaves in (7, 31)],
+        "gradient boosting": boosting(fold),
     }  # fmt: skip
 
 
