@@ -220,6 +220,19 @@ def test_several_classes_and_regression():
     assert net.score(x[330:], y[330:]) > Ridge().fit(x[:330], y[:330]).score(x[330:], y[330:]) - 0.15
 
 
+def test_held_out_rows_stop_a_candidate_where_their_loss_is_lowest():
+    x, y = make_moons(600, noise=0.5, random_state=0)
+    options = {"width": 256, "max_steps": 2000, "max_rounds": 1, "adanet_lambda": 0.0, "random_state": 0}
+    model = AdaNetClassifier(**options, validation_fraction=0.3, patience=100).fit(x, y)
+    steps = model.history_[1]["candidates"][0]["steps"]
+    assert 0 < steps < 2000
+    assert steps % 50 == 0
+    short = AdaNetClassifier(**options | {"max_steps": steps}, validation_fraction=0.3, patience=100).fit(x, y)
+    np.testing.assert_array_equal(short.decision_function(x), model.decision_function(x))  # what came after is gone
+    patient = AdaNetClassifier(**options, validation_fraction=0.3, patience=2).fit(x, y)
+    assert patient.history_[1]["candidates"][0]["steps"] <= steps
+
+
 def test_a_killed_search_goes_on(tmp_path):
     x, y = cancer()
     options = {**QUICK, "min_improvement": 0.0, "random_state": 0}

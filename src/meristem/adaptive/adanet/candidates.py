@@ -29,7 +29,7 @@ class Options:
             to earlier blocks; "SD": r is the deviation of the units' activities.
         max_steps, batch_size, learning_rate, optimizer: of the training; a set of at most `batch_size` rows is taken whole.
         check_every, patience, min_gain: a candidate stops when its objective fell by less than the relative `min_gain` in
-            `patience` checks.
+            `patience` checks; where rows are held out, their loss is what is checked, and its lowest point what is kept.
     """
 
     width: int = 64
@@ -133,12 +133,19 @@ def complexity_of(block_widths: list[int], sample: Sample, activities: Tensor | 
 
 
 def propose(
-    sample: Sample, depth: int, earlier: list[tuple[int, int]], options: Options, loss: Loss, seed: int
+    sample: Sample,
+    depth: int,
+    earlier: list[tuple[int, int]],
+    options: Options,
+    loss: Loss,
+    seed: int,
+    held_out: Sample | None = None,
 ) -> Candidate:
     """Train a block of `depth` on the loss of f + w h with f fixed (eq. 6), then re-fit w (eq. 5).
 
     Args:
         earlier: width and depth of each block of the ensemble. seed: of the block's first weights and its batches.
+        held_out: rows that stop the training early; w is re-fitted to `sample` all the same.
     """
     began = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
@@ -156,7 +163,8 @@ def propose(
     with torch.random.fork_rng(devices=[]):  # of the block's first weights, and its dropout
         torch.manual_seed(seed)
         block = Block(sample.features.shape[1], options.width, reads, [w for w, _ in earlier], dropout).double()
-        steps = _train(block, weights, sample.to_train(reads), options, loss, price, generator)
+        judged = held_out.to_train(reads) if held_out else None
+        steps = _train(block, weights, sample.to_train(reads), judged, options, loss, price, generator)
     block.eval()
     with torch.no_grad():
         activities = block(sample.features, sample.units)[-1]
@@ -173,18 +181,21 @@ def _train(
     block: Block,
     weights: nn.Parameter,
     sample: Sample,
+    judged: Sample | None,
     options: Options,
     loss: Loss,
     price: float,
     generator: torch.Generator,
 ) -> int:
-    """Train in place; the number of steps made."""
+    """Train in place; the number of steps made, or, where rows are held out, those up to their lowest loss."""
     parameters = [*block.parameters(), weights]
     kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.SGD
     optimizer = kind(parameters, lr=options.learning_rate)
     rows, whole = len(sample.shares), len(sample.shares) <= options.batch_size
     losses: list[float] = []
     total, stale = 0.0, 0
+    best: tuple[int, list[Tensor]] | None = None
+    step = 0
     for step in range(1, options.max_steps + 1):
         batch = sample
         if not whole:
@@ -199,9 +210,25 @@ def _train(
             block.project(options.max_norm, options.p)
         total += float(objective.detach())
         if step % options.check_every == 0:
-            losses.append(total / options.check_every)
+            losses.append(_judged(block, weights, judged, loss) if judged else total / options.check_every)
             total = 0.0
+            if judged and losses[-1] <= min(losses):
+                best = step, [p.detach().clone() for p in parameters]
             stale = stale + 1 if len(losses) > 1 and losses[-1] > min(losses[:-1]) * (1 - options.min_gain) else 0
             if stale >= options.patience:
-                return step
-    return options.max_steps
+                break
+    if best is None:
+        return step
+    with torch.no_grad():
+        for parameter, value in zip(parameters, best[1], strict=True):
+            parameter.copy_(value)
+    return best[0]
+
+
+@torch.no_grad()
+def _judged(block: Block, weights: Tensor, judged: Sample, loss: Loss) -> float:
+    """The loss of f + w h on held-out rows."""
+    block.eval()
+    outputs = judged.offset + block(judged.features, judged.units)[-1] @ weights
+    block.train()
+    return float(judged.shares @ loss.value(outputs, judged.targets))

@@ -204,7 +204,7 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, _AdaNet):
         max_norm, p: Lambda and its norm in the complexity r; `project` also holds the weights to it.
         loss: "logistic" or "exponential" for two classes (more classes: cross entropy).
         optimizer, learning_rate, max_steps, batch_size, patience: how a candidate is trained, and when it stops early.
-        validation_fraction: judge candidates on held-out rows instead (no guarantee).
+        validation_fraction: of the rows, held out to stop each candidate where their loss is lowest and to judge it (no guarantee).
         variant="CVX": single units in closed form instead of blocks (`nodewise`); `max_steps` then counts them.
         n_jobs: candidates trained at a time. checkpoint: a file that keeps finished rounds; a killed fit goes on from it.
         log_dir: a folder for TensorBoard, with every round's record.

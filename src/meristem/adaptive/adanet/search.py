@@ -26,7 +26,8 @@ class Search:
 
     Args:
         module: the network so far (no blocks at the start). x: inputs (n, features), targets: (n, outputs), weight: (n,).
-        rows_held_out: rows that judge candidates instead of the training objective (AdaNet.HoldOut, without guarantees).
+        rows_held_out: rows that stop each candidate's training, and judge candidates instead of the training objective
+            (AdaNet.HoldOut, without guarantees).
         min_improvement: a round is accepted if it lowers the objective by more than this share of it (the paper: 0).
         seed: all randomness follows from it and the round's number, so that a search can be replayed.
         checkpoint: a file in which each finished round is kept, and from which a killed search goes on.
@@ -90,7 +91,9 @@ class Search:
         depths = [d for d in (module.depth, module.depth + 1) if 1 <= d <= self.max_depth]
         earlier = [(block.width, block.depth) for block in module._blocks()]
         jobs = (
-            delayed(propose)(train, depth, earlier, self.options, self.loss, seed_of(self.seed, number, depth))
+            delayed(propose)(
+                train, depth, earlier, self.options, self.loss, seed_of(self.seed, number, depth), held_out
+            )
             for depth in depths
         )
         found = cast(list[Candidate], Parallel(n_jobs=self.n_jobs)(jobs))
