@@ -74,6 +74,28 @@ def test_mixtures_are_optimal(kind, loss):
         assert objective(moved) >= value - 1e-9
 
 
+def test_held_out_rows_stop_a_proposal_where_their_loss_is_lowest():
+    seen = []
+
+    class Watched(Deep):
+        def forward(self, x):
+            seen.append(self.training)
+            return super().forward(x)
+
+    def one(number, ensemble):
+        return [Subnetwork("watched", Watched(1), learning_rate=0.03)]
+
+    wrong = [(x, 2 - y) for x, y in data()]  # the better it learns, the worse this looks
+    options = {"rounds": 1, "check_every": 5}
+    stopped = EnsembleSearch(one, data(), 3, steps=400, held_out=wrong, patience=3, **options).run()
+    assert sum(seen) < 100
+    short = [EnsembleSearch(one, data(), 3, steps=steps, **options).run() for steps in range(5, 100, 5)]
+    x = data()[0][0]
+    assert any(
+        torch.equal(stopped(x), other(x)) for other in short[:10]
+    )  # as it was at one of the looks, and an early one
+
+
 @pytest.mark.parametrize("mixture", ["scalar", "vector", "matrix", "mean"])
 def test_ensembles_learn(mixture):
     search = EnsembleSearch(propose, data(), 3, mixture=mixture, rounds=2, steps=150)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from meristem.adaptive.stopping import Stopping
 from meristem.adaptive.tensors import batches
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh}
@@ -64,7 +64,7 @@ def train_supervised(
     held_out, rows = shuffled[:held], shuffled[held:]
     optimizer = torch.optim.AdamW(network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
     history: list[dict[str, float]] = []
-    best, best_loss, best_epoch = copy.deepcopy(network.state_dict()), float("inf"), 0
+    stopping = Stopping(network.parameters(), training.n_iter_no_change)
     for epoch in range(training.max_epochs):
         total = 0.0
         for index in batches(len(rows), training.batch_size, generator):
@@ -80,10 +80,7 @@ def train_supervised(
             continue
         with torch.no_grad():
             record["validation_loss"] = float(loss_of(network(x[held_out]), y[held_out], weight[held_out] + 1e-12))
-        if record["validation_loss"] < best_loss:
-            best, best_loss, best_epoch = copy.deepcopy(network.state_dict()), record["validation_loss"], epoch
-        elif epoch - best_epoch >= training.n_iter_no_change:
+        if stopping.over(record["validation_loss"], epoch):
             break
-    if held:
-        network.load_state_dict(best)
+    stopping.restore()
     return history

@@ -12,6 +12,7 @@ from meristem.adaptive.adanet.complexity import rademacher_bound
 from meristem.adaptive.adanet.losses import Loss
 from meristem.adaptive.adanet.network import Block, Units
 from meristem.adaptive.adanet.refit import Problem, refit
+from meristem.adaptive.stopping import Stopping
 from meristem.errors import MeristemError
 
 VARIANTS = ("base", "R", "P", "D", "SD")
@@ -192,10 +193,8 @@ def _train(
     kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.SGD
     optimizer = kind(parameters, lr=options.learning_rate)
     rows, whole = len(sample.shares), len(sample.shares) <= options.batch_size
-    losses: list[float] = []
-    total, stale = 0.0, 0
-    best: tuple[int, list[Tensor]] | None = None
-    step = 0
+    stopping = Stopping(parameters if judged else (), options.patience, options.min_gain)
+    total, step = 0.0, 0
     for step in range(1, options.max_steps + 1):
         batch = sample
         if not whole:
@@ -210,19 +209,12 @@ def _train(
             block.project(options.max_norm, options.p)
         total += float(objective.detach())
         if step % options.check_every == 0:
-            losses.append(_judged(block, weights, judged, loss) if judged else total / options.check_every)
+            seen = _judged(block, weights, judged, loss) if judged else total / options.check_every
             total = 0.0
-            if judged and losses[-1] <= min(losses):
-                best = step, [p.detach().clone() for p in parameters]
-            stale = stale + 1 if len(losses) > 1 and losses[-1] > min(losses[:-1]) * (1 - options.min_gain) else 0
-            if stale >= options.patience:
+            if stopping.over(seen, step):
                 break
-    if best is None:
-        return step
-    with torch.no_grad():
-        for parameter, value in zip(parameters, best[1], strict=True):
-            parameter.copy_(value)
-    return best[0]
+    stopping.restore()
+    return stopping.lowest_at or step if judged else step
 
 
 @torch.no_grad()

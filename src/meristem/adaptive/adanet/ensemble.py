@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from meristem.adaptive.adanet.losses import Loss, Softmax, Squared
 from meristem.adaptive.adanet.mixtures import Said, check_mixture, fit_mixture
 from meristem.adaptive.state import keep_state, read_state
+from meristem.adaptive.stopping import Stopping
 from meristem.adaptive.tensorboard import Scalars
 from meristem.adaptive.tensors import seed_of
 from meristem.errors import MeristemError
@@ -101,7 +102,8 @@ class EnsembleSearch:
         evaluator: the ensemble -> a number to minimise; by default the objective on `data` with the prices
             adanet_lambda r + adanet_beta.
         distillation: weight of a cross entropy towards the ensemble so far, in each proposal's training (born-again AdaNet).
-        steps: of each proposal's training; 0 takes modules as they are. force_grow: take the best candidate even if it is worse. seed: all randomness follows from it and the round.
+        steps: of each proposal's training, at most; 0 takes modules as they are. held_out: batches that stop it early: their loss is
+            looked at every `check_every` steps, the lowest is kept, and `patience` looks without a lower one are the end. force_grow: take the best candidate even if it is worse. seed: all randomness follows from it and the round.
         checkpoint: a file of finished rounds, from which a killed search goes on. log_dir: a folder for TensorBoard, with every round's record.
     """
 
@@ -112,6 +114,9 @@ class EnsembleSearch:
     strategies: Sequence[Strategy] = ("grow",)
     rounds: int = 3
     steps: int = 500
+    held_out: Batches | None = None
+    check_every: int = 50
+    patience: int = 4
     adanet_lambda: float = 0.0
     adanet_beta: float = 0.0
     evaluator: Callable[[Ensemble], float] | None = None
@@ -199,8 +204,9 @@ class EnsembleSearch:
             torch.manual_seed(seed)
             optimizer = torch.optim.Adam(sub.module.parameters(), lr=sub.learning_rate)
             sub.module.train()
+            stopping = Stopping([*sub.module.parameters(), *sub.module.buffers()], self.patience)
             endless = itertools.chain.from_iterable(itertools.repeat(self.data))
-            for x, y in itertools.islice(endless, self.steps):
+            for step, (x, y) in enumerate(itertools.islice(endless, self.steps), 1):
                 logits = sub.say(x)[1]
                 if logits.shape != (len(x), self.num_outputs):
                     raise MeristemError(
@@ -215,7 +221,21 @@ class EnsembleSearch:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                if (
+                    self.held_out is not None
+                    and step % self.check_every == 0
+                    and stopping.over(self._held_out_loss(sub), step)
+                ):
+                    break
+            stopping.restore()
         sub.module.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def _held_out_loss(self, sub: Subnetwork) -> float:
+        sub.module.eval()
+        pairs = [(float(self._training_loss(sub.say(x)[1], y)), len(x)) for x, y in self.held_out or ()]
+        sub.module.train()
+        return sum(loss * rows for loss, rows in pairs) / sum(rows for _, rows in pairs)
 
     def _training_loss(self, logits: Tensor, y: Tensor, soft: bool = False) -> Tensor:
         if isinstance(self._loss, Squared):
@@ -241,7 +261,8 @@ class EnsembleSearch:
 
     def _fingerprint(self) -> str:
         options = (self.mixture, tuple(self.strategies), self.steps, self.adanet_lambda, self.adanet_beta)
-        more = (self.distillation, self.force_grow, self.seed, self.num_outputs)
+        stops = (self.check_every, self.patience) if self.held_out is not None else None
+        more = (self.distillation, self.force_grow, self.seed, self.num_outputs, stops)
         x, y = self._rows[0]
         return hashlib.sha256(repr((options, more)).encode() + x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
 
