@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import lzma
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,35 +33,38 @@ def text(data: str) -> str:
     packed = FOLDER / "text" / f"{data}.txt.xz"
     if not packed.is_file():
         return data
-    folder = ROOT / "runs" / "texts" / data
-    if not folder.is_dir():
-        from meristem.checkpoints.write import atomic_directory
-
-        with lzma.open(packed, "rt", encoding="utf-8") as file:
-            documents = file.read().split("<|endoftext|>")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_directory(folder) as unfinished:
-            for number, document in enumerate(documents):
-                (unfinished / f"{number:05d}.txt").write_text(document, encoding="utf-8")
-    return str(folder)
+    return _once(ROOT / "runs" / "texts" / data, lambda unfinished: _documents(packed, unfinished))
 
 
 def reviews(folder: Path) -> str | None:
     """The long movie reviews, unpacked into `folder` as a corpus of documents; None where ../shared/data is not."""
-    packed, place = FOLDER / "text" / "nltk_movie_reviews.zip", folder / "movie_reviews"
+    packed = FOLDER / "text" / "nltk_movie_reviews.zip"
     if not packed.is_file():
         return None
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # parts of a benchmark may run side by side
+    return _once(folder / "movie_reviews", lambda unfinished: _archive(packed, unfinished))
+
+
+def _once(place: Path, write: Callable[[Path], None]) -> str:
+    """The folder `place`, written if it is not there: whole or not at all, and by one process of those that run side by side."""
+    from meristem.checkpoints.write import atomic_directory
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.parent / ".lock"):
         if not place.is_dir():
-            _unpack(packed, place)
+            with atomic_directory(place) as unfinished:
+                write(unfinished)
     return str(place)
 
 
-def _unpack(packed: Path, place: Path) -> None:
-    from meristem.checkpoints.write import atomic_directory
+def _documents(packed: Path, folder: Path) -> None:
+    with lzma.open(packed, "rt", encoding="utf-8") as file:
+        documents = file.read().split("<|endoftext|>")
+    for number, document in enumerate(documents):
+        (folder / f"{number:05d}.txt").write_text(document, encoding="utf-8")
 
-    with atomic_directory(place) as unfinished, zipfile.ZipFile(packed) as archive:
+
+def _archive(packed: Path, folder: Path) -> None:
+    with zipfile.ZipFile(packed) as archive:
         for name in archive.namelist():
             if name.endswith(".txt") and "movie_reviews/" in name:
-                (unfinished / "-".join(name.split("/")[-2:])).write_bytes(archive.read(name))
+                (folder / "-".join(name.split("/")[-2:])).write_bytes(archive.read(name))
