@@ -1,6 +1,6 @@
 """Majority Kernels against a plain network and what could explain a gain: same size deployed, every rate tuned alike, paired tests.
 
-    python benchmarks/majority.py --small    # one CPU core, about an hour and a half
+    python benchmarks/majority.py --small    # one CPU core, about three hours
     python benchmarks/majority.py --large    # one GPU: more data, larger networks
 
 Parts (`--parts`): `digits` (scikit-learn's) and `fashion_mnist`, MLPs; `cifar10`, a residual network (both of ../shared/data; skipped where
@@ -57,7 +57,7 @@ RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 SEQUENCE_LENGTH = 128  # bytes
 
 
-def mlp(inputs: int, width: int, dropout: float) -> nn.Module:
+def mlp(inputs: int, width: int, dropout: float) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before in (inputs, width):
         layers += [nn.Linear(before, width), nn.ReLU(), nn.Dropout(dropout)]
@@ -79,11 +79,14 @@ class ResNet(nn.Module):
         return self.head(self.dropout(self.body(x).pooler_output.flatten(1)))
 
 
-def language_model(width: int, layers: int, heads: int, dropout: float) -> nn.Module:
-    """A llama over bytes, freshly initialised; dropout stands, as in GPT-2, behind the embedding and before each residual sum."""
+def language_model(setting: dict[str, Any], dropout: float = 0.0, wider: int = 1) -> nn.Module:
+    """A llama over bytes, freshly initialised; dropout stands, as in GPT-2, behind the embedding and before each residual sum; its
+    feed-forward layers are `wider` times as wide as is usual."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    entries = llama(width, layers, heads) | {"vocab_size": 256, "max_position_embeddings": SEQUENCE_LENGTH}
+    entries = llama(setting["width"], setting["layers"], setting["heads"])
+    entries |= {"vocab_size": 256, "max_position_embeddings": SEQUENCE_LENGTH}
+    entries["intermediate_size"] *= wider
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**entries))
     if dropout:
         places = [(model.model, "embed_tokens")]
@@ -95,19 +98,27 @@ def language_model(width: int, layers: int, heads: int, dropout: float) -> nn.Mo
 
 
 def problem(name: str, setting: dict[str, Any]) -> Problem:
+    width = setting["width"]
     if name == "text":
         return Problem(
-            lambda width, dropout: language_model(width, setting["layers"], setting["heads"], dropout),
+            lambda dropout: language_model(setting, dropout),
             lambda model, x: model(input_ids=x, use_cache=False).logits.transpose(1, 2),
+            lambda factor: language_model(setting, wider=factor),
+            lambda model: [([la.mlp.gate_proj, la.mlp.up_proj], la.mlp.down_proj) for la in model.model.layers],
         )
-    inputs = {"digits": 64, "fashion_mnist": 784}
-    new = ResNet if name == "cifar10" else lambda width, dropout: mlp(inputs[name], width, dropout)
-    return Problem(new, lambda model, x: model(x))
+    if name == "cifar10":
+        return Problem(lambda dropout: ResNet(width, dropout), lambda model, x: model(x))
+    inputs = {"digits": 64, "fashion_mnist": 784}[name]
+    return Problem(
+        lambda dropout: mlp(inputs, width, dropout),
+        lambda model, x: model(x),
+        lambda factor: mlp(inputs, factor * width, 0.0),
+        lambda model: [([model[at]], model[at + 3]) for at in (0, 3)],
+    )
 
 
 SIDES = ("plain", "kernels", "layer_kernels", "mean_only", "larger_init", "ema", "sam", "dropout", "weight_noise",
          "distilled_ensemble", "submodular")  # fmt: skip
-FOR_MLPS = ("submodular",)
 
 
 @torch.no_grad()
@@ -193,7 +204,7 @@ def compare(name: str, setting: dict[str, Any], out: Path) -> dict[str, Any]:
         return own[key]
 
     for side in SIDES:
-        if side in FOR_MLPS and name in ("cifar10", "text"):
+        if side == "submodular" and asked.wider is None:
             continue
         scores: dict[float, float] = {}
         for rate in itertools.chain(RATES, (RATES[-1] * 2**i for i in itertools.count(1))):

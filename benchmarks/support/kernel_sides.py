@@ -17,12 +17,23 @@ KERNELS = 3
 Examples = tuple[Tensor, Tensor]
 
 
+Units = tuple[list[nn.Linear], nn.Linear]  # what computes a layer's hidden units, and what reads them
+
+
 @dataclass(frozen=True)
 class Problem:
-    """Networks and what they are asked: `new(width, dropout)` makes one, `answers(network, x)` are logits (N, classes, ...) for labels (N, ...)."""
+    """Networks and what they are asked.
 
-    new: Callable[[int, float], nn.Module]
+    Args:
+        new: dropout -> a network. answers: (network, x) -> logits (N, classes, ...) for labels (N, ...).
+        wider, units: factor -> a network whose hidden layers alone are so many times wider; those layers, first to last. None where that
+            is not to be had.
+    """
+
+    new: Callable[[float], nn.Module]
     answers: Callable[[nn.Module, Tensor], Tensor]
+    wider: Callable[[int], nn.Module] | None = None
+    units: Callable[[nn.Module], list[Units]] = lambda model: []
 
 
 def own_layers(model: nn.Module) -> list[nn.Module]:
@@ -37,9 +48,10 @@ class Sides:
     def __init__(self, problem: Problem, setting: dict[str, Any], train: Examples) -> None:
         self.problem, self.setting, self.examples = problem, setting, train
 
-    def new(self, seed: int, width: int = 0, dropout: float = 0.0) -> Any:
+    def new(self, seed: int, dropout: float = 0.0, wider: int = 1) -> Any:
         torch.manual_seed(seed)
-        return self.problem.new(width or self.setting["width"], dropout).to(self.examples[0].device)
+        model = self.problem.wider(wider) if wider > 1 and self.problem.wider else self.problem.new(dropout)
+        return model.to(self.examples[0].device)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(self.problem.answers(model, x), y)
@@ -164,29 +176,26 @@ class Sides:
         return self.fit(self.new(seed), rate, seed, loss=loss)
 
     def submodular(self, rate: float, seed: int) -> nn.Module:
-        """Three times the width for half the steps, then each layer's units by greedy facility location, then the other half; of MLPs."""
+        """Hidden layers three times as wide for half the steps, then each one's units by greedy facility location, then the other half."""
         half = Sides(self.problem, {**self.setting, "steps": self.setting["steps"] // 2}, self.examples)
-        wide = half.fit(self.new(seed, KERNELS * self.setting["width"]), rate, seed)
-        linears = [layer for layer in wide if isinstance(layer, nn.Linear)]
-        small = self.new(seed)
-        kept: Tensor | None = None
-        for source, target in zip(linears, [la for la in small if isinstance(la, nn.Linear)], strict=True):
-            weight = source.weight.detach() if kept is None else source.weight.detach() @ kept
-            if target is not small[-1]:
-                chosen, nearest = facility_location(weight, self.setting["width"])
-                target.weight.data, target.bias.data = weight[chosen].clone(), source.bias.detach()[chosen].clone()
-                kept = F.one_hot(
-                    nearest, self.setting["width"]
-                ).float()  # outgoing weights merge into the representative
-            else:
-                target.weight.data, target.bias.data = weight.clone(), source.bias.detach().clone()
+        small, wide = self.new(seed), half.fit(self.new(seed, wider=KERNELS), rate, seed)
+        for (makers, reader), (targets, _) in zip(self.problem.units(wide), self.problem.units(small), strict=True):
+            count = targets[0].out_features
+            chosen, nearest = facility_location(torch.cat([maker.weight.detach() for maker in makers], 1), count)
+            for maker in makers:
+                maker.weight.data = maker.weight.data[chosen]
+                if maker.bias is not None:
+                    maker.bias.data = maker.bias.data[chosen]
+            merged = F.one_hot(nearest, count).to(reader.weight)  # outgoing weights merge into the representative
+            reader.weight.data = reader.weight.data @ merged
+        small.load_state_dict(wide.state_dict())
         return half.fit(small, rate, seed + 500)
 
 
 def facility_location(units: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Greedy maximisation of sum_i max_{j in S} cos(unit_i, unit_j): (chosen, for each unit its representative in `chosen`)."""
     similarity = F.normalize(units, dim=1) @ F.normalize(units, dim=1).T
-    best = torch.full((len(units),), -1.0)
+    best = torch.full((len(units),), -1.0, device=units.device)
     chosen: list[int] = []
     for _ in range(count):
         gains = (similarity - best[:, None]).clamp(min=0).sum(0)
