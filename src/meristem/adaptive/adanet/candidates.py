@@ -191,7 +191,7 @@ def _train(
     """Train in place; the number of steps made, or, where rows are held out, those up to their lowest loss."""
     parameters = [*block.parameters(), weights]
     kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.SGD
-    optimizer = kind(parameters, lr=options.learning_rate)
+    optimizer = kind(parameters, lr=options.learning_rate, fused=True)
     rows, whole = len(sample.shares), len(sample.shares) <= options.batch_size
     stopping = Stopping(parameters if judged else (), options.patience, options.min_gain)
     total, step = 0.0, 0
