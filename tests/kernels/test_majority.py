@@ -149,6 +149,28 @@ def test_choosing_layers_and_leaving_out_the_head():
     assert only == {f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
 
 
+@pytest.mark.parametrize("family", ["llama", "mixtral", "t5", "gpt2"])
+def test_choosing_layers_by_the_axes_they_run_along(family):
+    model = pico.build(family)
+    named = lambda **options: {m.name for _, _, m in mixtures(ms.majority(model, kernels=2, **options))}  # noqa: E731
+    everything, feed_forward, attention = named(), named(axes=["ffn"]), named(axes=["heads", "kv_heads"])
+    assert feed_forward
+    assert attention
+    assert not feed_forward & attention
+    assert all("attn" not in name.lower() and "attention" not in name.lower() for name in feed_forward)
+    assert everything == feed_forward | attention
+    assert named(axes=["ffn"], include=r".*\.0\..*") < feed_forward
+    with pytest.raises(ms.MeristemError, match="did you mean 'ffn'"):
+        named(axes=["fn"])
+
+
+def test_axes_of_a_network_outside_transformers():
+    build = lambda inner: nn.Sequential(nn.Linear(6, inner), nn.ReLU(), nn.Linear(inner, inner), nn.Linear(inner, 3))  # noqa: E731
+    anatomy = ms.Anatomy.infer(build, {"inner": 8})
+    many = ms.majority(build(8), axes=["inner"], anatomy=anatomy, exclude="2")
+    assert {mixture.name for _, _, mixture in mixtures(many)} == {"0.weight", "3.weight"}
+
+
 def test_batch_norm_statistics_are_estimated_anew():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4))

@@ -10,19 +10,22 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from meristem.errors import MeristemError
+from meristem.anatomy import Anatomy
+from meristem.anatomy.anatomy import kind_of
+from meristem.errors import MeristemError, nearest
 from meristem.kernels.mixture import Granularity, Mixing, Mixture
 from meristem.subnetworks.path import generator
 
 Start = Literal["scratch", "clone"]
 Gain = Literal["training", "deployed", "none"]
+Weight = tuple[str, nn.Module, str]  # the path of a layer, the layer, the name of its weight
 
 
 def majority(
@@ -38,6 +41,8 @@ def majority(
     noise: float = 0.1,
     include: str = r".*",
     exclude: str | None = None,
+    axes: Collection[str] = (),
+    anatomy: Anatomy | None = None,
     data_parallel: bool = False,
     seed: int = 0,
 ) -> nn.Module:
@@ -56,6 +61,9 @@ def majority(
             "training" brings the combination to the layer's own scale, sqrt((k alpha + 1) / (alpha + 1)); "deployed" the mean, sqrt(k).
         noise: of a clone's kernels, relative to the standard deviation of the weight.
         include, exclude: regular expressions on the path of a layer (whole match).
+        axes: only weights along one of these axes of the network's anatomy, by name or kind: "ffn" (feed-forward layers and experts),
+            "heads" and "kv_heads" (attention), "experts", ... All by default.
+        anatomy: for `axes` of a network outside transformers, see `Anatomy.infer`.
         data_parallel: under DistributedDataParallel, average only the gradient of the combination over the processes: the traffic
             of a plain network instead of `kernels` times it.
 
@@ -64,6 +72,7 @@ def majority(
 
     Raises:
         MeristemError: for impossible options, or if no layer is chosen.
+        AnatomyError: if `axes` are given and the network's anatomy cannot be inferred.
     """
     mixing = Mixing(kernels, alpha, granularity, epsilon, anneal, seed)
     if start not in ("scratch", "clone") or gain not in ("training", "deployed", "none"):
@@ -76,6 +85,8 @@ def majority(
         for path, module, name in _weights(many)
         if re.fullmatch(include, path) and not (exclude and re.fullmatch(exclude, path))
     ]
+    if axes:
+        chosen = _along(axes, anatomy or Anatomy.of(model), chosen)
     if not chosen:
         raise MeristemError(
             f"no linear, convolutional or expert weight matches include={include!r}, exclude={exclude!r}"
@@ -162,7 +173,7 @@ def mixtures(model: nn.Module) -> Iterator[tuple[nn.Module, str, Mixture]]:
                     yield module, name, chain[0]
 
 
-def _weights(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
+def _weights(model: nn.Module) -> list[Weight]:
     """(path, module, parameter) of every weight that may have kernels: not the output head, nothing shared."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     uses: dict[int, int] = {}
@@ -179,6 +190,19 @@ def _weights(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
             if parameter.dim() >= 2 and uses[id(parameter)] == 1 and ((linear and name == "weight") or expert):
                 found.append((path, module, name))
     return found
+
+
+def _along(axes: Collection[str], anatomy: Anatomy, weights: list[Weight]) -> list[Weight]:
+    """Those weights one of whose dimensions runs along one of the axes, by name or kind."""
+    found = {}
+    for path, _, name in weights:
+        names = {axis for d in anatomy.tensors[f"{path}.{name}"].dimensions for axis in d.layout.axes()}
+        found[path, name] = names | {kind_of(axis) for axis in names}
+    known = set().union(*found.values())
+    for axis in axes:
+        if axis not in known:
+            raise MeristemError(f"no chosen weight runs along an axis {axis!r}; {nearest(axis, known)}")
+    return [(path, module, name) for path, module, name in weights if not found[path, name].isdisjoint(axes)]
 
 
 def _unit_dimension(module: nn.Module, name: str) -> int:

@@ -79,7 +79,7 @@ class MajoritySpec(BaseModel):
     def _known_options(self) -> MajoritySpec:
         from meristem.kernels import majority
 
-        known = set(signature(majority).parameters) - {"model", "seed"}
+        known = set(signature(majority).parameters) - {"model", "seed", "anatomy"}
         for name in self.__pydantic_extra__ or {}:
             if name not in known:
                 raise ValueError(f"majority has no option {name!r}; {nearest(name, known)}")
