@@ -109,7 +109,9 @@ def test_a_node_that_trains_kernels_leaves_a_plain_model(corpus_file, tmp_path):
         "train": {**recipe["nodes"]["big"]["train"], "from": "big", "majority": {"kernels": 2}}
     }
     further = run(parse_recipe(recipe), tmp_path)[0]["further"]  # the kernels begin with moments of their own
-    assert further.metrics["eval_loss"] < nodes["big"].metrics["eval_loss"] + 0.1
+    before = nodes["big"].metrics["eval_loss"]
+    assert further.curve[0]["eval_loss"] == pytest.approx(before, abs=1e-3)  # a clone: nothing of the training is lost
+    assert further.metrics["eval_loss"] < before + 0.1
     recipe["nodes"]["grown"]["grow"]["optimizer"] = "carry"
     with pytest.raises(ms.MeristemError, match="optimizer: reset"):
         run(parse_recipe(recipe), tmp_path)

@@ -70,7 +70,8 @@ class SubnetworkSpec(BaseModel):
 
 
 class MajoritySpec(BaseModel):
-    """Train several kernels in each layer and leave their mean: the options of `ms.majority`."""
+    """Train several kernels in each layer and leave their mean: the options of `ms.majority`, whose `start` is "clone" by default where
+    the node goes on `from` another."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     kernels: int = 3
@@ -85,11 +86,11 @@ class MajoritySpec(BaseModel):
                 raise ValueError(f"majority has no option {name!r}; {nearest(name, known)}")
         return self
 
-    def apply(self, model: nn.Module, seed: int) -> nn.Module:
+    def apply(self, model: nn.Module, seed: int, trained: bool) -> nn.Module:
         """The network with kernels. Raises MeristemError for values that make no sense."""
         from meristem.kernels import majority
 
-        return majority(model, **{"seed": seed, **self.model_dump()})
+        return majority(model, **{"seed": seed, "start": "clone" if trained else "scratch", **self.model_dump()})
 
 
 class IncubateSpec(Strict):

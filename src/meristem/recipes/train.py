@@ -123,7 +123,7 @@ def train(
     if schedules:
         callbacks = (RaptrCallback(schedules), *callbacks)
     if spec.majority:
-        model = spec.majority.apply(model, seed)
+        model = spec.majority.apply(model, seed, trained=spec.from_ is not None)
         callbacks = (MajorityCallback(), *callbacks)
     if optimizer_state and not spec.majority:  # moments of one kernel are none of several
         callbacks = (CarriedState(optimizer_state), *callbacks)
