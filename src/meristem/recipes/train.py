@@ -71,6 +71,15 @@ class CarriedState(TrainerCallback):
             count_blocks_apart(_plain(optimizer))
 
 
+class NodeArguments(TrainingArguments):
+    """One device for each process. (A Trainer spreads a single process over all the GPUs it sees by nn.DataParallel, whose batches are
+    so many times as large, which would be another run on every machine.)"""
+
+    @property
+    def n_gpu(self) -> int:
+        return min(1, super().n_gpu)
+
+
 class NodeTrainer(Trainer):
     """Trainer with learning rates by parameter, as a growth asks for them."""
 
@@ -228,7 +237,7 @@ def _arguments(spec: TrainSpec, directory: Path, steps: int, seed: int) -> Train
         **spec.trainer,
     }
     try:
-        return TrainingArguments(**settings)
+        return NodeArguments(**settings)
     except (TypeError, ValueError) as error:
         known = TrainingArguments.__dataclass_fields__
         unknown = next((key for key in spec.trainer if key not in known), None)
