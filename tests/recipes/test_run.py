@@ -424,6 +424,18 @@ def test_a_recipe_starts_from_a_checkpoint(corpus_file, tmp_path):
         run(parse_recipe(content), tmp_path / "out")
 
 
+def test_weights_are_trained_in_float32_however_they_are_stored(corpus_file, tmp_path):
+    causal_language_model(SMALL, 256, 32, 0).bfloat16().save_pretrained(tmp_path / "there")
+    content = recipe_for(corpus_file, tokens=256)
+    content["nodes"]["small"] = {"checkpoint": {"source": str(tmp_path / "there")}}
+    content["nodes"]["tuned"] = {"train": {**content["nodes"]["big"]["train"], "from": "small", "learning_rate": 1e-6}}
+    run(parse_recipe(content), tmp_path / "out")
+    start, tuned = (open_model(str(next((tmp_path / "out").glob(f"{name}-*/model")))) for name in ("small", "tuned"))
+    assert (start.dtype, tuned.dtype) == (torch.bfloat16, torch.float32)
+    moved = [not torch.equal(a.float(), b) for a, b in zip(start.parameters(), tuned.parameters(), strict=True)]
+    assert all(moved)
+
+
 def test_the_vocabulary_must_fit(corpus_file, tmp_path):
     content = recipe_for(corpus_file)
     content["nodes"]["small"]["train"]["model"] = {**SMALL, "vocab_size": 100}

@@ -69,7 +69,7 @@ def _train(job: Job, spec: TrainSpec, task: Task, callbacks: Sequence[Any]) -> O
         model = task.new_model(spec.model, seed)
     else:
         (parent,) = job.parent_directories
-        model = open_model(str(parent / "model"))
+        model = open_model(str(parent / "model")).float()  # in half precision small steps would round to none
         file = parent / "optimizer.safetensors"
         state = load_state(file) if file.exists() else None
         grown = load_result(parent)
