@@ -169,6 +169,9 @@ def test_axes_of_a_network_outside_transformers():
     anatomy = ms.Anatomy.infer(build, {"inner": 8})
     many = ms.majority(build(8), axes=["inner"], anatomy=anatomy, exclude="2")
     assert {mixture.name for _, _, mixture in mixtures(many)} == {"0.weight", "3.weight"}
+    assert len(list(mixtures(ms.majority(build(8), axes="inner", anatomy=anatomy)))) == 3
+    with pytest.raises(ms.MeristemError, match=r"no tensor 0\.0\.weight; it is another network's"):
+        ms.majority(nn.Sequential(build(8)), axes="inner", anatomy=anatomy)
 
 
 def test_batch_norm_statistics_are_estimated_anew():

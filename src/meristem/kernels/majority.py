@@ -41,7 +41,7 @@ def majority(
     noise: float = 0.1,
     include: str = r".*",
     exclude: str | None = None,
-    axes: Collection[str] = (),
+    axes: str | Collection[str] = (),
     anatomy: Anatomy | None = None,
     data_parallel: bool = False,
     seed: int = 0,
@@ -61,7 +61,7 @@ def majority(
             "training" brings the combination to the layer's own scale, sqrt((k alpha + 1) / (alpha + 1)); "deployed" the mean, sqrt(k).
         noise: of a clone's kernels, relative to the standard deviation of the weight.
         include, exclude: regular expressions on the path of a layer (whole match).
-        axes: only weights along one of these axes of the network's anatomy, by name or kind: "ffn" (feed-forward layers and experts),
+        axes: only weights along one of these axes (or this one) of the network's anatomy, by name or kind: "ffn" (feed-forward layers and experts),
             "heads" and "kv_heads" (attention), "experts", ... All by default.
         anatomy: for `axes` of a network outside transformers, see `Anatomy.infer`.
         data_parallel: under DistributedDataParallel, average only the gradient of the combination over the processes: the traffic
@@ -85,8 +85,8 @@ def majority(
         for path, module, name in _weights(many)
         if re.fullmatch(include, path) and not (exclude and re.fullmatch(exclude, path))
     ]
-    if axes:
-        chosen = _along(axes, anatomy or Anatomy.of(model), chosen)
+    if axes and chosen:
+        chosen = _along([axes] if isinstance(axes, str) else axes, anatomy or Anatomy.of(model), chosen)
     if not chosen:
         raise MeristemError(
             f"no linear, convolutional or expert weight matches include={include!r}, exclude={exclude!r}"
@@ -196,6 +196,8 @@ def _along(axes: Collection[str], anatomy: Anatomy, weights: list[Weight]) -> li
     """Those weights one of whose dimensions runs along one of the axes, by name or kind."""
     found = {}
     for path, _, name in weights:
+        if f"{path}.{name}" not in anatomy.tensors:
+            raise MeristemError(f"the anatomy has no tensor {path}.{name}; it is another network's")
         names = {axis for d in anatomy.tensors[f"{path}.{name}"].dimensions for axis in d.layout.axes()}
         found[path, name] = names | {kind_of(axis) for axis in names}
     known = set().union(*found.values())
