@@ -79,15 +79,14 @@ class ResNet(nn.Module):
         return self.head(self.dropout(self.body(x).pooler_output.flatten(1)))
 
 
-def language_model(setting: dict[str, Any], dropout: float = 0.0, wider: int = 1) -> nn.Module:
+def language_model(setting: dict[str, Any], seed: int, dropout: float = 0.0, wider: int = 1) -> Any:
     """A llama over bytes, freshly initialised; dropout stands, as in GPT-2, behind the embedding and before each residual sum; its
     feed-forward layers are `wider` times as wide as is usual."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from meristem.recipes.tasks.language import causal_language_model
 
     entries = llama(setting["width"], setting["layers"], setting["heads"])
-    entries |= {"vocab_size": 256, "max_position_embeddings": SEQUENCE_LENGTH}
     entries["intermediate_size"] *= wider
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**entries))
+    model: Any = causal_language_model(entries, 256, SEQUENCE_LENGTH, seed)
     if dropout:
         places = [(model.model, "embed_tokens")]
         for layer in model.model.layers:
@@ -101,18 +100,18 @@ def problem(name: str, setting: dict[str, Any]) -> Problem:
     width = setting["width"]
     if name == "text":
         return Problem(
-            lambda dropout: language_model(setting, dropout),
+            lambda seed, dropout: language_model(setting, seed, dropout),
             lambda model, x: model(input_ids=x, use_cache=False).logits.transpose(1, 2),
-            lambda factor: language_model(setting, wider=factor),
+            lambda seed, factor: language_model(setting, seed, wider=factor),
             lambda model: [([la.mlp.gate_proj, la.mlp.up_proj], la.mlp.down_proj) for la in model.model.layers],
         )
     if name == "cifar10":
-        return Problem(lambda dropout: ResNet(width, dropout), lambda model, x: model(x))
+        return Problem(lambda seed, dropout: ResNet(width, dropout), lambda model, x: model(x))
     inputs = {"digits": 64, "fashion_mnist": 784}[name]
     return Problem(
-        lambda dropout: mlp(inputs, width, dropout),
+        lambda seed, dropout: mlp(inputs, width, dropout),
         lambda model, x: model(x),
-        lambda factor: mlp(inputs, factor * width, 0.0),
+        lambda seed, factor: mlp(inputs, factor * width, 0.0),
         lambda model: [([model[at]], model[at + 3]) for at in (0, 3)],
     )
 

@@ -25,14 +25,14 @@ class Problem:
     """Networks and what they are asked.
 
     Args:
-        new: dropout -> a network. answers: (network, x) -> logits (N, classes, ...) for labels (N, ...).
-        wider, units: factor -> a network whose hidden layers alone are so many times wider; those layers, first to last. None where that
+        new: (seed, dropout) -> a network; torch is seeded with it, too. answers: (network, x) -> logits (N, classes, ...) for labels (N, ...).
+        wider, units: (seed, factor) -> a network whose hidden layers alone are so many times wider; those layers, first to last. None where that
             is not to be had.
     """
 
-    new: Callable[[float], nn.Module]
+    new: Callable[[int, float], nn.Module]
     answers: Callable[[nn.Module, Tensor], Tensor]
-    wider: Callable[[int], nn.Module] | None = None
+    wider: Callable[[int, int], nn.Module] | None = None
     units: Callable[[nn.Module], list[Units]] = lambda model: []
 
 
@@ -48,10 +48,14 @@ class Sides:
     def __init__(self, problem: Problem, setting: dict[str, Any], train: Examples) -> None:
         self.problem, self.setting, self.examples = problem, setting, train
 
-    def new(self, seed: int, dropout: float = 0.0, wider: int = 1) -> Any:
+    def new(self, seed: int, dropout: float = 0.0) -> Any:
         torch.manual_seed(seed)
-        model = self.problem.wider(wider) if wider > 1 and self.problem.wider else self.problem.new(dropout)
-        return model.to(self.examples[0].device)
+        return self.problem.new(seed, dropout).to(self.examples[0].device)
+
+    def wider(self, seed: int, factor: int) -> Any:
+        assert self.problem.wider is not None
+        torch.manual_seed(seed)
+        return self.problem.wider(seed, factor).to(self.examples[0].device)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(self.problem.answers(model, x), y)
@@ -178,7 +182,7 @@ class Sides:
     def submodular(self, rate: float, seed: int) -> nn.Module:
         """Hidden layers three times as wide for half the steps, then each one's units by greedy facility location, then the other half."""
         half = Sides(self.problem, {**self.setting, "steps": self.setting["steps"] // 2}, self.examples)
-        small, wide = self.new(seed), half.fit(self.new(seed, wider=KERNELS), rate, seed)
+        small, wide = self.new(seed), half.fit(self.wider(seed, KERNELS), rate, seed)
         for (makers, reader), (targets, _) in zip(self.problem.units(wide), self.problem.units(small), strict=True):
             count = targets[0].out_features
             chosen, nearest = facility_location(torch.cat([maker.weight.detach() for maker in makers], 1), count)

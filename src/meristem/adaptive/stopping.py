@@ -32,5 +32,6 @@ class Stopping:
     @torch.no_grad()
     def restore(self) -> None:
         """Put back what was trained as it was at the lowest loss; if no loss was noted it stays."""
-        for tensor, kept in zip(self.tensors, self._kept, strict=bool(self._kept)):
-            tensor.copy_(kept)
+        if self._kept:
+            for tensor, kept in zip(self.tensors, self._kept, strict=True):
+                tensor.copy_(kept)

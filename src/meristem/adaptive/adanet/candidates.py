@@ -209,18 +209,19 @@ def _train(
             block.project(options.max_norm, options.p)
         total += float(objective.detach())
         if step % options.check_every == 0:
-            seen = _judged(block, weights, judged, loss) if judged else total / options.check_every
-            total = 0.0
+            seen, total = total / options.check_every, 0.0
+            if judged:
+                block.eval()
+                seen = held_out_loss(block, weights, judged, loss)
+                block.train()
             if stopping.over(seen, step):
                 break
     stopping.restore()
-    return stopping.lowest_at or step if judged else step
+    return (stopping.lowest_at or step) if judged else step
 
 
 @torch.no_grad()
-def _judged(block: Block, weights: Tensor, judged: Sample, loss: Loss) -> float:
-    """The loss of f + w h on held-out rows."""
-    block.eval()
+def held_out_loss(block: Block, weights: Tensor, judged: Sample, loss: Loss) -> float:
+    """The loss of f + w h on rows that are held out."""
     outputs = judged.offset + block(judged.features, judged.units)[-1] @ weights
-    block.train()
     return float(judged.shares @ loss.value(outputs, judged.targets))

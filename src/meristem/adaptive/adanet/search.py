@@ -12,7 +12,7 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor
 
-from meristem.adaptive.adanet.candidates import Candidate, Options, Sample, propose
+from meristem.adaptive.adanet.candidates import Candidate, Options, Sample, held_out_loss, propose
 from meristem.adaptive.adanet.losses import Loss
 from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.state import keep_state, read_state
@@ -98,7 +98,9 @@ class Search:
         )
         found = cast(list[Candidate], Parallel(n_jobs=self.n_jobs)(jobs))
         paid = self.history[-1]["penalty"]
-        scores = [self._judged(c, held_out) if held_out else c.objective + paid for c in found]
+        scores = [
+            held_out_loss(c.block, c.weights, held_out, self.loss) if held_out else c.objective + paid for c in found
+        ]
         best = min(range(len(found)), key=scores.__getitem__)
         chosen, before = found[best], self.history[-1]["objective"]
         accepted = scores[best] < before - self.min_improvement * abs(before) and bool((chosen.weights != 0).any())
@@ -127,11 +129,6 @@ class Search:
             record["refused"] = True
             self.report(f"round {number}: no candidate lowers the objective {before:.5f} enough; the search ends")
         self.history.append(record)
-
-    def _judged(self, candidate: Candidate, judged: Sample) -> float:
-        with torch.no_grad():
-            added = candidate.block(judged.features, judged.units)[-1] @ candidate.weights
-            return float(judged.shares @ self.loss.value(judged.offset + added, judged.targets))
 
     def _fingerprint(self) -> str:
         said = repr((asdict(self.options), type(self.loss).__name__, self.max_depth, self.min_improvement, self.seed))
