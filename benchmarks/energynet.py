@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from statistics import median
@@ -26,14 +28,15 @@ from scipy.stats import spearmanr
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, train_test_split
-from sklearn.neural_network import BernoulliRBM, MLPClassifier
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from support import shared_data
+from support import shared_data, update_speed
 from support.paired import say, summary
+from support.update_speed import SIDES as UPDATES
 
 from meristem.adaptive import RBM, EnergyNetClassifier, InfiniteRBM
 from meristem.adaptive.pictures import filters, posterior_over_units, save_figure, width_over_training
@@ -47,6 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "ais": {"chains": 100, "count": 3000},
         "complexity_seeds": 3,
         "folds": 5,
+        "speed_turns": 7,
     },
     "large": {
         "mnist": {"rows": 60_000, "passes": 100, "tuning_passes": 10, "rates": (0.01, 0.03, 0.1), "seeds": 3, "device": "cuda"},
@@ -54,6 +58,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "ais": {"chains": 1000, "count": 14500},
         "complexity_seeds": 5,
         "folds": 10,
+        "speed_turns": 7,
     },
 }  # fmt: skip
 SIDES = {"RBM-100": (RBM, {"n_components": 100}), "RBM-500": (RBM, {"n_components": 500}), "iRBM": (InfiniteRBM, {})}
@@ -222,80 +227,31 @@ def accuracy(setting: dict[str, Any]) -> dict[str, Any]:
 # -- speed --------------------------------------------------------------------------------------------------------------
 
 
-class PlainNumPy:
-    """The same update (PCD-10, AdaGrad) as one would write it in NumPy; the yardstick, and no part of the library."""
-
-    def __init__(self, weights: np.ndarray, dtype: Any, beta: float = 1.01) -> None:
-        self.W, self.b, self.c = weights.astype(dtype), np.zeros(len(weights), dtype), np.zeros(weights.shape[1], dtype)
-        self.sums = [np.zeros_like(value) for value in (self.W, self.b, self.c)]
-        self.particles, self.beta, self.dtype = np.zeros((64, weights.shape[1]), dtype), beta, dtype
-        self.draw = np.random.default_rng(0)
-
-    def uniform(self, shape: tuple[int, ...]) -> np.ndarray:
-        return self.draw.random(shape, dtype=self.dtype)
-
-    def posterior(self, x: np.ndarray) -> np.ndarray:
-        t = np.cumsum(np.logaddexp(0, x) - self.beta * np.logaddexp(0, self.b), 1)
-        t[:, -1] -= np.log(1 - 2 ** (1 - self.beta))
-        p = np.exp(t - t.max(1, keepdims=True))
-        return p / p.sum(1, keepdims=True)
-
-    def gradients(self, v: np.ndarray) -> list[np.ndarray]:
-        x = v @ self.W.T + self.b
-        survival = self.posterior(x)[:, ::-1].cumsum(1)[:, ::-1]
-        mean = survival / (1 + np.exp(-x))
-        slope = survival * self.beta / (1 + np.exp(-self.b))
-        return [-(mean.T @ v) / len(v), (slope - mean).mean(0), -v.mean(0)]
-
-    def update(self, v: np.ndarray) -> None:
-        for _ in range(10):
-            x = self.particles @ self.W.T + self.b
-            z = (np.cumsum(self.posterior(x), 1) < self.uniform((64, 1))).sum(1)
-            h = (self.uniform(x.shape) < 1 / (1 + np.exp(-x))) & (np.arange(len(self.b)) <= z[:, None])
-            field = h.astype(self.dtype) @ self.W + self.c
-            self.particles = (self.uniform(field.shape) < 1 / (1 + np.exp(-field))).astype(self.dtype)
-        pairs = zip(self.gradients(v), self.gradients(self.particles), strict=True)
-        for value, total, (data, model) in zip((self.W, self.b, self.c), self.sums, pairs, strict=True):
-            gradient = data - model
-            total += gradient**2
-            value -= 0.03 * gradient / np.sqrt(total + 1e-6)
-
-
 def speed(setting: dict[str, Any]) -> dict[str, Any]:
-    """Milliseconds of an update of 64 rows, 784 inputs, 500 units, in turn, the median of nine rounds of ten."""
-    from meristem.adaptive.rbm.order import Infinite
-    from meristem.adaptive.rbm.training import Learner, Options
-    from meristem.adaptive.rbm.visible import BinaryVisible
-
-    draw = np.random.default_rng(0)
-    weights = 0.05 * draw.normal(size=(500, 784))
-    rows = (draw.random((10, 64, 784)) < 0.13).astype(np.float32)
+    """Milliseconds of an update of 64 rows of MNIST on 500 units that have learned for two passes: each side in a process of its own, in
+    turn, the median of all turns."""
     device = setting["mnist"]["device"]
-    start = torch.tensor(weights, dtype=torch.float32, device=device), torch.zeros(784, device=device)
-    learner = Learner(*start, Infinite(), BinaryVisible(), Options(max_components=500),
-                      torch.Generator(device).manual_seed(0), 64)  # fmt: skip
-    on_device = torch.tensor(rows, device=device)
-    sides: dict[str, Any] = {"meristem float32": lambda k: learner.update(on_device[k])}
-    for dtype in (np.float64, np.float32):
-        plain, typed = PlainNumPy(weights, dtype), rows.astype(dtype)
-        sides[f"NumPy {dtype.__name__}"] = lambda k, plain=plain, typed=typed: plain.update(typed[k])
-    bernoulli = BernoulliRBM(500, batch_size=64, random_state=0)
-    sides["scikit-learn BernoulliRBM (PCD-1)"] = lambda k: bernoulli.partial_fit(rows[k])
-    taken: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(9):
-        for name, update in sides.items():
-            began = time.perf_counter()
-            for k in range(10):
-                update(k)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            taken[name].append((time.perf_counter() - began) * 100)
-    middle = {name: median(values) for name, values in taken.items()}
+    data = load("mnist", 20_000)
+    if data is None:
+        return {"skipped": "no ../shared/data"}
+    taken: dict[str, list[float]] = {side: [] for side in UPDATES}
+    with tempfile.TemporaryDirectory() as folder:
+        model = InfiniteRBM(max_components=500, n_iter=2, device=device, random_state=0).fit(data[0])
+        model.save(Path(folder) / "machine")
+        np.save(Path(folder) / "rows.npy", data[0][: 20 * 64].reshape(20, 64, -1))
+        for _ in range(setting["speed_turns"]):
+            for side, times in taken.items():
+                command = [sys.executable, update_speed.__file__, side, folder, device]
+                times.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            say({side: round(times[-1], 2) for side, times in taken.items()})
+    middle = {side: median(times) for side, times in taken.items()}
     return {
         "threads": torch.get_num_threads(),
         "device": device,
+        "units": model.n_components_,
         "milliseconds": middle,
-        "times_meristem": {name: value / middle["meristem float32"] for name, value in middle.items()},
+        "times_meristem": {side: value / middle["meristem float32"] for side, value in middle.items()},
+        "turns": taken,
     }
 
 

@@ -193,24 +193,11 @@ def test_exact_gradients_learn_bars_and_stripes(order, units):
     totals = [torch.zeros_like(value) for value in values]
     for _ in range(6000):
         subject = Machine(*values, order, BinaryVisible())
-        model = _weighted_gradients(subject, everything)
+        shares = torch.softmax(-subject.free_energy(everything), 0)  # the exact model expectation
+        model = subject.gradients(everything, shares)
         for value, total, name in zip(values, totals, ("weights", "hidden_bias", "visible_bias"), strict=True):
-            gradient = getattr(subject.gradients(data), name) - model[name]
+            gradient = getattr(subject.gradients(data), name) - getattr(model, name)
             total += gradient**2
             value -= 0.05 * gradient / (total + 1e-6).sqrt()
     subject = Machine(*values, order, BinaryVisible())
     assert -float(subject.free_energy(data).mean()) - log_partition(subject) > -2.72
-
-
-def _weighted_gradients(subject, v):
-    """The exact model expectation: every state with its probability (a row repeated by its weight)."""
-    probability = torch.softmax(-subject.free_energy(v), 0)
-    x = subject.received(v)
-    survival = subject.order.survival(x, subject.hidden_bias)
-    mean = survival * torch.sigmoid(x)
-    slope = (probability @ survival) * subject.order.bias_slope(subject.hidden_bias)
-    return {
-        "weights": -(mean * probability[:, None]).T @ v,
-        "hidden_bias": slope - probability @ mean,
-        "visible_bias": -(probability @ v),
-    }

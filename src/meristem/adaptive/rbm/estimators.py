@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from meristem.adaptive.rbm.draws import Draws
 from meristem.adaptive.rbm.machine import Machine
 from meristem.adaptive.rbm.order import Infinite, Order, Ordered, Unordered
 from meristem.adaptive.rbm.partition import ENUMERABLE, Annealed, anneal, fewest_units, log_partition
@@ -252,7 +253,7 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Draws from the model after so many Gibbs steps from noise (n_samples, n_features_in_)."""
         machine, generator = self.machine_, generator_of(self.random_state, self.device)
         field = torch.zeros(n_samples, len(machine.visible_bias), device=self.device, dtype=machine.weights.dtype)
-        start = machine.visible.sample(field, machine.visible_bias, generator)
+        start = machine.visible.sample(field, machine.visible_bias, Draws(generator))
         return machine.gibbs(start, gibbs_steps, generator).cpu().numpy()
 
     def save(self, out: str | Path, overwrite: bool = False) -> None:

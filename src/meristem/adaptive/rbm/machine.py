@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from meristem.adaptive.rbm.draws import Draws
 from meristem.adaptive.rbm.order import Order, Ordered
+from meristem.adaptive.rbm.products import ones_times
 from meristem.adaptive.rbm.visible import Visible
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Derivatives of a mean free energy by the parameters; the same shapes as they.
+    """Derivatives of a weighted sum of free energies by the parameters; the same shapes as they.
 
     `last_survival` comes along where a machine was asked: P(the last unit exists | v) of each row (n,).
     """
@@ -67,7 +69,7 @@ class Machine:
 
     def sample_hidden(self, v: Tensor, generator: torch.Generator) -> Tensor:
         """A draw of h given v (n, hidden units)."""
-        return self.order.sample(self.received(v), self.hidden_bias, generator)
+        return self.order.sample(self.received(v), self.hidden_bias, Draws(generator))
 
     def posterior(self, v: Tensor) -> Tensor:
         """p(z | v), z = 1 .. hidden units (n, hidden units); in the infinite machine the last entry is p(z >= l | v).
@@ -86,21 +88,32 @@ class Machine:
 
     def gibbs(self, v: Tensor, steps: int, generator: torch.Generator) -> Tensor:
         """`steps` rounds of z and h given v, v given h (n, visible units)."""
-        for _ in range(steps):
-            h = self.sample_hidden(v, generator)
-            v = self.visible.sample(h @ self.weights, self.visible_bias, generator)
+        draws, rows = Draws(generator), self.weights.T.contiguous()
+        multiply = ones_times if self.visible.draws_ones else torch.mm
+        x = self.received(v)
+        for step in range(steps):
+            if step:
+                x = multiply(self.visible.scaled(v), rows).add_(self.hidden_bias)
+            h = self.order.sample(x, self.hidden_bias, draws)
+            v = self.visible.sample(ones_times(h, self.weights), self.visible_bias, draws)
         return v
 
-    def gradients(self, v: Tensor) -> Gradients:
-        """Derivatives of the mean of F(v), in closed form (the page's section 5.2; a test compares with autograd)."""
+    def gradients(self, v: Tensor, shares: Tensor | None = None) -> Gradients:
+        """Derivatives of the sum of shares F(v), in closed form (the page's section 5.2; a test compares with autograd).
+
+        Args:
+            v: rows (n, visible units). shares: a factor for each row (n,), negative ones too; 1 / n if not given.
+        """
+        if shares is None:
+            shares = v.new_full((len(v),), 1 / len(v))
         x = self.received(v)
         survival = self.order.survival(x, self.hidden_bias)
-        mean = survival * torch.sigmoid(x)
-        slope = survival.mean(0) * self.order.bias_slope(self.hidden_bias)
+        slope = (shares @ survival) * self.order.bias_slope(self.hidden_bias)
+        mean = torch.sigmoid(x).mul_(survival).mul_(-shares[:, None])
         return Gradients(
-            (mean / -len(v)).T @ self.visible.scaled(v),
-            slope - mean.mean(0),
-            self.visible.bias_gradient(v, self.visible_bias).mean(0),
+            mean.T @ self.visible.scaled(v),
+            slope + mean.sum(0),
+            shares @ self.visible.bias_gradient(v, self.visible_bias),
             survival[:, -1],
         )
 

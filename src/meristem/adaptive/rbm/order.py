@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from meristem.adaptive.rbm.draws import Draws
 from meristem.errors import MeristemError
 
 Penalty = Literal["bias", "constant"]
@@ -33,7 +34,7 @@ class Order(Protocol):
         """P(unit i exists | v) (n, hidden units)."""
         ...
 
-    def sample(self, x: Tensor, bias: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, x: Tensor, bias: Tensor, draws: Draws) -> Tensor:
         """A draw of h given v (n, hidden units)."""
         ...
 
@@ -46,10 +47,6 @@ class Order(Protocol):
         ...
 
 
-def _bernoulli(x: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(x.shape, generator=generator, device=x.device) < torch.sigmoid(x)
-
-
 @dataclass(frozen=True)
 class Unordered:
     """The plain RBM: every unit exists."""
@@ -60,8 +57,8 @@ class Unordered:
     def survival(self, x: Tensor, bias: Tensor) -> Tensor:
         return torch.ones_like(x)
 
-    def sample(self, x: Tensor, bias: Tensor, generator: torch.Generator) -> Tensor:
-        return _bernoulli(x, generator).to(x.dtype)
+    def sample(self, x: Tensor, bias: Tensor, draws: Draws) -> Tensor:
+        return draws.ones(torch.sigmoid(x))
 
     def bias_slope(self, bias: Tensor) -> Tensor:
         return torch.zeros_like(bias)
@@ -93,8 +90,11 @@ class Ordered:
 
     def scores(self, x: Tensor, bias: Tensor) -> Tensor:
         """t_z, z = 1 .. hidden units, with p(z | v) = softmax(t) (n, hidden units)."""
-        t = torch.cumsum(F.softplus(x) - self.prices(bias), -1)
-        return torch.cat([t[..., :-1], t[..., -1:] + self.log_tail], -1) if self.log_tail else t
+        gains = -F.logsigmoid(-x) - self.prices(bias)  # softplus, in half the time
+        t = torch.cumsum(gains, -1)
+        if self.log_tail:
+            t[..., -1] += self.log_tail
+        return t
 
     def log_sum(self, x: Tensor, bias: Tensor) -> Tensor:
         return torch.logsumexp(self.scores(x, bias), -1)
@@ -103,11 +103,11 @@ class Ordered:
         posterior = torch.softmax(self.scores(x, bias), -1)
         return (1 - torch.cumsum(posterior, -1) + posterior).clamp_(0, 1)
 
-    def sample(self, x: Tensor, bias: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, x: Tensor, bias: Tensor, draws: Draws) -> Tensor:
         posterior = torch.softmax(self.scores(x, bias), -1)
-        below = torch.cumsum(posterior, -1) - posterior  # P(Z < i)
-        drawn = torch.rand((len(x), 1), generator=generator, device=x.device)
-        return (_bernoulli(x, generator) & (below <= drawn)).to(x.dtype)
+        below = torch.cumsum(posterior, -1).sub_(posterior)  # P(Z < i)
+        exists = below <= draws.uniform((len(x), 1))
+        return draws.ones(torch.sigmoid(x)).mul_(exists)
 
     def bias_slope(self, bias: Tensor) -> Tensor:
         return self.beta * torch.sigmoid(bias) if self.penalty == "bias" else torch.zeros_like(bias)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from meristem.adaptive.rbm.draws import Draws
 from meristem.adaptive.rbm.machine import Machine
+from meristem.adaptive.rbm.products import ones_times
 from meristem.adaptive.rbm.visible import BinaryVisible
 from meristem.errors import MeristemError
 
@@ -87,15 +89,16 @@ def anneal(machine: Machine, generator: torch.Generator, chains: int = 100, coun
     no_field = torch.zeros(chains, len(bias), device=bias.device, dtype=bias.dtype)
     base = machine.order.log_sum(empty[:1], torch.zeros_like(machine.hidden_bias))
     log_base = float(base + machine.visible.log_integral(no_field[:1], bias))
-    v = machine.visible.sample(no_field, bias, generator)
+    draws = Draws(generator)
+    v = machine.visible.sample(no_field, bias, draws)
     steps = temperatures(count).tolist()
     log_weight = torch.zeros(chains, dtype=torch.float64, device=bias.device)
     for before, after in itertools.pairwise(steps):
         x = machine.received(v)  # both temperatures scale it
         for factor, sign in ((before, -1), (after, 1)):
             log_weight += sign * machine.order.log_sum(x * factor, machine.hidden_bias * factor).double()
-        h = machine.order.sample(x * after, machine.hidden_bias * after, generator)
-        v = machine.visible.sample((h @ machine.weights) * after, bias, generator)
+        h = machine.order.sample(x * after, machine.hidden_bias * after, draws)
+        v = machine.visible.sample(ones_times(h, machine.weights).mul_(after), bias, draws)
     return _summary(log_base, log_weight)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from meristem.adaptive.rbm.draws import Draws
 from meristem.adaptive.rbm.machine import Gradients, Machine
 from meristem.adaptive.rbm.order import Infinite, Order
 from meristem.adaptive.rbm.visible import Visible
@@ -66,7 +67,7 @@ class Learner:
         self._bias, self._bias_sum = weights.new_zeros(len(weights)), weights.new_zeros(len(weights))
         self.visible_bias, self._visible_sum = visible_bias.clone(), torch.zeros_like(visible_bias)
         start = torch.zeros(particles, len(visible_bias), dtype=weights.dtype, device=weights.device)
-        self.particles = visible.sample(start, visible_bias, generator)
+        self.particles = visible.sample(start, visible_bias, Draws(generator))
 
     @property
     def machine(self) -> Machine:
@@ -81,9 +82,10 @@ class Learner:
         chain = machine.gibbs(chain, options.gibbs_steps, self.generator)
         if options.persistent:
             self.particles = chain
-        data, model = machine.gradients(v), machine.gradients(chain)
-        reached = self._end_is_reached(data) or self._end_is_reached(model)
-        self._descend(data, model, more)
+        shares = torch.cat([v.new_full((len(v),), 1 / len(v)), v.new_full((len(chain),), -1 / len(chain))])
+        contrast = machine.gradients(torch.cat([v, chain]), shares)
+        reached = self._end_is_reached(contrast)
+        self._descend(contrast, more)
         self._shrink()
         if reached and self.num_hidden < options.max_components:
             self.append()
@@ -93,17 +95,18 @@ class Learner:
         open_end = gradients.last_survival
         if not isinstance(self.order, Infinite) or open_end is None:
             return False
-        drawn = torch.rand(len(open_end), generator=self.generator, device=open_end.device)
-        return bool((drawn < open_end).any())
+        return bool(Draws(self.generator).ones(open_end).any())
 
-    def _descend(self, data: Gradients, model: Gradients, more: Gradients | None) -> None:
+    def _descend(self, contrast: Gradients, more: Gradients | None) -> None:
         n, options = self.num_hidden, self.options
         for value, total, name, penalised in (
             (self._weights[:n], self._weight_sum[:n], "weights", True),
             (self._bias[:n], self._bias_sum[:n], "hidden_bias", True),
             (self.visible_bias, self._visible_sum, "visible_bias", False),
         ):
-            gradient = (getattr(data, name) - getattr(model, name)).mul_(options.generative_weight)
+            gradient = getattr(contrast, name)
+            if options.generative_weight != 1:
+                gradient.mul_(options.generative_weight)
             if more is not None:
                 gradient += getattr(more, name)
             if options.l2 and name == "weights":

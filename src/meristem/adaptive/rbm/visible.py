@@ -14,9 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from meristem.adaptive.rbm.draws import Draws
+
 
 class Visible(Protocol):
     """One kind of visible units; `bias` is c (visible units,), `field` is h W (n, visible units)."""
+
+    @property
+    def draws_ones(self) -> bool:
+        """Whether a draw holds nothing but zeros and ones."""
+        ...
 
     def scaled(self, v: Tensor) -> Tensor:
         """The data as the weights read it."""
@@ -26,7 +33,7 @@ class Visible(Protocol):
         """The energy of v alone (n,)."""
         ...
 
-    def sample(self, field: Tensor, bias: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, field: Tensor, bias: Tensor, draws: Draws) -> Tensor:
         """A draw of v given the hidden units (n, visible units)."""
         ...
 
@@ -43,15 +50,18 @@ class Visible(Protocol):
 class BinaryVisible:
     """Zeros and ones (or probabilities in between): energy -v . c."""
 
+    @property
+    def draws_ones(self) -> bool:
+        return True
+
     def scaled(self, v: Tensor) -> Tensor:
         return v
 
     def energy(self, v: Tensor, bias: Tensor) -> Tensor:
         return -(v @ bias)
 
-    def sample(self, field: Tensor, bias: Tensor, generator: torch.Generator) -> Tensor:
-        probability = torch.sigmoid(field + bias)
-        return (torch.rand(field.shape, generator=generator, device=field.device) < probability).to(field.dtype)
+    def sample(self, field: Tensor, bias: Tensor, draws: Draws) -> Tensor:
+        return draws.ones(torch.sigmoid_(field + bias))
 
     def log_integral(self, field: Tensor, bias: Tensor) -> Tensor:
         return F.softplus(field + bias).sum(-1)
@@ -66,15 +76,18 @@ class GaussianVisible:
 
     sigma: float = 1.0
 
+    @property
+    def draws_ones(self) -> bool:
+        return False
+
     def scaled(self, v: Tensor) -> Tensor:
         return v / self.sigma
 
     def energy(self, v: Tensor, bias: Tensor) -> Tensor:
         return (v - bias).square().sum(-1) / (2 * self.sigma**2)
 
-    def sample(self, field: Tensor, bias: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(field.shape, generator=generator, device=field.device, dtype=field.dtype)
-        return bias + self.sigma * (field + noise)
+    def sample(self, field: Tensor, bias: Tensor, draws: Draws) -> Tensor:
+        return bias + self.sigma * (field + draws.normal(field))
 
     def log_integral(self, field: Tensor, bias: Tensor) -> Tensor:
         constant = field.shape[-1] / 2 * math.log(2 * math.pi * self.sigma**2)
@@ -91,6 +104,10 @@ class LabelledVisible:
     inputs: Visible
     num_labels: int
 
+    @property
+    def draws_ones(self) -> bool:
+        return self.inputs.draws_ones
+
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[..., : -self.num_labels], x[..., -self.num_labels :]
 
@@ -102,11 +119,10 @@ class LabelledVisible:
         (inputs, label), (input_bias, label_bias) = self._split(v), self._split(bias)
         return self.inputs.energy(inputs, input_bias) - label @ label_bias
 
-    def sample(self, field: Tensor, bias: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, field: Tensor, bias: Tensor, draws: Draws) -> Tensor:
         (inputs, label), (input_bias, label_bias) = self._split(field), self._split(bias)
-        drawn = torch.multinomial(torch.softmax(label + label_bias, -1), 1, generator=generator)[:, 0]
-        one_hot = F.one_hot(drawn, self.num_labels).to(field.dtype)
-        return torch.cat([self.inputs.sample(inputs, input_bias, generator), one_hot], -1)
+        one_hot = F.one_hot(draws.classes(label + label_bias), self.num_labels).to(field.dtype)
+        return torch.cat([self.inputs.sample(inputs, input_bias, draws), one_hot], -1)
 
     def log_integral(self, field: Tensor, bias: Tensor) -> Tensor:
         (inputs, label), (input_bias, label_bias) = self._split(field), self._split(bias)
