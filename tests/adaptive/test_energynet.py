@@ -12,6 +12,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import meristem as ms
 from meristem.adaptive import EnergyNetClassifier, EnergyNetRegressor
+from meristem.adaptive.energynet.copies import equal_columns, shared_out
 from meristem.adaptive.energynet.structure import StructureOptions, learn_structure
 from meristem.adaptive.rbm.machine import Machine
 from meristem.adaptive.rbm.order import Infinite
@@ -44,6 +45,23 @@ def test_independent_pixels_give_almost_no_units():
         for x in (data, shuffled)
     ]
     assert widths[1] < widths[0] / 5
+
+
+def test_copies_of_features_change_nothing():
+    data = bars(4)
+    twice = data[:, np.random.default_rng(0).permutation(np.repeat(np.arange(144), 2))]
+    first, which = equal_columns(torch.as_tensor(twice))
+    assert len(first) == 144
+    assert torch.equal(torch.as_tensor(twice), torch.as_tensor(twice)[:, first][:, which])
+    assert first.tolist() == sorted(first.tolist())
+    quick = {**QUICK, "max_layers": 1, "max_epochs": 0, "random_state": 0}
+    labels = np.arange(len(data)) % 2
+    one, other = (EnergyNetClassifier(**quick).fit(x, labels) for x in (twice[:, first], twice))
+    assert one.widths_ == other.widths_
+    assert "144 of them copies of others" in other.summary()
+    with torch.no_grad():
+        received = [net.network_[0](torch.as_tensor(x).double()) for net, x in ((one, twice[:, first]), (other, twice))]
+    torch.testing.assert_close(*received, atol=1e-4, rtol=1e-4)
 
 
 def test_data_of_one_machine_give_one_layer():
@@ -111,7 +129,7 @@ def test_ablations_change_what_they_say():
         for options in ({}, {"initial": "random"}, {"widths": "random", "max_layers": 1})
     )
     first = energy.network_[0].weight.float()
-    assert torch.equal(first, energy.layers_[0].machine.weights)
+    assert torch.equal(first, shared_out(energy.layers_[0].machine.weights, equal_columns(torch.as_tensor(x))[1]))
     assert not torch.equal(first, structure.network_[0].weight.float())
     assert energy.num_parameters_ == structure.num_parameters_
     assert abs(widths.num_parameters_ - energy.num_parameters_) < 100

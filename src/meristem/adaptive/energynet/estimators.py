@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from meristem.adaptive.energynet.copies import equal_columns, shared_out
 from meristem.adaptive.energynet.structure import StructureOptions, learn_structure
 from meristem.adaptive.mlp import Training, mlp, train_supervised
 from meristem.adaptive.targets import ClassLabels, ScaledTarget
@@ -98,7 +99,9 @@ class _EnergyNet(BaseEstimator):
             machine, self.depth_penalty, self.max_layers, self.quantile, checkpoint=self.checkpoint
         )
         self._generator = generator_of(self.random_state, self.device)
-        self.layers_ = learn_structure(self._scaled(X), options, self._generator, self._report)
+        scaled = self._scaled(X)
+        distinct, self._which = equal_columns(scaled)
+        self.layers_ = learn_structure(scaled[:, distinct], options, self._generator, self._report)
         self.widths_ = [layer.width for layer in self.layers_]
         return self
 
@@ -117,8 +120,10 @@ class _EnergyNet(BaseEstimator):
             network = mlp(sizes).to(self.device)
         if self.initial == "energy" and self.widths == "learned":
             linears = [module for module in network if isinstance(module, nn.Linear)]
-            for linear, layer in zip(linears, self.layers_, strict=False):
-                linear.load_state_dict({"weight": layer.machine.weights, "bias": layer.machine.hidden_bias})
+            weights = [layer.machine.weights for layer in self.layers_]
+            weights[0] = shared_out(weights[0], self._which)
+            for linear, weight, layer in zip(linears, weights, self.layers_, strict=False):
+                linear.load_state_dict({"weight": weight, "bias": layer.machine.hidden_bias})
         training = Training(
             self.learning_rate,
             self.weight_decay,
@@ -160,7 +165,9 @@ class _EnergyNet(BaseEstimator):
     def summary(self) -> str:
         """The learned structure, a line for each layer."""
         check_is_fitted(self, "layers_")
-        lines = [f"inputs      {len(self.mean_)} ({self.visible_})"]
+        copies = len(self.mean_) - len(self.layers_[0].machine.visible_bias)
+        said = f", {copies} of them copies of others" if copies else ""
+        lines = [f"inputs      {len(self.mean_)} ({self.visible_}){said}"]
         for number, layer in enumerate(self.layers_, 1):
             said = "log-likelihood" if number == 1 else "gain"
             lines.append(
