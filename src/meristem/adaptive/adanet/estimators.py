@@ -42,6 +42,7 @@ class _AdaNet(BaseEstimator):
     max_norm: float = 1.0
     p: float = 2.0
     project: bool = False
+    standardize: bool = True
     connection_dropout: float = 0.1
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = 1e-2
@@ -67,9 +68,11 @@ class _AdaNet(BaseEstimator):
         used = weight > 0
         x, targets, weight = x[used], targets[used], weight[used]
         shares = weight / weight.sum()
-        mean = shares @ x
-        deviation = (shares @ (x - mean).square()).sqrt()
-        scale = torch.where(deviation > 1e-12, deviation, torch.ones_like(deviation))
+        mean, scale = torch.zeros_like(x[0]), torch.ones_like(x[0])
+        if self.standardize:
+            mean = shares @ x
+            deviation = (shares @ (x - mean).square()).sqrt()
+            scale = torch.where(deviation > 1e-12, deviation, scale)
         self._samples = float(weight.sum())
         if self.variant == "CVX":
             self._search_nodes(NodewiseModule(mean, scale), x, targets, shares, loss)
@@ -202,6 +205,7 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, _AdaNet):
         max_rounds, max_depth: at most so many rounds (T), layers. min_improvement: the share of the objective by which a round
             must lower it (0 in the paper). variant: see `candidates.Options`.
         max_norm, p: Lambda and its norm in the complexity r; `project` also holds the weights to it.
+        standardize: bring features to mean 0 and deviation 1 first; without, they are read as they are (the paper's lie in [0, 1]).
         loss: "logistic" or "exponential" for two classes (more classes: cross entropy).
         optimizer, learning_rate, max_steps, batch_size, patience: how a candidate is trained, and when it stops early.
         validation_fraction: of the rows, held out to stop each candidate where their loss is lowest and to judge it (no guarantee).
