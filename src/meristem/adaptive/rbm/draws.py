@@ -23,17 +23,25 @@ class Draws:
             self._fast = np.random.SFC64(int(torch.randint(2**62, (), generator=generator)))
 
     def uniform(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
-        """Uniform multiples of 2^-24 in [0, 1), as torch.rand makes them, float32."""
+        """Uniform numbers in [0, 1], float32."""
         if self._fast is None:
             return torch.rand(shape, generator=self.generator, device=self.generator.device)
-        count = math.prod(shape)
-        pairs = torch.from_numpy(self._fast.random_raw((count + 1) // 2).view(np.int32))
-        signed = pairs[:count].view(shape) >> 8  # the upper 24 bits, from -2^23
-        return signed.to(torch.float32).mul_(2.0**-24).add_(0.5)
+        return self._integers(shape).to(torch.float32).mul_(2.0**-32).add_(0.5)
 
     def ones(self, probability: Tensor) -> Tensor:
         """Zeros, and ones with these probabilities (any shape), of the same type."""
-        return torch.lt(self.uniform(probability.shape), probability, out=torch.empty_like(probability))
+        ones = torch.empty_like(probability)
+        if self._fast is None:
+            return torch.lt(self.uniform(probability.shape), probability, out=ones)
+        threshold = torch.add(torch.tensor(-(2.0**31), dtype=probability.dtype), probability, alpha=2.0**32)
+        return torch.lt(self._integers(probability.shape), threshold, out=ones)
+
+    def _integers(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
+        """Uniform integers from -2^31 to 2^31 - 1."""
+        assert self._fast is not None
+        count = math.prod(shape)
+        pairs = self._fast.random_raw((count + 1) // 2).view(np.int32)
+        return torch.from_numpy(pairs[:count]).view(shape)
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers in the shape of `like`."""

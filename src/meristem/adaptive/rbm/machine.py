@@ -9,7 +9,6 @@ from torch import Tensor
 
 from meristem.adaptive.rbm.draws import Draws
 from meristem.adaptive.rbm.order import Order, Ordered
-from meristem.adaptive.rbm.products import ones_times
 from meristem.adaptive.rbm.visible import Visible
 
 
@@ -88,14 +87,10 @@ class Machine:
 
     def gibbs(self, v: Tensor, steps: int, generator: torch.Generator) -> Tensor:
         """`steps` rounds of z and h given v, v given h (n, visible units)."""
-        draws, rows = Draws(generator), self.weights.T.contiguous()
-        multiply = ones_times if self.visible.draws_ones else torch.mm
-        x = self.received(v)
-        for step in range(steps):
-            if step:
-                x = multiply(self.visible.scaled(v), rows).add_(self.hidden_bias)
-            h = self.order.sample(x, self.hidden_bias, draws)
-            v = self.visible.sample(ones_times(h, self.weights), self.visible_bias, draws)
+        draws = Draws(generator)
+        for _ in range(steps):
+            h = self.order.sample(self.received(v), self.hidden_bias, draws)
+            v = self.visible.sample(h @ self.weights, self.visible_bias, draws)
         return v
 
     def gradients(self, v: Tensor, shares: Tensor | None = None) -> Gradients:

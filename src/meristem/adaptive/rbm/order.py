@@ -90,7 +90,7 @@ class Ordered:
 
     def scores(self, x: Tensor, bias: Tensor) -> Tensor:
         """t_z, z = 1 .. hidden units, with p(z | v) = softmax(t) (n, hidden units)."""
-        gains = -F.logsigmoid(-x) - self.prices(bias)  # softplus, in half the time
+        gains = -self.prices(bias) - F.logsigmoid(-x)  # softplus(x) is -logsigmoid(-x), which takes half the time
         t = torch.cumsum(gains, -1)
         if self.log_tail:
             t[..., -1] += self.log_tail
@@ -104,10 +104,10 @@ class Ordered:
         return (1 - torch.cumsum(posterior, -1) + posterior).clamp_(0, 1)
 
     def sample(self, x: Tensor, bias: Tensor, draws: Draws) -> Tensor:
-        posterior = torch.softmax(self.scores(x, bias), -1)
-        below = torch.cumsum(posterior, -1).sub_(posterior)  # P(Z < i)
-        exists = below <= draws.uniform((len(x), 1))
-        return draws.ones(torch.sigmoid(x)).mul_(exists)
+        reached = torch.softmax(self.scores(x, bias), -1).cumsum_(-1)  # P(Z <= i)
+        h = draws.ones(torch.sigmoid(x))
+        h[:, 1:] *= reached[:, :-1] <= draws.uniform((len(x), 1))
+        return h
 
     def bias_slope(self, bias: Tensor) -> Tensor:
         return self.beta * torch.sigmoid(bias) if self.penalty == "bias" else torch.zeros_like(bias)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from meristem.adaptive.rbm.draws import Draws
 from meristem.adaptive.rbm.machine import Machine
-from meristem.adaptive.rbm.products import ones_times
 from meristem.adaptive.rbm.visible import BinaryVisible
 from meristem.errors import MeristemError
 
@@ -98,7 +97,7 @@ def anneal(machine: Machine, generator: torch.Generator, chains: int = 100, coun
         for factor, sign in ((before, -1), (after, 1)):
             log_weight += sign * machine.order.log_sum(x * factor, machine.hidden_bias * factor).double()
         h = machine.order.sample(x * after, machine.hidden_bias * after, draws)
-        v = machine.visible.sample(ones_times(h, machine.weights).mul_(after), bias, draws)
+        v = machine.visible.sample((h @ machine.weights) * after, bias, draws)
     return _summary(log_base, log_weight)
 
 

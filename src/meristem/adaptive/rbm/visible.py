@@ -20,11 +20,6 @@ from meristem.adaptive.rbm.draws import Draws
 class Visible(Protocol):
     """One kind of visible units; `bias` is c (visible units,), `field` is h W (n, visible units)."""
 
-    @property
-    def draws_ones(self) -> bool:
-        """Whether a draw holds nothing but zeros and ones."""
-        ...
-
     def scaled(self, v: Tensor) -> Tensor:
         """The data as the weights read it."""
         ...
@@ -50,10 +45,6 @@ class Visible(Protocol):
 class BinaryVisible:
     """Zeros and ones (or probabilities in between): energy -v . c."""
 
-    @property
-    def draws_ones(self) -> bool:
-        return True
-
     def scaled(self, v: Tensor) -> Tensor:
         return v
 
@@ -75,10 +66,6 @@ class GaussianVisible:
     """Real numbers: energy |v - c|^2 / (2 sigma^2); the weights read v / sigma."""
 
     sigma: float = 1.0
-
-    @property
-    def draws_ones(self) -> bool:
-        return False
 
     def scaled(self, v: Tensor) -> Tensor:
         return v / self.sigma
@@ -103,10 +90,6 @@ class LabelledVisible:
 
     inputs: Visible
     num_labels: int
-
-    @property
-    def draws_ones(self) -> bool:
-        return self.inputs.draws_ones
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[..., : -self.num_labels], x[..., -self.num_labels :]
