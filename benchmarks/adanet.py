@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -50,12 +52,18 @@ PAPER = {  # Table 1: AdaNet, logistic regression, network
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
         "pairs": list(PAPER),
-        "folds": 5,
+        "folds": [0, 2, 3, 4, 5, 6, 7, 8, 9],
         "steps": 2_000,
-        "rounds": 8,
+        "rounds": 6,
         "table_folds": 5,
     },
-    "large": {"pairs": list(PAPER), "folds": 10, "steps": 10_000, "rounds": 30, "table_folds": 10},
+    "large": {
+        "pairs": list(PAPER),
+        "folds": [0, 2, 3, 4, 5, 6, 7, 8, 9],
+        "steps": 10_000,
+        "rounds": 30,
+        "table_folds": 10,
+    },
 }
 
 
@@ -88,12 +96,12 @@ def load_pairs(data: Any, pairs: list[str]) -> dict[str, tuple[np.ndarray, np.nd
     return sets
 
 
-def deep_ensemble(like: int, sizes: tuple[int, int, int], random_state: int, **options: Any) -> Any:
+def deep_ensemble(scaler: Any, like: int, sizes: tuple[int, int, int], random_state: int, **options: Any) -> Any:
     """The mean of so many one-layer networks of `sizes` (inputs, units, outputs) as come nearest to `like` parameters, two at least."""
     inputs, units, outputs = sizes
     count = max(2, round(like / ((inputs + 1) * units + (units + 1) * outputs)))
     members = [(str(i), MLPClassifier((units,), random_state=1000 * i + random_state, **options)) for i in range(count)]
-    return make_pipeline(StandardScaler(), VotingClassifier(members, voting="soft"))
+    return make_pipeline(scaler, VotingClassifier(members, voting="soft"))
 
 
 def boosting(seed: int) -> list[Any]:
@@ -109,7 +117,8 @@ def sides(setting: dict[str, Any], seed: int, like: int) -> dict[str, list[Any]]
     batches of 100, at most 10,000 steps.
     """
     adanet = {"width": 150, "batch_size": 100, "max_steps": setting["steps"], "max_rounds": setting["rounds"],
-              "min_improvement": 0.0, "patience": 10, "random_state": seed}  # fmt: skip
+              "min_improvement": 0.0, "patience": setting["steps"], "learning_rate": 1e-3,
+              "max_depth": 2, "standardize": False, "random_state": seed}  # fmt: skip
     network = {"batch_size": 100, "early_stopping": True, "n_iter_no_change": 10, "max_iter": 200, "random_state": seed}
     plain = {
         "batch_size": 100,
@@ -121,14 +130,17 @@ def sides(setting: dict[str, Any], seed: int, like: int) -> dict[str, list[Any]]
     }
 
     return {
-        "AdaNet": [AdaNetClassifier(adanet_lambda=price, learning_rate=rate, **adanet)
-                   for price in (1e-4, 1e-3, 1e-2) for rate in (1e-3, 5e-3)],
-        "one-layer network": [make_pipeline(StandardScaler(), MLPClassifier((units,), learning_rate_init=rate, **network))
-                              for units in (150, 512, 2048) for rate in (1e-3, 5e-3)],
+        "AdaNet": [AdaNetClassifier(adanet_lambda=price, shrinkage=share, **adanet) for price in (2e-3, 4e-3) for share in (0.3, 1.0)],
+        "one-layer network": [make_pipeline(scaler, MLPClassifier((units,), learning_rate_init=rate, alpha=alpha, **network))
+                              for scaler, units, rate, alpha in (
+                                  (StandardScaler(), 512, 1e-3, 1e-4), (StandardScaler(), 2048, 1e-3, 1e-4),
+                                  ("passthrough", 512, 1e-3, 1e-4), ("passthrough", 512, 1e-3, 1e-2),
+                                  ("passthrough", 512, 5e-3, 1e-2), ("passthrough", 2048, 1e-3, 1e-4),
+                                  ("passthrough", 2048, 1e-3, 1e-2), ("passthrough", 2048, 5e-3, 1e-4))],
         "the paper's network": [MLPClassifier((units,), learning_rate_init=rate, **plain)
                                 for units in (512, 2048) for rate in (0.01, 0.03, 0.1)],
-        "deep ensemble": [deep_ensemble(like, (154, units, 1), learning_rate_init=rate, **network)
-                          for units in (150, 512) for rate in (5e-4, 1e-3, 5e-3)],
+        "deep ensemble": [deep_ensemble(scaler, like, (154, units, 1), learning_rate_init=rate, **network)
+                          for scaler in (StandardScaler(), "passthrough") for units in (150, 512) for rate in (1e-3, 5e-3)],
         "logistic regression": [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
                                 for c in (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)],
         "gradient boosting": boosting(seed),
@@ -143,21 +155,33 @@ def pairs(setting: dict[str, Any], kept: dict[str, Any], save: Any) -> dict[str,
         x, parts = x.astype(np.float32), np.array_split(np.arange(len(x)), 10)
         found = kept.setdefault(name, {"chosen": {}, "folds": {}})
         found["paper"] = dict(zip(("AdaNet", "logistic regression", "the paper's network"), PAPER[name], strict=True))
-        for side in sides(setting, 0, 0):  # AdaNet first: the ensemble is as large as what it learns
-            records = found["folds"].setdefault(side, [])
-            for fold in range(len(records), setting["folds"]):
+        for side in setting["sides"]:
+            records = found["folds"].setdefault(side, {})
+            for fold in setting["folds"]:
+                if str(fold) in records:
+                    continue
                 trials = sides(setting, fold, found.get("parameters", 0))[side]
                 if side not in found["chosen"]:
                     found["chosen"][side] = search(name, side, trials, x, y, parts)
-                records.append(on_fold(trials[found["chosen"][side]["number"]], x, y, parts, fold))
-                say(name, side, fold, round(records[-1]["accuracy"], 4))
+                records[str(fold)] = on_fold(trials[found["chosen"][side]["number"]], x, y, parts, fold)
+                say(name, side, fold, round(records[str(fold)]["accuracy"], 4))
                 save(kept)
-            found.setdefault("parameters", round(mean(r.get("parameters", 0) for r in records)))
-            accuracies = {s: [r["accuracy"] for r in done] for s, done in found["folds"].items()}
-            same = min(map(len, accuracies.values()))
-            found["summary"] = summary({s: values[:same] for s, values in accuracies.items()}, "AdaNet")
+            found.setdefault("parameters", round(mean(r.get("parameters", 0) for r in records.values())))
+            found["summary"] = compared(found["folds"])
             save(kept)
     return kept
+
+
+def compared(folds: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Each side beside AdaNet on the folds that both have."""
+    table = {}
+    for side, done in folds.items():
+        common = [fold for fold in folds["AdaNet"] if fold in done]
+        if len(common) > 1:
+            accuracies = {s: [folds[s][fold]["accuracy"] for fold in common] for s in ("AdaNet", side)}
+            both = summary(accuracies, "AdaNet")
+            table[side] = {**both[side], "folds": len(common), "mean_of_AdaNet": both["AdaNet"]["mean"]}
+    return table
 
 
 def search(
@@ -203,7 +227,7 @@ def table_sides(fold: int, inputs: int, classes: int, like: int) -> dict[str, li
                    for price in (1e-4, 1e-3, 1e-2) for width in (16, 64)],
         "MLP": [make_pipeline(StandardScaler(), MLPClassifier(units, learning_rate_init=rate, **network))
                 for units in ((32,), (128,), (64, 64)) for rate in (1e-3, 5e-3)],
-        "deep ensemble": [deep_ensemble(like, (inputs, units, classes), learning_rate_init=rate, **network)
+        "deep ensemble": [deep_ensemble(StandardScaler(), like, (inputs, units, classes), learning_rate_init=rate, **network)
                           for units in (32, 64, 128) for rate in (1e-3, 5e-3)],
         "logistic regression": [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
                                 for c in (0.01, 0.03, 0.1, 0.3, 1.0, 10.0)],
@@ -247,7 +271,43 @@ def tables(setting: dict[str, Any], kept: dict[str, Any], save: Any) -> dict[str
     return kept
 
 
-PARTS = {"pairs": pairs, "tables": tables}
+def framework(setting: dict[str, Any], kept: dict[str, Any], save: Any) -> dict[str, Any]:
+    """Seconds of a search on breast_cancer here and by the TensorFlow framework: width 64, three rounds of candidates of two depths,
+    500 steps each on all rows at once, Adam at 0.01, no price; in turn, the median of three."""
+    if not setting["framework_python"]:
+        say("framework: left out, --framework-python is not given")
+        return kept
+    width, rounds, steps, rate = 64, 3, 500, 0.01
+    x, y = load_breast_cancer(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(y))
+    rows, test = order[114:], order[:114]
+    x = ((x - x[rows].mean(0)) / x[rows].std(0)).astype(np.float32)
+    runs: dict[str, list[dict[str, float]]] = {"meristem": [], "TensorFlow framework": []}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "data.npz"
+        np.savez(file, x=x[rows], y=y[rows].astype(np.float32), x_test=x[test], y_test=y[test].astype(np.float32))
+        script = Path(__file__).parent / "support" / "adanet_framework.py"
+        command = [setting["framework_python"], script, file, *map(str, (width, rounds, steps, rate))]
+        for turn in range(3):
+            model = AdaNetClassifier(width=width, max_rounds=rounds, max_steps=steps, learning_rate=rate, adanet_lambda=0.0,
+                                     min_improvement=0.0, patience=steps, random_state=turn)  # fmt: skip
+            began = time.perf_counter()
+            model.fit(x[rows], y[rows])
+            seconds = time.perf_counter() - began
+            made = sum("refused" not in record for record in model.history_[1:])
+            runs["meristem"].append({"seconds": seconds, "accuracy": model.score(x[test], y[test]), "rounds": made})
+            said = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            ).stdout
+            runs["TensorFlow framework"].append(json.loads(said.splitlines()[-1]))
+            say({side: done[-1] for side, done in runs.items()})
+    middle = {side: median(run["seconds"] for run in done) for side, done in runs.items()}
+    kept |= {"runs": runs, "seconds": middle, "times_meristem": middle["TensorFlow framework"] / middle["meristem"]}
+    save(kept)
+    return kept
+
+
+PARTS = {"pairs": pairs, "tables": tables, "framework": framework}
 
 
 def draw(result: dict[str, Any], file: Path) -> None:
@@ -257,7 +317,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    sets = {k: v for part in PARTS for k, v in result.get(part, {}).items() if "summary" in v}
+    sets = {k: v for part in ("pairs", "tables") for k, v in result.get(part, {}).items() if "summary" in v}
     columns = min(5, len(sets) + 1)
     rows = -(-(len(sets) + 1) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 2.6 * rows), layout="constrained", squeeze=False)
@@ -291,8 +351,14 @@ def main() -> None:
     size.add_argument("--large", dest="setting", action="store_const", const="large")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--pairs", help="comma-separated, instead of the setting's")
+    parser.add_argument(
+        "--sides", help="comma-separated, of the pairs; AdaNet first: an ensemble is as large as what it learns"
+    )
     chosen = parser.parse_args()
-    setting = dict(SETTINGS[chosen.setting])
+    setting = {**SETTINGS[chosen.setting], "sides": list(sides(SETTINGS[chosen.setting], 0, 0))}
+    setting["framework_python"] = chosen.framework_python
+    if chosen.sides:
+        setting["sides"] = chosen.sides.split(",")
     if chosen.pairs:
         setting["pairs"] = chosen.pairs.split(",")
     out = ROOT / "results" / ("adanet.json" if chosen.setting == "small" else "adanet_large.json")

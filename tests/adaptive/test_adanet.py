@@ -142,9 +142,10 @@ def cancer():
     return x[order], y[order]
 
 
-def test_the_objective_never_rises_and_is_what_the_network_says():
+@pytest.mark.parametrize("options", [{}, {"shrinkage": 0.3}, {"standardize": False, "project": True}])
+def test_the_objective_never_rises_and_is_what_the_network_says(options):
     x, y = cancer()
-    model = AdaNetClassifier(width=16, max_rounds=5, min_improvement=0.0, random_state=0).fit(x, y)
+    model = AdaNetClassifier(width=16, max_rounds=5, min_improvement=0.0, random_state=0, **options).fit(x, y)
     objectives = [record["objective"] for record in model.history_]
     assert objectives[0] == pytest.approx(math.log(1 + math.e))
     assert all(after <= before for before, after in itertools.pairwise(objectives))
@@ -155,6 +156,25 @@ def test_the_objective_never_rises_and_is_what_the_network_says():
     penalty = sum(model.adanet_lambda * part.complexity * part.mass for part in model.module_.parts())
     assert objectives[-1] == pytest.approx(float(Logistic().value(outputs, signs).mean()) + penalty, abs=1e-9)
     assert all(c["violation"] < 1e-10 for record in accepted for c in record["candidates"])
+
+
+def test_shrinkage_scales_what_joins():
+    x, y = cancer()
+    whole, part = (
+        AdaNetClassifier(**QUICK | {"max_rounds": 1}, random_state=0, shrinkage=share).fit(x, y)
+        for share in (1.0, 0.25)
+    )
+    np.testing.assert_allclose(part.output_weights_[0], 0.25 * whole.output_weights_[0], rtol=1e-12)
+    assert whole.history_[1]["objective"] < part.history_[1]["objective"] < part.history_[0]["objective"]
+
+
+def test_features_are_read_as_they_are():
+    x, y = cancer()
+    x = x / x.max(0)
+    model = AdaNetClassifier(**QUICK | {"max_rounds": 1}, random_state=0, standardize=False).fit(x, y)
+    features = model.module_.features(torch.as_tensor(x))
+    assert torch.equal(features[:, :-1], torch.as_tensor(x))
+    assert model.module_.parts()[0].complexity == pytest.approx(rademacher_bound([31], len(x), 1.0))
 
 
 def test_earlier_blocks_never_move():
@@ -276,6 +296,7 @@ def test_save_load_and_export(tmp_path):
         ({"loss": "hinge"}, "known: logistic, exponential"),
         ({"width": 0}, "width"),
         ({"adanet_lambda": -1.0}, "at least 0"),
+        ({"shrinkage": 0.0}, "above 0 and at most 1"),
     ],
 )
 def test_bad_options_are_named(options, message):

@@ -26,6 +26,8 @@ class Options:
     Args:
         width: B. adanet_lambda, adanet_beta: of the price Gamma = adanet_lambda r + adanet_beta. max_norm, p: Lambda and the norm, of r and of the projection.
         project: hold each unit's p-norm at most at `max_norm` while training.
+        shrinkage: the share of its re-fitted output weights with which a block joins, in (0, 1] (1 in the paper; Friedman 2001, section 5,
+            for boosting in general). The objective is convex: it still falls, more slowly.
         variant: "base"; "R": the price also while training; "P": read the previous block only; "D": dropout on the connections
             to earlier blocks; "SD": r is the deviation of the units' activities.
         max_steps, batch_size, learning_rate, optimizer: of the training; a set of at most `batch_size` rows is taken whole.
@@ -39,6 +41,7 @@ class Options:
     max_norm: float = 1.0
     p: float = 2.0
     project: bool = False
+    shrinkage: float = 1.0
     variant: str = "base"
     connection_dropout: float = 0.1
     max_steps: int = 500
@@ -60,6 +63,8 @@ class Options:
                 f"width, batch_size >= 1 and max_steps >= 0 are needed, got {self.width}, {self.batch_size}, "
                 f"{self.max_steps}"
             )
+        if not 0 < self.shrinkage <= 1:
+            raise MeristemError(f"shrinkage is above 0 and at most 1, got {self.shrinkage}; 0.3 works for many rounds")
         if self.adanet_lambda < 0 or self.adanet_beta < 0:
             raise MeristemError(
                 f"adanet_lambda and adanet_beta are at least 0, got {self.adanet_lambda}, {self.adanet_beta}"
@@ -173,9 +178,9 @@ def propose(
         gamma = options.adanet_lambda * r + options.adanet_beta
         problem = Problem(loss, sample.offset, activities, sample.targets, sample.shares, gamma)
         best = refit(problem) if outputs == 1 else refit(problem, tolerance=1e-6, rounds=2, newton_steps=2)
-        penalty = gamma * float(best.abs().sum())
-        objective, violation = float(problem.value(best)), problem.violation(best)
-    return Candidate(block, best, r, penalty, objective, steps, time.perf_counter() - began, violation)
+        violation, joining = problem.violation(best), options.shrinkage * best
+        penalty, objective = gamma * float(joining.abs().sum()), float(problem.value(joining))
+    return Candidate(block, joining, r, penalty, objective, steps, time.perf_counter() - began, violation)
 
 
 def _train(

@@ -42,6 +42,7 @@ class _AdaNet(BaseEstimator):
     max_norm: float = 1.0
     p: float = 2.0
     project: bool = False
+    shrinkage: float = 1.0
     standardize: bool = True
     connection_dropout: float = 0.1
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -116,7 +117,7 @@ class _AdaNet(BaseEstimator):
         self.module_ = module
 
     def _options(self) -> Options:
-        names = ("width", "adanet_lambda", "adanet_beta", "max_norm", "p", "project", "variant", "connection_dropout", "max_steps",
+        names = ("width", "adanet_lambda", "adanet_beta", "max_norm", "p", "project", "shrinkage", "variant", "connection_dropout", "max_steps",
                  "batch_size", "learning_rate", "optimizer", "patience")  # fmt: skip
         return Options(**{name: getattr(self, name) for name in names})
 
@@ -205,6 +206,7 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, _AdaNet):
         max_rounds, max_depth: at most so many rounds (T), layers. min_improvement: the share of the objective by which a round
             must lower it (0 in the paper). variant: see `candidates.Options`.
         max_norm, p: Lambda and its norm in the complexity r; `project` also holds the weights to it.
+        shrinkage: the share of its re-fitted weights with which a block joins; below 1, more rounds average more blocks.
         standardize: bring features to mean 0 and deviation 1 first; without, they are read as they are (the paper's lie in [0, 1]).
         loss: "logistic" or "exponential" for two classes (more classes: cross entropy).
         optimizer, learning_rate, max_steps, batch_size, patience: how a candidate is trained, and when it stops early.
