@@ -50,7 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "ais": {"chains": 100, "count": 3000},
         "complexity_seeds": 3,
         "folds": 5,
-        "speed_turns": 7,
+        "speed_turns": 5,
     },
     "large": {
         "mnist": {"rows": 60_000, "passes": 100, "tuning_passes": 10, "rates": (0.01, 0.03, 0.1), "seeds": 3, "device": "cuda"},
@@ -58,7 +58,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "ais": {"chains": 1000, "count": 14500},
         "complexity_seeds": 5,
         "folds": 10,
-        "speed_turns": 7,
+        "speed_turns": 5,
     },
 }  # fmt: skip
 SIDES = {"RBM-100": (RBM, {"n_components": 100}), "RBM-500": (RBM, {"n_components": 500}), "iRBM": (InfiniteRBM, {})}
