@@ -1,11 +1,12 @@
 """AdaNet on the paper's task (binary pairs of CIFAR-10, 154 features) and on scikit-learn's tables, beside tuned baselines.
 
-    python benchmarks/adanet.py --small    # one CPU core, about three hours
-    python benchmarks/adanet.py --large    # all pairs, ten folds: a day of one core, or many of them with --pairs
+    python benchmarks/adanet.py --small    # one CPU core, five hours, most of them the pairs
+    python benchmarks/adanet.py --large    # a day of one core, or many of them with --pairs
 
-Parts (`--parts`): `pairs` (../shared/data; skipped where that is not), `tables`. Folds as in the paper: fold i tests, fold i + 1
-chooses the settings, the others train. The images here are lossy JPEGs, so the paper's numbers are shown beside ours and are not
-to be reached exactly. Writes results/adanet.json after every fold, where what is there is not run again, and results/adanet.png.
+Parts (`--parts`): `pairs` (../shared/data; skipped where that is not), `tables`, `framework` (the TensorFlow framework, with `--framework-python`).
+Of the ten parts of a pair, part 1 chooses the settings and never tests; where fold i tests, fold i + 1 is set aside, as in the paper. The images
+here are lossy JPEGs, so the paper's numbers are shown beside ours and are not to be reached exactly. Writes results/adanet.json after every fold,
+where what is there is not run again, and results/adanet.png.
 """
 
 from __future__ import annotations
