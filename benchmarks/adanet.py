@@ -132,6 +132,7 @@ def sides(setting: dict[str, Any], seed: int, like: int) -> dict[str, list[Any]]
 
     return {
         "AdaNet": [AdaNetClassifier(adanet_lambda=price, shrinkage=share, **adanet) for price in (2e-3, 4e-3) for share in (0.3, 1.0)],
+        "AdaNet with shrinkage": [AdaNetClassifier(adanet_lambda=price, shrinkage=0.3, **adanet) for price in (2e-3, 4e-3)],
         "one-layer network": [make_pipeline(scaler, MLPClassifier((units,), learning_rate_init=rate, alpha=alpha, **network))
                               for scaler, units, rate, alpha in (
                                   (StandardScaler(), 512, 1e-3, 1e-4), (StandardScaler(), 2048, 1e-3, 1e-4),
