@@ -169,20 +169,21 @@ def pairs(setting: dict[str, Any], kept: dict[str, Any], save: Any) -> dict[str,
                 say(name, side, fold, round(records[str(fold)]["accuracy"], 4))
                 save(kept)
             found.setdefault("parameters", round(mean(r.get("parameters", 0) for r in records.values())))
-            found["summary"] = compared(found["folds"])
+            found["summary"] = compared(found["folds"], "AdaNet")
+            found["summary_of_shrinkage"] = compared(found["folds"], "AdaNet with shrinkage")
             save(kept)
     return kept
 
 
-def compared(folds: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Each side beside AdaNet on the folds that both have."""
+def compared(folds: dict[str, dict[str, Any]], reference: str) -> dict[str, Any]:
+    """Each side beside the reference on the folds that both have."""
     table = {}
     for side, done in folds.items():
-        common = [fold for fold in folds["AdaNet"] if fold in done]
+        common = [fold for fold in folds.get(reference, {}) if fold in done]
         if len(common) > 1:
-            accuracies = {s: [folds[s][fold]["accuracy"] for fold in common] for s in ("AdaNet", side)}
-            both = summary(accuracies, "AdaNet")
-            table[side] = {**both[side], "folds": len(common), "mean_of_AdaNet": both["AdaNet"]["mean"]}
+            accuracies = {s: [folds[s][fold]["accuracy"] for fold in common] for s in (reference, side)}
+            both = summary(accuracies, reference)
+            table[side] = {**both[side], "folds": len(common), f"mean_of_{reference}": both[reference]["mean"]}
     return table
 
 
