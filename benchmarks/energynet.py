@@ -228,7 +228,7 @@ def accuracy(setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def speed(setting: dict[str, Any]) -> dict[str, Any]:
-    """Milliseconds of an update of 64 rows of MNIST on 500 units that have learned for two passes: each side in a process of its own, in
+    """Milliseconds of an update of 64 rows of MNIST on a machine of at most 500 units that has learned for two passes: each side in a process of its own, in
     turn, the median of all turns."""
     device = setting["mnist"]["device"]
     data = load("mnist", 20_000)
