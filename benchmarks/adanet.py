@@ -163,10 +163,15 @@ def pairs(setting: dict[str, Any], kept: dict[str, Any], save: Any) -> dict[str,
             for fold in setting["folds"]:
                 if str(fold) in records:
                     continue
-                trials = sides(setting, fold, found.get("parameters", 0))[side]
+                trials = sides(setting, fold, found.get("parameters", 0))
                 if side not in found["chosen"]:
-                    found["chosen"][side] = search(name, side, trials, x, y, parts)
-                records[str(fold)] = on_fold(trials[found["chosen"][side]["number"]], x, y, parts, fold)
+                    found["chosen"][side] = search(name, side, trials[side], x, y, parts)
+                picked = {s: repr(trials[s][choice["number"]]) for s, choice in found["chosen"].items()}
+                twins = [s for s in picked if picked[s] == picked[side] and str(fold) in found["folds"][s]]
+                if twins:  # a side that chose the same settings ran them with the same seed
+                    records[str(fold)] = found["folds"][twins[0]][str(fold)]
+                else:
+                    records[str(fold)] = on_fold(trials[side][found["chosen"][side]["number"]], x, y, parts, fold)
                 say(name, side, fold, round(records[str(fold)]["accuracy"], 4))
                 save(kept)
             found.setdefault("parameters", round(mean(r.get("parameters", 0) for r in records.values())))

@@ -83,6 +83,13 @@ def meristem(folder: Path, rows: np.ndarray, device: str) -> Callable[[int], Non
     return update
 
 
+def without_numba(folder: Path, rows: np.ndarray, device: str) -> Callable[[int], None]:
+    from meristem.adaptive.rbm import machine
+
+    machine.HAS_NUMBA = False
+    return meristem(folder, rows, device)
+
+
 def numpy_side(dtype: Any) -> Callable[[Path, np.ndarray, str], Callable[[int], None]]:
     def side(folder: Path, rows: np.ndarray, device: str) -> Callable[[int], None]:
         from safetensors.numpy import load_file
@@ -106,6 +113,7 @@ def scikit_learn(folder: Path, rows: np.ndarray, device: str) -> Callable[[int],
 
 SIDES = {
     "meristem float32": meristem,
+    "meristem float32 without numba": without_numba,
     "NumPy float64": numpy_side(np.float64),
     "NumPy float32": numpy_side(np.float32),
     "scikit-learn BernoulliRBM (PCD-1, plain SGD)": scikit_learn,

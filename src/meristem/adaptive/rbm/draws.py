@@ -26,7 +26,7 @@ class Draws:
         """Uniform numbers in [0, 1], float32."""
         if self._fast is None:
             return torch.rand(shape, generator=self.generator, device=self.generator.device)
-        return self._integers(shape).to(torch.float32).mul_(2.0**-32).add_(0.5)
+        return self.integers(shape).to(torch.float32).mul_(2.0**-32).add_(0.5)
 
     def ones(self, probability: Tensor) -> Tensor:
         """Zeros, and ones with these probabilities (any shape), of the same type."""
@@ -34,9 +34,9 @@ class Draws:
         if self._fast is None:
             return torch.lt(self.uniform(probability.shape), probability, out=ones)
         threshold = torch.add(torch.tensor(-(2.0**31), dtype=probability.dtype), probability, alpha=2.0**32)
-        return torch.lt(self._integers(probability.shape), threshold, out=ones)
+        return torch.lt(self.integers(probability.shape), threshold, out=ones)
 
-    def _integers(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
+    def integers(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
         """Uniform integers from -2^31 to 2^31 - 1."""
         assert self._fast is not None
         count = math.prod(shape)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from meristem.adaptive.rbm.draws import Draws
 from meristem.adaptive.rbm.order import Order, Ordered
-from meristem.adaptive.rbm.visible import Visible
+from meristem.adaptive.rbm.visible import BinaryVisible, Visible
+
+HAS_NUMBA = find_spec("numba") is not None
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,21 @@ class Machine:
     def gibbs(self, v: Tensor, steps: int, generator: torch.Generator) -> Tensor:
         """`steps` rounds of z and h given v, v given h (n, visible units)."""
         draws = Draws(generator)
+        if steps > 1 and self._can_be_compiled:
+            from meristem.adaptive.rbm import compiled  # numba takes a second to import
+
+            offsets = self.order.offsets(self.hidden_bias)
+            return compiled.gibbs(v, self.weights, self.hidden_bias, self.visible_bias, offsets, steps, draws)
         for _ in range(steps):
             h = self.order.sample(self.received(v), self.hidden_bias, draws)
             v = self.visible.sample(h @ self.weights, self.visible_bias, draws)
         return v
+
+    @property
+    def _can_be_compiled(self) -> bool:
+        """Whether chains may run compiled: zeros and ones in float32 on a CPU, and numba is there."""
+        place = (self.weights.device.type, self.weights.dtype)
+        return HAS_NUMBA and isinstance(self.visible, BinaryVisible) and place == ("cpu", torch.float32)
 
     def gradients(self, v: Tensor, shares: Tensor | None = None) -> Gradients:
         """Derivatives of the sum of shares F(v), in closed form (the page's section 5.2; a test compares with autograd).

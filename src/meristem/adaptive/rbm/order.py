@@ -34,6 +34,10 @@ class Order(Protocol):
         """P(unit i exists | v) (n, hidden units)."""
         ...
 
+    def offsets(self, bias: Tensor) -> Tensor | None:
+        """What a unit adds to ln p(z | v) for each z that includes it, besides softplus(x) (hidden units,); None: there is no z."""
+        ...
+
     def sample(self, x: Tensor, bias: Tensor, draws: Draws) -> Tensor:
         """A draw of h given v (n, hidden units)."""
         ...
@@ -56,6 +60,9 @@ class Unordered:
 
     def survival(self, x: Tensor, bias: Tensor) -> Tensor:
         return torch.ones_like(x)
+
+    def offsets(self, bias: Tensor) -> Tensor | None:
+        return None
 
     def sample(self, x: Tensor, bias: Tensor, draws: Draws) -> Tensor:
         return draws.ones(torch.sigmoid(x))
@@ -88,13 +95,15 @@ class Ordered:
         """What the last entry of t takes up for the units behind it."""
         return 0.0
 
+    def offsets(self, bias: Tensor) -> Tensor:
+        offsets = -self.prices(bias)
+        offsets[-1] += self.log_tail
+        return offsets
+
     def scores(self, x: Tensor, bias: Tensor) -> Tensor:
         """t_z, z = 1 .. hidden units, with p(z | v) = softmax(t) (n, hidden units)."""
-        gains = -self.prices(bias) - F.logsigmoid(-x)  # softplus(x) is -logsigmoid(-x), which takes half the time
-        t = torch.cumsum(gains, -1)
-        if self.log_tail:
-            t[..., -1] += self.log_tail
-        return t
+        gains = self.offsets(bias) - F.logsigmoid(-x)  # softplus(x) is -logsigmoid(-x), which takes half the time
+        return torch.cumsum(gains, -1)
 
     def log_sum(self, x: Tensor, bias: Tensor) -> Tensor:
         return torch.logsumexp(self.scores(x, bias), -1)
