@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.colors import rgb_to_hsv
+from scipy.stats import ttest_1samp
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.ensemble import HistGradientBoostingClassifier, VotingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -178,7 +179,26 @@ def pairs(setting: dict[str, Any], kept: dict[str, Any], save: Any) -> dict[str,
             found["summary"] = compared(found["folds"], "AdaNet")
             found["summary_of_shrinkage"] = compared(found["folds"], "AdaNet with shrinkage")
             save(kept)
+    kept["together"] = {reference: over_pairs(kept, reference) for reference in ("AdaNet", "AdaNet with shrinkage")}
     return kept
+
+
+def over_pairs(kept: dict[str, Any], reference: str) -> dict[str, Any]:
+    """The reference's lead over each side, in accuracy, on all pairs together: its mean, and p of a t-test over all folds of all pairs, and
+    over the folds' means (the folds of different pairs share no images, those of one pair share training images)."""
+    found = [pair["folds"] for pair in kept.values() if reference in pair.get("folds", {})]
+    table: dict[str, Any] = {}
+    for side in sorted({side for folds in found for side in folds} - {reference}):
+        leads = [{f: folds[reference][f]["accuracy"] - record["accuracy"] for f, record in folds.get(side, {}).items() if f in folds[reference]}
+                 for folds in found]  # fmt: skip
+        every = [lead for pair in leads for lead in pair.values()]
+        shared = [f for f in map(str, FOLDS) if all(f in pair for pair in leads)]
+        if len(shared) > 1:
+            by_fold = [mean(pair[f] for pair in leads) for f in shared]
+            table[side] = {"lead": mean(every), "folds": len(every), "p": float(ttest_1samp(every, 0).pvalue),
+                           "p_of_fold_means": float(ttest_1samp(by_fold, 0).pvalue),
+                           "pairs_ahead": sum(mean(pair.values()) > 0 for pair in leads)}  # fmt: skip
+    return table
 
 
 def compared(folds: dict[str, dict[str, Any]], reference: str) -> dict[str, Any]:

@@ -12,7 +12,9 @@ results/energynet.json when it has ended; a part that is there is not run again.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -228,31 +230,31 @@ def accuracy(setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def speed(setting: dict[str, Any]) -> dict[str, Any]:
-    """Milliseconds of an update of 64 rows of MNIST on a machine of at most 500 units that has learned for two passes: each side in a process of its own, in
-    turn, the median of all turns."""
+    """Milliseconds of an update of 64 rows of MNIST on a machine of at most 500 units that has learned for two passes: each side in a process of its own, with one
+    thread and with all, in turn; the median of all turns."""
     device = setting["mnist"]["device"]
     data = load("mnist", 20_000)
     if data is None:
         return {"skipped": "no ../shared/data"}
-    taken: dict[str, list[float]] = {side: [] for side in UPDATES}
+    counts = [1, torch.get_num_threads()] if device == "cpu" else [torch.get_num_threads()]
+    taken: dict[int, dict[str, list[float]]] = {threads: {side: [] for side in UPDATES} for threads in counts}
     with tempfile.TemporaryDirectory() as folder:
         model = InfiniteRBM(max_components=500, n_iter=2, device=device, random_state=0).fit(data[0])
         model.save(Path(folder) / "machine")
         np.save(Path(folder) / "rows.npy", data[0][: 20 * 64].reshape(20, 64, -1))
-        for _ in range(setting["speed_turns"]):
-            for side, times in taken.items():
+        for _, threads in itertools.product(range(setting["speed_turns"]), counts):
+            environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+            for side, times in taken[threads].items():
                 command = [sys.executable, update_speed.__file__, side, folder, device]
-                times.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-            say({side: round(times[-1], 2) for side, times in taken.items()})
-    middle = {side: median(times) for side, times in taken.items()}
-    return {
-        "threads": torch.get_num_threads(),
-        "device": device,
-        "units": model.n_components_,
-        "milliseconds": middle,
-        "times_meristem": {side: value / middle["meristem float32"] for side, value in middle.items()},
-        "turns": taken,
-    }
+                ran = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+                times.append(float(ran.stdout))
+            say(threads, {side: round(times[-1], 2) for side, times in taken[threads].items()})
+    table: dict[str, Any] = {"device": device, "units": model.n_components_}
+    for threads, turns in taken.items():
+        middle = {side: median(times) for side, times in turns.items()}
+        ratios = {side: value / middle["meristem float32"] for side, value in middle.items()}
+        table[f"{threads} threads"] = {"milliseconds": middle, "times_meristem": ratios, "turns": turns}
+    return table
 
 
 PARTS = {"complexity": complexity, "accuracy": accuracy, "likelihood": likelihood, "speed": speed}

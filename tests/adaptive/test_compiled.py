@@ -52,6 +52,21 @@ def test_what_units_receive_may_be_large(order, monkeypatch):
     assert 0 < float(ours.mean()) < 1
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("size", [0.3, 40.0])
+def test_gradients_are_those_of_torch(order, size, monkeypatch):
+    machine = drawn(order, 37, 50, size)
+    g = torch.Generator().manual_seed(3)
+    v, shares = torch.rand(23, 50, generator=g).round(), torch.randn(23, generator=g)
+    v[3] = torch.rand(50, generator=g)
+    monkeypatch.setattr(machine_module, "HAS_NUMBA", False)
+    exact = machine.to(torch.float64).gradients(v.double(), shares.double())
+    monkeypatch.setattr(machine_module, "HAS_NUMBA", True)
+    ours = machine.gradients(v, shares)
+    for name in ("weights", "hidden_bias", "visible_bias", "last_survival"):
+        torch.testing.assert_close(getattr(ours, name).double(), getattr(exact, name), atol=2e-4, rtol=1e-4)
+
+
 def test_an_odd_number_of_chains_follows_the_same_law(monkeypatch):
     machine = drawn(Infinite(1.2), 31, 21)
     ours, theirs = both(machine, torch.zeros(20_001, 21), 4, monkeypatch)

@@ -1,14 +1,19 @@
-"""Gibbs chains of zeros and ones on a CPU, compiled by numba: a chain reads only the rows of W whose unit has changed.
+"""Chains and gradients of machines of zeros and ones on a CPU, compiled by numba: only what is on, or has changed, is read.
 
 Matrix products multiply all the zeros, and what did not change since the last step. Here a chain goes through all of its
-steps in one loop, and torch's number of threads share the chains. The random numbers are those that `Machine.gibbs` would
+steps in one loop and adds the rows of W whose unit has changed. The random numbers are those that `Machine.gibbs` would
 have drawn in torch (for an even number of chains), so that both give the same states but for roundings.
+
+Work is shared by torch's number of threads, but not done by torch's own: those spin for milliseconds after each step that
+they share, in the way of everybody else's. So nothing here, and nothing around it in an update, calls for them.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +23,6 @@ from torch import Tensor
 
 from meristem.adaptive.rbm.draws import Draws
 
-SHARE = 4  # chains that a thread takes at a time
 NUMBERS = 1 << 24  # random numbers drawn at once, at most
 _F = np.float32
 _FREE = {"contract", "reassoc", "nsz", "arcp", "nnan"}  # what the compiler may do so that loops become vectors
@@ -42,27 +46,78 @@ def gibbs(
     Returns:
         The states after the last step (n, visible units), zeros and ones.
     """
-    state = v.numpy().copy()  # not by torch, whose threads spin for milliseconds after each step, in the way of these
-    rows, b, c = (np.ascontiguousarray(parameter.numpy()) for parameter in (weights, hidden_bias, visible_bias))
-    arrays = (rows, np.ascontiguousarray(rows.T), b, c, b if offsets is None else offsets.numpy(), offsets is not None)
-    needed = len(v) * (len(b) + (offsets is not None) + len(c))
+    state, rows, b, c = (
+        v.numpy().copy(),
+        np.ascontiguousarray(weights.numpy()),
+        hidden_bias.numpy(),
+        visible_bias.numpy(),
+    )
+    columns, ordered, steps_of_t = np.ascontiguousarray(rows.T), *_offsets(offsets, b)
+    needed = len(v) * (len(b) + ordered + len(c))
     at_once = max(1, NUMBERS // max(needed, 1))
     for done in range(0, steps, at_once):
-        _share_out(state, arrays, draws.integers((min(at_once, steps - done), needed)).numpy())
+        numbers = draws.integers((min(at_once, steps - done), needed)).numpy()
+        _share_out(len(v), _run, state, rows, columns, b, c, ordered, steps_of_t, numbers)
     return torch.from_numpy(state)
 
 
-def _share_out(state: np.ndarray, arrays: tuple[Any, ...], numbers: np.ndarray) -> None:
-    """`_run` for all chains, by torch's number of threads."""
-    shares = iter([(low, min(low + SHARE, len(state))) for low in range(0, len(state), SHARE)])
+def gradients(
+    v: Tensor, shares: Tensor, weights: Tensor, hidden_bias: Tensor, offsets: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The sums over rows that `Machine.gradients` is made of; E[h_i | v] = P(unit i exists | v) sigmoid(x_i).
+
+    Args:
+        v: rows (n, visible units) in [0, 1]. shares: a factor for each row (n,). The others: as in `gibbs`.
+
+    Returns:
+        the sums of shares E[h | v] v^T (hidden units, visible units), of shares E[h | v] (hidden units,), of shares
+        P(unit exists | v) (hidden units,), of shares v (visible units,); and P(the last unit exists | v) of each row (n,).
+    """
+    states, factors, b = np.ascontiguousarray(v.numpy()), shares.numpy(), hidden_bias.numpy()
+    columns, ordered, steps_of_t = np.ascontiguousarray(weights.numpy().T), *_offsets(offsets, b)
+    survival, mean = np.empty((len(states), len(b)), _F), np.ones((len(states), len(b) + 1), _F)
+    _share_out(len(states), _expect, states, columns, b, ordered, steps_of_t, survival, mean)
+    last = survival[:, -1].copy()
+    for values in (survival, mean):
+        values *= factors[:, None]
+    product = np.zeros((states.shape[1], len(b) + 1), _F)  # behind E[h | v] a column of ones, which sums v
+    _share_out(len(product), _multiply, np.ascontiguousarray(states.T), mean, product)
+    of_weights, of_mean = np.ascontiguousarray(product[:, :-1].T), mean.sum(0)[:-1]
+    of_v = product[:, -1].copy()
+    return (
+        torch.from_numpy(of_weights),
+        torch.from_numpy(of_mean),
+        torch.from_numpy(survival.sum(0)),
+        torch.from_numpy(of_v),
+        torch.from_numpy(last),
+    )
+
+
+def _offsets(offsets: Tensor | None, like: np.ndarray) -> tuple[bool, np.ndarray]:
+    """Whether there is a z, and the offsets of t (of any value if not)."""
+    return (True, offsets.numpy()) if offsets is not None else (False, like)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
+
+
+def _share_out(rows: int, function: Callable[..., Any], *arguments: Any) -> None:
+    """function(*arguments, low, high) for all rows, by torch's number of threads: whoever is free takes the next."""
+    threads = torch.get_num_threads()
+    step = -(-rows // (8 * threads)) if threads > 1 else max(rows, 1)
+    parts = iter([(low, min(low + step, rows)) for low in range(0, rows, max(step, 1))])
 
     def work() -> None:
-        for low, high in shares:  # whoever is free takes the next
-            _run(state, *arrays, numbers, low, high)
+        for low, high in parts:
+            function(*arguments, low, high)
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        others = [pool.submit(work) for _ in range(torch.get_num_threads() - 1)]
-        work()
+    others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
+    work()
     for other in others:
         other.result()  # raises what it raised
 
@@ -77,7 +132,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_compiled
-def _run(state, weights, columns, hidden_bias, visible_bias, offsets, ordered, numbers, low, high):
+def _run(state, weights, columns, hidden_bias, visible_bias, ordered, offsets, numbers, low, high):
     """Chains low .. high - 1 of `state`, in place. `numbers` (steps, of all chains those of h, of z, of v)."""
     chains = len(state)
     hidden, visible = len(hidden_bias), len(visible_bias)
@@ -95,7 +150,7 @@ def _run(state, weights, columns, hidden_bias, visible_bias, offsets, ordered, n
             exist = hidden
             if ordered:
                 u = _uniform(numbers[step, chains * hidden + chain])
-                exist = _last(x, small, offsets, u, reached, bits)
+                exist = _last(u, x, small, offsets, reached, bits)
             of_h = numbers[step, chain * hidden : (chain + 1) * hidden]
             for i in range(hidden):
                 new = _is_on(x[i], small[i], of_h[i]) if i < exist else _F(0)
@@ -107,6 +162,36 @@ def _run(state, weights, columns, hidden_bias, visible_bias, offsets, ordered, n
             for j in range(visible):
                 new = _is_on(field[j], small[j], of_v[j])
                 by_v[j], v[j] = new - v[j], new
+
+
+@_compiled
+def _expect(v, columns, hidden_bias, ordered, offsets, survival, mean, low, high):
+    """Of rows low .. high - 1 of v: survival_i = P(unit i exists | v), mean_i = E[h_i | v]."""
+    hidden, most = len(hidden_bias), max(columns.shape)
+    x, on, small, bits = np.empty(hidden, _F), np.empty(most, np.int64), np.empty(most, _F), np.empty(most, np.int32)
+    for row in range(low, high):
+        x[:] = hidden_bias
+        _add_rows(v[row], columns, on, x)
+        _decay(x, small, bits)
+        exists = survival[row]
+        if ordered:
+            total = _posterior(x, small, offsets, exists, bits)
+            at_least = _F(0)
+            for i in range(hidden - 1, -1, -1):
+                at_least += exists[i] / total
+                exists[i] = min(at_least, _F(1))
+        else:
+            exists[:] = _F(1)
+        for i in range(hidden):
+            mean[row, i] = exists[i] * (_F(1) if x[i] >= 0 else small[i]) / (_F(1) + small[i])
+
+
+@_compiled
+def _multiply(a, b, product, low, high):
+    """Rows low .. high - 1 of product += a @ b, where a is mostly zeros."""
+    on = np.empty(a.shape[1], np.int64)
+    for row in range(low, high):
+        _add_rows(a[row], b, on, product[row])
 
 
 @_compiled
@@ -129,33 +214,40 @@ def _add_rows(shares, rows, on, total):
 
 
 @_compiled
-def _last(x, small, offsets, u, reached, bits):
-    """How many units exist: the first z with P(Z <= z | v) > u, p(z | v) = softmax(t), t = cumsum(softplus(x) + offsets)."""
+def _posterior(x, small, offsets, p, bits):
+    """p = softmax(t) times what it returns, t = cumsum(softplus(x) + offsets), small = exp(-|x|)."""
     for i in range(len(x)):
         ratio = small[i] / (_F(2) + small[i])  # ln(1 + y) = 2 artanh(y / (2 + y))
         square = ratio * ratio
         series = _F(1 / 9) + square * _F(1 / 11)
         series = _F(1) + square * (_F(1 / 3) + square * (_F(1 / 5) + square * (_F(1 / 7) + square * series)))
-        reached[i] = max(x[i], _F(0)) + _F(2) * ratio * series + offsets[i]
+        p[i] = max(x[i], _F(0)) + _F(2) * ratio * series + offsets[i]
     t = _F(0)
     for i in range(len(x)):
-        t += reached[i]
-        reached[i] = t
-    top = reached[0]
+        t += p[i]
+        p[i] = t
+    top = p[0]
     for i in range(len(x)):
-        top = max(top, reached[i])
+        top = max(top, p[i])
     for i in range(len(x)):
-        reached[i] -= top
-    _decay(reached, reached, bits)
+        p[i] -= top
+    _decay(p, p, bits)
     total = _F(0)
     for i in range(len(x)):
-        total += reached[i]
-    limit, below = u * total, _F(0)
-    for i in range(len(x)):
-        below += reached[i]
-        if below > limit:
+        total += p[i]
+    return total
+
+
+@_compiled
+def _last(u, x, small, offsets, p, bits):
+    """How many units exist: the first z with P(Z <= z | v) > u; from the end, where most of the mass of grown machines is."""
+    below = _posterior(x, small, offsets, p, bits)
+    limit = u * below
+    for i in range(len(x) - 1, -1, -1):
+        below -= p[i]
+        if below <= limit:
             return i + 1
-    return len(x)
+    return 1
 
 
 @_compiled

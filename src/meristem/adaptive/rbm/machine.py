@@ -115,6 +115,13 @@ class Machine:
         """
         if shares is None:
             shares = v.new_full((len(v),), 1 / len(v))
+        if self._can_be_compiled:
+            from meristem.adaptive.rbm import compiled
+
+            offsets = self.order.offsets(self.hidden_bias)
+            sums = compiled.gradients(v, -shares, self.weights, self.hidden_bias, offsets)
+            weights, mean, survival, by_visible, last = sums
+            return Gradients(weights, mean - survival * self.order.bias_slope(self.hidden_bias), by_visible, last)
         x = self.received(v)
         survival = self.order.survival(x, self.hidden_bias)
         slope = (shares @ survival) * self.order.bias_slope(self.hidden_bias)

@@ -8,8 +8,10 @@ step is the next update's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from meristem.adaptive.rbm.order import Infinite, Order
 from meristem.adaptive.rbm.visible import Visible
 
 EPSILON = 1e-6  # in AdaGrad's square root
+BLOCK = 32_000  # numbers; of 32,768 on, torch shares a step out over its threads (see compiled.py)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,18 @@ class Options:
     l2: float = 0.0
     generative_weight: float = 1.0
     max_components: int = 20000
+
+
+def _joined(*rows: Tensor) -> Tensor:
+    """Rows one behind the other; on a CPU by NumPy, in one thread."""
+    return torch.cat(rows) if rows[0].is_cuda else torch.from_numpy(np.concatenate([part.numpy() for part in rows]))
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows of tensors of one shape, as many at a time as stay in a core's cache; on a GPU, all."""
+    first = tensors[0]
+    rows = len(first) if first.is_cuda else max(1, BLOCK * len(first) // max(first.numel(), 1))
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 
 class Learner:
@@ -83,7 +98,7 @@ class Learner:
         if options.persistent:
             self.particles = chain
         shares = torch.cat([v.new_full((len(v),), 1 / len(v)), v.new_full((len(chain),), -1 / len(chain))])
-        contrast = machine.gradients(torch.cat([v, chain]), shares)
+        contrast = machine.gradients(_joined(v, chain), shares)
         reached = self._end_is_reached(contrast)
         self._descend(contrast, more)
         self._shrink()
@@ -111,12 +126,13 @@ class Learner:
                 gradient += getattr(more, name)
             if options.l2 and name == "weights":
                 gradient.add_(value, alpha=2 * options.l2)
-            total.addcmul_(gradient, gradient)
-            scale = (total + EPSILON).sqrt_()
-            value.addcdiv_(gradient, scale, value=-options.learning_rate)
-            if options.l1 and penalised:
-                threshold = scale.reciprocal_().mul_(options.learning_rate * options.l1)
-                value.copy_(torch.sign(value) * (value.abs() - threshold).clamp_(min=0))
+            for block, squares, slope in _blocks(value, total, gradient):
+                squares.addcmul_(slope, slope)
+                scale = (squares + EPSILON).rsqrt_()
+                block.addcmul_(slope, scale, value=-options.learning_rate)
+                if options.l1 and penalised:
+                    threshold = scale.mul_(options.learning_rate * options.l1)
+                    block.copy_(torch.sign(block) * (block.abs() - threshold).clamp_(min=0))
 
     def append(self) -> None:
         """A unit of zeros at the end: no free energy changes in an infinite machine."""
