@@ -367,7 +367,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
     panel = axes.flat[len(sets)]
     panel.imshow(learned.reshape(200, 200), extent=(-7, 7, -7, 7), origin="lower", cmap="coolwarm", alpha=0.6)
     panel.scatter(*x.T, c=y, cmap="coolwarm", s=2)
-    panel.set_title("what AdaNet learns of two spirals")
+    panel.set_title("two spirals by AdaNet")
     for unused in axes.flat[len(sets) + 1 :]:
         unused.axis("off")
     figure.savefig(file, dpi=110)
