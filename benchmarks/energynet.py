@@ -236,7 +236,7 @@ def speed(setting: dict[str, Any]) -> dict[str, Any]:
     data = load("mnist", 20_000)
     if data is None:
         return {"skipped": "no ../shared/data"}
-    counts = [1, torch.get_num_threads()] if device == "cpu" else [torch.get_num_threads()]
+    counts = sorted({1, torch.get_num_threads()}) if device == "cpu" else [torch.get_num_threads()]
     taken: dict[int, dict[str, list[float]]] = {threads: {side: [] for side in UPDATES} for threads in counts}
     with tempfile.TemporaryDirectory() as folder:
         model = InfiniteRBM(max_components=500, n_iter=2, device=device, random_state=0).fit(data[0])

@@ -46,13 +46,9 @@ def gibbs(
     Returns:
         The states after the last step (n, visible units), zeros and ones.
     """
-    state, rows, b, c = (
-        v.numpy().copy(),
-        np.ascontiguousarray(weights.numpy()),
-        hidden_bias.numpy(),
-        visible_bias.numpy(),
-    )
-    columns, ordered, steps_of_t = np.ascontiguousarray(rows.T), *_offsets(offsets, b)
+    state, b, c = v.numpy().copy(), hidden_bias.numpy(), visible_bias.numpy()
+    rows, columns = np.ascontiguousarray(weights.numpy()), np.ascontiguousarray(weights.numpy().T)
+    ordered, steps_of_t = _offsets(offsets, b)
     needed = len(v) * (len(b) + ordered + len(c))
     at_once = max(1, NUMBERS // max(needed, 1))
     for done in range(0, steps, at_once):
@@ -74,7 +70,8 @@ def gradients(
         P(unit exists | v) (hidden units,), of shares v (visible units,); and P(the last unit exists | v) of each row (n,).
     """
     states, factors, b = np.ascontiguousarray(v.numpy()), shares.numpy(), hidden_bias.numpy()
-    columns, ordered, steps_of_t = np.ascontiguousarray(weights.numpy().T), *_offsets(offsets, b)
+    columns = np.ascontiguousarray(weights.numpy().T)
+    ordered, steps_of_t = _offsets(offsets, b)
     survival, mean = np.empty((len(states), len(b)), _F), np.ones((len(states), len(b) + 1), _F)
     _share_out(len(states), _expect, states, columns, b, ordered, steps_of_t, survival, mean)
     last = survival[:, -1].copy()
@@ -110,8 +107,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 def _share_out(rows: int, function: Callable[..., Any], *arguments: Any) -> None:
     """function(*arguments, low, high) for all rows, by torch's number of threads: whoever is free takes the next."""
     threads = torch.get_num_threads()
-    step = -(-rows // (8 * threads)) if threads > 1 else max(rows, 1)
-    parts = iter([(low, min(low + step, rows)) for low in range(0, rows, max(step, 1))])
+    step = max(1, -(-rows // (8 * threads if threads > 1 else 1)))
+    parts = iter([(low, min(low + step, rows)) for low in range(0, rows, step)])
 
     def work() -> None:
         for low, high in parts:

@@ -37,7 +37,7 @@ class Draws:
         return torch.lt(self.integers(probability.shape), threshold, out=ones)
 
     def integers(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
-        """Uniform integers from -2^31 to 2^31 - 1."""
+        """Uniform integers from -2^31 to 2^31 - 1, int32; on a CPU only."""
         assert self._fast is not None
         count = math.prod(shape)
         pairs = self._fast.random_raw((count + 1) // 2).view(np.int32)

@@ -122,8 +122,7 @@ class Ordered:
         return self.beta * torch.sigmoid(bias) if self.penalty == "bias" else torch.zeros_like(bias)
 
     def log_prior(self, bias: Tensor) -> Tensor:
-        reached = -torch.cumsum(self.prices(bias), 0)  # z = 1 .. num_hidden
-        reached[-1] += self.log_tail
+        reached = torch.cumsum(self.offsets(bias), 0)  # z = 1 .. num_hidden
         at_least = torch.flip(torch.logcumsumexp(torch.flip(reached, [0]), 0), [0])
         return torch.cat([at_least[:1], at_least])
 

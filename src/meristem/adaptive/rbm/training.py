@@ -48,13 +48,15 @@ class Options:
 
 def _joined(*rows: Tensor) -> Tensor:
     """Rows one behind the other; on a CPU by NumPy, in one thread."""
-    return torch.cat(rows) if rows[0].is_cuda else torch.from_numpy(np.concatenate([part.numpy() for part in rows]))
+    if rows[0].device.type != "cpu":
+        return torch.cat(rows)
+    return torch.from_numpy(np.concatenate([part.numpy() for part in rows]))
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Rows of tensors of one shape, as many at a time as stay in a core's cache; on a GPU, all."""
+    """Rows of tensors of one shape, on a CPU as many at a time as stay in a core's cache, elsewhere all."""
     first = tensors[0]
-    rows = len(first) if first.is_cuda else max(1, BLOCK * len(first) // max(first.numel(), 1))
+    rows = len(first) if first.device.type != "cpu" else max(1, BLOCK * len(first) // max(first.numel(), 1))
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 
