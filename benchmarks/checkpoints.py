@@ -91,14 +91,14 @@ def worker(way: str, source: str, out: Path) -> None:
     import meristem as ms
     from meristem.checkpoints import open_streamed, write_model
     from meristem.checkpoints.record import growth_record
-    from meristem.growth import grow_with_certificate
+    from meristem.growth import Growth
 
     own = peak_bytes()
     print("ready", flush=True)
     sys.stdin.readline()
     start = time.perf_counter()
     if way == "streamed":
-        growth = grow_with_certificate(open_streamed(source), ms.HyperCloning(width=2), verify=False)
+        growth = Growth.of(open_streamed(source), ms.HyperCloning(width=2), verify=False)
         write_model(growth.model, out, lambda: growth_record(growth, source))
     else:
         model = LlamaForCausalLM.from_pretrained(source, dtype=torch.bfloat16)

@@ -22,7 +22,9 @@ _HOMES = {
     "fuse_optimizer": "meristem.growth.fuse",
     "count_blocks_apart": "meristem.growth.block_steps",
     "DeepFusion": "meristem.growth.deep_fusion",
-    "grow_optimizer": "meristem.growth.optimizer",
+    "grow_optimizer": "meristem.growth.grow",
+    "Growth": "meristem.growth.growth",
+    "Provenance": "meristem.growth.provenance",
     "grow_sharded": "meristem.growth.sharded",
     "HyperCloning": "meristem.growth.hypercloning",
     "Net2Net": "meristem.growth.net2net",
@@ -74,12 +76,14 @@ if TYPE_CHECKING:
     from meristem.growth.fuse import fuse_optimizer as fuse_optimizer
     from meristem.growth.fuse import fuse_with_certificate as fuse_with_certificate
     from meristem.growth.grow import grow as grow
+    from meristem.growth.grow import grow_optimizer as grow_optimizer
     from meristem.growth.grow import shrink as shrink
+    from meristem.growth.growth import Growth as Growth
     from meristem.growth.hypercloning import HyperCloning as HyperCloning
     from meristem.growth.lemon import LEMON as LEMON
     from meristem.growth.ligo import LiGO as LiGO
     from meristem.growth.net2net import Net2Net as Net2Net
-    from meristem.growth.optimizer import grow_optimizer as grow_optimizer
+    from meristem.growth.provenance import Provenance as Provenance
     from meristem.growth.sharded import grow_sharded as grow_sharded
     from meristem.growth.stacking import MIDAS as MIDAS
     from meristem.growth.stacking import GradualStacking as GradualStacking

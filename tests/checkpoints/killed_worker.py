@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import meristem as ms
 from meristem.checkpoints import open_streamed, write_model
-from meristem.growth import grow_with_certificate
+from meristem.growth import Growth
 
 
 def child(source: str, out: Path) -> int:
@@ -21,7 +21,7 @@ def child(source: str, out: Path) -> int:
     pid = os.fork()
     if pid == 0:
         torch.set_num_threads(1)
-        growth = grow_with_certificate(open_streamed(source), ms.HyperCloning(width=2), verify=False)
+        growth = Growth.of(open_streamed(source), ms.HyperCloning(width=2), verify=False)
         write_model(growth.model, out, {}, overwrite=True)
         os._exit(0)
     return pid

@@ -17,7 +17,7 @@ from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.checkpoints import open_model, open_streamed, write_model
 from meristem.checkpoints.shards import lay_out, write_shards
 from meristem.checkpoints.stored import DTYPES, StoredTensors
-from meristem.growth import grow_with_certificate
+from meristem.growth import Growth
 
 NOISY_AND_DEEPER = [ms.HyperCloning(width=2, noise=0.1), ms.Stacking(depth=2)]
 
@@ -26,7 +26,7 @@ NOISY_AND_DEEPER = [ms.HyperCloning(width=2, noise=0.1), ms.Stacking(depth=2)]
 def test_streamed_growth_is_growth_in_memory(family, tmp_path):
     pico.build(family).save_pretrained(tmp_path / "small", max_shard_size="20KB")
     small, lazy = open_model(str(tmp_path / "small")), open_streamed(str(tmp_path / "small"))
-    in_memory, on_disk = (grow_with_certificate(model, NOISY_AND_DEEPER) for model in (small, lazy))
+    in_memory, on_disk = (Growth.of(model, NOISY_AND_DEEPER) for model in (small, lazy))
     assert is_streamed(on_disk.model)
     assert on_disk.certificate == in_memory.certificate
     write_model(on_disk.model, tmp_path / "grown", {}, max_shard_size="50KB")
@@ -49,7 +49,7 @@ def test_streamed_growth_is_growth_in_memory(family, tmp_path):
 def test_every_kind_of_map_in_bfloat16(method, tmp_path):
     pico.build("llama", num_key_value_heads=4, head_dim=8).bfloat16().save_pretrained(tmp_path / "small")
     small, lazy = open_model(str(tmp_path / "small")), open_streamed(str(tmp_path / "small"))
-    in_memory, on_disk = (grow_with_certificate(model, method, verify=False).model for model in (small, lazy))
+    in_memory, on_disk = (Growth.of(model, method, verify=False).model for model in (small, lazy))
     write_model(on_disk, tmp_path / "grown", {})
     stored = StoredTensors(tmp_path / "grown")
     for name, tensor in in_memory.state_dict().items():

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 import meristem as ms
 from meristem.checkpoints import open_model
 from meristem.checkpoints.trainer_state import grow_trainer_state
-from meristem.growth import grow_with_certificate
+from meristem.growth import Growth
 
 TOKENS = torch.randint(3, 67, (64, 12), generator=torch.Generator().manual_seed(0))
 DATA = [{"input_ids": row, "labels": row} for row in TOKENS]
@@ -54,7 +54,7 @@ def test_a_run_grown_in_the_middle(family, tmp_path):
 def test_groups_of_another_shape_are_refused(tmp_path):
     small = pico.build("llama")
     torch.save({"state": {}, "param_groups": [{"params": [0, 1]}]}, tmp_path / "optimizer.pt")
-    growth = grow_with_certificate(small, ms.HyperCloning(width=2))
+    growth = Growth.of(small, ms.HyperCloning(width=2))
     with pytest.raises(
         ms.MeristemError, match=r"parameter groups of \[2\] tensors; a Trainer of this model makes groups"
     ):

@@ -13,8 +13,8 @@ from meristem.anatomy.inputs import example_inputs
 from meristem.dynamics import gradient, junction, junction_learning_rate, lie_bracket, modified_loss
 from meristem.dynamics.fields import hessian_product
 from meristem.dynamics.junction import language_loss, restricted, warmup_steps
+from meristem.growth import Growth
 from meristem.growth.fuse import fuse_with_certificate
-from meristem.growth.grow import grow_with_certificate
 
 
 class Net(nn.Module):
@@ -178,7 +178,7 @@ def test_a_warm_up_begins_at_the_junctions_rate():
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma"])
 def test_the_way_back_is_the_small_network(family):
     small = pico.build(family)
-    growth = grow_with_certificate(small, ms.HyperCloning(width=2, noise=0.1))
+    growth = Growth.of(small, ms.HyperCloning(width=2, noise=0.1))
     back = restricted(growth.plans[0], small, dict(growth.model.named_parameters()))
     for name, parameter in small.named_parameters():
         assert torch.allclose(back[name], parameter, atol=1e-5), name
@@ -186,7 +186,7 @@ def test_the_way_back_is_the_small_network(family):
 
 def test_a_growth_point_of_a_language_model():
     small = pico.build("llama")
-    growth = grow_with_certificate(small, ms.HyperCloning(width=2))
+    growth = Growth.of(small, ms.HyperCloning(width=2))
     tokens = example_inputs(small)["input_ids"]
     measured = junction(growth.plans, [small], growth.model, language_loss({"input_ids": tokens, "labels": tokens}))
     assert measured.loss_before == pytest.approx(measured.loss_after, abs=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pico
 import pytest
@@ -79,14 +80,19 @@ def test_axes_grow_one_by_one(factors):
 @pytest.mark.parametrize("family", ["llama", "gemma2", "phi3"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_and_is_judged_in_high_precision(family, dtype):
-    from meristem.growth import grow_with_certificate
+    from meristem.growth import Growth
 
-    growth = grow_with_certificate(pico.build(family).to(dtype), ms.HyperCloning(width=2, noise=0.2))
+    growth = Growth.of(pico.build(family).to(dtype), ms.HyperCloning(width=2, noise=0.2))
     assert {p.dtype for p in growth.model.parameters()} == {dtype}
     assert growth.certificate is not None
     assert growth.certificate.holds
     assert growth.certificate.stored_dtype == str(dtype).removeprefix("torch.")
-    assert growth.certificate.stored_relative_error is not None
+    assert growth.certificate.unrounded_relative_error <= 1e-5
+    assert growth.certificate == replace(
+        ms.verify(growth.source, growth.model),
+        unrounded_relative_error=growth.certificate.unrounded_relative_error,
+        unrounded_tolerance=growth.certificate.unrounded_tolerance,
+    )
 
 
 def test_the_source_is_left_as_it_is():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import meristem as ms
-from meristem.growth import grow_with_certificate
+from meristem.growth import Growth
 
 
 def patterned_batches(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
@@ -51,7 +51,7 @@ def test_the_fit_lowers_the_loss_and_is_baked_in(small, tmp_path):
 def test_without_steps_it_is_where_it_starts(small):
     """One step of zero length: width alone starts at a function-preserving duplication."""
     fitted = ms.LiGO(width=2, steps=1, learning_rate=0.0).fit(small, patterned_batches(1, 1))
-    growth = grow_with_certificate(small, fitted)
+    growth = Growth.of(small, fitted)
     assert growth.certificate.relative_error < 1e-5
     assert not growth.plans[0].preserves_function
     assert growth.methods[0]["method"] == "ligo"

@@ -10,7 +10,7 @@ from table import FAMILIES, METHODS, labelled, method_for, promises
 import meristem as ms
 from meristem.anatomy.inputs import example_inputs, logits_of
 from meristem.growth import METHODS as REGISTERED
-from meristem.growth import grow_with_certificate
+from meristem.growth import Growth
 from meristem.growth.method import as_list
 from meristem.growth.optimizer import named_state
 
@@ -36,7 +36,7 @@ def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: i
 def test_function_and_promise(models, row, family):
     """Preserving methods to 1e-5 in float32; the others say that they are not, and the certificate how far off."""
     small = models[family]
-    growth = grow_with_certificate(small, method_for(row, small))
+    growth = Growth.of(small, method_for(row, small))
     promised = all(plan.preserves_function for plan in growth.plans)
     assert promised == promises(row, family)
     inputs = example_inputs(small)

@@ -8,6 +8,7 @@ Entries are float64: 1/3 is rounded once, in the dtype of the tensor it is appli
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -172,9 +173,20 @@ class UnitMap:
 
     def squared(self) -> UnitMap:
         """Every entry squared: how second moments ride."""
+        return self._entrywise(torch.square)
+
+    def absolute(self) -> UnitMap:
+        """Every entry without its sign."""
+        return self._entrywise(torch.abs)
+
+    def signs(self) -> UnitMap:
+        """1, -1 or 0 for every entry."""
+        return self._entrywise(torch.sign)
+
+    def _entrywise(self, change: Callable[[Tensor], Tensor]) -> UnitMap:
         if self.dense is not None:
-            return UnitMap(self.old_size, dense=self.dense**2)
-        return UnitMap.select(self._index, self.old_size, self._coefficient**2)
+            return UnitMap(self.old_size, dense=change(self.dense))
+        return UnitMap.select(self._index, self.old_size, change(self._coefficient))
 
     def sourceless(self) -> Tensor:
         """(new_size,) bool: new units that carry nothing."""

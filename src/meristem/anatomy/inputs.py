@@ -83,10 +83,16 @@ def _sound(config: Any) -> tuple[int, ...]:
     return (2000,)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network runs: with its first parameter; on the CPU if its weights are made as it runs."""
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
 def logits_of(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """The model's logits (or its only output) on these inputs, in the model's own dtype, without gradients."""
-    dtype = next(model.parameters()).dtype
-    cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+    """The model's logits (or its only output) on these inputs, in the model's own dtype and place, without gradients."""
+    dtype, device = next(model.parameters()).dtype, device_of(model)
+    cast = {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in inputs.items()}
     with torch.no_grad():
         try:
             output = model(**cast)

@@ -11,11 +11,13 @@ from meristem.anatomy.inputs import example_inputs, logits_of
 from meristem.anatomy.norms import is_norm
 from meristem.errors import MeristemError
 
+Inputs = Mapping[str, Tensor] | None  # keyword arguments of forward; None: random ones
 
-def norm_before_head(model: nn.Module) -> str | None:
+
+def norm_before_head(model: nn.Module, inputs: Inputs = None) -> str | None:
     """The name of the last norm called before the output head, or None if the model has no such pair.
 
-    The head is transformers' `get_output_embeddings()`. Run on one short random input.
+    The head is transformers' `get_output_embeddings()`. Run on `inputs`, or one short random input.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     if head is None:
@@ -27,15 +29,15 @@ def norm_before_head(model: nn.Module) -> str | None:
         for module in names
         if module is head or is_norm(module)
     ]
-    run_watched(model, hooks)
+    run_watched(model, hooks, inputs)
     before = called[: called.index(head)] if head in called else []
     return names[before[-1]] if before else None
 
 
-def ends_in_norm(model: nn.Module, block_prefixes: list[str]) -> bool:
+def ends_in_norm(model: nn.Module, block_prefixes: list[str], inputs: Inputs = None) -> bool:
     """Whether the residual stream itself is normalised (post-norm, as in BERT): some block's output is a norm's output.
 
-    Run on one short random input; False for models whose inputs cannot be guessed.
+    Run on `inputs`, or one short random input; False for models whose inputs cannot be guessed.
     """
     blocks = [block for prefix in block_prefixes for block in model.get_submodule(prefix).children()]
     outputs: dict[nn.Module, Tensor] = {}
@@ -45,17 +47,17 @@ def ends_in_norm(model: nn.Module, block_prefixes: list[str]) -> bool:
 
     modules = [m for m in model.modules() if is_norm(m)] + blocks
     try:
-        run_watched(model, [module.register_forward_hook(keep) for module in modules])
+        run_watched(model, [module.register_forward_hook(keep) for module in modules], inputs)
     except MeristemError:
         return False
     normed = {id(outputs[m]) for m in modules if is_norm(m) and m in outputs}
     return any(id(outputs[block]) in normed for block in blocks if block in outputs)
 
 
-def blocks_pass_through(model: nn.Module, muted: nn.Module, block_prefixes: list[str]) -> bool:
+def blocks_pass_through(model: nn.Module, muted: nn.Module, block_prefixes: list[str], inputs: Inputs = None) -> bool:
     """Whether every block of `muted` gives out what it takes in, on what the blocks of `model` take in.
 
-    Run on one short random input; True for models whose inputs cannot be guessed, which leaves the judgement to the
+    Run on `inputs`, or one short random input; True for models whose inputs cannot be guessed, which leaves the judgement to the
     certificate, and False for blocks that cannot be watched.
     """
     names = [
@@ -83,13 +85,13 @@ def blocks_pass_through(model: nn.Module, muted: nn.Module, block_prefixes: list
 
     hooks = [model.get_submodule(name).register_forward_hook(compare(name), with_kwargs=True) for name in names]
     try:
-        run_watched(model, hooks)
+        run_watched(model, hooks, inputs)
     except MeristemError:
         return True
     return bool(unchanged) and all(unchanged)
 
 
-def run_watched(model: nn.Module, hooks: list, inputs: Mapping[str, Tensor] | None = None) -> None:
+def run_watched(model: nn.Module, hooks: list, inputs: Inputs = None) -> None:
     """One pass in evaluation mode on `inputs` (one short random input by default); then the hooks are gone and the mode is as before.
 
     Raises:

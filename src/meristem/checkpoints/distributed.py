@@ -26,7 +26,7 @@ from meristem.checkpoints.open import model_class_of, open_config
 from meristem.checkpoints.open_streamed import weights_from, without_weights
 from meristem.checkpoints.write import atomic_directory, save_all_but_weights, write_json
 from meristem.errors import MeristemError, first_line
-from meristem.growth.grow import Growth
+from meristem.growth import Growth
 from meristem.growth.optimizer import dtypes_of, grow_state
 
 

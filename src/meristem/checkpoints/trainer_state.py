@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from meristem.checkpoints.shards import check_space
 from meristem.errors import MeristemError
-from meristem.growth.grow import Growth
+from meristem.growth import Growth
 from meristem.growth.optimizer import State, dtypes_of, grow_state
 
 KEPT = ("scheduler.pt", "rng_state*.pth", "trainer_state.json", "training_args.bin", "scaler.pt")

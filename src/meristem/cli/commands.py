@@ -95,7 +95,7 @@ def grow(
     from meristem.checkpoints.distributed import is_distributed, open_distributed, write_distributed
     from meristem.checkpoints.record import growth_record
     from meristem.checkpoints.trainer_state import grow_trainer_state, is_trainer_checkpoint
-    from meristem.growth import METHODS, grow_with_certificate
+    from meristem.growth import METHODS, Growth
     from meristem.growth.options import build_methods
 
     chosen = build_methods(method.split(","), options, METHODS)
@@ -104,7 +104,7 @@ def grow(
         small, reader = (
             open_distributed(source, trust) if is_distributed(source) else (open_streamed(source, trust), None)
         )
-        growth = grow_with_certificate(small, chosen, verify=prove and not dry_run)
+        growth = Growth.of(small, chosen, verify=prove and not dry_run)
     if dry_run:
         _print_files(growth.model, max_shard_size)
         return

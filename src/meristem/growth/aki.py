@@ -13,6 +13,7 @@ from torch import nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
+from meristem.anatomy.trace import Inputs
 from meristem.growth.method import Weights
 from meristem.growth.net2net import duplication
 from meristem.growth.plan import LayerMap, LayerSource
@@ -46,6 +47,6 @@ class AKI(WidthMethod):
             for axis, depth in anatomy.depths.items()
         }
 
-    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module) -> bool:
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
         """Never."""
         return False

@@ -16,11 +16,21 @@ from torch import Tensor
 
 from meristem.algebra import AxisMap, UnitMap
 from meristem.growth.plan import TensorPlan
+from meristem.growth.rounding import is_half, round_shares, rounds_exactly
 
 PIECE = 1 << 22  # bytes of a source that are grown and written at once, where rows can be grown apart
 CACHED = 1 << 20  # bytes of it that are computed at once, to stay in the processor's cache
 Fetch = Callable[[str], Tensor]
-Moment = Literal["weight", "gradient", "second_moment"]
+Moment = Literal["weight", "gradient", "second_moment", "magnitude", "direction", "displacement"]
+
+# How each kind of tensor changes the dual maps, and with which power of 1 / scale it goes. Weights, and differences of weights
+# ("displacement"), ride the maps themselves.
+DUAL: dict[str, tuple[Callable[[UnitMap], UnitMap], int]] = {
+    "gradient": (lambda unit_map: unit_map, 1),
+    "second_moment": (UnitMap.squared, 2),
+    "magnitude": (UnitMap.absolute, 1),
+    "direction": (UnitMap.signs, 0),
+}
 
 
 def grow_tensor(plan: TensorPlan, fetch: Fetch, moment: Moment = "weight") -> Tensor:
@@ -29,16 +39,25 @@ def grow_tensor(plan: TensorPlan, fetch: Fetch, moment: Moment = "weight") -> Te
     weight:         scale . (maps applied) + null-space noise
     gradient:       (1 / scale) . (dual maps applied), which is the true gradient of the large network
     second_moment:  (1 / scale)^2 . (dual maps squared, applied); exact when each new unit has one source
+    magnitude:      |1 / scale| . (dual maps without signs, applied): averages of |gradient|
+    direction:      (signs of the dual maps, applied): averages of steps that do not depend on the size of gradients
+    displacement:   scale . (maps applied), nothing else: differences of weights
 
-    Half-precision tensors are computed in float32 and rounded once. Where new units are only scaled copies of old ones, the
-    old ones are scaled and rounded, and then copied: the same numbers for a fraction of the work.
+    Half-precision tensors are computed in float32 and rounded once, weights so that the shares of a unit's copies still sum
+    to the old column (see `rounding`). Where new units are only scaled copies of old ones, the old ones are scaled and
+    rounded, and then copied: the same numbers for a fraction of the work.
     """
-    maps = [plan.unit_map(dimension, dual=moment != "weight") for dimension in range(len(plan.maps))]
-    if moment == "second_moment":
-        maps = [unit_map and unit_map.squared() for unit_map in maps]
-    if _makes_scaled_copies(plan, maps, moment):
-        return _scaled_copies(plan, fetch, moment, maps)
-    return _computed(plan, fetch, moment, maps, UnitMap.apply).contiguous()
+    maps = [plan.unit_map(dimension, dual=moment in DUAL) for dimension in range(len(plan.maps))]
+    if moment in DUAL:
+        maps = [unit_map and DUAL[moment][0](unit_map) for unit_map in maps]
+    first = fetch(plan.terms[0].source)
+
+    def fetch_once(name: str) -> Tensor:
+        return first if name == plan.terms[0].source else fetch(name)
+
+    if _makes_scaled_copies(plan, maps, moment, first.dtype):
+        return _scaled_copies(plan, fetch_once, moment, maps)
+    return _computed(plan, fetch_once, moment, maps, UnitMap.apply).contiguous()
 
 
 def grow_pieces(plan: TensorPlan, fetch: Fetch) -> Iterator[tuple[list[int], Tensor]]:
@@ -52,7 +71,7 @@ def grow_pieces(plan: TensorPlan, fetch: Fetch) -> Iterator[tuple[list[int], Ten
     first = sources[plan.terms[0].source]
     rows = maps[0] if maps else None
     runs = [(0, len(first))] if rows is None and first.dim() else rows.runs if rows is not None else None
-    if first.dim() < 2 or runs is None or not _makes_scaled_copies(plan, maps, "weight"):
+    if first.dim() < 2 or runs is None or not _makes_scaled_copies(plan, maps, "weight", first.dtype):
         yield [0], grow_tensor(plan, sources.__getitem__)
         return
     row_bytes = max(1, first.numel() * first.element_size() // max(1, len(first)))
@@ -89,13 +108,19 @@ def _cut(ends: Sequence[int], step: int) -> Iterator[tuple[int, int]]:
 Maps = list[UnitMap | None]  # for each dimension; None: unchanged
 
 
-def _makes_scaled_copies(plan: TensorPlan, maps: Maps, moment: Moment) -> bool:
-    """Whether every new unit is an old one times a factor that all its copies share."""
+def _makes_scaled_copies(plan: TensorPlan, maps: Maps, moment: Moment, dtype: torch.dtype) -> bool:
+    """Whether every new unit is an old one times a factor that all its copies share, also after rounding."""
+    if moment == "weight" and is_half(dtype) and _shared_reader(plan) is not None and not _rounds_exactly(plan, maps):
+        return False
     return all(m is None or m.source_factor is not None for m in maps) and not _mixes_units(plan, moment)
 
 
+def _rounds_exactly(plan: TensorPlan, maps: Maps) -> bool:
+    return all(m is None or rounds_exactly(m) for m, role in zip(maps, plan.roles, strict=True) if role == "read")
+
+
 def _scaled_copies(plan: TensorPlan, fetch: Fetch, moment: Moment, maps: Maps) -> Tensor:
-    if not _changes_numbers(plan, maps):
+    if not _changes_numbers(plan, maps) and not (moment in DUAL and plan.begins):
         return _copied(fetch(plan.terms[0].source), maps)
     return _copied(_computed(plan, fetch, moment, maps, UnitMap.scale_sources), maps)
 
@@ -140,9 +165,28 @@ def _computed(
         total = mapped if total is None else total + mapped
     assert total is not None
     if moment == "weight":
-        return _finish_weight(plan, total).to(dtype)
-    unscale = 0.0 if plan.scale == 0 else 1 / plan.scale
-    return (total * (unscale if moment == "gradient" else unscale**2)).to(dtype)
+        return _rounded(plan, _finish_weight(plan, total), dtype)
+    if moment == "displacement":
+        return (total * plan.scale).to(dtype)
+    if plan.begins:
+        return torch.zeros_like(total, dtype=dtype)
+    factor = (1 / plan.scale) ** DUAL[moment][1]
+    return (total * (abs(factor) if moment == "magnitude" else factor)).to(dtype)
+
+
+def _rounded(plan: TensorPlan, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A finished weight in the dtype of its source."""
+    reader = _shared_reader(plan)
+    axis_map = None if reader is None else plan.maps[reader]
+    if not is_half(dtype) or reader is None or axis_map is None or tensor.shape[reader] != axis_map.new_size:
+        return tensor.to(dtype)  # what `UnitMap.scale_sources` has made is copied later
+    return round_shares(tensor, dtype, axis_map.heard, reader)
+
+
+def _shared_reader(plan: TensorPlan) -> int | None:
+    """The last dimension along which copies of a unit share what reads it."""
+    readers = [d for d, role in enumerate(plan.roles) if role == "read" and plan.maps[d] is not None]
+    return readers[-1] if readers else None
 
 
 def _copied(tensor: Tensor, maps: Maps) -> Tensor:
@@ -178,8 +222,7 @@ def _finish_weight(plan: TensorPlan, tensor: Tensor) -> Tensor:
 
 def _noisy_reader(plan: TensorPlan) -> int | None:
     """The dimension along which noise cancels, if this tensor gets any."""
-    readers = [d for d, role in enumerate(plan.roles) if role == "read" and plan.maps[d] is not None]
-    return readers[-1] if readers and plan.noise and plan.scale != 0 else None
+    return _shared_reader(plan) if plan.noise and plan.scale != 0 else None
 
 
 def null_noise(plan: TensorPlan, like: Tensor, axis_map: AxisMap, dimension: int, relative: float, seed: int) -> Tensor:

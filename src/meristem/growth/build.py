@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from meristem.anatomy import Anatomy, Builder
+from meristem.anatomy.anatomy import folded
+from meristem.anatomy.inputs import device_of
 from meristem.anatomy.streamed import Piece, Weights, is_streamed, streamed, weights_of
 from meristem.growth.apply import grow_pieces, grow_tensor
 from meristem.growth.plan import GrowthPlan
@@ -25,16 +27,22 @@ def in_float32(anatomy: Anatomy, model: nn.Module) -> nn.Module:
         return tensor.float() if tensor.is_floating_point() else tensor
 
     dtypes = {n: torch.float32 if t.is_floating_point() else t.dtype for n, t in model.state_dict().items()}
-    return filled(anatomy.builder, Weights(dtypes, exact), like=model).eval()
+    return filled(anatomy.builder, Weights(dtypes, exact), like=model, rounded=False).eval()
 
 
 def build(plan: GrowthPlan, model: nn.Module) -> nn.Module:
-    """The large network of `plan`, with weights from `model`; each tensor keeps its source's dtype and device.
+    """The large network of `plan`, with weights from `model`; each tensor keeps its source's dtype, place and `requires_grad`.
 
     Never randomly initialised: memory is touched once, by the grown weights. Of a streamed network the result is streamed
     too, and grows whatever of it is asked for.
     """
-    return filled(plan.target, grown_weights(plan, model), like=model)
+    grown = filled(plan.target, grown_weights(plan, model), like=model)
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters(remove_duplicate=False)}
+    for name, parameter in grown.named_parameters():
+        parameter.requires_grad_(trained.get(plan.origin(name), parameter.requires_grad))
+    if getattr(model, "is_activation_checkpointing", False):
+        grown.activation_checkpointing_enable()  # pyright: ignore[reportCallIssue]: of every transformers model that has the flag
+    return grown
 
 
 def grown_weights(plan: GrowthPlan, model: nn.Module) -> Weights:
@@ -56,19 +64,19 @@ def grown_dtypes(plan: GrowthPlan, model: nn.Module) -> dict[str, torch.dtype]:
     return {name: stored[plan.tensors[own].terms[0].source].dtype for name, own in plan.own_names.items()}
 
 
-def filled(target: Builder, weights: Mapping[str, Tensor], like: nn.Module) -> nn.Module:
+def filled(target: Builder, weights: Mapping[str, Tensor], like: nn.Module, rounded: bool = True) -> nn.Module:
     """The target's network with these weights; its mode and generation config are those of `like`, and it is streamed if
-    that is."""
+    that is. `rounded`: constants that no checkpoint holds have the dtype that they have in `like`."""
+    make = functools.partial(target.build, target.sizes, target.depths)
     if is_streamed(like):
         assert isinstance(weights, Weights)
-        grown = streamed(skeleton(functools.partial(target.build, target.sizes, target.depths)), weights)
+        grown = streamed(skeleton(make), weights)
     else:
-        grown = _unfilled(functools.partial(target.build, target.sizes, target.depths))
-        done: set[int] = set()
+        grown = _unfilled(make)
+        made: dict[int, nn.Parameter] = {}
         for name, held in grown.state_dict(keep_vars=True).items():
-            if id(held) not in done:  # tied names share the parameter, so one assignment serves all
-                _put(grown, name, weights[name])
-            done.add(id(held))
+            _put(grown, name, held, weights, made)
+        _follow_buffers(grown, like, rounded)
     generation_config = getattr(like, "generation_config", None)
     if generation_config is not None:
         grown.generation_config = copy.deepcopy(generation_config)
@@ -96,13 +104,32 @@ def _tied(model: nn.Module) -> nn.Module:
     return model
 
 
-def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+def _put(
+    model: nn.Module, name: str, held: Tensor, weights: Mapping[str, Tensor], made: dict[int, nn.Parameter]
+) -> None:
+    """The weight of this name in its place; tied names share the parameter, which is made once."""
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
     if leaf in owner._buffers:
-        owner._buffers[leaf] = tensor
-    else:
-        owner.get_parameter(leaf).data = tensor
+        owner._buffers[leaf] = weights[name]
+        return
+    if id(held) not in made:
+        made[id(held)] = nn.Parameter(weights[name], requires_grad=held.requires_grad)
+    owner._parameters[leaf] = made[id(held)]
+
+
+def _follow_buffers(grown: nn.Module, like: nn.Module, rounded: bool) -> None:
+    """Buffers that no checkpoint holds (rotary tables) lie where those of `like` lie and, if asked for, in their dtype."""
+    device, kept = device_of(like), grown.state_dict().keys()
+    sources = {folded(name): buffer for name, buffer in like.named_buffers()}
+    for name, buffer in grown.named_buffers(remove_duplicate=False):
+        if name in kept:
+            continue
+        source = sources.get(folded(name))
+        follows = rounded and source is not None and buffer.is_floating_point()
+        dtype = source.dtype if follows and source is not None else buffer.dtype
+        path, _, leaf = name.rpartition(".")
+        grown.get_submodule(path)._buffers[leaf] = buffer.to(source.device if source is not None else device, dtype)
 
 
 @contextlib.contextmanager

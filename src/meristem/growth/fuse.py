@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,14 +13,25 @@ from torch.optim import Optimizer
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.streamed import Weights, weights_of
-from meristem.certificates import Certificate, verify
+from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
 from meristem.errors import PreservationError
 from meristem.growth.apply import grow_tensor, null_noise
 from meristem.growth.block_steps import MISSED
-from meristem.growth.build import filled, grown_dtypes
+from meristem.growth.build import filled, grown_dtypes, in_float32
 from meristem.growth.deep_fusion import SELF_FUSION_NOISE, DeepFusion
-from meristem.growth.optimizer import State, grow_state, load_named_state, named_state, own_steps, without_state
+from meristem.growth.growth import Growth, known
+from meristem.growth.optimizer import (
+    State,
+    grow_state,
+    load_named_state,
+    named_state,
+    own_steps,
+    unwrapped,
+    without_state,
+)
+from meristem.growth.optimizer_families import Entry, Family, family_by_entries, family_of
 from meristem.growth.plan import GrowthPlan
+from meristem.growth.rounding import is_half, round_shares
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class Fusion:
 
 
 def fuse(
-    models: Sequence[nn.Module],
+    models: Sequence[nn.Module | Growth],
     method: DeepFusion | None = None,
     *,
     anatomies: Sequence[Anatomy] | None = None,
@@ -49,8 +60,8 @@ def fuse(
     """One network as wide as all of `models` together, whose logits are their mean; they are left as they are.
 
     Args:
-        models: at least two networks of one type, depth, head size and vocabulary; widths may differ. The same network several
-            times is self-fusion.
+        models: at least two networks of one type, depth, head size and vocabulary, or growths that made such; widths may differ.
+            The same network several times is self-fusion.
         method: options, see `DeepFusion`; its defaults if None.
         anatomies: from `Anatomy.infer`, for networks outside transformers.
         verify: measure the fused logits against the parents' mean, and raise if they differ where they should not.
@@ -64,7 +75,7 @@ def fuse(
 
 
 def fuse_with_certificate(
-    models: Sequence[nn.Module],
+    models: Sequence[nn.Module | Growth],
     method: DeepFusion | None = None,
     *,
     anatomies: Sequence[Anatomy] | None = None,
@@ -75,23 +86,31 @@ def fuse_with_certificate(
     from meristem.anatomy.inputs import example_inputs
 
     method = method or DeepFusion()
-    anatomies = list(anatomies) if anatomies is not None else [Anatomy.of(model) for model in models]
-    weights = method.convex(len(models))
+    found = list(anatomies) if anatomies is not None else [None] * len(models)
+    pairs = [known(model, anatomy) for model, anatomy in zip(models, found, strict=True)]
+    parents = [parent for parent, _ in pairs]
+    anatomies = [anatomy or Anatomy.of(parent) for parent, anatomy in pairs]
+    weights = method.convex(len(parents))
     if inputs is None and (verify or method.norm == "equalised"):
-        inputs = example_inputs(models[0])
-    plans = method.plans(anatomies, models, inputs or {})
-    alike = _all_alike(models)
+        inputs = example_inputs(parents[0])
+    alike = _all_alike(parents)
     noise = method.noise if method.noise is not None else SELF_FUSION_NOISE
-    fused = _build(plans, models, noise if alike else 0.0, method.seed)
+    noise = noise if alike else 0.0
+    plans = method.plans(anatomies, parents, inputs or {})
+    fused = _build(plans, parents, noise, method.seed)
     capped = anatomies[0].builder.fact("final_logit_softcapping")  # the mean of capped logits is no capped mean
     exact = alike or not (capped or _norm_over_all(anatomies[0], grouped=method.norm == "grouped"))
-    certificate = _certify(models, weights, fused, inputs) if verify else None
+    certificate = None
+    if verify:
+        certificate = _certify(
+            plans, parents, weights, fused, inputs, lambda exact: _build(plans, exact, noise, method.seed)
+        )
     if certificate and exact and not certificate.holds:
         raise PreservationError(
             f"the fused network should compute its parents' mean and does not: {certificate.summary()}; "
             "`meristem inspect` shows what was inferred"
         )
-    options = {"method": method.name, **asdict(method), "weights": list(weights), "parents": len(models)}
+    options = {"method": method.name, **asdict(method), "weights": list(weights), "parents": len(parents)}
     return Fusion(fused, tuple(plans), weights, certificate, exact, (options,))
 
 
@@ -119,32 +138,50 @@ def fuse_optimizer(fusion: Fusion, optimizers: Sequence[Optimizer], parents: Seq
     Raises:
         MeristemError: if an optimizer is not its parent's, or holds state that cannot be fused.
     """
+    optimizers = [unwrapped(optimizer) for optimizer in optimizers]
     states = [named_state(optimizer, parent) for optimizer, parent in zip(optimizers, parents, strict=True)]
     fused = without_state(optimizers[0], parents[0], fusion.model, fusion.plans[:1], scale_learning_rate=False)
-    load_named_state(fused, fusion.model, fuse_state(fusion, states))
+    load_named_state(fused, fusion.model, fuse_state(fusion, states, family_of(optimizers[0])))
     return fused
 
 
-def fuse_state(fusion: Fusion, states: Sequence[State]) -> dict[str, dict[str, Tensor]]:
+POWERS: Mapping[Entry, int] = {  # of the gradient, in each kind of entry
+    "gradient": 1,
+    "second_moment": 2,
+    "magnitude": 1,
+    "row": 2,
+    "column": 2,
+    "direction": 0,
+    "displacement": 0,
+}
+
+
+def fuse_state(fusion: Fusion, states: Sequence[State], family: Family | None = None) -> dict[str, dict[str, Tensor]]:
     """The parents' optimizer states as one: moments follow the dual maps, weighted as the parents are in the mean, and are
     zero in cross blocks; the step count is the largest of the parents', and other blocks have missed steps of it (see
     `block_steps`).
 
     The gradient of the mean's loss at a parent's own block is its weight times the parent's, as far as their outputs agree.
+
+    Args:
+        family: the row of the optimizer's table (`optimizer_families`); by default the first that has all entries of the state.
     """
+    family = family or family_by_entries({key for s in states for entries in s.values() for key in entries} - {MISSED})
     total: dict[str, dict[str, Tensor]] = {}
     counts: dict[str, list[Tensor]] = {}
     for plan, weight, state in zip(fusion.plans, fusion.weights, states, strict=True):
-        for name, entries in grow_state(plan, state).items():
-            known = total.setdefault(name, {})
+        for name, entries in grow_state(plan, state, family).items():
+            fused = total.setdefault(name, {})
             for key in entries:
                 if key == "step":
                     counts.setdefault(name, []).append(own_steps(plan, name, state))
+                elif family.entries.get(key) == "scalar":
+                    fused.setdefault(key, entries[key])
                 elif key != MISSED:
-                    value, power = entries[key], 2 if "sq" in key else 1  # of the gradient
+                    value, power = entries[key], POWERS[family.entries[key]]
                     shared = not any(plan.tensors[name].maps)  # all parents' gradients are this tensor's: their mean
                     share = weight ** (power + 1 if shared else power)
-                    known[key] = known[key] + share * value if key in known else share * value
+                    fused[key] = fused[key] + share * value if key in fused else share * value
     for name, own in counts.items():
         shared = not any(fusion.plans[0].tensors[name].maps)
         steps = torch.stack(own).amin(0) if shared else torch.stack(own).sum(0)  # each entry is one parent's, or none's
@@ -190,13 +227,17 @@ def _build(plans: Sequence[GrowthPlan], models: Sequence[nn.Module], noise: floa
         plan = plans[0].tensors[name]
         source = anatomy.tensors[plan.terms[0].source]
         parts = [_part(p, name, weights) for p, weights in zip(plans, parents, strict=True)]
-        total = parts[0] if not parts[0].is_floating_point() else torch.stack(parts).sum(0).to(parts[0].dtype)
+        if not parts[0].is_floating_point():
+            return parts[0]
+        dtype = parts[0].dtype
+        total = torch.stack([part.float() if is_half(dtype) else part for part in parts]).sum(0)
         readers = [i for i, d in enumerate(source.dimensions) if d.role == "read" and plan.maps[i] is not None]
-        if noise and readers and total.is_floating_point():
-            layout = source.dimensions[readers[-1]].layout
-            units = layout.expand({axis: copied.axis_map(axis) for axis in layout.axes()})
-            total = total + null_noise(plan, total, units, readers[-1], noise, seed)
-        return total
+        if not noise or not readers:
+            return total.to(dtype)
+        layout = source.dimensions[readers[-1]].layout
+        units = layout.expand({axis: copied.axis_map(axis) for axis in layout.axes()})
+        total = total + null_noise(plan, total, units, readers[-1], noise, seed)
+        return round_shares(total, dtype, units.heard, readers[-1]) if is_half(dtype) else total
 
     weights = Weights(grown_dtypes(plans[0], models[0]), lambda name: fused(plans[0].own_names[name]))
     return filled(plans[0].target, weights, like=models[0])
@@ -215,6 +256,18 @@ def _part(plan: GrowthPlan, name: str, state: Mapping[str, Tensor]) -> Tensor:
 
 
 def _certify(
-    models: Sequence[nn.Module], weights: Sequence[float], fused: nn.Module, inputs: Mapping[str, Tensor] | None
+    plans: Sequence[GrowthPlan],
+    models: Sequence[nn.Module],
+    weights: Sequence[float],
+    fused: nn.Module,
+    inputs: Mapping[str, Tensor] | None,
+    fuse_again: Callable[[Sequence[nn.Module]], nn.Module],
 ) -> Certificate:
-    return verify(MeanOfParents(models, weights), fused, inputs)
+    """As `growth.certify`: what is stored and, where that is in half precision, the same fusion without rounding."""
+    certificate = verify(MeanOfParents(models, weights), fused, inputs)
+    if not is_half(stored_dtype(fused)):
+        return certificate
+    unrounded = {id(model): in_float32(plan.source, model) for plan, model in zip(plans, models, strict=True)}
+    exact = [unrounded[id(model)] for model in models]
+    error, tolerance = error_in_high_precision(MeanOfParents(exact, weights), fuse_again(exact), inputs)
+    return replace(certificate, unrounded_relative_error=error, unrounded_tolerance=tolerance)

@@ -1,34 +1,26 @@
-"""`ms.grow`: the one verb."""
+"""The plain verbs: `ms.grow`, `ms.shrink`, `ms.grow_optimizer`. What else a growth knows is in `ms.Growth`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from meristem.anatomy import Anatomy
-from meristem.certificates import Certificate, verify
-from meristem.errors import MeristemError, PreservationError
-from meristem.growth.build import build, in_float32
-from meristem.growth.method import Method, Methods, as_list
+from meristem.anatomy.streamed import weights_of
+from meristem.errors import MeristemError
+from meristem.growth.growth import Growth
+from meristem.growth.method import Methods, as_list
+from meristem.growth.optimizer import grown_optimizer
 from meristem.growth.plan import GrowthPlan
-
-
-@dataclass(frozen=True)
-class Growth:
-    """A grown network, the plans that made it (one for each method), and its certificate if it was verified."""
-
-    model: nn.Module
-    plans: tuple[GrowthPlan, ...]
-    certificate: Certificate | None
-    methods: tuple[dict[str, Any], ...]
+from meristem.growth.settle import settle
+from meristem.growth.steps import take_steps
 
 
 def grow(
-    model: nn.Module,
+    model: nn.Module | Growth,
     method: Methods,
     *,
     anatomy: Anatomy | None = None,
@@ -38,97 +30,92 @@ def grow(
     """A larger network made from `model`, which is left as it is.
 
     Args:
-        model: a transformers model, or any nn.Module together with its `anatomy`.
+        model: a transformers model, any nn.Module together with its `anatomy`, or an earlier growth.
         method: a growth method, or a list of them applied in turn.
         anatomy: from `Anatomy.infer`, for networks outside transformers.
         verify: prove that the function is preserved, if the methods promise it.
-        inputs: keyword arguments of the model's forward for that proof; random ones by default.
+        inputs: keyword arguments of the model's forward for all that is measured; random ones by default.
 
     Returns:
-        A module of the same class, with the same dtype; for transformers a stock model that `save_pretrained` saves.
+        A module of the same class, with the same dtype, on the same device; for transformers a stock model that
+        `save_pretrained` saves.
 
     Raises:
         MeristemError: when the targets do not fit the network.
         PreservationError: when a growth that promises to preserve the function does not.
     """
-    return grow_with_certificate(model, method, anatomy=anatomy, verify=verify, inputs=inputs).model
+    return Growth.of(model, method, anatomy=anatomy, verify=verify, inputs=inputs).model
 
 
-def shrink(model: nn.Module, method: Methods, *, anatomy: Anatomy | None = None) -> nn.Module:
+def shrink(
+    model: nn.Module | Growth,
+    method: Methods,
+    *,
+    anatomy: Anatomy | None = None,
+    inputs: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
     """A smaller network cut out of `model`, which is left as it is.
 
     Args:
-        model: a transformers model, or any nn.Module together with its `anatomy`.
+        model: a transformers model, any nn.Module together with its `anatomy`, or an earlier growth.
         method: such as `WeightSelection(hidden_size=256)`.
+        anatomy, inputs: as for `grow`.
 
     Raises:
         MeristemError: when the targets do not fit the network.
     """
-    return grow_with_certificate(model, method, anatomy=anatomy, verify=False).model
+    return Growth.of(model, method, anatomy=anatomy, inputs=inputs).model
 
 
-def grow_with_certificate(
-    model: nn.Module,
+def grow_optimizer(
+    optimizer: Optimizer,
+    small: nn.Module,
+    big: nn.Module,
     method: Methods,
     *,
     anatomy: Anatomy | None = None,
-    verify: bool = True,
     inputs: Mapping[str, Tensor] | None = None,
-) -> Growth:
-    """As `grow`, and keeps the plans and the certificate."""
-    methods = as_list(method)
-    if not methods:
-        raise MeristemError("no growth method given")
-    plans, grown = _apply(model, methods, anatomy)
-    certificate = certify(model, grown, plans, inputs) if verify else None
-    if certificate and all(plan.preserves_function for plan in plans) and not certificate.holds:
-        plans, grown, certificate = _second_try(model, methods, plans[0].source, inputs)
-    return Growth(grown, plans, certificate, tuple(m.options() for m in methods))
+    scale_learning_rate: bool = False,
+) -> Optimizer:
+    """An optimizer for `big`, with the state and the hyperparameters of the one that trained `small`.
 
+    `Growth.grow_optimizer` does the same with the plans at hand. Here they are made again, and compared with `big`.
 
-def _second_try(
-    model: nn.Module, methods: list[Method], anatomy: Anatomy, inputs: Mapping[str, Tensor] | None
-) -> tuple[tuple[GrowthPlan, ...], nn.Module, Certificate]:
-    """Grow once more, with what a trial tells about the architecture that its names and shapes did not.
+    Args:
+        optimizer: one of the table in `growth.optimizer_families`, or any other with the same entries in its state.
+        small, big: the network before and after `method`.
+        method: exactly what was given to `grow`.
+        anatomy, inputs: what was given to `grow`.
+        scale_learning_rate: split the parameter groups so that each weight steps in proportion to its new scale, as the
+            optimizer's row in the table says: the large network then follows the small one's trajectory until its symmetry
+            is broken. Without it all weights keep their learning rate.
 
     Raises:
-        PreservationError: if that does not help either.
+        MeristemError: if the optimizer is not the model's, holds state that cannot be grown, or `big` is not what `method` makes
+            of `small`.
     """
-    from meristem.anatomy.inputs import example_inputs
-    from meristem.growth.settle import settle
-
-    settled, parting = settle(anatomy, model, inputs if inputs is not None else example_inputs(model))
-    plans, grown = _apply(model, methods, settled)
-    certificate = certify(model, grown, plans, inputs)
-    if not certificate.holds:
-        where = f"; cloned, {parting}" if parting else ""
-        raise PreservationError(
-            f"this growth should preserve the function and does not: {certificate.summary()}. The anatomy of this "
-            f"{anatomy.builder.model_type} is not understood{where}. `meristem inspect` shows what was inferred"
-        )
-    return plans, grown, certificate
-
-
-def _apply(
-    model: nn.Module, methods: list[Method], anatomy: Anatomy | None
-) -> tuple[tuple[GrowthPlan, ...], nn.Module]:
-    plans, current = [], model
-    for method in methods:
-        plans.append(method.plan(anatomy or Anatomy.of(current), current))
-        current = build(plans[-1], current)
-        anatomy = None
-    return tuple(plans), current
+    methods, anatomy = as_list(method), anatomy or Anatomy.of(small)
+    steps = take_steps(small, methods, anatomy, inputs)
+    if _first_difference(steps.plans, steps.model, big) is not None:
+        settled, _ = settle(anatomy, small, inputs)
+        steps = take_steps(small, methods, settled, inputs)
+        different = _first_difference(steps.plans, steps.model, big)
+        if different is not None:
+            raise MeristemError(
+                f"the large network is not what {', '.join(m.name for m in methods)} makes of the small one: they differ "
+                f"in {different}. Grow the optimizer before either network is trained on, or use ms.Growth"
+            )
+    return grown_optimizer(optimizer, small, big, steps.plans, scale_learning_rate)
 
 
-def certify(
-    model: nn.Module, grown: nn.Module, plans: tuple[GrowthPlan, ...], inputs: Mapping[str, Tensor] | None
-) -> Certificate:
-    """Judge the growth on the weights themselves in high precision; what a low dtype rounds away is reported apart."""
-    stored = next(model.parameters()).dtype
-    if stored in (torch.float32, torch.float64):
-        return verify(model, grown, inputs)
-    exact = in_float32(plans[0].source, model)
-    current: nn.Module = exact
-    for plan in plans:
-        current = build(plan, current)
-    return verify(exact, current, inputs, stored=verify(model, grown, inputs))
+def _first_difference(plans: tuple[GrowthPlan, ...], grown: nn.Module, big: nn.Module) -> str | None:
+    """The name of the first tensor of `big` that is not that of `grown`, up to the rounding of its dtype; None if all are."""
+    expected, found = weights_of(grown), big.state_dict()
+    for name in plans[-1].tensors:
+        if name not in found or found[name].shape != expected[name].shape:
+            return name
+        ours, theirs = expected[name].to(found[name].device, found[name].dtype), found[name]
+        rtol, atol = (1e-2, 1e-3) if theirs.dtype.itemsize < 4 else (1e-4, 1e-6)
+        if not torch.allclose(ours, theirs, rtol=rtol, atol=atol):
+            return name
+    return None

@@ -7,33 +7,24 @@ Pre-training with Small Model Initialization", 2024, arXiv:2409.12903.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.errors import MeristemError
 from meristem.growth.method import Weights
-from meristem.growth.width import WidthMethod
+from meristem.growth.width import NoisyWidthMethod
 
 
 @dataclass(frozen=True)
-class HyperCloning(WidthMethod):
+class HyperCloning(NoisyWidthMethod):
     """Every axis is stacked n times: write = n identities on top of each other, read = the same / n (paper, eq. 2-4).
 
     Heads and key-value heads are cloned whole, head_dim is kept; a single key-value head (multi-query) stays single.
     Targets have to be whole multiples of the present sizes.
-
-    Args:
-        noise: symmetry-breaking noise on the readers, relative to the standard deviation of each tensor; it lies in
-            the null space of the copies, so the function is kept.
-        seed: of the noise.
-        tied: "keep" a tied head (its factor goes into the gain of the norm before it) or "untie" it.
     """
 
     name: ClassVar[str] = "hypercloning"
-    noise: float = 0.0
-    seed: int = 0
-    tied: Literal["keep", "untie"] = "keep"
 
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
         """A stack of identities. Raises MeristemError for a target that is no whole multiple."""

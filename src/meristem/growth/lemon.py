@@ -7,23 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
+from meristem.anatomy.trace import Inputs
 from meristem.growth.depth import identity_layers
-from meristem.growth.method import Weights
+from meristem.growth.method import Weights, blocks_can_be_silent
 from meristem.growth.padding import padded_hidden
 from meristem.growth.plan import LayerMap
 from meristem.growth.targets import depth_targets
-from meristem.growth.width import WidthMethod
+from meristem.growth.width import NoisyWidthMethod
 
 
 @dataclass(frozen=True)
-class LEMON(WidthMethod):
+class LEMON(NoisyWidthMethod):
     """Whole copies as far as they go, the remainder of the hidden axis silent; heads and feed-forward units duplicated.
 
     Exact for pre-norm networks at any ratio, for post-norm ones at whole ratios. Gains are multiplied by
@@ -33,15 +34,11 @@ class LEMON(WidthMethod):
     Args:
         num_hidden_layers: target depth; new layers are identity blocks behind the layer that they copy.
         noise: symmetry-breaking noise on readers, in the null space; it also wakes the silent units.
-        seed: of the noise.
-        tied: "keep" a tied head where that is possible (zero padding, whole copies), or "untie" it.
     """
 
     name: ClassVar[str] = "lemon"
-    num_hidden_layers: int | None = None
     noise: float = 0.1
-    seed: int = 0
-    tied: Literal["keep", "untie"] = "keep"
+    num_hidden_layers: int | None = None
 
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
         """Padding for the hidden axis, cyclic duplication for the others."""
@@ -55,9 +52,7 @@ class LEMON(WidthMethod):
         targets = depth_targets(anatomy, self.name, num_hidden_layers=self.num_hidden_layers)
         return {axis: identity_layers(anatomy, axis, target) for axis, target in targets.items()}
 
-    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module) -> bool:
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
         """Unless norms stand in the way (see `norms_are_kept`)."""
-        from meristem.growth.method import blocks_can_be_silent
-
-        deeper = bool(self.layer_maps(anatomy))
-        return super().promises(anatomy, maps, model) and (not deeper or blocks_can_be_silent(anatomy, model))
+        kept = super().promises(anatomy, maps, model, inputs)
+        return kept and (not self.layer_maps(anatomy) or blocks_can_be_silent(anatomy, model, inputs))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy
+from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.apply import grow_tensor
 from meristem.growth.depth import repeat_all
@@ -85,7 +86,7 @@ class LiGO(WidthMethod):
         """Where the fit starts: cyclic duplication."""
         return AxisMap.duplicate(torch.arange(target) % anatomy.sizes[axis], anatomy.sizes[axis])
 
-    def plan(self, anatomy: Anatomy, model: nn.Module) -> GrowthPlan:
+    def plan(self, anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> GrowthPlan:
         """Raises MeristemError: it has to be fitted first."""
         raise MeristemError("ligo is fitted on data first: LiGO(...).fit(model, batches), or a recipe's grow node")
 
@@ -139,7 +140,7 @@ class FittedLiGO(Method):
             for axis, mixture in self.mixture.items()
         }
 
-    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module) -> bool:
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
         """Never."""
         return False
 

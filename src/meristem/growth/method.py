@@ -14,12 +14,21 @@ from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.conventions import NORM_EPS_FIELDS
 from meristem.anatomy.streamed import weights_of, with_weights
-from meristem.anatomy.trace import blocks_pass_through, ends_in_norm
+from meristem.anatomy.trace import Inputs, blocks_pass_through, ends_in_norm
 from meristem.errors import MeristemError
 from meristem.growth.plan import GrowthPlan, LayerMap, axes_of, layer_order, sizes_after
 from meristem.growth.tying import repair
 
 Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A method's options that are no maps: the noise on readers and its seed, and whether a tied head stays tied."""
+
+    noise: float = 0.0
+    seed: int = 0
+    keep_tied: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,13 +49,17 @@ class Method(ABC):
         """The map of every list of blocks that changes."""
         return {}
 
-    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module) -> bool:
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs) -> bool:
         """Whether this growth claims to preserve the function; the claim is then proved, or the growth raises."""
-        return norms_are_kept(anatomy, maps, model)
+        return norms_are_kept(anatomy, maps, model, inputs)
 
-    def plan(self, anatomy: Anatomy, model: nn.Module) -> GrowthPlan:
-        """The full plan for growing `model`, whose anatomy this is. The model is run once (to find the norm before a
-        tied head) and not changed."""
+    def choices(self) -> Choices:
+        """What the plan needs to know beside the maps."""
+        return Choices()
+
+    def plan(self, anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> GrowthPlan:
+        """The full plan for growing `model`, whose anatomy this is. The model is run on `inputs` (random ones by default),
+        to find the norm before a tied head and whether blocks can be silent, and not changed."""
         maps, layers = self.axis_maps(anatomy, weights_of(model)), self.layer_maps(anatomy)
         sizes = sizes_after(anatomy, maps)
         if anatomy.builder.fact("norm_groups") and sizes.get("hidden") != anatomy.sizes.get("hidden"):
@@ -60,9 +73,9 @@ class Method(ABC):
                 (d for a, d in depths.items() if a in layers and anatomy.depths[a] == depths[axis]), depths[axis]
             )
         orders = {axis: layer_order(layer_map) for axis, layer_map in layers.items()}
-        changes = _eps_changes(anatomy, maps)
+        changes, choices = _eps_changes(anatomy, maps), self.choices()
         target = anatomy.builder.resized(sizes, depths, changes, orders)
-        fix = repair(anatomy, target, maps, model, keep_tied=getattr(self, "tied", "keep") == "keep")
+        fix = repair(anatomy, target, maps, model, choices.keep_tied, inputs)
         if fix.untied:
             target = anatomy.builder.resized(sizes, depths, {**changes, "tie_word_embeddings": False}, orders)
         return GrowthPlan(
@@ -70,9 +83,9 @@ class Method(ABC):
             target=target,
             maps=maps,
             layers=layers,
-            preserves_function=self.promises(anatomy, maps, model),
-            noise=getattr(self, "noise", 0.0),
-            seed=getattr(self, "seed", 0),
+            preserves_function=self.promises(anatomy, maps, model, inputs),
+            noise=choices.noise,
+            seed=choices.seed,
             scales=fix.scales,
             untied=fix.untied,
         )
@@ -82,7 +95,7 @@ class Method(ABC):
         return {"method": self.name, **asdict(self)}
 
 
-def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module) -> bool:
+def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
     """Whether every norm computes on the new units what it did on the old ones.
 
     Uniform copies do that for any norm. Padding does for norms that only feed readers (pre-norm), with their gain and
@@ -99,15 +112,15 @@ def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Modu
     if not unsettled & normed:
         return True
     padded = all(maps[axis].norm_factor != 1 and axis == "hidden" for axis in unsettled & normed)
-    return padded and not ends_in_norm(model, [block.prefix for block in anatomy.blocks])
+    return padded and not ends_in_norm(model, [block.prefix for block in anatomy.blocks], inputs)
 
 
-def blocks_can_be_silent(anatomy: Anatomy, model: nn.Module) -> bool:
+def blocks_can_be_silent(anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> bool:
     """Whether a block that writes nothing leaves the stream as it is: not if it ends in a norm (post-norm, as in BERT) or
     scales its skip connection. The model is asked, with the writers of a copy silenced."""
     writers = {t.name for t in anatomy.tensors.values() if t.block and t.writes(anatomy.stream(t))}
     muted = with_weights(model, lambda name, tensor: torch.zeros_like(tensor) if name in writers else tensor)
-    return blocks_pass_through(model, muted, [block.prefix for block in anatomy.blocks])
+    return blocks_pass_through(model, muted, [block.prefix for block in anatomy.blocks], inputs)
 
 
 def _eps_changes(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, float]:

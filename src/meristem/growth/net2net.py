@@ -15,11 +15,11 @@ import torch
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.growth.method import Weights
-from meristem.growth.width import WidthMethod
+from meristem.growth.width import NoisyWidthMethod
 
 
 @dataclass(frozen=True)
-class Net2Net(WidthMethod):
+class Net2Net(NoisyWidthMethod):
     """New units copy old ones, and the readers of a unit's copies share its weight (write 1, read 1 / multiplicity).
 
     Exact for feed-forward units and heads at any ratio. Uneven copies of the hidden axis change what norms
@@ -28,14 +28,10 @@ class Net2Net(WidthMethod):
 
     Args:
         duplication: which units get further copies: drawn at "random" (Net2Net, FPI) or one after the other ("cyclic").
-        noise: symmetry-breaking noise on readers, relative, in the null space of the copies.
-        seed: of the duplication and the noise.
     """
 
     name: ClassVar[str] = "net2net"
     duplication: Literal["random", "cyclic"] = "random"
-    noise: float = 0.0
-    seed: int = 0
 
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
         """Every old unit once, then further copies."""

@@ -2,35 +2,37 @@
 
 Adam's first moment is an average of gradients and rides like one; the second moment rides the squared entries, which is
 exact when each new unit has a single source (design, section 1; published code copies the moments unscaled or fills
-blocks with zeros, and both kick the trajectory).
+blocks with zeros, and both kick the trajectory). What other optimizers keep, and how their steps scale, is the table of
+`optimizer_families`.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from meristem.anatomy import Anatomy
+from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy.streamed import Weights
 from meristem.errors import MeristemError
-from meristem.growth.apply import Moment, grow_tensor
+from meristem.growth.apply import grow_tensor
 from meristem.growth.block_steps import MISSED, count_blocks_apart
-from meristem.growth.build import build
 from meristem.growth.dtensors import as_part
-from meristem.growth.method import Methods, as_list
+from meristem.growth.optimizer_families import (
+    FAMILIES,
+    Amplitude,
+    Family,
+    family_by_entries,
+    family_of,
+    unknown_entry,
+)
 from meristem.growth.plan import GrowthPlan, TensorPlan
-
-MOMENTS: dict[str, Moment] = {
-    "exp_avg": "gradient",
-    "momentum_buffer": "gradient",
-    "exp_avg_sq": "second_moment",
-    "max_exp_avg_sq": "second_moment",
-}
 
 State = Mapping[str, Mapping[str, Tensor]]  # parameter name -> key ("exp_avg", "step", ...) -> tensor
 
@@ -38,67 +40,131 @@ State = Mapping[str, Mapping[str, Tensor]]  # parameter name -> key ("exp_avg", 
 def named_state(optimizer: Optimizer, model: nn.Module) -> State:
     """The optimizer's state by parameter name, which no reordering of parameter groups can confuse.
 
+    Numbers become tensors of 64 bits without dimensions, and what is stored as a second set of weights (schedule-free `z`) its
+    difference from the weights.
+
     Raises:
         MeristemError: for state that is no tensor (such as L-BFGS history).
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    family = family_of(optimizer)
     state: dict[str, dict[str, Tensor]] = {}
     for parameter, entries in optimizer.state.items():
         name = names.get(id(parameter))
         if name is None:
             raise MeristemError("the optimizer holds parameters that are not the model's; pass the model it trains")
-        for key, value in entries.items():
-            if not isinstance(value, Tensor | int | float):
-                raise MeristemError(f"optimizer state {key!r} of {name} is a {type(value).__name__}, which cannot grow")
-        state[name] = {key: torch.as_tensor(value) for key, value in entries.items()}
+        kept = {key: _as_tensor(key, value, name) for key, value in entries.items() if value is not None}
+        for key in (key for key in kept if family.entries.get(key) == "displacement"):
+            kept[key] = kept[key] - parameter.detach()
+        state[name] = kept
     return state
+
+
+def _as_tensor(key: str, value: Any, name: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if not isinstance(value, int | float):
+        raise MeristemError(f"optimizer state {key!r} of {name} is a {type(value).__name__}, which cannot grow")
+    return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
 
 
 def load_named_state(optimizer: Optimizer, model: nn.Module, state: State) -> None:
     """Put a state by names into an optimizer of `model`; of a sharded network, every process keeps its part."""
     parameters = dict(model.named_parameters())
+    family = family_of(optimizer)
     for name, entries in state.items():
         parameter = parameters[name]
-        optimizer.state[parameter] = {key: as_part(value, parameter) for key, value in entries.items()}
+        loaded: dict[str, Any] = {
+            key: as_part(value.to(parameter.device) if value.dim() else value, parameter)
+            for key, value in entries.items()
+        }
+        for key, value in loaded.items():
+            if family.entries.get(key) == "displacement":
+                loaded[key] = parameter.detach() + value
+            elif value.dim() == 0 and value.dtype in (torch.int64, torch.float64) and key in ("step", "RMS"):
+                loaded[key] = value.item() if value.dtype == torch.int64 or key == "RMS" else value
+        optimizer.state[parameter] = loaded
     if any(MISSED in entries for entries in state.values()):
         count_blocks_apart(optimizer)
 
 
-def grow_state(plan: GrowthPlan, state: State) -> dict[str, Weights]:
+def grow_state(plan: GrowthPlan, state: State, family: Family | None = None) -> dict[str, Weights]:
     """The optimizer state of the large network, every entry made when it is asked for. Parameters without state (frozen
     ones) stay without.
 
+    Args:
+        family: the row of the optimizer's table; by default the first that has all entries of the state.
+
     Raises:
-        MeristemError: for a state entry whose growth is not known, naming it and the known ones.
+        MeristemError: for a state entry whose growth is not known.
     """
-    unknown = sorted({key for entries in state.values() for key in entries} - {"step", MISSED, *MOMENTS})
-    if unknown:
-        raise MeristemError(f"optimizer state {unknown[0]!r} cannot be grown; known: step, {', '.join(MOMENTS)}")
+    keys = {key for entries in state.values() for key in entries} - {MISSED}
+    family = family or family_by_entries(keys)
+    if keys - set(family.entries):
+        raise unknown_entry(keys - set(family.entries), family)
     grown = {}
     for name, tensor_plan in plan.tensors.items():
         sources = [_source_name(plan, term.source) for term in tensor_plan.terms]
         own = next((source for source in sources if source in state), None)
-        if own is not None:
-            grown[name] = Weights(dtypes_of(state[own]), functools.partial(_grown_entry, plan, tensor_plan, state, own))
+        if own is None:
+            continue
+        dtypes = dtypes_of(state[own])
+        if family.counts and "step" in dtypes and _has_beginners(tensor_plan):
+            dtypes = {**dtypes, MISSED: torch.float32}
+        grown[name] = Weights(dtypes, functools.partial(_grown_entry, plan, tensor_plan, state, own, family))
     return grown
 
 
 def dtypes_of(entries: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
     """The dtype of each entry; those of entries yet to be made are known without making them."""
-    return entries.dtypes if isinstance(entries, Weights) else {key: value.dtype for key, value in entries.items()}
+    return (
+        dict(entries.dtypes) if isinstance(entries, Weights) else {key: value.dtype for key, value in entries.items()}
+    )
 
 
-def _grown_entry(plan: GrowthPlan, tensor_plan: TensorPlan, state: State, own: str, key: str) -> Tensor:
-    if key == "step":
-        return state[own][key].clone()
+def _has_beginners(tensor_plan: TensorPlan) -> bool:
+    """Whether some entries of a grown tensor had no gradient before: silent or unread units, silent layers."""
+    duals = (tensor_plan.unit_map(dimension, dual=True) for dimension in range(len(tensor_plan.maps)))
+    return tensor_plan.begins or any(m is not None and bool(m.sourceless().any()) for m in duals)
+
+
+def _grown_entry(plan: GrowthPlan, tensor_plan: TensorPlan, state: State, own: str, family: Family, key: str) -> Tensor:
     if key == MISSED:
-        return state[own]["step"] - own_steps(plan, tensor_plan.name, state)
+        steps = own_steps(plan, tensor_plan.name, state)
+        return state[own]["step"].to(steps.device) - steps
+    kind = family.entries[key]
+    if kind == "scalar":
+        return state[own][key].clone()
+    like = state[own][key]
 
     def fetch(name: str) -> Tensor:
         entries = state.get(_source_name(plan, name))
-        return entries[key] if entries else torch.zeros(plan.source.tensors[name].shape)
+        return entries[key] if entries else torch.zeros_like(like)
 
-    return grow_tensor(tensor_plan, fetch, MOMENTS[key])
+    if kind in ("row", "column"):
+        return _averaged(tensor_plan, fetch, reduced=-1 if kind == "row" else -2)
+    return grow_tensor(tensor_plan, fetch, kind)
+
+
+def _averaged(tensor_plan: TensorPlan, fetch: Callable[[str], Tensor], reduced: int) -> Tensor:
+    """The mean of second moments over one dimension, which torch keeps with size 1 and transformers leaves out.
+
+    The mean over the new units is the old one times the mean of their squared gradient factors: exact where all old units have
+    as many copies.
+    """
+    position = len(tensor_plan.maps) + reduced
+    average = tensor_plan.unit_map(position, dual=True)
+    factor = float(average.squared().matrix().sum()) / average.new_size if average is not None else 1.0
+    one = UnitMap.select(torch.zeros(1, dtype=torch.long), 1, factor**0.5)
+    maps = list(tensor_plan.maps)
+    maps[position] = AxisMap(one, one)
+    left_out = fetch(tensor_plan.terms[0].source).dim() < len(maps)
+    grown = grow_tensor(
+        replace(tensor_plan, maps=tuple(maps)),
+        lambda name: fetch(name).unsqueeze(reduced) if left_out else fetch(name),
+        "second_moment",
+    )
+    return grown.squeeze(reduced) if left_out else grown
 
 
 def own_steps(plan: GrowthPlan, name: str, state: State) -> Tensor:
@@ -113,9 +179,15 @@ def own_steps(plan: GrowthPlan, name: str, state: State) -> Tensor:
 
         return grow_tensor(tensor_plan, fetch, "second_moment")
 
-    steps = summed(lambda entries, shape: (entries["step"] - entries.get(MISSED, 0)).expand(shape))
+    steps = summed(lambda entries, shape: _steps(entries).expand(shape))
     sources = summed(lambda _, shape: torch.ones(shape))
     return torch.where(sources > 0, steps / sources.clamp(min=1e-30), 0).round()
+
+
+def _steps(entries: Mapping[str, Tensor]) -> Tensor:
+    """The steps of a tensor's entries, counted on the CPU."""
+    missed = entries[MISSED].cpu() if MISSED in entries else 0
+    return entries["step"].cpu().float() - missed
 
 
 def _source_name(plan: GrowthPlan, name: str) -> str:
@@ -123,70 +195,61 @@ def _source_name(plan: GrowthPlan, name: str) -> str:
     return plan.source.tensors[name].tied_to or name
 
 
-def amplitudes(plans: Sequence[GrowthPlan]) -> dict[str, tuple[float, float]]:
-    """{parameter: (a, b)}: its weights were scaled by a and its gradients by b.
-
-    With the learning rate times a and eps times b the large network follows the small one's trajectory (the muP rule of
-    hidden matrices appears as a = 1/n).
-    """
-    factors = dict.fromkeys(plans[0].source.tensors, (1.0, 1.0))
+def amplitudes(plans: Sequence[GrowthPlan]) -> dict[str, Amplitude]:
+    """{parameter: by what its weights and its gradients were scaled}; see `optimizer_families`."""
+    factors = {name: Amplitude(old_shape=tensor.shape) for name, tensor in plans[0].source.tensors.items()}
     for plan in plans:
         before = factors
         factors = {}
         for name, tensor_plan in plan.tensors.items():
-            a, b = before[tensor_plan.terms[0].source]
-            factors[name] = (a * tensor_plan.amplitude(), b * tensor_plan.amplitude(dual=True))
+            old = before[tensor_plan.terms[0].source]
+            factors[name] = Amplitude(
+                old.weight * tensor_plan.amplitude(),
+                old.gradient * tensor_plan.amplitude(dual=True),
+                old.spread * tensor_plan.spread(),
+                old.old_shape,
+                plan.shapes[name],
+            )
     return factors
 
 
-def grow_optimizer(
-    optimizer: Optimizer,
-    small: nn.Module,
-    big: nn.Module,
-    method: Methods,
-    *,
-    anatomy: Anatomy | None = None,
-    scale_learning_rate: bool = False,
+def grown_optimizer(
+    optimizer: Optimizer, small: nn.Module, big: nn.Module, plans: Sequence[GrowthPlan], scale_learning_rate: bool
 ) -> Optimizer:
-    """An optimizer for `big`, with the state and the hyperparameters of the one that trained `small`.
-
-    Args:
-        optimizer: a torch optimizer whose state is made of moments (Adam, AdamW, SGD with momentum).
-        small, big: the network before and after `method`.
-        method: exactly what was given to `grow`.
-        scale_learning_rate: split the parameter groups so that each weight steps in proportion to its new scale
-            (learning rate x a, eps x b, weight decay / a, see `amplitudes`): the large network then follows the small
-            one's trajectory until its symmetry is broken. Without it all weights keep their learning rate.
-
-    Raises:
-        MeristemError: if the optimizer is not the model's, or holds state that cannot be grown.
-    """
-    state, plans, current = named_state(optimizer, small), [], small
-    for m in as_list(method):
-        if plans:  # an intermediate network is needed only where another method follows
-            current, anatomy = build(plans[-1], current), None
-        plans.append(m.plan(anatomy or Anatomy.of(current), current))
-        state = grow_state(plans[-1], state)
+    """An optimizer for what `plans` made of `small`; see `ms.grow_optimizer`."""
+    optimizer = unwrapped(optimizer)
+    family, state = family_of(optimizer), named_state(optimizer, small)
+    for plan in plans:
+        state = grow_state(plan, state, family)
     grown = without_state(optimizer, small, big, plans, scale_learning_rate)
     load_named_state(grown, big, state)
     return grown
 
 
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer itself, if accelerate has wrapped it."""
+    inner = getattr(optimizer, "optimizer", None)
+    return unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
+
+
 def without_state(
     optimizer: Optimizer, small: nn.Module, big: nn.Module, plans: Sequence[GrowthPlan], scale_learning_rate: bool
 ) -> Optimizer:
-    """The large network's optimizer with the hyperparameters of the small one's, see `grow_optimizer`; its state comes after."""
-    groups = _grown_groups(optimizer, small, big, plans, amplitudes(plans) if scale_learning_rate else {})
-    return type(optimizer)(groups)  # pyright: ignore[reportCallIssue]: each torch optimizer has its own defaults
+    """The large network's optimizer with the hyperparameters of the small one's, see `ms.grow_optimizer`; its state comes
+    after."""
+    groups = _grown_groups(optimizer, small, big, plans)
+    if scale_learning_rate:
+        groups = scaled_groups(groups, big, amplitudes(plans), family_of(optimizer))
+    accepted = inspect.signature(type(optimizer)).parameters
+    defaults = {key: value for key, value in optimizer.defaults.items() if key in accepted}
+    grown = type(optimizer)(groups, **defaults)
+    grown.defaults = dict(optimizer.defaults)
+    return grown
 
 
 def _grown_groups(
-    optimizer: Optimizer,
-    small: nn.Module,
-    big: nn.Module,
-    plans: Sequence[GrowthPlan],
-    factors: Mapping[str, tuple[float, float]],
-) -> list[dict]:
+    optimizer: Optimizer, small: nn.Module, big: nn.Module, plans: Sequence[GrowthPlan]
+) -> list[dict[str, Any]]:
     """The parameter groups of the small network's optimizer, with the large network's parameters in them."""
     names = {id(parameter): name for name, parameter in small.named_parameters()}
     group_of = {names[id(p)]: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
@@ -196,30 +259,57 @@ def _grown_groups(
             for name, tensor_plan in plan.tensors.items()
             if (source := _source_name(plan, tensor_plan.terms[0].source)) in group_of
         }
-    groups = [{**group, "params": []} for group in optimizer.param_groups]
+    groups = [_emptied(group) for group in optimizer.param_groups]
+    named = ["param_names" in group for group in optimizer.param_groups]
     for name, parameter in big.named_parameters():
         if name in group_of:
-            groups[group_of[name]]["params"].append(parameter)
-    return scaled_groups(groups, big, factors) if factors else groups
+            number = group_of[name]
+            groups[number]["params"].append((name, parameter) if named[number] else parameter)
+    return groups
+
+
+def _emptied(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of a group, without its parameters and their names."""
+    return {**{key: value for key, value in group.items() if key not in ("params", "param_names")}, "params": []}
 
 
 def scaled_groups(
-    groups: Sequence[Mapping[str, Any]], model: nn.Module, factors: Mapping[str, tuple[float, float]]
+    groups: Sequence[Mapping[str, Any]],
+    model: nn.Module,
+    factors: Mapping[str, Sequence[Any]],
+    family: Family = FAMILIES["AdamW"],
 ) -> list[dict[str, Any]]:
-    """Parameter groups split so that each parameter steps in proportion to its amplitudes (see `amplitudes`)."""
+    """Parameter groups split so that each parameter steps in proportion to the scale of its weights.
+
+    Args:
+        groups: of an optimizer of `model`; their parameters may be pairs of name and parameter.
+        factors: {parameter: its `Amplitude`, or the numbers of one}.
+        family: of the optimizer.
+
+    Raises:
+        MeristemError: if it is not known how the optimizer's steps follow the scale of the weights.
+    """
+    if family.changes is None:
+        raise MeristemError(
+            f"it is not known how the steps of {family.name} follow the scale of weights; known for "
+            f"{', '.join(FAMILIES)}. Carry its state without scale_learning_rate"
+        )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    split: dict[tuple[int, float, float], dict[str, Any]] = {}
+    split: dict[tuple[int, tuple[tuple[str, float], ...]], dict[str, Any]] = {}
     for number, group in enumerate(groups):
         for parameter in group["params"]:
-            a, b = factors.get(names[id(parameter)], (1.0, 1.0))
-            split.setdefault((number, a, b), _scaled_group(group, a, b))["params"].append(parameter)
+            held = parameter[1] if isinstance(parameter, tuple) else parameter
+            changes = family.changes(group, Amplitude(*factors.get(names[id(held)], ())))
+            key = (number, tuple(changes.items()))
+            split.setdefault(key, _scaled_group(group, changes))["params"].append(parameter)
     return list(split.values())
 
 
-def _scaled_group(group: Mapping[str, Any], a: float, b: float) -> dict[str, Any]:
-    """The same hyperparameters for weights that were scaled by a, with gradients scaled by b."""
-    scaled = {key: value for key, value in group.items() if key != "params"}
-    for key, factor in (("lr", a), ("initial_lr", a), ("eps", b), ("weight_decay", 1 / a)):
-        if key in scaled:
+def _scaled_group(group: Mapping[str, Any], changes: Mapping[str, float]) -> dict[str, Any]:
+    scaled = _emptied(group)
+    if "initial_lr" in scaled and "lr" in changes:
+        changes = {**changes, "initial_lr": changes["lr"]}
+    for key, factor in changes.items():
+        if scaled.get(key) is not None:
             scaled[key] = scaled[key] * factor
-    return {**scaled, "params": []}
+    return scaled

@@ -12,10 +12,10 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, Layout, UnitMap
-from meristem.anatomy import Anatomy, Builder, TensorAnatomy
+from meristem.anatomy import Anatomy, BlockList, Builder, TensorAnatomy
 from meristem.errors import AnatomyError
 
 
@@ -79,6 +79,12 @@ class TensorPlan:
     offset: float = 0.0  # a gain stored as weight = gain - offset (Gemma) is scaled as a gain
     noise: float = 0.0  # relative to the standard deviation of the noiseless tensor
     seed: int = 0
+    silent: bool = False  # it belongs to a layer that writes nothing yet, so its gradient is zero
+
+    @property
+    def begins(self) -> bool:
+        """Whether none of its entries has been trained: moments start at zero."""
+        return self.silent or self.scale == 0
 
     def unit_map(self, dimension: int, dual: bool = False) -> UnitMap | None:
         """The matrix that dimension `dimension` rides, by its role; dual: that of its gradient."""
@@ -102,6 +108,16 @@ class TensorPlan:
         for dimension in range(len(self.maps)):
             unit_map = self.unit_map(dimension, dual)
             factor *= unit_map.amplitude() if unit_map is not None else 1.0
+        return factor
+
+    def spread(self) -> float:
+        """By what copies stretch the singular values of the gradient beyond `amplitude(dual=True)`: sqrt(n) for n of each."""
+        factor = 1.0
+        for dimension in range(len(self.maps)):
+            unit_map = self.unit_map(dimension, dual=True)
+            if unit_map is not None and unit_map.amplitude():
+                squares = float(unit_map.squared().matrix().sum()) / unit_map.old_size
+                factor *= squares**0.5 / unit_map.amplitude()
         return factor
 
 
@@ -139,6 +155,7 @@ class GrowthPlan:
                     offset=self._offset(tensor),
                     noise=self.noise if tensor.reads else 0.0,
                     seed=self.seed,
+                    silent=silent,
                 )
         missing = [name for name, shared in wanted.items() if not shared & set(plans)]
         if missing:
@@ -156,13 +173,48 @@ class GrowthPlan:
     @cached_property
     def _shared_names(self) -> dict[str, set[str]]:
         """For every name in the large network's state dict, all names of the same tensor."""
-        with torch.device("meta"):
-            model = self.target.build(self.target.sizes, self.target.depths)
+        model = self._large
         groups: dict[int, set[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             groups.setdefault(id(parameter), set()).add(name)
         shared = {name: group for group in groups.values() for name in group}
         return {name: shared.get(name, {name}) for name in model.state_dict()}
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{name in the large network's state dict: shape}."""
+        return {name: tuple(tensor.shape) for name, tensor in self._large.state_dict().items()}
+
+    @cached_property
+    def _large(self) -> nn.Module:
+        """The large network without weights."""
+        with torch.device("meta"):
+            return self.target.build(self.target.sizes, self.target.depths)
+
+    def origin(self, name: str) -> str:
+        """The small tensor whose place a tensor of the large network takes: that of its (first) source layer."""
+        block = self._block_of(name)
+        if block is not None:
+            old = self.layers[block.axis][self.place(name)].sources[0][0]
+            rest = name[len(f"{block.prefix}.") :].partition(".")[2]
+            if f"{block.prefix}.{old}.{rest}" in self.source.tensors:
+                return f"{block.prefix}.{old}.{rest}"
+        return name if name in self.source.tensors else self.tensors[self.own_names[name]].terms[0].source
+
+    def place(self, name: str) -> int:
+        """The number of the block, in a list that grows, that a tensor of the large network belongs to."""
+        block = self._block_of(name)
+        assert block is not None
+        return int(name[len(block.prefix) + 1 :].partition(".")[0])
+
+    def layer_map(self, name: str) -> LayerMap | None:
+        """The map of the list of blocks that a tensor of the large network belongs to; None outside of lists that grow."""
+        block = self._block_of(name)
+        return None if block is None else self.layers[block.axis]
+
+    def _block_of(self, name: str) -> BlockList | None:
+        grown = (block for block in self.source.blocks if block.axis in self.layers)
+        return next((block for block in grown if name.startswith(block.prefix + ".")), None)
 
     def _offset(self, tensor: TensorAnatomy) -> float:
         """What a norm adds to its stored gain (1 in Gemma), so that the gain itself is scaled."""

@@ -25,6 +25,7 @@ from meristem.algebra import Layout
 from meristem.anatomy import Anatomy, Dimension, Multiplier, TensorAnatomy
 from meristem.anatomy.anatomy import folded
 from meristem.anatomy.conventions import CONCATENATED, GROUPED
+from meristem.anatomy.inputs import example_inputs, logits_of
 from meristem.anatomy.parts import is_part, whole_of
 from meristem.errors import MeristemError
 from meristem.growth.build import build
@@ -35,16 +36,19 @@ ROUNDS = 12
 FUSED = (CONCATENATED, GROUPED)
 
 
-def settle(anatomy: Anatomy, model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Anatomy, Parting | None]:
+def settle(
+    anatomy: Anatomy, model: nn.Module, inputs: Mapping[str, Tensor] | None = None
+) -> tuple[Anatomy, Parting | None]:
     """The anatomy with its open questions answered by trial, and where the networks still part (None: nowhere).
 
     Args:
         model: the network whose anatomy this is; copied to float64 where it can run in that.
-        inputs: keyword arguments of its forward.
+        inputs: keyword arguments of its forward; random ones by default.
 
     Raises:
-        MeristemError: if the network cannot be cloned at all.
+        MeristemError: if the network cannot be cloned at all, or its inputs cannot be guessed.
     """
+    inputs = inputs if inputs is not None else example_inputs(model)
     exact = _exact(model, inputs)
     parting = _part(anatomy, exact, inputs)
     for _ in range(ROUNDS):
@@ -64,8 +68,6 @@ def settle(anatomy: Anatomy, model: nn.Module, inputs: Mapping[str, Tensor]) -> 
 
 
 def _exact(model: nn.Module, inputs: Mapping[str, Tensor]) -> nn.Module:
-    from meristem.anatomy.inputs import logits_of
-
     exact = copy.deepcopy(model).double().eval()
     try:
         logits_of(exact, dict(inputs))
@@ -75,7 +77,7 @@ def _exact(model: nn.Module, inputs: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _part(anatomy: Anatomy, model: nn.Module, inputs: Mapping[str, Tensor]) -> Parting | None:
-    plan = HyperCloning(width=2).plan(anatomy, model)
+    plan = HyperCloning(width=2, noise=0.0).plan(anatomy, model, inputs)
     return first_parting(plan, model, build(plan, model).eval(), inputs)
 
 
@@ -108,9 +110,9 @@ def _with_multiplier(anatomy: Anatomy, name: str, ratio: float) -> Anatomy:
     """`ratio` is what doubling the width changed the tensor's output by."""
     axis = next((axis.name for axis in anatomy.of_kind("hidden")), next(iter(anatomy.axes)))
     field = getattr(anatomy.builder, "paths", {}).get(axis, axis)
-    names = [other for other in anatomy.tensors if folded(other) == folded(name)]
-    found = tuple(Multiplier(re.escape(other), field, math.log2(ratio)) for other in names)
-    return replace(anatomy, override=replace(anatomy.override, multipliers=(*anatomy.override.multipliers, *found)))
+    in_every_block = re.escape(folded(name)).replace(r"\*", r"\d+")
+    found = Multiplier(in_every_block, field, math.log2(ratio))
+    return replace(anatomy, override=replace(anatomy.override, multipliers=(*anatomy.override.multipliers, found)))
 
 
 def _with_layout(anatomy: Anatomy, like: TensorAnatomy, position: int, layout: Layout) -> Anatomy:

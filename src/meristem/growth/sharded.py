@@ -17,7 +17,7 @@ from meristem.anatomy import Anatomy
 from meristem.anatomy.streamed import Weights, streamed, weights_of
 from meristem.growth.build import skeleton
 from meristem.growth.dtensors import as_part, whole
-from meristem.growth.grow import grow_with_certificate
+from meristem.growth.growth import Growth
 from meristem.growth.method import Methods
 from meristem.growth.optimizer import dtypes_of, grow_state, load_named_state, named_state, without_state
 
@@ -53,7 +53,7 @@ def grow_sharded(
         PreservationError: when a growth that promises to preserve the function does not.
     """
     anatomy = anatomy or Anatomy.of(model)
-    growth = grow_with_certificate(_gathered(model, anatomy), method, anatomy=anatomy, verify=verify, inputs=inputs)
+    growth = Growth.of(_gathered(model, anatomy), method, anatomy=anatomy, verify=verify, inputs=inputs)
     target, weights = growth.plans[-1].target, weights_of(growth.model)
     big = skeleton(functools.partial(target.build, target.sizes, target.depths))
     shard(big)

@@ -10,6 +10,7 @@ from torch import nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
+from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.depth import identity_layers, repeat_all, repeat_each, repeat_span
 from meristem.growth.method import Method, Weights, blocks_can_be_silent
@@ -27,7 +28,7 @@ class DepthMethod(Method):
             raise MeristemError(f"{self.name}: nothing to grow; the depth asked for is the one it has")
         return {}
 
-    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module) -> bool:
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
         """Copied layers change the function."""
         return False
 
@@ -122,9 +123,9 @@ class IdentityBlocks(DepthMethod):
         targets = depth_targets(anatomy, self.name, self.depth, self.num_hidden_layers)
         return {axis: identity_layers(anatomy, axis, target) for axis, target in targets.items()}
 
-    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module) -> bool:
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
         """Unless blocks end in a norm, which changes even an unchanged stream (post-norm, as in BERT)."""
-        return blocks_can_be_silent(anatomy, model)
+        return blocks_can_be_silent(anatomy, model, inputs)
 
 
 def _span(method: str, layers: int, depth: int) -> int:

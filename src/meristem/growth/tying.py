@@ -16,7 +16,7 @@ from torch import nn
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy, Builder, TensorAnatomy
 from meristem.anatomy.constants import width_constants
-from meristem.anatomy.trace import norm_before_head
+from meristem.anatomy.trace import Inputs, norm_before_head
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,14 @@ class Repair:
     untied: bool = False
 
 
-def repair(anatomy: Anatomy, target: Builder, maps: Mapping[str, AxisMap], model: nn.Module, keep_tied: bool) -> Repair:
+def repair(
+    anatomy: Anatomy,
+    target: Builder,
+    maps: Mapping[str, AxisMap],
+    model: nn.Module,
+    keep_tied: bool,
+    inputs: Inputs = None,
+) -> Repair:
     """What the width constants and a tied head of `model` need under these axis maps."""
     constants = width_constants(anatomy, target)
     scales: dict[str, float] = {}
@@ -41,7 +48,7 @@ def repair(anatomy: Anatomy, target: Builder, maps: Mapping[str, AxisMap], model
     if head is None or head.tied_to is None:
         return Repair(scales)
     gram = _gram(head, maps)
-    norm = norm_before_head(model) if keep_tied and gram is not None else None
+    norm = norm_before_head(model, inputs) if keep_tied and gram is not None else None
     if gram is None:
         factor = None
     else:

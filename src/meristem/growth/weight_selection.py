@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy, TensorAnatomy
+from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.depth import spread
 from meristem.growth.method import Method, Weights
@@ -70,7 +71,7 @@ class WeightSelection(Method):
             maps[axis] = tuple(LayerSource.copy(layer) for layer in kept)
         return maps
 
-    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module) -> bool:
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
         """Never."""
         return False
 

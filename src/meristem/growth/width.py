@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.parts import is_frequencies, skipped_by, whole_of
 from meristem.errors import MeristemError
 from meristem.growth.alibi import aligned_heads, has_alibi
-from meristem.growth.method import Method, Weights
+from meristem.growth.method import Choices, Method, Weights
 from meristem.growth.targets import width_targets
 
 
@@ -64,6 +65,26 @@ class WidthMethod(Method):
         }
         maps |= {axis: maps[whole_of(axis)].rest(skipped_by(axis)) for axis in targets if skipped_by(axis)}
         return {**maps, **_alibi_maps(anatomy, targets)} if has_alibi(anatomy) else maps
+
+
+@dataclass(frozen=True)
+class NoisyWidthMethod(WidthMethod):
+    """A width method whose copies can be told apart.
+
+    Args:
+        noise: symmetry-breaking noise on the readers, relative to the standard deviation of each tensor; it lies in the null
+            space of the copies, so the function is kept.
+        seed: of the noise, and of whatever else the method draws.
+        tied: "keep" a tied head (its factor goes into the gain of the norm before it) or "untie" it.
+    """
+
+    noise: float = 0.0
+    seed: int = 0
+    tied: Literal["keep", "untie"] = "keep"
+
+    def choices(self) -> Choices:
+        """The options above."""
+        return Choices(self.noise, self.seed, self.tied == "keep")
 
 
 def _frequencies(method: str, axis: str, old: int, target: int) -> AxisMap:

@@ -7,7 +7,7 @@ Gesmundo, Maile: "Composable Function-preserving Expansions for Transformer Arch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
@@ -15,11 +15,11 @@ from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy
 from meristem.growth.method import Weights
 from meristem.growth.padding import padded_hidden
-from meristem.growth.width import WidthMethod
+from meristem.growth.width import NoisyWidthMethod
 
 
 @dataclass(frozen=True)
-class ZeroPadding(WidthMethod):
+class ZeroPadding(NoisyWidthMethod):
     """Old units as they are; new heads and feed-forward units are written at random and read with zero.
 
     New hidden units are silent (zero, or the mean under LayerNorm) and read at random, which is free. Nothing is copied,
@@ -27,14 +27,10 @@ class ZeroPadding(WidthMethod):
 
     Args:
         noise: standard deviation of the free columns, relative to each tensor's.
-        seed: of everything drawn.
-        tied: "keep" or "untie" a tied head.
     """
 
     name: ClassVar[str] = "zero_padding"
     noise: float = 1.0
-    seed: int = 0
-    tied: Literal["keep", "untie"] = "keep"
 
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
         """[I; pad] for the hidden axis; [I; fresh] to write and [I; 0] to read for the others."""

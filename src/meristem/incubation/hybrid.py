@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
+from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.build import build, filled
 from meristem.growth.method import Method, Weights
@@ -161,7 +162,7 @@ class _Placed(Method):
             for blocks, order in zip(anatomy.blocks, origins, strict=True)
         }
 
-    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module) -> bool:
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
         return False
 
 

@@ -13,7 +13,7 @@ from meristem.checkpoints import open_model, open_streamed
 from meristem.checkpoints.open import local_directory
 from meristem.checkpoints.write import write_model
 from meristem.errors import MeristemError
-from meristem.growth import LiGO, Method, grow_with_certificate
+from meristem.growth import Growth, LiGO, Method
 from meristem.growth.optimizer import amplitudes, grow_state
 from meristem.incubation import Incubation, assemble, incubate
 from meristem.recipes.node import Job, NodeResult, ancestors_of, load_result
@@ -103,7 +103,7 @@ def _grow(job: Job, spec: GrowSpec, task: Callable[[], Task]) -> Outcome:
     source = str(parent / "model")
     small = open_model(source)
     methods, flops = _fitted(spec, job.seed, task, small)
-    growth = grow_with_certificate(small, methods)
+    growth = Growth.of(small, methods)
     record = growth_record(growth, source)
     write_model(growth.model, job.directory / "model", record, tokenizer_from=Path(source), overwrite=True)
     if spec.optimizer == "carry":

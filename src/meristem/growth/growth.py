@@ -1,0 +1,146 @@
+"""One growth, whole: anatomy -> plan -> the target's anatomy -> certificate, and all that was found out on the way."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from meristem.anatomy import Anatomy
+from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
+from meristem.errors import MeristemError, PreservationError
+from meristem.growth.build import build, in_float32
+from meristem.growth.method import Method, Methods, as_list
+from meristem.growth.optimizer import grown_optimizer
+from meristem.growth.plan import GrowthPlan
+from meristem.growth.provenance import Provenance
+from meristem.growth.rounding import is_half
+from meristem.growth.settle import settle
+from meristem.growth.steps import Steps, take_steps
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A grown network and everything that is known about it. Made by `Growth.of`.
+
+    Attributes:
+        source: the network that it was made from, as it was.
+        model: the grown network.
+        anatomy: of `model`, derived from the plans.
+        plans: one for each method.
+        methods: the methods and their options, as recorded in `meristem.json`.
+        certificate: what was measured; None if nothing was.
+    """
+
+    source: nn.Module
+    model: nn.Module
+    anatomy: Anatomy
+    plans: tuple[GrowthPlan, ...]
+    methods: tuple[dict[str, Any], ...]
+    certificate: Certificate | None
+
+    @staticmethod
+    def of(
+        model: nn.Module | Growth,
+        method: Methods,
+        *,
+        anatomy: Anatomy | None = None,
+        verify: bool = True,
+        inputs: Mapping[str, Tensor] | None = None,
+    ) -> Growth:
+        """Grow `model`, which is left as it is.
+
+        Args:
+            model: a transformers model, any nn.Module together with its `anatomy`, or a growth whose result grows further.
+            method: a growth method, or a list of them applied in turn.
+            anatomy: from `Anatomy.infer`, for networks outside transformers, or what an earlier growth knows.
+            verify: measure the grown network, raise if a promise to preserve the function is not kept, and try out what
+                names and shapes leave open where a method promises nothing.
+            inputs: keyword arguments of the model's forward for all that is measured; random ones by default.
+
+        Raises:
+            MeristemError: when the targets do not fit the network.
+            PreservationError: when a growth that promises to preserve the function does not.
+        """
+        methods = as_list(method)
+        if not methods:
+            raise MeristemError("no growth method given")
+        model, anatomy = known(model, anatomy)
+        anatomy = anatomy or Anatomy.of(model)
+        steps = take_steps(model, methods, anatomy, inputs)
+        certificate = None
+        if verify and not steps.promised and any(plan.maps for plan in steps.plans):
+            steps = _after_trial(model, methods, anatomy, steps, inputs)
+        if verify and steps.promised:
+            certificate = certify(model, steps, inputs)
+            if not certificate.holds:
+                steps, certificate = _second_try(model, methods, anatomy, inputs)
+        elif verify:
+            with contextlib.suppress(MeristemError):  # inputs that cannot be guessed; nothing was promised
+                certificate = certify(model, steps, inputs)
+        recorded = tuple(m.options() for m in methods)
+        return Growth(model, steps.model, steps.anatomy, steps.plans, recorded, certificate)
+
+    @property
+    def provenance(self) -> Provenance:
+        """Which entries of which tensor are old, copied or fresh."""
+        return Provenance.of(self.plans)
+
+    def grow_optimizer(self, optimizer: Optimizer, *, scale_learning_rate: bool = False) -> Optimizer:
+        """An optimizer for `model`, with the state and the hyperparameters of the one that trained `source`.
+
+        Args, raises: see `ms.grow_optimizer`.
+        """
+        return grown_optimizer(optimizer, self.source, self.model, self.plans, scale_learning_rate)
+
+
+def known(model: nn.Module | Growth, anatomy: Anatomy | None) -> tuple[nn.Module, Anatomy | None]:
+    """A network and what is known about its anatomy, from either of the two forms that the verbs take."""
+    return (model.model, anatomy or model.anatomy) if isinstance(model, Growth) else (model, anatomy)
+
+
+def _after_trial(
+    model: nn.Module, methods: list[Method], anatomy: Anatomy, steps: Steps, inputs: Mapping[str, Tensor] | None
+) -> Steps:
+    """A growth that promises nothing proves nothing either, so its anatomy is tried out by a clone, which has to be exact."""
+    try:
+        settled, _ = settle(anatomy, model, inputs)
+    except MeristemError:  # it cannot be cloned, or its inputs cannot be guessed: what names and shapes say has to do
+        return steps
+    return steps if settled is anatomy else take_steps(model, methods, settled, inputs)
+
+
+def _second_try(
+    model: nn.Module, methods: list[Method], anatomy: Anatomy, inputs: Mapping[str, Tensor] | None
+) -> tuple[Steps, Certificate]:
+    """Grow once more, with what a trial tells about the architecture that its names and shapes did not.
+
+    Raises:
+        PreservationError: if that does not help either.
+    """
+    settled, parting = settle(anatomy, model, inputs)
+    steps = take_steps(model, methods, settled, inputs)
+    certificate = certify(model, steps, inputs)
+    if not certificate.holds:
+        where = f"; cloned, {parting}" if parting else ""
+        raise PreservationError(
+            f"this growth should preserve the function and does not: {certificate.summary()}. The anatomy of this "
+            f"{anatomy.builder.model_type} is not understood{where}. `meristem inspect` shows what was inferred"
+        )
+    return steps, certificate
+
+
+def certify(model: nn.Module, steps: Steps, inputs: Mapping[str, Tensor] | None) -> Certificate:
+    """Measure what was grown as it is stored and, where that is in half precision, as it would be without rounding."""
+    certificate = verify(model, steps.model, inputs)
+    if not is_half(stored_dtype(model)):
+        return certificate
+    current = exact = in_float32(steps.plans[0].source, model)
+    for plan in steps.plans:
+        current = build(plan, current)
+    error, tolerance = error_in_high_precision(exact, current, inputs)
+    return replace(certificate, unrounded_relative_error=error, unrounded_tolerance=tolerance)

@@ -1,0 +1,207 @@
+"""How each optimizer's state grows, and how its steps follow the scale of grown weights: one row for each family.
+
+A growth multiplies the entries of a tensor by a and those of its gradient by b (`Amplitude`). An optimizer follows the small
+network's trajectory if its step is multiplied by a too. What that asks of the learning rate, of eps and of the weight decay
+depends on how the optimizer treats the size of gradients:
+
+| steps | learning rate | eps | decoupled decay | decay added to the gradient (L2) |
+|---|---|---|---|---|
+| in proportion to gradients (SGD) | a / b | | | b / a |
+| whatever their size (Adam and its kin) | a | b | 1 / a | b / a |
+| by their sign (Lion) | a | | 1 / a | |
+| in proportion to the weights (Adafactor) | 1 | | 1 | |
+| by an orthogonal matrix (Muon) | a times what the copies take from singular vectors, see `_muon` | | 1 / that | |
+
+Derivation: `docs/theory.md`, section 3; for Adam and uniform copies this is the muP rule of hidden matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod, sqrt
+from typing import Any, Literal, NamedTuple
+
+from torch.optim import Optimizer
+
+from meristem.errors import MeristemError
+
+Entry = Literal[
+    "gradient",  # an average of gradients
+    "second_moment",  # of their squares
+    "magnitude",  # of their absolute values
+    "direction",  # an average of steps, whatever the gradients' size
+    "displacement",  # a difference of weights
+    "row",  # an average of squares over the last dimension
+    "column",  # over the one before it
+    "scalar",  # a number for the whole tensor: kept
+]
+
+
+class Amplitude(NamedTuple):
+    """By what a growth multiplies a tensor's entries (a) and its gradient's (b), and what its copies do to an orthogonal step.
+
+    `spread` is the factor by which the singular values of the gradient grow beyond b: the root of the number of copies.
+    """
+
+    weight: float = 1.0
+    gradient: float = 1.0
+    spread: float = 1.0
+    old_shape: tuple[int, ...] = ()
+    new_shape: tuple[int, ...] = ()
+
+
+Group = Mapping[str, Any]
+Changes = dict[str, float]  # {hyperparameter: factor}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the table.
+
+    Attributes:
+        name: of the class.
+        entries: how each entry of the state grows.
+        changes: what a parameter group has to be multiplied by for an amplitude; None if no factors can do it.
+        counts: an Adam whose bias corrections can be counted for blocks of a tensor (`block_steps`).
+        exact: "" if the grown optimizer follows the small one's trajectory; else what is approximate about it.
+    """
+
+    name: str
+    entries: Mapping[str, Entry]
+    changes: Callable[[Group, Amplitude], Changes] | None
+    counts: bool = False
+    exact: str = field(default="")
+
+
+def _proportional(group: Group, amplitude: Amplitude) -> Changes:
+    a, b = amplitude[:2]
+    return {"lr": a / b, "weight_decay": b / a}
+
+
+def _adaptive(group: Group, amplitude: Amplitude) -> Changes:
+    a, b = amplitude[:2]
+    return {"lr": a, "eps": b, "weight_decay": 1 / a if group.get("decoupled_weight_decay") else b / a}
+
+
+def _decoupled(group: Group, amplitude: Amplitude) -> Changes:
+    a, b = amplitude[:2]
+    return {"lr": a, "eps": b, "weight_decay": 1 / a}
+
+
+def _by_sign(group: Group, amplitude: Amplitude) -> Changes:
+    return {"lr": amplitude.weight, "weight_decay": 1 / amplitude.weight}
+
+
+def _relative(group: Group, amplitude: Amplitude) -> Changes:
+    """Adafactor's steps are a share of the weights' root mean square, unless its option says otherwise."""
+    return {} if group.get("scale_parameter", True) else _by_sign(group, amplitude)
+
+
+def _muon(group: Group, amplitude: Amplitude) -> Changes:
+    """The orthogonal step of a matrix with n copies of its rows and m of its columns has entries 1 / sqrt(n m) times as large,
+    and Muon's own adjustment to the shape changes with it."""
+    adjustment = _muon_adjustment(group, amplitude.old_shape) / _muon_adjustment(group, amplitude.new_shape)
+    factor = amplitude.weight * amplitude.spread * adjustment
+    return {"lr": factor, "weight_decay": 1 / factor}
+
+
+def _muon_adjustment(group: Group, shape: tuple[int, ...]) -> float:
+    if len(shape) < 2:
+        return 1.0
+    rows, columns = shape[0], prod(shape[1:])
+    if group.get("adjust_lr_fn") == "match_rms_adamw":
+        return 0.2 * sqrt(max(rows, columns))
+    return sqrt(max(1, rows / columns))
+
+
+ADAM: Mapping[str, Entry] = {
+    "step": "scalar",
+    "exp_avg": "gradient",
+    "exp_avg_sq": "second_moment",
+    "max_exp_avg_sq": "second_moment",
+}
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family("Adam", ADAM, _adaptive, counts=True),
+        Family("AdamW", ADAM, _decoupled, counts=True),
+        Family("SGD", {"momentum_buffer": "gradient"}, _proportional),
+        Family("Adamax", {**ADAM, "exp_inf": "magnitude"}, _adaptive),
+        Family("NAdam", {**ADAM, "mu_product": "scalar"}, _adaptive),
+        Family(
+            "RAdam",
+            ADAM,
+            _adaptive,
+            exact="its first five steps, which are not rectified, are proportional to gradients",
+        ),
+        Family(
+            "RMSprop",
+            {"step": "scalar", "square_avg": "second_moment", "momentum_buffer": "direction", "grad_avg": "gradient"},
+            _adaptive,
+        ),
+        Family("Adagrad", {"step": "scalar", "sum": "second_moment"}, _adaptive),
+        Family("Lion", {"step": "scalar", "exp_avg": "gradient"}, _by_sign),
+        Family("Muon", {"momentum_buffer": "gradient"}, _muon, exact="Newton-Schulz iterations run in bfloat16"),
+        Family(
+            "Adafactor",
+            {
+                **{"step": "scalar", "RMS": "scalar", "exp_avg": "gradient"},
+                **{"row_var": "row", "col_var": "column", "variance": "second_moment"},  # torch
+                **{"exp_avg_sq_row": "row", "exp_avg_sq_col": "column", "exp_avg_sq": "second_moment"},  # transformers
+            },
+            _relative,
+            exact="noise between copies, and uneven copies, change the averages over rows and columns",
+        ),
+        Family("AdamWScheduleFree", {"z": "displacement", "exp_avg_sq": "second_moment"}, _decoupled),
+        Family("SGDScheduleFree", {"z": "displacement"}, _proportional),
+    )
+}
+FOR_KNOWN_ENTRIES = Family("an unknown optimizer", {**ADAM, "momentum_buffer": "gradient"}, None)
+QUANTISED = ("state1", "qmap1", "absmax1")
+
+
+def family_of(optimizer: Optimizer) -> Family:
+    """The row of an optimizer, by the name of its class or of the nearest class that it is derived from.
+
+    Raises:
+        MeristemError: for 8-bit optimizers, whose state has no entries that could be mapped.
+    """
+    for ancestor in type(optimizer).__mro__:
+        if ancestor.__name__.lower().endswith("8bit"):
+            raise _quantised(ancestor.__name__)
+        if ancestor.__name__ in FAMILIES:
+            return FAMILIES[ancestor.__name__]
+    return FOR_KNOWN_ENTRIES
+
+
+def family_by_entries(entries: Iterable[str]) -> Family:
+    """The row of an optimizer of which only the state is at hand, as in a checkpoint: the first that has all its entries.
+
+    Raises:
+        MeristemError: if none has, naming an entry that is not known.
+    """
+    names = set(entries)
+    if names & set(QUANTISED):
+        raise _quantised("this optimizer")
+    for family in FAMILIES.values():
+        if names <= set(family.entries):
+            return family
+    raise unknown_entry(names - {key for family in FAMILIES.values() for key in family.entries} or names, None)
+
+
+def unknown_entry(names: Iterable[str], family: Family | None) -> MeristemError:
+    """The error about state that no rule covers."""
+    of = f" of {family.name}" if family else ""
+    return MeristemError(
+        f"optimizer state {min(names)!r}{of} cannot be grown; optimizers whose state can: {', '.join(FAMILIES)}. "
+        "Grow the weights alone, and start the optimizer anew"
+    )
+
+
+def _quantised(name: str) -> MeristemError:
+    return MeristemError(
+        f"{name} keeps its state in 8 bits, which cannot be grown; grow the weights alone, or train the last steps before the "
+        "growth with its 32-bit form"
+    )

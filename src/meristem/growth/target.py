@@ -1,0 +1,53 @@
+"""The anatomy of a grown network, derived from the plan that made it.
+
+Nothing is inferred again: every tensor of the large network runs along the axes of the tensor that it comes from. So what a
+user declared, and what a trial found out about the small network, holds for the large one too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from meristem.anatomy import Anatomy, BlockList, TensorAnatomy
+from meristem.anatomy.parts import with_parts
+from meristem.errors import AnatomyError
+from meristem.growth.plan import GrowthPlan
+
+
+def grown_anatomy(plan: GrowthPlan) -> Anatomy:
+    """The anatomy of `plan.target`.
+
+    Raises:
+        AnatomyError: if a tensor of the large network has another size than its axes say; the plan is then wrong.
+    """
+    source, target = plan.source, plan.target
+    sizes = with_parts(target.sizes)
+    axes = {name: replace(axis, size=sizes[name]) for name, axis in source.axes.items()}
+    blocks = tuple(
+        BlockList(b.axis, b.prefix, len(plan.layers[b.axis]) if b.axis in plan.layers else b.length)
+        for b in source.blocks
+    )
+    lengths = {**sizes, **{block.axis: block.length for block in blocks}}
+    tensors = {name: _grown(plan, name, shape) for name, shape in plan.shapes.items()}
+    for tensor in tensors.values():
+        for position, dimension in enumerate(tensor.dimensions):
+            expected = dimension.layout.size({axis: lengths[axis] for axis in dimension.layout.axes()})
+            if expected != tensor.shape[position]:
+                raise AnatomyError(
+                    f"dimension {position} of {tensor.name} should measure {dimension.layout} = {expected}, and measures "
+                    f"{tensor.shape[position]}"
+                )
+    norms = {_path(name): source.norms[p] for name in tensors if (p := _path(plan.origin(name))) in source.norms}
+    return replace(source, builder=target, axes=axes, tensors=tensors, blocks=blocks, norms=norms)
+
+
+def _grown(plan: GrowthPlan, name: str, shape: tuple[int, ...]) -> TensorAnatomy:
+    like, own = plan.source.tensors[plan.origin(name)], plan.own_names[name]
+    block = like.block
+    if block is not None and block[0] in plan.layers:
+        block = (block[0], plan.place(name))
+    return replace(like, name=name, shape=shape, block=block, tied_to=own if own != name else None)
+
+
+def _path(name: str) -> str:
+    return name.rpartition(".")[0]
