@@ -232,7 +232,7 @@ def test_provenance_of_a_list_of_methods():
     assert provenance.mask("model.layers.1.mlp.down_proj.weight", "fresh").all()
     assert provenance.mask(norm, "copied").tolist() == [False] * 32 + [True] * 32
     assert provenance.counts()["old"] == sum(p.numel() for p in small.parameters())
-    with pytest.raises(ms.MeristemError, match="no tensor 'model.normal'"):
+    with pytest.raises(ms.MeristemError, match=r"no tensor 'model\.normal'"):
         provenance.labels("model.normal")
 
 
