@@ -153,6 +153,7 @@ POWERS: Mapping[Entry, int] = {  # of the gradient, in each kind of entry
     "column": 2,
     "direction": 0,
     "displacement": 0,
+    "weights": 0,
 }
 
 

@@ -54,7 +54,7 @@ def named_state(optimizer: Optimizer, model: nn.Module) -> State:
         if name is None:
             raise MeristemError("the optimizer holds parameters that are not the model's; pass the model it trains")
         kept = {key: _as_tensor(key, value, name) for key, value in entries.items() if value is not None}
-        for key in (key for key in kept if family.entries.get(key) == "displacement"):
+        for key in (key for key in kept if family.entries.get(key) == "weights"):
             kept[key] = kept[key] - parameter.detach()
         state[name] = kept
     return state
@@ -79,7 +79,7 @@ def load_named_state(optimizer: Optimizer, model: nn.Module, state: State) -> No
             for key, value in entries.items()
         }
         for key, value in loaded.items():
-            if family.entries.get(key) == "displacement":
+            if family.entries.get(key) == "weights":
                 loaded[key] = parameter.detach() + value
             elif value.dim() == 0 and value.dtype in (torch.int64, torch.float64) and key in ("step", "RMS"):
                 loaded[key] = value.item() if value.dtype == torch.int64 or key == "RMS" else value
@@ -143,7 +143,7 @@ def _grown_entry(plan: GrowthPlan, tensor_plan: TensorPlan, state: State, own: s
 
     if kind in ("row", "column"):
         return _averaged(tensor_plan, fetch, reduced=-1 if kind == "row" else -2)
-    return grow_tensor(tensor_plan, fetch, kind)
+    return grow_tensor(tensor_plan, fetch, "displacement" if kind == "weights" else kind)
 
 
 def _averaged(tensor_plan: TensorPlan, fetch: Callable[[str], Tensor], reduced: int) -> Tensor:

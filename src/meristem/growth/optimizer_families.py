@@ -30,8 +30,9 @@ Entry = Literal[
     "gradient",  # an average of gradients
     "second_moment",  # of their squares
     "magnitude",  # of their absolute values
-    "direction",  # an average of steps, whatever the gradients' size
-    "displacement",  # a difference of weights
+    "direction",  # of steps that do not depend on the gradients' size
+    "displacement",  # of steps as they are made, learning rate included
+    "weights",  # a second set of weights
     "row",  # an average of squares over the last dimension
     "column",  # over the one before it
     "scalar",  # a number for the whole tensor: kept
@@ -87,6 +88,17 @@ def _adaptive(group: Group, amplitude: Amplitude) -> Changes:
 def _decoupled(group: Group, amplitude: Amplitude) -> Changes:
     a, b = amplitude[:2]
     return {"lr": a, "eps": b, "weight_decay": 1 / a}
+
+
+def _schedule_free(changes: Callable[[Group, Amplitude], Changes]) -> Callable[[Group, Amplitude], Changes]:
+    """The sums over past learning rates that weigh the average of the iterates are rescaled along."""
+
+    def of(group: Group, amplitude: Amplitude) -> Changes:
+        found = changes(group, amplitude)
+        rate = found["lr"]
+        return {**found, "lr_max": rate, "weight_sum": rate ** group.get("weight_lr_power", 2.0)}
+
+    return of
 
 
 def _by_sign(group: Group, amplitude: Amplitude) -> Changes:
@@ -147,15 +159,15 @@ FAMILIES: dict[str, Family] = {
         Family(
             "Adafactor",
             {
-                **{"step": "scalar", "RMS": "scalar", "exp_avg": "gradient"},
+                **{"step": "scalar", "RMS": "scalar", "exp_avg": "displacement"},
                 **{"row_var": "row", "col_var": "column", "variance": "second_moment"},  # torch
                 **{"exp_avg_sq_row": "row", "exp_avg_sq_col": "column", "exp_avg_sq": "second_moment"},  # transformers
             },
             _relative,
             exact="noise between copies, and uneven copies, change the averages over rows and columns",
         ),
-        Family("AdamWScheduleFree", {"z": "displacement", "exp_avg_sq": "second_moment"}, _decoupled),
-        Family("SGDScheduleFree", {"z": "displacement"}, _proportional),
+        Family("AdamWScheduleFree", {"z": "weights", "exp_avg_sq": "second_moment"}, _schedule_free(_decoupled)),
+        Family("SGDScheduleFree", {"z": "weights"}, _schedule_free(_proportional)),
     )
 }
 FOR_KNOWN_ENTRIES = Family("an unknown optimizer", {**ADAM, "momentum_buffer": "gradient"}, None)
