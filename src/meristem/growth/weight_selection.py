@@ -108,7 +108,7 @@ def _unit_squares(anatomy: Anatomy, tensor: TensorAnatomy, position: int, axis: 
             factors.append(factor)
         else:
             return nothing
-    squares = weight.detach().double().pow(2).movedim(position, 0).flatten(1 if weight.dim() > 1 else 0)
+    squares = weight.detach().cpu().double().pow(2).movedim(position, 0).flatten(1 if weight.dim() > 1 else 0)
     squares = squares.sum(-1) if weight.dim() > 1 else squares
     shape = [anatomy.sizes[f] if isinstance(f, str) else f for f in factors]
     here = factors.index(axis)
