@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from meristem.anatomy import Anatomy, Builder
-from meristem.anatomy.anatomy import folded
 from meristem.anatomy.inputs import device_of
 from meristem.anatomy.streamed import Piece, Weights, is_streamed, streamed, weights_of
+from meristem.anatomy.structure import folded
 from meristem.growth.apply import grow_pieces, grow_tensor
 from meristem.growth.plan import GrowthPlan
 

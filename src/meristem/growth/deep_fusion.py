@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy, Builder, TensorAnatomy
-from meristem.anatomy.anatomy import kind_of
 from meristem.anatomy.parts import is_frequencies, is_part, skipped_by
+from meristem.anatomy.structure import kind_of
 from meristem.anatomy.trace import norm_before_head, run_watched
 from meristem.errors import MeristemError
 from meristem.growth.alibi import has_alibi
