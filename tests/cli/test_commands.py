@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -83,12 +84,32 @@ def test_bad_sources_leave_nothing(small, tmp_path):
 def test_an_existing_output_is_kept_unless_overwritten(small, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("precious")
-    done = meristem("grow", small, tmp_path / "out", "--width", 2)
-    assert done.returncode == 2
-    assert "pass --overwrite" in done.stderr
-    assert (tmp_path / "out" / "mine").read_text() == "precious"
-    assert meristem("grow", small, tmp_path / "out", "--width", 2, "--overwrite").returncode == 0
-    assert (tmp_path / "out" / "config.json").exists()
+    for flags, words in (([], "pass --overwrite"), (["--overwrite"], "holds mine, which neither Meristem")):
+        done = meristem("grow", small, tmp_path / "out", "--width", 2, *flags)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert (tmp_path / "out" / "mine").read_text() == "precious"
+    (tmp_path / "out" / "mine").unlink()
+    for _ in range(2):
+        assert meristem("grow", small, tmp_path / "out", "--width", 2, "--overwrite").returncode == 0
+        assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_no_command_writes_over_its_source(small, tmp_path):
+    shutil.copytree(small, tmp_path / "models" / "small")
+    (tmp_path / "models" / "notes.txt").write_text("months of work")
+    source = tmp_path / "models" / "small"
+    for arguments in (
+        ("grow", source, tmp_path / "models", "--width", 2),
+        ("grow", source, source, "--width", 2),
+        ("shrink", source, source, "--hidden-size", 16),
+        ("fuse", small, source, source),
+    ):
+        done = meristem(*arguments, "--overwrite")
+        assert done.returncode == 2
+        assert "which would be lost; choose another place" in done.stderr
+    assert sorted(path.name for path in source.iterdir()) == sorted(path.name for path in small.iterdir())
+    assert (tmp_path / "models" / "notes.txt").exists()
 
 
 def test_a_bad_recipe_leaves_nothing(tmp_path):

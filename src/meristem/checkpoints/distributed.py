@@ -21,10 +21,11 @@ from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 from torch.distributed.checkpoint.api import CheckpointException
 
 from meristem.anatomy.streamed import Weights, streamed, weights_of
+from meristem.checkpoints.directory import atomic_directory, write_json
 from meristem.checkpoints.distributed_tensors import INDEX, DistributedTensors, Keys
 from meristem.checkpoints.open import model_class_of, open_config
 from meristem.checkpoints.open_streamed import weights_from, without_weights
-from meristem.checkpoints.write import atomic_directory, save_all_but_weights, write_json
+from meristem.checkpoints.write import save_all_but_weights
 from meristem.errors import MeristemError, first_line
 from meristem.growth import Growth
 from meristem.growth.optimizer import dtypes_of, grow_state
@@ -72,7 +73,7 @@ def write_distributed(
         MeristemError: if `out` exists, for optimizer state whose growth is not known, or if the disk is full.
     """
     content, makers = _grown_content(growth, reader)
-    with atomic_directory(out, overwrite) as partial:
+    with atomic_directory(out, overwrite, [reader.path]) as partial:
         save_all_but_weights(growth.model, partial)
         writer = FileSystemWriter(partial, single_file_per_rank=False)  # a file stays in memory until it ends
         planner = _OnDemand(lambda key: makers[key]())

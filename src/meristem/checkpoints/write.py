@@ -3,57 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from meristem.anatomy.streamed import weights_of
+from meristem.checkpoints.directory import atomic_directory, write_json
 from meristem.checkpoints.open import TOKENIZER_FILES
 from meristem.checkpoints.shards import DEFAULT_SHARD_SIZE, Progress, Shards, check_space, lay_out, write_shards
 from meristem.checkpoints.stock import Written, groups_to_write
-from meristem.errors import MeristemError
-
-
-@contextlib.contextmanager
-def atomic_directory(out: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A directory to fill; it appears as `out` only when the block ends well. A kill at any moment leaves `out` as it
-    was (and perhaps a hidden `.NAME.partial`, which the next run clears).
-
-    Raises:
-        MeristemError: if `out` exists and `overwrite` is not set, or the disk cannot take it.
-    """
-    if out.exists() and not overwrite:
-        raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
-    partial = out.parent / f".{out.name}.partial"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        yield partial
-        _sync(partial)
-        if out.exists():
-            old = out.parent / f".{out.name}.old"
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(out, old)
-            os.rename(partial, out)
-            shutil.rmtree(old)
-        else:
-            os.rename(partial, out)
-    except OSError as error:
-        raise MeristemError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON by atomic rename."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 def write_model(
@@ -65,6 +25,7 @@ def write_model(
     more: Callable[[Path], None] | None = None,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     bar: Callable[[int], AbstractContextManager[Progress]] | None = None,
+    sources: Sequence[str | Path] = (),
 ) -> None:
     """Write a stock transformers directory: config, safetensors, tokenizer, model card and `meristem.json`.
 
@@ -76,6 +37,7 @@ def write_model(
         more: writes further files into the directory before it appears.
         max_shard_size: of a weight file, such as "5GB".
         bar: opened with the number of bytes to write; what it gives is called with the number just written.
+        sources: what the model is read from, so that `out` is not written over it.
 
     Raises:
         MeristemError: if `out` exists, the disk is full, or stock transformers would not find in the files what it wants.
@@ -84,7 +46,7 @@ def write_model(
     from meristem.checkpoints.open_streamed import open_streamed
 
     groups, shards = plan_files(model, max_shard_size)
-    with atomic_directory(out, overwrite) as partial:
+    with atomic_directory(out, overwrite, sources) as partial:
         check_space(partial, shards.bytes)
         save_all_but_weights(model, partial)
         weights = weights_of(model)
@@ -124,10 +86,3 @@ def save_all_but_weights(model: Any, directory: Path) -> None:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _sync(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())

@@ -88,8 +88,10 @@ def grow(
     max_shard_size: str,
     dry_run: bool,
 ) -> None:
-    if out.exists() and not overwrite and not dry_run:
-        raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
+    from meristem.checkpoints.directory import check_place
+
+    if not dry_run:
+        check_place(out, overwrite, [source])
     _quiet()
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.distributed import is_distributed, open_distributed, write_distributed
@@ -117,7 +119,7 @@ def grow(
             with console.status("writing"):
                 write_distributed(growth, reader, out, record.result, overwrite)
         else:
-            _write(growth.model, out, record.result, source, overwrite, max_shard_size, more)
+            _write(growth.model, out, record.result, [source], overwrite, max_shard_size, more)
     before, after = (sum(p.numel() for p in model.parameters()) for model in (small, growth.model))
     resumable = ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if more else ""
     print(f"{out}: {before:,} -> {after:,} parameters, {method}{resumable}")
@@ -129,18 +131,18 @@ def _write(
     model: Any,
     out: Path,
     record: Callable[[], dict[str, Any]],
-    source: str,
+    sources: Sequence[str],
     overwrite: bool,
     max_shard_size: str,
     more: Callable[[Path], None] | None = None,
 ) -> None:
-    """The model directory, under a progress bar; the tokenizer is the source's."""
+    """The model directory, under a progress bar; what is no weight is the first source's."""
     from meristem.checkpoints import write_model
     from meristem.checkpoints.open import local_directory
     from meristem.cli.progress import bytes_bar
 
     bar = functools.partial(bytes_bar, f"writing {out}")
-    write_model(model, out, record, local_directory(source), overwrite, more, max_shard_size, bar)
+    write_model(model, out, record, local_directory(sources[0]), overwrite, more, max_shard_size, bar, sources)
 
 
 def _print_files(model: Any, max_shard_size: str) -> None:
@@ -172,8 +174,9 @@ def fuse(
 ) -> None:
     if len(sources) < 2:
         raise MeristemError(f"fuse wants at least two models and OUT, got {' '.join([*sources, str(out)])}")
-    if out.exists() and not overwrite:
-        raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
+    from meristem.checkpoints.directory import check_place
+
+    check_place(out, overwrite, sources)
     try:
         shares = [float(share) for share in weights.split(",")] if weights else None
     except ValueError as error:
@@ -192,7 +195,7 @@ def fuse(
         fusion = fuse_with_certificate([opened[source] for source in sources], method, verify=prove)
     with ThreadPoolExecutor(1) as beside:  # the sources are hashed while they are read anyway
         record = beside.submit(fusion_record, fusion, sources)
-        _write(fusion.model, out, record.result, sources[0], overwrite, max_shard_size)
+        _write(fusion.model, out, record.result, sources, overwrite, max_shard_size)
     parameters = [sum(p.numel() for p in model.parameters()) for model in (*opened.values(), fusion.model)]
     print(f"{out}: {' + '.join(f'{n:,}' for n in parameters[:-1])} -> {parameters[-1]:,} parameters")
     if fusion.certificate is not None:
