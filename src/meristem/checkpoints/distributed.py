@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,20 @@ from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 from torch.distributed.checkpoint.api import CheckpointException
 
 from meristem.anatomy.streamed import Weights, streamed, weights_of
+from meristem.checkpoints.architecture import architecture_of
 from meristem.checkpoints.directory import atomic_directory, write_json
 from meristem.checkpoints.distributed_tensors import INDEX, DistributedTensors, Keys
-from meristem.checkpoints.open import model_class_of, open_config
 from meristem.checkpoints.open_streamed import weights_from, without_weights
+from meristem.checkpoints.source import Source, find_source
 from meristem.checkpoints.write import save_all_but_weights
 from meristem.errors import MeristemError, first_line
 from meristem.growth import Growth
 from meristem.growth.optimizer import dtypes_of, grow_state
 
 
-def is_distributed(source: str) -> bool:
+def is_distributed(source: Path) -> bool:
     """Whether a directory is one of torch.distributed.checkpoint."""
-    return (Path(source) / INDEX).is_file()
+    return (source / INDEX).is_file()
 
 
 class _OnDemand(DefaultSavePlanner):
@@ -47,21 +48,26 @@ class _OnDemand(DefaultSavePlanner):
         return self._make(write_item.index.fqn)
 
 
-def open_distributed(source: str, trust_remote_code: bool = False) -> tuple[nn.Module, DistributedTensors]:
-    """The network of a distributed checkpoint, streamed, and its reader.
+def open_distributed(
+    source: str | Source, trust_remote_code: bool = False, drop: Sequence[str] = ()
+) -> tuple[nn.Module, DistributedTensors]:
+    """The network of a distributed checkpoint, streamed, and its reader; arguments as of `open_model`.
 
     Raises:
         MeristemError: without a config.json beside the shards, for an index that is none, or where tensors are missing.
     """
-    config = open_config(source, trust_remote_code)
-    model_class = model_class_of(config, source, trust_remote_code)
-    reader = DistributedTensors(Path(source))
-    model = without_weights(model_class, config, source)
+    found = find_source(source, trust_remote_code)
+    model_class, config = architecture_of(found, trust_remote_code)
+    reader = DistributedTensors(found.path)
+    model = without_weights(model_class, config, found)
+    return streamed(model, _read_weights(model, reader, found)), reader
+
+
+def _read_weights(model: nn.Module, reader: DistributedTensors, source: Source) -> Weights:
     state = model.state_dict()
     keys = {path[-1]: key for key, path in reader.paths.items() if path[-1] in state and not reader.is_bytes(key)}
     found = {name: reader.placeholder(key) for name, key in keys.items()}
-    weights = weights_from(source, model, found, lambda name: reader.tensor(keys[name]))
-    return streamed(model, weights), reader
+    return weights_from(source, model, found, lambda name: reader.tensor(keys[name]))
 
 
 def write_distributed(
@@ -85,7 +91,13 @@ def write_distributed(
         except CheckpointException as error:
             raise MeristemError(f"{out} cannot be written: {error}") from error
         write_json(partial / "meristem.json", record())
-        open_distributed(str(partial), trust_remote_code=True)
+        _check_written(growth.model, partial)
+
+
+def _check_written(model: Any, directory: Path) -> None:
+    source = Source(str(directory), directory)
+    skeleton = without_weights(type(model), type(model.config).from_pretrained(directory), source)
+    _read_weights(skeleton, DistributedTensors(directory), source)
 
 
 def _grown_content(growth: Growth, reader: DistributedTensors) -> tuple[dict[Keys, Any], dict[str, Callable[[], Any]]]:

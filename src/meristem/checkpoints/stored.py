@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meristem.checkpoints.other_formats import no_weights_here
 from meristem.errors import MeristemError, first_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -84,9 +85,7 @@ def _index(path: Path) -> dict[str, str] | None:
         return None
     file = path / INDEX
     if not file.exists():
-        pickles = sorted(p.name for p in path.glob("*.bin"))
-        hint = f" (it has {pickles[0]}, a pickle, which Meristem never opens)" if pickles else ""
-        raise MeristemError(f"{path} has no safetensors weights{hint}")
+        raise no_weights_here(path)
     try:
         index = json.loads(file.read_text())["weight_map"]
         names = set(index.values())
@@ -108,7 +107,10 @@ def _entries(file: Path) -> dict[str, Entry]:
         part = opened.get_slice(name)
         dtype = DTYPES.get(part.get_dtype())
         if dtype is None:
-            raise MeristemError(f"{file}: {name} is stored as {part.get_dtype()}; known: {', '.join(DTYPES)}")
+            raise MeristemError(
+                f"{file}: {name} is stored as {part.get_dtype()}; known: {', '.join(DTYPES)}. Weights that are quantised have no "
+                "units to grow: use those that they were made from"
+            )
         entries[name] = Entry(file, tuple(part.get_shape()), dtype)
     return entries
 
@@ -118,6 +120,10 @@ def _opened(file: Path) -> Any:
 
     if not file.is_file():
         raise MeristemError(f"{file.parent}: the index names {file.name}, which is not there")
+    try:
+        file.open("rb").close()  # safetensors says of a file that may not be read that it is not there
+    except OSError as error:
+        raise MeristemError(f"{file} cannot be read: {error.strerror or error}") from error
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
