@@ -46,9 +46,8 @@ def read_lazily(
     _check_sizes(config, stored, found)
     model = without_weights(model_class, config, found)
     weights = read_weights(model, stored, found, drop)
-    generation = found.path / "generation_config.json"
-    if generation.is_file() and hasattr(model, "generation_config"):
-        model.generation_config = _generation_config(generation)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config = _generation_config(found.path)
     return model, weights
 
 
@@ -60,7 +59,7 @@ def read_weights(model: nn.Module, stored: StoredTensors, source: Source, drop: 
     """
     placeholders = {n: torch.empty(e.shape, dtype=e.dtype, device="meta") for n, e in stored.entries.items()}
     groups, shapes, unplaced = groups_on_disk(model, placeholders)
-    check_unplaced(source, model, unplaced, drop)
+    check_unplaced(source, model, {name: stored.entries[name].shape for name in unplaced}, drop)
 
     def fetch(name: str) -> torch.Tensor:
         return groups[name].convert(model, stored)[name]
@@ -163,10 +162,15 @@ def _check_sizes(config: Any, stored: StoredTensors, source: Source) -> None:
                 )
 
 
-def _generation_config(file: Path) -> Any:
+def _generation_config(path: Path) -> Any:
+    """From its own file, or as stock transformers has it, from the generation entries of config.json (BART)."""
     from transformers import GenerationConfig
 
+    own = (path / "generation_config.json").is_file()
     try:
-        return GenerationConfig.from_pretrained(file.parent)
+        if own:
+            return GenerationConfig.from_pretrained(path)
+        return GenerationConfig.from_pretrained(path, config_file_name="config.json", _from_model_config=True)
     except Exception as error:
+        file = path / ("generation_config.json" if own else "config.json")
         raise MeristemError(f"{file} is not a generation config: {first_line(error)}") from error

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from meristem.certificates import Certificate
-from meristem.checkpoints.source import Source, find_source
+from meristem.checkpoints.source import Source
 from meristem.errors import MeristemError
 from meristem.growth import Growth
 from meristem.growth.fuse import Fusion
@@ -15,12 +16,15 @@ from meristem.incubation import Incubation
 
 
 def source_record(source: str | Source) -> dict[str, Any]:
-    """The source's name, its commit on the hub (None: a directory), and the SHA-256 of its config and weight files.
+    """The source's name, its commit on the hub (None: a directory), and the SHA-256 of its config and weight files (None for a
+    name alone: pass what `find_source` found).
 
     Raises:
         MeristemError: if a file cannot be read.
     """
-    found = find_source(source)
+    found = Source(source, Path(source)) if isinstance(source, str) else source
+    if not found.path.is_dir():
+        return {"name": found.name, "revision": found.revision, "sha256": None}
     digest = hashlib.sha256()
     try:
         for file in sorted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import PurePath
 
@@ -13,10 +13,12 @@ from meristem.checkpoints.source import Source
 from meristem.errors import MeristemError
 
 
-def check_unplaced(source: Source, model: nn.Module, unplaced: Sequence[str], drop: Sequence[str]) -> None:
-    """Raises MeristemError if any of `unplaced` (names in the files) was learned, unless `drop` has a pattern that matches it."""
+def check_unplaced(
+    source: Source, model: nn.Module, unplaced: Mapping[str, tuple[int, ...]], drop: Sequence[str]
+) -> None:
+    """Raises MeristemError if any of `unplaced` ({name in the files: shape}) was learned, unless `drop` has a pattern for it."""
     lost = [name for name in unplaced if not any(fnmatch(name, pattern) for pattern in drop)]
-    lost = [name for name in lost if not _not_learned(model, name)]
+    lost = [name for name in lost if not _not_learned(model, name, unplaced[name])]
     if lost:
         shown = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
         flags = " ".join(f"--drop {pattern!r}" for pattern in _patterns(lost))
@@ -26,10 +28,12 @@ def check_unplaced(source: Source, model: nn.Module, unplaced: Sequence[str], dr
         )
 
 
-def _not_learned(model: nn.Module, name: str) -> bool:
-    """A buffer that the architecture computes (rotary frequencies, position numbers, causal masks), or what its class says it
-    never reads inside of a module that it has. Whole modules that a class leaves out, such as layers for multi-token
-    prediction, were learned."""
+def _not_learned(model: nn.Module, name: str, shape: tuple[int, ...]) -> bool:
+    """A buffer that the architecture computes (rotary frequencies, position numbers), a causal mask as old checkpoints of GPT-2
+    have them, or what its class says it never reads inside of a module that it has. Whole modules that a class leaves out, such
+    as layers for multi-token prediction, were learned."""
+    if (shape[:2] == (1, 1) and len(shape) == 4 and shape[2] == shape[3]) or name.endswith(".masked_bias"):
+        return True
     end = PurePath(*name.split(".")[-2:])
     if any(PurePath(*buffer.split(".")[-2:]) == end for buffer, _ in model.named_buffers()):
         return True
@@ -55,5 +59,5 @@ def _patterns(names: Sequence[str]) -> list[str]:
     for length in range(max(name.count(".") for name in names), 0, -1):
         stems = {".".join(name.split(".")[:length]) for name in names}
         if len(stems) <= 3:
-            return sorted(f"{stem}*" if stem in names else f"{stem}.*" for stem in stems)
+            return sorted(stem if stem in names else f"{stem}.*" for stem in stems)
     return ["*"]
