@@ -204,7 +204,7 @@ def fuse(
     from meristem.growth.deep_fusion import DeepFusion
     from meristem.growth.fuse import fuse_with_certificate
 
-    method = DeepFusion(weights=shares, norm=norm, noise=noise, seed=seed)  # type: ignore[arg-type]
+    method = DeepFusion(shares, norm, noise, seed, allow_differences)  # type: ignore[arg-type]
     method.convex(len(sources))
     console = Console(stderr=True)
     with console.status("planning and measuring" if prove else "planning"):
