@@ -15,7 +15,7 @@ from meristem.checkpoints import open_model, open_streamed, write_model
 from meristem.checkpoints.open import local_directory
 from meristem.checkpoints.record import growth_record, source_record
 from meristem.checkpoints.source import find_source
-from meristem.growth import grow_with_certificate
+from meristem.growth import Growth
 
 COMMIT = "0123456789" * 4
 
@@ -55,7 +55,7 @@ def test_a_hub_name_is_its_snapshot(small, hub, tmp_path):
     source = find_source("acme/llama")
     assert (source.name, source.path, source.revision) == ("acme/llama", snapshot, COMMIT)
     assert local_directory("acme/llama") == snapshot
-    growth = grow_with_certificate(open_streamed(source), ms.HyperCloning(width=2), verify=False)
+    growth = Growth.of(open_streamed(source), ms.HyperCloning(width=2), verify=False)
     record = growth_record(growth, source)
     write_model(growth.model, tmp_path / "out", record, source.path)
     assert record["source"] == {"name": "acme/llama", "revision": COMMIT, "sha256": source_record(str(small))["sha256"]}
