@@ -276,7 +276,10 @@ def test_fuse_two_models_and_one_with_itself(small, tmp_path):
     for arguments, words in (
         ((small, tmp_path / "out"), "at least two models"),
         ((small, other, tmp_path / "out", "--weights", "0.7,0.7"), "sum to 1"),
-        ((small, other, tmp_path / "out", "--norm", "batched"), "plain, equalised or grouped"),
+        (
+            (small, other, tmp_path / "out", "--norm", "batched"),
+            "norm is one of 'plain', 'equalised', 'grouped', got 'batched'",
+        ),
         ((small, other, tmp_path / "both"), "exists"),
     ):
         done = meristem("fuse", *arguments)

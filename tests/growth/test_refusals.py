@@ -43,6 +43,7 @@ def test_refused(family, options, message):
     ("AKI", {"width": 2, "seed": 0.5}, "seed must be a whole number from 0"),
     ("HyperCloning", {"width": 2, "tied": "maybe"}, "tied is one of 'keep', 'untie', got 'maybe'"),
     ("LiGO", {"width": 2, "learning_rate": float("nan")}, "learning_rate must be a finite number, got nan"),
+    ("Stacking", {"depth": 2, "order": "sideways"}, "stacking: order is one of 'stack', 'interpolate', got 'sideways'"),
     ("WeightSelection", {"selection": "best"}, "selection is one of 'uniform', 'first', 'magnitude', got 'best'"),
 ])  # fmt: skip
 def test_values_that_no_option_has(method, options, message):

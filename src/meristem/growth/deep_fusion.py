@@ -26,6 +26,7 @@ from meristem.growth.differences import check_alike
 from meristem.growth.modeling_grouped import group_sizes
 from meristem.growth.plan import GrowthPlan, axes_of
 from meristem.growth.tying import repair
+from meristem.growth.values import check_values
 
 JOINED = ("hidden", "ffn", "kv_heads")  # the kinds of axes that lie side by side; all others have to agree
 SELF_FUSION_NOISE = 0.1
@@ -56,10 +57,7 @@ class DeepFusion:
     allow_differences: bool = False
 
     def __post_init__(self) -> None:
-        if self.norm not in ("plain", "equalised", "grouped"):
-            raise MeristemError(f"norm is plain, equalised or grouped, got {self.norm!r}")
-        if self.noise is not None and not 0 <= self.noise < float("inf"):
-            raise MeristemError(f"noise must be a number that is not negative, got {self.noise}")
+        check_values(self)
 
     def convex(self, parents: int) -> tuple[float, ...]:
         """The weights of that many parents. Raises MeristemError unless they are positive and sum to 1."""

@@ -38,8 +38,7 @@ def _wanted(option: str, value: Any, kinds: tuple[Any, ...]) -> str | None:
     if bool in kinds:
         return None if isinstance(value, bool) else "must be True or False"
     if float in kinds:
-        right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not right:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             return "must be a finite number"
         return None if option != "noise" or value >= 0 else "must not be negative"
     choices = [choice for kind in kinds if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)]
