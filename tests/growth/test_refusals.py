@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import meristem as ms
+from meristem.checkpoints import open_streamed
 from meristem.growth import METHODS
 from meristem.growth.alibi import aligned_heads, slopes
 from meristem.growth.options import build_methods
@@ -72,6 +73,26 @@ def test_a_config_that_transformers_would_not_save_is_refused_first(method):
         ms.MeristemError, match=r"hidden size \(100\) is not a multiple .*hidden_size=96 or 104 would work"
     ):
         ms.Growth.of(small, method(hidden_size=100), verify=False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_said_to_be(value, tmp_path):
+    small = pico.build("llama")
+    with torch.no_grad():
+        small.model.layers[1].mlp.up_proj.weight[3, :2] = value
+    small.save_pretrained(tmp_path / "small")
+    for model in (small, open_streamed(str(tmp_path / "small"))):
+        with pytest.raises(
+            ms.MeristemError, match=r"weights are not finite .*: 2 in model.layers.1.mlp.up_proj.weight\)"
+        ):
+            ms.grow(model, ms.HyperCloning(width=2))
+
+
+def test_outputs_that_are_not_finite_are_said_to_be():
+    small = pico.build("vit")
+    inputs = {"pixel_values": torch.full((1, 3, 16, 16), float("nan"))}
+    with pytest.raises(ms.MeristemError, match="outputs are not finite on the inputs of the proof"):
+        ms.grow(small, ms.HyperCloning(width=2), inputs=inputs)
 
 
 def test_no_method_at_all():

@@ -20,6 +20,7 @@ from meristem.growth.block_steps import MISSED
 from meristem.growth.build import filled, grown_dtypes, in_float32
 from meristem.growth.deep_fusion import SELF_FUSION_NOISE, DeepFusion
 from meristem.growth.differences import differences
+from meristem.growth.finite import check_finite
 from meristem.growth.growth import Growth, known
 from meristem.growth.optimizer import (
     State,
@@ -108,6 +109,8 @@ def fuse_with_certificate(
             plans, parents, weights, fused, inputs, lambda exact: _build(plans, exact, noise, method.seed)
         )
     if certificate and exact and not certificate.holds:
+        for parent in parents:
+            check_finite(parent, certificate)
         raise PreservationError(
             f"the fused network should compute its parents' mean and does not: {certificate.summary()}; "
             "`meristem inspect` shows what was inferred"
