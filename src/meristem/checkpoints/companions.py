@@ -57,6 +57,9 @@ def companions(source: Path, trust_remote_code: bool = False, out: Path | None =
             path = source / name
             if name.startswith(".") or name in WRITTEN or path.name == "__pycache__" or _is(path, out):
                 continue
+            if path.is_symlink() and path.is_dir():
+                left.append(f"{name}/")
+                continue
             if path.is_dir():
                 below = [f"{name}/{inner}" for inner in _files(path, out)]
                 if _matches(name, RUN) or any(_matches(inner, WEIGHTS) for inner in below):
@@ -99,7 +102,7 @@ def _files(directory: Path, out: Path | None) -> Iterator[str]:
 
 
 def _is(path: Path, out: Path | None) -> bool:
-    return out is not None and path.resolve() == out.resolve()
+    return out is not None and os.path.realpath(path) == os.path.realpath(out)
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:

@@ -120,7 +120,7 @@ def read_config(source: Source, trust_remote_code: bool = False) -> dict[str, An
 def _entries(source: Source) -> dict[str, Any]:
     config = source.path / "config.json"
     try:
-        if not source.path.is_dir() or not config.exists():
+        if not source.path.is_dir() or not config.is_file():
             raise no_model_here(source.path)
         entries = json.loads(config.read_text())
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -64,6 +65,9 @@ MoreOptions = Annotated[
 ]
 
 
+OUT_OF_MEMORY = (
+    "can't allocate memory|not enough memory|out of memory|Storage size calculation overflowed"  # torch's words
+)
 INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
 METHOD_FLAGS = (
     "width",
@@ -315,6 +319,10 @@ def main() -> None:
         _leave(str(error), 1 if isinstance(error, PreservationError) else 2)
     except OSError as error:
         _leave(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
+            raise
+        _leave("there is not enough memory for this; ask for smaller sizes, or skip the proof with --no-verify", 2)
     except (KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code != INTERRUPTED:
             raise
