@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from meristem.checkpoints.open_streamed import read_lazily
@@ -34,7 +33,7 @@ def open_model(source: str | Source, trust_remote_code: bool = False, drop: Sequ
             owner._buffers[leaf] = weights[name].clone()
             continue
         if id(held) not in made:  # tied names share the parameter
-            tensor = weights[name].clone(memory_format=torch.contiguous_format)
+            tensor = weights[name].contiguous()
             made[id(held)] = nn.Parameter(tensor, requires_grad=held.requires_grad and tensor.is_floating_point())
         owner._parameters[leaf] = made[id(held)]
     return model.eval()
