@@ -258,27 +258,33 @@ def plan(
     sequence_length: int,
     trust: bool = False,
     drop: Sequence[str] = (),
+    inputs: Path | None = None,
 ) -> None:
     _quiet()
     from meristem.checkpoints import open_streamed
+    from meristem.cli.inputs import read_inputs
     from meristem.growth import METHODS
     from meristem.growth.options import build_methods
-    from meristem.recipes.costs import network_cost, planned_target, routes
+    from meristem.recipes.costs import network_cost, planned_target, planning_inputs, routes
     from meristem.recipes.data_specs import parse_count
 
     budget, before = parse_count(tokens), parse_count(small_tokens) if small_tokens else None
+    if sequence_length < 1:
+        raise MeristemError(f"--sequence-length must be at least 1, got {sequence_length}")
     for name, count in (("--tokens", budget), ("--small-tokens", before)):
         if count is not None and (not isinstance(count, int) or count < 1):
             raise MeristemError(f"{name} takes a count such as 10M, got {count!r}")
     model = open_streamed(source, trust, drop)
     chosen = build_methods(method.split(","), options, METHODS)
     targets = (planned_target(model, methods) for methods in ([], chosen))
-    small, large = (network_cost(target, sequence_length, model.config.vocab_size) for target in targets)
-    networks = Table("network", "parameters", "FLOPs per token", "training memory", title="networks")
+    given = read_inputs(inputs) if inputs else planning_inputs(model, sequence_length)
+    small, large = (network_cost(target, given) for target in targets)
+    unit = "tokens" if "input_ids" in given else "examples"
+    networks = Table("network", "parameters", f"FLOPs per {unit[:-1]}", "training memory", title="networks")
     for name, cost in (("small", small), ("large", large)):
         memory = f"{cost.training_bytes / 2**30:.2f} GiB"
         networks.add_row(name, f"{cost.parameters:,}", f"{cost.flops_per_token:.3e}", memory)
-    table = Table("route", "tokens small", "tokens large", "FLOPs", "of scratch", title="routes")
+    table = Table("route", f"{unit} small", f"{unit} large", "FLOPs", "of scratch", title="routes")
     found = routes(small, large, budget, before)
     for route in found:
         share = f"{route.flops / found[0].flops:.0%}"

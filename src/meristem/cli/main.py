@@ -34,7 +34,8 @@ Drop = Annotated[
 Inputs = Annotated[
     Optional[Path],
     typer.Option(
-        "--inputs", help="What to prove on: a .safetensors, .npz or .json file of named tensors. Default: random."
+        "--inputs",
+        help="What the network is run on: a .safetensors, .npz or .json file of named tensors. Default: random.",
     ),
 ]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe file.")]
@@ -226,7 +227,12 @@ def learn(
 def plan(
     context: typer.Context,
     source: Source,
-    tokens: Annotated[str, typer.Option(help="Token budget of training the target from scratch, such as 10M.")],
+    tokens: Annotated[
+        str,
+        typer.Option(
+            help="Budget of training the target from scratch, such as 10M: tokens, or examples of what has no tokens."
+        ),
+    ],
     method: Annotated[str, typer.Option(help="The growth methods, comma-separated.")] = "hypercloning",
     width: Annotated[Optional[str], typer.Option(help="Factor for every width axis.")] = None,
     depth: Annotated[Optional[str], typer.Option(help="Factor for the number of layers.")] = None,
@@ -238,6 +244,7 @@ def plan(
     option: MoreOptions = None,
     small_tokens: Annotated[Optional[str], typer.Option(help="Tokens before growing. Default: G_stack's law.")] = None,
     sequence_length: Annotated[int, typer.Option(help="For counting attention.")] = 256,
+    inputs: Inputs = None,
     drop: Drop = None,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -245,7 +252,7 @@ def plan(
     from meristem.cli.commands import plan as command
 
     options = _options(context)
-    command(source, method, options, tokens, small_tokens, sequence_length, trust_remote_code, drop or [])
+    command(source, method, options, tokens, small_tokens, sequence_length, trust_remote_code, drop or [], inputs)
 
 
 @app.command()
