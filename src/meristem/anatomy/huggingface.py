@@ -16,6 +16,7 @@ from torch import nn
 from meristem.anatomy.builder import double_each
 from meristem.anatomy.conventions import FIELDS, LAYER_NUMBERS, LINKED_FIELDS, PROPORTIONAL_FIELDS
 from meristem.anatomy.fields import axis_paths, counterparts, depth_paths, main_part, read_field, write_field
+from meristem.anatomy.validity import check_config
 from meristem.errors import MeristemError
 
 
@@ -280,6 +281,7 @@ class HuggingFaceBuilder:
         config = self.config_for(sizes, depths, orders)
         for name, value in changes.items():
             write_field(config, name, value)
+        check_config(config, self.config)
         reading = replace(self.reading, kv_heads=sizes.get("kv_heads"))
         return HuggingFaceBuilder(self.model_class, config, reading)
 

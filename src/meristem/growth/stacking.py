@@ -50,9 +50,7 @@ class Stacking(DepthMethod):
     order: Literal["stack", "interpolate"] = "stack"
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
-        """Raises MeristemError for an unknown order or a factor that is no whole number."""
-        if self.order not in ("stack", "interpolate"):
-            raise MeristemError(f"stacking: order is 'stack' or 'interpolate', got {self.order!r}")
+        """Raises MeristemError for a factor that is no whole number."""
         repeat = repeat_all if self.order == "stack" else repeat_each
         targets = depth_targets(anatomy, self.name, self.depth)
         return {axis: repeat(anatomy.depths[axis], target) for axis, target in targets.items()}

@@ -34,6 +34,7 @@ class WeightSelection(Method):
     """
 
     name: ClassVar[str] = "weight_selection"
+    shrinks: ClassVar[bool] = True
     hidden_size: int | None = None
     intermediate_size: int | None = None
     num_attention_heads: int | None = None
