@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,14 +12,24 @@ from torch import Tensor, nn
 from meristem.anatomy.streamed import is_streamed, run_whole
 from meristem.errors import MeristemError
 
-NO_OUTPUTS = ("cache", "past_key_values", "mems", "state", "past_buckets_states", "encoder_cache", "decoder_cache")
+CACHES = ("cache", "past_key_values", "mems", "state", "past_buckets_states", "encoder_cache", "decoder_cache")
+BY_LAYER = (
+    r".*(hidden_states|attentions|router_logits)"  # a tuple with one entry for each layer: another depth has others
+)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network runs: with its first parameter; on the CPU if its weights are made as it runs."""
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def outputs_of(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Every floating-point tensor of the output by its name, in the model's own dtype, without gradients.
 
     Names of nested outputs and entries of tuples are joined by dots ("vision_model_output.last_hidden_state",
-    "hidden_states.2"); a bare tensor is called "output". Caches and empty tensors are left out.
+    "feature_maps.2"); a bare tensor is called "output". Caches, what the layers put out one by one and empty tensors are left
+    out.
 
     Args:
         model: run as it is (mode and dtype); what it draws at random is drawn from the same seed every time.
@@ -40,9 +51,8 @@ def logits_of(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def _run(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    parameter = next(model.parameters())
-    device = torch.device("cpu") if parameter.is_meta else parameter.device
-    cast = {name: _moved(value, device, parameter.dtype) for name, value in inputs.items()}
+    dtype, device = next(model.parameters()).dtype, device_of(model)
+    cast = {name: _moved(value, device, dtype) for name, value in inputs.items()}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
@@ -68,7 +78,7 @@ def _tensors(output: Any, path: str) -> Iterator[tuple[str, Tensor]]:
             yield path or "output", output
     elif isinstance(output, Mapping):
         for name, value in output.items():
-            if name not in NO_OUTPUTS:
+            if name not in CACHES and not (isinstance(value, list | tuple) and re.fullmatch(BY_LAYER, str(name))):
                 yield from _tensors(value, f"{path}.{name}" if path else str(name))
     elif isinstance(output, list | tuple):
         for number, value in enumerate(output):
