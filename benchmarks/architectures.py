@@ -84,9 +84,9 @@ def _proof(model, inputs, method) -> float | str:
     """Grow, verify, save, reload with stock transformers, verify again; the larger relative error of the two."""
     import torch
 
-    from meristem.growth import grow_with_certificate
+    from meristem.growth import Growth
 
-    growth = grow_with_certificate(model, method, inputs=inputs)
+    growth = Growth.of(model, method, inputs=inputs)
     if sum(p.numel() for p in growth.model.parameters()) <= sum(p.numel() for p in model.parameters()):
         raise RuntimeError("nothing grew")
     if not growth.plans[0].preserves_function:

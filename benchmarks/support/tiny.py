@@ -75,6 +75,12 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"(mamba_)?chunk_size", 8),
     (r"image_size", 64),
     (r"o_groups|embed_dim|d_latents", 32),
+    (r"mm_tokens_per_image", 4),
+    (
+        r"(out|text|output|llm|language|lm|target|adapter_(in|out)|proj(ector|ection)?|mm)_?(hidden_size|hidden_dim|dim)",
+        WIDTH,
+    ),
+    (r"(projection|proj|output|out|text_embed|vision_output|out_hidden)_?(dim|size|features)", WIDTH),
     (
         r"conv_dim|num_conv_pos_embeddings|codevector_dim|proj_codevector_dim|classifier_proj_size|output_hidden_size",
         16,
@@ -93,7 +99,16 @@ PER_LAYER = (
 
 
 # What single types need beyond their fields' names: their own consistency rules.
+SECTIONS = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+}  # of half a head
 SPECIAL: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "glm4v_text", "glm4v_moe_text", "glm_ocr_text",
+                     "glm_image_text", "glm46v_text", "paddleocr_vl_text", "hunyuan_vl_text", "ernie4_5_vl_moe_text"), SECTIONS),
+    "hy_v4_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+    **{composite: {"image_token_index": 3} for composite in ("blip-2", "instructblip", "instructblipvideo")},
+    **{encoder: {"intermediate_size": 256} for encoder in ("voxtral_encoder", "voxtral_realtime_encoder")},
+    **{encoder: {"vocab_size": 96} for encoder in ("wav2vec2-bert", "wav2vec2-conformer")},
     "esm": {"vocab_size": 33, "token_dropout": False, "mask_token_id": 32, "pad_token_id": 1},
     "levit": {"hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "key_dim": [8, 8, 8], "depths": [2, 2, 2],
               "down_ops": [["Subsample", 8, 4, 4, 2, 2], ["Subsample", 8, 6, 4, 2, 2]], "image_size": 64},
@@ -173,6 +188,8 @@ def shrunk_entries(config: Any) -> dict[str, Any]:
             cut = _small_list(name, list(value))
             if cut is not None:
                 entries[name] = cut
+        elif isinstance(value, dict) and "mrope_section" in value:  # shares of half a head
+            entries[name] = {**value, "mrope_section": [2, 3, 3]}
     return {**entries, **SPECIAL.get(config.model_type, {})}
 
 
@@ -187,11 +204,15 @@ def _small_list(name: str, value: list) -> list | None:
         return (picked * LAYERS)[:LAYERS] if len(picked) < LAYERS else picked
     if re.fullmatch(r"eos_token_id", name):
         return [2]
+    if name == "image_grid_pinpoints":
+        return [[64, 128], [128, 64]]
     if all(isinstance(v, int) and not isinstance(v, bool) for v in value):
         if re.fullmatch(r"depths|num_block_repeats", name):
             return [2] * len(value)
         if re.fullmatch(r"hidden_sizes|embed_dims", name):
             return [16 * 2**i for i in range(len(value))]
+        if re.fullmatch(r"num_heads|num_attention_heads", name):
+            return [2] * len(value)
         if re.fullmatch(r"image_size", name):
             return [64] * len(value)
         if re.fullmatch(r"intermediate_size", name):
@@ -248,7 +269,7 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed + 1)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.dim() <= 1 or max(parameter.shape) == parameter.numel():
+        if parameter.dim() <= 1 or max(parameter.shape) == parameter.numel() or not parameter.numel():
             parameter.data += 0.2 * noise
         else:
             parameter.data = noise * parameter[0].numel() ** -0.5

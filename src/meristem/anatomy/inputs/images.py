@@ -29,9 +29,9 @@ def images(net: Interface) -> list[Group]:
     for position in ("image_position_ids", "pixel_position_ids"):
         if net.takes(position):
             groups += _placed_patches(net, position)
-    tiles: list[Group] = [{"pixel_values": plain[:, None]}, {"pixel_values": plain[:, None].repeat(1, 2, 1, 1, 1)}]
+    tiles: list[Group] = [{"pixel_values": plain[:, None].repeat(1, n, 1, 1, 1)} for n in _tiles(net, height * width)]
     whole: list[Group] = [{"pixel_values": plain}]
-    groups += [*tiles[:1], *whole] if net.takes("pixel_attention_mask") else whole + tiles
+    groups += [*tiles, *whole] if net.takes("pixel_attention_mask") else whole + tiles
     if net.takes("image_sizes"):
         groups = [{**group, "image_sizes": sizes} for group in groups] + groups
     if net.takes("interpolate_pos_encoding"):
@@ -53,6 +53,12 @@ def videos(net: Interface) -> list[Group]:
 
 def _is_video(net: Interface) -> bool:
     return net.modalities == {"video"} and net.takes("pixel_values") and not net.takes("pixel_values_videos")
+
+
+def _tiles(net: Interface, area: int) -> list[int]:
+    """In how many tiles an image may come: itself alone, or with those that it is cut into at the resolutions of the config."""
+    cut = [1 + h * w // area for h, w in net.size(PART, "image_grid_pinpoints", default=[])]
+    return list(dict.fromkeys([*cut, 1, 2]))
 
 
 def _channels(net: Interface) -> int:

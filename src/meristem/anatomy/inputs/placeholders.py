@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,41 +27,40 @@ def with_placeholders(net: Interface, inputs: Group) -> Group:
     pieces: list[Tensor] = []
     marks: list[int] = []
     for stream, (parameters, names) in STREAMS.items():
-        token = next((t for n in names if isinstance(t := getattr(net.config, n, None), int)), None)
-        if (
-            token is None
-            or not any(p in inputs for p in parameters)
-            or not hasattr(net.model, f"get_{stream}_features")
-        ):
+        token, method = net.size("", *names), _method(net.model, f"get_{stream}_features")
+        if not isinstance(token, int) or method is None or not any(p in inputs for p in parameters):
             continue
-        count = _features(net.model, f"get_{stream}_features", inputs) // len(ids)
+        count = _features(net.model, method, inputs) // len(ids)
         pieces.append(torch.full((len(ids), count), token))
         marks += [MARKS[stream]] * count
     if not pieces:
-        return inputs
+        return {**inputs, "attention_mask": torch.ones_like(ids)} if net.takes("attention_mask") else inputs
     extended = torch.cat([ids[:, :1], *pieces, ids[:, 1:]], 1)
     kinds = torch.tensor([0, *marks, *[0] * (ids.shape[1] - 1)]).expand(len(ids), -1)
-    further = {name: kinds.clone() for name in ("mm_token_type_ids",) if net.takes(name)}
+    further: Group = {"mm_token_type_ids": kinds.clone()} if net.takes("mm_token_type_ids") else {}
+    if net.takes("attention_mask"):
+        further["attention_mask"] = torch.ones_like(extended)
     return {**inputs, "input_ids": extended, **further}
 
 
-def _features(model: nn.Module, method: str, inputs: Group) -> int:
+def _method(model: nn.Module, name: str) -> Callable[..., Any] | None:
+    """A method of the network, or of the first part of it that has one."""
+    return next((getattr(part, name) for part in model.modules() if hasattr(part, name)), None)
+
+
+def _features(model: nn.Module, method: Callable[..., Any], inputs: Group) -> int:
     """How many feature vectors one of the network's own towers makes of these inputs."""
-    taken = inspect.signature(getattr(type(model), method)).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in taken.values())
-    known = {
-        name: value for name, value in inputs.items() if name in taken or (open_ended and name not in ("input_ids",))
-    }
-    return _rows(_called(model, method, {n: v for n, v in known.items() if n in taken} or known))
+    taken = inspect.signature(method).parameters
+    return _rows(_called(model, method, {name: value for name, value in inputs.items() if name in taken}))
 
 
-def _called(model: nn.Module, method: str, inputs: Group) -> Any:
+def _called(model: nn.Module, method: Callable[..., Any], inputs: Group) -> Any:
     """The result of a method, called as the network itself is, so that a streamed one has its weights."""
     own = model.__dict__.get("forward")
     dtype = next(model.parameters()).dtype
     cast = {n: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in inputs.items()}
     try:
-        model.forward = getattr(model, method)
+        model.forward = method
         with torch.no_grad():
             return model(**cast)
     finally:
