@@ -84,7 +84,9 @@ def _proof(model, inputs, method) -> float | str:
     """Grow, verify, save, reload with stock transformers, verify again; the larger relative error of the two."""
     import torch
 
+    from meristem.certificates import verify
     from meristem.growth import Growth
+    from meristem.growth.expected import expected_outputs
 
     growth = Growth.of(model, method, inputs=inputs)
     if sum(p.numel() for p in growth.model.parameters()) <= sum(p.numel() for p in model.parameters()):
@@ -97,28 +99,12 @@ def _proof(model, inputs, method) -> float | str:
     lost = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     if lost:
         raise RuntimeError(f"stock transformers does not load every tensor: {lost[:3]}")
-    error = max(growth.certificate.relative_error, reloaded_error(model, again.eval(), inputs, growth.plans))
+    expected = functools.partial(expected_outputs, growth.plans)
+    reloaded = verify(model, again.eval(), inputs, expected=expected)
+    error = max(growth.certificate.relative_error, reloaded.relative_error)
     if error > TOLERANCE:
         raise RuntimeError(f"relative error {error:.1e} after saving and reloading")
     return error
-
-
-def reloaded_error(small, big, inputs, plans) -> float:
-    """The largest relative error of all outputs, in float64 where both networks run in it."""
-    import copy
-
-    import torch
-
-    from meristem.anatomy.inputs import outputs_of
-    from meristem.growth.expected import output_error
-
-    for dtype in (torch.float64, torch.float32):
-        try:
-            ours, theirs = (outputs_of(copy.deepcopy(m).to(dtype).eval(), inputs) for m in (small, big))
-        except RuntimeError:  # an operator without a float64 kernel
-            continue
-        return output_error(ours, theirs, plans)
-    raise RuntimeError("it runs neither in float64 nor in float32")
 
 
 def _line(error: BaseException) -> str:

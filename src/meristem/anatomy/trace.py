@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from meristem.anatomy.inputs import example_inputs, logits_of
 from meristem.anatomy.norms import is_norm
 from meristem.errors import MeristemError
 
-Inputs = Mapping[str, Tensor] | None  # keyword arguments of forward; None: random ones
+Inputs = Mapping[str, Any] | None  # keyword arguments of forward; None: random ones
 
 
 def norm_before_head(model: nn.Module, inputs: Inputs = None) -> str | None:
@@ -67,7 +68,7 @@ def blocks_pass_through(model: nn.Module, muted: nn.Module, block_prefixes: list
 
     def compare(name: str):
         def hook(_: nn.Module, args: tuple, kwargs: dict, __) -> None:
-            before = args[0] if args else next((v for k, v in kwargs.items() if k.startswith("hidden")), None)
+            before: Any = args[0] if args else next((v for k, v in kwargs.items() if k.startswith("hidden")), None)
             if not isinstance(before, Tensor) or not before.is_floating_point():
                 return
             caches = {key: None for key in kwargs if key.startswith("past_key_value")}
@@ -78,7 +79,7 @@ def blocks_pass_through(model: nn.Module, muted: nn.Module, block_prefixes: list
                 unchanged.append(False)
                 return
             output = tuple(output.values()) if isinstance(output, dict) else output
-            after = output[0] if isinstance(output, tuple | list) else output
+            after: Any = output[0] if isinstance(output, tuple | list) else output
             unchanged.append(before.shape == after.shape and torch.allclose(before, after, rtol=1e-3, atol=1e-5))
 
         return hook

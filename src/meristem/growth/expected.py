@@ -12,45 +12,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor
 
 from meristem.algebra import AxisMap, UnitMap
-from meristem.errors import MeristemError
+from meristem.certificates import relative_error
 from meristem.growth.plan import GrowthPlan
 
-HUGE = 1e30  # of entries that stand for "never": they have to be the same, and do not set the scale
 
-
-def output_error(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], plans: Sequence[GrowthPlan] = ()) -> float:
-    """The largest relative error over all outputs: max |difference| / max |value| of each.
+def expected_outputs(
+    plans: Sequence[GrowthPlan], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The small network's outputs as the grown one should put them out; an output that grew along no axis is left as it is.
 
     Args:
-        ours, theirs: outputs by name (`anatomy.inputs.outputs_of`) of the small and of the grown network.
-        plans: those that the growth was made by, in their order; without any, all shapes have to be the same.
-
-    Raises:
-        MeristemError: if an output is missing, or its shape has changed along no axis that grew.
+        plans: those that the growth was made by, in their order.
+        ours, theirs: outputs by name (`anatomy.inputs.outputs_of`) of the small and of the grown network. Where several axes
+            have the sizes of an output, the one is taken whose map explains it best.
     """
-    missing = [name for name in ours if name not in theirs]
-    if missing:
-        raise MeristemError(f"the outputs cannot be compared: only one network puts out {', '.join(missing)}")
-    return max(_error_of(name, ours[name], theirs[name], plans) for name in ours)
+    return {name: _expected(plans, output, theirs[name]) for name, output in ours.items()}
 
 
-def _error_of(name: str, a: Tensor, b: Tensor, plans: Sequence[GrowthPlan]) -> float:
-    errors = [relative_error(expected, b) for expected in _mapped(a, b, plans)]
-    if not errors:
-        raise MeristemError(f"the outputs cannot be compared: {name} has shapes {tuple(a.shape)} and {tuple(b.shape)}")
-    return min(errors)
-
-
-def relative_error(a: Tensor, b: Tensor) -> float:
-    """max |a - b| / max |a|, in float64; entries that are infinite in both do not count, in one of them they count as 1."""
-    a, b = a.double().cpu(), b.double().cpu()
-    ordinary = a.isfinite() & b.isfinite() & (a.abs() < HUGE)
-    if bool(((a != b) & ~ordinary & ~(a.isnan() & b.isnan())).any()):
-        return 1.0
-    if not bool(ordinary.any()):
-        return 0.0
-    error, scale = float((a - b)[ordinary].abs().max()), float(a[ordinary].abs().max())
-    return error / scale if scale else error
+def _expected(plans: Sequence[GrowthPlan], a: Tensor, b: Tensor) -> Tensor:
+    return min(_mapped(a, b, plans), key=lambda mapped: relative_error(mapped, b), default=a)
 
 
 def _mapped(a: Tensor, b: Tensor, plans: Sequence[GrowthPlan]) -> Iterator[Tensor]:

@@ -28,7 +28,7 @@ def outputs_of(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]
     """Every floating-point tensor of the output by its name, in the model's own dtype, without gradients.
 
     Names of nested outputs and entries of tuples are joined by dots ("vision_model_output.last_hidden_state",
-    "feature_maps.2"); a bare tensor is called "output". Caches, what the layers put out one by one and empty tensors are left
+    "feature_maps.2"); a bare tensor is called "logits". Caches, what the layers put out one by one and empty tensors are left
     out.
 
     Args:
@@ -75,7 +75,7 @@ def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
 def _tensors(output: Any, path: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(output, Tensor):
         if output.is_floating_point():
-            yield path or "output", output
+            yield path or "logits", output
     elif isinstance(output, Mapping):
         for name, value in output.items():
             if name not in CACHES and not (isinstance(value, list | tuple) and re.fullmatch(BY_LAYER, str(name))):
