@@ -30,6 +30,7 @@ from meristem.anatomy.parts import is_part, whole_of, with_parts
 from meristem.anatomy.roles import owner_and_parameter, roles
 from meristem.anatomy.structure import Axis, BlockList, Dimension, Structure, TensorAnatomy, kind_of
 from meristem.anatomy.uninitialised import uninitialised
+from meristem.anatomy.unit_lists import unit_lists
 from meristem.errors import AnatomyError, MeristemError
 
 
@@ -84,7 +85,8 @@ def infer(builder: Builder, override: Override) -> Structure:
     tensors = in_groups(tensors, owners, _side_by_side(builder, override))
     axes = {axis: Axis(axis, size, builder.describe_axis(axis)) for axis, size in builder.sizes.items()}
     axes |= _parts(axes, tensors)
-    return Structure(axes, tensors, blocks, _norms(owners))
+    lists = unit_lists([(probe.sizes, probe.shapes) for probe in probes])
+    return Structure(axes, tensors, blocks, _norms(owners), lists)
 
 
 def _side_by_side(builder: Builder, override: Override) -> dict[str, int]:
@@ -207,7 +209,8 @@ def _dimensions(
         axis = _depth_axis(name, position, tensor.shape[position], depths)
         share = depths[axis].length if axis else 1
         for subset in (probes, [probe for probe in probes if probe.essential]):
-            measured = [(probe.sizes, probe.shapes[name][position] // share) for probe in subset]
+            seen_in = [probe for probe in subset if name in probe.shapes]  # some sizes leave a module out
+            measured = [(probe.sizes, probe.shapes[name][position] // share) for probe in seen_in]
             found = _explain(name, side, measured, owners, override)
             if found:
                 source, layout = found

@@ -27,7 +27,7 @@ def grown_anatomy(plan: GrowthPlan) -> Anatomy:
         BlockList(b.axis, b.prefix, len(plan.layers[b.axis]) if b.axis in plan.layers else b.length)
         for b in source.blocks
     )
-    lengths = {**sizes, **{block.axis: block.length for block in blocks}}
+    lengths = with_parts({**target.sizes, **{block.axis: block.length for block in blocks}})
     tensors = {name: _grown(plan, name, shape) for name, shape in plan.shapes.items()}
     for tensor in tensors.values():
         for position, dimension in enumerate(tensor.dimensions):
