@@ -113,9 +113,9 @@ def _with_multiplier(anatomy: Anatomy, scaled: list[str], ratio: float) -> Anato
     """`ratio` is what doubling the width changed the output of these tensors by."""
     axis = next((axis.name for axis in anatomy.of_kind("hidden")), next(iter(anatomy.axes)))
     field = getattr(anatomy.builder, "paths", {}).get(axis, axis)
-    in_every_block = re.escape(folded(name)).replace(r"\*", r"\d+")
-    found = Multiplier(in_every_block, field, math.log2(ratio))
-    return replace(anatomy, override=replace(anatomy.override, multipliers=(*anatomy.override.multipliers, found)))
+    in_every_block = [re.escape(folded(name)).replace(r"\*", r"\d+") for name in scaled]
+    found = [Multiplier(pattern, field, math.log2(ratio)) for pattern in in_every_block]
+    return replace(anatomy, override=replace(anatomy.override, multipliers=(*anatomy.override.multipliers, *found)))
 
 
 def _with_layout(anatomy: Anatomy, like: TensorAnatomy, position: int, layout: Layout) -> Anatomy:
