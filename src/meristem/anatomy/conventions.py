@@ -166,6 +166,12 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
         "in",
         (QUERY,),
     ),
+    (
+        ATTENTION_CLASS,
+        r"relative_k_proj|linear_pos",
+        "in",
+        ("frequencies_hidden 2",),
+    ),  # sinusoids, a sine and a cosine for each
     (ATTENTION_CLASS, r"q_norm|q_layernorm|query_norm", "out", (QUERY, "head_dim")),
     (ATTENTION_CLASS, r"k_norm|k_layernorm|key_norm", "out", (KEY_VALUE, "head_dim")),
     (ATTENTION_CLASS, r"relative_attention_bias", "out", ("heads",)),

@@ -127,6 +127,11 @@ def _second_try(
     settled, parting = settle(anatomy, model, inputs)
     steps = take_steps(model, methods, settled, inputs)
     certificate = certify(model, steps, inputs)
+    if not certificate.holds and any(plan.layers for plan in steps.plans):
+        by_number = replace(settled, override=replace(settled.override, numbered=True))  # as shifted windows do (Swin)
+        at_the_end = take_steps(model, methods, by_number, inputs)
+        proof = certify(model, at_the_end, inputs)
+        steps, certificate = (at_the_end, proof) if proof.holds else (steps, certificate)
     if not certificate.holds:
         where = f"; cloned, {parting}" if parting else ""
         raise PreservationError(
