@@ -76,6 +76,11 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"image_size", 64),
     (r"o_groups|embed_dim|d_latents", 32),
     (r"mm_tokens_per_image", 4),
+    (r"(en|de)coder_num_attention_heads", HEADS),
+    (r"(en|de)coder_num_hidden_layers", LAYERS),
+    (r"output_channels|reassemble_hidden_size", WIDTH),
+    (r"upsample_groups", 16),
+    (r"num_queries|num_denoising", 8),
     (
         r"(out|text|output|llm|language|lm|target|adapter_(in|out)|proj(ector|ection)?|mm)_?(hidden_size|hidden_dim|dim)",
         WIDTH,
@@ -102,9 +107,20 @@ PER_LAYER = (
 SECTIONS = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 }  # of half a head
+RESNET = {"model_type": "resnet", "hidden_sizes": [16, 32, 64, 64], "embedding_size": 16, "depths": [1, 1, 1, 1]}
 SPECIAL: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "glm4v_text", "glm4v_moe_text", "glm_ocr_text",
                      "glm_image_text", "glm46v_text", "paddleocr_vl_text", "hunyuan_vl_text", "ernie4_5_vl_moe_text"), SECTIONS),
+    **{detr: {"use_timm_backbone": False, "backbone": None, "backbone_config": {**RESNET, "out_indices": stages}}
+       for stages, names in (([4], ("detr", "conditional_detr", "dab-detr", "table-transformer")), ([2, 3, 4], ("deformable_detr",)))
+       for detr in names},
+    **{series: {"prediction_length": 8, "context_length": 16}
+       for series in ("autoformer", "informer", "time_series_transformer")},
+    **{dense: {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]} for dense in ("beit", "data2vec-vision")},
+    "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
+    "oneformer": {"conv_dim": 64, "mask_dim": 64, "hidden_dim": 64},
+    "layoutlmv3": {"hidden_size": 96, "coordinate_size": 16, "shape_size": 16, "input_size": 64, "image_size": 64},
+    "lilt": {"hidden_size": 96},
     "hy_v4_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
     **{composite: {"image_token_index": 3} for composite in ("blip-2", "instructblip", "instructblipvideo")},
     **{encoder: {"intermediate_size": 256} for encoder in ("voxtral_encoder", "voxtral_realtime_encoder")},
@@ -179,7 +195,8 @@ def shrunk_entries(config: Any) -> dict[str, Any]:
         if isinstance(value, bool) or value is None or isinstance(getattr(type(config), name, None), property):
             continue
         if hasattr(value, "model_type"):
-            entries[name] = type(value)(**shrunk_entries(value))
+            switches = {n: v for n, v in value.to_diff_dict().items() if isinstance(v, bool)}
+            entries[name] = type(value)(**{**switches, **shrunk_entries(value)})
         elif isinstance(value, int):
             small = _small(name)
             if small is not None:
@@ -190,7 +207,17 @@ def shrunk_entries(config: Any) -> dict[str, Any]:
                 entries[name] = cut
         elif isinstance(value, dict) and "mrope_section" in value:  # shares of half a head
             entries[name] = {**value, "mrope_section": [2, 3, 3]}
-    return {**entries, **SPECIAL.get(config.model_type, {})}
+    return {**entries, **_taken_out(config), **SPECIAL.get(config.model_type, {})}
+
+
+def _taken_out(config: Any) -> dict[str, Any]:
+    """What a backbone hands on: of as many stages as before; of plain layers, of as many layers as it hands on."""
+    indices = [i for i in vars(config).get("_out_indices") or () if isinstance(i, int)]
+    if len(indices) < 2 or not hasattr(config, "stage_names"):
+        return {}
+    if len(config.stage_names) < 8:
+        return {"out_indices": indices}
+    return {"num_hidden_layers": len(indices), "out_indices": list(range(1, len(indices) + 1))}
 
 
 def _small(name: str) -> int | None:

@@ -89,12 +89,19 @@ JOINING_FIELDS = (
     "output_size",
     "language_hidden_size",
     "llm_hidden_size",
+    "reassemble_hidden_size",
 )
 OUTPUT_BESIDE = {"embed_dim": "hidden_size"}  # a part that has both fields hands on the second
 
 # Fields that grow in proportion to an axis (numbers, or lists of such), so that what they share out keeps its size.
 PROPORTIONAL_FIELDS: dict[str, tuple[str, ...]] = {
-    "hidden": ("num_conv_pos_embedding_groups", "axial_pos_embds_dim", "attention_hidden_size"),
+    "hidden": (
+        "num_conv_pos_embedding_groups",
+        "axial_pos_embds_dim",
+        "attention_hidden_size",
+        "coordinate_size",
+        "shape_size",
+    ),
     "heads": ("num_attention_heads_per_layer",),
     "stage0_hidden": ("embedding_size", "stem_out_channels", "stage_out_channels.0", "stage_in_channels.1"),
     "stage1_hidden": ("stage_out_channels.1", "stage_in_channels.2"),
@@ -113,7 +120,7 @@ DEPTH_FIELDS: dict[str, tuple[str, ...]] = {
 DEPTH_LISTS = ("layers_block_type", "layer_types", "block_types")
 
 # Config lists with one entry for each layer. A list of another name (eos_token_id) may have as many entries, and stays.
-LAYER_LISTS = r".*(layer|block|per_layer|attn_|sparsity|indexer_types|sliding_windows).*|intermediate_size|num_experts"
+LAYER_LISTS = r".*(layer|block|per_layer|attn_|sparsity|indexer_types|sliding_windows|attention_window).*|intermediate_size|num_experts"
 # Lists of the numbers of the layers that are of some kind, and not one entry for each layer.
 LAYER_NUMBERS = (
     r"moe_layers|mlp_only_layers|cross_attention_layers|hybrid_layer_ids|attn_layer_indices|full_attn_idxs|"
@@ -159,6 +166,7 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     (ATTENTION_CLASS, r"k_proj|key|k|k_lin|linear_k|wk|to_k|project_k|k_head|key_proj", "out", (KEY_VALUE,)),
     (ATTENTION_CLASS, r"v_proj|value|v|v_lin|linear_v|wv|to_v|project_v|v_head|value_proj", "out", (KEY_VALUE,)),
     (ATTENTION_CLASS, r"c_attn|qkv_proj|qkv|Wqkv|in_proj", "out", (CONCATENATED,)),
+    (r"MultiheadAttention", r"in_proj_(weight|bias)", "out", (CONCATENATED,)),
     (ATTENTION_CLASS, r"query_key_value", "out", (GROUPED, CONCATENATED)),
     (
         ATTENTION_CLASS,
@@ -182,6 +190,7 @@ RAW_READERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"Hyper(Connection|Head)", r"(hc_)?fn", ("write", "read")),
     (r"AttentionResidual", r"query", ("read",)),
     (r"AttentionResidual", r"query", ("write", "read")),
+    (r"MultiheadAttention", r"in_proj_weight", ("write", "read")),
     (r"AdditiveAttention", r"w_g", ("read", "write")),
     (r"DbrxExpertGLU", r"w1|v1", ("write", "read")),
     (r"DbrxExpertGLU", r"w2", ("read", "write")),

@@ -52,9 +52,9 @@ def main_part(config: Any, moves: Callable[[Any], bool]) -> str:
     Args:
         moves: whether a changed config builds another network.
     """
-    parts = {name: part for name, part in vars(config).items() if hasattr(part, "model_type")}
+    parts = {path.rstrip("."): part for path, part in _parts(config) if path}
     text = config.get_text_config()
-    ordered = sorted(parts, key=lambda name: parts[name] is not text)
+    ordered = sorted(parts, key=lambda name: (parts[name] is not text, name.count(".")))
     if not parts or (text is config and any(_sizes_at(vars(config).get(name)) for name in FIELDS["hidden"])):
         return ""
     for name in ordered:

@@ -92,6 +92,7 @@ def infer(builder: Builder, override: Override) -> Structure:
 def _side_by_side(builder: Builder, override: Override) -> dict[str, int]:
     """{"hidden": n} where the stream is made of parts, each a multiple of an n-th of it."""
     widths = builder.fact(override.concatenated) if override.concatenated else None
+    widths = [widths] if isinstance(widths, int) else widths
     return {"hidden": builder.sizes["hidden"] // gcd(*widths)} if widths else {}
 
 

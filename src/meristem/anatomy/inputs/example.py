@@ -7,6 +7,7 @@ text is not run for that.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +21,7 @@ from meristem.anatomy.inputs.others import others
 from meristem.anatomy.inputs.outputs import outputs_of
 from meristem.anatomy.inputs.placeholders import with_placeholders
 from meristem.anatomy.inputs.sounds import sounds
-from meristem.anatomy.inputs.texts import texts
+from meristem.anatomy.inputs.texts import takes_one_text, texts
 from meristem.errors import MeristemError, first_line
 
 TRIES = 48
@@ -45,6 +46,7 @@ def example_inputs(model: nn.Module, batch_size: int = 2, sequence_length: int =
     if getattr(model, "config", None) is None or not hasattr(model.config, "model_type"):
         raise MeristemError(f"cannot guess inputs for {type(model).__name__}; pass inputs={{name: tensor}}")
     net = Interface(model, batch_size, sequence_length, torch.Generator().manual_seed(seed))
+    net = dataclasses.replace(net, batch=1) if takes_one_text(net) else net
     plain = texts(net)
     if plain and not any(net.needs(name) and name not in plain[0] for name in net.parameters) and _reads_only_text(net):
         return plain[0]

@@ -101,7 +101,8 @@ def _flat_patches(net: Interface, name: str, grid: str) -> list[Group]:
     count, channels = net.batch * side * side, _channels(net)
     flat = net.randn(count, channels * temporal * height * width)
     pictures = net.randn(count, channels, height, width)
-    return [{name: flat, grid: grids}, {name: pictures, grid: grids}, {name: flat[None], grid: grids}]
+    shapes = (flat, pictures, flat[None], flat.unflatten(0, (net.batch, -1)))
+    return [{name: tensor, grid: grids} for tensor in shapes]
 
 
 def _placed_patches(net: Interface, position: str) -> list[Group]:

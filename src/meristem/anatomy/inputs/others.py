@@ -111,6 +111,13 @@ def _images_again(net: Interface) -> Tensor:
     return net.randn(net.batch, net.size(r"vision", "num_channels", default=3), height, width)
 
 
+def _global_attention(net: Interface) -> Tensor:
+    """The first token of every text sees all others and is seen by them."""
+    mask = torch.zeros_like(_ids(net))
+    mask[..., 0] = 1
+    return mask
+
+
 MAKERS: Mapping[str, Callable[[Interface], Tensor]] = {
     "bbox": _boxes,
     "qformer_input_ids": _ids,
@@ -135,6 +142,10 @@ MAKERS: Mapping[str, Callable[[Interface], Tensor]] = {
     "returns_to_go": lambda net: net.randn(net.batch, 8, 1),
     "timesteps": lambda net: torch.arange(8).expand(net.batch, -1),
     "visual_feats": lambda net: net.randn(net.batch, 6, net.size("", "visual_feat_dim", default=32)),
+    "encoder_hidden_states": lambda net: net.randn(net.batch, 5, net.size("", "encoder_hidden_size", default=32)),
+    "global_attention_mask": _global_attention,
+    "decoder_input_values": lambda net: net.randn(net.batch, 8, net.size("", "num_mel_bins", default=80)),
+    "image_attention_mask": lambda net: torch.ones(net.batch, net.length, 1, dtype=torch.long),
     "visual_pos": lambda net: net.randn(net.batch, 6, net.size("", "visual_pos_dim", default=4)),
 }
 # Where forward takes the first, it wants the others, although they have defaults.
@@ -143,5 +154,9 @@ COMPANIONS: Mapping[str, tuple[str, ...]] = {
     "flattened_patches": ("flattened_patches",),
     "visual_feats": ("visual_feats", "visual_pos"),
     "high_res_pixel_values": ("high_res_pixel_values",),
+    "query_embeds": ("encoder_hidden_states",),
+    "global_attention_mask": ("global_attention_mask",),
+    "decoder_input_values": ("decoder_input_values",),
+    "perceiver_embeddings": ("image_attention_mask",),
     "states": ("states", "actions", "rewards", "returns_to_go", "timesteps"),
 }

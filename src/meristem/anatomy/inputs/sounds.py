@@ -8,7 +8,7 @@ from meristem.anatomy.inputs.interface import Group, Interface
 
 PART = r"audio|speech|sound|codec|encoder"
 BANDS = ("num_mel_bins", "feature_projection_input_dim", "feature_size", "n_mels", "input_feat_per_channel", "input_dim",
-         "num_mel_features", "mel_bins", "feat_in", "input_feature_size", "num_audio_features")  # fmt: skip
+         "num_mel_features", "mel_bins", "feat_in", "input_feature_size", "num_audio_features", "num_chroma")  # fmt: skip
 
 
 def sounds(net: Interface) -> list[Group]:

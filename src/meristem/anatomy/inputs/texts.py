@@ -46,8 +46,7 @@ def token_ids(net: Interface, vocab: int, length: int | None = None) -> Tensor:
     length = max(1, min(length, longest - 4)) if isinstance(longest, int) else length
     special = set(_special_ids(net.config))
     ordinary = torch.tensor([i for i in range(min(vocab, 4096)) if i not in special] or [*range(vocab)])
-    rows = 1 if _pools_last_token_without_padding(net) else net.batch
-    shape = (rows, 2, length) if "MultipleChoice" in net.kind else (rows, length)
+    shape = (net.batch, 2, length) if "MultipleChoice" in net.kind else (net.batch, length)
     ids = ordinary[net.randint(len(ordinary), *shape)]
     end = net.size(r"text", "eos_token_id")
     if isinstance(end, int) and 0 < end < vocab and length > 1:
@@ -67,7 +66,7 @@ def decoder_ids(net: Interface) -> Tensor:
     return ordinary[net.randint(len(ordinary), net.batch * (books if isinstance(books, int) else 1), length)]
 
 
-def _pools_last_token_without_padding(net: Interface) -> bool:
+def takes_one_text(net: Interface) -> bool:
     """A classifier that looks for each row's last token that is no padding takes one row if it knows no padding."""
     return (
         "SequenceClassification" in net.kind
