@@ -8,8 +8,8 @@
 
 For each: a tiny model with random weights; clone it x2 in width, prove every output (1e-4 of its largest value, float32 or
 better), save, reload with stock transformers, prove again; then the same with identity blocks in depth. One row each: pass,
-or why not. Rows are kept in build/architectures.jsonl as they come; a whole sweep writes results/architectures.json and the
-table in docs/architectures.md.
+or why not. Rows are kept in build/architectures.jsonl as they come; at the end results/architectures.json and the table in
+docs/architectures.md are written, which say how many classes have not been judged yet.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def tiny_model(model_type: str, class_name: str):
 
 def examine(name: str, model_type: str) -> dict[str, Any]:
     """One row: can it be built, cloned, deepened, and reloaded by stock transformers?"""
+    from meristem.anatomy import Anatomy
     from meristem.growth import HyperCloning, IdentityBlocks
 
     try:
@@ -66,21 +67,26 @@ def examine(name: str, model_type: str) -> dict[str, Any]:
     except Exception as error:
         return {"outcome": "not built", "why": _line(error)}
     row: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters()), "inputs": sorted(inputs)}
+    try:
+        anatomy = Anatomy.of(model)
+    except Exception as error:
+        no_width = "has no width field" in str(error)
+        return {**row, "outcome": "no width" if no_width else "fail", "stage": "anatomy", "why": _line(error)}
     for axis, method in (("width", HyperCloning(width=2, noise=0.0)), ("depth", IdentityBlocks(depth=2))):
         try:
-            row[axis] = _proof(model, inputs, method)
+            row[axis] = _proof(model, anatomy, inputs, method)
         except Exception as error:
             if os.environ.get("TRACE"):
                 traceback.print_exc()
             if axis == "depth" and "no list of repeated blocks" in str(error):
                 row[axis] = "no list of blocks"
                 continue
-            no_width = axis == "width" and ("nothing to grow" in str(error) or "has no width field" in str(error))
+            no_width = axis == "width" and "nothing to grow" in str(error)
             return {**row, "outcome": "no width" if no_width else "fail", "stage": axis, "why": _line(error)}
     return {**row, "outcome": "pass"}
 
 
-def _proof(model, inputs, method) -> float | str:
+def _proof(model, anatomy, inputs, method) -> float | str:
     """Grow, verify, save, reload with stock transformers, verify again; the larger relative error of the two."""
     import torch
 
@@ -88,7 +94,7 @@ def _proof(model, inputs, method) -> float | str:
     from meristem.growth import Growth
     from meristem.growth.expected import expected_outputs
 
-    growth = Growth.of(model, method, inputs=inputs)
+    growth = Growth.of(model, method, anatomy=anatomy, inputs=inputs)
     if sum(p.numel() for p in growth.model.parameters()) <= sum(p.numel() for p in model.parameters()):
         raise RuntimeError("nothing grew")
     if not growth.plans[0].preserves_function:
@@ -150,7 +156,8 @@ def main() -> None:
 
     page = ROOT / "docs" / "architectures.md"
     if arguments.page:
-        write_page(page, json.loads(arguments.page.read_text(encoding="utf-8"))["rows"])
+        found = json.loads(arguments.page.read_text(encoding="utf-8"))
+        write_page(page, found["rows"], found["classes"])
         return
     import torch
     import transformers
@@ -168,20 +175,26 @@ def main() -> None:
         write_json(name, {"machine": machine(), "seed": arguments.seed, "rows": rows})
         return
     classes = {c.name: c for c in auto_classes()}
-    done = judged(arguments.rows)
+    done = judged(arguments.rows) or published(arguments.out)
     waiting = arguments.classes or [n for n in classes if n not in done or done[n]["outcome"] in arguments.again]
+    random.Random(0).shuffle(waiting)  # what was judged when a sweep stops is a fair sample
     if len(waiting) > 9:
         examine("LlamaModel", "llama")  # what everything imports is imported once, before the processes are forked
     judge = functools.partial(_judge, {name: entry.model_type for name, entry in classes.items()})
     for row in judge_all(waiting, judge, arguments.rows, arguments.workers, arguments.limit):
         print(*row.values(), flush=True)
-    done = judged(arguments.rows)
+    done |= judged(arguments.rows)
     rows = [{**done[name], "tasks": entry.tasks} for name, entry in classes.items() if name in done]
-    print(report(rows))
-    if len(rows) == len(classes):
-        content = {"machine": machine(), "transformers": transformers.__version__, "tolerance": TOLERANCE}
-        write_json(arguments.out, {**content, "rows": rows})
-        write_page(page, rows)
+    content = {"machine": machine(), "transformers": transformers.__version__, "tolerance": TOLERANCE}
+    write_json(arguments.out, {**content, "classes": len(classes), "rows": rows})
+    write_page(page, rows, len(classes))
+    print(report(rows, len(classes)))
+
+
+def published(path: Path) -> dict[str, dict[str, Any]]:
+    """{class: row} of an earlier sweep's results."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    return {row["name"]: row for row in rows if "name" in row}
 
 
 def _judge(types: dict[str, str], name: str) -> dict[str, Any]:

@@ -13,17 +13,17 @@ NOT_JUDGED = ("no width", "not built")
 Row = dict[str, Any]
 
 
-def write_page(page: Path, rows: Sequence[Row]) -> None:
-    """Replace everything below the marker."""
+def write_page(page: Path, rows: Sequence[Row], classes: int) -> None:
+    """Replace everything below the marker; `classes`: how many there are in all."""
     head, marker, _ = page.read_text(encoding="utf-8").partition(MARKER)
-    page.write_text(f"{head}{marker}\n\n{report(rows)}\n", encoding="utf-8")
+    page.write_text(f"{head}{marker}\n\n{report(rows, classes)}\n", encoding="utf-8")
 
 
-def report(rows: Sequence[Row]) -> str:
+def report(rows: Sequence[Row], classes: int) -> str:
     """The counts and tables as Markdown."""
     count = Counter(row["outcome"] for row in rows)
     lines = [
-        f"Of {len(rows)} classes that the auto mappings name, {_built(count)} could be built at toy size and have a width to "
+        f"The auto mappings name {classes} classes; {len(rows)} were looked at{_rest(classes - len(rows))}. Of these, {_built(count)} could be built at toy size and have a width to "
         f"grow: **{count['pass']} pass ({_share(count)})**, {count['fail']} fail; {count['no width']} have no width that a "
         f"config sets, {count['not built']} were not built. A class that several mappings name is judged once and counts in "
         "the row of each.",
@@ -46,6 +46,10 @@ def report(rows: Sequence[Row]) -> str:
         cells = [f"{row['name']} ({_figure(row['width'])}, {_figure(row['depth'])})" for row in passed]
         lines += [f"**{first}**: {', '.join(cells)}", ""] if passed else []
     return "\n".join(lines)
+
+
+def _rest(count: int) -> str:
+    return f", the other {count} not yet (they are taken in random order)" if count else ""
 
 
 def _with(rows: Sequence[Row], outcome: str) -> list[Row]:

@@ -70,6 +70,7 @@ LINKED_FIELDS: dict[str, tuple[str, ...]] = {
         "embedding_dim",
         "lru_width",
         "decoder.cross_attention_hidden_size",
+        "perceiver_config.hidden_size",
         "ffn_config.hidden_size",
     ),
 }

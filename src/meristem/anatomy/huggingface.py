@@ -77,7 +77,7 @@ class HuggingFaceBuilder:
                 f"{type(config).__name__} has no width field that Meristem knows; looked for {', '.join(FIELDS['hidden'])}"
             )
         scopes = [a.removesuffix("heads") for a in self.paths if a.endswith("heads") and not a.endswith("kv_heads")]
-        self.scopes = [s for s in scopes if s] if {"encoder_", "decoder_"} & set(scopes) else scopes
+        self.scopes = [s for s in scopes if s] if {"encoder_", "decoder_"} <= set(scopes) else scopes
         if "hidden" in self.paths:
             hidden = self._value("hidden")
             self._pin("ffn", 4 * hidden)
@@ -248,10 +248,13 @@ class HuggingFaceBuilder:
             if read_field(config, path) == old:
                 write_field(config, path, new)
         joining = joining_paths(self.config, self.root) if axis == "hidden" else ()
-        for linked in (*LINKED_FIELDS.get(axis, ()), *joining):
+        linked_fields = [
+            path for name in LINKED_FIELDS.get(axis, ()) for path in dict.fromkeys((name, self.root + name))
+        ]
+        for linked in (*linked_fields, *joining):
             if read_field(config, linked) == old:
                 write_field(config, linked, new)
-        for field in PROPORTIONAL_FIELDS.get(axis, ()):
+        for field in (p for name in PROPORTIONAL_FIELDS.get(axis, ()) for p in dict.fromkeys((name, self.root + name))):
             value = read_field(config, field)
             values = value if isinstance(value, list | tuple) else [value] if isinstance(value, int) else []
             if values and all(v * new % old == 0 for v in values):
