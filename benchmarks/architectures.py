@@ -8,8 +8,8 @@
 
 For each: a tiny model with random weights; clone it x2 in width, prove every output (1e-4 of its largest value, float32 or
 better), save, reload with stock transformers, prove again; then the same with identity blocks in depth. One row each: pass,
-or why not. Rows are kept in build/architectures.jsonl as they come; at the end results/architectures.json and the table in
-docs/architectures.md are written, which say how many classes have not been judged yet.
+or why not. Rows are kept in build/architectures.jsonl as they come; at the end, or when it is interrupted,
+results/architectures.json and the table in docs/architectures.md are written, which say how many classes have not been judged yet.
 """
 
 from __future__ import annotations
@@ -181,8 +181,11 @@ def main() -> None:
     if len(waiting) > 9:
         examine("LlamaModel", "llama")  # what everything imports is imported once, before the processes are forked
     judge = functools.partial(_judge, {name: entry.model_type for name, entry in classes.items()})
-    for row in judge_all(waiting, judge, arguments.rows, arguments.workers, arguments.limit):
-        print(*row.values(), flush=True)
+    try:
+        for row in judge_all(waiting, judge, arguments.rows, arguments.workers, arguments.limit):
+            print(*row.values(), flush=True)
+    except KeyboardInterrupt:  # what has been judged is published
+        print("stopped", file=sys.stderr)
     done |= judged(arguments.rows)
     rows = [{**done[name], "tasks": entry.tasks} for name, entry in classes.items() if name in done]
     content = {"machine": machine(), "transformers": transformers.__version__, "tolerance": TOLERANCE}

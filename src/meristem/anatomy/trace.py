@@ -15,12 +15,13 @@ from meristem.errors import MeristemError
 Inputs = Mapping[str, Any] | None  # keyword arguments of forward; None: random ones
 
 
-def norm_before_head(model: nn.Module, inputs: Inputs = None) -> str | None:
+def norm_before_head(model: nn.Module, inputs: Inputs = None, otherwise: str = "") -> str | None:
     """The name of the last norm called before the output head, or None if the model has no such pair.
 
-    The head is transformers' `get_output_embeddings()`. Run on `inputs`, or one short random input.
+    The head is transformers' `get_output_embeddings()`, or the module at the path `otherwise` where that gives none. Run on `inputs`, or one short random input.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    head = model.get_submodule(otherwise) if head is None and otherwise else head
     if head is None:
         return None
     names = {module: name for name, module in model.named_modules()}
