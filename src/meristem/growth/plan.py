@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, Layout, UnitMap
 from meristem.anatomy import Anatomy, BlockList, Builder, TensorAnatomy
+from meristem.anatomy.unit_lists import units_of
 from meristem.errors import AnatomyError
 
 
@@ -143,7 +144,10 @@ class GrowthPlan:
         for tensor in self.source.tensors.values():
             if tensor.tied_to is not None and not self.untied:
                 continue
-            for name, terms, silent in self._targets(tensor):
+            targets = (
+                (unit, terms, silent) for name, terms, silent in self._targets(tensor) for unit in self._units(name)
+            )
+            for name, terms, silent in targets:
                 if name not in wanted:
                     continue  # only some blocks have it, such as T5's position bias in the first
                 plans[name] = TensorPlan(
@@ -276,6 +280,17 @@ class GrowthPlan:
         if only_here and tensor.name not in [name for name, _, _ in targets]:
             targets.append((tensor.name, (Term(tensor.name),), False))  # what only one place has, it keeps
         return targets
+
+    def _units(self, name: str) -> list[str]:
+        """The names that a tensor takes in lists with a module for each unit of an axis: those of its unit's copies."""
+        names = [name]
+        for axis, unit, begin, end in reversed([*units_of(name, self.source.unit_lists)]):
+            index = self.axis_map(axis).write.index
+            if index is None:
+                raise AnatomyError(f"{name} belongs to one unit of {axis}, and new units are mixtures of several")
+            copies = torch.nonzero(index == unit).flatten().tolist()
+            names = [f"{other[:begin]}{copy}{other[end:]}" for other in names for copy in copies]
+        return names
 
     def _terms(self, prefix: str, rest: str, layer: LayerSource) -> tuple[Term, ...]:
         have = [old for old, _ in layer.sources if f"{prefix}.{old}.{rest}" in self.source.tensors]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from torch import nn
@@ -15,12 +15,18 @@ from meristem.errors import MeristemError
 from meristem.growth.depth import identity_layers, repeat_all, repeat_each, repeat_span
 from meristem.growth.method import Method, Weights, blocks_can_be_silent
 from meristem.growth.plan import LayerMap
-from meristem.growth.targets import depth_targets
+from meristem.growth.targets import depth_targets, depths_of
 
 
 @dataclass(frozen=True)
 class DepthMethod(Method):
-    """A method that only adds layers."""
+    """A method that only adds layers.
+
+    Args:
+        blocks: the lists of blocks that get them: "all", or of an encoder-decoder "encoder" or "decoder" alone.
+    """
+
+    blocks: str = field(default="all", kw_only=True)
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
         """None: the width stays. Raises MeristemError if no layer is added either."""
@@ -52,7 +58,7 @@ class Stacking(DepthMethod):
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Raises MeristemError for a factor that is no whole number."""
         repeat = repeat_all if self.order == "stack" else repeat_each
-        targets = depth_targets(anatomy, self.name, self.depth)
+        targets = depth_targets(anatomy, self.name, self.depth, blocks=self.blocks)
         return {axis: repeat(anatomy.depths[axis], target) for axis, target in targets.items()}
 
 
@@ -74,7 +80,7 @@ class GradualStacking(DepthMethod):
         """Raises MeristemError if there are fewer layers than asked for."""
         return {
             axis: repeat_span(depth, depth - _span(self.name, self.layers, depth), depth)
-            for axis, depth in anatomy.depths.items()
+            for axis, depth in depths_of(anatomy, self.name, self.blocks).items()
         }
 
 
@@ -95,7 +101,7 @@ class MIDAS(DepthMethod):
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Raises MeristemError if there are fewer layers than asked for."""
         maps = {}
-        for axis, depth in anatomy.depths.items():
+        for axis, depth in depths_of(anatomy, self.name, self.blocks).items():
             first = (depth - _span(self.name, self.layers, depth)) // 2
             maps[axis] = repeat_span(depth, first, first + self.layers)
         return maps
@@ -118,7 +124,7 @@ class IdentityBlocks(DepthMethod):
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Silent copies behind their originals, spread evenly."""
-        targets = depth_targets(anatomy, self.name, self.depth, self.num_hidden_layers)
+        targets = depth_targets(anatomy, self.name, self.depth, self.num_hidden_layers, blocks=self.blocks)
         return {axis: identity_layers(anatomy, axis, target) for axis, target in targets.items()}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:

@@ -48,7 +48,7 @@ def repair(
     if head is None or head.tied_to is None:
         return Repair(scales)
     gram = _gram(head, maps)
-    norm = norm_before_head(model, inputs) if keep_tied and gram is not None else None
+    norm = norm_before_head(model, inputs, head.name.rpartition(".")[0]) if keep_tied and gram is not None else None
     if gram is None:
         factor = None
     else:
