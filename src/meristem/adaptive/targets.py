@@ -9,6 +9,21 @@ import torch
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
+LARGEST_MULTIPLE = 1000
+
+
+def counted_rows(weight: np.ndarray) -> float:
+    """How many rows weights (n_samples,) stand for: m of the complexities.
+
+    Weights are relative, so a common factor changes nothing. Whole multiples of the smallest one are rows that occur so often, as
+    scikit-learn has it; other weights say how much a row matters, and each row that counts is one.
+    """
+    used = weight[weight > 0]
+    times = used / used.min()
+    if times.max() <= LARGEST_MULTIPLE and np.allclose(times, np.round(times), rtol=1e-9, atol=0):
+        return float(np.round(times).sum())
+    return float(len(used))
+
 
 class ClassLabels:
     """A classifier's labels: `classes_`, and how files keep them."""

@@ -13,10 +13,6 @@ from meristem.adaptive.adanet.losses import Loss
 from meristem.adaptive.adanet.network import Block, Units
 from meristem.adaptive.adanet.refit import Problem, refit
 from meristem.adaptive.stopping import Stopping
-from meristem.errors import MeristemError
-
-VARIANTS = ("base", "R", "P", "D", "SD")
-OPTIMIZERS = ("adam", "sgd")
 
 
 @dataclass(frozen=True)
@@ -52,24 +48,6 @@ class Options:
     patience: int = 4
     min_gain: float = 1e-3
 
-    def check(self) -> None:
-        """Raises MeristemError for values that make no sense."""
-        if self.variant not in VARIANTS:
-            raise MeristemError(f"variant={self.variant!r} is not known; known: {', '.join(VARIANTS)}, CVX")
-        if self.optimizer not in OPTIMIZERS:
-            raise MeristemError(f"optimizer={self.optimizer!r} is not known; known: {', '.join(OPTIMIZERS)}")
-        if self.width < 1 or self.batch_size < 1 or self.max_steps < 0:
-            raise MeristemError(
-                f"width, batch_size >= 1 and max_steps >= 0 are needed, got {self.width}, {self.batch_size}, "
-                f"{self.max_steps}"
-            )
-        if not 0 < self.shrinkage <= 1:
-            raise MeristemError(f"shrinkage is above 0 and at most 1, got {self.shrinkage}; 0.3 works for many rounds")
-        if self.adanet_lambda < 0 or self.adanet_beta < 0:
-            raise MeristemError(
-                f"adanet_lambda and adanet_beta are at least 0, got {self.adanet_lambda}, {self.adanet_beta}"
-            )
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -77,7 +55,7 @@ class Sample:
 
     Args:
         features: Psi (n, features). units: the ensemble's activities on it. offset: the ensemble's outputs f (n, outputs).
-        targets: (n, outputs). shares: the rows' weights, of sum 1 (n,). size: m, the sum of the weights as given.
+        targets: (n, outputs). shares: the rows' weights, of sum 1 (n,). size: m, the rows that they stand for.
     """
 
     features: Tensor

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -60,7 +61,7 @@ class Ensemble(nn.Module):
     """The mixture of its members: a plain module, x -> outputs (n, outputs).
 
     Attributes:
-        subnetworks: the members. mixture_weights: a tensor for each, as `fit_mixture` shapes them.
+        subnetworks: the members. mixture_weights: a parameter for each, as `fit_mixture` shapes them; not trained by gradients.
     """
 
     def __init__(self, mixture: str):
@@ -68,11 +69,12 @@ class Ensemble(nn.Module):
         self.mixture = mixture
         self.subnetworks: list[Subnetwork] = []
         self.members = nn.ModuleList()
-        self.mixture_weights: list[Tensor] = []
+        self.mixture_weights = nn.ParameterList()
 
     def set_members(self, subnetworks: Sequence[Subnetwork], weights: Sequence[Tensor]) -> None:
         """Replace all members."""
-        self.subnetworks, self.mixture_weights = list(subnetworks), [w.detach() for w in weights]
+        self.subnetworks = list(subnetworks)
+        self.mixture_weights = nn.ParameterList(nn.Parameter(w.detach(), requires_grad=False) for w in weights)
         self.members = nn.ModuleList(sub.module for sub in subnetworks)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,7 +141,8 @@ class EnsembleSearch:
         check_mixture(self.mixture)
         self._rows = list(self.data)
         self._loss: Loss = Squared() if self._rows[0][1].is_floating_point() else Softmax()
-        ensemble = self._restored()
+        tied_to = self._fingerprint() if self.checkpoint else ""
+        ensemble = self._restored(tied_to)
         targets = self._targets()
         first = len(self.history) + 1
         with Scalars(self.log_dir, first) as scalars:
@@ -149,9 +152,7 @@ class EnsembleSearch:
                 self._round(number, ensemble, targets)
                 scalars.write(self.history[-1], number)
                 if self.checkpoint:
-                    weights = {f"weights.{k}": w for k, w in enumerate(ensemble.mixture_weights)}
-                    state = {**ensemble.members.state_dict(), **weights}
-                    keep_state(Path(self.checkpoint), self._fingerprint(), state, self.history)
+                    keep_state(Path(self.checkpoint), tied_to, ensemble.state_dict(), self.history)
         return ensemble
 
     def _targets(self) -> Tensor:
@@ -263,13 +264,13 @@ class EnsembleSearch:
         options = (self.mixture, tuple(self.strategies), self.steps, self.adanet_lambda, self.adanet_beta)
         stops = (self.check_every, self.patience) if self.held_out is not None else None
         more = (self.distillation, self.force_grow, self.seed, self.num_outputs, stops)
-        x, y = self._rows[0]
-        return hashlib.sha256(repr((options, more)).encode() + x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
+        held = rows_digest(self.held_out) if self.held_out is not None else b""
+        return hashlib.sha256(repr((options, more)).encode() + rows_digest(self._rows) + held).hexdigest()
 
-    def _restored(self) -> Ensemble:
+    def _restored(self, tied_to: str) -> Ensemble:
         """The ensemble of the finished rounds: its members' shapes from the generator, their weights from the file."""
         ensemble = Ensemble(self.mixture)
-        kept = read_state(Path(self.checkpoint), self._fingerprint()) if self.checkpoint else None
+        kept = read_state(Path(self.checkpoint), tied_to) if self.checkpoint else None
         if not kept:
             return ensemble
         state, history = kept
@@ -277,8 +278,18 @@ class EnsembleSearch:
             pool = [*ensemble.subnetworks, *self._proposals(record["round"], ensemble)]
             members = [pool[place] for place in record["members"]]
             ensemble.set_members(members, [torch.zeros(()) for _ in members])
-        ensemble.mixture_weights = [state.pop(f"weights.{k}") for k in range(len(ensemble.subnetworks))]
-        ensemble.members.load_state_dict(state)
+        weights = [state[f"mixture_weights.{k}"] for k in range(len(ensemble.subnetworks))]
+        ensemble.set_members(ensemble.subnetworks, weights)
+        ensemble.load_state_dict(state)
         ensemble.eval().requires_grad_(False)
         self.history = history
         return ensemble
+
+
+def rows_digest(batches: Batches) -> bytes:
+    """A digest of all rows (x, y), the same in whatever order and in whatever batches they come."""
+    rows = []
+    for x, y in batches:
+        flat = (np.ascontiguousarray(part.detach().cpu().numpy()).reshape(len(part), -1) for part in (x, y))
+        rows += [hashlib.sha256(a.tobytes() + b.tobytes()).digest() for a, b in zip(*flat, strict=True)]
+    return hashlib.sha256(b"".join(sorted(rows))).digest()

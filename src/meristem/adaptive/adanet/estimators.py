@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -21,9 +21,11 @@ from meristem.adaptive.adanet.losses import LOSSES, Loss, Softmax, Squared
 from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.adanet.nodewise import NodeOptions, NodewiseModule, grow_nodes
 from meristem.adaptive.adanet.search import Search
-from meristem.adaptive.targets import ClassLabels, ScaledTarget
+from meristem.adaptive.files import load_estimator, save_estimator
+from meristem.adaptive.options import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, SHARE, Range, check_options
+from meristem.adaptive.targets import ClassLabels, ScaledTarget, counted_rows
 from meristem.adaptive.tensorboard import Scalars
-from meristem.adaptive.tensors import load_estimator, save_estimator
+from meristem.adaptive.tensors import tensor_of
 from meristem.errors import MeristemError
 
 
@@ -57,6 +59,28 @@ class _AdaNet(BaseEstimator):
     checkpoint: str | None = None
     log_dir: str | None = None
 
+    _ranges: ClassVar[dict[str, Range]] = {
+        "width": AT_LEAST_1,
+        "adanet_lambda": AT_LEAST_0,
+        "adanet_beta": AT_LEAST_0,
+        "max_rounds": AT_LEAST_0,
+        "max_depth": AT_LEAST_1,
+        "min_improvement": AT_LEAST_0,
+        "max_norm": POSITIVE,
+        "p": AT_LEAST_1,
+        "shrinkage": SHARE,
+        "connection_dropout": FRACTION,
+        "learning_rate": POSITIVE,
+        "max_steps": AT_LEAST_0,
+        "batch_size": AT_LEAST_1,
+        "patience": AT_LEAST_1,
+        "validation_fraction": FRACTION,
+    }
+
+    def check_options(self) -> None:
+        """Raises MeristemError for options that make no sense."""
+        check_options(self, self._ranges)
+
     def _weights(self, sample_weight: Any, X: np.ndarray) -> np.ndarray:
         """The rows' weights (n_samples,). Raises MeristemError if none counts."""
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
@@ -65,7 +89,7 @@ class _AdaNet(BaseEstimator):
         return weight
 
     def _search(self, X: np.ndarray, targets: Tensor, weights: np.ndarray, loss: Loss) -> None:
-        x, weight = torch.tensor(X, dtype=torch.float64), torch.as_tensor(weights)
+        x, weight = tensor_of(X, torch.float64), tensor_of(weights)
         used = weight > 0
         x, targets, weight = x[used], targets[used], weight[used]
         shares = weight / weight.sum()
@@ -74,7 +98,7 @@ class _AdaNet(BaseEstimator):
             mean = shares @ x
             deviation = (shares @ (x - mean).square()).sqrt()
             scale = torch.where(deviation > 1e-12, deviation, scale)
-        self._samples = float(weight.sum())
+        self._samples = counted_rows(weights)
         if self.variant == "CVX":
             self._search_nodes(NodewiseModule(mean, scale), x, targets, shares, loss)
             return
@@ -89,6 +113,7 @@ class _AdaNet(BaseEstimator):
             x,
             targets,
             weight,
+            self._samples,
             loss,
             self._options(),
             max_rounds=self.max_rounds,
@@ -129,7 +154,7 @@ class _AdaNet(BaseEstimator):
         check_is_fitted(self, "module_")
         X = validate_data(self, X, reset=False, dtype=np.float64)
         with torch.no_grad():
-            return self.module_(torch.tensor(X))
+            return self.module_(tensor_of(X))
 
     @property
     def output_weights_(self) -> list[np.ndarray]:
@@ -163,27 +188,22 @@ class _AdaNet(BaseEstimator):
         """
         check_is_fitted(self, "module_")
         config = {
-            "estimator": type(self).__name__,
-            "options": {**self.get_params(), "random_state": None, "checkpoint": None, "log_dir": None},
-            "inputs": self.module_.num_features - 1,
             "outputs": self.module_.num_outputs,
             "layout": self.module_.layout(),
             "history": self.history_,
             "samples": self._samples,
             **self._targets(),
         }
-        save_estimator(out, self.module_.state_dict(), config, overwrite)
+        save_estimator(self, out, self.module_.state_dict(), config, overwrite)
 
     @classmethod
     def load(cls, source: str | Path) -> Self:
         """What `save` wrote. Raises MeristemError if it is something else."""
-        tensors, config = load_estimator(source, cls.__name__)
-        estimator = cls(**config["options"])
+        estimator, tensors, config = load_estimator(cls, source, None)
         kind = NodewiseModule if estimator.variant == "CVX" else AdaNetModule
-        estimator.module_ = kind.of_layout(config["layout"], config["inputs"], config["outputs"])
+        estimator.module_ = kind.of_layout(config["layout"], config["features"], config["outputs"])
         estimator.module_.load_state_dict(tensors)
         estimator.history_, estimator._samples = config["history"], config["samples"]
-        estimator.__dict__["n_features_in_"] = config["inputs"]
         estimator._restore_targets(config)
         return estimator
 
@@ -228,8 +248,7 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, _AdaNet):
         Raises:
             MeristemError: for options that make no sense. ValueError: for targets that are no classes.
         """
-        if self.loss not in LOSSES:
-            raise MeristemError(f"loss={self.loss!r} is not known; known: {', '.join(LOSSES)}")
+        self.check_options()
         X, y = validate_data(self, X, y, dtype=np.float64)
         numbers = self._read_labels(y)
         one_hot = F.one_hot(numbers, len(self.classes_)).double()
@@ -289,6 +308,7 @@ class AdaNetRegressor(ScaledTarget, RegressorMixin, _AdaNet):
         Raises:
             MeristemError: for options that make no sense.
         """
+        self.check_options()
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
         weight = self._weights(sample_weight, X)
         self._search(X, self._read_target(y, weight), weight, Squared())

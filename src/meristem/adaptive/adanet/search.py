@@ -25,7 +25,7 @@ class Search:
     """A search for a network, round by round.
 
     Args:
-        module: the network so far (no blocks at the start). x: inputs (n, features), targets: (n, outputs), weight: (n,).
+        module: the network so far (no blocks at the start). x: inputs (n, features), targets: (n, outputs), weight: (n,). samples: m, the rows that the weights stand for.
         rows_held_out: rows that stop each candidate's training, and judge candidates instead of the training objective
             (AdaNet.HoldOut, without guarantees).
         min_improvement: a round is accepted if it lowers the objective by more than this share of it (the paper: 0).
@@ -38,6 +38,7 @@ class Search:
     x: Tensor
     targets: Tensor
     weight: Tensor
+    samples: float
     loss: Loss
     options: Options
     max_rounds: int = 10
@@ -53,7 +54,6 @@ class Search:
 
     def run(self) -> None:
         """Rounds until one is refused or `max_rounds` are made; `module` and `history` hold the result."""
-        self.options.check()
         held = torch.zeros(len(self.x), dtype=torch.bool)
         if self.rows_held_out is not None:
             held[self.rows_held_out] = True
@@ -78,7 +78,7 @@ class Search:
                 self.module.mixed(units, x),
                 self.targets[rows],
                 weight / weight.sum(),
-                float(weight.sum()),
+                self.samples * float(weight.sum() / self.weight.sum()),
             )
 
     def _start(self, rows: Tensor) -> float:

@@ -15,11 +15,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from meristem.adaptive.energynet.copies import equal_columns, shared_out
-from meristem.adaptive.energynet.structure import StructureOptions, learn_structure
+from meristem.adaptive.energynet.structure import StructureOptions, layer_tensors, learn_structure, restored_layers
+from meristem.adaptive.files import load_estimator, save_estimator
 from meristem.adaptive.mlp import Training, mlp, train_supervised
+from meristem.adaptive.options import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, SHARE, Range, check_options
+from meristem.adaptive.rbm.visible import in_unit_interval
 from meristem.adaptive.targets import ClassLabels, ScaledTarget
-from meristem.adaptive.tensors import generator_of, load_estimator, save_estimator
-from meristem.errors import MeristemError
+from meristem.adaptive.tensors import generator_of, tensor_of
 
 FLOATS = [np.float32, np.float64]
 
@@ -51,20 +53,25 @@ class _EnergyNet(BaseEstimator):
     verbose: int = 0
     checkpoint: str | None = None
 
-    _choices: ClassVar[dict[str, tuple[str, ...]]] = {
-        "visible": ("auto", "binary", "gaussian"),
-        "initial": ("energy", "random"),
-        "widths": ("learned", "random"),
+    _ranges: ClassVar[dict[str, Range]] = {
+        "depth_penalty": POSITIVE,  # the sum over depths exists then
+        "max_layers": AT_LEAST_1,
+        "quantile": SHARE,
+        "structure_iter": AT_LEAST_0,
+        "structure_learning_rate": POSITIVE,
+        "gibbs_steps": AT_LEAST_1,
+        "l1": AT_LEAST_0,
+        "learning_rate": POSITIVE,
+        "weight_decay": AT_LEAST_0,
+        "batch_size": AT_LEAST_1,
+        "max_epochs": AT_LEAST_0,
+        "validation_fraction": FRACTION,
+        "n_iter_no_change": AT_LEAST_1,
     }
 
-    def _check_options(self) -> None:
-        for name, known in self._choices.items():
-            if getattr(self, name) not in known:
-                raise MeristemError(f"{name}={getattr(self, name)!r} is not known; known: {', '.join(known)}")
-        if self.depth_penalty <= 0:
-            raise MeristemError(
-                f"depth_penalty must be above 0 (the sum over depths exists then), got {self.depth_penalty}"
-            )
+    def check_options(self) -> None:
+        """Raises MeristemError for options that make no sense."""
+        check_options(self, self._ranges)
 
     def fit_structure(self, X: Any) -> Self:
         """Stage one alone: learn the layers from X (n_samples, n_features), which carry no labels.
@@ -75,9 +82,8 @@ class _EnergyNet(BaseEstimator):
         return self._structure(validate_data(self, X, dtype=FLOATS, ensure_min_samples=2))
 
     def _structure(self, X: Any) -> Self:
-        self._check_options()
-        inside = bool(X.min() >= 0 and X.max() <= 1)
-        self.visible_ = ("binary" if inside else "gaussian") if self.visible == "auto" else self.visible
+        self.check_options()
+        self.visible_ = ("binary" if in_unit_interval(X) else "gaussian") if self.visible == "auto" else self.visible
         if self.visible_ == "binary":
             self.mean_, self.scale_ = np.zeros(X.shape[1]), np.ones(X.shape[1])
         else:
@@ -110,7 +116,7 @@ class _EnergyNet(BaseEstimator):
             print(line, file=sys.stderr, flush=True)
 
     def _scaled(self, X: np.ndarray) -> Tensor:
-        return torch.as_tensor((X - self.mean_) / self.scale_, dtype=torch.float32, device=self.device)
+        return tensor_of((X - self.mean_) / self.scale_, torch.float32, self.device)
 
     def _fit_network(self, X: np.ndarray, y: Tensor, outputs: int) -> None:
         self._structure(X)
@@ -185,31 +191,41 @@ class _EnergyNet(BaseEstimator):
         """
         check_is_fitted(self, "network_")
         tensors = {f"network.{name}": t for name, t in self.network_.state_dict().items()}
+        tensors |= layer_tensors(self.layers_)
         tensors |= {"mean": torch.as_tensor(self.mean_), "scale": torch.as_tensor(self.scale_)}
         config = {
-            "estimator": type(self).__name__,
-            "options": {**self.get_params(), "random_state": None},
             "sizes": [module.in_features for module in self.network_ if isinstance(module, nn.Linear)],
-            "widths": self.widths_,
-            "gains": [layer.gain for layer in self.layers_],
+            "layers": [layer.record() for layer in self.layers_],
+            "history": self.history_,
             "visible": self.visible_,
             **self._targets(),
         }
-        save_estimator(out, tensors, config, overwrite)
+        save_estimator(self, out, tensors, config, overwrite)
 
     @classmethod
-    def load(cls, source: str | Path) -> Self:
-        """What `save` wrote, ready to predict. Raises MeristemError if it is something else."""
-        tensors, config = load_estimator(source, cls.__name__)
-        estimator = cls(**config["options"])
+    def load(cls, source: str | Path, device: str | None = None) -> Self:
+        """What `save` wrote.
+
+        Args:
+            device: where it is to compute; None: where it did, or on the CPU if that is not here.
+
+        Raises:
+            MeristemError: if it is something else.
+        """
+        estimator, tensors, config = load_estimator(cls, source, device)
         estimator._restore_targets(config)
         state = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
         outputs = len(list(state.values())[-1])
-        estimator.network_ = mlp([*config["sizes"], outputs]).double()
+        estimator.network_ = mlp([*config["sizes"], outputs]).double().to(estimator.device)
         estimator.network_.load_state_dict(state)
+        estimator.history_ = config["history"]
+        estimator.n_iter_ = len(estimator.history_)
         estimator.mean_, estimator.scale_ = tensors["mean"].numpy(), tensors["scale"].numpy()
-        estimator.widths_, estimator.visible_ = config["widths"], config["visible"]
-        estimator.__dict__["n_features_in_"] = config["sizes"][0]
+        estimator.visible_ = config["visible"]
+        estimator.layers_ = restored_layers(
+            config["layers"], tensors, estimator.beta, estimator.visible_, estimator.device
+        )
+        estimator.widths_ = [layer.width for layer in estimator.layers_]
         return estimator
 
     def _targets(self) -> dict[str, Any]:
@@ -251,6 +267,7 @@ class EnergyNetClassifier(ClassLabels, ClassifierMixin, _EnergyNet):
         Raises:
             MeristemError: for options that make no sense. ValueError: for targets that are no classes.
         """
+        self.check_options()
         X, y = validate_data(self, X, y, dtype=FLOATS)
         numbers = self._read_labels(y).to(self.device)
         self._fit_network(X, numbers, len(self.classes_))
@@ -276,6 +293,7 @@ class EnergyNetRegressor(ScaledTarget, RegressorMixin, _EnergyNet):
         Raises:
             MeristemError: for options that make no sense.
         """
+        self.check_options()
         X, y = validate_data(self, X, y, dtype=FLOATS, y_numeric=True, ensure_min_samples=2)
         self._fit_network(X, self._read_target(y).float().to(self.device), 1)
         return self

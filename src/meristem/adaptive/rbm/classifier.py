@@ -56,10 +56,11 @@ class InfiniteRBMClassifier(ClassLabels, ClassifierMixin, InfiniteRBM):
         Raises:
             MeristemError: as `InfiniteRBM.fit`. ValueError: for targets that are no classes.
         """
+        self.check_options()
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
         numbers = self._read_labels(y)
         labels = F.one_hot(numbers, len(self.classes_)).to(self.device)
-        inputs = self._read(X, reset=False)
+        inputs = self._inputs(X)
         self._fit(torch.cat([inputs, labels.to(inputs.dtype)], 1))
         return self
 
