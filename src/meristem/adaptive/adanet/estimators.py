@@ -120,7 +120,6 @@ class _AdaNet(BaseEstimator):
             max_depth=self.max_depth,
             min_improvement=self.min_improvement,
             seed=seed,
-            n_jobs=self.n_jobs,
             rows_held_out=held,
             checkpoint=self.checkpoint,
             log_dir=self.log_dir,
