@@ -1,6 +1,7 @@
 """The convex re-fit: the output weights of new units, under an l1 price, to the last digit (AdaNet, eq. 5).
 
-Minimise G(w) = sum_i s_i loss(f_i + h_i w, y_i) + gamma |w|_1, with s the rows' shares (their sum is 1). Accelerated proximal
+Minimise G(w) = sum_i s_i loss(f_i + h_i w, y_i) + gamma |w|_1, with s the rows' shares (their sum is 1). With one output, proximal
+Newton steps on the whole Hessian (Lee, Sun & Saunders 2014) are nearly there after a few passes through the rows. Accelerated proximal
 steps (FISTA with restarts, Beck & Teboulle 2009) find the support; Newton steps on it, by conjugate gradients, find the digits.
 """
 
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor
 
 from meristem.adaptive.adanet.losses import Loss
+
+
+DENSE = 512  # units at most whose Hessian is written out
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,10 @@ def refit(problem: Problem, tolerance: float = 1e-12, rounds: int = 12, newton_s
     w = problem.start()
     if not w.numel():
         return w
+    if w.shape[1] == 1 and problem.features.dim() == 2 and len(w) <= DENSE:
+        w = _proximal_newton(problem, w, tolerance)
+        if problem.violation(w) <= tolerance:
+            return w
     step, best = 1.0, float("inf")
     for _ in range(rounds):
         w, step = _proximal(problem, w, step)
@@ -91,6 +99,55 @@ def refit(problem: Problem, tolerance: float = 1e-12, rounds: int = 12, newton_s
         if violation <= tolerance or (violation < 100 * tolerance and violation >= best):
             break
         best = min(best, violation)
+    return w
+
+
+def _proximal_newton(problem: Problem, w: Tensor, tolerance: float, steps: int = 30) -> Tensor:
+    """Steps to the minimum of the loss's second-order model and the penalty, shortened until the objective falls; one output."""
+    outputs = problem.outputs(w)
+    value = float(problem.smooth(outputs) + problem.paid(w))
+    for _ in range(steps):
+        gradient = problem.gradient(outputs)
+        bent = problem.shares[:, None] * problem.loss.curvature(outputs, problem.targets, torch.ones_like(outputs))
+        hessian = problem.features.T @ (problem.features * bent)
+        hessian.diagonal().add_(1e-10 * float(hessian.diagonal().mean()) + 1e-14)
+        direction = _quadratic(hessian, gradient - hessian @ w, problem.gamma, w) - w
+        length = 1.0
+        while length > 1e-6:
+            new = w + length * direction
+            outputs_new = problem.outputs(new)
+            reached = float(problem.smooth(outputs_new) + problem.paid(new))
+            if reached <= value:
+                break
+            length /= 2
+        else:
+            break
+        fell, w, outputs, value = value - reached, new, outputs_new, reached
+        if problem.violation(w) <= tolerance or fell <= 0:
+            break
+    return w
+
+
+def _quadratic(hessian: Tensor, linear: Tensor, gamma: float | Tensor, start: Tensor, steps: int = 400) -> Tensor:
+    """The minimum of w H w / 2 + w linear + gamma |w|_1 (units, 1): FISTA for the support, a linear system for the digits."""
+    step = 1 / float(torch.linalg.eigvalsh(hessian)[-1])
+    w, ahead, momentum = start, start, 1.0
+    for count in range(1, steps + 1):
+        moved = ahead - step * (hessian @ ahead + linear)
+        new = moved.sign() * (moved.abs() - step * gamma).clamp(min=0)
+        change = new - w
+        if float(((ahead - new) * change).sum()) > 0:
+            momentum = 1.0
+        following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+        ahead, w, momentum = new + (momentum - 1) / following * change, new, following
+        if count % 20 == 0 and float(change.abs().max()) <= 1e-10 * max(1.0, float(w.abs().max())):
+            break
+    support = w[:, 0] != 0
+    price = (torch.as_tensor(gamma).expand_as(w) * w.sign())[support]
+    exact = torch.linalg.solve(hessian[support][:, support], -(linear[support] + price))
+    if bool((exact.sign() == w[support].sign()).all()):
+        w = w.clone()
+        w[support] = exact
     return w
 
 
