@@ -80,6 +80,8 @@ def learn(
     if not 0 <= seed < 2**32:
         raise MeristemError(f"the seed is a whole number from 0 to {2**32 - 1}, got {seed}")
     estimator = new_estimator(kind, table.is_classification, {**TABLE_OPTIONS.get(kind, {}), **options})
+    if isinstance(estimator, EnergyNetClassifier):
+        estimator.unlabelled = None  # a table's rows without a label are known by their empty cells
     frame, test_frame, y, test_y = split(table, test_share, seed)
     state = out.parent / f".{out.name}.{_fingerprint(kind, options, seed, test_share, table)}.state"
     _make_room(out)
@@ -87,6 +89,8 @@ def learn(
     encoder = build_encoder(table.columns, table.task)
     try:
         x = fitted_encoder(encoder, frame, y, table.columns)
+        if isinstance(estimator, EnergyNetClassifier | EnergyNetRegressor) and len(table.unlabelled):
+            estimator.fit_structure(pd.concat([x, encode(encoder, table.unlabelled, table.columns)]))
         estimator.fit(x, y)
     except ValueError as error:  # scikit-learn's word for rows that cannot be learned from
         raise MeristemError(f"{kind} cannot learn from this table: {first_line(error)}") from error

@@ -46,7 +46,7 @@ class Options:
     shrinkage: float = 1.0
     variant: str = "base"
     connection_dropout: float = 0.1
-    max_steps: int = 500
+    max_steps: int = 150
     batch_size: int = 512
     learning_rate: float = 1e-2
     optimizer: str = "adam"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,7 +23,7 @@ from meristem.adaptive.adanet.nodewise import NodeOptions, NodewiseModule, grow_
 from meristem.adaptive.adanet.search import Search
 from meristem.adaptive.files import load_estimator, save_estimator
 from meristem.adaptive.options import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, SHARE, Range, check_options
-from meristem.adaptive.targets import ClassLabels, ScaledTarget, counted_rows
+from meristem.adaptive.targets import ClassLabels, ScaledTarget, checked_weights, counted_rows
 from meristem.adaptive.tensorboard import Scalars
 from meristem.adaptive.tensors import tensor_of
 from meristem.errors import MeristemError
@@ -49,7 +49,7 @@ class _AdaNet(BaseEstimator):
     connection_dropout: float = 0.1
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = 1e-2
-    max_steps: int = 500
+    max_steps: int = 150
     batch_size: int = 512
     patience: int = 4
     validation_fraction: float = 0.0
@@ -80,13 +80,6 @@ class _AdaNet(BaseEstimator):
     def check_options(self) -> None:
         """Raises MeristemError for options that make no sense."""
         check_options(self, self._ranges)
-
-    def _weights(self, sample_weight: Any, X: np.ndarray) -> np.ndarray:
-        """The rows' weights (n_samples,). Raises MeristemError if none counts."""
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
-        if not (weight > 0).any():
-            raise MeristemError("all sample weights are zero; at least one row must count")
-        return weight
 
     def _search(self, X: np.ndarray, targets: Tensor, weights: np.ndarray, loss: Loss) -> None:
         x, weight = tensor_of(X, torch.float64), tensor_of(weights)
@@ -252,7 +245,7 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, _AdaNet):
         numbers = self._read_labels(y)
         one_hot = F.one_hot(numbers, len(self.classes_)).double()
         targets = one_hot[:, 1:] * 2 - 1 if len(self.classes_) == 2 else one_hot
-        self._search(X, targets, self._weights(sample_weight, X), self._loss())
+        self._search(X, targets, checked_weights(sample_weight, X), self._loss())
         return self
 
     def _loss(self) -> Loss:
@@ -309,7 +302,7 @@ class AdaNetRegressor(ScaledTarget, RegressorMixin, _AdaNet):
         """
         self.check_options()
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
-        weight = self._weights(sample_weight, X)
+        weight = checked_weights(sample_weight, X)
         self._search(X, self._read_target(y, weight), weight, Squared())
         return self
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from meristem.adaptive.adanet.losses import Loss
 
-
 DENSE = 512  # units at most whose Hessian is written out
 
 

@@ -15,12 +15,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from meristem.adaptive.energynet.copies import equal_columns, shared_out
+from meristem.adaptive.energynet.rows import sorted_rows, weighted_rows
 from meristem.adaptive.energynet.structure import StructureOptions, layer_tensors, learn_structure, restored_layers
 from meristem.adaptive.files import load_estimator, save_estimator
 from meristem.adaptive.mlp import Training, mlp, train_supervised
 from meristem.adaptive.options import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, SHARE, Range, check_options
 from meristem.adaptive.rbm.visible import in_unit_interval
-from meristem.adaptive.targets import ClassLabels, ScaledTarget
+from meristem.adaptive.targets import ClassLabels, ScaledTarget, checked_weights
 from meristem.adaptive.tensors import generator_of, tensor_of
 
 FLOATS = [np.float32, np.float64]
@@ -74,15 +75,18 @@ class _EnergyNet(BaseEstimator):
         check_options(self, self._ranges)
 
     def fit_structure(self, X: Any) -> Self:
-        """Stage one alone: learn the layers from X (n_samples, n_features), which carry no labels.
+        """Stage one alone: learn the layers from X (n_samples, n_features), which carry no labels; `fit` then keeps them.
 
         Raises:
             MeristemError: for options that make no sense, or beta <= 1.
         """
-        return self._structure(validate_data(self, X, dtype=FLOATS, ensure_min_samples=2))
-
-    def _structure(self, X: Any) -> Self:
         self.check_options()
+        self._structure(validate_data(self, X, dtype=FLOATS, ensure_min_samples=2))
+        self._structure_given = True
+        return self
+
+    def _structure(self, X: np.ndarray) -> None:
+        X = sorted_rows(X)
         self.visible_ = ("binary" if in_unit_interval(X) else "gaussian") if self.visible == "auto" else self.visible
         if self.visible_ == "binary":
             self.mean_, self.scale_ = np.zeros(X.shape[1]), np.ones(X.shape[1])
@@ -109,7 +113,11 @@ class _EnergyNet(BaseEstimator):
         distinct, self._which = equal_columns(scaled)
         self.layers_ = learn_structure(scaled[:, distinct], options, self._generator, self._report)
         self.widths_ = [layer.width for layer in self.layers_]
-        return self
+
+    @property
+    def _has_structure(self) -> bool:
+        """Whether `fit_structure` was called: the layers stay."""
+        return getattr(self, "_structure_given", False)
 
     def _report(self, line: str) -> None:
         if self.verbose:
@@ -118,8 +126,10 @@ class _EnergyNet(BaseEstimator):
     def _scaled(self, X: np.ndarray) -> Tensor:
         return tensor_of((X - self.mean_) / self.scale_, torch.float32, self.device)
 
-    def _fit_network(self, X: np.ndarray, y: Tensor, outputs: int) -> None:
-        self._structure(X)
+    def _fit_network(self, X: np.ndarray, y: Tensor, row_weight: np.ndarray, outputs: int) -> None:
+        """Stage two, on the layers that are there."""
+        if self._has_structure:
+            self._generator = generator_of(self.random_state, self.device)
         sizes = [X.shape[1], *self._network_widths(X.shape[1], outputs), outputs]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._generator.initial_seed())
@@ -138,8 +148,8 @@ class _EnergyNet(BaseEstimator):
             self.validation_fraction,
             self.n_iter_no_change,
         )
-        weight = torch.ones(len(X), device=self.device)
-        self.history_ = train_supervised(network, self._scaled(X), y, weight, training, self._generator)
+        shares = tensor_of(row_weight, torch.float32, self.device)
+        self.history_ = train_supervised(network, self._scaled(X), y, shares, training, self._generator)
         self.network_ = network.double()
         self.n_iter_ = len(self.history_)
 
@@ -257,21 +267,45 @@ class EnergyNetClassifier(ClassLabels, ClassifierMixin, _EnergyNet):
         checkpoint: a directory in which stage one keeps its state; with a whole number as `random_state`, a fit that
             was killed goes on from there.
 
+        unlabelled: the label of rows that have none, as scikit-learn's semi-supervised estimators have it: the structure is learned from
+            them too. If only one other label occurs it is a class; None: every label is one.
+
     Attributes:
         layers_: the learned layers. widths_: their sizes. network_: the trained `nn.Sequential`. classes_, history_.
     """
 
-    def fit(self, X: Any, y: Any) -> Self:
-        """Learn the structure from X (n_samples, n_features) and then the network from X and y (n_samples,).
+    _: KW_ONLY
+    unlabelled: int | None = -1
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Learn the structure from X (n_samples, n_features), if `fit_structure` has not, and then the network from the rows that have a label.
+
+        Args:
+            y: (n_samples,). sample_weight: (n_samples,); of stage two, and whole multiples of the smallest one of both stages.
 
         Raises:
             MeristemError: for options that make no sense. ValueError: for targets that are no classes.
         """
         self.check_options()
-        X, y = validate_data(self, X, y, dtype=FLOATS)
-        numbers = self._read_labels(y).to(self.device)
-        self._fit_network(X, numbers, len(self.classes_))
+        X, y = validate_data(self, X, y, dtype=FLOATS, reset=not self._has_structure)
+        weight = checked_weights(sample_weight, X)
+        labelled = ~self._unlabelled(y)
+        numbers = np.full(len(y), -1)
+        numbers[labelled] = self._read_labels(y[labelled]).numpy()
+        rows, numbers, weight = weighted_rows(X, numbers, weight)
+        if not self._has_structure:
+            self._structure(rows)
+        labelled = numbers >= 0
+        targets = tensor_of(numbers[labelled], device=self.device)
+        self._fit_network(rows[labelled], targets, weight[labelled], len(self.classes_))
         return self
+
+    def _unlabelled(self, y: np.ndarray) -> np.ndarray:
+        """Which rows have no label (n_samples,). With one other label only, it is a class like that one."""
+        if self.unlabelled is None:
+            return np.zeros(len(y), dtype=bool)
+        without = y == self.unlabelled
+        return without if len(np.unique(y[~without])) > 1 else np.zeros(len(y), dtype=bool)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Class probabilities (n_samples, classes)."""
@@ -287,15 +321,22 @@ class EnergyNetClassifier(ClassLabels, ClassifierMixin, _EnergyNet):
 class EnergyNetRegressor(ScaledTarget, RegressorMixin, _EnergyNet):
     """A regressor whose widths and depth are learned without targets; options as in `EnergyNetClassifier`."""
 
-    def fit(self, X: Any, y: Any) -> Self:
-        """Learn the structure from X (n_samples, n_features) and then the network from X and y (n_samples,).
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Learn the structure from X (n_samples, n_features), if `fit_structure` has not, and then the network from X and y (n_samples,).
+
+        Args:
+            sample_weight: (n_samples,); of stage two, and whole multiples of the smallest one of both stages.
 
         Raises:
             MeristemError: for options that make no sense.
         """
         self.check_options()
-        X, y = validate_data(self, X, y, dtype=FLOATS, y_numeric=True, ensure_min_samples=2)
-        self._fit_network(X, self._read_target(y).float().to(self.device), 1)
+        reset = not self._has_structure
+        X, y = validate_data(self, X, y, dtype=FLOATS, y_numeric=True, ensure_min_samples=2, reset=reset)
+        rows, y, weight = weighted_rows(X, y, checked_weights(sample_weight, X))
+        if not self._has_structure:
+            self._structure(rows)
+        self._fit_network(rows, self._read_target(y, weight).float().to(self.device), weight, 1)
         return self
 
     def predict(self, X: Any) -> np.ndarray:

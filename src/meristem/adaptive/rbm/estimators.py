@@ -128,6 +128,36 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self._fit(self._read(X, reset=True))
         return self
 
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
+        """One pass through X (n_samples, n_features) that goes on from what is learned; y is ignored. The first call begins, as `fit` does.
+
+        Chains and AdaGrad's sums go on from call to call; after `fit` or `load` they begin anew, the weights stay.
+
+        Raises:
+            MeristemError: as `fit`.
+        """
+        self.check_options()
+        self._go_on(self._read(X, reset=not hasattr(self, "components_")))
+        return self
+
+    def _go_on(self, data: Tensor) -> None:
+        learner = getattr(self, "_running", None)
+        if learner is None:
+            learner = self._learner(data)
+            if hasattr(self, "components_"):
+                learner.begin_with(self.machine_.to(data.dtype))
+            else:
+                self.history_ = []
+        for index in batches(len(data), self.batch_size, learner.generator):
+            self._update(learner, data, index)
+        history = [*self.history_, self._record(learner.machine, data)]
+        self._keep(learner.machine)
+        self.history_, self._running = history, learner
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the training that goes on: pickles hold what is learned."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_running"}
+
     def _fit(self, data: Tensor) -> None:
         learner = self._learner(data)
         progress = Progress(self.checkpoint, learner, self._fingerprint(data) if self.checkpoint else "")
@@ -190,6 +220,7 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.components_, self.intercept_hidden_, self.intercept_visible_ = arrays
         self.n_components_ = self._n_features_out = len(self.intercept_hidden_)
         self._log_partition: float | None = None
+        self._running = None
 
     @classmethod
     def from_parameters(cls, weights: Any, hidden_bias: Any, visible_bias: Any, **options: Any) -> Self:
