@@ -86,7 +86,6 @@ class _EnergyNet(BaseEstimator):
         return self
 
     def _structure(self, X: np.ndarray) -> None:
-        X = sorted_rows(X)
         self.visible_ = ("binary" if in_unit_interval(X) else "gaussian") if self.visible == "auto" else self.visible
         if self.visible_ == "binary":
             self.mean_, self.scale_ = np.zeros(X.shape[1]), np.ones(X.shape[1])
@@ -111,7 +110,8 @@ class _EnergyNet(BaseEstimator):
         self._generator = generator_of(self.random_state, self.device)
         scaled = self._scaled(X)
         distinct, self._which = equal_columns(scaled)
-        self.layers_ = learn_structure(scaled[:, distinct], options, self._generator, self._report)
+        rows = sorted_rows(scaled[:, distinct])
+        self.layers_ = learn_structure(rows, options, self._generator, self._report)
         self.widths_ = [layer.width for layer in self.layers_]
 
     @property

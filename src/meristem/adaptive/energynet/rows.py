@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from meristem.adaptive.targets import repetitions
 
@@ -24,6 +26,6 @@ def weighted_rows(X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.
     return X[order], y[order], weight[order] / weight.mean()
 
 
-def sorted_rows(X: np.ndarray) -> np.ndarray:
-    """Rows (n_samples, features) in an order that depends on nothing but them."""
-    return X[np.lexsort(tuple(X.T))]
+def sorted_rows(x: Tensor) -> Tensor:
+    """Rows (n, features) in an order that depends on nothing but them."""
+    return x[torch.as_tensor(np.lexsort(tuple(x.cpu().numpy().T)), device=x.device)]
