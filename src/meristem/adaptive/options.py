@@ -62,11 +62,13 @@ def check_options(subject: Any, ranges: Mapping[str, Range]) -> None:
 
 def check_option(name: str, value: Any, hint: Any, allowed: Range) -> None:
     """Check one value. Raises MeristemError."""
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         if value is None:
             return
         kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-        hint = kinds[0] if len(kinds) == 1 else Any
+        if any(typing.get_origin(kind) is Literal and value in typing.get_args(kind) for kind in kinds):
+            return
+        hint = kinds[0]
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
             raise MeristemError(f"{name}={value!r} is not known; known: {', '.join(map(str, typing.get_args(hint)))}")

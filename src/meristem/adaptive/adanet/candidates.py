@@ -150,8 +150,34 @@ def propose(
         earlier: width and depth of each block of the ensemble. seeds: of each block's first weights; the batches follow from the first.
         held_out: rows that stop the training early. judged_on: rows in float64 to which w is re-fitted; `sample` if not given.
     """
-    began = time.perf_counter()
     judged_on = judged_on or sample
+    return [
+        refitted(block, judged_on, options, loss)
+        for block in trained(sample, depths, earlier, options, loss, seeds, held_out)
+    ]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A block, the widths n_0, n_1, ... of what its layers read, the steps of its training and its share of their seconds."""
+
+    block: Block
+    widths: list[int]
+    steps: int
+    seconds: float
+
+
+def trained(
+    sample: Sample,
+    depths: Sequence[int],
+    earlier: list[tuple[int, int]],
+    options: Options,
+    loss: Loss,
+    seeds: Sequence[int],
+    held_out: Sample | None = None,
+) -> list[Trained]:
+    """The blocks of `propose` before their re-fit."""
+    began = time.perf_counter()
     order = sorted(range(len(depths)), key=lambda place: -depths[place])
     deepest = max(depths)
     known = range(len(earlier) - 1, len(earlier)) if options.variant == "P" and earlier else range(len(earlier))
@@ -170,15 +196,15 @@ def propose(
     )
     prices = [0.0] * len(order)
     if options.variant == "R":
-        costs = [complexity_of(inputs[: depths[place]], judged_on, None, options) for place in order]
+        costs = [complexity_of(inputs[: depths[place]], sample, None, options) for place in order]
         prices = [options.adanet_lambda * r + options.adanet_beta for r in costs]
     judge = Rows.of(held_out, reads, dtype) if held_out else None
     steps = _train(stack, Rows.of(sample, reads, dtype), judge, options, loss, prices, seeds[0])
-    found: dict[int, Candidate] = {}
+    found: dict[int, Trained] = {}
     seconds = (time.perf_counter() - began) / len(order)
     for number, place in enumerate(order):
         block = _block(stack, number, reads[: depths[place] - 1], [w for w, _ in earlier], options)
-        found[place] = _refitted(block, judged_on, inputs[: depths[place]], options, loss, steps[number], seconds)
+        found[place] = Trained(block, inputs[: depths[place]], steps[number], seconds)
     return [found[place] for place in range(len(depths))]
 
 
@@ -197,10 +223,9 @@ def _block(stack: Stack, number: int, reads: list[list[int]], widths: list[int],
 
 
 @torch.no_grad()
-def _refitted(
-    block: Block, sample: Sample, widths: list[int], options: Options, loss: Loss, steps: int, seconds: float
-) -> Candidate:
-    began = time.perf_counter()
+def refitted(found: Trained, sample: Sample, options: Options, loss: Loss) -> Candidate:
+    """A trained block with the output weights that are best on a sample in float64 (eq. 5)."""
+    began, block, widths = time.perf_counter(), found.block, found.widths
     activities = block(sample.features, sample.units)[-1]
     r = complexity_of(widths, sample, activities, options)
     gamma = options.adanet_lambda * r + options.adanet_beta
@@ -209,8 +234,8 @@ def _refitted(
     best = refit(problem) if one else refit(problem, tolerance=1e-6, rounds=2, newton_steps=2)
     violation, joining = problem.violation(best), options.shrinkage * best
     penalty, objective = gamma * float(joining.abs().sum()), float(problem.value(joining))
-    seconds += time.perf_counter() - began
-    return Candidate(block, joining, r, penalty, objective, steps, seconds, violation)
+    seconds = found.seconds + time.perf_counter() - began
+    return Candidate(block, joining, r, penalty, objective, found.steps, seconds, violation)
 
 
 @torch.no_grad()

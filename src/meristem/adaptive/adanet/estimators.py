@@ -20,6 +20,7 @@ from meristem.adaptive.adanet.complexity import margin_bound
 from meristem.adaptive.adanet.losses import LOSSES, Loss, Softmax, Squared
 from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.adanet.nodewise import NodeOptions, NodewiseModule, grow_nodes
+from meristem.adaptive.adanet.price import chosen_price
 from meristem.adaptive.adanet.search import Search
 from meristem.adaptive.files import load_estimator, save_estimator
 from meristem.adaptive.options import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, SHARE, Range, check_options
@@ -35,7 +36,7 @@ class _AdaNet(BaseEstimator):
 
     _: KW_ONLY
     width: int = 64
-    adanet_lambda: float = 1e-3
+    adanet_lambda: float | Literal["auto"] = 1e-3
     adanet_beta: float = 0.0
     max_rounds: int = 10
     max_depth: int = 3
@@ -97,10 +98,16 @@ class _AdaNet(BaseEstimator):
             return
         module = AdaNetModule(mean, scale, targets.shape[1])
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        if self.adanet_lambda == "auto":
+            self.price_ = chosen_price(module, x, targets, weight, self._samples, loss, self._options(0.0), seed)
+            self._report(f"adanet_lambda {self.price_:g}")
+        else:
+            self.price_ = self.adanet_lambda
         held = None
         if self.validation_fraction:
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
             held = order[: max(1, int(self.validation_fraction * len(x)))]
+        options = self._options(float(self.price_))
         search = Search(
             module,
             x,
@@ -108,7 +115,7 @@ class _AdaNet(BaseEstimator):
             weight,
             self._samples,
             loss,
-            self._options(),
+            options,
             max_rounds=self.max_rounds,
             max_depth=self.max_depth,
             min_improvement=self.min_improvement,
@@ -124,6 +131,8 @@ class _AdaNet(BaseEstimator):
     def _search_nodes(self, module: NodewiseModule, x: Tensor, targets: Tensor, shares: Tensor, loss: Loss) -> None:
         if targets.shape[1] != 1:
             raise MeristemError(f"variant='CVX' is for two classes or regression, found {targets.shape[1]} classes")
+        if self.adanet_lambda == "auto":
+            raise MeristemError("variant='CVX' needs a number as adanet_lambda")
         options = NodeOptions(
             self.max_steps, self.max_depth, self.adanet_lambda, self.adanet_beta, self.max_norm, self.p
         )
@@ -133,10 +142,10 @@ class _AdaNet(BaseEstimator):
                 scalars.write(record, step)
         self.module_ = module
 
-    def _options(self) -> Options:
-        names = ("width", "adanet_lambda", "adanet_beta", "max_norm", "p", "project", "shrinkage", "variant", "connection_dropout", "max_steps",
+    def _options(self, price: float) -> Options:
+        names = ("width", "adanet_beta", "max_norm", "p", "project", "shrinkage", "variant", "connection_dropout", "max_steps",
                  "batch_size", "learning_rate", "optimizer", "patience")  # fmt: skip
-        return Options(**{name: getattr(self, name) for name in names})
+        return Options(adanet_lambda=price, **{name: getattr(self, name) for name in names})
 
     def _report(self, line: str) -> None:
         if self.verbose:
@@ -214,7 +223,8 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, _AdaNet):
     stays if it lowers the objective (1/m) sum Phi(1 - y f(x)) + sum Gamma |w|, Gamma = adanet_lambda r + adanet_beta; else the search ends.
 
     Args:
-        width: units in each layer of a block (B). adanet_lambda, adanet_beta: the price of output weights.
+        width: units in each layer of a block (B). adanet_lambda, adanet_beta: the price of output weights; "auto" chooses the former on a quarter of
+            the rows, with one block trained on the others.
         max_rounds, max_depth: at most so many rounds (T), layers. min_improvement: the share of the objective by which a round
             must lower it (0 in the paper). variant: see `candidates.Options`.
         max_norm, p: Lambda and its norm in the complexity r; `project` also holds the weights to it.
@@ -292,7 +302,7 @@ class AdaNetRegressor(ScaledTarget, RegressorMixin, _AdaNet):
     1) in place of Phi, else as `AdaNetClassifier`."""
 
     _: KW_ONLY
-    adanet_lambda: float = 1e-2
+    adanet_lambda: float | Literal["auto"] = 1e-2
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Learn from X (n_samples, n_features), y (n_samples,), weights (n_samples,).

@@ -7,9 +7,11 @@ steps (FISTA with restarts, Beck & Teboulle 2009) find the support; Newton steps
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
+from sklearn.linear_model import lasso_path
 from torch import Tensor
 
 from meristem.adaptive.adanet.losses import Loss
@@ -86,8 +88,8 @@ def refit(problem: Problem, tolerance: float = 1e-12, rounds: int = 12, newton_s
     w = problem.start()
     if not w.numel():
         return w
-    if w.shape[1] == 1 and problem.features.dim() == 2 and len(w) <= DENSE:
-        w = _proximal_newton(problem, w, tolerance)
+    if isinstance(problem.gamma, float | int) and w.shape[1] == 1 and problem.features.dim() == 2 and len(w) <= DENSE:
+        w = _proximal_newton(problem, w, float(problem.gamma), tolerance)
         if problem.violation(w) <= tolerance:
             return w
     step, best = 1.0, float("inf")
@@ -101,7 +103,7 @@ def refit(problem: Problem, tolerance: float = 1e-12, rounds: int = 12, newton_s
     return w
 
 
-def _proximal_newton(problem: Problem, w: Tensor, tolerance: float, steps: int = 30) -> Tensor:
+def _proximal_newton(problem: Problem, w: Tensor, gamma: float, tolerance: float, steps: int = 30) -> Tensor:
     """Steps to the minimum of the loss's second-order model and the penalty, shortened until the objective falls; one output."""
     outputs = problem.outputs(w)
     value = float(problem.smooth(outputs) + problem.paid(w))
@@ -110,7 +112,7 @@ def _proximal_newton(problem: Problem, w: Tensor, tolerance: float, steps: int =
         bent = problem.shares[:, None] * problem.loss.curvature(outputs, problem.targets, torch.ones_like(outputs))
         hessian = problem.features.T @ (problem.features * bent)
         hessian.diagonal().add_(1e-10 * float(hessian.diagonal().mean()) + 1e-14)
-        direction = _quadratic(hessian, gradient - hessian @ w, problem.gamma, w) - w
+        direction = _quadratic(hessian, gradient - hessian @ w, gamma, w) - w
         length = 1.0
         while length > 1e-6:
             new = w + length * direction
@@ -127,25 +129,21 @@ def _proximal_newton(problem: Problem, w: Tensor, tolerance: float, steps: int =
     return w
 
 
-def _quadratic(hessian: Tensor, linear: Tensor, gamma: float | Tensor, start: Tensor, steps: int = 400) -> Tensor:
-    """The minimum of w H w / 2 + w linear + gamma |w|_1 (units, 1): FISTA for the support, a linear system for the digits."""
-    step = 1 / float(torch.linalg.eigvalsh(hessian)[-1])
-    w, ahead, momentum = start, start, 1.0
-    for count in range(1, steps + 1):
-        moved = ahead - step * (hessian @ ahead + linear)
-        new = moved.sign() * (moved.abs() - step * gamma).clamp(min=0)
-        change = new - w
-        if float(((ahead - new) * change).sum()) > 0:
-            momentum = 1.0
-        following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-        ahead, w, momentum = new + (momentum - 1) / following * change, new, following
-        if count % 20 == 0 and float(change.abs().max()) <= 1e-10 * max(1.0, float(w.abs().max())):
-            break
+def _quadratic(hessian: Tensor, linear: Tensor, gamma: float, start: Tensor) -> Tensor:
+    """The minimum of w H w / 2 + w linear + gamma |w|_1 (units, 1): a lasso for the support, a linear system for the digits."""
+    root = torch.linalg.cholesky(hessian)  # H = L L', so that it is |L' w + L^-1 linear|^2 / 2 and a constant
+    wanted = -torch.linalg.solve_triangular(root, linear, upper=False)
+    if not gamma:
+        return torch.linalg.solve_triangular(root.T, wanted, upper=True)
+    rows, targets, begin = (t.cpu().numpy() for t in (root.T.contiguous(), wanted[:, 0], start[:, 0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # short of its tolerance it is near enough: another step follows
+        _, path, _ = lasso_path(rows, targets, alphas=[gamma / len(rows)], coef_init=begin, tol=1e-9, max_iter=500)
+    w = hessian.new_tensor(path)
     support = w[:, 0] != 0
-    price = (torch.as_tensor(gamma).expand_as(w) * w.sign())[support]
-    exact = torch.linalg.solve(hessian[support][:, support], -(linear[support] + price))
+    pulled = linear[support] + gamma * w[support].sign()
+    exact = torch.linalg.solve(hessian[support][:, support], -pulled)
     if bool((exact.sign() == w[support].sign()).all()):
-        w = w.clone()
         w[support] = exact
     return w
 
