@@ -29,7 +29,18 @@ KINDS: dict[str, tuple[type[Estimator], type[Estimator]]] = {
     "energynet": (EnergyNetClassifier, EnergyNetRegressor),
 }
 OF_THE_FIT = {"verbose", "checkpoint", "random_state"}  # set by `learn` itself
-TABLE_OPTIONS: dict[str, dict[str, Any]] = {"adanet": {"standardize": False}, "energynet": {}}  # the encoder scales
+TABLE_OPTIONS: dict[str, dict[str, Any]] = {
+    "adanet": {
+        "standardize": False,  # the encoder scales
+        "adanet_lambda": "auto",
+        "shrinkage": 0.5,
+        "max_rounds": 4,
+        "batch_size": 128,
+        "learning_rate": 5e-3,
+    },
+    "energynet": {"visible": "gaussian", "structure_iter": 20, "learning_rate": 0.01},
+}
+PASSES, FEWEST_STEPS, MOST_STEPS = 25, 300, 1500  # of a block of AdaNet's
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -57,6 +68,27 @@ def new_estimator(kind: str, classification: bool, options: Mapping[str, Any]) -
     return estimator
 
 
+def estimator_for(kind: str, table: Table, rows: int, options: Mapping[str, Any]) -> Estimator:
+    """The estimator with which a table is learned: what suits encoded tables of so many rows, unless `options` say otherwise.
+
+    Raises:
+        MeristemError: as `new_estimator`.
+    """
+    chosen = dict(TABLE_OPTIONS.get(kind, {}))
+    if options.get("variant") == "CVX":  # units one by one: no batches, and its price is a number
+        chosen = {"standardize": False}
+    elif kind == "adanet":
+        size = options.get("batch_size", chosen["batch_size"])
+        passes = PASSES * rows // size if isinstance(size, int) and size > 0 else 0
+        chosen["max_steps"] = min(MOST_STEPS, max(FEWEST_STEPS, passes))
+    elif kind == "energynet":
+        chosen["batch_size"] = min(256, max(32, rows // 64))
+    estimator = new_estimator(kind, table.is_classification, {**chosen, **options})
+    if isinstance(estimator, EnergyNetClassifier):
+        estimator.unlabelled = None  # a table's rows without a label are known by their empty cells
+    return estimator
+
+
 def learn(
     kind: str,
     table: Table,
@@ -79,10 +111,9 @@ def learn(
         raise MeristemError(f"the share of test rows is between 0 and 1, got {test_share}")
     if not 0 <= seed < 2**32:
         raise MeristemError(f"the seed is a whole number from 0 to {2**32 - 1}, got {seed}")
-    estimator = new_estimator(kind, table.is_classification, {**TABLE_OPTIONS.get(kind, {}), **options})
-    if isinstance(estimator, EnergyNetClassifier):
-        estimator.unlabelled = None  # a table's rows without a label are known by their empty cells
+    estimator = new_estimator(kind, table.is_classification, options)  # bad options are named before anything else
     frame, test_frame, y, test_y = split(table, test_share, seed)
+    estimator = estimator_for(kind, table, len(y), options)
     state = out.parent / f".{out.name}.{_fingerprint(kind, options, seed, test_share, table)}.state"
     _make_room(out)
     estimator.set_params(random_state=seed, verbose=1, checkpoint=str(state / "search"))
