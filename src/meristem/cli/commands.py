@@ -230,7 +230,7 @@ def learn(
     method: str,
     source: str,
     out: Path,
-    target: str | None,
+    reading: dict[str, Any],
     options: dict[str, Any],
     seed: int,
     test_share: float,
@@ -238,15 +238,18 @@ def learn(
 ) -> None:
     from meristem.adaptive.learn import learn as learn_table
     from meristem.adaptive.tables import open_table
+    from meristem.adaptive.tables.columns import lines
 
-    learned = learn_table(method, open_table(source, target), out, options, seed, test_share, overwrite)
+    table = open_table(source, **reading)
+    print("\n".join([*table.notes, *lines(table.columns)]), flush=True)
+    learned = learn_table(method, table, out, options, seed, test_share, overwrite)
     metrics = learned.metrics
     print(learned.estimator.summary())
     print(
         f"{metrics['measure']} on {metrics['test_rows']} rows not seen: {metrics['test_score']:.4f} "
         f"(a linear model: {metrics['linear_test_score']:.4f})"
     )
-    print(f"{out}: model/, metrics.json, summary.txt, structure.png")
+    print(f"{out}: model/, encoder.skops, table.json, metrics.json, summary.txt, structure.png")
 
 
 def plan(
