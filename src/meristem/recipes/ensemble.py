@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import default_data_collator
 
 from meristem.adaptive.adanet import Ensemble, EnsembleSearch, Subnetwork
-from meristem.anatomy.flops import training_flops
+from meristem.anatomy.flops import forward_flops
 from meristem.checkpoints import open_model
 from meristem.checkpoints.write import write_json
 from meristem.data import Ordered
@@ -72,7 +72,7 @@ def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:
         "rounds": search.history,
     }
     write_json(job.directory / "ensemble.json", content)
-    forward = sum(training_flops(network, task.example()) // 3 for network in networks.values())
+    forward = sum(forward_flops(network, task.example()) for network in networks.values())
     return {
         "flops": forward * len(judged),
         "examples": len(judged),
