@@ -48,6 +48,7 @@ _HOMES = {
     "majority": "meristem.kernels.majority",
     "mix_kernels": "meristem.kernels.majority",
     "deploy": "meristem.kernels.majority",
+    "MajorityKernels": "meristem.kernels.options",
     "MajorityCallback": "meristem.kernels.callback",
     "block_costs": "meristem.incubation.costs",
     "cached_prefix": "meristem.incubation.prefix_cache",
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from meristem.incubation.hybrid import incubate as incubate
     from meristem.incubation.prefix_cache import cached_prefix as cached_prefix
     from meristem.kernels.callback import MajorityCallback as MajorityCallback
+    from meristem.kernels.options import MajorityKernels as MajorityKernels
     from meristem.kernels.majority import deploy as deploy
     from meristem.kernels.majority import majority as majority
     from meristem.kernels.majority import mix_kernels as mix_kernels
