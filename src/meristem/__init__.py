@@ -98,10 +98,10 @@ if TYPE_CHECKING:
     from meristem.incubation.hybrid import incubate as incubate
     from meristem.incubation.prefix_cache import cached_prefix as cached_prefix
     from meristem.kernels.callback import MajorityCallback as MajorityCallback
-    from meristem.kernels.options import MajorityKernels as MajorityKernels
     from meristem.kernels.majority import deploy as deploy
     from meristem.kernels.majority import majority as majority
     from meristem.kernels.majority import mix_kernels as mix_kernels
+    from meristem.kernels.options import MajorityKernels as MajorityKernels
     from meristem.subnetworks.callback import RaptrCallback as RaptrCallback
     from meristem.subnetworks.gate import subnetwork as subnetwork
     from meristem.subnetworks.schedule import BottomLayers as BottomLayers

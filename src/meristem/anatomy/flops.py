@@ -128,6 +128,9 @@ def _counted(
     whole = step(model)
     modes = {module: module.training for module in whole.modules()}
     whole.train(step is _TrainingStep)
+    for module in modes:
+        if isinstance(module, _NormBase):  # it counts nothing; its statistics have to stay, and one example has none
+            module.eval()
     try:
         counter = _by_shapes(whole, inputs, paths) or _by_running(whole, inputs, paths)
     finally:
@@ -159,9 +162,6 @@ def _by_shapes(step: nn.Module, inputs: Mapping[str, Tensor], paths: Sequence[st
 
 def _by_running(step: nn.Module, inputs: Mapping[str, Tensor], paths: Sequence[str]) -> FlopCounter:
     device = next(step.parameters()).device
-    for module in step.modules():
-        if isinstance(module, _NormBase):  # it counts nothing, and its running statistics have to stay
-            module.eval()
     gpus = [device] if device.type == "cuda" else []
     kept = {name: parameter.grad for name, parameter in step.named_parameters()}
     with torch.random.fork_rng(gpus), _counting(step.get_submodule("model"), paths) as counter:

@@ -1,4 +1,4 @@
-"""A corpus: two long arrays of tokens, for training and evaluation, split by document."""
+"""A corpus: long arrays of tokens for training, tuning and evaluation, split by document."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from meristem.data.encoding import open_encoding
 from meristem.data.hub import load_data_set
 from meristem.errors import MeristemError
 
+FORMAT = 2  # of how documents are split
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".json", ".jsonl", ".csv", ".c", ".h", ".js", ".ts"}
-EVAL_SHARE = 20  # one document in 20 is held out
+EVAL_SHARE = 20  # one document in 20 is held out for evaluation, and another for tuning
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Corpus:
     masked token, for spans taken out, and for an end, where the tokenizer has them."""
 
     train: np.ndarray
+    tune: np.ndarray
     eval: np.ndarray
     vocab_size: int
     fingerprint: str
@@ -48,25 +50,30 @@ def open_corpus(source: str, tokenizer: str = "bytes", text_column: str = "text"
     """
     documents = _documents(source, text_column)
     encoding = open_encoding(tokenizer)
-    parts: dict[bool, list[np.ndarray]] = {True: [], False: []}
-    digest = hashlib.sha256(tokenizer.encode())
+    parts: dict[str, list[np.ndarray]] = {"train": [], "tune": [], "eval": []}
+    digest = hashlib.sha256(f"{encoding.fingerprint} {FORMAT}".encode())
     count = 0
     for document in documents:
         content = document.encode()
         mark = hashlib.sha256(content).digest()
         digest.update(mark)
-        parts[mark[0] % EVAL_SHARE == 0] += [encoding.encode(document), encoding.separator]
+        parts[{0: "eval", 1: "tune"}.get(mark[0] % EVAL_SHARE, "train")] += [
+            encoding.encode(document),
+            encoding.separator,
+        ]
         count += 1
-    if count == 1:  # one long text: hold out its last twentieth
-        whole = parts[True][0] if parts[True] else parts[False][0]
-        cut = len(whole) - len(whole) // EVAL_SHARE
-        parts = {False: [whole[:cut]], True: [whole[cut:]]}
-    if not parts[True] or not parts[False]:
+    if count == 1:  # one long text: hold out its last twentieth, and the one before it for tuning
+        whole = next(part[0] for part in parts.values() if part)
+        share = len(whole) // EVAL_SHARE
+        cuts = [len(whole) - 2 * share, len(whole) - share]
+        parts = dict(zip(("train", "tune", "eval"), ([part] for part in np.split(whole, cuts)), strict=True))
+    if not parts["eval"] or not parts["train"]:
         raise MeristemError(f"{source}: {count} documents are too few to hold some out for evaluation")
-    train, held_out = np.concatenate(parts[False]), np.concatenate(parts[True])
-    description = f"{source}: {count} documents, {len(train):,} training and {len(held_out):,} evaluation tokens"
+    none = np.array([], dtype=np.int32)
+    train, tune, held_out = (np.concatenate([none, *parts[split]]) for split in ("train", "tune", "eval"))
+    description = f"{source}: {count} documents, {len(train):,} training, {len(tune):,} tuning and {len(held_out):,} evaluation tokens"
     special = encoding.pad_token, encoding.mask_token, encoding.sentinels, encoding.end_token
-    return Corpus(train, held_out, encoding.vocab_size, digest.hexdigest(), description, *special)
+    return Corpus(train, tune, held_out, encoding.vocab_size, digest.hexdigest(), description, *special)
 
 
 def _documents(source: str, text_column: str) -> Iterable[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +31,7 @@ class Encoding:
     mask_token: int | None
     sentinels: tuple[int, ...]
     end_token: int | None
+    fingerprint: str = "bytes"  # of exactly this tokenizer, whatever its name
 
 
 def open_encoding(tokenizer: str) -> Encoding:
@@ -48,7 +52,17 @@ def open_encoding(tokenizer: str) -> Encoding:
     def encode(text: str) -> np.ndarray:
         return np.array(loaded.encode(text, add_special_tokens=False), dtype=np.int32)
 
-    return Encoding(encode, len(loaded), separator, loaded.pad_token_id or 0, loaded.mask_token_id, spans, end)
+    return Encoding(
+        encode, len(loaded), separator, loaded.pad_token_id or 0, loaded.mask_token_id, spans, end, _fingerprint(loaded)
+    )
+
+
+def _fingerprint(tokenizer: Any) -> str:
+    """Of what the tokenizer does: its rules where it tells them, its vocabulary, its special tokens."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if hasattr(backend, "to_str") else type(tokenizer).__name__
+    said = [rules, sorted(tokenizer.get_vocab().items()), {k: str(v) for k, v in tokenizer.special_tokens_map.items()}]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _bytes(text: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +21,12 @@ from filelock import FileLock
 
 from meristem.errors import MeristemError
 from meristem.recipes import status
+from meristem.recipes.code import code_revision
 from meristem.recipes.node import Job, NodeResult, has_finished
 from meristem.recipes.tasks import Task, open_task
 
 COMMAND = "meristem.recipes"  # python -m
+CHECKPOINTS = "trainer"  # where a train node keeps the Trainer's own checkpoints
 WATCH_SECONDS = 0.5
 
 
@@ -43,6 +46,11 @@ def perform(directory: Path, task: Task | None = None, callbacks: Sequence[Any] 
         NodeCrashed: if one of the node's several processes crashed.
     """
     job = Job.load(directory)
+    if job.revision != code_revision():
+        raise MeristemError(
+            f"{job.label} was planned by another revision of Meristem's code ({job.revision[:8]}, here {code_revision()[:8]}); start the "
+            "run again, with the same code on all machines"
+        )
     with FileLock(directory / ".lock"):  # released by the system when the process ends, however it ends
         if has_finished(directory):
             return
@@ -62,6 +70,7 @@ def finish(job: Job, task: Task | None = None, callbacks: Sequence[Any] = ()) ->
     outcome = work(job, lambda: task or _checked_task(job), callbacks)
     if int(os.environ.get("RANK", "0")) == 0:
         NodeResult.of(job, outcome).save(job.directory)
+        shutil.rmtree(job.directory / CHECKPOINTS, ignore_errors=True)  # not earlier: until then it can be resumed
 
 
 def _checked_task(job: Job) -> Task:

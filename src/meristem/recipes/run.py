@@ -12,6 +12,7 @@ from meristem.recipes.node import Job, NodeResult, directory_name, has_finished,
 from meristem.recipes.perform import NodeCrashed, perform
 from meristem.recipes.schema import Recipe
 from meristem.recipes.tasks import open_task
+from meristem.recipes.tasks.task import Split
 
 if TYPE_CHECKING:
     from meristem.recipes.executors import Executor
@@ -68,12 +69,18 @@ def plan_jobs(recipe: Recipe, out: Path, fingerprint: str) -> list[Job]:
     """Every node of every seed, parents first."""
     jobs: list[Job] = []
     for seed in recipe.seeds:
-        own: dict[str, Job] = {}
-        for name in recipe.order():
-            node = recipe.nodes[name]
-            own[name] = Job.of(out, name, seed, node, recipe.data, fingerprint, [own[p] for p in node.parents])
-        jobs += own.values()
+        jobs += jobs_of_seed(recipe, out, fingerprint, seed).values()
     return jobs
+
+
+def jobs_of_seed(recipe: Recipe, out: Path, fingerprint: str, seed: int, split: Split = "eval") -> dict[str, Job]:
+    """Every node of one seed, parents first."""
+    own: dict[str, Job] = {}
+    for name in recipe.order():
+        node = recipe.nodes[name]
+        parents, keep = [own[parent] for parent in node.parents], recipe.branching_steps(name)
+        own[name] = Job.of(out, name, seed, node, recipe.data, fingerprint, parents, split, keep)
+    return own
 
 
 def directory_of(out: Path, result: NodeResult) -> Path:

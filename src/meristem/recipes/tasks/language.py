@@ -14,7 +14,15 @@ from meristem.data import CorruptedSpans, MaskedSequences, Ordered, Sequences, o
 from meristem.data.corruption import span_numbers
 from meristem.errors import MeristemError
 from meristem.recipes.data_specs import TextSpec
-from meristem.recipes.tasks.task import Task, check_vocabulary, leave_tokenizer, network, padding_of_positions
+from meristem.recipes.tasks.task import (
+    Split,
+    Task,
+    check_some,
+    check_vocabulary,
+    leave_tokenizer,
+    network,
+    padding_of_positions,
+)
 
 SPAN_LENGTH = 3.0
 
@@ -48,8 +56,10 @@ class Language(Task):
     def training_set(self, count: int, seed: int, offset: int) -> Ordered:
         return self.asked(Sequences(self.corpus.train, self.data.sequence_length, count, seed, offset))
 
-    def evaluation_set(self) -> Ordered:
-        return self.asked(Sequences(self.corpus.eval, self.data.sequence_length, self.data.eval_sequences))
+    def evaluation_set(self, split: Split = "eval") -> Ordered:
+        tokens = self.corpus.eval if split == "eval" else self.corpus.tune
+        check_some(len(tokens) // self.data.sequence_length, self.data.source, split)
+        return self.asked(Sequences(tokens, self.data.sequence_length, self.data.eval_sequences))
 
     def example(self) -> dict[str, Tensor]:
         return {name: tensor[None] for name, tensor in self.evaluation_set()[0].items()}
