@@ -6,14 +6,12 @@ lets one process at a time work in it, so that one which an executor has given u
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,11 @@ from meristem.errors import MeristemError
 from meristem.recipes import status
 from meristem.recipes.code import code_revision
 from meristem.recipes.node import Job, NodeResult, has_finished
+from meristem.recipes.orphans import environment_of_child
 from meristem.recipes.tasks import Task, open_task
 
 COMMAND = "meristem.recipes"  # python -m
 CHECKPOINTS = "trainer"  # where a train node keeps the Trainer's own checkpoints
-WATCH_SECONDS = 0.5
 
 
 class NodeCrashed(Exception):
@@ -85,34 +83,14 @@ def _checked_task(job: Job) -> Task:
 
 def _in_processes(job: Job) -> None:
     """Several processes on this machine, by torchrun (DDP, or what `trainer` asks for)."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={job.node.resources.processes}", "-m", COMMAND, str(job.directory)]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    command = [sys.executable, "-m", f"{COMMAND}.launch", str(job.node.resources.processes), str(job.directory)]
+    environment = {"OMP_NUM_THREADS": "1", **environment_of_child()}
     with subprocess.Popen(command, env=environment, start_new_session=True) as group:
         try:
-            with watching_parent(lambda: os.killpg(group.pid, signal.SIGKILL)):
-                code = group.wait()
+            code = group.wait()
         except BaseException:
             os.killpg(group.pid, signal.SIGKILL)
             raise
     if code and not has_finished(job.directory):
         said = status.error_of(job.directory)
         raise MeristemError(said) if said else NodeCrashed(f"{job.label}: torchrun ended with code {code}, see above")
-
-
-@contextlib.contextmanager
-def watching_parent(when_gone: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Within this context, the process ends when the one that started it does."""
-    parent, over = os.getppid(), threading.Event()
-
-    def watch() -> None:
-        while not over.wait(WATCH_SECONDS):
-            if os.getppid() != parent:
-                when_gone()
-                os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()

@@ -56,7 +56,10 @@ def run(recipe: Recipe, out: str | Path, callbacks: Sequence[Any] = (), executor
     elif waiting:
         from meristem.recipes.fan_out import fan_out
 
-        fan_out(waiting, executor)
+        failed = fan_out(waiting, executor)
+        if failed:
+            said = [f"{name}: {message}" for name, message in failed.items()]
+            raise MeristemError(f"{len(failed)} of {len(waiting)} nodes did not finish\n" + "\n".join(said))
     results: Results = {seed: {} for seed in recipe.seeds}
     for job in jobs:
         result = load_result(job.directory)
