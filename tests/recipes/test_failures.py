@@ -115,6 +115,6 @@ class Refusing(Executor):
 
 def test_a_node_that_an_executor_refuses_fails_alone(tmp_path):
     nodes = {"greedy": {"train": TRAIN, "resources": {"gpus": 1}}, "modest": {"train": {**TRAIN, "seed": 1}}}
-    with pytest.raises(ms.MeristemError, match="1 of 2 nodes did not finish\ngreedy-s0-.*wants a GPU"):
+    with pytest.raises(ms.MeristemError, match=r"1 of 2 nodes did not finish\ngreedy-s0-.*wants a GPU"):
         run(parse_recipe({"data": corpus(tmp_path), "nodes": nodes}), tmp_path / "out", executor=Refusing())
     assert list((tmp_path / "out").glob("modest-*/node.json"))

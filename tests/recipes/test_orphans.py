@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -63,10 +64,8 @@ def test_a_killed_run_leaves_no_process(tmp_path, processes, extra):
         until(lambda: not working_in(out), 10)
     finally:
         for process in [run.pid, *(process.pid for process in working_in(out))]:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
 
 def test_a_process_that_starts_after_its_parent_has_gone_ends_at_once():

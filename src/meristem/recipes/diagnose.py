@@ -84,7 +84,9 @@ def diagnose(recipe: Recipe, node: str, out: Path, bound: float = 0.1, sequences
         moments = _second_moments(point.state, _beta2(recipe, spec.parents[0])) if point.state else None
         measured = junction(point.plans, parents, large, language_loss(batch), point.weights, moments)
         rate = junction_learning_rate(measured, bound)
-        following = {n: s.train for n, s in recipe.nodes.items() if s.train and s.train.from_ == node}
+        following = {
+            n: s.train for n, s in recipe.nodes.items() if s.train and s.train.from_ == node and s.train.learning_rate
+        }
         warmup = {name: warmup_steps(rate, train.rate) for name, train in following.items()}
         found.append(Diagnosis(node, seed, measured, bound, rate, "adam" if moments else "sgd", warmup))
     return found

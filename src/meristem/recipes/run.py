@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meristem.errors import MeristemError
+from meristem.recipes.guards import diverged
 from meristem.recipes.node import Job, NodeResult, directory_name, has_finished, load_result
 from meristem.recipes.perform import NodeCrashed, perform
+from meristem.recipes.plan import plan_jobs as plan_jobs
 from meristem.recipes.schema import Recipe
-from meristem.recipes.tasks import open_task
-from meristem.recipes.tasks.task import Split
+from meristem.recipes.tasks import Task, open_task
+from meristem.recipes.tune import choose_numbers
 
 if TYPE_CHECKING:
     from meristem.recipes.executors import Executor
@@ -37,29 +39,19 @@ def run(recipe: Recipe, out: str | Path, callbacks: Sequence[Any] = (), executor
         raise MeristemError(
             "callbacks stay in this process, and an executor runs nodes elsewhere; give one or the other"
         )
-    task = open_task(recipe.data)
+    task, out = open_task(recipe.data), Path(out)
     print(task.description, file=sys.stderr, flush=True)
-    jobs = plan_jobs(recipe, Path(out), task.fingerprint)
-    waiting = []
-    for job in jobs:
-        if has_finished(job.directory):
-            print(f"{job.label}: done before", file=sys.stderr, flush=True)
-        else:
-            job.save()
-            waiting.append(job)
-    if executor is None:
-        for job in waiting:
-            try:
-                perform(job.directory, task, callbacks)
-            except NodeCrashed as error:
-                raise MeristemError(f"{error}; run the same command again to go on") from error
-    elif waiting:
-        from meristem.recipes.fan_out import fan_out
 
-        failed = fan_out(waiting, executor)
-        if failed:
-            said = [f"{name}: {message}" for name, message in failed.items()]
-            raise MeristemError(f"{len(failed)} of {len(waiting)} nodes did not finish\n" + "\n".join(said))
+    def execute(jobs: Sequence[Job]) -> dict[str, str]:
+        return _execute(jobs, task, callbacks, executor)
+
+    recipe = choose_numbers(recipe, out, task.fingerprint, execute)
+    jobs = plan_jobs(recipe, out, task.fingerprint)
+    open_jobs = sum(not has_finished(job.directory) for job in jobs)
+    failed = execute(jobs)
+    if failed:
+        said = [f"{name}: {message}" for name, message in failed.items()]
+        raise MeristemError(f"{len(failed)} of {open_jobs} nodes did not finish\n" + "\n".join(said))
     results: Results = {seed: {} for seed in recipe.seeds}
     for job in jobs:
         result = load_result(job.directory)
@@ -68,22 +60,34 @@ def run(recipe: Recipe, out: str | Path, callbacks: Sequence[Any] = (), executor
     return results
 
 
-def plan_jobs(recipe: Recipe, out: Path, fingerprint: str) -> list[Job]:
-    """Every node of every seed, parents first."""
-    jobs: list[Job] = []
-    for seed in recipe.seeds:
-        jobs += jobs_of_seed(recipe, out, fingerprint, seed).values()
-    return jobs
+def _execute(jobs: Sequence[Job], task: Task, callbacks: Sequence[Any], executor: Executor | None) -> dict[str, str]:
+    """Run those that have not finished, parents first; what was said by those that failed, by their directories. In this process the first
+    bad input ends all, but for a loss that is no number."""
+    waiting = []
+    for job in jobs:
+        if has_finished(job.directory):
+            print(f"{job.label}: done before", file=sys.stderr, flush=True)
+        else:
+            job.save()
+            waiting.append(job)
+    if executor is not None:
+        from meristem.recipes.fan_out import fan_out
 
-
-def jobs_of_seed(recipe: Recipe, out: Path, fingerprint: str, seed: int, split: Split = "eval") -> dict[str, Job]:
-    """Every node of one seed, parents first."""
-    own: dict[str, Job] = {}
-    for name in recipe.order():
-        node = recipe.nodes[name]
-        parents, keep = [own[parent] for parent in node.parents], recipe.branching_steps(name)
-        own[name] = Job.of(out, name, seed, node, recipe.data, fingerprint, parents, split, keep)
-    return own
+        return fan_out(waiting, executor) if waiting else {}
+    failed: dict[str, str] = {}
+    for job in waiting:
+        if failed.keys() & set(job.parents):
+            failed[job.directory.name] = "not run: a parent failed"
+            continue
+        try:
+            perform(job.directory, task, callbacks)
+        except NodeCrashed as error:
+            raise MeristemError(f"{error}; run the same command again to go on") from error
+        except MeristemError as error:
+            if not diverged(job.directory):
+                raise
+            failed[job.directory.name] = str(error)
+    return failed
 
 
 def directory_of(out: Path, result: NodeResult) -> Path:

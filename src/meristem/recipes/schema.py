@@ -54,6 +54,11 @@ class Recipe(Strict):
                         f"node {name!r} comes from {parent!r}, an ensemble, which leaves no single network"
                     )
                 self._check_parent(name, node, self.nodes[parent])
+            shared = set(self.seeds) & set(node.train.tune.on.seeds) if node.train and node.train.tune else set()
+            if shared:
+                raise ValueError(
+                    f"node {name!r} is tuned on seeds {sorted(shared)}, which are the recipe's own; choose others"
+                )
             if node.train and node.train.tokens and isinstance(self.data, ImageSpec):
                 raise ValueError(f"node {name!r}: images have no tokens; say how many `examples` to train on")
             varied = isinstance(self.data, ImageSpec) and self.data.augment

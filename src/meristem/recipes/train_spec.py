@@ -257,10 +257,12 @@ class TrainSpec(Strict):
                 if other in present:
                     raise ValueError(f"{one} and {other} do not go together: {why}")
 
-    def with_numbers(self, numbers: Mapping[str, float]) -> TrainSpec:
-        """The same with other numbers, nothing to tune, and checked. Raises ValueError for a key that is no number here."""
+    def with_numbers(self, numbers: Mapping[str, float], budget: Mapping[str, int | None] | None = None) -> TrainSpec:
+        """The same with other numbers (and another budget), nothing to tune, and checked. Raises ValueError for a key that is no number
+        here."""
         content = self.model_dump(by_alias=True, exclude_none=True)
         content.pop("tune", None)
+        content |= budget or {}
         for key, value in numbers.items():
             *path, last = key.split(".")
             place: Any = content
