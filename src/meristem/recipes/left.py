@@ -65,7 +65,7 @@ class KeepOnTheWay(TrainerCallback):
         if first:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
         leave(model, optimizer, self.modifiers, self.task, partial, first)
         if first:
             write_json(partial / COST, self.costs(step))

@@ -101,7 +101,7 @@ class NodeTrainer(Trainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any):
         optimizer = super().create_optimizer(*args, **kwargs)
-        model = self.accelerator.unwrap_model(self.model)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if self._amplitudes:
             _regroup(optimizer, scaled_groups(optimizer.param_groups, model, self._amplitudes))
         if self._rates:
@@ -225,7 +225,7 @@ def train(
         for modifier in modifiers:
             stack.enter_context(modifier.within())
         trainer.train(resume_from_checkpoint=last_whole_checkpoint(directory / CHECKPOINTS))
-    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if trainer.is_world_process_zero():
         shutil.rmtree(directory / "model", ignore_errors=True)  # of a run that was killed while leaving it
     leave(trained, trainer.optimizer, modifiers, task, directory, trainer.is_world_process_zero())
