@@ -25,6 +25,7 @@ class Encoding:
     token, for spans taken out, and for an end, where the tokenizer has them."""
 
     encode: Callable[[str], np.ndarray]
+    encode_all: Callable[[list[str]], list[np.ndarray]]  # many texts, in parallel where the tokenizer can
     vocab_size: int
     separator: np.ndarray
     pad_token: int
@@ -38,7 +39,10 @@ def open_encoding(tokenizer: str) -> Encoding:
     """`tokenizer`: "bytes" (256 tokens) or the name or directory of a Hugging Face tokenizer. Raises MeristemError if it is not there."""
     if tokenizer == "bytes":
         sentinels = tuple(range(256, 256 + SENTINELS))
-        return Encoding(_bytes, 256, np.array([SEPARATOR], dtype=np.int32), SEPARATOR, MASK, sentinels, END)
+        between = np.array([SEPARATOR], dtype=np.int32)
+        return Encoding(
+            _bytes, lambda texts: [_bytes(text) for text in texts], 256, between, SEPARATOR, MASK, sentinels, END
+        )
     from transformers import AutoTokenizer
 
     try:
@@ -52,9 +56,12 @@ def open_encoding(tokenizer: str) -> Encoding:
     def encode(text: str) -> np.ndarray:
         return np.array(loaded.encode(text, add_special_tokens=False), dtype=np.int32)
 
-    return Encoding(
-        encode, len(loaded), separator, loaded.pad_token_id or 0, loaded.mask_token_id, spans, end, _fingerprint(loaded)
-    )
+    def encode_all(texts: list[str]) -> list[np.ndarray]:
+        many = loaded(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return [np.array(tokens, dtype=np.int32) for tokens in many]
+
+    special = loaded.pad_token_id or 0, loaded.mask_token_id, spans, end
+    return Encoding(encode, encode_all, len(loaded), separator, *special, _fingerprint(loaded))
 
 
 def _fingerprint(tokenizer: Any) -> str:

@@ -34,6 +34,7 @@ class TextSpec(Strict):
     source: str = "python-stdlib"
     tokenizer: str = "bytes"
     text_column: str = "text"
+    stream: bool = False
     sequence_length: Annotated[int, Field(gt=1)] = 256
     eval_sequences: Annotated[int, Field(gt=0)] = 64
     corrupted: Annotated[float, Field(gt=0, lt=1)] = 0.15

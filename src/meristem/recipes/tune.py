@@ -59,18 +59,24 @@ class _Search:
         self.flops: dict[str, int] = {}
 
     def run(self) -> dict[str, float]:
-        for further in range(FURTHER + 1):
-            self._try([point for point in itertools.product(*self.grids.values()) if point not in self.tried])
-            best = min(self.tried, key=lambda point: mean(self.tried[point]))
-            if not math.isfinite(mean(self.tried[best])):
-                raise MeristemError(
-                    f"{self.name}: every number that was tried diverged: {self._said()}; begin the grid lower"
-                )
-            if further == FURTHER or not self._goes_on(best):
+        best = self._best()
+        for _ in range(FURTHER):
+            if not self._goes_on(best):
                 break
+            best = self._best()
         chosen = dict(zip(self.grids, best, strict=True))
         self._tell(chosen)
         return chosen
+
+    def _best(self) -> Numbers:
+        """The best of all that the grids hold by now."""
+        self._try([point for point in itertools.product(*self.grids.values()) if point not in self.tried])
+        best = min(self.tried, key=lambda point: mean(self.tried[point]))
+        if not math.isfinite(mean(self.tried[best])):
+            raise MeristemError(
+                f"{self.name}: every number that was tried diverged: {self._said()}; begin the grid lower"
+            )
+        return best
 
     def _goes_on(self, best: Numbers) -> bool:
         """Whether a grid whose highest number is the best has got a further one."""

@@ -33,7 +33,8 @@ class Language(Task):
     head: str  # transformers' Auto class
 
     def __init__(self, data: TextSpec) -> None:
-        self.data, self.corpus = data, open_corpus(data.source, data.tokenizer, data.text_column)
+        self.data = data
+        self.corpus = open_corpus(data.source, data.tokenizer, data.text_column, data.stream)
         self.description, self.fingerprint = self.corpus.description, self.corpus.fingerprint
         self.tokens_per_example, self.vocab_size = data.sequence_length, self.corpus.vocab_size
 
