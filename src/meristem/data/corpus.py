@@ -84,9 +84,9 @@ def _of_tokens(path: Path, tokenizer: str) -> Corpus:
     opened = {split: open_tokens(file) for split, file in files.items()}
     whole, said = opened["train"]
     arrays = {split: tokens for split, (tokens, _) in opened.items()}
+    share = len(whole) // EVAL_SHARE
     for split in ("eval", "tune"):
         if split not in arrays:
-            share = len(whole) // EVAL_SHARE
             whole, arrays[split] = whole[: len(whole) - share], whole[len(whole) - share :]
     encoding: Encoding | None = None if tokenizer == "bytes" else open_encoding(tokenizer)
     if encoding and encoding.vocab_size > said["vocab_size"]:
