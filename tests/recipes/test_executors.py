@@ -180,7 +180,7 @@ def test_two_processes_share_a_nodes_batches(recipe, undisturbed, tmp_path):
     {"fuse": {"from": ["small", "small"], "optimizer": "carry"}},  # its cross blocks count their own steps
 ], ids=["grown", "fused"])  # fmt: skip
 def test_a_node_is_sharded_and_carries_its_optimizer(growth, recipe, tmp_path, monkeypatch):
-    """FSDP2 by the Trainer, then grown, then FSDP2 again with the grown optimizer: as on one process."""
+    """FSDP2 by the Trainer, then grown, then FSDP2 again with the grown optimizer: as on one process. Weights are opened by the first."""
     content = recipe.model_dump(by_alias=True, exclude_none=True)
     train = {"tokens": 640, "learning_rate": 3e-3, "batch_size": 4, "evaluations": 2}
     content["nodes"] = {
@@ -195,8 +195,12 @@ def test_a_node_is_sharded_and_carries_its_optimizer(growth, recipe, tmp_path, m
         content["nodes"][name]["resources"] = {"processes": 2}
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent / "fsdp_on_cpu"), *sys.path]))
     monkeypatch.setenv("SHARDED", str(tmp_path / "it was"))
+    monkeypatch.setenv("ONLY_FIRST", "1")
     sharded = run(parse_recipe(content), tmp_path / "sharded")[0]
     assert (tmp_path / "it was").exists()
+    first, other = (float((tmp_path / f"it was{rank}").read_text()) for rank in (0, 1))
+    assert first > 1
+    assert other != pytest.approx(first, rel=1e-3)  # nobody has written to the others' parameters
     for name in ("small", "big"):
         expected = [p["eval_loss"] for p in alone[name].curve]
         assert [p["eval_loss"] for p in sharded[name].curve] == pytest.approx(expected, abs=1e-5), name

@@ -22,6 +22,7 @@ from meristem.recipes import status
 from meristem.recipes.code import code_revision
 from meristem.recipes.node import Job, NodeResult, has_finished
 from meristem.recipes.orphans import environment_of_child
+from meristem.recipes.sharding import is_first_process
 from meristem.recipes.tasks import Task, open_task
 
 COMMAND = "meristem.recipes"  # python -m
@@ -66,7 +67,7 @@ def finish(job: Job, task: Task | None = None, callbacks: Sequence[Any] = ()) ->
     from meristem.recipes.work import work
 
     outcome = work(job, lambda: task or _checked_task(job), callbacks)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first_process():
         NodeResult.of(job, outcome).save(job.directory)
         shutil.rmtree(job.directory / CHECKPOINTS, ignore_errors=True)  # not earlier: until then it can be resumed
 

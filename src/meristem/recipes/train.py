@@ -345,6 +345,8 @@ def _arguments(
         "ddp_find_unused_parameters": bool(spec.subnetwork),
         **spec.trainer,
     }
+    if spec.is_sharded_from_first:
+        settings["fsdp_config"] = {"cpu_ram_efficient_loading": True, **(spec.trainer.get("fsdp_config") or {})}
     try:
         return NodeArguments(**settings)
     except (TypeError, ValueError) as error:

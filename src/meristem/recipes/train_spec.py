@@ -286,6 +286,11 @@ class TrainSpec(Strict):
         return 0.2 if self.decay is None else self.decay
 
     @property
+    def is_sharded_from_first(self) -> bool:
+        """Whether FSDP hands out the weights of the first process; methods that look at weights want them everywhere."""
+        return bool(self.trainer.get("fsdp")) and not self.modifiers()
+
+    @property
     def is_stable(self) -> bool:
         """Whether the learning rate stays where it is at the end, so that a decay can branch off."""
         return self.schedule == "constant_with_warmup" or (self.schedule == "wsd" and self.decay == 0)

@@ -10,13 +10,14 @@ from typing import Any
 
 from meristem.anatomy import Anatomy
 from meristem.checkpoints import open_model, open_streamed
-from meristem.checkpoints.open import local_directory
+from meristem.checkpoints.open import local_directory, model_class_of, open_config
 from meristem.checkpoints.write import write_model
 from meristem.errors import MeristemError
 from meristem.growth import Growth, LiGO, Method
 from meristem.growth.optimizer import amplitudes, grow_state
 from meristem.incubation import Incubation, assemble
 from meristem.recipes.node import Job, NodeResult, ancestors_of, load_result
+from meristem.recipes.sharding import is_first_process, without_weights
 from meristem.recipes.specs import AssembleSpec, CheckpointSpec, EnsembleSpec, FuseSpec, GrowSpec
 from meristem.recipes.tasks import Task
 from meristem.recipes.train_spec import DecaySpec, TrainSpec
@@ -67,10 +68,12 @@ def _train(job: Job, spec: TrainSpec, task: Task, callbacks: Sequence[Any]) -> O
     from meristem.recipes.train import Origin, load_state
 
     if spec.model is not None:
-        model, origin = task.new_model(spec.model, job.streams.seed("weights")), Origin()
+        entries, origin = spec.model, Origin()
+        new = lambda: task.new_model(entries, job.streams.seed("weights"))  # noqa: E731
+        model = new() if is_first_process() or not spec.is_sharded_from_first else without_weights(new)
     else:
         (parent,) = job.parent_directories
-        model, file, grown = _to_train(parent / "model"), parent / "optimizer.safetensors", load_result(parent)
+        model, file, grown = _to_train(parent / "model", spec), parent / "optimizer.safetensors", load_result(parent)
         origin = Origin(
             trained=True,
             read=sum(result.examples for result in ancestors_of(job).values()),
@@ -89,8 +92,12 @@ def _trained(
     return train(model, spec, task, job.directory, callbacks=callbacks, **own)
 
 
-def _to_train(directory: Path) -> Any:
-    """A node's model, its weights in float32: in half precision small steps would round to none."""
+def _to_train(directory: Path, spec: TrainSpec) -> Any:
+    """A node's model, its weights in float32: in half precision small steps would round to none. Where they are sharded, the first process
+    opens them, and the others know their shapes until they get their part."""
+    if spec.is_sharded_from_first and not is_first_process():
+        config = open_config(str(directory))
+        return without_weights(lambda: model_class_of(config, str(directory))(config)).eval()
     return open_model(str(directory)).float()
 
 
@@ -119,7 +126,7 @@ def _decay(job: Job, spec: DecaySpec, task: Task, callbacks: Sequence[Any]) -> O
     read = cost["examples"] + sum(result.examples for result in ancestors_of(before).values())
     origin = Origin(True, read, load_state(place / OPTIMIZER))
     streams = Streams(job.seed, run.seed)  # the run's own, so that its data go on
-    outcome = _trained(job, spec.as_train(run), task, _to_train(place / MODEL), origin, streams, callbacks)
+    outcome = _trained(job, spec.as_train(run), task, _to_train(place / MODEL, run), origin, streams, callbacks)
     return {**outcome, "taken": {parent.name: cost}}
 
 
