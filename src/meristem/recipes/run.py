@@ -12,6 +12,7 @@ from meristem.recipes.guards import diverged
 from meristem.recipes.node import Job, NodeResult, directory_name, has_finished, load_result
 from meristem.recipes.perform import NodeCrashed, perform
 from meristem.recipes.plan import plan_jobs as plan_jobs
+from meristem.recipes.report import write_report
 from meristem.recipes.schema import Recipe
 from meristem.recipes.tasks import Task, open_task
 from meristem.recipes.tune import choose_numbers
@@ -26,7 +27,8 @@ def run(recipe: Recipe, out: str | Path, callbacks: Sequence[Any] = (), executor
     """Run every node of `recipe` for every seed, under `out`.
 
     Each node is a directory `out/NAME-sSEED-HASH/` with `model/` and, when it has finished, `node.json`. The hash covers
-    the node's options, its data and its parents: change a recipe and only what depends on the change runs again.
+    the node's options, its data and its parents: change a recipe and only what depends on the change runs again. `out/report.html`
+    shows the run, also one that has failed.
 
     Args:
         callbacks: further TrainerCallbacks for the train nodes; in this process only.
@@ -48,7 +50,11 @@ def run(recipe: Recipe, out: str | Path, callbacks: Sequence[Any] = (), executor
     recipe = choose_numbers(recipe, out, task.fingerprint, execute)
     jobs = plan_jobs(recipe, out, task.fingerprint)
     open_jobs = sum(not has_finished(job.directory) for job in jobs)
-    failed = execute(jobs)
+    failed: dict[str, str] = {}
+    try:
+        failed = execute(jobs)
+    finally:
+        write_report(jobs, failed, out, out.name)
     if failed:
         said = [f"{name}: {message}" for name, message in failed.items()]
         raise MeristemError(f"{len(failed)} of {open_jobs} nodes did not finish\n" + "\n".join(said))
