@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from meristem.data import CorruptedSpans, MaskedSequences, Ordered, Sequences, open_corpus
+from meristem.data import CorruptedSpans, Denoisers, MaskedSequences, Ordered, Sequences, open_corpus
 from meristem.data.corruption import span_numbers
+from meristem.data.denoisers import sentinels_wanted
 from meristem.errors import MeristemError
 from meristem.recipes.data_specs import TextSpec
 from meristem.recipes.tasks.task import (
@@ -127,6 +128,35 @@ class SpanCorruption(Language):
     def asked(self, sequences: Sequences) -> Ordered:
         assert self.corpus.end_token is not None
         return CorruptedSpans(sequences, self.sentinels, self.corpus.end_token, self.data.corrupted, SPAN_LENGTH)
+
+
+class MixtureOfDenoisers(Language):
+    """UL2's R, S and X denoisers, by an encoder-decoder (see `data.Denoisers`)."""
+
+    head = "AutoModelForSeq2SeqLM"
+
+    def __init__(self, data: TextSpec) -> None:
+        super().__init__(data)
+        own, wanted = self.corpus, sentinels_wanted(data.sequence_length)
+        if len(own.sentinels) < wanted or own.end_token is None:
+            raise MeristemError(
+                f"tokenizer {data.tokenizer!r} has {len(own.sentinels)} sentinels (<extra_id_0> and so on); ul2 wants {wanted} for "
+                f"sequences of {data.sequence_length} tokens, three of them for R, S and X, and an end token (or `bytes`, with 100)"
+            )
+        self.sentinels = np.array(own.sentinels[:wanted])
+        self.vocab_size = max(own.vocab_size, int(self.sentinels.max()) + 1)
+
+    def defaults(self) -> dict[str, Any]:
+        return {**super().defaults(), "decoder_start_token_id": 0}
+
+    def check(self, model: nn.Module, label: str) -> None:
+        if not model.config.is_encoder_decoder:  # type: ignore[union-attr]
+            raise MeristemError(f"{label}: ul2 wants an encoder-decoder, {type(model).__name__} is none")
+        super().check(model, label)
+
+    def asked(self, sequences: Sequences) -> Ordered:
+        assert self.corpus.end_token is not None
+        return Denoisers(sequences, self.sentinels, self.corpus.end_token, self.corpus.pad_token)
 
 
 def causal_language_model(entries: Mapping[str, Any], vocab_size: int, sequence_length: int, seed: int) -> nn.Module:
