@@ -21,6 +21,7 @@ from meristem.streams import Streams
 
 FORMAT = 3  # raise when the meaning of a node's result changes
 JOB, RESULT = "job.json", "node.json"
+CHECKPOINTS = "trainer"  # where a train node keeps the Trainer's own checkpoints
 
 
 @dataclass(frozen=True)

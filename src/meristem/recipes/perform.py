@@ -20,13 +20,12 @@ from filelock import FileLock
 from meristem.errors import MeristemError
 from meristem.recipes import status
 from meristem.recipes.code import code_revision
-from meristem.recipes.node import Job, NodeResult, has_finished
+from meristem.recipes.node import CHECKPOINTS, Job, NodeResult, has_finished
 from meristem.recipes.orphans import environment_of_child
 from meristem.recipes.sharding import is_first_process
 from meristem.recipes.tasks import Task, open_task
 
 COMMAND = "meristem.recipes"  # python -m
-CHECKPOINTS = "trainer"  # where a train node keeps the Trainer's own checkpoints
 
 
 class NodeCrashed(Exception):

@@ -17,6 +17,11 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def all_sharded(model: nn.Module) -> bool:
+    """Whether FSDP hands out all of the state: a network with buffers of its own has to be opened by every process."""
+    return set(model.state_dict()) <= {name for name, _ in model.named_parameters(remove_duplicate=False)}
+
+
 def without_weights(build: Callable[[], Network]) -> Network:
     """What `build` makes, with float32 parameters that nobody has written to: they have addresses, by which accelerate knows them, and the system
     gives them no memory. Buffers are real."""

@@ -25,8 +25,9 @@ from meristem.recipes.guards import LossGuard, last_whole_checkpoint
 from meristem.recipes.left import KeepOnTheWay, leave, plain_optimizer
 from meristem.recipes.left import load_state as load_state
 from meristem.recipes.modifiers import Modifier, Setting
-from meristem.recipes.perform import CHECKPOINTS
+from meristem.recipes.node import CHECKPOINTS
 from meristem.recipes.progress import ProgressLine
+from meristem.recipes.sharding import all_sharded
 from meristem.recipes.status import StatusFile
 from meristem.recipes.tasks import Task
 from meristem.recipes.tasks.task import Split
@@ -186,7 +187,9 @@ def train(
     """
     task.check(model, label)
     steps, modifiers = spec.steps(task.tokens_per_example), spec.modifiers()
-    arguments = _arguments(spec, directory / CHECKPOINTS, steps, streams.seed("training"), task.tokens_per_example)
+    from_first = spec.is_sharded_from_first and all_sharded(model)
+    per_example, seed = task.tokens_per_example, streams.seed("training")
+    arguments = _arguments(spec, directory / CHECKPOINTS, steps, seed, per_example, from_first)
     examples = task.training_set(steps * spec.batch_size, streams.seed("order"), origin.read)
     setting = Setting(steps, spec.batch_size, arguments.per_device_train_batch_size, origin.trained, streams, examples)
     model, flops = _prepared(model, spec, task, modifiers, setting)
@@ -308,7 +311,7 @@ def _checkpointing(model: Any, trainer: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _arguments(
-    spec: TrainSpec, directory: Path, steps: int, seed: int, tokens_per_example: int = 0
+    spec: TrainSpec, directory: Path, steps: int, seed: int, tokens_per_example: int = 0, from_first: bool = False
 ) -> TrainingArguments:
     every = max(1, steps // spec.evaluations)
     save = spec.step_at(spec.checkpoint_every, tokens_per_example) if spec.checkpoint_every else every
@@ -345,7 +348,7 @@ def _arguments(
         "ddp_find_unused_parameters": bool(spec.subnetwork),
         **spec.trainer,
     }
-    if spec.is_sharded_from_first:
+    if from_first:
         settings["fsdp_config"] = {"cpu_ram_efficient_loading": True, **(spec.trainer.get("fsdp_config") or {})}
     try:
         return NodeArguments(**settings)

@@ -10,14 +10,15 @@ from typing import Any
 
 from meristem.anatomy import Anatomy
 from meristem.checkpoints import open_model, open_streamed
-from meristem.checkpoints.open import local_directory, model_class_of, open_config
+from meristem.checkpoints.open import local_directory
+from meristem.checkpoints.open_streamed import read_lazily
 from meristem.checkpoints.write import write_model
 from meristem.errors import MeristemError
 from meristem.growth import Growth, LiGO, Method
 from meristem.growth.optimizer import amplitudes, grow_state
 from meristem.incubation import Incubation, assemble
 from meristem.recipes.node import Job, NodeResult, ancestors_of, load_result
-from meristem.recipes.sharding import is_first_process, without_weights
+from meristem.recipes.sharding import all_sharded, is_first_process, without_weights
 from meristem.recipes.specs import AssembleSpec, CheckpointSpec, EnsembleSpec, FuseSpec, GrowSpec
 from meristem.recipes.tasks import Task
 from meristem.recipes.train_spec import DecaySpec, TrainSpec
@@ -70,7 +71,8 @@ def _train(job: Job, spec: TrainSpec, task: Task, callbacks: Sequence[Any]) -> O
     if spec.model is not None:
         entries, origin = spec.model, Origin()
         new = lambda: task.new_model(entries, job.streams.seed("weights"))  # noqa: E731
-        model = new() if is_first_process() or not spec.is_sharded_from_first else without_weights(new)
+        model = without_weights(new) if spec.is_sharded_from_first and not is_first_process() else None
+        model = model if model is not None and all_sharded(model) else new()
     else:
         (parent,) = job.parent_directories
         model, file, grown = _to_train(parent / "model", spec), parent / "optimizer.safetensors", load_result(parent)
@@ -96,8 +98,9 @@ def _to_train(directory: Path, spec: TrainSpec) -> Any:
     """A node's model, its weights in float32: in half precision small steps would round to none. Where they are sharded, the first process
     opens them, and the others know their shapes until they get their part."""
     if spec.is_sharded_from_first and not is_first_process():
-        config = open_config(str(directory))
-        return without_weights(lambda: model_class_of(config, str(directory))(config)).eval()
+        shapes, _ = read_lazily(str(directory))
+        if all_sharded(shapes):
+            return without_weights(lambda: shapes).eval()
     return open_model(str(directory)).float()
 
 
