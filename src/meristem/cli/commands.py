@@ -366,6 +366,17 @@ def race(file: Path, out: Path | None, executor: str | None = None, executor_opt
     print(f"{out / 'race.json'}  {out / 'race.png'}")
 
 
+def data(file: Path) -> None:
+    _quiet()
+    from meristem.recipes.describe import describe_data
+    from meristem.recipes.schema import load_recipe
+
+    table = Table("what", "value", title=f"data of {file}")
+    for what, value in describe_data(load_recipe(file).data).items():
+        table.add_row(what, value)
+    Console().print(table)
+
+
 def diagnose(file: Path, node: str, bound: float, out: Path | None) -> None:
     _quiet()
     from meristem.recipes.diagnose import diagnose

@@ -310,6 +310,14 @@ def race(
 
 
 @app.command()
+def data(recipe: RecipeFile) -> None:
+    """Prepare a recipe's data (tokenised once, for all nodes) and describe them: documents, tokens, bytes per token, splits."""
+    from meristem.cli.commands import data as command
+
+    command(recipe)
+
+
+@app.command()
 def diagnose(
     recipe: RecipeFile,
     node: Annotated[str, typer.Argument(metavar="NODE", help="A node that grows or fuses.")],
