@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meristem.anatomy.finite import not_finite
 from meristem.errors import MeristemError, first_line
 
 FLOAT64_LIMIT = 500_000_000
@@ -222,10 +223,7 @@ def _in_high_precision(
             continue
         broken = [name for name, output in ours.items() if bool(output.isnan().any())]
         if broken:
-            raise MeristemError(
-                f"nothing can be proved: on these inputs, {type(small).__name__} itself puts out {broken[0]} that is not a number "
-                "(NaN); its weights, or the inputs, hold such values"
-            )
+            raise not_finite(small, broken[0])
         return *_comparable(ours, theirs, expected), dtype
     raise AssertionError
 
@@ -242,7 +240,11 @@ def _comparable(ours: Outputs, theirs: Outputs, expected: Expected | None) -> tu
     missing = [name for name in ours if name not in theirs]
     if missing:
         raise MeristemError(f"the outputs cannot be compared: only one network puts out {', '.join(missing)}")
-    ours = expected(ours, theirs) if expected else ours
+    if expected:
+        ours = expected(ours, theirs)
+    else:  # of two networks of other widths only the outputs can be compared that have one shape in both
+        same = {name: output for name, output in ours.items() if output.shape == theirs[name].shape}
+        ours = same if same and "logits" not in set(ours) - set(same) else ours
     for name, output in ours.items():
         if output.shape != theirs[name].shape:
             shapes = f"shapes {tuple(output.shape)} and {tuple(theirs[name].shape)}"
@@ -282,10 +284,7 @@ def outputs_in(model: nn.Module, inputs: Mapping[str, Any], dtype: torch.dtype) 
 def _plain_outputs(model: nn.Module, inputs: Mapping[str, Any]) -> Outputs:
     from meristem.anatomy.attention import plain_attention
     from meristem.anatomy.inputs import outputs_of
+    from meristem.anatomy.modes import evaluating
 
-    was_training = model.training
-    try:
-        with plain_attention(model):
-            return {name: output.cpu().double() for name, output in outputs_of(model.eval(), inputs).items()}
-    finally:
-        model.train(was_training)
+    with plain_attention(model), evaluating(model):
+        return {name: output.cpu().double() for name, output in outputs_of(model, inputs).items()}

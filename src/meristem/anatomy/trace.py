@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from meristem.anatomy.inputs import example_inputs, logits_of
+from meristem.anatomy.modes import evaluating
 from meristem.anatomy.norms import is_norm
 from meristem.errors import MeristemError
 
@@ -99,11 +100,10 @@ def run_watched(model: nn.Module, hooks: list, inputs: Inputs = None) -> None:
     Raises:
         MeristemError: if there are no inputs and none can be guessed.
     """
-    was_training = model.training
     try:
         chosen = dict(inputs) if inputs is not None else example_inputs(model, batch_size=1, sequence_length=16)
-        logits_of(model.eval(), chosen)
+        with evaluating(model):
+            logits_of(model, chosen)
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()

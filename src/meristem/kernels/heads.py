@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from meristem.anatomy.inputs import example_inputs, logits_of
+from meristem.anatomy.modes import evaluating
 from meristem.errors import MeristemError
 
 
@@ -36,13 +37,12 @@ def _giving_the_logits(model: nn.Module) -> set[nn.Module]:
     handles = [
         layer.register_forward_hook(lambda layer, _, output: outputs.append((layer, output))) for layer in layers
     ]
-    was_training = model.training
     try:
-        logits = logits_of(model.eval(), example_inputs(model, batch_size=1, sequence_length=8))
+        with evaluating(model):
+            logits = logits_of(model, example_inputs(model, batch_size=1, sequence_length=8))
     except MeristemError:
         return set()
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()
     same = lambda output: isinstance(output, Tensor) and output.data_ptr() == logits.data_ptr()  # noqa: E731

@@ -21,6 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from meristem.errors import MeristemError
 from meristem.growth.block_steps import count_blocks_apart
 from meristem.growth.optimizer import State, load_named_state, scaled_groups
+from meristem.growth.optimizer_families import family_of
 from meristem.recipes.guards import LossGuard, last_whole_checkpoint
 from meristem.recipes.left import KeepOnTheWay, leave, plain_optimizer
 from meristem.recipes.left import load_state as load_state
@@ -104,7 +105,7 @@ class NodeTrainer(Trainer):
         optimizer = super().create_optimizer(*args, **kwargs)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if self._amplitudes:
-            _regroup(optimizer, scaled_groups(optimizer.param_groups, model, self._amplitudes))
+            _regroup(optimizer, scaled_groups(optimizer.param_groups, model, self._amplitudes, family_of(optimizer)))
         if self._rates:
             _regroup(optimizer, with_rates(optimizer.param_groups, model, self._rates))
         return optimizer

@@ -22,6 +22,7 @@ from meristem.anatomy.inputs.outputs import outputs_of
 from meristem.anatomy.inputs.placeholders import with_placeholders
 from meristem.anatomy.inputs.sounds import sounds
 from meristem.anatomy.inputs.texts import takes_one_text, texts
+from meristem.anatomy.modes import evaluating
 from meristem.errors import MeristemError, first_line
 
 TRIES = 48
@@ -51,9 +52,7 @@ def example_inputs(model: nn.Module, batch_size: int = 2, sequence_length: int =
     if plain and not any(net.needs(name) and name not in plain[0] for name in net.parameters) and _reads_only_text(net):
         return plain[0]
     failure: Exception | None = None
-    was_training = model.training
-    try:
-        model.eval()
+    with evaluating(model):
         for candidate in itertools.islice(_candidates(net), TRIES):
             try:
                 complete = with_placeholders(net, candidate)
@@ -61,8 +60,6 @@ def example_inputs(model: nn.Module, batch_size: int = 2, sequence_length: int =
                     return complete
             except Exception as error:
                 failure = failure or error
-    finally:
-        model.train(was_training)
     why = f" (the first try: {type(failure).__name__}: {first_line(failure)})" if failure else ""
     raise MeristemError(
         f"cannot guess inputs for {type(model).__name__}, whose forward takes {', '.join(_named(net))}{why}; "
