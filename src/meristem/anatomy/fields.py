@@ -96,7 +96,7 @@ def joining_paths(config: Any, root: str) -> list[str]:
     for path, part in _parts(config):
         if path == root:
             continue
-        names = [name for name in JOINING_FIELDS if name not in main]
+        names = [name for name in JOINING_FIELDS if name not in main] + ([] if path else ["hidden_size"])
         names += [output for width, output in OUTPUT_BESIDE.items() if {width, output} <= vars(part).keys()]
         found += [path + name for name in names if isinstance(vars(part).get(name), int)]
     return found
