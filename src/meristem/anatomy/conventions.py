@@ -76,8 +76,9 @@ LINKED_FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 # Fields by which the other parts of a composite (vision and audio towers, projectors) say the width of what they hand to its
-# language model. They move with it while they hold the same number, unless the language model has such a field of its own
-# (then it is that of a space which both are projected into, as in CLIP).
+# language model. They move with it while they hold the same number, unless the language model has such a field of its own, or
+# only the whole has one of the `JOINT_FIELDS`: then it is that of a space which both are projected into, as in CLIP.
+JOINT_FIELDS = ("projection_dim", "output_dim", "proj_dim")
 JOINING_FIELDS = (
     "out_hidden_size",
     "text_hidden_size",

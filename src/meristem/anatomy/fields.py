@@ -11,6 +11,7 @@ from meristem.anatomy.conventions import (
     DEPTH_LISTS,
     FIELDS,
     JOINING_FIELDS,
+    JOINT_FIELDS,
     NUMBERED_FIELDS,
     OUTPUT_BESIDE,
 )
@@ -53,7 +54,7 @@ def main_part(config: Any, moves: Callable[[Any], bool]) -> str:
         moves: whether a changed config builds another network.
     """
     parts = {path.rstrip("."): part for path, part in _parts(config) if path}
-    text = config.get_text_config()
+    text = _text_part(config)
     ordered = sorted(parts, key=lambda name: (parts[name] is not text, name.count(".")))
     if not parts or (text is config and any(_sizes_at(vars(config).get(name)) for name in FIELDS["hidden"])):
         return ""
@@ -62,6 +63,14 @@ def main_part(config: Any, moves: Callable[[Any], bool]) -> str:
         if any(moves(_doubled(config, f"{name}.{field}")) for field in fields):
             return f"{name}."
     return ""
+
+
+def _text_part(config: Any) -> Any:
+    """The config of the language model; of two, that of the decoder."""
+    try:
+        return config.get_text_config()
+    except ValueError:
+        return config.get_text_config(decoder=True)
 
 
 def counterparts(config: Any, root: str) -> list[str]:
@@ -92,11 +101,12 @@ def joining_paths(config: Any, root: str) -> list[str]:
     if not root:
         return []
     main = vars(read_field(config, root.rstrip(".")))
+    others = [(path, part) for path, part in _parts(config) if path != root]
+    joint = [name for name in JOINT_FIELDS if not any(name in vars(part) for path, part in others if path)]
     found = []
-    for path, part in _parts(config):
-        if path == root:
-            continue
-        names = [name for name in JOINING_FIELDS if name not in main]
+    for path, part in others:
+        names = [name for name in JOINING_FIELDS if name not in main and name not in joint]
+        names += [] if path else ["hidden_size"]
         names += [output for width, output in OUTPUT_BESIDE.items() if {width, output} <= vars(part).keys()]
         found += [path + name for name in names if isinstance(vars(part).get(name), int)]
     return found

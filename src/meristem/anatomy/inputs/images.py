@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -36,7 +37,8 @@ def images(net: Interface) -> list[Group]:
         groups = [{**group, "image_sizes": sizes} for group in groups] + groups
     if net.takes("interpolate_pos_encoding"):
         groups += [{**whole[0], "interpolate_pos_encoding": True}]
-    return groups
+    patches = net.randn(rows, 16, channels * math.prod(_patch(net)))
+    return [*groups, {"pixel_values": patches}, {"pixel_values": patches.flatten(0, 1)}]
 
 
 def videos(net: Interface) -> list[Group]:
