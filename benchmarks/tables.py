@@ -129,7 +129,7 @@ def fits(source: Path, name: str, seeds: int) -> list[dict[str, float]]:
     return json.loads(done.stdout)
 
 
-def run_speed(results: dict[str, Any], out: Path, before: Path | None, seeds: int = 5) -> None:
+def run_speed(results: dict[str, Any], out: Path, before: Path | None, seeds: int = 3) -> None:
     """Default fits now, and by the tree `before`, in turns; and one of 100,000 rows."""
     kept = results.setdefault("speed", {})
     for name in ("digits", "breast_cancer"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
+from joblib import Parallel, delayed
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -143,18 +145,18 @@ def propose(
     seeds: Sequence[int],
     held_out: Sample | None = None,
     judged_on: Sample | None = None,
+    n_jobs: int | None = None,
 ) -> list[Candidate]:
     """Train a block of each depth, all at once, on the loss of f + w h with f fixed (eq. 6), then re-fit each w (eq. 5).
 
     Args:
         earlier: width and depth of each block of the ensemble. seeds: of each block's first weights; the batches follow from the first.
-        held_out: rows that stop the training early. judged_on: rows in float64 to which w is re-fitted; `sample` if not given.
+        held_out: rows that stop the training early. judged_on: rows in float64 to which w is re-fitted; `sample` if not given. n_jobs: re-fits at a time.
     """
     judged_on = judged_on or sample
-    return [
-        refitted(block, judged_on, options, loss)
-        for block in trained(sample, depths, earlier, options, loss, seeds, held_out)
-    ]
+    blocks = trained(sample, depths, earlier, options, loss, seeds, held_out)
+    jobs = (delayed(refitted)(block, judged_on, options, loss) for block in blocks)
+    return cast(list[Candidate], Parallel(n_jobs=n_jobs, prefer="threads")(jobs))
 
 
 @dataclass(frozen=True)

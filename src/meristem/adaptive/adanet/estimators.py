@@ -120,6 +120,7 @@ class _AdaNet(BaseEstimator):
             max_depth=self.max_depth,
             min_improvement=self.min_improvement,
             seed=seed,
+            n_jobs=self.n_jobs,
             rows_held_out=held,
             checkpoint=self.checkpoint,
             log_dir=self.log_dir,
@@ -234,7 +235,7 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, _AdaNet):
         optimizer, learning_rate, max_steps, batch_size, patience: how a candidate is trained, and when it stops early.
         validation_fraction: of the rows, held out to stop each candidate where their loss is lowest and to judge it (no guarantee).
         variant="CVX": single units in closed form instead of blocks (`nodewise`); `max_steps` then counts them.
-        n_jobs: candidates trained at a time. checkpoint: a file that keeps finished rounds; a killed fit goes on from it.
+        n_jobs: re-fits at a time, in threads (candidates train side by side anyway). checkpoint: a file that keeps finished rounds; a killed fit goes on from it.
         log_dir: a folder for TensorBoard, with every round's record.
 
     Attributes:

@@ -17,7 +17,7 @@ from meristem.adaptive.adanet.rounds import Judged, Rounds
 from meristem.adaptive.tensors import seed_of
 
 MOST_REFITTED = 50_000  # rows: the exact re-fit of more would take longer than everything else
-CACHED_BYTES = 2**28  # of the ensemble's activities on the rows that candidates are trained on
+MOST_TRAINED = 100_000  # rows: a round's candidates draw their batches from so many, other ones each round
 PIECE = 16_384  # rows whose activities are made at a time
 
 
@@ -32,9 +32,10 @@ class Search:
             (AdaNet.HoldOut, without guarantees).
         min_improvement: a round is accepted if it lowers the objective by more than this share of it (the paper: 0).
         seed: all randomness follows from it and the round's number, so that a search can be replayed.
-        checkpoint, log_dir: as in `Rounds`.
+        n_jobs: re-fits at a time. checkpoint, log_dir: as in `Rounds`.
 
-    Output weights are re-fitted to, and objectives are of, at most 50,000 rows; memory grows with the rows by their inputs and outputs only.
+    Output weights are re-fitted to, and objectives are of, at most 50,000 rows, and a round trains on at most 100,000: memory grows with the
+    rows by their inputs and outputs only.
     """
 
     module: AdaNetModule
@@ -48,6 +49,7 @@ class Search:
     max_depth: int = 3
     min_improvement: float = 0.0
     seed: int = 0
+    n_jobs: int | None = None
     rows_held_out: Tensor | None = None
     checkpoint: str | None = None
     log_dir: str | None = None
@@ -62,8 +64,8 @@ class Search:
         if self.rows_held_out is not None:
             held[self.rows_held_out] = True
         self._train, self._held = torch.nonzero(~held)[:, 0], torch.nonzero(held)[:, 0]
-        drawn = torch.randperm(len(self._train), generator=torch.Generator().manual_seed(seed_of(self.seed, 0, 0)))
-        self._refit = self._train[drawn[:MOST_REFITTED].sort().values]
+        self._held = self._drawn(self._held, MOST_REFITTED, -1)
+        self._refit = self._drawn(self._train, MOST_REFITTED, 0)
         Rounds(
             self,
             self.max_rounds,
@@ -75,15 +77,22 @@ class Search:
             history=self.history,
         ).run()
 
+    def _drawn(self, rows: Tensor, most: int, which: int) -> Tensor:
+        """The rows, or so many of them."""
+        if len(rows) <= most:
+            return rows
+        generator = torch.Generator().manual_seed(seed_of(self.seed, which, 0))
+        return rows[torch.randperm(len(rows), generator=generator)[:most].sort().values]
+
     @torch.no_grad()
-    def _sample(self, rows: Tensor, keep_units: bool = True) -> Sample:
-        """Some rows as the network sees them now; their activities only if they are wanted."""
+    def _sample(self, rows: Tensor) -> Sample:
+        """Some rows as the network sees them now."""
         pieces = []
         for index in rows.split(PIECE):
             x = self.x[index]
             units = self.module.units(x)
             offset = self.module.mixed(units, x)
-            pieces.append((self.module.features(x), offset, units if keep_units else []))
+            pieces.append((self.module.features(x), offset, units))
         features, offsets, units = zip(*pieces, strict=True)
         joined = [[torch.cat(layers) for layers in zip(*blocks, strict=True)] for blocks in zip(*units, strict=True)]
         weight = self.weight[rows]
@@ -109,12 +118,11 @@ class Search:
         module = self.module
         depths = [d for d in (module.depth, module.depth + 1) if 1 <= d <= self.max_depth]
         earlier = [(block.width, block.depth) for block in module._blocks()]
-        train, refit = self._sample(self._train), None
-        if len(self._refit) < len(self._train):
-            refit = self._sample(self._refit)
+        train = self._sample(self._drawn(self._train, MOST_TRAINED, number))
+        refit = self._sample(self._refit) if len(self._refit) < len(self._train) else None
         held = self._sample(self._held) if len(self._held) else None
         seeds = [seed_of(self.seed, number, depth) for depth in depths]
-        found = propose(train, depths, earlier, self.options, self.loss, seeds, held, refit)
+        found = propose(train, depths, earlier, self.options, self.loss, seeds, held, refit, self.n_jobs)
         paid = self.history[-1]["penalty"]
         scores = [held_out_loss(c.block, c.weights, held, self.loss) if held else c.objective + paid for c in found]
         return [
