@@ -60,7 +60,7 @@ def report(rows: Sequence[Row], classes: int) -> str:
 
 
 def _rest(count: int) -> str:
-    return f", the other {count} not yet (they are taken in random order)" if count else ""
+    return f", the other {count} not yet" if count else ""
 
 
 def _with(rows: Sequence[Row], outcome: str) -> list[Row]:
