@@ -162,5 +162,9 @@ class AxisMap:
         return noise - self.read.apply(heard, dim)
 
     def twin_gram(self) -> float | None:
-        """c where write^T . write = c I, else None: what a tied head multiplies by, reading with the writer's map."""
-        return self.write.gram_factor()
+        """c where heard^T . write = c I, else None: what a tied head multiplies by, reading with the writer's map."""
+        if self.heard is self.write:
+            return self.write.gram_factor()
+        gram = self.heard.transposed_apply(self.write.matrix(), 0)
+        c = float(gram[0, 0])
+        return c if torch.allclose(gram, c * torch.eye(self.old_size, dtype=torch.float64), atol=1e-12) else None

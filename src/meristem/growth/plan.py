@@ -7,7 +7,7 @@ methods: the target's config, tied heads, width constants, symmetry-breaking noi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -134,6 +134,7 @@ class GrowthPlan:
     seed: int = 0
     scales: Mapping[str, float] = field(default_factory=dict)  # by the tensor's name in the source
     untied: bool = False
+    silent: frozenset[str] = frozenset()  # tensors of the source whose new units have to stay zero: norms measure them
 
     @cached_property
     def tensors(self) -> dict[str, TensorPlan]:
@@ -223,13 +224,8 @@ class GrowthPlan:
         return facts.offset if facts and is_gain else 0.0
 
     def _scale(self, tensor: TensorAnatomy) -> float:
-        """Repairs by name, and for gains what padding does to the statistics of their norm."""
-        scale = self.scales.get(tensor.name, 1.0)
-        for dimension in tensor.dimensions:
-            if dimension.role == "gain":
-                for axis in dimension.layout.axes():
-                    scale *= self.axis_map(axis).norm_factor
-        return scale * self._weight_norm(tensor)
+        """Repairs by name."""
+        return self.scales.get(tensor.name, 1.0) * self._weight_norm(tensor)
 
     def _weight_norm(self, tensor: TensorAnatomy) -> float:
         """For the length of a weight that is stored as length and direction (`torch.nn.utils.parametrizations.weight_norm`):
@@ -247,7 +243,8 @@ class GrowthPlan:
         for dimension in tensor.dimensions:
             moved = any(not self.axis_map(axis).is_identity() for axis in dimension.layout.axes())
             axes = {axis: self.axis_map(axis) for axis in dimension.layout.axes()} if moved else {}
-            maps.append(dimension.layout.expand(axes) if moved else None)
+            expanded = dimension.layout.expand(axes) if moved else None
+            maps.append(replace(expanded, fresh=False) if expanded and tensor.name in self.silent else expanded)
         return tuple(maps)
 
     def axis_map(self, axis: str) -> AxisMap:

@@ -1,0 +1,74 @@
+"""What padding does to the statistics of norms, and what makes up for it: the stream is scaled, or gains and eps are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from meristem.algebra import AxisMap
+from meristem.anatomy import Anatomy
+from meristem.anatomy.conventions import NORM_EPS_FIELDS
+from meristem.anatomy.trace import Inputs
+from meristem.growth.plan import axes_of
+from meristem.growth.stream import stream_of
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Scalars by tensor name, changes of the config, and tensors whose new units have to stay zero."""
+
+    scales: Mapping[str, float] = field(default_factory=dict)
+    changes: Mapping[str, float] = field(default_factory=dict)
+    silent: frozenset[str] = frozenset()
+
+
+def normed_axes(anatomy: Anatomy) -> set[str]:
+    """The axes that some norm measures."""
+    gains = (d for t in anatomy.tensors.values() for d in t.dimensions if d.role == "gain")
+    return {axis for dimension in gains for axis in axes_of(dimension.layout)}
+
+
+def keep_statistics(
+    anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, scales_eps: bool, inputs: Inputs = None
+) -> Statistics:
+    """What `model` needs so that its norms measure under these maps what they did.
+
+    Args:
+        scales_eps: multiply gains by norm_factor and the eps of the config by its square (LEMON, appendix B), instead of
+            the stream by 1 / norm_factor. The eps has to be in the config, and serve no other axis.
+    """
+    padded = {axis for axis, axis_map in maps.items() if axis_map.norm_factor != 1} & normed_axes(anatomy)
+    if not padded:
+        return Statistics()
+    if scales_eps:
+        return Statistics(_gain_scales(anatomy, maps), _eps_changes(anatomy, maps))
+    stream = stream_of(model, anatomy, inputs)
+    silent = frozenset(name for name in anatomy.tensors if stream.measures(anatomy, name) & padded)
+    return Statistics(stream.scales(anatomy, maps), silent=silent)
+
+
+def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
+    """Whether every norm computes on the new units what it did on the old ones.
+
+    Uniform copies do that for any norm, padding for norms that do not subtract the mean, and for those whose output is read and
+    not added to what other norms measure (pre-norm). Uneven copies never do.
+    """
+    unsettled = {axis for axis, axis_map in maps.items() if not axis_map.is_uniform()} & normed_axes(anatomy)
+    if any(maps[axis].norm_factor == 1 for axis in unsettled):
+        return False
+    return not any(stream_of(model, anatomy, inputs).norms_in_the_stream(anatomy, axis) for axis in unsettled)
+
+
+def _gain_scales(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, float]:
+    gains = [(t.name, d) for t in anatomy.tensors.values() for d in t.dimensions if d.role == "gain"]
+    factors = {name: math.prod(maps[a].norm_factor for a in axes_of(d.layout) if a in maps) for name, d in gains}
+    return {name: factor for name, factor in factors.items() if factor != 1}
+
+
+def _eps_changes(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, float]:
+    factor = math.prod(maps[axis.name].norm_factor for axis in anatomy.of_kind("hidden") if axis.name in maps)
+    known = {name: anatomy.builder.fact(name) for name in NORM_EPS_FIELDS}
+    return {name: eps * factor**2 for name, eps in known.items() if eps is not None and factor != 1}
