@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any, Protocol
 
 from torch import nn
@@ -19,6 +20,10 @@ class Builder(Protocol):
     def depths(self) -> Mapping[str, int]: ...
     @property
     def model_type(self) -> str: ...
+    @property
+    def splits(self) -> Mapping[str, tuple[str, Fraction]]:
+        """{scope of heads: (axis, factor)} where kv_heads . group . head_dim = factor . axis."""
+        ...
 
     def build(self, sizes: Mapping[str, int], depths: Mapping[str, int]) -> nn.Module:
         """A freshly built module on the current default device. Raises ValueError if the sizes do not fit together."""
@@ -72,6 +77,10 @@ class FunctionBuilder:
     @property
     def depths(self) -> Mapping[str, int]:
         return self._depths
+
+    @property
+    def splits(self) -> Mapping[str, tuple[str, Fraction]]:
+        return {}
 
     @property
     def model_type(self) -> str:

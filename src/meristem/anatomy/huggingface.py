@@ -148,6 +148,11 @@ class HuggingFaceBuilder:
         return {axis: read_field(self.config, path) for axis, path in self.depth_paths.items()}
 
     @property
+    def splits(self) -> Mapping[str, tuple[str, Fraction]]:
+        """As in `Builder`."""
+        return {scope: (split.axis, split.factor) for scope, split in self._splits.items()}
+
+    @property
     def model_type(self) -> str:
         return self.config.model_type
 

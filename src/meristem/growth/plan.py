@@ -6,6 +6,7 @@ methods: the target's config, tied heads, width constants, symmetry-breaking noi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, Layout, UnitMap
 from meristem.anatomy import Anatomy, BlockList, Builder, TensorAnatomy
+from meristem.anatomy.anatomy import folded
+from meristem.anatomy.parts import with_parts
 from meristem.errors import AnatomyError
 
 
@@ -62,6 +65,9 @@ class Term:
     source: str
     weight: float | Tensor = 1.0
     part: Literal["all", "originals", "copies"] = "all"  # which units it writes: first copies, further copies, or all
+
+
+Targets = list[tuple[str, tuple[Term, ...], bool]]  # (name in the large network, what flows in, whether its layer is silent)
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ class GrowthPlan:
         for tensor in self.source.tensors.values():
             if tensor.tied_to is not None and not self.untied:
                 continue
-            for name, terms, silent in self._targets(tensor):
+            for name, terms, silent in self._with_heads(tensor, self._targets(tensor)):
                 if name not in wanted:
                     continue  # only some blocks have it, such as T5's position bias in the first
                 plans[name] = TensorPlan(
@@ -243,8 +249,8 @@ class GrowthPlan:
         for dimension in tensor.dimensions:
             moved = any(not self.axis_map(axis).is_identity() for axis in dimension.layout.axes())
             axes = {axis: self.axis_map(axis) for axis in dimension.layout.axes()} if moved else {}
-            expanded = dimension.layout.expand(axes) if moved else None
-            maps.append(replace(expanded, fresh=False) if expanded and tensor.name in self.silent else expanded)
+            expanded = expand(dimension.layout, axes) if moved else None
+            maps.append(replace(expanded, fresh=None) if expanded and tensor.name in self.silent else expanded)
         return tuple(maps)
 
     def axis_map(self, axis: str) -> AxisMap:
@@ -258,7 +264,7 @@ class GrowthPlan:
         kv_heads = axis.replace("heads", "kv_heads")  # elsewhere, `heads` is `kv_heads group`
         return self.axis_map(kv_heads).kron(self.axis_map(kv_heads.replace("kv_heads", "group")))
 
-    def _targets(self, tensor: TensorAnatomy) -> list[tuple[str, tuple[Term, ...], bool]]:
+    def _targets(self, tensor: TensorAnatomy) -> Targets:
         """(new name, its sources, silent) for every copy of the tensor that the large network holds."""
         if tensor.block is None or tensor.block[0] not in self.layers:
             return [(tensor.name, (Term(tensor.name),), False)]
@@ -274,6 +280,34 @@ class GrowthPlan:
             targets.append((tensor.name, (Term(tensor.name),), False))  # what only one place has, it keeps
         return targets
 
+    def _with_heads(self, tensor: TensorAnatomy, targets: Targets) -> Targets:
+        """The same, where a list has one module for each head (StableLM's norms): for all heads that come from this one."""
+        found = re.match(r"(.*)\.(\d+)(\..*)", tensor.name)
+        axis = self._head_lists.get(folded(found.group(1) + ".")) if found else None
+        if found is None or axis is None:
+            return targets
+        index = self.axis_map(axis).write.index
+        assert index is not None, "heads are copied or padded, never mixed"
+        places = (index == int(found.group(2))).nonzero().flatten().tolist()
+        end = len(found.group(2) + found.group(3)) + 1
+        return [(f"{n[:-end]}.{place}{found.group(3)}", *more) for n, *more in targets for place in places]  # pyright: ignore[reportReturnType]
+
+    @cached_property
+    def _head_lists(self) -> dict[str, str]:
+        """{folded path of a list with one module for each head: the axis of these heads}, where that axis changes."""
+        lengths: list[dict[str, int]] = []
+        for names in (self.source.tensors, self.shapes):
+            found: dict[str, int] = {}
+            for match in (re.match(r"(.*\.)(\d+)\.", name) for name in names):
+                if match and not any(match.group(1) == block.prefix + "." for block in self.source.blocks):
+                    path = folded(match.group(1))
+                    found[path] = max(found.get(path, 0), int(match.group(2)) + 1)
+            lengths.append(found)
+        old, new = (with_parts(sizes) for sizes in (self.source.sizes, self.target.sizes))
+        axes = [axis for axis in old if axis.endswith("heads")]
+        grown = {path: (n, lengths[1].get(path)) for path, n in lengths[0].items() if lengths[1].get(path) != n}
+        return {p: a for p, counts in grown.items() for a in reversed(axes) if (old[a], new[a]) == counts}
+
     def _terms(self, prefix: str, rest: str, layer: LayerSource) -> tuple[Term, ...]:
         have = [old for old, _ in layer.sources if f"{prefix}.{old}.{rest}" in self.source.tensors]
         if len(have) < len(layer.sources):  # what not all layers have cannot be mixed
@@ -285,6 +319,33 @@ class GrowthPlan:
         if following not in self.source.tensors:
             return (Term(own),)
         return Term(own, part="originals"), Term(following, part="copies")
+
+
+def expand(layout: Layout, maps: Mapping[str, AxisMap]) -> AxisMap:
+    """The map of a whole dimension. New units within a head stay silent in queries, so that keys and values are free."""
+    within = [axis for axis in maps if axis.endswith("head_dim") and maps[axis].fresh is not None]
+    if not within:
+        return layout.expand(maps)
+    queries = {**maps, **{axis: replace(maps[axis], fresh=None) for axis in within}}
+    return _expand_terms(layout.spread(), maps, queries)
+
+
+def _expand_terms(layout: Layout, maps: Mapping[str, AxisMap], queries: Mapping[str, AxisMap]) -> AxisMap:
+    total: AxisMap | None = None
+    for term in layout.terms:
+        if isinstance(term[-1], Layout):  # products that end in a sum
+            inner = _expand_terms(term[-1], maps, queries)
+            grown = Layout((term[:-1],)).expand(maps).kron(inner) if term[:-1] else inner
+        else:
+            is_query = any(str(factor).endswith("group") or _is_heads(str(factor)) for factor in term)
+            grown = Layout((term,)).expand(queries if is_query else maps)
+        total = grown if total is None else total.direct_sum(grown)
+    assert total is not None
+    return total
+
+
+def _is_heads(axis: str) -> bool:
+    return axis.endswith("heads") and not axis.endswith("kv_heads")
 
 
 def axes_of(layout: Layout) -> set[str]:

@@ -17,11 +17,13 @@ def width_targets(
     intermediate_size: int | None = None,
     num_attention_heads: int | None = None,
     num_key_value_heads: int | None = None,
+    head_dim: int | None = None,
     shrink: bool = False,
 ) -> dict[str, int]:
     """{axis: target size} for every axis that changes: `width` multiplies all, a named size overrides its own.
 
-    Multi-query attention keeps its single key-value head unless one asks otherwise.
+    Multi-query attention keeps its single key-value head unless one asks otherwise. Where heads share out hidden_size evenly and
+    both are named, head_dim is what they make it.
 
     Raises:
         MeristemError: for a factor that is no positive whole number, a size on the wrong side of the present one, or
@@ -34,6 +36,7 @@ def width_targets(
         "intermediate_size": intermediate_size,
         "num_attention_heads": num_attention_heads,
         "num_key_value_heads": num_key_value_heads,
+        "head_dim": head_dim,
     }
     for name, size in asked.items():
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
@@ -59,6 +62,7 @@ def width_targets(
         else:  # heads of state-space and linear-attention blocks follow the width
             factor = width if hidden_size is None else _whole(method, axis.name, hidden_size, hiddens[0].size)
             sizes |= _heads(anatomy, method, axis.name, factor, None, None)
+    sizes |= _head_dims(anatomy, method, sizes, head_dim, num_attention_heads, None if shrink else hidden_size)
     for part in [axis for axis in anatomy.axes if is_part(axis)]:
         whole = whole_of(part)
         if whole in sizes and skipped_by(part):
@@ -119,6 +123,31 @@ def _heads(
             f"num_attention_heads={works} or num_key_value_heads={heads // group or 1} would work"
         )
     return {kv_axis: new_kv, group_axis: heads // new_kv}
+
+
+def _head_dims(
+    anatomy: Anatomy, method: str, sizes: dict[str, int], asked: int | None, heads: int | None, hidden: int | None
+) -> dict[str, int]:
+    """{axis: size} of head_dim: as asked, or as named heads share out a named hidden_size."""
+    axes = [axis for axis in _own(anatomy, "head_dim") if axis.scope in ATTENTION_SCOPES]
+    if asked and not axes:
+        raise MeristemError(f"{method}: {anatomy.builder.model_type} has no head_dim that Meristem knows")
+    if asked:
+        return {axis.name: asked for axis in axes}
+    found = {}
+    for axis in axes:
+        split = anatomy.builder.splits.get(axis.scope)
+        if split is None or not (heads and hidden):
+            continue
+        width = split[1] * sizes.get(split[0], anatomy.sizes[split[0]])
+        count = sizes[f"{axis.scope}kv_heads"] * sizes[f"{axis.scope}group"]
+        if width % count:
+            works = max(1, round(width / count)) * count / split[1]
+            raise MeristemError(
+                f"{method}: hidden_size={hidden} cannot be shared out evenly by {count} heads; hidden_size={works} would work"
+            )
+        found[axis.name] = int(width // count)
+    return found
 
 
 def depth_targets(

@@ -12,6 +12,7 @@ from meristem.anatomy import Anatomy
 from meristem.anatomy.parts import is_frequencies, skipped_by, whole_of
 from meristem.errors import MeristemError
 from meristem.growth.alibi import aligned_heads, has_alibi
+from meristem.growth.head_dim import head_dim_map
 from meristem.growth.method import Choices, Method, Weights
 from meristem.growth.targets import width_targets
 
@@ -22,7 +23,8 @@ class WidthMethod(Method):
 
     Args:
         width: factor for every axis.
-        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads: targets that override it one by one.
+        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim: targets that override it one by
+            one; `width` leaves head_dim as it is.
     """
 
     width: int = 1
@@ -30,6 +32,7 @@ class WidthMethod(Method):
     intermediate_size: int | None = None
     num_attention_heads: int | None = None
     num_key_value_heads: int | None = None
+    head_dim: int | None = None
 
     @abstractmethod
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
@@ -45,6 +48,7 @@ class WidthMethod(Method):
             self.intermediate_size,
             self.num_attention_heads,
             self.num_key_value_heads,
+            self.head_dim,
         )
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
@@ -56,15 +60,17 @@ class WidthMethod(Method):
         targets = self.targets(anatomy)
         if not targets and not self.layer_maps(anatomy):
             raise MeristemError(f"{self.name}: nothing to grow; give width=2 or a target such as hidden_size=")
-        maps = {
-            axis: _frequencies(self.name, axis, anatomy.sizes[axis], target)
-            if is_frequencies(axis)
-            else self.axis_map(anatomy, axis, target, weights)
-            for axis, target in targets.items()
-            if not skipped_by(axis)
-        }
+        maps = {axis: self._map(anatomy, axis, targets, weights) for axis in targets if not skipped_by(axis)}
         maps |= {axis: maps[whole_of(axis)].rest(skipped_by(axis)) for axis in targets if skipped_by(axis)}
         return {**maps, **_alibi_maps(anatomy, targets)} if has_alibi(anatomy) else maps
+
+
+    def _map(self, anatomy: Anatomy, axis: str, targets: Mapping[str, int], weights: Weights) -> AxisMap:
+        if is_frequencies(axis):
+            return _frequencies(self.name, axis, anatomy.sizes[axis], targets[axis])
+        if anatomy.axes[axis].kind == "head_dim":
+            return head_dim_map(anatomy, axis, {**anatomy.sizes, **targets})
+        return self.axis_map(anatomy, axis, targets[axis], weights)
 
 
 @dataclass(frozen=True)
