@@ -207,8 +207,9 @@ class HuggingFaceBuilder:
             if width != kv_heads * group * head_dim:
                 works = kv_heads * group * head_dim / split.factor
                 name = "hidden_size" if split.axis == "hidden" else self._name(split.axis)  # as the options call it
+                kept = "has to stay" if head_dim == self._sizes[f"{scope}head_dim"] else "is to be"
                 raise MeristemError(
-                    f"{self.model_type} splits {name} evenly over its heads, and head_dim has to stay {head_dim}: asked "
+                    f"{self.model_type} splits {name} evenly over its heads, and head_dim {kept} {head_dim}: asked "
                     f"for {name}={sizes[split.axis]} with {self._name(f'{scope}heads')}={kv_heads * group}; "
                     f"{name}={works} would work"
                 )

@@ -28,7 +28,12 @@ class Statistics:
 def normed_axes(anatomy: Anatomy) -> set[str]:
     """The axes that some norm measures."""
     gains = (d for t in anatomy.tensors.values() for d in t.dimensions if d.role == "gain")
-    return {axis for dimension in gains for axis in axes_of(dimension.layout)}
+    return {axis for dimension in gains for axis in axes_of(dimension.layout) | dimension.layout.axes()}
+
+
+def norms_over(anatomy: Anatomy, axis: str) -> list[str]:
+    """The paths of the norms that measure an axis."""
+    return [p for p in anatomy.norms if axis in axes_of(layout := anatomy.tensors[f"{p}.weight"].dimensions[0].layout) | layout.axes()]
 
 
 def keep_statistics(
@@ -59,6 +64,10 @@ def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Modu
     unsettled = {axis for axis, axis_map in maps.items() if not axis_map.is_uniform()} & normed_axes(anatomy)
     if any(maps[axis].norm_factor == 1 for axis in unsettled):
         return False
+    for axis in unsettled:
+        pads_with_zero = maps[axis].heard is maps[axis].write
+        if pads_with_zero and any(anatomy.norms[path].centres for path in norms_over(anatomy, axis)):
+            return False
     return not any(stream_of(model, anatomy, inputs).norms_in_the_stream(anatomy, axis) for axis in unsettled)
 
 

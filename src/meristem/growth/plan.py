@@ -358,4 +358,8 @@ def axes_of(layout: Layout) -> set[str]:
 
 def sizes_after(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, int]:
     """The axis sizes of the large network."""
-    return {**anatomy.sizes, **{axis: axis_map.new_size for axis, axis_map in maps.items()}}
+    sizes = {**anatomy.sizes, **{axis: axis_map.new_size for axis, axis_map in maps.items()}}
+    for heads in [axis for axis in sizes if axis not in anatomy.sizes]:  # heads that are regrouped
+        sizes[heads.replace("heads", "group")] = sizes[heads] // sizes[heads.replace("heads", "kv_heads")]
+        del sizes[heads]
+    return sizes

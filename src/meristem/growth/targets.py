@@ -70,6 +70,8 @@ def width_targets(
         elif whole in sizes:
             sizes[part] = _scaled(method, whole, anatomy.sizes[part], sizes[whole], anatomy.sizes[whole]) or 0
     for axis, size in sizes.items():
+        if not shrink and anatomy.axes[axis].kind == "group" and _regrouped(anatomy, method, axis, sizes):
+            continue
         if (size > anatomy.sizes[axis]) if shrink else (size < anatomy.sizes[axis]):
             raise MeristemError(
                 f"{method} {'shrinks' if shrink else 'grows'}: asked for {axis} of {size}, the network has "
@@ -123,6 +125,25 @@ def _heads(
             f"num_attention_heads={works} or num_key_value_heads={heads // group or 1} would work"
         )
     return {kv_axis: new_kv, group_axis: heads // new_kv}
+
+
+def _regrouped(anatomy: Anatomy, method: str, group: str, sizes: dict[str, int]) -> bool:
+    """Whether fewer query heads than before share a key-value head, while no head is lost.
+
+    Raises:
+        MeristemError: if query heads are lost, or one would be left without a copy.
+    """
+    kv_heads = group.replace("group", "kv_heads")
+    old_kv, old_group, new_kv, new_group = anatomy.sizes[kv_heads], anatomy.sizes[group], sizes[kv_heads], sizes[group]
+    if new_group >= old_group or new_kv <= old_kv:
+        return False
+    if new_kv // old_kv * new_group < old_group:
+        needed = -(-old_group // new_group) * old_kv
+        raise MeristemError(
+            f"{method}: {new_kv * new_group} query heads on {new_kv} key-value heads leave some of the present "
+            f"{old_kv * old_group} on {old_kv} without a copy; {needed * new_group} on {needed} would work"
+        )
+    return True
 
 
 def _head_dims(

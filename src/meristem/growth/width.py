@@ -14,6 +14,7 @@ from meristem.errors import MeristemError
 from meristem.growth.alibi import aligned_heads, has_alibi
 from meristem.growth.head_dim import head_dim_map
 from meristem.growth.method import Choices, Method, Weights
+from meristem.growth.regrouping import regrouped
 from meristem.growth.targets import width_targets
 
 
@@ -60,7 +61,11 @@ class WidthMethod(Method):
         targets = self.targets(anatomy)
         if not targets and not self.layer_maps(anatomy):
             raise MeristemError(f"{self.name}: nothing to grow; give width=2 or a target such as hidden_size=")
-        maps = {axis: self._map(anatomy, axis, targets, weights) for axis in targets if not skipped_by(axis)}
+        moved = {axis for axis in targets if anatomy.axes[axis].kind == "group" and targets[axis] < anatomy.sizes[axis]}
+        plain = [axis for axis in targets if not skipped_by(axis) and axis not in moved]
+        maps = {axis: self._map(anatomy, axis, targets, weights) for axis in plain}
+        for group in moved:
+            maps |= _regrouped(anatomy, group, targets)
         maps |= {axis: maps[whole_of(axis)].rest(skipped_by(axis)) for axis in targets if skipped_by(axis)}
         return {**maps, **_alibi_maps(anatomy, targets)} if has_alibi(anatomy) else maps
 
@@ -91,6 +96,18 @@ class NoisyWidthMethod(WidthMethod):
     def choices(self) -> Choices:
         """The options above."""
         return Choices(self.noise, self.seed, self.tied == "keep")
+
+
+def _regrouped(anatomy: Anatomy, group: str, targets: Mapping[str, int]) -> dict[str, AxisMap]:
+    kv_heads, heads = group.replace("group", "kv_heads"), group.replace("group", "heads")
+    kv, query = regrouped(anatomy.sizes[kv_heads], anatomy.sizes[group], targets[kv_heads], targets[group])
+    for tensor in anatomy.tensors.values():
+        if any(group in dimension.layout.axes() for dimension in tensor.dimensions):
+            raise MeristemError(
+                f"{tensor.name} holds queries, keys and values group by group, so its groups of {anatomy.sizes[group]} query "
+                f"heads cannot be divided; {targets[kv_heads] * anatomy.sizes[group]} heads on {targets[kv_heads]} would work"
+            )
+    return {kv_heads: kv, heads: query}
 
 
 def _frequencies(method: str, axis: str, old: int, target: int) -> AxisMap:
