@@ -94,7 +94,7 @@ class Certificate:
 
 
 def verify(small: nn.Module, big: nn.Module, inputs: Mapping[str, Tensor] | None = None) -> Certificate:
-    """Run both networks on the same inputs, in evaluation mode, and compare their outputs.
+    """Run both networks on the same inputs, in evaluation mode, and compare their outputs: logits of the tokens that both have.
 
     Args:
         small, big: two networks with the same inputs and outputs; neither is changed.
@@ -162,16 +162,25 @@ def _in_high_precision(
     count = sum(parameter.numel() for parameter in big.parameters())
     for dtype in (torch.float64, torch.float32) if count <= FLOAT64_LIMIT else (torch.float32,):
         try:
-            return logits_in(small, inputs, dtype), logits_in(big, inputs, dtype), dtype
+            a, b = logits_in(small, inputs, dtype), logits_in(big, inputs, dtype)
+            return a, _of_old_tokens(b, small, a.shape), dtype
         except (RuntimeError, TypeError):  # an operator (grouped_mm) or a device (MPS) without float64
             if dtype == torch.float32:
                 raise
     raise AssertionError
 
 
+def _of_old_tokens(logits: Tensor, small: nn.Module, shape: torch.Size) -> Tensor:
+    """Those of the tokens that `small` has, whose logits have `shape`: a larger vocabulary has more."""
+    known = getattr(getattr(small, "config", None), "vocab_size", None) == shape[-1]
+    larger = logits.shape[:-1] == shape[:-1] and logits.shape[-1] > shape[-1]
+    return logits[..., : shape[-1]] if known and larger else logits
+
+
 def _in_own_dtype(small: nn.Module, big: nn.Module, inputs: dict[str, Tensor]) -> float | None:
     try:
-        error = _relative(_plain_logits(small, inputs), _plain_logits(big, inputs))
+        a, b = _plain_logits(small, inputs), _plain_logits(big, inputs)
+        error = _relative(a, _of_old_tokens(b, small, a.shape))
     except RuntimeError:  # an operator without a kernel for it
         return None
     return error

@@ -30,6 +30,7 @@ class AxisMap:
         twins: the units really carry `write . old`, so that noise on their readers can cancel. Heads under ALiBi do not
             (copies attend with other slopes), and get no noise.
         fresh: (new_size,) bool, the units without a source that nobody reads, so that they may be written at random.
+        filled: units without a source take the mean of the old ones (new tokens) instead of zero.
         norm_factor: the root mean square of the new units over that of the old ones, which norms divide out.
 
     Raises:
@@ -42,6 +43,7 @@ class AxisMap:
     heard: UnitMap = None  # pyright: ignore[reportAssignmentType]
     twins: bool = True
     fresh: Tensor | None = None
+    filled: bool = False
     norm_factor: float = 1.0
 
     def __post_init__(self) -> None:
@@ -143,6 +145,7 @@ class AxisMap:
             combine(self.heard, other.heard),
             self.twins and other.twins,
             fresh,
+            self.filled or other.filled,
             self.norm_factor * other.norm_factor,
         )
 

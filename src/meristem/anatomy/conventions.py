@@ -56,6 +56,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "state": ("mamba_d_state", "ssm_state_size", "state_size"),
     "experts": ("num_local_experts", "num_experts"),
     "vocab": ("vocab_size",),
+    "positions": ("max_position_embeddings", "n_positions", "max_target_positions"),  # where they are learned
 }
 
 # Further fields that hold the same number and have to move with the axis while they do.
@@ -95,7 +96,9 @@ LAYER_NUMBERS = r"moe_layers|mlp_only_layers|cross_attention_layers|hybrid_layer
 NORM_EPS_FIELDS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 
 # The meaning of an axis without its scope ("encoder_ffn" and "moe_ffn" are both "ffn"): what methods choose by.
-KINDS = ("hidden", "ffn", "kv_heads", "group", "heads", "key_head_dim", "head_dim", "experts", "vocab", "state")
+KINDS = ("hidden", "ffn", "kv_heads", "group", "heads", "key_head_dim", "head_dim", "experts", "vocab", "state", "positions")
+
+LEARNED = ("positions",)  # axes that count only where their field shapes a tensor
 
 GROWING = ("hidden", "ffn", "kv_heads", "group", "heads")  # the kinds that width methods change
 

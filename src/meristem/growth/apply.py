@@ -140,7 +140,7 @@ def _changes_numbers(plan: TensorPlan, maps: Maps) -> bool:
 def _mixes_units(plan: TensorPlan, moment: Moment) -> bool:
     """Whether copies of one unit come out different: by noise, random new units, or other sources for further copies."""
     written = moment == "weight" and (
-        _noisy_reader(plan) is not None or any(m is not None and m.fresh is not None for m in plan.maps)
+        _noisy_reader(plan) is not None or any(m is not None and (m.fresh is not None or m.filled) for m in plan.maps)
     )
     return written or any(term.part != "all" for term in plan.terms)
 
@@ -211,7 +211,7 @@ def _part(plan: TensorPlan, tensor: Tensor, part: str) -> Tensor:
 def _finish_weight(plan: TensorPlan, tensor: Tensor) -> Tensor:
     if plan.scale != 1:
         tensor = (tensor + plan.offset) * plan.scale - plan.offset
-    tensor = _write_fresh_units(plan, tensor)
+    tensor = _write_fresh_units(plan, _fill_units(plan, tensor))
     reader = _noisy_reader(plan)
     if reader is None:
         return tensor
@@ -229,6 +229,18 @@ def null_noise(plan: TensorPlan, like: Tensor, axis_map: AxisMap, dimension: int
     """Noise of `relative` times the standard deviation of `like` that no unit of `axis_map` lets through `dimension`."""
     noise = _noise(plan.name, seed, like, "noise") * (relative * like.std())
     return axis_map.project_noise(noise, dimension)
+
+
+def _fill_units(plan: TensorPlan, tensor: Tensor) -> Tensor:
+    """New units without a source that take the mean of the others."""
+    for dimension, axis_map in enumerate(plan.maps):
+        if axis_map is not None and axis_map.filled and plan.roles[dimension] != "read":
+            empty = axis_map.write.sourceless().to(tensor.device)
+            mean = tensor.index_select(dimension, torch.nonzero(~empty).flatten()).mean(dimension, keepdim=True)
+            shape = [1] * tensor.dim()
+            shape[dimension] = -1
+            tensor = torch.where(empty.view(shape), mean, tensor)
+    return tensor
 
 
 def _write_fresh_units(plan: TensorPlan, tensor: Tensor) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from meristem.anatomy import Anatomy, Axis
 from meristem.anatomy.parts import is_part, skipped_by, whole_of
 from meristem.errors import MeristemError
 
+SIZED = ("hidden", "ffn", "kv_heads", "group", "heads", "head_dim", "vocab", "positions")  # the kinds that can change
 ATTENTION_SCOPES = ("", "encoder_", "decoder_")  # whose heads num_attention_heads names
 
 
@@ -18,12 +21,16 @@ def width_targets(
     num_attention_heads: int | None = None,
     num_key_value_heads: int | None = None,
     head_dim: int | None = None,
+    more: Mapping[str, int] | None = None,
     shrink: bool = False,
 ) -> dict[str, int]:
     """{axis: target size} for every axis that changes: `width` multiplies all, a named size overrides its own.
 
     Multi-query attention keeps its single key-value head unless one asks otherwise. Where heads share out hidden_size evenly and
     both are named, head_dim is what they make it.
+
+    Args:
+        more: sizes by the name of their axis, which override all others.
 
     Raises:
         MeristemError: for a factor that is no positive whole number, a size on the wrong side of the present one, or
@@ -63,6 +70,7 @@ def width_targets(
             factor = width if hidden_size is None else _whole(method, axis.name, hidden_size, hiddens[0].size)
             sizes |= _heads(anatomy, method, axis.name, factor, None, None)
     sizes |= _head_dims(anatomy, method, sizes, head_dim, num_attention_heads, None if shrink else hidden_size)
+    sizes |= _named(anatomy, method, more or {})
     for part in [axis for axis in anatomy.axes if is_part(axis)]:
         whole = whole_of(part)
         if whole in sizes and skipped_by(part):
@@ -125,6 +133,18 @@ def _heads(
             f"num_attention_heads={works} or num_key_value_heads={heads // group or 1} would work"
         )
     return {kv_axis: new_kv, group_axis: heads // new_kv}
+
+
+def _named(anatomy: Anatomy, method: str, sizes: Mapping[str, int]) -> dict[str, int]:
+    for axis, size in sizes.items():
+        known = [name for name, a in anatomy.axes.items() if a.kind in SIZED and not is_part(name)]
+        if axis not in known:
+            raise MeristemError(
+                f"{method}: {anatomy.builder.model_type} has no axis {axis!r} that can change; it has {', '.join(known)}"
+            )
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise MeristemError(f"{method}: {axis} must be a positive whole number, got {size!r}")
+    return dict(sizes)
 
 
 def _regrouped(anatomy: Anatomy, method: str, group: str, sizes: dict[str, int]) -> bool:

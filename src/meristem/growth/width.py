@@ -7,15 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import nn
+
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.parts import is_frequencies, skipped_by, whole_of
+from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.alibi import aligned_heads, has_alibi
 from meristem.growth.head_dim import head_dim_map
 from meristem.growth.method import Choices, Method, Weights
 from meristem.growth.regrouping import regrouped
 from meristem.growth.targets import width_targets
+from meristem.growth.vocabulary import more_positions, more_tokens
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,11 @@ class WidthMethod(Method):
         width: factor for every axis.
         hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim: targets that override it one by
             one; `width` leaves head_dim as it is.
+        vocab_size, max_position_embeddings: targets that `width` leaves alone; new tokens take the mean of the old rows, new
+            positions that are learned continue the last one.
+        pad_to_multiple_of: of the vocabulary.
+        positions: "last", or "interpolate" all learned positions, which changes the function.
+        sizes: any further targets by the name of their axis (`meristem inspect` shows them): {"encoder_ffn": 2048}.
     """
 
     width: int = 1
@@ -34,6 +43,11 @@ class WidthMethod(Method):
     num_attention_heads: int | None = None
     num_key_value_heads: int | None = None
     head_dim: int | None = None
+    vocab_size: int | None = None
+    max_position_embeddings: int | None = None
+    pad_to_multiple_of: int | None = None
+    positions: Literal["last", "interpolate"] = "last"
+    sizes: Mapping[str, int] | None = None
 
     @abstractmethod
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
@@ -50,7 +64,18 @@ class WidthMethod(Method):
             self.num_attention_heads,
             self.num_key_value_heads,
             self.head_dim,
+            {**self._rows(anatomy), **(self.sizes or {})},
         )
+
+    def _rows(self, anatomy: Anatomy) -> dict[str, int]:
+        """{axis: target} of the vocabulary and of learned positions."""
+        asked = {"vocab": self.vocab_size, "positions": self.max_position_embeddings}
+        multiple = self.pad_to_multiple_of
+        if multiple is not None and (isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1):
+            raise MeristemError(f"{self.name}: pad_to_multiple_of must be a positive whole number, got {multiple!r}")
+        if multiple:
+            asked["vocab"] = -(-(self.vocab_size or anatomy.sizes.get("vocab", 0)) // multiple) * multiple
+        return {axis: size for axis, size in asked.items() if size is not None}
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
         """One map for each target; heads under ALiBi and sinusoidal positions get those that keep their slopes and frequencies.
@@ -70,9 +95,18 @@ class WidthMethod(Method):
         return {**maps, **_alibi_maps(anatomy, targets)} if has_alibi(anatomy) else maps
 
 
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
+        """Unless norms stand in the way (see `norms_are_kept`), or positions move."""
+        moved = self.positions == "interpolate" and "positions" in maps
+        return not moved and super().promises(anatomy, maps, model, inputs)
+
     def _map(self, anatomy: Anatomy, axis: str, targets: Mapping[str, int], weights: Weights) -> AxisMap:
         if is_frequencies(axis):
             return _frequencies(self.name, axis, anatomy.sizes[axis], targets[axis])
+        if anatomy.axes[axis].kind == "vocab":
+            return more_tokens(anatomy.sizes[axis], targets[axis])
+        if anatomy.axes[axis].kind == "positions":
+            return more_positions(anatomy.sizes[axis], targets[axis], self.positions == "interpolate")
         if anatomy.axes[axis].kind == "head_dim":
             return head_dim_map(anatomy, axis, {**anatomy.sizes, **targets})
         return self.axis_map(anatomy, axis, targets[axis], weights)
