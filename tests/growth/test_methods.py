@@ -193,7 +193,7 @@ def test_aki_takes_new_rows_from_the_next_layer():
 @pytest.mark.parametrize("method, order", [
     (ms.Stacking(depth=2), [0, 1, 2, 0, 1, 2]), (ms.Stacking(depth=2, order="interpolate"), [0, 0, 1, 1, 2, 2]),
     (ms.GradualStacking(layers=2), [0, 1, 2, 1, 2]), (ms.MIDAS(layers=1), [0, 1, 1, 2]),
-    (ms.IdentityBlocks(num_hidden_layers=5), [0, 0, 1, 1, 2]),
+    (ms.IdentityBlocks(num_hidden_layers=5), [0, 1, 1, 2, 2]),
 ])  # fmt: skip
 def test_layer_orders_and_per_layer_config(method, order):
     """Each new layer takes its source's weights and its place in `layer_types`; layer_idx counts up."""

@@ -96,7 +96,19 @@ LAYER_NUMBERS = r"moe_layers|mlp_only_layers|cross_attention_layers|hybrid_layer
 NORM_EPS_FIELDS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 
 # The meaning of an axis without its scope ("encoder_ffn" and "moe_ffn" are both "ffn"): what methods choose by.
-KINDS = ("hidden", "ffn", "kv_heads", "group", "heads", "key_head_dim", "head_dim", "experts", "vocab", "state", "positions")
+KINDS = (
+    "hidden",
+    "ffn",
+    "kv_heads",
+    "group",
+    "heads",
+    "key_head_dim",
+    "head_dim",
+    "experts",
+    "vocab",
+    "state",
+    "positions",
+)
 
 LEARNED = ("positions",)  # axes that count only where their field shapes a tensor
 

@@ -26,7 +26,12 @@ from meristem.growth.build import skeleton
 
 TABLE = re.compile(r"(.*\.)?(\w+_)?(?<!original_)inv_freq$")
 TURNS = ("rotate_half", "rotate_every_two")  # what transformers calls the function that pairs units
-SCALES = ("scaling", "scale", "softmax_scale", "inv_norm_factor")  # what attention modules call the scale of their scores
+SCALES = (
+    "scaling",
+    "scale",
+    "softmax_scale",
+    "inv_norm_factor",
+)  # what attention modules call the scale of their scores
 CLOSE = 1e-5
 
 

@@ -15,8 +15,8 @@ from meristem.anatomy import Anatomy
 from meristem.anatomy.streamed import weights_of, with_weights
 from meristem.anatomy.trace import Inputs, blocks_pass_through
 from meristem.errors import MeristemError
-from meristem.growth.plan import GrowthPlan, LayerMap, layer_order, sizes_after
 from meristem.growth.norm_statistics import keep_statistics, norms_are_kept
+from meristem.growth.plan import GrowthPlan, LayerMap, layer_order, sizes_after
 from meristem.growth.tying import repair
 
 Weights = Mapping[str, Tensor]

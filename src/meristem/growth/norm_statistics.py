@@ -33,7 +33,11 @@ def normed_axes(anatomy: Anatomy) -> set[str]:
 
 def norms_over(anatomy: Anatomy, axis: str) -> list[str]:
     """The paths of the norms that measure an axis."""
-    return [p for p in anatomy.norms if axis in axes_of(layout := anatomy.tensors[f"{p}.weight"].dimensions[0].layout) | layout.axes()]
+    return [
+        p
+        for p in anatomy.norms
+        if axis in axes_of(layout := anatomy.tensors[f"{p}.weight"].dimensions[0].layout) | layout.axes()
+    ]
 
 
 def keep_statistics(

@@ -50,7 +50,9 @@ def padded_heads(old: int, target: int) -> AxisMap:
     index, kept = torch.arange(target) % old, (torch.arange(target) < old).double()
     places = UnitMap.select(index, old, kept)
     gain = UnitMap.select(index, old)
-    return AxisMap(places, places, gain=gain, twins=False, fresh=torch.arange(target) >= old, norm_factor=math.sqrt(old / target))
+    return AxisMap(
+        places, places, gain=gain, twins=False, fresh=torch.arange(target) >= old, norm_factor=math.sqrt(old / target)
+    )
 
 
 def _norms_subtract_the_mean(anatomy: Anatomy, axis: str) -> bool:

@@ -67,7 +67,9 @@ class Term:
     part: Literal["all", "originals", "copies"] = "all"  # which units it writes: first copies, further copies, or all
 
 
-Targets = list[tuple[str, tuple[Term, ...], bool]]  # (name in the large network, what flows in, whether its layer is silent)
+Targets = list[
+    tuple[str, tuple[Term, ...], bool]
+]  # (name in the large network, what flows in, whether its layer is silent)
 
 
 @dataclass(frozen=True)

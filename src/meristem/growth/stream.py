@@ -35,18 +35,14 @@ from meristem.growth.plan import axes_of
 
 # Operators that add their arguments up, or lay them side by side.
 SUMS = frozenset(
-    "add sub rsub cat stack where masked_fill masked_scatter index_put index_add scatter_add copy lerp".split()
+    ["add", "sub", "rsub", "cat", "stack", "where", "masked_fill", "masked_scatter", "index_put", "index_add", "scatter_add", "copy", "lerp"]
 )
 # Operators that keep the values of their first argument and only move them about.
 MOVES = frozenset(
-    "view _unsafe_view reshape _reshape_alias permute transpose t expand slice select index index_select gather clone "
-    "_to_copy detach unsqueeze squeeze alias roll split split_with_sizes unbind chunk embedding neg flip constant_pad_nd "
-    "unfold dropout native_dropout mean sum avg_pool1d avg_pool2d repeat contiguous lift_fresh narrow as_strided "
-    "upsample_bilinear2d upsample_bicubic2d _upsample_bicubic2d_aa flatten slice_scatter select_scatter im2col "
-    "diagonal cumsum".split()
+    ["view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "expand", "slice", "select", "index", "index_select", "gather", "clone", "_to_copy", "detach", "unsqueeze", "squeeze", "alias", "roll", "split", "split_with_sizes", "unbind", "chunk", "embedding", "neg", "flip", "constant_pad_nd", "unfold", "dropout", "native_dropout", "mean", "sum", "avg_pool1d", "avg_pool2d", "repeat", "contiguous", "lift_fresh", "narrow", "as_strided", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bicubic2d_aa", "flatten", "slice_scatter", "select_scatter", "im2col", "diagonal", "cumsum"]
 )
 PRODUCTS = frozenset(["mul", "div"])
-CONTRACTIONS = frozenset("mm addmm bmm baddbmm linear matmul convolution mv addmv dot _grouped_mm einsum".split())
+CONTRACTIONS = frozenset(["mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "convolution", "mv", "addmv", "dot", "_grouped_mm", "einsum"])
 ATTENTION = "scaled_dot_product"
 
 
@@ -90,7 +86,9 @@ class Stream:
             taken = {axis for name in self.taken.get(own, ()) for axis in over.get(self.names.of(name), set())}
             for dimension in tensor.dimensions:
                 axes = {axis for axis in axes_of(dimension.layout) if axis in maps and maps[axis].norm_factor != 1}
-                behind = axes if dimension.role == "gain" else axes & taken  # a gain stands behind the norm of just these
+                behind = (
+                    axes if dimension.role == "gain" else axes & taken
+                )  # a gain stands behind the norm of just these
                 if dimension.role not in ("read", "fixed"):
                     factor /= math.prod(maps[axis].norm_factor for axis in axes & given)
                 if dimension.role in ("gain", "read") or not tensor.reads:
@@ -232,7 +230,9 @@ def _is_plain_norm(module: nn.Module) -> bool:
     return not has_weights and not list(module.children()) and bool(re.search(NORM_CLASS, type(module).__name__))
 
 
-_WATCHED: WeakKeyDictionary[nn.Module, tuple[Inputs, Stream]] = WeakKeyDictionary()  # a pass is made once for each network
+_WATCHED: WeakKeyDictionary[nn.Module, tuple[Inputs, Stream]] = (
+    WeakKeyDictionary()
+)  # a pass is made once for each network
 
 
 def stream_of(model: nn.Module, anatomy: Anatomy, inputs: Inputs = None) -> Stream:
@@ -258,7 +258,7 @@ def _usual(anatomy: Anatomy) -> Stream:
     writes = [(t.name, d) for t in anatomy.tensors.values() for d in t.dimensions if d.role == "write"]
     writers = {name for name, dimension in writes if axes_of(dimension.layout) & hidden}
     norms = [path for path in anatomy.norms if axes_of(anatomy.tensors[f"{path}.weight"].dimensions[0].layout) & hidden]
-    return Stream(measured={path: writers for path in norms})
+    return Stream(measured=dict.fromkeys(norms, writers))
 
 
 def _hidden(anatomy: Anatomy) -> set[str]:

@@ -75,6 +75,11 @@ class WidthMethod(Method):
             raise MeristemError(f"{self.name}: pad_to_multiple_of must be a positive whole number, got {multiple!r}")
         if multiple:
             asked["vocab"] = -(-(self.vocab_size or anatomy.sizes.get("vocab", 0)) // multiple) * multiple
+        if self.max_position_embeddings and "positions" not in anatomy.axes:
+            raise MeristemError(
+                f"{self.name}: {anatomy.builder.model_type} learns no positions, so max_position_embeddings shapes no tensor; "
+                "write it into config.json"
+            )
         return {axis: size for axis, size in asked.items() if size is not None}
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
@@ -93,7 +98,6 @@ class WidthMethod(Method):
             maps |= _regrouped(anatomy, group, targets)
         maps |= {axis: maps[whole_of(axis)].rest(skipped_by(axis)) for axis in targets if skipped_by(axis)}
         return {**maps, **_alibi_maps(anatomy, targets)} if has_alibi(anatomy) else maps
-
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
         """Unless norms stand in the way (see `norms_are_kept`), or positions move."""

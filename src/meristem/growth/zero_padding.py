@@ -41,4 +41,10 @@ class ZeroPadding(NoisyWidthMethod):
         if anatomy.axes[axis].kind in HEADS and axis in normed_axes(anatomy):
             return padded_heads(old, target)
         kept = UnitMap.select(torch.arange(target) % old, old, (torch.arange(target) < old).double())
-        return AxisMap(kept, kept, gain=UnitMap.select(torch.arange(target) % old, old), twins=False, fresh=torch.arange(target) >= old)
+        return AxisMap(
+            kept,
+            kept,
+            gain=UnitMap.select(torch.arange(target) % old, old),
+            twins=False,
+            fresh=torch.arange(target) >= old,
+        )
