@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -36,17 +36,21 @@ class LEMON(NoisyWidthMethod):
             Where eps is not in the config (OPT) or serves norms of another axis too (Qwen3's heads), that is off by about
             eps over the mean square of the activations.
         num_hidden_layers: target depth; new layers are identity blocks behind the layer that they copy.
+        depths: target depths by the name of the list of blocks: {"encoder_layers": 12, "decoder_layers": 6}.
+        fields: further entries of the config, which may change the function.
         noise: symmetry-breaking noise on readers, in the null space; it also wakes the silent units.
     """
 
     name: ClassVar[str] = "lemon"
     noise: float = 0.1
     num_hidden_layers: int | None = None
+    depths: Mapping[str, int] | None = None
+    fields: Mapping[str, Any] | None = None
     norms: Literal["stream", "eps"] = "stream"
 
     def choices(self) -> Choices:
         """The options above."""
-        return replace(super().choices(), scales_eps=self.norms == "eps")
+        return replace(super().choices(), fields=self.fields, scales_eps=self.norms == "eps")
 
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
         """Padding for the hidden axis, cyclic duplication for the others."""
@@ -59,10 +63,10 @@ class LEMON(NoisyWidthMethod):
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Identity blocks, spread evenly."""
-        targets = depth_targets(anatomy, self.name, num_hidden_layers=self.num_hidden_layers)
+        targets = depth_targets(anatomy, self.name, num_hidden_layers=self.num_hidden_layers, more=self.depths)
         return {axis: identity_layers(anatomy, axis, target) for axis, target in targets.items()}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-        """Unless norms stand in the way (see `norms_are_kept`)."""
-        kept = super().promises(anatomy, maps, model, inputs)
+        """Unless norms stand in the way (see `norms_are_kept`), or config entries change."""
+        kept = not self.fields and super().promises(anatomy, maps, model, inputs)
         return kept and (not self.layer_maps(anatomy) or blocks_can_be_silent(anatomy, model, inputs))

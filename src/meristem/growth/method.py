@@ -29,6 +29,7 @@ class Choices:
     noise: float = 0.0
     seed: int = 0
     keep_tied: bool = True
+    fields: Mapping[str, Any] | None = None  # further config entries of the large network
     scales_eps: bool = False  # padding under norms: their gains and the config's eps are scaled, not the stream
 
 
@@ -76,7 +77,7 @@ class Method(ABC):
         orders = {axis: layer_order(layer_map) for axis, layer_map in layers.items()}
         choices = self.choices()
         padding = keep_statistics(anatomy, maps, model, choices.scales_eps, inputs)
-        changes = padding.changes
+        changes = {**padding.changes, **(choices.fields or {})}
         target = anatomy.builder.resized(sizes, depths, changes, orders)
         fix = repair(anatomy, target, maps, model, choices.keep_tied, padding.scales, inputs)
         if fix.untied:

@@ -59,20 +59,30 @@ def keep_statistics(
     return Statistics(stream.scales(anatomy, maps), silent=silent)
 
 
-def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-    """Whether every norm computes on the new units what it did on the old ones.
+def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> dict[str, str]:
+    """{axis: why its norms do not compute on the new units what they did on the old ones}.
 
-    Uniform copies do that for any norm, padding for norms that do not subtract the mean, and for those whose output is read and
-    not added to what other norms measure (pre-norm). Uneven copies never do.
+    Uniform copies keep any norm, padding those that do not subtract the mean, and those whose output is read and not added to
+    what other norms measure (pre-norm). Uneven copies keep none.
     """
-    unsettled = {axis for axis, axis_map in maps.items() if not axis_map.is_uniform()} & normed_axes(anatomy)
-    if any(maps[axis].norm_factor == 1 for axis in unsettled):
-        return False
-    for axis in unsettled:
-        pads_with_zero = maps[axis].heard is maps[axis].write
-        if pads_with_zero and any(anatomy.norms[path].centres for path in norms_over(anatomy, axis)):
-            return False
-    return not any(stream_of(model, anatomy, inputs).norms_in_the_stream(anatomy, axis) for axis in unsettled)
+    found = {}
+    for axis in sorted({a for a, axis_map in maps.items() if not axis_map.is_uniform()} & normed_axes(anatomy)):
+        over = norms_over(anatomy, axis)
+        if maps[axis].norm_factor == 1:
+            found[axis] = f"units get different numbers of copies, which {over[0]} notices"
+        elif maps[axis].heard is maps[axis].write and any(anatomy.norms[path].centres for path in over):
+            found[axis] = f"{over[0]} subtracts the mean, which new units of zero move"
+        elif blocked := stream_of(model, anatomy, inputs).norms_in_the_stream(anatomy, axis):
+            found[axis] = (
+                f"{blocked[0]} subtracts the mean, and what it gives out is measured again (post-norm), so no padding of it is "
+                "silent; whole multiples are exact"
+            )
+    return found
+
+
+def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
+    """Whether every norm computes on the new units what it did on the old ones."""
+    return not obstacles(anatomy, maps, model, inputs)
 
 
 def _gain_scales(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, float]:

@@ -35,14 +35,80 @@ from meristem.growth.plan import axes_of
 
 # Operators that add their arguments up, or lay them side by side.
 SUMS = frozenset(
-    ["add", "sub", "rsub", "cat", "stack", "where", "masked_fill", "masked_scatter", "index_put", "index_add", "scatter_add", "copy", "lerp"]
+    [
+        "add",
+        "sub",
+        "rsub",
+        "cat",
+        "stack",
+        "where",
+        "masked_fill",
+        "masked_scatter",
+        "index_put",
+        "index_add",
+        "scatter_add",
+        "copy",
+        "lerp",
+    ]
 )
 # Operators that keep the values of their first argument and only move them about.
 MOVES = frozenset(
-    ["view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "expand", "slice", "select", "index", "index_select", "gather", "clone", "_to_copy", "detach", "unsqueeze", "squeeze", "alias", "roll", "split", "split_with_sizes", "unbind", "chunk", "embedding", "neg", "flip", "constant_pad_nd", "unfold", "dropout", "native_dropout", "mean", "sum", "avg_pool1d", "avg_pool2d", "repeat", "contiguous", "lift_fresh", "narrow", "as_strided", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bicubic2d_aa", "flatten", "slice_scatter", "select_scatter", "im2col", "diagonal", "cumsum"]
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "_reshape_alias",
+        "permute",
+        "transpose",
+        "t",
+        "expand",
+        "slice",
+        "select",
+        "index",
+        "index_select",
+        "gather",
+        "clone",
+        "_to_copy",
+        "detach",
+        "unsqueeze",
+        "squeeze",
+        "alias",
+        "roll",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "chunk",
+        "embedding",
+        "neg",
+        "flip",
+        "constant_pad_nd",
+        "unfold",
+        "dropout",
+        "native_dropout",
+        "mean",
+        "sum",
+        "avg_pool1d",
+        "avg_pool2d",
+        "repeat",
+        "contiguous",
+        "lift_fresh",
+        "narrow",
+        "as_strided",
+        "upsample_bilinear2d",
+        "upsample_bicubic2d",
+        "_upsample_bicubic2d_aa",
+        "flatten",
+        "slice_scatter",
+        "select_scatter",
+        "im2col",
+        "diagonal",
+        "cumsum",
+    ]
 )
 PRODUCTS = frozenset(["mul", "div"])
-CONTRACTIONS = frozenset(["mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "convolution", "mv", "addmv", "dot", "_grouped_mm", "einsum"])
+CONTRACTIONS = frozenset(
+    ["mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "convolution", "mv", "addmv", "dot", "_grouped_mm", "einsum"]
+)
 ATTENTION = "scaled_dot_product"
 
 

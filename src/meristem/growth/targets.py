@@ -192,9 +192,14 @@ def _head_dims(
 
 
 def depth_targets(
-    anatomy: Anatomy, method: str, depth: int = 1, num_hidden_layers: int | None = None, shrink: bool = False
+    anatomy: Anatomy,
+    method: str,
+    depth: int = 1,
+    num_hidden_layers: int | None = None,
+    more: Mapping[str, int] | None = None,
+    shrink: bool = False,
 ) -> dict[str, int]:
-    """{axis of depth: target length} for every list of blocks; `depth` multiplies all, `num_hidden_layers` sets all.
+    """{axis: target length} for every list of blocks; `depth` multiplies all, `num_hidden_layers` sets all, `more` some by name.
 
     Raises:
         MeristemError: for a factor that is no positive whole number, a length on the wrong side of the present one, or a
@@ -206,7 +211,12 @@ def depth_targets(
         raise MeristemError(f"{method}: num_hidden_layers must be a positive whole number, got {num_hidden_layers!r}")
     if not anatomy.depths and (depth > 1 or num_hidden_layers):
         raise MeristemError(f"{method}: {anatomy.builder.model_type} has no list of repeated blocks")
-    targets = {axis: num_hidden_layers or length * depth for axis, length in anatomy.depths.items()}
+    unknown = set(more or {}) - set(anatomy.depths)
+    if unknown:
+        raise MeristemError(
+            f"{method}: {anatomy.builder.model_type} has no list of blocks {min(unknown)!r}; it has {', '.join(anatomy.depths)}"
+        )
+    targets = {axis: num_hidden_layers or length * depth for axis, length in anatomy.depths.items()} | dict(more or {})
     for axis, target in targets.items():
         length = anatomy.depths[axis]
         if (target > length) if shrink else (target < length):
