@@ -80,13 +80,14 @@ def inspect(source: str, trust_remote_code: bool) -> None:
 def grow(
     source: str,
     out: Path,
-    method: str,
+    method: str | None,
     options: dict[str, Any],
     overwrite: bool,
     trust: bool,
     prove: bool,
     max_shard_size: str,
     dry_run: bool,
+    target: tuple[str | None, bool] = (None, False),
 ) -> None:
     if out.exists() and not overwrite and not dry_run:
         raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
@@ -95,16 +96,18 @@ def grow(
     from meristem.checkpoints.distributed import is_distributed, open_distributed, write_distributed
     from meristem.checkpoints.record import growth_record
     from meristem.checkpoints.trainer_state import grow_trainer_state, is_trainer_checkpoint
-    from meristem.growth import METHODS, Growth
-    from meristem.growth.options import build_methods
+    from meristem.growth import Growth
 
-    chosen = build_methods(method.split(","), options, METHODS)
+    chosen = None if target[0] else _named_methods(method, options)
     console = Console(stderr=True)
     with console.status("planning and proving" if prove and not dry_run else "planning"):
         small, reader = (
             open_distributed(source, trust) if is_distributed(source) else (open_streamed(source, trust), None)
         )
-        growth = Growth.of(small, chosen, verify=prove and not dry_run)
+        found = _like(small, method, options, target, trust) if target[0] else None
+        growth = Growth.of(small, found.method if found else chosen, verify=prove and not dry_run)
+    if found is not None:
+        _print_axes(growth, found)
     if dry_run:
         _print_files(growth.model, max_shard_size)
         return
@@ -120,9 +123,50 @@ def grow(
             _write(growth.model, out, record.result, source, overwrite, max_shard_size, more)
     before, after = (sum(p.numel() for p in model.parameters()) for model in (small, growth.model))
     resumable = ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if more else ""
-    print(f"{out}: {before:,} -> {after:,} parameters, {method}{resumable}")
+    names = ", ".join(recorded["method"] for recorded in growth.methods)
+    print(f"{out}: {before:,} -> {after:,} parameters, {names}{resumable}")
     if growth.certificate is not None:
         print(f"certificate: {growth.certificate.summary()}")
+
+
+def _named_methods(method: str | None, options: dict[str, Any]) -> list[Any]:
+    from meristem.growth import METHODS
+    from meristem.growth.options import build_methods
+
+    return build_methods((method or "hypercloning").split(","), options, METHODS)
+
+
+def _like(
+    model: Any, method: str | None, options: dict[str, Any], target: tuple[str | None, bool], trust: bool = False
+) -> Any:
+    """The growth to a target, from what --like names."""
+    from meristem.checkpoints.open import open_config
+    from meristem.growth.like import like, read_target
+
+    name, take = target
+    sizes = sorted(set(options) - {"noise", "seed", "norms"})
+    if method not in (None, "lemon") or sizes:
+        given = f"--method {method}" if method not in (None, "lemon") else f"--{sizes[0].replace('_', '-')}"
+        raise MeristemError(f"--like takes every size from its target; leave out {given}")
+    config = read_target(name) if Path(str(name)).is_file() else open_config(str(name), trust)
+    return like(model, config, take_target_fields=take, **options)
+
+
+def _print_axes(growth: Any, found: Any) -> None:
+    """Axis by axis what a growth to a target does, and what of the target's config it has not."""
+    from meristem.growth.like import rows
+
+    table = Table("axis", "from", "to", "rule", "exact", title="axes")
+    for row in rows(growth.plans[0], growth.source):
+        table.add_row(row.axis, f"{row.old:,}", f"{row.new:,}", row.rule, row.obstacle or "yes")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    if found.fields:
+        whose = "the target's, so the function may change" if found.taken else "the source's"
+        fields = Table("field", "source", "target", title=f"other fields that differ: the result has {whose}")
+        for name, (ours, theirs) in found.fields.items():
+            fields.add_row(name, str(ours), str(theirs))
+        console.print(fields)
 
 
 def _write(
@@ -228,12 +272,16 @@ def learn(
 
 
 def plan(
-    source: str, method: str, options: dict[str, Any], tokens: str, small_tokens: str | None, sequence_length: int
+    source: str,
+    method: str | None,
+    options: dict[str, Any],
+    tokens: str,
+    small_tokens: str | None,
+    sequence_length: int,
+    like: str | None = None,
 ) -> None:
     _quiet()
     from meristem.checkpoints import open_streamed
-    from meristem.growth import METHODS
-    from meristem.growth.options import build_methods
     from meristem.recipes.costs import network_cost, planned_target, routes
     from meristem.recipes.data_specs import parse_count
 
@@ -242,7 +290,8 @@ def plan(
         if count is not None and (not isinstance(count, int) or count < 1):
             raise MeristemError(f"{name} takes a count such as 10M, got {count!r}")
     model = open_streamed(source)
-    chosen = build_methods(method.split(","), options, METHODS)
+    found = _like(model, method, options, (like, False)) if like else None
+    chosen = [found.method] if found else _named_methods(method, options)
     targets = (planned_target(model, methods) for methods in ([], chosen))
     small, large = (network_cost(target, sequence_length, model.config.vocab_size) for target in targets)
     networks = Table("network", "parameters", "FLOPs per token", "training memory", title="networks")

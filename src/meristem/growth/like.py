@@ -128,7 +128,7 @@ def rows(plan: GrowthPlan, model: nn.Module, inputs: Inputs = None) -> list[Axis
             found.append(AxisRow(axis.name, axis.size, new, _rule(axis.kind, plan, axis.name), why))
     silent = not plan.layers or blocks_can_be_silent(plan.source, model, inputs)
     for axis, layers in plan.layers.items():
-        why = "" if silent else "blocks end in a norm, so one that writes nothing still changes the stream (post-norm)"
+        why = "" if silent else "a block that writes nothing does not leave the stream as it is (post-norm)"
         found.append(AxisRow(axis, plan.source.depths[axis], len(layers), "identity blocks, spread evenly", why))
     return found
 
