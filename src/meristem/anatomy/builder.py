@@ -52,6 +52,10 @@ class Builder(Protocol):
         """A config entry by name, or None."""
         ...
 
+    def derived(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
+        """{axis: size} that follow from these sizes, whatever is asked for them."""
+        ...
+
     def describe_axis(self, axis: str) -> str:
         """Where the size of an axis comes from (a config field, or how it is derived)."""
         ...
@@ -105,6 +109,9 @@ class FunctionBuilder:
 
     def fact(self, name: str) -> Any:
         return None
+
+    def derived(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
+        return {}
 
     def describe_axis(self, axis: str) -> str:
         return f"argument {axis!r} of {self.model_type}()"

@@ -44,6 +44,16 @@ class Split:
     factor: Fraction
 
 
+def _refusal(config: Any) -> str | None:
+    """Why transformers refuses a config; None if it does not."""
+    try:
+        if hasattr(config, "validate"):
+            config.validate()
+    except Exception as error:  # the validators of huggingface_hub raise errors of their own
+        return str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
+    return None
+
+
 class HuggingFaceBuilder:
     """Builds `model_class(config)` at other sizes.
 
@@ -286,8 +296,35 @@ class HuggingFaceBuilder:
         config = self.config_for(sizes, depths, orders)
         for name, value in changes.items():
             write_field(config, name, value)
+        self._check_valid(config, sizes)
         reading = replace(self.reading, kv_heads=sizes.get("kv_heads"))
         return HuggingFaceBuilder(self.model_class, config, reading)
+
+    def derived(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """{axis: size} that the config class derives from these sizes, whatever its own field says (Mamba's intermediate_size)."""
+        config = copy.deepcopy(self.config)
+        for axis in (axis for axis in sizes if axis in self.paths and not axis.endswith("heads")):
+            self._write(config, axis, self._sizes[axis], sizes[axis])
+        try:
+            again = type(config).from_dict(config.to_dict())
+        except Exception:  # a class that cannot be made from its own entries says nothing
+            return {}
+        read = {axis: read_field(again, path) for axis, path in self.paths.items() if not axis.endswith("heads")}
+        return {
+            a: size for a, size in read.items() if isinstance(size, int) and size != read_field(config, self.paths[a])
+        }
+
+    def _check_valid(self, config: Any, sizes: Mapping[str, int]) -> None:
+        """Raises MeristemError where transformers refuses the config, which it would only do when it is saved."""
+        refusal = _refusal(config)
+        if refusal is None or _refusal(self.config) is not None:
+            return
+        heads = sizes.get("kv_heads", 0) * sizes.get("group", 0)
+        works = ""
+        if heads and sizes.get("hidden", 0) % heads:
+            nearest = max(1, round(sizes["hidden"] / heads)) * heads
+            works = f"; hidden_size={nearest} or other num_attention_heads would work"
+        raise MeristemError(f"{self.model_type} has no such sizes: {refusal}{works}")
 
     def probes(self) -> list[dict[str, int]]:
         fixed = {f"{scope}group" for scope in self.scopes if not self._grouped(scope)}

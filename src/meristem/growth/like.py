@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from meristem.anatomy import Anatomy
-from meristem.anatomy.huggingface import HuggingFaceBuilder
+from meristem.anatomy.huggingface import HuggingFaceBuilder, Reading
 from meristem.anatomy.parts import is_part
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
@@ -98,6 +98,12 @@ def like(
         reached = _reached(anatomy, sizes, depths, method.fields or {})
     _check_shapes(reached, aim)
     return Like(method, fields, take_target_fields)
+
+
+def _reading(builder: HuggingFaceBuilder) -> Reading:
+    """How to read the target's heads: as the network's, their number by the field where there is one."""
+    told = "kv_heads" in builder.paths and not builder.reading.fixed
+    return replace(builder.reading, kv_heads=1 if builder.reading.kv_heads == 1 and not told else None)
 
 
 def read_target(target: Any) -> Any:

@@ -167,6 +167,10 @@ class Stream:
         """The axes whose norms measure what the tensor of this name gives out."""
         return self._axes_over(anatomy).get(self.names.of(name), set())
 
+    def unknown(self, norms: Iterable[str]) -> list[str]:
+        """Those of the norms that measure what no tensor gives out as it is (a gated norm)."""
+        return [path for path in norms if path in self.measured and not self.measured[path]]
+
     def norms_in_the_stream(self, anatomy: Anatomy, axis: str) -> list[str]:
         """Norms that subtract the mean over `axis` and give out what such norms measure again: no padding survives these."""
         over = self._axes_over(anatomy)

@@ -8,7 +8,17 @@ from meristem.anatomy import Anatomy, Axis
 from meristem.anatomy.parts import is_part, skipped_by, whole_of
 from meristem.errors import MeristemError
 
-SIZED = ("hidden", "ffn", "kv_heads", "group", "heads", "head_dim", "vocab", "positions")  # the kinds that can change
+SIZED = (
+    "hidden",
+    "ffn",
+    "kv_heads",
+    "group",
+    "heads",
+    "head_dim",
+    "vocab",
+    "positions",
+    "rank",
+)  # the kinds that can change
 ATTENTION_SCOPES = ("", "encoder_", "decoder_")  # whose heads num_attention_heads names
 
 
@@ -71,6 +81,7 @@ def width_targets(
             sizes |= _heads(anatomy, method, axis.name, factor, None, None)
     sizes |= _head_dims(anatomy, method, sizes, head_dim, num_attention_heads, None if shrink else hidden_size)
     sizes |= _named(anatomy, method, more or {})
+    sizes |= _derived(anatomy, method, sizes, intermediate_size)
     for part in [axis for axis in anatomy.axes if is_part(axis)]:
         whole = whole_of(part)
         if whole in sizes and skipped_by(part):
@@ -133,6 +144,29 @@ def _heads(
             f"num_attention_heads={works} or num_key_value_heads={heads // group or 1} would work"
         )
     return {kv_axis: new_kv, group_axis: heads // new_kv}
+
+
+def _derived(anatomy: Anatomy, method: str, sizes: dict[str, int], asked: int | None) -> dict[str, int]:
+    """Sizes that the architecture derives from others. Raises MeristemError where another one was asked for."""
+    changed = {axis: size for axis, size in sizes.items() if size != anatomy.sizes[axis]}
+    if not any(anatomy.axes[axis].kind == "hidden" for axis in changed):
+        return {}
+    derived = dict(anatomy.builder.derived(changed))
+    factor = anatomy.builder.fact("expand")  # state-space blocks are so many times as wide as the stream
+    if (
+        asked is None
+        and "ffn" not in derived
+        and factor
+        and anatomy.sizes.get("ffn") == factor * anatomy.sizes["hidden"]
+    ):
+        derived["ffn"] = max(sizes["ffn"], int(factor * sizes["hidden"]))
+    for axis, size in derived.items():
+        if anatomy.axes[axis].kind == "ffn" and asked not in (None, size):
+            raise MeristemError(
+                f"{method}: {anatomy.builder.model_type} derives {anatomy.axes[axis].source} from hidden_size: asked for {asked}, "
+                f"{size} would work"
+            )
+    return derived
 
 
 def _named(anatomy: Anatomy, method: str, sizes: Mapping[str, int]) -> dict[str, int]:
