@@ -82,9 +82,7 @@ def like(
             f"the target is a {config.model_type}, the network a {builder.model_type}; a {builder.model_type} of any larger size "
             "would work"
         )
-    aim = HuggingFaceBuilder(
-        builder.model_class, config, replace(builder.reading, kv_heads=builder.reading.fixed or None)
-    )
+    aim = HuggingFaceBuilder(builder.model_class, config, _reading(builder))
     sizes, depths = _differences(anatomy, aim)
     _check_tokens(builder.config, config)
     method = LEMON(sizes=sizes or None, depths=depths or None, **options)

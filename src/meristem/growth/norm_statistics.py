@@ -72,9 +72,10 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
             found[axis] = f"units get different numbers of copies, which {over[0]} notices"
         elif maps[axis].heard is maps[axis].write and any(anatomy.norms[path].centres for path in over):
             found[axis] = f"{over[0]} subtracts the mean, which new units of zero move"
-        elif products := stream_of(model, anatomy, inputs).unknown(over):
+        elif foreign := stream_of(model, anatomy, inputs).unscalable(over):
             found[axis] = (
-                f"{products[0]} measures a product that no weight scales, so its eps would have to change; whole multiples are exact"
+                f"{foreign[0]} measures something that comes through a nonlinearity or a table, which no weight scales; whole "
+                "multiples are exact"
             )
         elif blocked := stream_of(model, anatomy, inputs).norms_in_the_stream(anatomy, axis):
             found[axis] = (

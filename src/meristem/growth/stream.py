@@ -136,10 +136,12 @@ class Stream:
     Attributes:
         taken: {tensor: names of what it is contracted or multiplied with}.
         measured: {norm: names of what it measures}, norms without a weight included.
+        foreign: names for what is added to them and comes from no weight as it is (through a nonlinearity, from a table).
     """
 
     taken: dict[str, set[str]] = field(default_factory=dict)
     measured: dict[str, set[str]] = field(default_factory=dict)
+    foreign: list[str] = field(default_factory=list)
     names: _Names = field(default_factory=_Names)
 
     def scales(self, anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, float]:
@@ -167,9 +169,11 @@ class Stream:
         """The axes whose norms measure what the tensor of this name gives out."""
         return self._axes_over(anatomy).get(self.names.of(name), set())
 
-    def unknown(self, norms: Iterable[str]) -> list[str]:
-        """Those of the norms that measure what no tensor gives out as it is (a gated norm)."""
-        return [path for path in norms if path in self.measured and not self.measured[path]]
+    def unscalable(self, norms: Iterable[str]) -> list[str]:
+        """Those of the norms that measure something which no weight gives out as it is (after a nonlinearity, a gate)."""
+        foreign = {self.names.of(name) for name in self.foreign}
+        seen = {path: {self.names.of(name) for name in self.measured[path]} for path in norms if path in self.measured}
+        return [path for path, names in seen.items() if not names or names & foreign]
 
     def norms_in_the_stream(self, anatomy: Anatomy, axis: str) -> list[str]:
         """Norms that subtract the mean over `axis` and give out what such norms measure again: no padding survives these."""
@@ -261,12 +265,21 @@ class _Watch(TorchDispatchMode):
                 return self._parameters[operands[0]]
             return self._made(operands[0])
         if name in SUMS:
-            return self._joined(set().union(*(self._made(operand) for operand in operands)))
+            return self._sum(operands)
         if name in CONTRACTIONS:
             return self._contraction(operands)
         if name in PRODUCTS:
             return self._product(operands)
         return self._made(operands[2]) if ATTENTION in name and len(operands) > 2 else set()
+
+    def _sum(self, operands: list[Tensor]) -> set[str]:
+        names = set().union(*(self._made(operand) for operand in operands))
+        widths = {operand.shape[-1] for operand in operands if operand.dim() and self._made(operand)}
+        for other in (o for o in operands if names and o.is_floating_point() and o.dim() > 1 and not self._made(o)):
+            if other.shape[-1] in widths and bool(other.any()):
+                self._stream.foreign.append(f"foreign {len(self._stream.foreign)}")
+                names.add(self._stream.foreign[-1])
+        return self._joined(names)
 
     def _joined(self, names: set[str]) -> set[str]:
         self._stream.names.join(names)
