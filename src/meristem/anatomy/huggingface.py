@@ -322,7 +322,7 @@ class HuggingFaceBuilder:
         heads = sizes.get("kv_heads", 0) * sizes.get("group", 0)
         works = ""
         if heads and sizes.get("hidden", 0) % heads:
-            nearest = max(1, round(sizes["hidden"] / heads)) * heads
+            nearest = max(-(-self._sizes["hidden"] // heads), round(sizes["hidden"] / heads)) * heads
             works = f"; hidden_size={nearest} or other num_attention_heads would work"
         raise MeristemError(f"{self.model_type} has no such sizes: {refusal}{works}")
 

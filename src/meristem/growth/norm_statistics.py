@@ -72,15 +72,15 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
             found[axis] = f"units get different numbers of copies, which {over[0]} notices"
         elif maps[axis].heard is maps[axis].write and any(anatomy.norms[path].centres for path in over):
             found[axis] = f"{over[0]} subtracts the mean, which new units of zero move"
-        elif foreign := stream_of(model, anatomy, inputs).unscalable(over):
-            found[axis] = (
-                f"{foreign[0]} measures something that comes through a nonlinearity or a table, which no weight scales; whole "
-                "multiples are exact"
-            )
         elif blocked := stream_of(model, anatomy, inputs).norms_in_the_stream(anatomy, axis):
             found[axis] = (
                 f"{blocked[0]} subtracts the mean, and what it gives out is measured again (post-norm), so no padding of it is "
                 "silent; whole multiples are exact"
+            )
+        elif foreign := stream_of(model, anatomy, inputs).unscalable(over):
+            found[axis] = (
+                f"{foreign[0]} measures something that comes through a nonlinearity or a table, which no weight scales; whole "
+                "multiples are exact"
             )
     return found
 

@@ -34,7 +34,7 @@ def repair(
     maps: Mapping[str, AxisMap],
     model: nn.Module,
     keep_tied: bool,
-    statistics: Mapping[str, float],
+    statistics: Mapping[str, float] | None = None,
     inputs: Inputs = None,
 ) -> Repair:
     """What the width constants and a tied head of `model` need under these axis maps.
@@ -43,6 +43,7 @@ def repair(
         statistics: scalars by tensor name that keep what norms measure; those of the result include them.
     """
     constants = width_constants(anatomy, target)
+    statistics = statistics or {}
     scales = dict(statistics)
     for name, ratio in constants.items():
         tensor = anatomy.tensors[name]
