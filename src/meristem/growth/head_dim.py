@@ -14,6 +14,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,17 +36,20 @@ SCALES = (
 CLOSE = 1e-5
 
 
-def head_dim_map(anatomy: Anatomy, axis: str, sizes: Mapping[str, int]) -> AxisMap:
+def head_dim_map(
+    anatomy: Anatomy, axis: str, sizes: Mapping[str, int], fields: Mapping[str, Any] | None = None
+) -> AxisMap:
     """The map of `axis`, one of the kind head_dim.
 
     Args:
         sizes: of all axes of the large network.
+        fields: further entries of its config.
 
     Raises:
         MeristemError: if an old frequency of the rotary positions is not in the table of the larger head.
     """
     small = anatomy.builder
-    large = small.resized(sizes, small.depths, {})
+    large = small.resized(sizes, small.depths, fields or {})
     ours, theirs = (_with_buffers(builder) for builder in (small, large))
     old, new = small.sizes[axis], sizes[axis]
     index = _places(anatomy, ours, theirs, old, new)

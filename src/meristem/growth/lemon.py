@@ -23,6 +23,10 @@ from meristem.growth.plan import LayerMap
 from meristem.growth.targets import depth_targets
 from meristem.growth.width import NoisyWidthMethod
 
+SHAPING = frozenset(
+    {"tie_word_embeddings", "rope_parameters.partial_rotary_factor"}
+)  # config entries that maps make up for
+
 
 @dataclass(frozen=True)
 class LEMON(NoisyWidthMethod):
@@ -68,5 +72,5 @@ class LEMON(NoisyWidthMethod):
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
         """Unless norms stand in the way (see `norms_are_kept`), or config entries change."""
-        kept = not self.fields and super().promises(anatomy, maps, model, inputs)
+        kept = set(self.fields or ()) <= SHAPING and super().promises(anatomy, maps, model, inputs)
         return kept and (not self.layer_maps(anatomy) or blocks_can_be_silent(anatomy, model, inputs))

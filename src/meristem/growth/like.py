@@ -85,9 +85,9 @@ def like(
     aim = HuggingFaceBuilder(builder.model_class, config, _reading(builder))
     sizes, depths = _differences(anatomy, aim)
     _check_tokens(builder.config, config)
-    method = LEMON(sizes=sizes or None, depths=depths or None, **options)
-    if builder.fact("tie_word_embeddings") and aim.fact("tie_word_embeddings") is False:
-        method = replace(method, tied="untie", fields={"tie_word_embeddings": False})
+    method = LEMON(sizes=sizes or None, depths=depths or None, fields=_shaping(builder, aim, sizes) or None, **options)
+    if "tie_word_embeddings" in (method.fields or {}):
+        method = replace(method, tied="untie")
     reached = _reached(anatomy, sizes, depths, method.fields or {})
     fields = _other_fields(reached.config, aim.config)
     if take_target_fields:
@@ -96,6 +96,17 @@ def like(
         reached = _reached(anatomy, sizes, depths, method.fields or {})
     _check_shapes(reached, aim)
     return Like(method, fields, take_target_fields)
+
+
+def _shaping(builder: HuggingFaceBuilder, aim: HuggingFaceBuilder, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Entries that the result needs of the target's config: what is untied there, and how much of a larger head turns."""
+    found: dict[str, Any] = {}
+    if builder.fact("tie_word_embeddings") and aim.fact("tie_word_embeddings") is False:
+        found["tie_word_embeddings"] = False
+    share = "rope_parameters.partial_rotary_factor"
+    if "head_dim" in sizes and builder.fact(share) != aim.fact(share):
+        found[share] = aim.fact(share)
+    return found
 
 
 def _reading(builder: HuggingFaceBuilder) -> Reading:

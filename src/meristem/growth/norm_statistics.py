@@ -77,6 +77,13 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
                 f"{blocked[0]} subtracts the mean, and what it gives out is measured again (post-norm), so no padding of it is "
                 "silent; whole multiples are exact"
             )
+        elif any(anatomy.norms[path].centres for path in over) and (
+            gains := stream_of(model, anatomy, inputs).gains_in_the_stream(anatomy, axis)
+        ):
+            found[axis] = (
+                f"{gains[0]} multiplies what joins the stream unit by unit, so the mean that pads it is not the mean of the "
+                "products; whole multiples are exact"
+            )
         elif foreign := stream_of(model, anatomy, inputs).unscalable(over):
             found[axis] = (
                 f"{foreign[0]} measures something that comes through a nonlinearity or a table, which no weight scales; whole "

@@ -175,6 +175,12 @@ class Stream:
         seen = {path: {self.names.of(name) for name in self.measured[path]} for path in norms if path in self.measured}
         return [path for path, names in seen.items() if not names or names & foreign]
 
+    def gains_in_the_stream(self, anatomy: Anatomy, axis: str) -> list[str]:
+        """Tensors that multiply unit by unit what norms over `axis` measure afterwards (DINOv2's layer scale)."""
+        own = [t.name for t in anatomy.tensors.values() if not t.reads and all(d.role != "gain" for d in t.dimensions)]
+        over = self._axes_over(anatomy)
+        return [name for name in own if name in self.taken and axis in over.get(self.names.of(name), set())]
+
     def norms_in_the_stream(self, anatomy: Anatomy, axis: str) -> list[str]:
         """Norms that subtract the mean over `axis` and give out what such norms measure again: no padding survives these."""
         over = self._axes_over(anatomy)

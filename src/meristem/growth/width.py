@@ -112,7 +112,7 @@ class WidthMethod(Method):
         if anatomy.axes[axis].kind == "positions":
             return more_positions(anatomy.sizes[axis], targets[axis], self.positions == "interpolate")
         if anatomy.axes[axis].kind == "head_dim":
-            return head_dim_map(anatomy, axis, {**anatomy.sizes, **targets})
+            return head_dim_map(anatomy, axis, {**anatomy.sizes, **targets}, self.choices().fields)
         return self.axis_map(anatomy, axis, targets[axis], weights)
 
 
