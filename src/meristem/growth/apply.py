@@ -140,7 +140,9 @@ def _changes_numbers(plan: TensorPlan, maps: Maps) -> bool:
 def _mixes_units(plan: TensorPlan, moment: Moment) -> bool:
     """Whether copies of one unit come out different: by noise, random new units, or other sources for further copies."""
     written = moment == "weight" and (
-        _noisy_reader(plan) is not None or any(m is not None and (m.fresh is not None or m.filled) for m in plan.maps)
+        _noisy_reader(plan) is not None
+        or plan.perturb > 0
+        or any(m is not None and (m.fresh is not None or m.filled) for m in plan.maps)
     )
     return written or any(term.part != "all" for term in plan.terms)
 
@@ -212,6 +214,8 @@ def _finish_weight(plan: TensorPlan, tensor: Tensor) -> Tensor:
     if plan.scale != 1:
         tensor = (tensor + plan.offset) * plan.scale - plan.offset
     tensor = _write_fresh_units(plan, _fill_units(plan, tensor))
+    if plan.perturb:
+        tensor = tensor + _noise(plan.name, plan.seed, tensor, "perturb") * plan.perturb
     reader = _noisy_reader(plan)
     if reader is None:
         return tensor

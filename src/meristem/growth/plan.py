@@ -6,8 +6,9 @@ methods: the target's config, tied heads, width constants, symmetry-breaking noi
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -87,6 +88,7 @@ class TensorPlan:
     offset: float = 0.0  # a gain stored as weight = gain - offset (Gemma) is scaled as a gain
     noise: float = 0.0  # relative to the standard deviation of the noiseless tensor
     seed: int = 0
+    perturb: float = 0.0  # standard deviation of noise on every entry
     silent: bool = False  # it belongs to a layer that writes nothing yet, so its gradient is zero
 
     @property
@@ -130,6 +132,15 @@ class TensorPlan:
 
 
 @dataclass(frozen=True)
+class Perturbation:
+    """Matrices times `shrink`, plus noise of standard deviation `std`; with `mup`, less for those that read more units than before."""
+
+    shrink: float
+    std: float
+    mup: bool = False
+
+
+@dataclass(frozen=True)
 class GrowthPlan:
     """Everything that turns one network into a larger one."""
 
@@ -142,6 +153,7 @@ class GrowthPlan:
     seed: int = 0
     scales: Mapping[str, float] = field(default_factory=dict)  # by the tensor's name in the source
     untied: bool = False
+    perturbation: Perturbation | None = None
     silent: frozenset[str] = frozenset()  # tensors of the source whose new units have to stay zero: norms measure them
 
     @cached_property
@@ -155,15 +167,17 @@ class GrowthPlan:
             for name, terms, silent in self._with_heads(tensor, self._targets(tensor)):
                 if name not in wanted:
                     continue  # only some blocks have it, such as T5's position bias in the first
+                maps = self._dimension_maps(tensor)
                 plans[name] = TensorPlan(
                     name=name,
                     terms=terms,
-                    maps=self._dimension_maps(tensor),
+                    maps=maps,
                     roles=tuple(d.role for d in tensor.dimensions),
                     scale=0.0 if silent and tensor.writes(self.source.stream(tensor)) else self._scale(tensor),
                     offset=self._offset(tensor),
                     noise=self.noise if tensor.reads else 0.0,
                     seed=self.seed,
+                    perturb=self._perturb(tensor, maps),
                     silent=silent,
                 )
         missing = [name for name, shared in wanted.items() if not shared & set(plans)]
@@ -232,8 +246,17 @@ class GrowthPlan:
         return facts.offset if facts and is_gain else 0.0
 
     def _scale(self, tensor: TensorAnatomy) -> float:
-        """Repairs by name."""
-        return self.scales.get(tensor.name, 1.0) * self._weight_norm(tensor)
+        """Repairs by name, and what matrices shrink by."""
+        shrink = self.perturbation.shrink if self.perturbation and len(tensor.shape) > 1 else 1.0
+        return self.scales.get(tensor.name, 1.0) * self._weight_norm(tensor) * shrink
+
+    def _perturb(self, tensor: TensorAnatomy, maps: Sequence[AxisMap | None]) -> float:
+        """The standard deviation of the noise on a matrix."""
+        if self.perturbation is None or len(tensor.shape) < 2:
+            return 0.0
+        readers = [m for m, d in zip(maps, tensor.dimensions, strict=True) if d.role == "read" and m is not None]
+        wider = math.prod(m.new_size / m.old_size for m in readers) if self.perturbation.mup else 1.0
+        return self.perturbation.std / wider**0.5
 
     def _weight_norm(self, tensor: TensorAnatomy) -> float:
         """For the length of a weight that is stored as length and direction (`torch.nn.utils.parametrizations.weight_norm`):

@@ -136,11 +136,13 @@ class Stream:
     Attributes:
         taken: {tensor: names of what it is contracted or multiplied with}.
         measured: {norm: names of what it measures}, norms without a weight included.
+        gains: tensors that multiply something unit by unit.
         foreign: names for what is added to them and comes from no weight as it is (through a nonlinearity, from a table).
     """
 
     taken: dict[str, set[str]] = field(default_factory=dict)
     measured: dict[str, set[str]] = field(default_factory=dict)
+    gains: set[str] = field(default_factory=set)
     foreign: list[str] = field(default_factory=list)
     names: _Names = field(default_factory=_Names)
 
@@ -159,7 +161,7 @@ class Stream:
                 )  # a gain stands behind the norm of just these
                 if dimension.role not in ("read", "fixed"):
                     factor /= math.prod(maps[axis].norm_factor for axis in axes & given)
-                if dimension.role in ("gain", "read") or not tensor.reads:
+                if dimension.role in ("gain", "read") or own in self.gains:
                     factor *= math.prod(maps[axis].norm_factor for axis in behind) if dimension.role != "shift" else 1
             if not math.isclose(factor, 1):
                 found[tensor.name] = factor
@@ -177,9 +179,8 @@ class Stream:
 
     def gains_in_the_stream(self, anatomy: Anatomy, axis: str) -> list[str]:
         """Tensors that multiply unit by unit what norms over `axis` measure afterwards (DINOv2's layer scale)."""
-        own = [t.name for t in anatomy.tensors.values() if not t.reads and all(d.role != "gain" for d in t.dimensions)]
         over = self._axes_over(anatomy)
-        return [name for name in own if name in self.taken and axis in over.get(self.names.of(name), set())]
+        return sorted(name for name in self.gains if axis in over.get(self.names.of(name), set()))
 
     def norms_in_the_stream(self, anatomy: Anatomy, axis: str) -> list[str]:
         """Norms that subtract the mean over `axis` and give out what such norms measure again: no padding survives these."""
@@ -310,6 +311,7 @@ class _Watch(TorchDispatchMode):
             return set()
         other = next(operand for operand in named if operand not in self._parameters)
         self._stream.taken.setdefault(gains[0], set()).update(self._made(other))
+        self._stream.gains.add(gains[0])
         return {gains[0]}
 
 
