@@ -94,7 +94,7 @@ FAMILIES: dict[str, Family] = {
         "2B": llama(2048, 8, 1, 16384, 18, 256), "7B": llama(3072, 16, 16, 24576, 28, 256)}),
     "Gemma 2": ("Gemma2ForCausalLM", "gemma2", 32, 8, {**TOKENS, "query_pre_attn_scalar": 256}, {
         "2B": llama(2304, 8, 4, 9216, 26, 256), "9B": llama(3584, 16, 8, 14336, 42, 256)}),
-    "Gemma 3": ("Gemma3ForCausalLM", "gemma3_text", 32, 6, {**TOKENS, "query_pre_attn_scalar": 256}, {
+    "Gemma 3": ("Gemma3ForCausalLM", "gemma3_text", 8, 6, {**TOKENS, "query_pre_attn_scalar": 256}, {
         "270M": llama(640, 4, 1, 2048, 18, 256), "1B": llama(1152, 4, 1, 6912, 26, 256), "4B": llama(2560, 8, 4, 10240, 34, 256),
         "12B": llama(3840, 16, 8, 15360, 48, 256), "27B": llama(5376, 32, 16, 21504, 62, 128)}),
     "OLMo 2": ("Olmo2ForCausalLM", "olmo2", 16, 8, TOKENS, {
