@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made on first use.
 #   make demo      the main job, in minutes on two CPU cores       make test      the everyday tests
-#   make test-all  slow and multi-process tests too                make lint      ruff and the type checker
+#   make test-all  slow and multi-process tests too                make lint      ruff, the type checker, the import rules
 #   make bench     the small settings of all benchmarks
 # torch is installed first and alone, because whatever else pulls it in may choose a build of several gigabytes.
 # On a machine with the plain package index, a CPU build comes with
@@ -26,6 +26,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+	$(BIN)/lint-imports
 
 format: .venv/installed
 	$(BIN)/ruff format .

@@ -15,8 +15,9 @@ import meristem as ms
 from meristem.anatomy.inputs import logits_of
 from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.checkpoints import open_model, open_streamed, write_model
+from meristem.checkpoints.headers import DTYPES
 from meristem.checkpoints.shards import lay_out, write_shards
-from meristem.checkpoints.stored import DTYPES, StoredTensors
+from meristem.checkpoints.stored import StoredTensors
 from meristem.growth import Growth
 
 NOISY_AND_DEEPER = [ms.HyperCloning(width=2, noise=0.1), ms.Stacking(depth=2)]

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pico
 import pytest
+import torch
 import yaml
 from command_line import meristem
+from safetensors.torch import save_file
+
+import meristem as ms
+from meristem.cli.inputs import read_inputs
 
 SPIED = "import sys; from meristem.cli.main import main\ntry: main()\nfinally: print('torch' in sys.modules)"
 
@@ -83,12 +92,75 @@ def test_bad_sources_leave_nothing(small, tmp_path):
 def test_an_existing_output_is_kept_unless_overwritten(small, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("precious")
-    done = meristem("grow", small, tmp_path / "out", "--width", 2)
-    assert done.returncode == 2
-    assert "pass --overwrite" in done.stderr
-    assert (tmp_path / "out" / "mine").read_text() == "precious"
-    assert meristem("grow", small, tmp_path / "out", "--width", 2, "--overwrite").returncode == 0
-    assert (tmp_path / "out" / "config.json").exists()
+    for flags, words in (([], "pass --overwrite"), (["--overwrite"], "holds mine, which neither Meristem")):
+        done = meristem("grow", small, tmp_path / "out", "--width", 2, *flags)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert (tmp_path / "out" / "mine").read_text() == "precious"
+    (tmp_path / "out" / "mine").unlink()
+    for _ in range(2):
+        assert meristem("grow", small, tmp_path / "out", "--width", 2, "--overwrite").returncode == 0
+        assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_no_command_writes_over_its_source(small, tmp_path):
+    shutil.copytree(small, tmp_path / "models" / "small")
+    (tmp_path / "models" / "notes.txt").write_text("months of work")
+    source = tmp_path / "models" / "small"
+    for arguments in (
+        ("grow", source, tmp_path / "models", "--width", 2),
+        ("grow", source, source, "--width", 2),
+        ("shrink", source, source, "--hidden-size", 16),
+        ("fuse", small, source, source),
+    ):
+        done = meristem(*arguments, "--overwrite")
+        assert done.returncode == 2
+        assert "which would be lost; choose another place" in done.stderr
+    assert sorted(path.name for path in source.iterdir()) == sorted(path.name for path in small.iterdir())
+    assert (tmp_path / "models" / "notes.txt").exists()
+
+
+def test_an_interrupted_command_says_so_and_leaves_nothing(small, tmp_path):
+    command = [sys.executable, "-m", "meristem.cli.main", "grow", str(small), str(tmp_path / "out"), "--width", "120"]
+    running = subprocess.Popen(
+        [*command, "--no-verify"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    while not list(tmp_path.glob(".out.partial/*.safetensors")) and running.poll() is None:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert "interrupted; nothing is left half-written. Run the same command again" in said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inputs_of_the_users_own(small, tmp_path):
+    ids = [[5, 6, 7, 8, 9]]
+    (tmp_path / "ids.json").write_text(json.dumps({"input_ids": ids}))
+    done = meristem("grow", small, tmp_path / "big", "--width", 2, "--inputs", tmp_path / "ids.json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "big" / "meristem.json").read_text())
+    assert record["certificate"]["inputs"] == "given: input_ids (1, 5)"
+    np.savez(tmp_path / "ids.npz", input_ids=np.array(ids))
+    save_file({"input_ids": torch.tensor(ids)}, tmp_path / "ids.safetensors")
+    for name in ("ids.npz", "ids.safetensors"):
+        assert read_inputs(tmp_path / name)["input_ids"].tolist() == ids
+    assert meristem("verify", small, tmp_path / "big", "--inputs", tmp_path / "ids.npz").returncode == 0
+    (tmp_path / "ids.txt").write_text("5 6 7")
+    (tmp_path / "bad.json").write_text('["input_ids"]')
+    (tmp_path / "none.json").write_text("{}")
+    np.savez(tmp_path / "pickle.npz", input_ids=np.array([{}], dtype=object))
+    for name, words in (
+        ("ids.txt", "takes a .safetensors, .npz, .json file"),
+        ("bad.json", "holds no named tensors"),
+        ("none.json", "holds no tensors"),
+        ("pickle.npz", "holds no named tensors"),
+        ("nowhere.json", "cannot be read"),
+    ):
+        with pytest.raises(ms.MeristemError, match=words):
+            read_inputs(tmp_path / name)
 
 
 def test_a_bad_recipe_leaves_nothing(tmp_path):
@@ -204,7 +276,10 @@ def test_fuse_two_models_and_one_with_itself(small, tmp_path):
     for arguments, words in (
         ((small, tmp_path / "out"), "at least two models"),
         ((small, other, tmp_path / "out", "--weights", "0.7,0.7"), "sum to 1"),
-        ((small, other, tmp_path / "out", "--norm", "batched"), "plain, equalised or grouped"),
+        (
+            (small, other, tmp_path / "out", "--norm", "batched"),
+            "norm is one of 'plain', 'equalised', 'grouped', got 'batched'",
+        ),
         ((small, other, tmp_path / "both"), "exists"),
     ):
         done = meristem("fuse", *arguments)

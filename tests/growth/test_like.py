@@ -165,7 +165,7 @@ def test_layers_by_a_list():
     (ms.LEMON(sizes={"wings": 2}), "no axis 'wings' that can change; it has hidden"),
     (ms.LEMON(depths={"wings": 2}), "no list of blocks 'wings'; it has layers"),
     (ms.LEMON(pad_to_multiple_of=0), "pad_to_multiple_of must be a positive whole number, got 0"),
-    (ms.LEMON(hidden_size=45), "hidden_size=44 or other num_attention_heads would work"),
+    (ms.LEMON(hidden_size=45), "hidden_size=44 or 48 would work"),
 ])  # fmt: skip
 def test_refused(method, message):
     with pytest.raises(ms.MeristemError, match=message):

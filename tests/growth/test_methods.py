@@ -258,7 +258,6 @@ def test_multi_stage_growth_carries_the_state_through():
     ("gpt2", ms.LEMON(hidden_size=44), "head_dim has to stay 8.*hidden_size=32 would work"),
     ("llama", ms.Stacking(depth=1), "nothing to grow"),
     ("llama", ms.Stacking(depth=1.5), "depth must be a whole number of at least 1, got 1.5"),
-    ("llama", ms.Stacking(depth=2, order="sideways"), "order is 'stack' or 'interpolate'"),
     ("llama", ms.GradualStacking(layers=3), "layers must be between 1 and 2"),
     ("llama", ms.MIDAS(layers=0), "layers must be between 1 and 2"),
     ("llama", ms.IdentityBlocks(num_hidden_layers=1), "the network has 2; the nearest target that works is 2"),

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 import meristem as ms
+from meristem.checkpoints import open_streamed
+from meristem.growth import METHODS
 from meristem.growth.alibi import aligned_heads, slopes
+from meristem.growth.options import build_methods
 
 
 @pytest.mark.parametrize("family, options, message", [
@@ -29,6 +32,67 @@ from meristem.growth.alibi import aligned_heads, slopes
 def test_refused(family, options, message):
     with pytest.raises(ms.MeristemError, match=message):
         ms.grow(pico.build(family), ms.HyperCloning(**options))
+
+
+@pytest.mark.parametrize("method, options, message", [
+    ("HyperCloning", {"width": 2, "noise": float("nan")}, "hypercloning: noise must be a finite number, got nan"),
+    ("HyperCloning", {"width": 2, "noise": float("inf")}, "noise must be a finite number, got inf"),
+    ("HyperCloning", {"width": 2, "noise": -0.1}, "noise must not be negative, got -0.1"),
+    ("HyperCloning", {"width": 2, "noise": "high"}, "noise must be a finite number, got 'high'"),
+    ("HyperCloning", {"width": 2, "seed": 10**20}, "seed must be a whole number from 0 to 9223372036854775807, got 1000"),
+    ("Net2Net", {"width": 2, "seed": -1}, "seed must be a whole number from 0"),
+    ("AKI", {"width": 2, "seed": 0.5}, "seed must be a whole number from 0"),
+    ("HyperCloning", {"width": 2, "tied": "maybe"}, "tied is one of 'keep', 'untie', got 'maybe'"),
+    ("LiGO", {"width": 2, "learning_rate": float("nan")}, "learning_rate must be a finite number, got nan"),
+    ("Stacking", {"depth": 2, "order": "sideways"}, "stacking: order is one of 'stack', 'interpolate', got 'sideways'"),
+    ("WeightSelection", {"selection": "best"}, "selection is one of 'uniform', 'first', 'magnitude', got 'best'"),
+])  # fmt: skip
+def test_values_that_no_option_has(method, options, message):
+    with pytest.raises(ms.MeristemError, match=message):
+        getattr(ms, method)(**options)
+
+
+def test_options_of_other_methods_are_named():
+    for options, words in (
+        ({"depth": 2}, "hypercloning has no option 'depth'; .*stacking.* have it: --method hypercloning,"),
+        ({"withd": 2}, "did you mean 'width'"),
+    ):
+        with pytest.raises(ms.MeristemError, match=words):
+            build_methods(["hypercloning"], options, METHODS)
+
+
+def test_shrinking_does_not_grow():
+    with pytest.raises(ms.MeristemError, match=r"hypercloning grows; shrink takes a method that shrinks"):
+        ms.shrink(pico.build("llama"), ms.HyperCloning(width=2))
+
+
+@pytest.mark.parametrize("method", [ms.LEMON, ms.ZeroPadding, ms.Net2Net, ms.AKI])
+def test_a_config_that_transformers_would_not_save_is_refused_first(method):
+    small = pico.build("llama", num_attention_heads=8, num_key_value_heads=4, head_dim=4)
+    with pytest.raises(
+        ms.MeristemError, match=r"hidden size \(100\) is not a multiple .*hidden_size=96 or 104 would work"
+    ):
+        ms.Growth.of(small, method(hidden_size=100), verify=False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_said_to_be(value, tmp_path):
+    small = pico.build("llama")
+    with torch.no_grad():
+        small.model.layers[1].mlp.up_proj.weight[3, :2] = value
+    small.save_pretrained(tmp_path / "small")
+    for model in (small, open_streamed(str(tmp_path / "small"))):
+        with pytest.raises(
+            ms.MeristemError, match=r"weights are not finite .*: 2 in model.layers.1.mlp.up_proj.weight\)"
+        ):
+            ms.grow(model, ms.HyperCloning(width=2))
+
+
+def test_outputs_that_are_not_finite_are_said_to_be():
+    small = pico.build("vit")
+    inputs = {"pixel_values": torch.full((1, 3, 16, 16), float("nan"))}
+    with pytest.raises(ms.MeristemError, match="outputs are not finite on the inputs of the proof"):
+        ms.grow(small, ms.HyperCloning(width=2), inputs=inputs)
 
 
 def test_no_method_at_all():

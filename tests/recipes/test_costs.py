@@ -4,7 +4,8 @@ import pico
 import pytest
 
 import meristem as ms
-from meristem.recipes.costs import NetworkCost, growth_timing, network_cost, planned_target, routes
+from meristem.recipes.costs import NetworkCost, growth_timing, network_cost, planned_target, planning_inputs, routes
+from meristem.recipes.tasks.language import example_tokens
 
 
 def test_the_planned_target_is_what_grow_makes():
@@ -17,7 +18,7 @@ def test_the_planned_target_is_what_grow_makes():
 def test_cost_on_the_meta_device_is_that_of_the_real_network():
     """Up to attention's backward pass, which flash kernels recompute and the meta device does not."""
     small = pico.build("llama")
-    real, meta = network_cost(small, 32, 67), network_cost(small.to("meta"), 32, 67)
+    real, meta = network_cost(small, example_tokens(32, 67)), network_cost(small.to("meta"), example_tokens(32, 67))
     assert real.parameters == meta.parameters
     assert meta.flops_per_token == pytest.approx(real.flops_per_token, rel=0.05)
     assert real.training_bytes == 16 * real.parameters
@@ -35,3 +36,19 @@ def test_routes_keep_their_budget():
     assert tokens.flops == 40 + 60 * 4
     assert flops.large_tokens == 90
     assert given.flops == 360
+
+
+@pytest.mark.parametrize("family", ["bert", "vit", "llama", "gpt2"])
+def test_the_cost_of_other_networks_than_language_models(family):
+    """Twice as many layers take about twice the FLOPs; a forward pass counts three times where nothing says what the loss is."""
+    small = pico.build(family)
+    deep = pico.build(family, num_hidden_layers=4) if family != "gpt2" else pico.build(family, n_layer=4)
+    costs = [network_cost(model.to("meta"), planning_inputs(model, 256)) for model in (small, deep)]
+    head = 6 * 32 * 67 if family in ("llama", "gpt2") else 0  # FLOPs of a token in the layer that both have
+    ratio = (costs[1].flops_per_token - head) / (costs[0].flops_per_token - head)
+    assert 1.5 < ratio < 2.1
+
+
+def test_inputs_that_do_not_fit_are_said_not_to():
+    with pytest.raises(ms.MeristemError, match=r"cannot be counted on input_ids \(1, 500\), labels"):
+        network_cost(pico.build("bert").to("meta"), example_tokens(500, 67))

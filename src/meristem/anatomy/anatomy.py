@@ -2,85 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from meristem.algebra import Layout
-from meristem.anatomy.builder import Builder
-from meristem.anatomy.conventions import KINDS
+from torch import nn
+
+from meristem.anatomy.builder import Builder, FunctionBuilder
+from meristem.anatomy.infer import infer, structure_of_model
 from meristem.anatomy.norms import NormFacts
 from meristem.anatomy.overrides import Override
-from meristem.anatomy.roles import Role
-
-if TYPE_CHECKING:
-    from torch import nn
-
-
-def kind_of(axis: str) -> str:
-    """ "ffn" for "decoder_ffn". An axis of another name ("channels", "width") counts as hidden: it can be widened."""
-    return next((kind for kind in KINDS if axis == kind or axis.endswith("_" + kind)), "hidden")
-
-
-def folded(name: str) -> str:
-    """A tensor's name with * for the numbers in it: the same for every layer."""
-    return re.sub(r"\.\d+\.", ".*.", name)
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A named axis: its size, its kind ("ffn" for "decoder_ffn") and the config field that sets it."""
-
-    name: str
-    size: int
-    source: str
-
-    @property
-    def kind(self) -> str:
-        return kind_of(self.name)
-
-    @property
-    def scope(self) -> str:
-        """ "encoder_", "decoder_", "moe_" ... or ""."""
-        return self.name.removesuffix(self.kind) if self.name.endswith(self.kind) else ""
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """One dimension of a tensor: its layout over axes, its role, and how that is known."""
-
-    layout: Layout
-    role: Role
-    source: str  # "shape", "convention" or "override"
-
-
-@dataclass(frozen=True)
-class TensorAnatomy:
-    """One entry of the state dict. `tied_to` names the tensor whose memory it shares."""
-
-    name: str
-    shape: tuple[int, ...]
-    dimensions: tuple[Dimension, ...]
-    block: tuple[str, int] | None = None  # (axis of depth, index) when it belongs to a repeated block
-    tied_to: str | None = None
-
-    @property
-    def reads(self) -> bool:
-        return any(d.role == "read" for d in self.dimensions)
-
-    def writes(self, layout: str) -> bool:
-        """Does it write units of just this layout, such as the output projections of a block into the residual stream?"""
-        return any(d.role == "write" and str(d.layout) == layout for d in self.dimensions)
-
-
-@dataclass(frozen=True)
-class BlockList:
-    """A list of repeated blocks: tensors are named `{prefix}.{index}.…`."""
-
-    axis: str
-    prefix: str
-    length: int
+from meristem.anatomy.structure import Axis, BlockList, TensorAnatomy
+from meristem.anatomy.table import as_text
 
 
 @dataclass(frozen=True)
@@ -105,9 +37,8 @@ class Anatomy:
         Raises:
             AnatomyError: if some tensor's shape follows no layout that Meristem knows, naming the tensor.
         """
-        from meristem.anatomy.infer import anatomy_of_model
-
-        return anatomy_of_model(model, overrides)
+        builder, override, found = structure_of_model(model, overrides)
+        return Anatomy(builder, found.axes, found.tensors, found.blocks, override, found.norms)
 
     @staticmethod
     def infer(build, sizes: Mapping[str, int], depths: Mapping[str, int] | None = None) -> Anatomy:
@@ -121,10 +52,9 @@ class Anatomy:
         Raises:
             AnatomyError: if some tensor's shape is not explained by the axes.
         """
-        from meristem.anatomy.builder import FunctionBuilder
-        from meristem.anatomy.infer import infer
-
-        return infer(FunctionBuilder(build, sizes, depths), Override())
+        builder = FunctionBuilder(build, sizes, depths)
+        found = infer(builder, Override())
+        return Anatomy(builder, found.axes, found.tensors, found.blocks, norms=found.norms)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -147,6 +77,4 @@ class Anatomy:
         return "hidden"
 
     def __str__(self) -> str:
-        from meristem.anatomy.table import as_text
-
         return as_text(self)

@@ -33,6 +33,17 @@ def training_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     return counter.get_total_flops()
 
 
+def forward_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+    """FLOPs of a forward pass in evaluation mode; the network may be on the meta device."""
+    modes, device = {module: module.training for module in model.modules()}, next(model.parameters()).device
+    model.eval()
+    with _counting_attention_on_cpu(), flop_counter.FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**{name: tensor.to(device) for name, tensor in inputs.items()})
+    for module, training in modes.items():
+        module.training = training
+    return counter.get_total_flops()
+
+
 def block_flops(model: nn.Module, prefixes: Sequence[str], inputs: Mapping[str, Tensor] | None = None) -> list[int]:
     """FLOPs of the forward pass in each block of these lists, one list after the other.
 

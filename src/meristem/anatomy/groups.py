@@ -10,9 +10,9 @@ from math import lcm
 from torch import nn
 
 from meristem.algebra import Layout
-from meristem.anatomy.anatomy import TensorAnatomy, kind_of
 from meristem.anatomy.parts import divisor_of, is_frequencies, is_part, part_of, whole_of
 from meristem.anatomy.roles import owner_and_parameter
+from meristem.anatomy.structure import TensorAnatomy, kind_of
 
 KV_HEADS = re.compile(r"(?<!kv_)heads$")  # `heads` is `kv_heads group`
 

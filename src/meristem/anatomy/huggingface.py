@@ -16,6 +16,7 @@ from torch import nn
 from meristem.anatomy.builder import double_each
 from meristem.anatomy.conventions import FIELDS, LAYER_NUMBERS, LINKED_FIELDS, PROPORTIONAL_FIELDS
 from meristem.anatomy.fields import axis_paths, counterparts, depth_paths, main_part, read_field, write_field
+from meristem.anatomy.validity import check_config
 from meristem.errors import MeristemError
 
 
@@ -42,16 +43,6 @@ class Split:
 
     axis: str
     factor: Fraction
-
-
-def _refusal(config: Any) -> str | None:
-    """Why transformers refuses a config; None if it does not."""
-    try:
-        if hasattr(config, "validate"):
-            config.validate()
-    except Exception as error:  # the validators of huggingface_hub raise errors of their own
-        return str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
-    return None
 
 
 class HuggingFaceBuilder:
@@ -296,7 +287,7 @@ class HuggingFaceBuilder:
         config = self.config_for(sizes, depths, orders)
         for name, value in changes.items():
             write_field(config, name, value)
-        self._check_valid(config, sizes)
+        check_config(config, self.config)
         reading = replace(self.reading, kv_heads=sizes.get("kv_heads"))
         return HuggingFaceBuilder(self.model_class, config, reading)
 
@@ -313,18 +304,6 @@ class HuggingFaceBuilder:
         return {
             a: size for a, size in read.items() if isinstance(size, int) and size != read_field(config, self.paths[a])
         }
-
-    def _check_valid(self, config: Any, sizes: Mapping[str, int]) -> None:
-        """Raises MeristemError where transformers refuses the config, which it would only do when it is saved."""
-        refusal = _refusal(config)
-        if refusal is None or _refusal(self.config) is not None:
-            return
-        heads = sizes.get("kv_heads", 0) * sizes.get("group", 0)
-        works = ""
-        if heads and sizes.get("hidden", 0) % heads:
-            nearest = max(-(-self._sizes["hidden"] // heads), round(sizes["hidden"] / heads)) * heads
-            works = f"; hidden_size={nearest} or other num_attention_heads would work"
-        raise MeristemError(f"{self.model_type} has no such sizes: {refusal}{works}")
 
     def probes(self) -> list[dict[str, int]]:
         fixed = {f"{scope}group" for scope in self.scopes if not self._grouped(scope)}

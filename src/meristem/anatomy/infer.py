@@ -17,22 +17,23 @@ import torch
 from torch import nn
 
 from meristem.algebra import Layout
-from meristem.anatomy.anatomy import Anatomy, Axis, BlockList, Dimension, TensorAnatomy, kind_of
 from meristem.anatomy.builder import Builder
 from meristem.anatomy.candidates import Sizes, candidates
 from meristem.anatomy.conventions import GROWING
 from meristem.anatomy.groups import in_groups
+from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.anatomy.norms import NormFacts, is_norm, norm_facts
 from meristem.anatomy.overrides import OVERRIDES, Override
 from meristem.anatomy.parts import is_part, whole_of, with_parts
 from meristem.anatomy.roles import owner_and_parameter, roles
+from meristem.anatomy.structure import Axis, BlockList, Dimension, Structure, TensorAnatomy, kind_of
 from meristem.errors import AnatomyError, MeristemError
 
 
-def anatomy_of_model(model: nn.Module, overrides: Mapping[str, Override] | None = None) -> Anatomy:
-    """See `Anatomy.of`."""
-    from meristem.anatomy.huggingface import HuggingFaceBuilder
-
+def structure_of_model(
+    model: nn.Module, overrides: Mapping[str, Override] | None = None
+) -> tuple[Builder, Override, Structure]:
+    """The builder, the override and the structure of a transformers model; see `Anatomy.of`."""
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "model_type"):
         raise AnatomyError(
@@ -47,14 +48,14 @@ def anatomy_of_model(model: nn.Module, overrides: Mapping[str, Override] | None 
     )  # sharding puts its own in front
     for builder in HuggingFaceBuilder(architecture, config).alternatives():
         try:
-            return infer(builder, override)
+            return builder, override, infer(builder, override)
         except AnatomyError as error:
             failures.append(error)
     raise failures[0]
 
 
-def infer(builder: Builder, override: Override) -> Anatomy:
-    """The anatomy of what `builder` builds. Raises AnatomyError where a shape has no explanation."""
+def infer(builder: Builder, override: Override) -> Structure:
+    """The structure of what `builder` builds. Raises AnatomyError where a shape has no explanation."""
     base = _build(builder, builder.sizes, builder.depths)
     probes = [Probe(with_parts(builder.sizes), _shapes(base), True)]
     for sizes in builder.probes():
@@ -82,7 +83,7 @@ def infer(builder: Builder, override: Override) -> Anatomy:
     tensors = in_groups(tensors, owners, _side_by_side(builder, override))
     axes = {axis: Axis(axis, size, builder.describe_axis(axis)) for axis, size in builder.sizes.items()}
     axes |= _parts(axes, tensors)
-    return Anatomy(builder, axes, tensors, blocks, override, _norms(owners))
+    return Structure(axes, tensors, blocks, _norms(owners))
 
 
 def _side_by_side(builder: Builder, override: Override) -> dict[str, int]:

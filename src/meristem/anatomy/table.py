@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from meristem.anatomy.anatomy import Anatomy, TensorAnatomy, folded
+from meristem.anatomy.structure import TensorAnatomy, folded
+
+if TYPE_CHECKING:
+    from meristem.anatomy.anatomy import Anatomy
 
 
 def axis_rows(anatomy: Anatomy) -> list[tuple[str, str, str]]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,22 @@ from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 from torch.distributed.checkpoint.api import CheckpointException
 
 from meristem.anatomy.streamed import Weights, streamed, weights_of
+from meristem.checkpoints.architecture import architecture_of
+from meristem.checkpoints.directory import atomic_directory, write_json
 from meristem.checkpoints.distributed_tensors import INDEX, DistributedTensors, Keys
-from meristem.checkpoints.open import model_class_of, open_config
 from meristem.checkpoints.open_streamed import weights_from, without_weights
-from meristem.checkpoints.write import atomic_directory, save_all_but_weights, write_json
+from meristem.checkpoints.source import Source, find_source
+from meristem.checkpoints.unplaced import check_unplaced
+from meristem.checkpoints.write import save_all_but_weights
 from meristem.errors import MeristemError, first_line
 from meristem.growth import Growth
+from meristem.growth.build import build
 from meristem.growth.optimizer import dtypes_of, grow_state
 
 
-def is_distributed(source: str) -> bool:
+def is_distributed(source: Path) -> bool:
     """Whether a directory is one of torch.distributed.checkpoint."""
-    return (Path(source) / INDEX).is_file()
+    return (source / INDEX).is_file()
 
 
 class _OnDemand(DefaultSavePlanner):
@@ -46,33 +52,80 @@ class _OnDemand(DefaultSavePlanner):
         return self._make(write_item.index.fqn)
 
 
-def open_distributed(source: str, trust_remote_code: bool = False) -> tuple[nn.Module, DistributedTensors]:
-    """The network of a distributed checkpoint, streamed, and its reader.
+@dataclass(frozen=True)
+class Networks:
+    """What a distributed checkpoint holds: its tensors, and every network among them by its path (`("model",)`, `("ema",)`).
+
+    Attributes:
+        dropped: keys of tensors that the network has no place for and that the user leaves out.
+    """
+
+    reader: DistributedTensors
+    models: Mapping[Keys, nn.Module]  # streamed; the first is the one that is measured
+    dropped: frozenset[str]
+
+
+def open_distributed(
+    source: str | Source, trust_remote_code: bool = False, drop: Sequence[str] = ()
+) -> tuple[nn.Module, Networks]:
+    """The network of a distributed checkpoint, streamed, and all that the checkpoint holds; arguments as of `open_model`.
 
     Raises:
-        MeristemError: without a config.json beside the shards, for an index that is none, or where tensors are missing.
+        MeristemError: without a config.json beside the shards, for an index that is none, where tensors are missing or have no place,
+            or if there are several networks and none is called "model".
     """
-    config = open_config(source, trust_remote_code)
-    model_class = model_class_of(config, source, trust_remote_code)
-    reader = DistributedTensors(Path(source))
-    model = without_weights(model_class, config, source)
-    state = model.state_dict()
-    keys = {path[-1]: key for key, path in reader.paths.items() if path[-1] in state and not reader.is_bytes(key)}
-    found = {name: reader.placeholder(key) for name, key in keys.items()}
-    weights = weights_from(source, model, found, lambda name: reader.tensor(keys[name]))
-    return streamed(model, weights), reader
+    found = find_source(source, trust_remote_code)
+    model_class, config = architecture_of(found, trust_remote_code)
+    reader = DistributedTensors(found.path)
+    skeleton = without_weights(model_class, config, found)
+    paths = _network_paths(skeleton, reader, found)
+    models, dropped = {}, set()
+    for path in paths:
+        name = Source(f"{found} ({_flat(path)})", found.path) if path else found
+        beside = {} if not path else _without_a_place(skeleton, reader, path)  # at the root may lie anything
+        check_unplaced(name, skeleton, {n: tuple(reader.placeholder(key).shape) for n, key in beside.items()}, drop)
+        dropped |= {key for n, key in beside.items() if any(fnmatch(n, pattern) for pattern in drop)}
+        model = without_weights(model_class, config, found)
+        models[path] = streamed(model, _read_weights(model, reader, path, name))
+    return models[paths[0]], Networks(reader, models, frozenset(dropped))
+
+
+def _network_paths(skeleton: nn.Module, reader: DistributedTensors, source: Source) -> list[Keys]:
+    """Where the network's tensors lie, by name: that of the model first, then those of others like it (moving averages)."""
+    names = skeleton.state_dict().keys()
+    paths = list(dict.fromkeys(p[:-1] for k, p in reader.paths.items() if p[-1] in names and not reader.is_bytes(k)))
+    own = [path for path in paths if not path or path[-1] in ("model", "module", "state_dict")]
+    if len(paths) > 1 and len(own) != 1:
+        raise MeristemError(
+            f"{source} holds {len(paths)} networks ({', '.join(map(_flat, paths))}), and which is the model is not clear; "
+            'save it under "model"'
+        )
+    return [*own, *(path for path in paths if path not in own)] or [()]
+
+
+def _without_a_place(skeleton: nn.Module, reader: DistributedTensors, network: Keys) -> dict[str, str]:
+    """{name: key} of tensors beside the network's own that it does not have."""
+    names = skeleton.state_dict().keys()
+    beside = {p[-1]: k for k, p in reader.paths.items() if p[:-1] == network and not reader.is_bytes(k)}
+    return {name: key for name, key in beside.items() if name not in names}
+
+
+def _read_weights(model: nn.Module, reader: DistributedTensors, network: Keys, source: Source) -> Weights:
+    keys = {path[-1]: key for key, path in reader.paths.items() if path[:-1] == network and not reader.is_bytes(key)}
+    found = {name: reader.placeholder(keys[name]) for name in model.state_dict() if name in keys}
+    return weights_from(source, model, found, lambda name: reader.tensor(keys[name]))
 
 
 def write_distributed(
-    growth: Growth, reader: DistributedTensors, out: Path, record: Callable[[], dict[str, Any]], overwrite: bool = False
+    growth: Growth, networks: Networks, out: Path, record: Callable[[], dict[str, Any]], overwrite: bool = False
 ) -> None:
     """The grown checkpoint as a directory of the same kind, under the same paths; tensors are made one at a time.
 
     Raises:
         MeristemError: if `out` exists, for optimizer state whose growth is not known, or if the disk is full.
     """
-    content, makers = _grown_content(growth, reader)
-    with atomic_directory(out, overwrite) as partial:
+    content, makers = _grown_content(growth, networks)
+    with atomic_directory(out, overwrite, [networks.reader.path]) as partial:
         save_all_but_weights(growth.model, partial)
         writer = FileSystemWriter(partial, single_file_per_rank=False)  # a file stays in memory until it ends
         planner = _OnDemand(lambda key: makers[key]())
@@ -84,18 +137,36 @@ def write_distributed(
         except CheckpointException as error:
             raise MeristemError(f"{out} cannot be written: {error}") from error
         write_json(partial / "meristem.json", record())
-        open_distributed(str(partial), trust_remote_code=True)
+        _check_written(growth.model, partial, networks.models)
 
 
-def _grown_content(growth: Growth, reader: DistributedTensors) -> tuple[dict[Keys, Any], dict[str, Callable[[], Any]]]:
+def _check_written(model: Any, directory: Path, networks: Iterable[Keys]) -> None:
+    source = Source(str(directory), directory)
+    skeleton = without_weights(type(model), type(model.config).from_pretrained(directory), source)
+    for path in networks:
+        _read_weights(skeleton, DistributedTensors(directory), path, source)
+
+
+def _grown(growth: Growth, networks: Networks) -> dict[Keys, Any]:
+    """{path of a network: what makes the tensors of the grown one}."""
+    grown: dict[Keys, Any] = {}
+    for number, (path, model) in enumerate(networks.models.items()):
+        current = model
+        for plan in growth.plans if number else ():
+            current = build(plan, current)
+        grown[path] = weights_of(current if number else growth.model)
+    return grown
+
+
+def _grown_content(growth: Growth, networks: Networks) -> tuple[dict[Keys, Any], dict[str, Callable[[], Any]]]:
     """({path: a stand-in}, {flat path: what makes its content}) of the grown checkpoint."""
+    reader, grown = networks.reader, _grown(growth, networks)
     old_names = set(growth.plans[0].source.tensors)
     state: Mapping[str, Mapping[str, Tensor]] = _optimizer_state(reader, old_names)
     for plan in growth.plans:
         state = grow_state(plan, state)
-    weights: Any = weights_of(growth.model)
     shapes = {name: tensor.shape for name, tensor in growth.model.state_dict().items()}
-    tensor_heirs = _heirs(growth, weights)
+    tensor_heirs = _heirs(growth, shapes)
     parameter_heirs = _heirs(growth, [name for name, _ in growth.model.named_parameters()], own=True)
     content: dict[Keys, Any] = {}
     makers: dict[str, Callable[[], Any]] = {}
@@ -105,6 +176,8 @@ def _grown_content(growth: Growth, reader: DistributedTensors) -> tuple[dict[Key
         makers[_flat(path)] = make
 
     for key, path in reader.paths.items():
+        if key in networks.dropped:
+            continue
         named = next((i for i, part in enumerate(path) if part in old_names), None)
         if named is None:
             if reader.is_bytes(key):
@@ -112,9 +185,10 @@ def _grown_content(growth: Growth, reader: DistributedTensors) -> tuple[dict[Key
             else:
                 put(path, reader.placeholder(key), lambda k=key: reader.tensor(k))
         elif named == len(path) - 1:
+            weights = grown[path[:-1]]
             for name in tensor_heirs.get(path[named], []):
                 like = torch.empty(shapes[name], dtype=weights.dtypes[name], device="meta")
-                put((*path[:-1], name), like, lambda n=name: weights[n])
+                put((*path[:-1], name), like, lambda n=name, weights=weights: weights[n])
         else:
             for name in parameter_heirs.get(path[named], []):
                 place = (*path[:named], name, *path[named + 1 :])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import nn
 
 from meristem.anatomy.conventions import DEPTH_FIELDS, FIELDS
 from meristem.anatomy.streamed import Weights, streamed
-from meristem.checkpoints.open import local_directory, missing_tensors, model_class_of, open_config
+from meristem.checkpoints.architecture import architecture_of
+from meristem.checkpoints.source import Source, find_source
 from meristem.checkpoints.stock import groups_on_disk
 from meristem.checkpoints.stored import StoredTensors
+from meristem.checkpoints.unplaced import check_unplaced
 from meristem.errors import MeristemError, first_line
 from meristem.growth.build import skeleton
 
@@ -23,35 +25,51 @@ DEPTHS = {field for fields in DEPTH_FIELDS.values() for field in fields}
 SIZES = DEPTHS | {field for fields in FIELDS.values() for field in fields}
 
 
-def open_streamed(source: str, trust_remote_code: bool = False) -> Any:
-    """The same model with its weights left on disk, in the dtypes that they are stored in (see `anatomy.streamed`).
+def open_streamed(source: str | Source, trust_remote_code: bool = False, drop: Sequence[str] = ()) -> Any:
+    """The same model as `open_model` gives, with its weights left on disk (see `anatomy.streamed`).
 
     Opening costs the headers of the files; running it takes the memory of one block and of what stands outside of blocks.
 
     Raises:
         MeristemError: as `open_model`.
     """
-    config = open_config(source, trust_remote_code)
-    model_class = model_class_of(config, source, trust_remote_code)
-    path = local_directory(source)
-    stored = StoredTensors(path)
-    _check_sizes(config, stored, source)
-    model = without_weights(model_class, config, source)
+    return streamed(*read_lazily(source, trust_remote_code, drop))
+
+
+def read_lazily(
+    source: str | Source, trust_remote_code: bool = False, drop: Sequence[str] = ()
+) -> tuple[nn.Module, Weights]:
+    """The architecture, its parameters on the meta device, and what reads each of its tensors; arguments as of `open_model`."""
+    found = find_source(source, trust_remote_code)
+    model_class, config = architecture_of(found, trust_remote_code)
+    stored = StoredTensors(found.path)
+    _check_sizes(config, stored, found)
+    model = without_weights(model_class, config, found)
+    weights = read_weights(model, stored, found, drop)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config = _generation_config(found.path)
+    return model, weights
+
+
+def read_weights(model: nn.Module, stored: StoredTensors, source: Source, drop: Sequence[str] = ()) -> Weights:
+    """What reads every tensor of an architecture from files, by the rules of transformers.
+
+    Raises:
+        MeristemError: for tensors that are missing, left over, of other shapes, or tied and stored with different values.
+    """
     placeholders = {n: torch.empty(e.shape, dtype=e.dtype, device="meta") for n, e in stored.entries.items()}
-    groups, shapes = groups_on_disk(model, placeholders)
+    groups, shapes, unplaced = groups_on_disk(model, placeholders)
+    check_unplaced(source, model, {name: stored.entries[name].shape for name in unplaced}, drop)
 
     def fetch(name: str) -> torch.Tensor:
         return groups[name].convert(model, stored)[name]
 
     weights = weights_from(source, model, shapes, fetch)
     _check_ties(source, model, groups, fetch)
-    generation = path / "generation_config.json"
-    if generation.is_file() and hasattr(model, "generation_config"):
-        model.generation_config = _generation_config(generation)
-    return streamed(model, weights)
+    return weights
 
 
-def without_weights(model_class: type, config: Any, source: str) -> nn.Module:
+def without_weights(model_class: type, config: Any, source: Source) -> nn.Module:
     """The architecture of a config, its parameters on the meta device. Raises MeristemError if it builds none."""
     try:
         return skeleton(lambda: model_class(config))
@@ -60,9 +78,9 @@ def without_weights(model_class: type, config: Any, source: str) -> nn.Module:
 
 
 def weights_from(
-    source: str, model: nn.Module, found: Mapping[str, torch.Tensor], fetch: Callable[[str], torch.Tensor]
+    source: Source, model: nn.Module, found: Mapping[str, torch.Tensor], fetch: Callable[[str], torch.Tensor]
 ) -> Weights:
-    """Every tensor of the architecture: fetched, or (what it makes by itself) its own.
+    """Every tensor of the architecture: fetched, or its own where checkpoints leave it out.
 
     Args:
         found: {name: a stand-in with its shape and dtype} of what can be fetched; tied tensors under one name or several.
@@ -75,16 +93,18 @@ def weights_from(
     for names in _twins(model):
         home = next((name for name in names if name in found), None)
         homes |= {name: home for name in names if home and name not in found}
-    own = {name: tensor for name, tensor in state.items() if name not in homes and not tensor.is_meta}
     dtype = next((tensor.dtype for tensor in found.values() if tensor.is_floating_point()), torch.float32)
-    own |= {
-        name: _fresh(model, name).to(dtype)
+    own = {
+        name: _fresh(model, name).to(dtype) if state[name].is_meta else state[name]
         for name in state
-        if name not in homes | own and _may_be_missing(model, name)
+        if name not in homes and _may_be_missing(model, name)
     }
     missing = sorted(set(state) - set(homes) - set(own))
     if missing:
-        raise missing_tensors(source, missing, type(model))
+        raise MeristemError(
+            f"{source}: {len(missing)} tensors of {type(model).__name__} are missing from its files, such as {missing[0]}; "
+            "config.json and the weights do not belong together"
+        )
     for name in state:
         if name in homes and found[homes[name]].shape != state[name].shape:
             raise MeristemError(
@@ -96,8 +116,9 @@ def weights_from(
 
 
 def _may_be_missing(model: nn.Module, name: str) -> bool:
-    """Whether transformers leaves a tensor out of checkpoints, since the architecture makes it (Marian's sinusoids)."""
-    patterns = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    """Whether checkpoints leave a tensor out, since the architecture makes it (Marian's sinusoids) or, as the number of batches
+    that a batch norm has seen, it is not read."""
+    patterns = [*(getattr(model, "_keys_to_ignore_on_load_missing", None) or ()), r"\bnum_batches_tracked$"]
     return any(re.search(pattern, name) for pattern in patterns)
 
 
@@ -117,7 +138,7 @@ def _twins(model: nn.Module) -> list[list[str]]:
     return list(names.values())
 
 
-def _check_ties(source: str, model: nn.Module, found: Container[str], fetch: Callable[[str], torch.Tensor]) -> None:
+def _check_ties(source: Source, model: nn.Module, found: Container[str], fetch: Callable[[str], torch.Tensor]) -> None:
     """Tensors that are one in memory and stored twice have to be stored alike."""
     for names in _twins(model):
         stored = [name for name in names if name in found]
@@ -129,7 +150,7 @@ def _check_ties(source: str, model: nn.Module, found: Container[str], fetch: Cal
                 )
 
 
-def _check_sizes(config: Any, stored: StoredTensors, source: str) -> None:
+def _check_sizes(config: Any, stored: StoredTensors, source: Source) -> None:
     """A config that asks for more layers than there are tensors, or for less than nothing, is not built at all."""
     for part in (config, config.get_text_config()):
         for name, size in vars(part).items():
@@ -141,10 +162,15 @@ def _check_sizes(config: Any, stored: StoredTensors, source: str) -> None:
                 )
 
 
-def _generation_config(file: Path) -> Any:
+def _generation_config(path: Path) -> Any:
+    """From its own file, or as stock transformers has it, from the generation entries of config.json (BART)."""
     from transformers import GenerationConfig
 
+    own = (path / "generation_config.json").is_file()
     try:
-        return GenerationConfig.from_pretrained(file.parent)
+        if own:
+            return GenerationConfig.from_pretrained(path)
+        return GenerationConfig.from_pretrained(path, config_file_name="config.json", _from_model_config=True)
     except Exception as error:
+        file = path / ("generation_config.json" if own else "config.json")
         raise MeristemError(f"{file} is not a generation config: {first_line(error)}") from error

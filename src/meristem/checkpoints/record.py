@@ -8,38 +8,50 @@ from pathlib import Path
 from typing import Any
 
 from meristem.certificates import Certificate
+from meristem.checkpoints.source import Source
+from meristem.errors import MeristemError
 from meristem.growth import Growth
 from meristem.growth.fuse import Fusion
 from meristem.incubation import Incubation
 
 
-def source_record(source: str) -> dict[str, Any]:
-    """The source's name and the SHA-256 of its config and weight files (None for a hub name)."""
-    path = Path(source)
-    if not path.is_dir():
-        return {"name": source, "sha256": None}
+def source_record(source: str | Source) -> dict[str, Any]:
+    """The source's name, its commit on the hub (None: a directory), and the SHA-256 of its config and weight files (None for a
+    name alone: pass what `find_source` found).
+
+    Raises:
+        MeristemError: if a file cannot be read.
+    """
+    found = Source(source, Path(source)) if isinstance(source, str) else source
+    if not found.path.is_dir():
+        return {"name": found.name, "revision": found.revision, "sha256": None}
     digest = hashlib.sha256()
-    for file in sorted([path / "config.json", *path.glob("*.safetensors"), *path.glob("*.distcp")]):
-        digest.update(file.name.encode())
-        with open(file, "rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return {"name": source, "sha256": digest.hexdigest()}
+    try:
+        for file in sorted(
+            [found.path / "config.json", *found.path.glob("*.safetensors"), *found.path.glob("*.distcp")]
+        ):
+            digest.update(file.name.encode())
+            with open(file, "rb") as stream:
+                while chunk := stream.read(1 << 20):
+                    digest.update(chunk)
+    except OSError as error:
+        raise MeristemError(f"{error.filename} cannot be read: {error.strerror or error}") from error
+    return {"name": found.name, "revision": found.revision, "sha256": digest.hexdigest()}
 
 
-def copy_record(source: str) -> dict[str, Any]:
+def copy_record(source: str | Source) -> dict[str, Any]:
     """The same for a model that has been copied as it is."""
     return _record([{"method": "copy"}], {"source": source_record(source)}, None)
 
 
-def growth_record(growth: Growth, source: str) -> dict[str, Any]:
-    """The whole record."""
-    return _record(growth.methods, {"source": source_record(source)}, growth.certificate)
+def growth_record(growth: Growth, source: str | Source, drop: Sequence[str] = ()) -> dict[str, Any]:
+    """The whole record; `drop` is what of the source was left out, if anything."""
+    return _record(growth.methods, {"source": source_record(source), **_dropped(drop)}, growth.certificate)
 
 
-def fusion_record(fusion: Fusion, sources: Sequence[str]) -> dict[str, Any]:
+def fusion_record(fusion: Fusion, sources: Sequence[str | Source], drop: Sequence[str] = ()) -> dict[str, Any]:
     """The same for a fused model: all its parents, and how far it is from their mean (`exact`: it promised to be that)."""
-    origin = {"sources": [source_record(source) for source in sources], "exact": fusion.exact}
+    origin = {"sources": [source_record(source) for source in sources], "exact": fusion.exact, **_dropped(drop)}
     return _record(fusion.methods, origin, fusion.certificate)
 
 
@@ -48,6 +60,10 @@ def assembly_record(incubations: Sequence[Incubation], sources: Sequence[str]) -
     common = {key: value for key, value in incubations[0].record().items() if key != "module"}
     origin = {"sources": [source_record(source) for source in sources]}
     return _record([{"method": "deep_incubation", **common}], origin, None)
+
+
+def _dropped(drop: Sequence[str]) -> dict[str, Any]:
+    return {"dropped": list(drop)} if drop else {}
 
 
 def _record(

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from meristem.anatomy.streamed import Piece
-from meristem.checkpoints.stored import DTYPES, INDEX
+from meristem.checkpoints.headers import DTYPES
+from meristem.checkpoints.stored import INDEX
 from meristem.errors import MeristemError
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -42,9 +42,11 @@ class Group:
         return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
 
 
-def groups_on_disk(model: nn.Module, names: Mapping[str, Tensor]) -> tuple[dict[str, Group], dict[str, Tensor]]:
-    """{name in memory: the group that makes it} and {name in memory: a stand-in}; what the architecture has no place for is
-    left out.
+def groups_on_disk(
+    model: nn.Module, names: Mapping[str, Tensor]
+) -> tuple[dict[str, Group], dict[str, Tensor], list[str]]:
+    """{name in memory: the group that makes it}, {name in memory: a stand-in}, and the names on disk that the architecture has
+    no place for.
 
     Args:
         model: the architecture, without weights.
@@ -60,13 +62,19 @@ def groups_on_disk(model: nn.Module, names: Mapping[str, Tensor]) -> tuple[dict[
     state: dict[str, Any] = model.state_dict()
     prefix = str(getattr(model, "base_model_prefix", ""))
     collected: dict[str, tuple[list[tuple[str, str]], Any]] = {}
+    unplaced: list[str] = []
     for name in sorted(names, key=dot_natural_key):
         key, pattern = rename_source_key(name, renamings, converters, prefix, state)
         if key not in state and name in state:
             key, pattern = rename_source_key(name, [], [], prefix, state)
         if key in state:
-            sources, _ = collected.setdefault(key, ([], by_pattern[pattern] if pattern else None))
-            sources.append((name, pattern or name))
+            sources, converter = collected.setdefault(key, ([], by_pattern[pattern] if pattern else None))
+            if converter is None and sources:
+                unplaced.append(name)  # its place is taken by a tensor of another name
+            else:
+                sources.append((name, pattern or name))
+        else:
+            unplaced.append(name)
     groups: dict[str, Group] = {}
     made: dict[str, Tensor] = {}
     for key, (sources, converter) in collected.items():
@@ -74,7 +82,7 @@ def groups_on_disk(model: nn.Module, names: Mapping[str, Tensor]) -> tuple[dict[
         own = group.convert(model, names)
         groups |= dict.fromkeys(own, group)
         made |= own
-    return groups, made
+    return groups, made, unplaced
 
 
 @dataclass(frozen=True)

@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from meristem.errors import MeristemError, first_line
+from meristem.checkpoints.headers import Entry, read_header
+from meristem.checkpoints.other_formats import no_weights_here
+from meristem.errors import MeristemError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-WINDOW = 1 << 28  # bytes read through one mapping of a file; renewing it lets go of the pages behind
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor in a file."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def bytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+PIECE = 1 << 28  # bytes of one read; systems have bounds of their own
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -55,21 +31,33 @@ class StoredTensors(Mapping[str, Tensor]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.entries: dict[str, Entry] = {}
-        self._open: tuple[Path, Any] | None = None
-        self._seen = 0
         index = _index(path)
         for file in sorted({path / name for name in index.values()}) if index else [path / WEIGHTS]:
-            self.entries |= _entries(file)
+            self.entries |= read_header(file)
         for name, file in (index or {}).items():
             if name not in self.entries or self.entries[name].file != path / file:
                 raise MeristemError(f"{path / INDEX} places {name} in {file}, which does not hold it")
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self.entries[name]
-        if self._open is None or self._open[0] != entry.file or self._seen > WINDOW:
-            self._open, self._seen = (entry.file, _opened(entry.file)), 0
-        self._seen += entry.bytes
-        return self._open[1].get_tensor(name)
+        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        if entry.bytes:
+            data = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+            self._read(entry, data)
+        return tensor
+
+    def _read(self, entry: Entry, data: memoryview) -> None:
+        """Its bytes, by their place in the file: no more of it is in memory than what is asked for."""
+        try:
+            with open(entry.file, "rb", buffering=0) as stream:
+                place = entry.start
+                while data:
+                    count = os.preadv(stream.fileno(), [data[:PIECE]], place)
+                    if not count:
+                        raise MeristemError(f"{entry.file} became shorter while it was read")
+                    data, place = data[count:], place + count
+        except OSError as error:
+            raise MeristemError(f"{entry.file} cannot be read: {error.strerror or error}") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -84,9 +72,7 @@ def _index(path: Path) -> dict[str, str] | None:
         return None
     file = path / INDEX
     if not file.exists():
-        pickles = sorted(p.name for p in path.glob("*.bin"))
-        hint = f" (it has {pickles[0]}, a pickle, which Meristem never opens)" if pickles else ""
-        raise MeristemError(f"{path} has no safetensors weights{hint}")
+        raise no_weights_here(path)
     try:
         index = json.loads(file.read_text())["weight_map"]
         names = set(index.values())
@@ -98,27 +84,3 @@ def _index(path: Path) -> dict[str, str] | None:
             f"{file} points outside its own directory: {outside[0]!r}" if outside else f"{file} is empty"
         )
     return index
-
-
-def _entries(file: Path) -> dict[str, Entry]:
-    opened = _opened(file)
-    entries = {}
-    names: list[str] = opened.keys()
-    for name in names:
-        part = opened.get_slice(name)
-        dtype = DTYPES.get(part.get_dtype())
-        if dtype is None:
-            raise MeristemError(f"{file}: {name} is stored as {part.get_dtype()}; known: {', '.join(DTYPES)}")
-        entries[name] = Entry(file, tuple(part.get_shape()), dtype)
-    return entries
-
-
-def _opened(file: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    if not file.is_file():
-        raise MeristemError(f"{file.parent}: the index names {file.name}, which is not there")
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise MeristemError(f"{file} is not a whole safetensors file: {first_line(error)}") from error

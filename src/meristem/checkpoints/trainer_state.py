@@ -11,7 +11,8 @@ Neither optimizer.pt is ever whole in memory: the old one is mapped, the new one
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,25 @@ from meristem.growth.optimizer import State, dtypes_of, grow_state
 KEPT = ("scheduler.pt", "rng_state*.pth", "trainer_state.json", "training_args.bin", "scaler.pt")
 
 
-def is_trainer_checkpoint(source: str) -> bool:
-    """Whether a directory is a checkpoint that the Trainer can resume."""
-    return (Path(source) / "trainer_state.json").is_file() and (Path(source) / "optimizer.pt").is_file()
+OTHER_OPTIMIZERS = ("optimizer.bin", "optimizer_*", "optimizer.safetensors", "pytorch_model_fsdp*", "global_step*")
+
+
+def is_trainer_checkpoint(source: Path, drop: Sequence[str] = ()) -> bool:
+    """Whether a directory is a checkpoint that the Trainer can resume, with an optimizer that can grow.
+
+    Raises:
+        MeristemError: for a checkpoint whose optimizer lies in shards, unless `drop` has a pattern for it.
+    """
+    if not (source / "trainer_state.json").is_file():
+        return False
+    sharded = sorted(path.name for pattern in OTHER_OPTIMIZERS for path in source.glob(pattern))
+    lost = [name for name in sharded if not any(fnmatch(name, pattern) for pattern in drop)]
+    if lost:
+        raise MeristemError(
+            f"{source} is a Trainer's checkpoint whose optimizer lies in {lost[0]}, which does not grow: save it whole "
+            f"(optimizer.pt; for FSDP with a FULL_STATE_DICT), or pass --drop {lost[0]!r} to grow the weights alone"
+        )
+    return (source / "optimizer.pt").is_file() and not any(fnmatch("optimizer.pt", pattern) for pattern in drop)
 
 
 def grow_trainer_state(source: Path, small: nn.Module, growth: Growth, out: Path) -> None:

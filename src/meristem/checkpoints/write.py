@@ -3,57 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from meristem.anatomy.streamed import weights_of
-from meristem.checkpoints.open import TOKENIZER_FILES
+from meristem.checkpoints.companions import Companions, companions, copy_companions
+from meristem.checkpoints.directory import atomic_directory, write_json
+from meristem.checkpoints.open_streamed import read_weights, without_weights
 from meristem.checkpoints.shards import DEFAULT_SHARD_SIZE, Progress, Shards, check_space, lay_out, write_shards
+from meristem.checkpoints.source import Source
 from meristem.checkpoints.stock import Written, groups_to_write
-from meristem.errors import MeristemError
-
-
-@contextlib.contextmanager
-def atomic_directory(out: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A directory to fill; it appears as `out` only when the block ends well. A kill at any moment leaves `out` as it
-    was (and perhaps a hidden `.NAME.partial`, which the next run clears).
-
-    Raises:
-        MeristemError: if `out` exists and `overwrite` is not set, or the disk cannot take it.
-    """
-    if out.exists() and not overwrite:
-        raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
-    partial = out.parent / f".{out.name}.partial"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        yield partial
-        _sync(partial)
-        if out.exists():
-            old = out.parent / f".{out.name}.old"
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(out, old)
-            os.rename(partial, out)
-            shutil.rmtree(old)
-        else:
-            os.rename(partial, out)
-    except OSError as error:
-        raise MeristemError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON by atomic rename."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
+from meristem.checkpoints.stored import StoredTensors
+from meristem.errors import MeristemError, first_line
 
 
 def write_model(
@@ -65,42 +28,69 @@ def write_model(
     more: Callable[[Path], None] | None = None,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     bar: Callable[[int], AbstractContextManager[Progress]] | None = None,
-) -> None:
-    """Write a stock transformers directory: config, safetensors, tokenizer, model card and `meristem.json`.
+    sources: Sequence[str | Path] = (),
+    trust_remote_code: bool = False,
+) -> tuple[str, ...]:
+    """Write a stock transformers directory: config, safetensors, what goes with them, model card and `meristem.json`.
 
     Weights are made, converted and written tensor by tensor, so a streamed model needs no more memory than its largest one.
 
     Args:
         record: what `meristem.json` says (method, options, source, certificate), or what returns it when it is wanted.
-        tokenizer_from: a model directory whose tokenizer files are copied verbatim.
+        tokenizer_from: a model directory whose tokenizer and other companions are copied verbatim (see `companions`).
         more: writes further files into the directory before it appears.
         max_shard_size: of a weight file, such as "5GB".
         bar: opened with the number of bytes to write; what it gives is called with the number just written.
+        sources: what the model is read from, so that `out` is not written over it.
+        trust_remote_code: copy code from there, too; that of the model's own class always comes along.
+
+    Returns:
+        What `tokenizer_from` holds that was left behind.
 
     Raises:
-        MeristemError: if `out` exists, the disk is full, or stock transformers would not find in the files what it wants.
+        MeristemError: if `out` may not be written, the disk is full, or stock transformers would not find in the files what it wants.
     """
     from meristem.checkpoints.card import model_card
-    from meristem.checkpoints.open_streamed import open_streamed
 
     groups, shards = plan_files(model, max_shard_size)
-    with atomic_directory(out, overwrite) as partial:
+    with atomic_directory(out, overwrite, sources) as partial:
         check_space(partial, shards.bytes)
         save_all_but_weights(model, partial)
         weights = weights_of(model)
         pieces = (piece for group in groups for piece in group.pieces(model, weights))
         with bar(shards.bytes) if bar else contextlib.nullcontext() as progress:
             write_shards(partial, shards, pieces, model.num_parameters(), progress)
-        for name in TOKENIZER_FILES if tokenizer_from is not None else ():
-            assert tokenizer_from is not None
-            if (tokenizer_from / name).is_file():
-                shutil.copyfile(tokenizer_from / name, partial / name)
+        beside = Companions((), ())
+        if tokenizer_from is not None:
+            beside = companions(tokenizer_from, trust_remote_code or _has_own_code(model), partial)
+            copy_companions(tokenizer_from, partial, beside.copied)
         record = record() if callable(record) else record
         write_json(partial / "meristem.json", record)
         (partial / "README.md").write_text(model_card(record))
         if more is not None:
             more(partial)
-        open_streamed(str(partial), trust_remote_code=True)  # every tensor is where stock transformers looks for it
+        check_written(model, partial)
+    return beside.left
+
+
+def _has_own_code(model: Any) -> bool:
+    """Whether its class came with a checkpoint, which somebody trusted then."""
+    return type(model).__module__.startswith("transformers_modules.")
+
+
+def check_written(model: Any, directory: Path) -> None:
+    """Every tensor of the model is where stock transformers looks for it; judged by the model's own class and config class, so
+    that nothing in the directory is run.
+
+    Raises:
+        MeristemError: naming what is missing or has no place.
+    """
+    source = Source(str(directory), directory)
+    try:
+        config = type(model.config).from_pretrained(directory)
+    except Exception as error:
+        raise MeristemError(f"the config that was made cannot be read again: {first_line(error)}") from error
+    read_weights(without_weights(type(model), config, source), StoredTensors(directory), source)
 
 
 def plan_files(model: Any, max_shard_size: str | int = DEFAULT_SHARD_SIZE) -> tuple[list[Written], Shards]:
@@ -124,10 +114,3 @@ def save_all_but_weights(model: Any, directory: Path) -> None:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _sync(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())

@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from meristem.errors import MeristemError
+
+if TYPE_CHECKING:
+    from meristem.checkpoints.source import Source
 
 
 def _quiet() -> None:
@@ -59,14 +62,14 @@ def _number_or_text(value: str) -> Any:
     return value
 
 
-def inspect(source: str, trust_remote_code: bool) -> None:
+def inspect(source: str, trust_remote_code: bool, drop: Sequence[str] = ()) -> None:
     _quiet()
     from meristem.anatomy import Anatomy
     from meristem.anatomy.table import axis_rows, tensor_rows
     from meristem.checkpoints import open_streamed
     from meristem.growth import METHODS
 
-    anatomy = Anatomy.of(open_streamed(source, trust_remote_code))
+    anatomy = Anatomy.of(open_streamed(source, trust_remote_code, drop))
     console = Console()
     axes = Table("axis", "size", "from", title=f"{source}: {anatomy.builder.model_type}")
     for row in axis_rows(anatomy):
@@ -87,44 +90,52 @@ def grow(
     prove: bool,
     max_shard_size: str,
     dry_run: bool,
+    drop: Sequence[str] = (),
+    inputs: Path | None = None,
     target: tuple[str | None, bool] = (None, False),
 ) -> None:
-    if out.exists() and not overwrite and not dry_run:
-        raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
+    from meristem.checkpoints.directory import check_place
+
+    if not dry_run:
+        check_place(out, overwrite, [source])
     _quiet()
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.distributed import is_distributed, open_distributed, write_distributed
     from meristem.checkpoints.record import growth_record
+    from meristem.checkpoints.source import find_source
     from meristem.checkpoints.trainer_state import grow_trainer_state, is_trainer_checkpoint
+    from meristem.cli.inputs import read_inputs
     from meristem.growth import Growth
 
     chosen = None if target[0] else _named_methods(method, options)
+    given = read_inputs(inputs) if inputs else None
     console = Console(stderr=True)
     with console.status("planning and proving" if prove and not dry_run else "planning"):
-        small, reader = (
-            open_distributed(source, trust) if is_distributed(source) else (open_streamed(source, trust), None)
-        )
-        found = _like(small, method, options, target, trust) if target[0] else None
-        growth = Growth.of(small, found.method if found else chosen, verify=prove and not dry_run)
-    if found is not None:
-        _print_axes(growth, found)
+        found = find_source(source, trust)
+        sharded, resumable = is_distributed(found.path), is_trainer_checkpoint(found.path, drop)
+        small, reader = open_distributed(found, trust, drop) if sharded else (open_streamed(found, trust, drop), None)
+        aimed = _like(small, method, options, target) if target[0] else None
+        chosen = aimed.method if aimed else chosen
+        growth = Growth.of(small, chosen, verify=prove and not dry_run, inputs=given)
+    if aimed is not None:
+        _print_axes(growth, aimed, given)
     if dry_run:
         _print_files(growth.model, max_shard_size)
         return
     more = None
-    if is_trainer_checkpoint(source):
-        more = functools.partial(grow_trainer_state, Path(source), small, growth)
+    if resumable:
+        more = functools.partial(grow_trainer_state, found.path, small, growth)
     with ThreadPoolExecutor(1) as beside:  # the source is hashed while it is read anyway
-        record = beside.submit(growth_record, growth, source)
+        record = beside.submit(growth_record, growth, found, drop)
         if reader is not None:
             with console.status("writing"):
                 write_distributed(growth, reader, out, record.result, overwrite)
         else:
-            _write(growth.model, out, record.result, source, overwrite, max_shard_size, more)
+            _write(growth.model, out, record.result, [found], overwrite, max_shard_size, trust, more)
     before, after = (sum(p.numel() for p in model.parameters()) for model in (small, growth.model))
-    resumable = ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if more else ""
+    resume = ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if more else ""
     names = ", ".join(recorded["method"] for recorded in growth.methods)
-    print(f"{out}: {before:,} -> {after:,} parameters, {names}{resumable}")
+    print(f"{out}: {before:,} -> {after:,} parameters, {names}{resume}")
     if growth.certificate is not None:
         print(f"certificate: {growth.certificate.summary()}")
 
@@ -136,11 +147,8 @@ def _named_methods(method: str | None, options: dict[str, Any]) -> list[Any]:
     return build_methods((method or "hypercloning").split(","), options, METHODS)
 
 
-def _like(
-    model: Any, method: str | None, options: dict[str, Any], target: tuple[str | None, bool], trust: bool = False
-) -> Any:
+def _like(model: Any, method: str | None, options: dict[str, Any], target: tuple[str | None, bool]) -> Any:
     """The growth to a target, from what --like names."""
-    from meristem.checkpoints.open import open_config
     from meristem.growth.like import like, read_target
 
     name, take = target
@@ -148,16 +156,15 @@ def _like(
     if method not in (None, "lemon") or sizes:
         given = f"--method {method}" if method not in (None, "lemon") else f"--{sizes[0].replace('_', '-')}"
         raise MeristemError(f"--like takes every size from its target; leave out {given}")
-    config = read_target(name) if Path(str(name)).is_file() else open_config(str(name), trust)
-    return like(model, config, take_target_fields=take, **options)
+    return like(model, read_target(name), take_target_fields=take, **options)
 
 
-def _print_axes(growth: Any, found: Any) -> None:
+def _print_axes(growth: Any, found: Any, inputs: Any = None) -> None:
     """Axis by axis what a growth to a target does, and what of the target's config it has not."""
     from meristem.growth.like import rows
 
     table = Table("axis", "from", "to", "rule", "exact", title="axes")
-    for row in rows(growth.plans[0], growth.source):
+    for row in rows(growth.plans[0], growth.source, inputs):
         table.add_row(row.axis, f"{row.old:,}", f"{row.new:,}", row.rule, row.obstacle or "yes")
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
@@ -173,18 +180,24 @@ def _write(
     model: Any,
     out: Path,
     record: Callable[[], dict[str, Any]],
-    source: str,
+    sources: Sequence[Source],
     overwrite: bool,
     max_shard_size: str,
+    trust: bool,
     more: Callable[[Path], None] | None = None,
 ) -> None:
-    """The model directory, under a progress bar; the tokenizer is the source's."""
+    """The model directory, under a progress bar; what is no weight is the first source's."""
     from meristem.checkpoints import write_model
-    from meristem.checkpoints.open import local_directory
     from meristem.cli.progress import bytes_bar
 
     bar = functools.partial(bytes_bar, f"writing {out}")
-    write_model(model, out, record, local_directory(source), overwrite, more, max_shard_size, bar)
+    paths = [source.path for source in sources]
+    left = write_model(model, out, record, paths[0], overwrite, more, max_shard_size, bar, paths, trust)
+    if left:
+        print(
+            f"meristem: left behind of {sources[0]}, being no part of the grown model: {', '.join(left)}",
+            file=sys.stderr,
+        )
 
 
 def _print_files(model: Any, max_shard_size: str) -> None:
@@ -213,11 +226,14 @@ def fuse(
     trust: bool,
     prove: bool,
     max_shard_size: str,
+    drop: Sequence[str] = (),
+    allow_differences: bool = False,
 ) -> None:
     if len(sources) < 2:
         raise MeristemError(f"fuse wants at least two models and OUT, got {' '.join([*sources, str(out)])}")
-    if out.exists() and not overwrite:
-        raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
+    from meristem.checkpoints.directory import check_place
+
+    check_place(out, overwrite, sources)
     try:
         shares = [float(share) for share in weights.split(",")] if weights else None
     except ValueError as error:
@@ -225,18 +241,21 @@ def fuse(
     _quiet()
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.record import fusion_record
+    from meristem.checkpoints.source import find_source
     from meristem.growth.deep_fusion import DeepFusion
     from meristem.growth.fuse import fuse_with_certificate
 
-    method = DeepFusion(weights=shares, norm=norm, noise=noise, seed=seed)  # type: ignore[arg-type]
+    method = DeepFusion(shares, norm, noise, seed, allow_differences)  # type: ignore[arg-type]
     method.convex(len(sources))
     console = Console(stderr=True)
     with console.status("planning and measuring" if prove else "planning"):
-        opened = {source: open_streamed(source, trust) for source in dict.fromkeys(sources)}
+        found = {source: find_source(source, trust) for source in dict.fromkeys(sources)}
+        opened = {name: open_streamed(source, trust, drop) for name, source in found.items()}
         fusion = fuse_with_certificate([opened[source] for source in sources], method, verify=prove)
     with ThreadPoolExecutor(1) as beside:  # the sources are hashed while they are read anyway
-        record = beside.submit(fusion_record, fusion, sources)
-        _write(fusion.model, out, record.result, sources[0], overwrite, max_shard_size)
+        parents = [found[source] for source in sources]
+        record = beside.submit(fusion_record, fusion, parents, drop)
+        _write(fusion.model, out, record.result, parents, overwrite, max_shard_size, trust)
     parameters = [sum(p.numel() for p in model.parameters()) for model in (*opened.values(), fusion.model)]
     print(f"{out}: {' + '.join(f'{n:,}' for n in parameters[:-1])} -> {parameters[-1]:,} parameters")
     if fusion.certificate is not None:
@@ -278,27 +297,35 @@ def plan(
     tokens: str,
     small_tokens: str | None,
     sequence_length: int,
+    trust: bool = False,
+    drop: Sequence[str] = (),
+    inputs: Path | None = None,
     like: str | None = None,
 ) -> None:
     _quiet()
     from meristem.checkpoints import open_streamed
-    from meristem.recipes.costs import network_cost, planned_target, routes
+    from meristem.cli.inputs import read_inputs
+    from meristem.recipes.costs import network_cost, planned_target, planning_inputs, routes
     from meristem.recipes.data_specs import parse_count
 
     budget, before = parse_count(tokens), parse_count(small_tokens) if small_tokens else None
+    if sequence_length < 1:
+        raise MeristemError(f"--sequence-length must be at least 1, got {sequence_length}")
     for name, count in (("--tokens", budget), ("--small-tokens", before)):
         if count is not None and (not isinstance(count, int) or count < 1):
             raise MeristemError(f"{name} takes a count such as 10M, got {count!r}")
-    model = open_streamed(source)
-    found = _like(model, method, options, (like, False)) if like else None
-    chosen = [found.method] if found else _named_methods(method, options)
+    model = open_streamed(source, trust, drop)
+    aimed = _like(model, method, options, (like, False)) if like else None
+    chosen = [aimed.method] if aimed else _named_methods(method, options)
     targets = (planned_target(model, methods) for methods in ([], chosen))
-    small, large = (network_cost(target, sequence_length, model.config.vocab_size) for target in targets)
-    networks = Table("network", "parameters", "FLOPs per token", "training memory", title="networks")
+    given = read_inputs(inputs) if inputs else planning_inputs(model, sequence_length)
+    small, large = (network_cost(target, given) for target in targets)
+    unit = "tokens" if "input_ids" in given else "examples"
+    networks = Table("network", "parameters", f"FLOPs per {unit[:-1]}", "training memory", title="networks")
     for name, cost in (("small", small), ("large", large)):
         memory = f"{cost.training_bytes / 2**30:.2f} GiB"
         networks.add_row(name, f"{cost.parameters:,}", f"{cost.flops_per_token:.3e}", memory)
-    table = Table("route", "tokens small", "tokens large", "FLOPs", "of scratch", title="routes")
+    table = Table("route", f"{unit} small", f"{unit} large", "FLOPs", "of scratch", title="routes")
     found = routes(small, large, budget, before)
     for route in found:
         share = f"{route.flops / found[0].flops:.0%}"
@@ -308,12 +335,15 @@ def plan(
     Console().print(networks, table)
 
 
-def verify(small: str, big: str, trust_remote_code: bool) -> int:
+def verify(small: str, big: str, trust_remote_code: bool, drop: Sequence[str] = (), inputs: Path | None = None) -> int:
     _quiet()
     from meristem.certificates import verify
     from meristem.checkpoints import open_streamed
+    from meristem.cli.inputs import read_inputs
 
-    certificate = verify(open_streamed(small, trust_remote_code), open_streamed(big, trust_remote_code))
+    given = read_inputs(inputs) if inputs else None
+    models = [open_streamed(source, trust_remote_code, drop) for source in (small, big)]
+    certificate = verify(models[0], models[1], given)
     table = Table("measured", "value", title=f"{small} against {big}")
     for key, value in certificate.as_dict().items():
         table.add_row(key, f"{value:.3e}" if isinstance(value, float) else str(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -20,8 +21,23 @@ app = typer.Typer(
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A Hugging Face model directory or hub name.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write; it must not exist.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace OUT if all that it holds is Meristem's or save_pretrained's.")
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that the checkpoint brings along.")]
+Drop = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--drop", help="Tensors of SRC to leave out that its class has no place for, by name; * for anything."
+    ),
+]
+Inputs = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--inputs",
+        help="What the network is run on: a .safetensors, .npz or .json file of named tensors. Default: random.",
+    ),
+]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe file.")]
 RunDirectory = Annotated[Optional[Path], typer.Option("--out", help="Where the nodes are kept. Default: runs/NAME.")]
 ExecutorName = Annotated[
@@ -72,6 +88,10 @@ MoreOptions = Annotated[
 ]
 
 
+OUT_OF_MEMORY = (
+    "can't allocate memory|not enough memory|out of memory|Storage size calculation overflowed"  # torch's words
+)
+INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
 METHOD_FLAGS = (
     "width",
     "depth",
@@ -101,11 +121,11 @@ def _options(context: typer.Context) -> dict[str, Any]:
 
 
 @app.command()
-def inspect(source: Source, trust_remote_code: Trust = False) -> None:
+def inspect(source: Source, drop: Drop = None, trust_remote_code: Trust = False) -> None:
     """Show a network's axes, blocks and tensors, and how each is known."""
     from meristem.cli.commands import inspect as command
 
-    command(source, trust_remote_code)
+    command(source, trust_remote_code, drop or [])
 
 
 @app.command()
@@ -137,8 +157,10 @@ def grow(
     tied: Annotated[Optional[str], typer.Option(help="A tied head: keep or untie.")] = None,
     option: MoreOptions = None,
     verify: Prove = True,
+    inputs: Inputs = None,
     max_shard_size: ShardSize = "5GB",
     dry_run: DryRun = False,
+    drop: Drop = None,
     overwrite: Overwrite = False,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -146,7 +168,8 @@ def grow(
     from meristem.cli.commands import grow as command
 
     options, target = _options(context), (like, take_target_fields)
-    command(source, out, method, options, overwrite, trust_remote_code, verify, max_shard_size, dry_run, target)
+    flags = (overwrite, trust_remote_code, verify, max_shard_size, dry_run)
+    command(source, out, method, options, *flags, drop or [], inputs, target)
 
 
 @app.command()
@@ -162,6 +185,7 @@ def shrink(
     option: MoreOptions = None,
     max_shard_size: ShardSize = "5GB",
     dry_run: DryRun = False,
+    drop: Drop = None,
     overwrite: Overwrite = False,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -169,7 +193,8 @@ def shrink(
     from meristem.cli.commands import grow as command
 
     options = _options(context)
-    command(source, out, "weight_selection", options, overwrite, trust_remote_code, False, max_shard_size, dry_run)
+    method = "weight_selection"
+    command(source, out, method, options, overwrite, trust_remote_code, False, max_shard_size, dry_run, drop or [])
 
 
 @app.command()
@@ -182,7 +207,12 @@ def fuse(
     noise: Annotated[Optional[float], typer.Option(help="Symmetry-breaking noise of a self-fusion (relative).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     verify: Prove = True,
+    allow_differences: Annotated[
+        bool,
+        typer.Option("--allow-differences", help="Fuse parents that compute differently, all as the first one does."),
+    ] = False,
     max_shard_size: ShardSize = "5GB",
+    drop: Drop = None,
     overwrite: Overwrite = False,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -190,7 +220,20 @@ def fuse(
     from meristem.cli.commands import fuse as command
 
     parents, out = sources[:-1], Path(sources[-1])
-    command(parents, out, weights, norm, noise, seed, overwrite, trust_remote_code, verify, max_shard_size)
+    command(
+        parents,
+        out,
+        weights,
+        norm,
+        noise,
+        seed,
+        overwrite,
+        trust_remote_code,
+        verify,
+        max_shard_size,
+        drop or [],
+        allow_differences,
+    )
 
 
 @app.command()
@@ -220,7 +263,12 @@ def learn(
 def plan(
     context: typer.Context,
     source: Source,
-    tokens: Annotated[str, typer.Option(help="Token budget of training the target from scratch, such as 10M.")],
+    tokens: Annotated[
+        str,
+        typer.Option(
+            help="Budget of training the target from scratch, such as 10M: tokens, or examples of what has no tokens."
+        ),
+    ],
     method: Annotated[
         Optional[str], typer.Option(help="The growth methods, comma-separated. Default: hypercloning.")
     ] = None,
@@ -238,23 +286,29 @@ def plan(
     option: MoreOptions = None,
     small_tokens: Annotated[Optional[str], typer.Option(help="Tokens before growing. Default: G_stack's law.")] = None,
     sequence_length: Annotated[int, typer.Option(help="For counting attention.")] = 256,
+    inputs: Inputs = None,
+    drop: Drop = None,
+    trust_remote_code: Trust = False,
 ) -> None:
     """What a growth route will cost, before spending it: FLOPs, memory, and when to grow."""
     from meristem.cli.commands import plan as command
 
-    command(source, method, _options(context), tokens, small_tokens, sequence_length, like)
+    options, budget = _options(context), (tokens, small_tokens, sequence_length)
+    command(source, method, options, *budget, trust_remote_code, drop or [], inputs, like)
 
 
 @app.command()
 def verify(
     small: Annotated[str, typer.Argument(metavar="SMALL", help="The model before.")],
     big: Annotated[str, typer.Argument(metavar="BIG", help="The model after.")],
+    inputs: Inputs = None,
+    drop: Drop = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Measure whether two models compute the same function. Exit code 1 if they do not."""
     from meristem.cli.commands import verify as command
 
-    raise typer.Exit(command(small, big, trust_remote_code))
+    raise typer.Exit(command(small, big, trust_remote_code, drop or [], inputs))
 
 
 @app.command()
@@ -311,11 +365,22 @@ def main() -> None:
     try:
         app()
     except MeristemError as error:
-        print(f"meristem: {error}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, PreservationError) else 2)
-    except KeyboardInterrupt:
-        print("meristem: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        _leave(str(error), 1 if isinstance(error, PreservationError) else 2)
+    except OSError as error:
+        _leave(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
+            raise
+        _leave("there is not enough memory for this; ask for smaller sizes, or skip the proof with --no-verify", 2)
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code != INTERRUPTED:
+            raise
+        _leave("interrupted; nothing is left half-written. Run the same command again", INTERRUPTED)
+
+
+def _leave(message: str, code: int) -> None:
+    print(f"meristem: {message}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

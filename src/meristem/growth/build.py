@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from meristem.anatomy import Anatomy, Builder
-from meristem.anatomy.anatomy import folded
 from meristem.anatomy.inputs import device_of
 from meristem.anatomy.streamed import Piece, Weights, is_streamed, streamed, weights_of
+from meristem.anatomy.structure import folded
 from meristem.growth.apply import grow_pieces, grow_tensor
 from meristem.growth.plan import GrowthPlan
+
+LARGE = 1 << 22  # entries
 
 
 def in_float32(anatomy: Anatomy, model: nn.Module) -> nn.Module:
@@ -87,9 +92,25 @@ def skeleton(make: Callable[[], nn.Module]) -> nn.Module:
     """What `make` builds, with its parameters on the meta device and its buffers real, its ties made."""
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False), _uninitialised():
-        model = make()
+    for large in (LargeOnMeta(), contextlib.nullcontext()):
+        with init_empty_weights(include_buffers=False), _uninitialised(), large:
+            model = make()
+        if not any(buffer.is_meta for buffer in model.buffers()):
+            break  # else a large buffer is filled after it is made
     return _tied(model)  # outside: what is registered inside is never shared
+
+
+class LargeOnMeta(TorchFunctionMode):
+    """Large tensors that are made without values, as all large parameters are, get no memory either: the experts of one layer
+    may be larger than the machine's. Buffers are made with values, and stay real."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            sizes = args[0] if len(args) == 1 and not isinstance(args[0], int) else args
+            if math.prod(kwargs.get("size", sizes)) > LARGE:
+                kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
 
 
 def _unfilled(make: Callable[[], nn.Module]) -> nn.Module:

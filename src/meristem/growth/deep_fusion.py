@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy, Builder, TensorAnatomy
-from meristem.anatomy.anatomy import kind_of
 from meristem.anatomy.parts import is_frequencies, is_part, skipped_by
+from meristem.anatomy.structure import kind_of
 from meristem.anatomy.trace import norm_before_head, run_watched
 from meristem.errors import MeristemError
 from meristem.growth.alibi import has_alibi
+from meristem.growth.differences import check_alike
 from meristem.growth.modeling_grouped import group_sizes
 from meristem.growth.plan import GrowthPlan, axes_of
 from meristem.growth.tying import repair
+from meristem.growth.values import check_values
 
 JOINED = ("hidden", "ffn", "kv_heads")  # the kinds of axes that lie side by side; all others have to agree
 SELF_FUSION_NOISE = 0.1
@@ -44,6 +46,7 @@ class DeepFusion:
             self-fusion cancel. By default 0.1 when all parents are one network, which SGD could otherwise never tell apart, and none
             (nothing to cancel it) when they differ.
         seed: of the noise.
+        allow_differences: fuse networks whose configs say that they compute differently (see `differences`), all as the first does.
     """
 
     name: ClassVar[str] = "deep_fusion"
@@ -51,12 +54,10 @@ class DeepFusion:
     norm: Literal["plain", "equalised", "grouped"] = "plain"
     noise: float | None = None
     seed: int = 0
+    allow_differences: bool = False
 
     def __post_init__(self) -> None:
-        if self.norm not in ("plain", "equalised", "grouped"):
-            raise MeristemError(f"norm is plain, equalised or grouped, got {self.norm!r}")
-        if self.noise is not None and self.noise < 0:
-            raise MeristemError(f"noise must not be negative, got {self.noise}")
+        check_values(self)
 
     def convex(self, parents: int) -> tuple[float, ...]:
         """The weights of that many parents. Raises MeristemError unless they are positive and sum to 1."""
@@ -78,13 +79,17 @@ class DeepFusion:
             MeristemError: if the parents do not fit together, naming what differs.
         """
         sizes = joined_sizes(anatomies)
+        for number, other in enumerate(anatomies[1:] if not self.allow_differences else [], start=2):
+            check_alike(anatomies[0], other, number)
         first = anatomies[0].builder
+        mixed = len({frozenset((t.name, t.tied_to) for t in a.tensors.values() if t.tied_to) for a in anatomies}) > 1
         target = self._with_norms(first.resized(sizes, first.depths, {}), anatomies)
         maps = [_own_units(anatomies, parent, sizes) for parent in range(len(models))]
         fixes = [
-            repair(a, target, m, model, keep_tied=True) for a, m, model in zip(anatomies, maps, models, strict=True)
+            repair(a, target, m, model, keep_tied=not mixed)
+            for a, m, model in zip(anatomies, maps, models, strict=True)
         ]
-        untied = any(fix.untied for fix in fixes)
+        untied = mixed or any(fix.untied for fix in fixes)  # a tied and an untied head: both count, as two
         if untied:
             target = self._with_norms(first.resized(sizes, first.depths, {"tie_word_embeddings": False}), anatomies)
         streams = _stream_sizes(anatomies, models, inputs) if self.norm == "equalised" else [1.0] * len(models)

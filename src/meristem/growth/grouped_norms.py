@@ -41,11 +41,17 @@ def grouped_config(config: Any, model_class: type, groups: Sequence[int]) -> Any
     config_made, model_made = grouped_class(model_class)
     entries = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures", "auto_map")}
     made: Any = config_made(**{**entries, "norm_groups": "+".join(map(str, groups))})
-    stem = modeling_grouped.FILE.removesuffix(".py")
-    made.auto_map = {"AutoConfig": f"{stem}.{config_made.__name__}"}
-    made.auto_map |= dict.fromkeys(_auto_classes(model_class), f"{stem}.{model_made.__name__}")
+    made.auto_map = own_code(model_made)
     made.architectures = [model_made.__name__]
     return made
+
+
+def own_code(made: type) -> dict[str, str]:
+    """The `auto_map` of a class with grouped norms: it names the file that is shipped with it, and no other."""
+    stem = modeling_grouped.FILE.removesuffix(".py")
+    auto_map = {"AutoConfig": f"{stem}.{made.config_class.__name__}"}  # type: ignore[attr-defined]
+    stock = made.__mro__[1]
+    return auto_map | dict.fromkeys(_auto_classes(stock), f"{stem}.{made.__name__}")
 
 
 def known_class(entries: dict[str, Any]) -> type:

@@ -66,8 +66,13 @@ def shrink(
         anatomy, inputs: as for `grow`.
 
     Raises:
-        MeristemError: when the targets do not fit the network.
+        MeristemError: for a method that grows, or when the targets do not fit the network.
     """
+    growing = [chosen.name for chosen in as_list(method) if not chosen.shrinks]
+    if growing:
+        raise MeristemError(
+            f"{growing[0]} grows; shrink takes a method that shrinks, such as WeightSelection(hidden_size=...)"
+        )
     return Growth.of(model, method, anatomy=anatomy, inputs=inputs).model
 
 

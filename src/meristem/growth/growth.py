@@ -14,6 +14,7 @@ from meristem.anatomy import Anatomy
 from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
 from meristem.errors import MeristemError, PreservationError
 from meristem.growth.build import build, in_float32
+from meristem.growth.finite import check_finite
 from meristem.growth.like import like as growth_like
 from meristem.growth.method import Method, Methods, as_list
 from meristem.growth.optimizer import grown_optimizer
@@ -84,6 +85,7 @@ class Growth:
         if verify and steps.promised:
             certificate = certify(model, steps, inputs)
             if not certificate.holds:
+                check_finite(model, certificate)
                 steps, certificate = _second_try(model, methods, anatomy, inputs)
         elif verify:
             with contextlib.suppress(MeristemError):  # inputs that cannot be guessed; nothing was promised

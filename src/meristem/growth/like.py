@@ -125,7 +125,7 @@ def read_target(target: Any) -> Any:
     try:
         if path.is_file():
             return AutoConfig.for_model(**json.loads(path.read_text()))
-        return AutoConfig.from_pretrained(str(target))
+        return AutoConfig.from_pretrained(str(target), trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise MeristemError(
             f"{target}: no config.json, model directory or hub name of a known model: {error}"

@@ -18,6 +18,7 @@ from meristem.errors import MeristemError
 from meristem.growth.norm_statistics import keep_statistics, norms_are_kept
 from meristem.growth.plan import GrowthPlan, LayerMap, layer_order, sizes_after
 from meristem.growth.tying import repair
+from meristem.growth.values import check_values
 
 Weights = Mapping[str, Tensor]
 
@@ -38,6 +39,10 @@ class Method(ABC):
     """A growth method. Subclasses are frozen dataclasses whose fields are the method's options."""
 
     name: ClassVar[str]
+    shrinks: ClassVar[bool] = False  # makes smaller networks, not larger ones
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     @abstractmethod
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:

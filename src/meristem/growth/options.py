@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from meristem.errors import MeristemError, nearest
 from meristem.growth.method import Method
@@ -17,26 +17,33 @@ def build_methods(
     """One method for each name; an option goes to every method that has it.
 
     Raises:
-        MeristemError: for an unknown method, an option that none of the methods has, or a value that is not one of the
-            option's choices.
+        MeristemError: for an unknown method, an option that none of the methods has, or a value that an option cannot have.
     """
     for name in names:
         if name not in methods:
             raise MeristemError(f"unknown method {name!r}; {nearest(name, methods)}")
-    known = {name: typing.get_type_hints(methods[name]) for name in names}
     fields = {name: [f.name for f in dataclasses.fields(methods[name])] for name in names}
-    for option, value in options.items():
+    for option in options:
         owners = [name for name in names if option in fields[name]]
         if not owners:
             every = {field for name in names for field in fields[name]}
-            raise MeristemError(f"{' and '.join(names)} has no option {option!r}; {nearest(option, every)}")
-        for name in owners:
-            _check_choice(name, option, value, known[name][option])
-    return [methods[name](**{o: v for o, v in options.items() if o in fields[name]}) for name in names]
+            elsewhere = [
+                name for name, method in methods.items() if option in {f.name for f in dataclasses.fields(method)}
+            ]
+            hint = (
+                f"{', '.join(elsewhere)} have it: --method {names[0]},{elsewhere[0]}"
+                if elsewhere
+                else nearest(option, every)
+            )
+            raise MeristemError(f"{' and '.join(names)} has no option {option!r}; {hint}")
+    return [methods[name](**_own(options, fields[name], typing.get_type_hints(methods[name]))) for name in names]
 
 
-def _check_choice(method: str, option: str, value: Any, hint: Any) -> None:
-    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
-        raise MeristemError(
-            f"{method}: {option} is one of {', '.join(map(repr, typing.get_args(hint)))}, got {value!r}"
-        )
+def _own(options: Mapping[str, Any], fields: Sequence[str], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's own options; "true" and "false", as a command line says them, where they are meant."""
+    words = {"true": True, "yes": True, "false": False, "no": False}
+    return {
+        option: words.get(str(value).lower(), value) if hints[option] is bool else value
+        for option, value in options.items()
+        if option in fields
+    }

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, Layout, UnitMap
 from meristem.anatomy import Anatomy, BlockList, Builder, TensorAnatomy
-from meristem.anatomy.anatomy import folded
+from meristem.anatomy.structure import folded
 from meristem.anatomy.parts import with_parts
 from meristem.errors import AnatomyError
 

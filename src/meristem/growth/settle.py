@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from meristem.algebra import Layout
 from meristem.anatomy import Anatomy, Dimension, Multiplier, TensorAnatomy
-from meristem.anatomy.anatomy import folded
 from meristem.anatomy.conventions import CONCATENATED, GROUPED
 from meristem.anatomy.inputs import example_inputs, logits_of
 from meristem.anatomy.parts import is_part, whole_of
+from meristem.anatomy.structure import folded
 from meristem.errors import MeristemError
 from meristem.growth.build import build
 from meristem.growth.hypercloning import HyperCloning

@@ -59,9 +59,7 @@ class Stacking(DepthMethod):
     decoder_layers: str | Sequence[int] | None = None
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
-        """Raises MeristemError for an unknown order, a factor that is no whole number, or layers that there are not."""
-        if self.order not in ("stack", "interpolate"):
-            raise MeristemError(f"stacking: order is 'stack' or 'interpolate', got {self.order!r}")
+        """Raises MeristemError for a factor that is no whole number, or layers that there are not."""
         listed = self._listed(anatomy)
         if listed:
             maps = {axis: in_order(text, anatomy.depths[axis], self.name) for axis, text in listed.items()}

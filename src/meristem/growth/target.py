@@ -27,11 +27,11 @@ def grown_anatomy(plan: GrowthPlan) -> Anatomy:
         BlockList(b.axis, b.prefix, len(plan.layers[b.axis]) if b.axis in plan.layers else b.length)
         for b in source.blocks
     )
-    lengths = {**sizes, **{block.axis: block.length for block in blocks}}
+    sizes.update({block.axis: block.length for block in blocks})
     tensors = {name: _grown(plan, name, shape) for name, shape in plan.shapes.items()}
     for tensor in tensors.values():
         for position, dimension in enumerate(tensor.dimensions):
-            expected = dimension.layout.size({axis: lengths[axis] for axis in dimension.layout.axes()})
+            expected = dimension.layout.size(sizes)
             if expected != tensor.shape[position]:
                 raise AnatomyError(
                     f"dimension {position} of {tensor.name} should measure {dimension.layout} = {expected}, and measures "

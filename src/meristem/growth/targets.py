@@ -19,6 +19,7 @@ SIZED = (
     "positions",
     "rank",
 )  # the kinds that can change
+LARGEST_WIDTH, LARGEST_DEPTH = 1 << 26, 1 << 16  # beyond that a number is a slip of the keyboard
 ATTENTION_SCOPES = ("", "encoder_", "decoder_")  # whose heads num_attention_heads names
 
 
@@ -91,6 +92,10 @@ def width_targets(
     for axis, size in sizes.items():
         if not shrink and anatomy.axes[axis].kind == "group" and _regrouped(anatomy, method, axis, sizes):
             continue
+        if size > LARGEST_WIDTH:
+            raise MeristemError(
+                f"{method}: {axis} of {size:,} is more than any network has ({LARGEST_WIDTH:,} at most)"
+            )
         if (size > anatomy.sizes[axis]) if shrink else (size < anatomy.sizes[axis]):
             raise MeristemError(
                 f"{method} {'shrinks' if shrink else 'grows'}: asked for {axis} of {size}, the network has "
@@ -253,6 +258,10 @@ def depth_targets(
     targets = {axis: num_hidden_layers or length * depth for axis, length in anatomy.depths.items()} | dict(more or {})
     for axis, target in targets.items():
         length = anatomy.depths[axis]
+        if target > LARGEST_DEPTH:
+            raise MeristemError(
+                f"{method}: {target:,} {axis} are more than any network has ({LARGEST_DEPTH:,} at most)"
+            )
         if (target > length) if shrink else (target < length):
             raise MeristemError(
                 f"{method} {'shrinks' if shrink else 'grows'}: asked for {target} {axis}, the network has {length}; "

@@ -34,6 +34,7 @@ class WeightSelection(Method):
     """
 
     name: ClassVar[str] = "weight_selection"
+    shrinks: ClassVar[bool] = True
     hidden_size: int | None = None
     intermediate_size: int | None = None
     num_attention_heads: int | None = None
@@ -108,7 +109,7 @@ def _unit_squares(anatomy: Anatomy, tensor: TensorAnatomy, position: int, axis: 
             factors.append(factor)
         else:
             return nothing
-    squares = weight.detach().double().pow(2).movedim(position, 0).flatten(1 if weight.dim() > 1 else 0)
+    squares = weight.detach().cpu().double().pow(2).movedim(position, 0).flatten(1 if weight.dim() > 1 else 0)
     squares = squares.sum(-1) if weight.dim() > 1 else squares
     shape = [anatomy.sizes[f] if isinstance(f, str) else f for f in factors]
     here = factors.index(axis)

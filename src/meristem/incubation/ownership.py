@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor, nn
 
 from meristem.anatomy import Anatomy
-from meristem.anatomy.anatomy import BlockList
+from meristem.anatomy.structure import BlockList
 from meristem.anatomy.trace import run_watched
 from meristem.incubation.division import Division
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from meristem.anatomy import Anatomy
-from meristem.anatomy.anatomy import kind_of
+from meristem.anatomy.structure import kind_of
 from meristem.errors import MeristemError, nearest
 from meristem.kernels.mixture import Granularity, Mixing, Mixture
 from meristem.subnetworks.path import generator

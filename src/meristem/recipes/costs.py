@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from meristem.anatomy import Anatomy, Builder
-from meristem.anatomy.flops import training_flops
+from meristem.anatomy.flops import forward_flops, training_flops
+from meristem.anatomy.inputs import example_inputs
 from meristem.anatomy.streamed import weights_of
+from meristem.errors import MeristemError, first_line
 from meristem.growth.method import Method
 from meristem.growth.plan import sizes_after
 from meristem.recipes.tasks.language import example_tokens
@@ -19,20 +21,54 @@ from meristem.recipes.tasks.language import example_tokens
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """Parameters, training FLOPs per token at a sequence length, and bytes of weights, gradients and Adam's moments."""
+    """Parameters, training FLOPs per token (per example where there are no tokens), and bytes of weights, gradients and moments."""
 
     parameters: int
     flops_per_token: float
     training_bytes: int
 
 
-def network_cost(model: nn.Module, sequence_length: int, vocab_size: int) -> NetworkCost:
+def network_cost(model: nn.Module, inputs: Mapping[str, Tensor]) -> NetworkCost:
     """The cost of training `model`, which may be on the meta device. Bytes are for float32 throughout (4 x 4 bytes for each
-    parameter), activations not included."""
+    parameter), activations not included.
+
+    Args:
+        inputs: keyword arguments of forward. With labels, forward and backward are counted; without, the forward pass three times.
+
+    Raises:
+        MeristemError: if the network does not run on these inputs without values.
+    """
     parameters = sum(p.numel() for p in model.parameters())
-    with torch.device(next(model.parameters()).device):
-        flops = training_flops(model, example_tokens(sequence_length, vocab_size))
-    return NetworkCost(parameters, flops / sequence_length, 16 * parameters)
+    try:
+        with torch.device(next(model.parameters()).device):
+            flops = training_flops(model, inputs) if "labels" in inputs else 3 * forward_flops(model, inputs)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
+        raise MeristemError(
+            f"the cost of {type(model).__name__} cannot be counted on {shapes}: {first_line(error)}; pass inputs of its own (--inputs)"
+        ) from error
+    return NetworkCost(parameters, flops / units(inputs), 16 * parameters)
+
+
+def units(inputs: Mapping[str, Tensor]) -> int:
+    """How many tokens these inputs have, or, without tokens, how many examples."""
+    tokens = inputs.get("input_ids")
+    return tokens.numel() if tokens is not None else len(next(iter(inputs.values())))
+
+
+def planning_inputs(model: nn.Module, sequence_length: int) -> dict[str, Tensor]:
+    """What a plan is counted on: for a causal language model tokens with their labels, else one random example.
+
+    Raises:
+        MeristemError: for a network whose inputs cannot be guessed.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    text = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    length = min(sequence_length, getattr(text, "max_position_embeddings", None) or sequence_length)
+    if type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        return example_tokens(length, text.vocab_size)
+    return example_inputs(model, batch_size=1, sequence_length=length)
 
 
 def planned_target(model: nn.Module, methods: Sequence[Method]) -> nn.Module:

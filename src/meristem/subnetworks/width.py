@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, Layout
 from meristem.anatomy import Anatomy
-from meristem.anatomy.anatomy import kind_of
 from meristem.anatomy.parts import is_part, whole_of
+from meristem.anatomy.structure import kind_of
 from meristem.errors import MeristemError
 from meristem.subnetworks.blocks import Blocks, lists_of_blocks
 from meristem.subnetworks.path import Path, generator

@@ -1,0 +1,109 @@
+"""What a model directory holds besides its weights: tokenizers, processors, templates, licences. It travels along, by rule.
+
+Left behind, and said so, are weights in other formats or for other networks (those in subdirectories), code unless it is trusted,
+and what belongs to a run. Hidden files (`.git`, `.cache`) are no part of the model.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from meristem.errors import MeristemError
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack",
+           "*.msgpack.index.json", "*.onnx", "*.onnx_data", "*.gguf", "*.ot", "*.npz", "*.npy", "*.pkl", "*.pickle", "*.distcp",
+           "*.tflite", "*.mlmodel")  # fmt: skip
+OWN_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+CODE = ("*.py", "*.pyc", "*.so", "*.sh", "*.ipynb")
+RUN = (
+    "trainer_state.json",
+    "optimizer*",
+    "scheduler.*",
+    "rng_state*",
+    "events.out.tfevents.*",
+    "runs",
+    "wandb",
+    "logs",
+)
+WRITTEN = ("config.json", "generation_config.json", "meristem.json", "README.md", "modeling_grouped.py")
+
+
+@dataclass(frozen=True)
+class Companions:
+    """Paths in the source, relative to it: what is copied, and what is not."""
+
+    copied: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def companions(source: Path, trust_remote_code: bool = False, out: Path | None = None) -> Companions:
+    """What travels along from a model directory.
+
+    Args:
+        trust_remote_code: whether code travels, too.
+        out: a directory being written, which may lie in the source and is no part of it.
+
+    Raises:
+        MeristemError: if the source cannot be listed.
+    """
+    copied, left = [], []
+    try:
+        for name in sorted(os.listdir(source)):
+            path = source / name
+            if name.startswith(".") or name in WRITTEN or path.name == "__pycache__" or _is(path, out):
+                continue
+            if path.is_symlink() and path.is_dir():
+                left.append(f"{name}/")
+                continue
+            if path.is_dir():
+                below = [f"{name}/{inner}" for inner in _files(path, out)]
+                if _matches(name, RUN) or any(_matches(inner, WEIGHTS) for inner in below):
+                    left.append(f"{name}/")
+                    continue
+            else:
+                below = [name]
+            for inner in below:
+                if _matches(inner, OWN_WEIGHTS) and "/" not in inner:
+                    continue
+                stays = (
+                    _matches(inner, WEIGHTS)
+                    or _matches(inner, RUN)
+                    or (_matches(inner, CODE) and not trust_remote_code)
+                )
+                (left if stays else copied).append(inner)
+    except OSError as error:
+        raise MeristemError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
+    return Companions(tuple(copied), tuple(left))
+
+
+def copy_companions(source: Path, out: Path, names: Sequence[str]) -> None:
+    """Copy these files, unless `out` has its own. Raises OSError."""
+    for name in names:
+        if not (out / name).exists():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, out / name)
+
+
+def _files(directory: Path, out: Path | None) -> Iterator[str]:
+    """Paths below it of all files; links to directories are not followed, hidden entries are left out."""
+    for name in sorted(os.listdir(directory)):
+        path = directory / name
+        if name.startswith(".") or name == "__pycache__" or _is(path, out):
+            continue
+        if not path.is_dir():
+            yield name
+        elif not path.is_symlink():
+            yield from (f"{name}/{inner}" for inner in _files(path, out))
+
+
+def _is(path: Path, out: Path | None) -> bool:
+    return out is not None and os.path.realpath(path) == os.path.realpath(out)
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(path.rpartition("/")[2], pattern) for pattern in patterns)

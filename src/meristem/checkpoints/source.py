@@ -1,0 +1,150 @@
+"""From what a user names, a directory or a model of the hub, to files on this disk, with nothing run and nothing trusted."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meristem.checkpoints.other_formats import ADAPTER, no_model_here
+from meristem.errors import MeristemError, first_line
+from meristem.growth.grouped_norms import is_grouped
+
+HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+COMMIT = re.compile(r"^[0-9a-f]{40}$")
+OTHER_WEIGHTS = (
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx*",
+    "*.gguf",
+    "*.ot",
+    "*/*.safetensors",
+)
+QUANTISED = ("quantization_config", "compression_config")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model directory; `name` is what the user called it, `revision` the commit of the hub that it is (None: a directory)."""
+
+    name: str
+    path: Path
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def find_source(source: str | Source, trust_remote_code: bool = False) -> Source:
+    """The directory that a user names, or the hub's cache for a hub name, filled if need be; its config is judged first.
+
+    Raises:
+        MeristemError: if there is neither, if it is no model that can be read (`read_config`), or if the hub cannot be reached.
+    """
+    if isinstance(source, Source):
+        return source
+    path = Path(source)
+    try:
+        exists = path.exists()
+    except (OSError, ValueError) as error:
+        raise MeristemError(f"{source} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if exists:
+        read_config(Source(source, path), trust_remote_code)
+        return Source(source, path)
+    if not HUB_NAME.match(source) or source.startswith("."):
+        raise MeristemError(f"{source}: no such directory{_close_by(path)}, and no hub name either (owner/name)")
+    described = _snapshot(source, allow_patterns=["config.json", ADAPTER])
+    revision = described.name if COMMIT.match(described.name) else None
+    read_config(Source(source, described, revision), trust_remote_code)
+    unwanted = [*OTHER_WEIGHTS, *([] if trust_remote_code else ["*.py"])]
+    return Source(source, _snapshot(source, ignore_patterns=unwanted, revision=revision), revision)
+
+
+def _snapshot(name: str, **options: Any) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, **options))
+    except Exception as error:
+        raise MeristemError(
+            f"{name}: no such directory{_close_by(Path(name))}, and it cannot be fetched from the hub: {first_line(error)}"
+        ) from error
+
+
+def _close_by(path: Path) -> str:
+    """A directory beside it of nearly the same name."""
+    try:
+        beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    except (OSError, ValueError):
+        return ""
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    return f" (did you mean {path.parent / close[0]}?)" if close else ""
+
+
+def read_config(source: Source, trust_remote_code: bool = False) -> dict[str, Any]:
+    """The entries of its config.json, as transformers would read them.
+
+    Raises:
+        MeristemError: if there is no config.json or it cannot be read; for adapters and quantised weights, which have no units to
+            grow; and if it wants code to be run that is not transformers' own and `trust_remote_code` is not set.
+    """
+    entries = _entries(source)
+    if (source.path / ADAPTER).exists():
+        raise MeristemError(
+            f"{source} holds a PEFT adapter ({ADAPTER}); merge it into its base model first: "
+            "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(DIRECTORY)"
+        )
+    for path, value in _everywhere(entries):
+        if path.rpartition(".")[-1] in QUANTISED and value:
+            raise MeristemError(f"{source} is quantised ({path} in config.json); use the weights that it was made from")
+    if not trust_remote_code:
+        made_here = is_grouped(entries.get("model_type"))  # a class that Meristem makes, whatever code the config names
+        for path, value in _everywhere(entries):
+            key = path.rpartition(".")[-1]
+            code = key == "auto_map" and value and not (made_here and path == "auto_map")
+            kernel = key.endswith("_implementation") and any("/" in str(v) for _, v in _everywhere({key: value}))
+            if code or kernel:
+                brings = "brings its own code" if code else "wants code from the hub"
+                raise MeristemError(f"{source} {brings} ({path}: {value}); pass --trust-remote-code to run it")
+    return entries
+
+
+def _entries(source: Source) -> dict[str, Any]:
+    config = source.path / "config.json"
+    try:
+        if not source.path.is_dir() or not config.is_file():
+            raise no_model_here(source.path)
+        entries = json.loads(config.read_text())
+    except OSError as error:
+        raise MeristemError(f"{error.filename or config} cannot be read: {error.strerror or error}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MeristemError(f"{config} is not valid JSON: {error}") from error
+    if not isinstance(entries, dict):
+        raise MeristemError(f"{config} holds a {type(entries).__name__}, not an object")
+    if "configuration_files" in entries:  # transformers reads another file for some of its versions
+        from transformers import PretrainedConfig
+
+        try:
+            entries, _ = PretrainedConfig.get_config_dict(source.path)
+        except Exception as error:
+            raise MeristemError(
+                f"{config} names configuration files that cannot be read: {first_line(error)}"
+            ) from error
+    return entries
+
+
+def _everywhere(entries: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of every entry, however deep."""
+    items = entries.items() if isinstance(entries, dict) else enumerate(entries) if isinstance(entries, list) else ()
+    for key, value in items:
+        below = f"{path}.{key}" if path else str(key)
+        yield below, value
+        yield from _everywhere(value, below)

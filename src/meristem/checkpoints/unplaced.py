@@ -1,0 +1,63 @@
+"""Tensors in the files that the architecture has no place for: they would be gone from what is written, so they are named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import PurePath
+
+from torch import nn
+
+from meristem.checkpoints.source import Source
+from meristem.errors import MeristemError
+
+
+def check_unplaced(
+    source: Source, model: nn.Module, unplaced: Mapping[str, tuple[int, ...]], drop: Sequence[str]
+) -> None:
+    """Raises MeristemError if any of `unplaced` ({name in the files: shape}) was learned, unless `drop` has a pattern for it."""
+    lost = [name for name in unplaced if not any(fnmatch(name, pattern) for pattern in drop)]
+    lost = [name for name in lost if not _not_learned(model, name, unplaced[name])]
+    if lost:
+        shown = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
+        flags = " ".join(f"--drop {pattern!r}" for pattern in _patterns(lost))
+        raise MeristemError(
+            f"{source}: {type(model).__name__} has no place for {len(lost)} tensors of its files ({shown}), which would be "
+            f"lost; pass {flags} to leave them out, or name the class that has them in config.json"
+        )
+
+
+def _not_learned(model: nn.Module, name: str, shape: tuple[int, ...]) -> bool:
+    """A buffer that the architecture computes (rotary frequencies, position numbers), a causal mask as old checkpoints of GPT-2
+    have them, or what its class says it never reads inside of a module that it has. Whole modules that a class leaves out, such
+    as layers for multi-token prediction, were learned."""
+    if (shape[:2] == (1, 1) and len(shape) == 4 and shape[2] == shape[3]) or name.endswith(".masked_bias"):
+        return True
+    end = PurePath(*name.split(".")[-2:])
+    if any(PurePath(*buffer.split(".")[-2:]) == end for buffer, _ in model.named_buffers()):
+        return True
+    patterns = [p for m in model.modules() for p in getattr(m, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    return any(re.search(pattern, name) for pattern in patterns) and _inside_a_module(model, name)
+
+
+def _inside_a_module(model: nn.Module, name: str) -> bool:
+    """Whether the deepest module on the way to it is one that computes something: neither a list nor the network itself."""
+    modules = dict(model.named_modules())
+    prefix = str(getattr(model, "base_model_prefix", ""))
+    parts = name.split(".")[:-1]
+    for length in range(len(parts), 0, -1):
+        path = ".".join(parts[:length])
+        found = modules.get(path) or modules.get(f"{prefix}.{path}")
+        if found is not None:
+            return not isinstance(found, nn.ModuleList | nn.ModuleDict) and path != prefix
+    return False
+
+
+def _patterns(names: Sequence[str]) -> list[str]:
+    """At most three that match all of them, as long as can be."""
+    for length in range(max(name.count(".") for name in names), 0, -1):
+        stems = {".".join(name.split(".")[:length]) for name in names}
+        if len(stems) <= 3:
+            return sorted(stem if stem in names else f"{stem}.*" for stem in stems)
+    return ["*"]

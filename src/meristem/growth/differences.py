@@ -1,0 +1,62 @@
+"""In what two networks of one architecture compute differently, as their configs say: no one config computes both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from meristem.anatomy import Anatomy
+from meristem.anatomy.huggingface import HuggingFaceBuilder
+from meristem.errors import MeristemError
+
+INERT = re.compile(  # entries that name, describe, initialise or train a network, or steer what generates with it
+    r"(.*_)?(name_or_path|transformers_version|architectures|auto_map|dtype|torch_dtype|model_type|id2label|label2id|tokenizer_class|"
+    r"problem_type|task_specific_params|finetuning_task|use_cache|return_dict|output_attentions|output_hidden_states|"
+    r"output_router_logits|is_decoder_only|pretraining_tp|tie_word_embeddings|chunk_size_feed_forward)"
+    r"|(bos|eos|sep|cls|mask|decoder_start|forced_bos|forced_eos)_token_id"
+    r"|.*(dropout|dropout_rate|dropout_prob|_pdrop|layerdrop|drop_path_rate|_drop)|.*initializer.*|.*init_std|.*aux_loss_coef|.*jitter_noise"
+    r"|mask_(time|feature)_.*|apply_spec_augment|.*_loss_.*|.*loss_coef(ficient)?|norm_groups|_.*"
+)
+Difference = tuple[str, Any, Any]
+
+
+def differences(first: Anatomy, other: Anatomy) -> list[Difference]:
+    """(entry of the config, its value in the first, in the other) for all that changes what is computed.
+
+    What follows from sizes is no difference: the first one's config is compared at the other's sizes. Tying is none either, since
+    a fusion of tied with untied networks has both heads. Networks that were not built from a config have no entries to compare.
+
+    Raises:
+        MeristemError: if the first one's architecture cannot have the other's sizes.
+    """
+    if not isinstance(first.builder, HuggingFaceBuilder) or not isinstance(other.builder, HuggingFaceBuilder):
+        return []
+    alike: Any = first.builder.resized(other.builder.sizes, other.builder.depths, {})
+    ours, theirs = (dict(_entries(builder.config.to_dict())) for builder in (alike, other.builder))
+    return [
+        (entry, ours.get(entry), theirs.get(entry))
+        for entry in sorted(ours.keys() | theirs.keys())
+        if ours.get(entry) != theirs.get(entry) and not any(INERT.fullmatch(part) for part in entry.split("."))
+    ]
+
+
+def check_alike(first: Anatomy, other: Anatomy, number: int) -> None:
+    """Raises MeristemError, naming the entries, if network `number` computes otherwise than the first."""
+    found = differences(first, other)
+    if found:
+        shown = ", ".join(f"{entry}: {ours!r} and {theirs!r}" for entry, ours, theirs in found[:6])
+        raise MeristemError(
+            f"networks 1 and {number} compute differently ({shown}); fused, the latter would run as the former does. Pass "
+            "allow_differences=True (--allow-differences) to do that all the same: the certificate then shows the gap"
+        )
+
+
+def _entries(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every entry that is not a dictionary itself."""
+    for key, value in config.items():
+        name = f"{path}.{key}" if path else str(key)
+        if isinstance(value, dict) and value:
+            yield from _entries(value, name)
+        else:
+            yield name, list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,223 @@
+"""Output directories: whole or not at all, one writer at a time, and never at the cost of somebody else's files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import meristem as ms
+from meristem.checkpoints import directory, exchange
+from meristem.checkpoints.directory import MANIFEST, atomic_directory, check_place
+
+
+def write(place: Path, content: str, overwrite: bool = False, **options) -> None:
+    with atomic_directory(place, overwrite, **options) as partial:
+        (partial / "config.json").write_text(content)
+        (partial / "below").mkdir()
+        (partial / "below" / "more.txt").write_text(content)
+
+
+def read(place: Path) -> str:
+    texts = {(place / "config.json").read_text(), (place / "below" / "more.txt").read_text()}
+    assert len(texts) == 1  # the directory is one writer's
+    return texts.pop()
+
+
+def test_what_meristem_wrote_is_replaced(tmp_path):
+    write(tmp_path / "out", "one")
+    with pytest.raises(ms.MeristemError, match="exists; choose another place or pass --overwrite"):
+        write(tmp_path / "out", "two")
+    assert read(tmp_path / "out") == "one"
+    write(tmp_path / "out", "two", overwrite=True)
+    assert read(tmp_path / "out") == "two"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "below/mine.txt", ".git/HEAD", "checkpoint-5/model.safetensors", "run.py"]
+)
+def test_what_others_wrote_stops_it(tmp_path, name):
+    write(tmp_path / "out", "one")
+    (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / name).write_text("months of work")
+    with pytest.raises(ms.MeristemError, match=f"holds {name}, which neither Meristem nor save_pretrained wrote"):
+        write(tmp_path / "out", "two", overwrite=True)
+    assert (tmp_path / "out" / name).read_text() == "months of work"
+    assert read(tmp_path / "out") == "one"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_comes_while_it_writes_stops_it_too(tmp_path):
+    write(tmp_path / "out", "one")
+    with pytest.raises(ms.MeristemError, match=r"holds notes.txt"), atomic_directory(tmp_path / "out", True):
+        (tmp_path / "out" / "notes.txt").write_text("months of work")
+    with pytest.raises(ms.MeristemError, match="exists"), atomic_directory(tmp_path / "new"):
+        (tmp_path / "new").mkdir()
+    assert sorted(os.listdir(tmp_path)) == ["new", "out"]
+
+
+def test_a_directory_of_save_pretrained_is_replaced(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "README.md").write_text("a project of its own")  # no model yet
+    with pytest.raises(ms.MeristemError, match=r"holds README.md"):
+        write(out, "new", overwrite=True)
+    for name in ("config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json"):
+        (out / name).write_text("{}")
+    write(out, "new", overwrite=True)
+    assert read(out) == "new"
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty", "new", overwrite=True)
+
+
+def test_out_is_not_the_source_nor_around_it(tmp_path, monkeypatch):
+    write(tmp_path / "models" / "small", "source")
+    (tmp_path / "link").symlink_to(tmp_path / "models")
+    for out in (tmp_path / "models" / "small", tmp_path / "models", tmp_path, tmp_path / "link"):
+        with pytest.raises(ms.MeristemError, match=r"(is|contains) the source"):
+            write(out, "new", overwrite=True, sources=[tmp_path / "link" / "small"])
+    monkeypatch.chdir(tmp_path / "models" / "small")
+    for out in (".", "..", "/", "../small"):
+        with pytest.raises(ms.MeristemError, match="is or contains the working directory"):
+            write(Path(out), "new", overwrite=True)
+    assert read(tmp_path / "models" / "small") == "source"
+
+
+def test_links_and_files(tmp_path):
+    write(tmp_path / "real", "one")
+    (tmp_path / "link").symlink_to("real")
+    write(tmp_path / "link", "two", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert read(tmp_path / "real") == "two"
+    (tmp_path / "ahead").symlink_to("later")
+    write(tmp_path / "ahead", "three")
+    assert read(tmp_path / "later") == "three"
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(ms.MeristemError, match="is a file"):
+        check_place(tmp_path / "file", overwrite=True)
+    with pytest.raises(ms.MeristemError, match="cannot write"):
+        write(tmp_path / "file" / "below", "four")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ms.MeristemError, match="cannot write"):
+        write(tmp_path / "loop", "four")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+@pytest.mark.parametrize(
+    "failing", ["mkdir", "sync", "exchange", "first rename", "second rename", "removal", "manifest"]
+)
+def test_a_failure_at_any_step_loses_nothing(tmp_path, monkeypatch, failing, can_exchange):
+    write(tmp_path / "out", "one")
+    renames, failing_rename = [], {"first rename": 1, "second rename": 2}.get(failing)
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    def rename(source, target):
+        renames.append((source, target))
+        return fail() if len(renames) == failing_rename else os.replace(source, target)
+
+    if not can_exchange:
+        monkeypatch.setattr(directory, "exchange", lambda one, other: False)
+    with monkeypatch.context() as patch:
+        patch.setattr(directory.os, "rename", rename)
+        if failing in ("sync", "exchange"):
+            patch.setattr(directory, failing, fail)
+        if failing == "mkdir":
+            patch.setattr(directory, "_new_beside", fail)
+        if failing == "manifest":
+            patch.setattr(directory, "_write_manifest", fail)
+        if failing == "removal":
+            patch.setattr(directory.shutil, "rmtree", lambda *_, **__: None)
+        try:
+            write(tmp_path / "out", "two", overwrite=True)
+            written = True
+        except ms.MeristemError as error:
+            assert "Input/output error" in str(error)  # noqa: PT017
+            written = False
+    assert written == (failing == "removal" or (can_exchange and "rename" in failing))
+    assert read(tmp_path / "out") == ("two" if written else "one")
+    write(tmp_path / "out", "three", overwrite=True)
+    assert read(tmp_path / "out") == "three"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_kill_between_two_renames_is_made_good(tmp_path):
+    write(tmp_path / "out", "one")
+    os.rename(tmp_path / "out", tmp_path / ".out.old")
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "config.json").write_text("half")
+    with pytest.raises(ms.MeristemError, match="exists"):
+        write(tmp_path / "out", "two")
+    assert read(tmp_path / "out") == "one"
+    os.rename(tmp_path / "out", tmp_path / ".out.old")
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "out", overwrite=True):
+        raise RuntimeError
+    assert read(tmp_path / "out") == "one"
+    (tmp_path / ".out.old").mkdir()
+    (tmp_path / ".out.old" / "mine").write_text("of somebody who likes hidden names")
+    write(tmp_path / "out", "two", overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == [".out.old", "out"]
+
+
+def test_two_writers(tmp_path):
+    """The second is told so, at once; when the first ends it may write."""
+    code = f"""
+from pathlib import Path
+from meristem.checkpoints.directory import atomic_directory
+from meristem.errors import MeristemError
+try:
+    with atomic_directory(Path({str(tmp_path / "out")!r}), overwrite=True): pass
+except MeristemError as error: print(error)
+"""
+    with atomic_directory(tmp_path / "out") as partial:
+        (partial / "config.json").write_text("one")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert "is being written by another process" in done.stdout
+        assert (partial / "config.json").read_text() == "one"
+    assert (tmp_path / "out" / "config.json").read_text() == "one"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not done.stdout
+    assert os.listdir(tmp_path / "out") == [MANIFEST]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_without_locks_names_keep_writers_apart(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(exchange.fcntl, "flock", unsupported)
+    monkeypatch.setattr(directory, "_clear_remains", lambda place: None)  # on another machine, a little earlier
+    with atomic_directory(tmp_path / "out", overwrite=True) as one, atomic_directory(tmp_path / "out", True) as other:
+        assert one != other
+        (one / "config.json").write_text("one")
+        (other / "config.json").write_text("other")
+    assert (tmp_path / "out" / "config.json").read_text() == "one"  # the last to end
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_parents_that_were_made_for_nothing_go(tmp_path):
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "a" / "b" / "out"):
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+    write(tmp_path / "a" / "b" / "out", "one")
+    assert read(tmp_path / "a" / "b" / "out") == "one"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="exchanged in one step on Linux")
+def test_the_exchange_is_one_step(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "name").write_text(name)
+    if not exchange.exchange(tmp_path / "one", tmp_path / "other"):
+        pytest.skip("this file system cannot")
+    assert (tmp_path / "one" / "name").read_text() == "other"
+    assert (tmp_path / "other" / "name").read_text() == "one"
+    with pytest.raises(FileNotFoundError):
+        exchange.exchange(tmp_path / "one", tmp_path / "nowhere")
