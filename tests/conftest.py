@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MERISTEM_CACHE", os.path.join(tempfile.gettempdir(), f"meristem-tests-{os.getuid()}"))
 
 import pytest
 import torch

@@ -54,3 +54,18 @@ def test_a_nan_never_holds():
     broken = pico.build("llama")
     broken.lm_head.weight.data.fill_(float("nan"))
     assert not ms.verify(pico.build("llama"), broken).holds
+
+
+def test_every_module_keeps_its_mode():
+    """A frozen batch norm in a network that trains stays frozen; parents of a fusion, held together for a while, stay as they are."""
+    small = pico.build("llama").train()
+    small.model.layers[0].eval()
+    modes = {name: module.training for name, module in small.named_modules()}
+    ms.verify(small, ms.grow(small, ms.HyperCloning(width=2)))
+    ms.fuse([small, small])
+    assert {name: module.training for name, module in small.named_modules()} == modes
+
+
+def test_networks_of_other_widths_are_compared_by_the_outputs_that_have_one_shape():
+    small = pico.build("t5")
+    assert ms.verify(small, ms.grow(small, ms.HyperCloning(width=2))).holds

@@ -17,7 +17,14 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"(pad|padding)_(token_)?id(x)?", 0),
     (r"bos_token_id|decoder_start_token_id", 1),
     (r"(eos|sep|cls|mask|unk|eod|blank)_token_id", 2),
-    (r"(image|audio|video|boi|eoi|boa|eoa|vision|timestamp)_.*(token_id|token_index|index)", 3),
+    (r"(image|img|image_pad)_(token_id|token_index|index)|image_token", 3),
+    (r"video_(token_id|token_index|index)", 4),
+    (r"(audio|sound)_(token_id|token_index|index)", 5),
+    (r"(vision|image|video)_(start|bos|begin)_(token_id|token_index|index)|boi_token_(id|index)", 6),
+    (r"(vision|image|video)_(end|eos)_(token_id|token_index|index)|eoi_token_(id|index)", 7),
+    (r"audio_(start|bos|begin)_(token_id|token_index|index)|boa_token_(id|index)", 8),
+    (r"audio_(end|eos)_(token_id|token_index|index)|eoa_token_(id|index)", 9),
+    (r"(image|audio|video|vision|timestamp)_.*(token_id|token_index|index)", 10),
     (
         r"vocab_size|.*_vocab_size|vocab_size_per_layer_input|ngram_vocab_size_base|n_tokens|encoder_hash_byte_group_vocab",
         96,
@@ -68,6 +75,17 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"(mamba_)?chunk_size", 8),
     (r"image_size", 64),
     (r"o_groups|embed_dim|d_latents", 32),
+    (r"mm_tokens_per_image", 4),
+    (r"(en|de)coder_num_attention_heads", HEADS),
+    (r"(en|de)coder_num_hidden_layers", LAYERS),
+    (r"output_channels|reassemble_hidden_size", WIDTH),
+    (r"upsample_groups", 16),
+    (r"num_queries|num_denoising", 8),
+    (
+        r"(out|text|output|llm|language|lm|target|adapter_(in|out)|proj(ector|ection)?|mm)_?(hidden_size|hidden_dim|dim)",
+        WIDTH,
+    ),
+    (r"(projection|proj|output|out|text_embed|vision_output|out_hidden)_?(dim|size|features)", WIDTH),
     (
         r"conv_dim|num_conv_pos_embeddings|codevector_dim|proj_codevector_dim|classifier_proj_size|output_hidden_size",
         16,
@@ -86,7 +104,27 @@ PER_LAYER = (
 
 
 # What single types need beyond their fields' names: their own consistency rules.
+SECTIONS = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+}  # of half a head
+RESNET = {"model_type": "resnet", "hidden_sizes": [16, 32, 64, 64], "embedding_size": 16, "depths": [1, 1, 1, 1]}
 SPECIAL: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "glm4v_text", "glm4v_moe_text", "glm_ocr_text",
+                     "glm_image_text", "glm46v_text", "paddleocr_vl_text", "hunyuan_vl_text", "ernie4_5_vl_moe_text"), SECTIONS),
+    **{detr: {"use_timm_backbone": False, "backbone": None, "backbone_config": {**RESNET, "out_indices": stages}}
+       for stages, names in (([4], ("detr", "conditional_detr", "dab-detr", "table-transformer")), ([2, 3, 4], ("deformable_detr",)))
+       for detr in names},
+    **{series: {"prediction_length": 8, "context_length": 16}
+       for series in ("autoformer", "informer", "time_series_transformer")},
+    **{dense: {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]} for dense in ("beit", "data2vec-vision")},
+    "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
+    "oneformer": {"conv_dim": 64, "mask_dim": 64, "hidden_dim": 64},
+    "layoutlmv3": {"hidden_size": 96, "coordinate_size": 16, "shape_size": 16, "input_size": 64, "image_size": 64},
+    "lilt": {"hidden_size": 96},
+    "hy_v4_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+    **{composite: {"image_token_index": 3} for composite in ("blip-2", "instructblip", "instructblipvideo")},
+    **{encoder: {"intermediate_size": 256} for encoder in ("voxtral_encoder", "voxtral_realtime_encoder")},
+    **{encoder: {"vocab_size": 96} for encoder in ("wav2vec2-bert", "wav2vec2-conformer")},
     "esm": {"vocab_size": 33, "token_dropout": False, "mask_token_id": 32, "pad_token_id": 1},
     "levit": {"hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "key_dim": [8, 8, 8], "depths": [2, 2, 2],
               "down_ops": [["Subsample", 8, 4, 4, 2, 2], ["Subsample", 8, 6, 4, 2, 2]], "image_size": 64},
@@ -157,7 +195,8 @@ def shrunk_entries(config: Any) -> dict[str, Any]:
         if isinstance(value, bool) or value is None or isinstance(getattr(type(config), name, None), property):
             continue
         if hasattr(value, "model_type"):
-            entries[name] = type(value)(**shrunk_entries(value))
+            switches = {n: v for n, v in value.to_diff_dict().items() if isinstance(v, bool)}
+            entries[name] = type(value)(**{**switches, **shrunk_entries(value)})
         elif isinstance(value, int):
             small = _small(name)
             if small is not None:
@@ -166,7 +205,19 @@ def shrunk_entries(config: Any) -> dict[str, Any]:
             cut = _small_list(name, list(value))
             if cut is not None:
                 entries[name] = cut
-    return {**entries, **SPECIAL.get(config.model_type, {})}
+        elif isinstance(value, dict) and "mrope_section" in value:  # shares of half a head
+            entries[name] = {**value, "mrope_section": [2, 3, 3]}
+    return {**entries, **_taken_out(config), **SPECIAL.get(config.model_type, {})}
+
+
+def _taken_out(config: Any) -> dict[str, Any]:
+    """What a backbone hands on: of as many stages as before; of plain layers, of as many layers as it hands on."""
+    indices = [i for i in vars(config).get("_out_indices") or () if isinstance(i, int)]
+    if len(indices) < 2 or not hasattr(config, "stage_names"):
+        return {}
+    if len(config.stage_names) < 8:
+        return {"out_indices": indices}
+    return {"num_hidden_layers": len(indices), "out_indices": list(range(1, len(indices) + 1))}
 
 
 def _small(name: str) -> int | None:
@@ -180,11 +231,15 @@ def _small_list(name: str, value: list) -> list | None:
         return (picked * LAYERS)[:LAYERS] if len(picked) < LAYERS else picked
     if re.fullmatch(r"eos_token_id", name):
         return [2]
+    if name == "image_grid_pinpoints":
+        return [[64, 128], [128, 64]]
     if all(isinstance(v, int) and not isinstance(v, bool) for v in value):
         if re.fullmatch(r"depths|num_block_repeats", name):
             return [2] * len(value)
         if re.fullmatch(r"hidden_sizes|embed_dims", name):
             return [16 * 2**i for i in range(len(value))]
+        if re.fullmatch(r"num_heads|num_attention_heads", name):
+            return [2] * len(value)
         if re.fullmatch(r"image_size", name):
             return [64] * len(value)
         if re.fullmatch(r"intermediate_size", name):
@@ -241,7 +296,7 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed + 1)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.dim() <= 1 or max(parameter.shape) == parameter.numel():
+        if parameter.dim() <= 1 or max(parameter.shape) == parameter.numel() or not parameter.numel():
             parameter.data += 0.2 * noise
         else:
             parameter.data = noise * parameter[0].numel() ** -0.5

@@ -49,6 +49,7 @@ _HOMES = {
     "majority": "meristem.kernels.majority",
     "mix_kernels": "meristem.kernels.majority",
     "deploy": "meristem.kernels.majority",
+    "MajorityKernels": "meristem.kernels.options",
     "MajorityCallback": "meristem.kernels.callback",
     "block_costs": "meristem.incubation.costs",
     "cached_prefix": "meristem.incubation.prefix_cache",
@@ -102,6 +103,7 @@ if TYPE_CHECKING:
     from meristem.kernels.majority import deploy as deploy
     from meristem.kernels.majority import majority as majority
     from meristem.kernels.majority import mix_kernels as mix_kernels
+    from meristem.kernels.options import MajorityKernels as MajorityKernels
     from meristem.subnetworks.callback import RaptrCallback as RaptrCallback
     from meristem.subnetworks.gate import subnetwork as subnetwork
     from meristem.subnetworks.schedule import BottomLayers as BottomLayers

@@ -1,7 +1,7 @@
 """Certificates: the measured proof that two networks compute the same function.
 
-What is measured. Both networks run on the same inputs with the weights that are stored, in float64 where the architecture
-can, else in float32, as do networks above `FLOAT64_LIMIT` parameters, whose float64 copies might not fit in memory. Both
+What is measured. Both networks run on the same inputs, and every tensor that they put out (`anatomy.inputs.outputs_of`) is
+compared, with the weights that are stored, in float64 where the architecture can, else in float32, as do networks above `FLOAT64_LIMIT` parameters, whose float64 copies might not fit in memory. Both
 run in their own dtype too, where a result that is not finite is a failure.
 
 How the tolerance is chosen. A right growth differs from its source by rounding only; a wrong one (a head out of place, a
@@ -20,25 +20,32 @@ from __future__ import annotations
 import copy
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from meristem.anatomy.finite import not_finite
+from meristem.errors import MeristemError, first_line
+
 FLOAT64_LIMIT = 500_000_000
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
+HUGE = 1e30  # of entries that stand for "never": they have to be the same, and do not set the scale
+Outputs = dict[str, Tensor]
 ROUNDINGS = 2  # the largest of many errors varies from draw to draw, and a list of methods rounds more than once
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was measured. `relative_error` is max |dlogit| / max |logit|; `holds` compares it with `tolerance`.
+    """What was measured. `relative_error` is max |difference| / max |value| of the output that differs most; `holds` compares
+    it with `tolerance`.
 
     Attributes:
         absolute_error, relative_error, kl_divergence, top1_agreement: of the stored weights, run in `dtype`. The divergence
-            KL(small || big) is a mean over positions, in nats; the agreement is the share of positions with the same argmax.
+            KL(small || big) is a mean over positions, in nats; the agreement is the share of positions with the same argmax
+            (both None for networks without logits).
         dtype: in which both were computed.
         tolerance: the bound for `relative_error`: that of `dtype`, plus `rounding_allowance`.
         inputs: which inputs, and whether they were given or random.
@@ -52,8 +59,8 @@ class Certificate:
 
     absolute_error: float
     relative_error: float
-    kl_divergence: float
-    top1_agreement: float
+    kl_divergence: float | None
+    top1_agreement: float | None
     dtype: str
     tolerance: float
     inputs: str
@@ -78,10 +85,10 @@ class Certificate:
         """One line for people."""
         own, unrounded = self.own_dtype_relative_error, self.unrounded_relative_error
         stored = f", weights in {self.stored_dtype}" if self.rounding_allowance else ""
-        line = (
-            f"relative logit error {self.relative_error:.1e} (tolerance {self.tolerance:.0e}, {self.dtype}{stored}), "
-            f"KL {self.kl_divergence:.1e}, top-1 agreement {self.top1_agreement:.1%}"
-        )
+        what = "output" if self.kl_divergence is None else "logit"
+        line = f"relative {what} error {self.relative_error:.1e} (tolerance {self.tolerance:.0e}, {self.dtype}{stored})"
+        if self.kl_divergence is not None:
+            line += f", KL {self.kl_divergence:.1e}, top-1 agreement {self.top1_agreement:.1%}"
         if unrounded is not None:
             line += f"; before rounding, {unrounded:.1e} (tolerance {self.unrounded_tolerance:.0e})"
         if own is not None and not math.isfinite(own):
@@ -93,51 +100,93 @@ class Certificate:
         return {"holds": self.holds, **asdict(self)}
 
 
-def verify(small: nn.Module, big: nn.Module, inputs: Mapping[str, Tensor] | None = None) -> Certificate:
-    """Run both networks on the same inputs, in evaluation mode, and compare their outputs: logits of the tokens that both have.
+Expected = Callable[
+    [Outputs, Outputs], Outputs
+]  # (the small network's outputs, the large one's): what the latter should be
+
+
+def verify(
+    small: nn.Module,
+    big: nn.Module,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    expected: Expected | None = None,
+) -> Certificate:
+    """Run both networks on the same inputs, in evaluation mode, and compare all their outputs.
 
     Args:
         small, big: two networks with the same inputs and outputs; neither is changed.
         inputs: keyword arguments of forward; random ones by default.
+        expected: what `big` should put out; what `small` does by default.
 
     Raises:
-        MeristemError: if the inputs cannot be guessed, or the outputs have different shapes.
+        MeristemError: if the inputs cannot be guessed or `big` does not take them, the outputs have different names or
+            shapes, or those of `small` are not numbers.
     """
     from meristem.anatomy.inputs import device_of, example_inputs
-    from meristem.errors import MeristemError
 
     described = "given" if inputs is not None else "random"
     inputs = dict(inputs) if inputs is not None else example_inputs(small)
-    described += ": " + ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
+    described += ": " + ", ".join(
+        f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else name for name, value in inputs.items()
+    )
     stored = stored_dtype(big)
-    a, b, dtype = _in_high_precision(small, big, inputs)
-    if a.shape != b.shape:
-        raise MeristemError(f"the outputs cannot be compared: shapes {tuple(a.shape)} and {tuple(b.shape)}")
-    log_a, log_b = a.log_softmax(-1), b.log_softmax(-1)
-    allowance = ROUNDINGS * _change_by_rounding(small, inputs, a, dtype, stored) if stored.itemsize < 4 else 0.0
+    ours, theirs, dtype = _in_high_precision(small, big, inputs, expected)
+    allowance = ROUNDINGS * _change_by_rounding(small, inputs, dtype, stored) if stored.itemsize < 4 else 0.0
+    error = _relative(ours, theirs)
     return Certificate(
-        absolute_error=float((a - b).abs().max()),
-        relative_error=_relative(a, b),
-        kl_divergence=float((log_a.exp() * (log_a - log_b)).sum(-1).mean()),
-        top1_agreement=float((a.argmax(-1) == b.argmax(-1)).double().mean()),
+        absolute_error=max(float((ours[name] - theirs[name]).abs().nan_to_num(torch.inf).max()) for name in ours),
+        relative_error=error,
+        **_as_distributions(ours, theirs),
         dtype=_name(dtype),
         tolerance=TOLERANCE[dtype] + allowance,
         inputs=described,
         device=str(device_of(big)),
         stored_dtype=_name(stored),
         rounding_allowance=allowance,
-        own_dtype_relative_error=_relative(a, b) if stored == dtype else _in_own_dtype(small, big, inputs),
+        own_dtype_relative_error=error if stored == dtype else _in_own_dtype(small, big, inputs, expected),
     )
 
 
+def _as_distributions(ours: Outputs, theirs: Outputs) -> dict[str, float | None]:
+    """The divergence and the agreement of the logits, if the networks have such."""
+    if "logits" not in ours or not ours["logits"].dim():
+        return {"kl_divergence": None, "top1_agreement": None}
+    a, b = ours["logits"], theirs["logits"]
+    log_a, log_b = a.log_softmax(-1), b.log_softmax(-1)
+    divergence = (log_a.exp() * (log_a - log_b)).nan_to_num(0.0 if bool((a == b).all()) else torch.nan).sum(-1).mean()
+    agreement = (a.argmax(-1) == b.argmax(-1)).double().mean()
+    return {"kl_divergence": float(divergence), "top1_agreement": float(agreement)}
+
+
 def error_in_high_precision(
-    small: nn.Module, big: nn.Module, inputs: Mapping[str, Tensor] | None = None
+    small: nn.Module,
+    big: nn.Module,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    expected: Expected | None = None,
 ) -> tuple[float, float]:
     """(relative error, tolerance) of two networks in the highest precision that they can run in, and nothing else."""
     from meristem.anatomy.inputs import example_inputs
 
-    a, b, dtype = _in_high_precision(small, big, dict(inputs) if inputs is not None else example_inputs(small))
-    return _relative(a, b), TOLERANCE[dtype]
+    inputs = dict(inputs) if inputs is not None else example_inputs(small)
+    ours, theirs, dtype = _in_high_precision(small, big, inputs, expected)
+    return _relative(ours, theirs), TOLERANCE[dtype]
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """max |a - b| / max |a| in float64. Entries that are infinite (or huge) are left out where they are the same; not a number
+    if any is not, infinite if only one is infinite."""
+    a, b = a.double().cpu(), b.double().cpu()
+    if bool(a.isnan().any() | b.isnan().any()):
+        return math.nan
+    ordinary = a.isfinite() & b.isfinite() & (a.abs() < HUGE)
+    if bool(((a != b) & ~ordinary).any()):
+        return math.inf
+    if not bool(ordinary.any()):
+        return 0.0
+    error, scale = float((a - b)[ordinary].abs().max()), float(a[ordinary].abs().max())
+    return error / scale if scale else error
 
 
 def stored_dtype(model: nn.Module) -> torch.dtype:
@@ -146,9 +195,10 @@ def stored_dtype(model: nn.Module) -> torch.dtype:
     return min(dtypes, key=lambda dtype: dtype.itemsize, default=torch.float32)
 
 
-def _relative(a: Tensor, b: Tensor) -> float:
-    error, scale = float((a - b).abs().max()), float(a.abs().max())
-    return error / scale if scale else error
+def _relative(ours: Outputs, theirs: Outputs) -> float:
+    """The largest error of all outputs; not a number if one is not."""
+    errors = [relative_error(ours[name], theirs[name]) for name in ours]
+    return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -156,40 +206,61 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _in_high_precision(
-    small: nn.Module, big: nn.Module, inputs: dict[str, Tensor]
-) -> tuple[Tensor, Tensor, torch.dtype]:
-    """Both networks' logits as float64 on the CPU, and the dtype that they were computed in."""
+    small: nn.Module, big: nn.Module, inputs: dict[str, Any], expected: Expected | None
+) -> tuple[Outputs, Outputs, torch.dtype]:
+    """What `big` should put out and does, as float64 on the CPU, and the dtype that both were computed in."""
     count = sum(parameter.numel() for parameter in big.parameters())
     for dtype in (torch.float64, torch.float32) if count <= FLOAT64_LIMIT else (torch.float32,):
         try:
-            a, b = logits_in(small, inputs, dtype), logits_in(big, inputs, dtype)
-            return a, _of_old_tokens(b, small, a.shape), dtype
-        except (RuntimeError, TypeError):  # an operator (grouped_mm) or a device (MPS) without float64
+            ours, theirs = outputs_in(small, inputs, dtype), outputs_in(big, inputs, dtype)
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:  # an operator (grouped_mm) or a device (MPS) without float64
             if dtype == torch.float32:
-                raise
+                raise _unrunnable(small, big, inputs, error) from error
+            continue
+        broken = [name for name, output in ours.items() if bool(output.isnan().any())]
+        if broken:
+            raise not_finite(small, broken[0])
+        return *_comparable(ours, theirs, expected), dtype
     raise AssertionError
 
 
-def _of_old_tokens(logits: Tensor, small: nn.Module, shape: torch.Size) -> Tensor:
-    """Those of the tokens that `small` has, whose logits have `shape`: a larger vocabulary has more."""
-    known = getattr(getattr(small, "config", None), "vocab_size", None) == shape[-1]
-    larger = logits.shape[:-1] == shape[:-1] and logits.shape[-1] > shape[-1]
-    return logits[..., : shape[-1]] if known and larger else logits
+def _unrunnable(small: nn.Module, big: nn.Module, inputs: dict[str, Any], error: Exception) -> MeristemError:
+    return MeristemError(
+        f"{type(small).__name__} and {type(big).__name__} cannot be compared: one of them does not run on these inputs "
+        f"({', '.join(inputs)}): {first_line(error)}"
+    )
 
 
-def _in_own_dtype(small: nn.Module, big: nn.Module, inputs: dict[str, Tensor]) -> float | None:
+def _comparable(ours: Outputs, theirs: Outputs, expected: Expected | None) -> tuple[Outputs, Outputs]:
+    """What should be put out and what is, by the same names and in the same shapes."""
+    missing = [name for name in ours if name not in theirs]
+    if missing:
+        raise MeristemError(f"the outputs cannot be compared: only one network puts out {', '.join(missing)}")
+    if expected:
+        ours = expected(ours, theirs)
+    else:  # of two networks of other widths only the outputs can be compared that have one shape in both
+        same = {name: output for name, output in ours.items() if output.shape == theirs[name].shape}
+        ours = same if same and "logits" not in set(ours) - set(same) else ours
+    for name, output in ours.items():
+        if output.shape != theirs[name].shape:
+            shapes = f"shapes {tuple(output.shape)} and {tuple(theirs[name].shape)}"
+            raise MeristemError(f"the outputs cannot be compared: {name} has {shapes}")
+    return ours, theirs
+
+
+def _in_own_dtype(small: nn.Module, big: nn.Module, inputs: dict[str, Any], expected: Expected | None) -> float | None:
     try:
-        a, b = _plain_logits(small, inputs), _plain_logits(big, inputs)
-        error = _relative(a, _of_old_tokens(b, small, a.shape))
+        return _relative(*_comparable(_plain_outputs(small, inputs), _plain_outputs(big, inputs), expected))
     except RuntimeError:  # an operator without a kernel for it
         return None
-    return error
 
 
-def _change_by_rounding(
-    model: nn.Module, inputs: dict[str, Tensor], logits: Tensor, dtype: torch.dtype, stored: torch.dtype
-) -> float:
-    """The relative change of the logits when every weight moves at random by at most half a digit of `stored`."""
+def _change_by_rounding(model: nn.Module, inputs: dict[str, Any], dtype: torch.dtype, stored: torch.dtype) -> float:
+    """The relative change of the outputs when every weight moves at random by at most half a digit of `stored`."""
     from meristem.anatomy.streamed import with_weights
 
     def moved(name: str, tensor: Tensor) -> Tensor:
@@ -199,23 +270,21 @@ def _change_by_rounding(
         share = torch.rand(tensor.shape, generator=generator, dtype=torch.float32).to(tensor.device, dtype)
         return tensor.to(dtype) * (1 + (2 * share - 1) * (torch.finfo(stored).eps / 2))
 
-    return _relative(logits, logits_in(with_weights(copy.deepcopy(model).to(dtype), moved), inputs, dtype))
+    shaken = with_weights(copy.deepcopy(model).to(dtype), moved)
+    return _relative(outputs_in(model, inputs, dtype), outputs_in(shaken, inputs, dtype))
 
 
-def logits_in(model: nn.Module, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    """The model's logits computed in `dtype` by a copy of it (or by itself, if it has that dtype); float64 on the CPU."""
+def outputs_in(model: nn.Module, inputs: Mapping[str, Any], dtype: torch.dtype) -> Outputs:
+    """The model's outputs computed in `dtype` by a copy of it (or by itself, if it has that dtype); float64 on the CPU."""
     if {parameter.dtype for parameter in model.parameters()} != {dtype}:
         model = copy.deepcopy(model).to(dtype)
-    return _plain_logits(model, inputs)
+    return _plain_outputs(model, inputs)
 
 
-def _plain_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+def _plain_outputs(model: nn.Module, inputs: Mapping[str, Any]) -> Outputs:
     from meristem.anatomy.attention import plain_attention
-    from meristem.anatomy.inputs import logits_of
+    from meristem.anatomy.inputs import outputs_of
+    from meristem.anatomy.modes import evaluating
 
-    was_training = model.training
-    try:
-        with plain_attention(model):
-            return logits_of(model.eval(), dict(inputs)).cpu().double()
-    finally:
-        model.train(was_training)
+    with plain_attention(model), evaluating(model):
+        return {name: output.cpu().double() for name, output in outputs_of(model, inputs).items()}

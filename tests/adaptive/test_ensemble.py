@@ -167,6 +167,40 @@ def test_a_killed_search_goes_on(tmp_path):
         EnsembleSearch(propose, data(), 3, checkpoint=file, steps=61).run()
 
 
+def test_a_checkpoint_belongs_to_all_rows_in_any_order(tmp_path):
+    file, options = str(tmp_path / "search.safetensors"), {"steps": 20, "force_grow": True}
+    held = data(64)
+    EnsembleSearch(propose, data(), 3, rounds=1, checkpoint=file, held_out=held, **options).run()
+    rows = [torch.cat(parts) for parts in zip(*data(), strict=True)]
+    loader = DataLoader(TensorDataset(*rows), batch_size=50, shuffle=True)
+    resumed = EnsembleSearch(propose, loader, 3, rounds=2, checkpoint=file, held_out=held, **options)
+    resumed.run()
+    assert [record["round"] for record in resumed.history] == [1, 2]
+    other = data()
+    other[3] = (other[3][0], other[3][1].flip(0))  # the first batch is the same
+    for changed in ({"data": other}, {"held_out": data(128)}):
+        search = {"data": data(), "held_out": held, **options, **changed}
+        with pytest.raises(ms.MeristemError, match="other data"):
+            EnsembleSearch(propose, num_outputs=3, rounds=2, checkpoint=file, **search).run()
+
+
+@pytest.mark.parametrize("mixture", ["scalar", "matrix"])
+def test_the_state_holds_the_mixture(mixture):
+    ensemble = EnsembleSearch(propose, data(), 3, mixture=mixture, rounds=2, steps=20, force_grow=True).run()
+    x = data()[0][0]
+    assert {"mixture_weights.0", "mixture_weights.1"} < set(ensemble.state_dict())
+    twin = Ensemble(mixture)
+    twin.set_members([Subnetwork(s.name, Deep(d)) for s, d in zip(ensemble.subnetworks, depths(ensemble), strict=True)],
+                     [torch.zeros_like(w) for w in ensemble.mixture_weights])  # fmt: skip
+    twin.load_state_dict(ensemble.state_dict())
+    assert torch.equal(twin(x), ensemble(x))
+    assert not any(w.requires_grad for w in ensemble.mixture_weights)
+
+
+def depths(ensemble):
+    return [int(sub.name.split()[-1]) for sub in ensemble.subnetworks]
+
+
 def test_images_regression_and_data_loaders():
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(96, 1, 6, 6, generator=generator)

@@ -11,6 +11,8 @@ from meristem.adaptive import AdaNetClassifier, EnergyNetRegressor
 from meristem.adaptive.learn import learn, new_estimator
 from meristem.adaptive.tables import open_table
 
+WRITTEN = {"model", "encoder.skops", "table.json", "metrics.json", "summary.txt", "structure.png"}
+
 
 @pytest.fixture
 def csv_file(tmp_path):
@@ -30,7 +32,7 @@ def test_a_csv_file(csv_file):
     assert set(table.y) == {"far", "near"}
     assert table.is_classification
     assert not open_table("diabetes").is_classification
-    assert open_table("digits").x.max() == 1
+    assert open_table("digits").x.to_numpy().max() == 1
 
 
 @pytest.mark.parametrize(
@@ -38,8 +40,6 @@ def test_a_csv_file(csv_file):
     [
         ("a,b\n1,2\n3,4\n", "c", "no column 'c'"),
         ("a,b\n1,2\n3\n5,6\n", None, "row 3: 1 fields, the header has 2"),
-        ("a,b\nx,2\n3,4\n", None, "column 'a': could not convert"),
-        ("a,b\nnan,2\n3,4\n", None, "missing or infinite"),
         ("a,b\n1,2\n", None, "at least 2 are needed"),
         ("b\n1\n2\n", None, "no column beside 'b'"),
     ],
@@ -64,7 +64,7 @@ def test_the_command_learns_writes_and_replays(csv_file, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "round 1: depth 1" in done.stderr
     assert "accuracy on 24 rows not seen" in done.stdout
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"model", "metrics.json", "summary.txt", "structure.png"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == WRITTEN
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     model = AdaNetClassifier.load(tmp_path / "out" / "model")
@@ -111,8 +111,8 @@ def test_a_killed_run_goes_on(csv_file, tmp_path, monkeypatch):
     [
         (("adanett", "wine"), "did you mean 'adanet'"),
         (("adanet", "wine", "--option", "widht=3"), "did you mean 'width'"),
-        (("adanet", "wine", "--option", "variant=Q"), "variant is one of"),
-        (("adanet", "wine", "--option", "width=wide"), "width is a number"),
+        (("adanet", "wine", "--option", "variant=Q"), "known: base, R, P, D, SD, CVX"),
+        (("adanet", "wine", "--option", "width=wide"), "width is a whole number"),
         (("adanet", "wine", "--test-share", "2"), "between 0 and 1"),
     ],
 )

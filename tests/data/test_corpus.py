@@ -23,7 +23,13 @@ def test_a_folder_splits_by_file_and_a_file_by_position(tmp_path):
     train, held_out = (set(part.astype(np.uint8).tobytes().split(b"\0")) for part in (folder.train, folder.eval))
     assert held_out - {b""}
     assert not (train & held_out) - {b""}
+    tune = set(folder.tune.astype(np.uint8).tobytes().split(b"\0")) - {b""}
+    assert tune
+    assert not tune & (train | held_out)
     single = open_corpus(str(tmp_path / "0.txt"))
+    whole = np.concatenate([single.train, single.tune, single.eval])
+    assert whole.astype(np.uint8).tobytes().decode() == "document 0 " * 20
+    assert len(single.tune) == len(single.eval)
     assert len(single.eval) == len("document 0 " * 20) // 20
 
 

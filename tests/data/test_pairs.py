@@ -31,8 +31,9 @@ def test_formats_are_alike(suffix, tmp_path):
     found = open_pairs(write(tmp_path / "one", suffix))
     other = open_pairs(write(tmp_path / "other", ".jsonl"))
     assert found.fingerprint == other.fingerprint
-    assert (len(found.train), len(found.eval), found.target_length) == (30, 10, 5)
-    texts = {bytes(text[:-1].astype("uint8")).decode() for text, _ in found.train}
+    assert (len(found.train), len(found.eval), found.target_length) == (27, 10, 5)
+    assert len(found.tune) == 3
+    texts = {bytes(text[:-1].astype("uint8")).decode() for text, _ in [*found.train, *found.tune]}
     assert texts == {text for text, _ in ROWS[:30]}
     assert open_pairs(str(tmp_path / "other"), fraction=0.5, eval_examples=3).fingerprint != other.fingerprint
 
@@ -52,7 +53,7 @@ def test_examples_are_padded_cut_and_ordered(tmp_path):
     assert longer[4:].eq(IGNORED).all()
     further = PaddedPairs(pairs.train, (16, 4), pairs.encoding.pad_token, count=60, seed=1, offset=3)
     assert all(torch.equal(further[0][name], one[name]) for name in one)
-    again = [tuple(PaddedPairs(pairs.train, (16, 4), 0, 60)[i]["input_ids"].tolist()) for i in range(30)]
+    again = [tuple(PaddedPairs(pairs.train, (16, 4), 0, 60)[i]["input_ids"].tolist()) for i in range(27)]
     assert len(set(again)) == len({text.tobytes() for text, _ in pairs.train})
 
 
@@ -83,6 +84,6 @@ def test_a_hub_data_set_by_name(monkeypatch):
     loaded = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in parts.items()})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: loaded)
     found = open_pairs("owner/name:config")
-    assert (len(found.train), len(found.eval)) == (30, 10)
+    assert (len(found.train), len(found.eval)) == (27, 10)
     with pytest.raises(ms.MeristemError, match="has no column 'answer'; it has text, label"):
         open_pairs("owner/name", columns=("text", "answer"))

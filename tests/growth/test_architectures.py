@@ -1,48 +1,56 @@
-"""A fast part of the sweep over the registry (`benchmarks/architectures.py`): one type for each thing that inference can do."""
+"""A fast part of the sweep over the registry (`benchmarks/architectures.py`): one class for each thing that inference can do."""
 
 from __future__ import annotations
 
 import architectures
 import pytest
+from support.auto_classes import auto_classes
 
 import meristem as ms
 from meristem.growth.build import build
 from meristem.growth.settle import settle
 from meristem.growth.trial import first_parting
 
-CLASSES = {model_type: class_name for _, model_type, class_name in reversed(architectures.registry())}
+TYPES = {entry.name: entry.model_type for entry in auto_classes()}
 
 
-@pytest.mark.parametrize("model_type", [
-    "deepseek_v3",  # multi-latent attention, routed and shared experts after dense layers
-    "gpt_oss",  # transposed experts, gate and up side by side
-    "qwen3_next",  # gated linear attention with key groups
-    "mamba2",  # state-space heads
-    "bamba",  # both, in turn
-    "deberta",  # heads outermost in a fused matrix, found by trial
-    "longt5",  # a factor of the width before the head, found by trial
-    "recurrent_gemma",  # a constant rounded to half precision, a second width
-    "squeezebert",  # convolutions in groups
-    "swin",  # stages that double the width
-    "convnext",  # stages with widths of their own
-    "gpt_neox_japanese",  # a bias in the last layer only
-    "esm",  # a dimension outside the blocks with a share for each of them
-    "xlnet",  # sinusoidal relative positions that a projection reads
-    "reformer",  # a stream of parts side by side
-    "mobilebert",  # blocks narrower than the stream, a head of two matrices
-    "wavlm",  # heads of the stream itself, a weight-normed convolution whose groups grow along
-    "zamba2",  # blocks that share weights: silent layers of one kind only
-    "bit",  # groups of channels under one norm
-    "t5gemma2",  # encoder and decoder in configs of their own
-    "neomme",  # a transposed tied projection, exceptions for single layers
+@pytest.mark.parametrize("name", [
+    "DeepseekV3ForCausalLM",  # multi-latent attention, routed and shared experts after dense layers
+    "GptOssForCausalLM",  # transposed experts, gate and up side by side
+    "Qwen3NextForCausalLM",  # gated linear attention with key groups
+    "Mamba2ForCausalLM",  # state-space heads
+    "BambaForCausalLM",  # both, in turn
+    "DebertaForMaskedLM",  # heads outermost in a fused matrix, found by trial
+    "LongT5ForConditionalGeneration",  # a factor of the width before the head, found by trial
+    "RecurrentGemmaForCausalLM",  # a constant rounded to half precision, a second width
+    "SqueezeBertForMaskedLM",  # convolutions in groups
+    "SwinModel",  # stages that double the width, windows that are shifted by the layer's number, no head
+    "ConvNextForImageClassification",  # stages with widths of their own
+    "GPTNeoXJapaneseForCausalLM",  # a bias in the last layer only
+    "EsmForMaskedLM",  # a dimension outside the blocks with a share for each of them
+    "XLNetLMHeadModel",  # sinusoidal relative positions that a projection reads
+    "ReformerForMaskedLM",  # a stream of parts side by side
+    "MobileBertForMaskedLM",  # blocks narrower than the stream, a head of two matrices
+    "WavLMForSequenceClassification",  # heads of the stream itself, a weight-normed convolution whose groups grow along
+    "Zamba2ForCausalLM",  # blocks that share weights: silent layers of one kind only
+    "BitForImageClassification",  # groups of channels under one norm
+    "T5Gemma2ForConditionalGeneration",  # encoder and decoder in configs of their own
+    "NeoMMEForMaskedLM",  # a transposed tied projection, exceptions for single layers
+    "SiglipModel",  # two encoders, attention pooling
+    "Qwen3VLForConditionalGeneration",  # images and videos in the text, taken in by layers by their numbers
+    "ColQwen2ForRetrieval",  # a language model within a composite within a composite
+    "ParakeetForCTC",  # a factor of the width behind a bias, sinusoids that a projection reads
+    "LayoutLMv3ForTokenClassification",  # boxes: six coordinates side by side
+    "PatchTSTModel",  # a series
+    "VitPoseBackbone",  # outputs taken behind some layers
 ])  # fmt: skip
-def test_grows_and_reloads(model_type):
-    row = architectures.examine(model_type, CLASSES[model_type])
+def test_grows_and_reloads(name):
+    row = architectures.examine(name, TYPES[name])
     assert row["outcome"] == "pass", row
 
 
 def test_the_trial_names_where_two_networks_part():
-    model, inputs = architectures.tiny_model("longt5", CLASSES["longt5"])
+    model, inputs = architectures.tiny_model("longt5", "LongT5ForConditionalGeneration")
     anatomy = ms.Anatomy.of(model)
     plan = ms.HyperCloning(width=2).plan(anatomy, model)
     parting = first_parting(plan, model, build(plan, model).eval(), inputs)

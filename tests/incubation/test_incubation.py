@@ -297,3 +297,15 @@ def test_what_does_not_fit_is_refused():
         ms.assemble([*parts[:2], ms.incubate(pico.build("llama", 1, num_hidden_layers=3), division, 2)])
     with pytest.raises(ms.MeristemError, match="different divisions"):
         ms.assemble([*parts[:2], ms.incubate(meta, ms.divide(9, 3), 2)])
+
+
+def test_every_module_begins_with_numbers_of_its_own():
+    """All blocks of the assembled network differ, and so do those of another seed."""
+    torch.manual_seed(0)
+    meta = pico.build("llama", num_hidden_layers=4)
+    division = ms.divide(12, 4)
+    blocks = []
+    for seed in (0, 1):
+        large = ms.assemble([ms.incubate(meta, division, module, seed=seed) for module in range(4)])
+        blocks += [layer.mlp.up_proj.weight for layer in large.model.layers]
+    assert len({tuple(weight.flatten().tolist()) for weight in blocks}) == 24

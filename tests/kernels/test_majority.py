@@ -7,7 +7,7 @@ from torch import nn
 
 import meristem as ms
 from meristem.anatomy.inputs import example_inputs
-from meristem.kernels.majority import mixtures, safe_learning_rate_factor
+from meristem.kernels.majority import deployed_state, mixtures, safe_learning_rate_factor
 from meristem.kernels.mixture import Mixing
 
 FAMILIES = ["llama", "gpt2", "bert", "t5", "vit", "mixtral", "gpt_neox"]
@@ -147,6 +147,62 @@ def test_choosing_layers_and_leaving_out_the_head():
     assert len(names) == 14
     only = {m.name for _, _, m in mixtures(ms.majority(model, include=r".*mlp.*", exclude=r".*layers\.0.*"))}
     assert only == {f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
+
+
+@pytest.mark.parametrize("name", ["ViTForImageClassification", "BertForSequenceClassification",
+                                  "GPT2ForSequenceClassification", "ResNetForImageClassification"])  # fmt: skip
+def test_a_classifiers_head_stays_single(name):
+    import transformers
+
+    entries = {
+        "ViT": {**pico.FAMILIES["vit"][2]},
+        "Bert": {**pico.BERT, "num_labels": 5},
+        "GPT2": {**pico.FAMILIES["gpt2"][2], "num_labels": 5},
+        "ResNet": {
+            "hidden_sizes": [4, 8],
+            "depths": [1, 1],
+            "embedding_size": 4,
+            "num_labels": 5,
+            "layer_type": "basic",
+        },
+    }
+    kind = getattr(transformers, name)
+    model = kind(kind.config_class(**next(own for start, own in entries.items() if name.startswith(start))))
+    heads = {"ViT": "classifier", "Bert": "classifier", "GPT2": "score", "ResNet": "classifier.1"}
+    head = next(path for start, path in heads.items() if name.startswith(start))
+    names = {mixture.name for _, _, mixture in mixtures(ms.majority(model))}
+    assert model.get_submodule(head).out_features == 5
+    assert f"{head}.weight" not in names
+    assert names
+
+
+def test_a_transposed_convolution_is_mixed_by_output_unit():
+    many = ms.majority(nn.Sequential(nn.ConvTranspose2d(6, 4, 3)), kernels=2)
+    ms.mix_kernels(many, 0)
+    weights = many[0].parametrizations.weight[0].weights
+    assert weights.shape == (2, 1, 4, 1, 1)  # of (kernels, 6 in, 4 out, 3, 3)
+    assert len(weights[0].unique()) == 4
+
+
+def test_what_is_not_trained_stays_single():
+    model = mlp()
+    model[0].requires_grad_(False)
+    assert {mixture.name for _, _, mixture in mixtures(ms.majority(model))} == {"2.weight"}
+
+
+def test_options_are_one_object_or_names():
+    options = ms.MajorityKernels(kernels=2, exclude="2")
+    one, other = ms.majority(mlp(), options), ms.majority(mlp(), kernels=2, exclude="2")
+    assert [m.name for _, _, m in mixtures(one)] == [m.name for _, _, m in mixtures(other)] == ["0.weight"]
+    with pytest.raises(ms.MeristemError, match="did you mean 'kernels'"):
+        ms.majority(mlp(), kernel=2)
+
+
+def test_the_deployed_state_without_the_network():
+    many = ms.majority(pico.build("vit"), kernels=3)
+    state, plain = deployed_state(many.state_dict()), ms.deploy(many).state_dict()
+    assert state.keys() == plain.keys()
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in state.items())
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "t5", "gpt2"])

@@ -130,3 +130,24 @@ def test_losses_are_means_over_the_tokens_that_are_asked_for(model_type, corpus_
     assert loss == pytest.approx(
         float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())), rel=1e-4
     )
+
+
+def test_an_encoder_decoder_learns_by_ul2s_denoisers(tmp_path):
+    (tmp_path / "text.txt").write_text("".join(f"{i} times {i} is {i * i}.\n" for i in range(2000)))
+    model = {
+        "model_type": "t5",
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 1,
+        "num_decoder_layers": 1,
+        "num_heads": 2,
+    }
+    train = {"model": model, "examples": 80, "learning_rate": 1e-2, "batch_size": 8, "evaluations": 2}
+    data = {"task": "ul2", "source": str(tmp_path / "text.txt"), "sequence_length": 48, "eval_sequences": 8}
+    done = run(parse_recipe({"data": data, "nodes": {"small": {"train": train}}}), tmp_path / "out")[0]["small"]
+    assert done.metrics["eval_loss"] < done.curve[0]["eval_loss"]
+    assert done.flops > 0
+    data["sequence_length"] = 1024
+    with pytest.raises(ms.MeristemError, match="ul2 wants 174 for sequences of 1024 tokens"):
+        open_task(parse_recipe({"data": data, "nodes": {"small": {"train": train}}}).data)

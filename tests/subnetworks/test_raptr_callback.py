@@ -43,6 +43,21 @@ def test_a_resumed_run_is_bit_identical(tmp_path, options):
         assert torch.equal(tensor, again.model.state_dict()[name]), name
 
 
+def test_a_resumed_run_with_dropout_is_bit_identical(tmp_path):
+    """A block that is skipped before any has run is looked at once, which draws no random number of the step."""
+    runs = []
+    for place in ("whole", "again"):
+        model = pico.build("llama", num_hidden_layers=4, attention_dropout=0.3)
+        runs.append(trainer(tmp_path / place, [ms.RaptrCallback(ms.LayerDrop(4, 6, rate=0.6, seed=16))], model))
+    active = [ms.LayerDrop(4, 6, rate=0.6, seed=16).path(step, "model.layers").active for step in (0, 3)]
+    assert [first for first, *_ in active] == [True, False]
+    assert any(active[1])
+    runs[0].train()
+    runs[1].train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    for name, tensor in runs[0].model.state_dict().items():
+        assert torch.equal(tensor, runs[1].model.state_dict()[name]), name
+
+
 def test_any_schedule_and_encoder_decoders(tmp_path):
     drop = ms.LayerDrop(4, 6, rate=0.5)
     watch = Watch()

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from meristem import (
     BottomLayers,
@@ -12,7 +13,7 @@ from meristem import (
     StochasticDepth,
     SubnetworkSchedule,
 )
-from meristem.subnetworks.path import scales
+from meristem.subnetworks.path import draw, generator, scales
 
 
 def raptr(**options):
@@ -121,3 +122,18 @@ def test_bert2berts_first_stage_trains_the_top_of_the_bottom():
     assert schedule.expected_depth(0) == pytest.approx(7.5)
     with pytest.raises(MeristemError, match="divide 12"):
         BottomLayers(12, 100, stride=5)
+
+
+@pytest.mark.parametrize("schedule", [
+    StochasticDepth(12, 1000, last=0.5, sampling="exact"),
+    ProgressiveLayerDropping(8, 1000, theta=0.3, gamma=0.0, sampling="exact"),
+    SubnetworkSchedule(7, 1000, stages=[4.5]),
+])  # fmt: skip
+def test_an_exact_draw_keeps_each_blocks_own_probability(schedule):
+    """As many blocks as are expected, and each as often as was asked for."""
+    steps = 4000
+    keep = schedule.keep(0)
+    active = torch.tensor([draw(keep, "exact", generator(0, step, "")) for step in range(steps)]).double()
+    assert torch.allclose(active.mean(0), torch.tensor(keep).double(), atol=4 * 0.5 / steps**0.5)
+    depths = active.sum(1)
+    assert set(depths.tolist()) <= {float(math.floor(sum(keep))), float(math.ceil(sum(keep)))}

@@ -7,57 +7,86 @@ import hashlib
 import shutil
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import train_test_split
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from meristem.adaptive.adanet import AdaNetClassifier, AdaNetRegressor
 from meristem.adaptive.energynet import EnergyNetClassifier, EnergyNetRegressor
+from meristem.adaptive.learned import Estimator, Learned, fitted_encoder
 from meristem.adaptive.pictures import network, save_figure, width_over_training
-from meristem.adaptive.tables import Table
-from meristem.checkpoints.write import atomic_directory, write_json
-from meristem.errors import MeristemError, nearest
+from meristem.adaptive.tables import Table, build_encoder, encode
+from meristem.adaptive.tables.columns import lines
+from meristem.checkpoints.write import atomic_directory
+from meristem.errors import MeristemError, first_line, nearest
 
-Estimator = AdaNetClassifier | AdaNetRegressor | EnergyNetClassifier | EnergyNetRegressor
 KINDS: dict[str, tuple[type[Estimator], type[Estimator]]] = {
     "adanet": (AdaNetClassifier, AdaNetRegressor),
     "energynet": (EnergyNetClassifier, EnergyNetRegressor),
 }
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What was learned, and how it does on rows it has not seen: accuracy, or R^2 in regression; beside a linear model's."""
-
-    estimator: Estimator
-    metrics: dict[str, Any]
+OF_THE_FIT = {"verbose", "checkpoint", "random_state"}  # set by `learn` itself
+TABLE_OPTIONS: dict[str, dict[str, Any]] = {
+    "adanet": {
+        "standardize": False,  # the encoder scales
+        "adanet_lambda": "auto",
+        "shrinkage": 0.5,
+        "max_rounds": 4,
+        "batch_size": 128,
+        "learning_rate": 5e-3,
+    },
+    "energynet": {"visible": "gaussian", "structure_iter": 20, "learning_rate": 0.01},
+}
+PASSES, FEWEST_STEPS, MOST_STEPS = 25, 300, 1500  # of a block of AdaNet's
+WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def new_estimator(kind: str, classification: bool, options: Mapping[str, Any]) -> Estimator:
     """The estimator of a kind with options as a command line gives them.
 
     Raises:
-        MeristemError: for an unknown kind or option, or a value that is none of an option's choices.
+        MeristemError: for an unknown kind or option, or a value that makes no sense.
     """
     if kind not in KINDS:
         raise MeristemError(f"unknown method {kind!r}; {nearest(kind, KINDS)}")
     chosen = KINDS[kind][0 if classification else 1]
     hints = typing.get_type_hints(chosen)
-    known = {f.name for f in dataclasses.fields(chosen) if f.init} - {"verbose", "checkpoint", "random_state"}
+    known = {f.name for f in dataclasses.fields(chosen) if f.init} - OF_THE_FIT
+    given: dict[str, Any] = {}
     for name, value in options.items():
         if name not in known:
             raise MeristemError(f"{kind} has no option {name!r}; {nearest(name, known)}")
-        if typing.get_origin(hints[name]) is Literal and value not in typing.get_args(hints[name]):
-            raise MeristemError(f"{kind}: {name} is one of {', '.join(typing.get_args(hints[name]))}, got {value!r}")
-        if hints[name] in (int, float) and not isinstance(value, int | float):
-            raise MeristemError(f"{kind}: {name} is a number, got {value!r}")
-    return chosen(**options)
+        word = value.lower() if isinstance(value, str) else value
+        if hints[name] is bool:
+            value = WORDS.get(word, value) if isinstance(word, str) else {0: False, 1: True}.get(word, value)
+        given[name] = None if word == "none" else value
+    estimator = chosen(**given)
+    estimator.check_options()
+    return estimator
+
+
+def estimator_for(kind: str, table: Table, rows: int, options: Mapping[str, Any]) -> Estimator:
+    """The estimator with which a table is learned: what suits encoded tables of so many rows, unless `options` say otherwise.
+
+    Raises:
+        MeristemError: as `new_estimator`.
+    """
+    chosen = dict(TABLE_OPTIONS.get(kind, {}))
+    if options.get("variant") == "CVX":  # units one by one: no batches, and its price is a number
+        chosen = {"standardize": False}
+    elif kind == "adanet":
+        size = options.get("batch_size", chosen["batch_size"])
+        passes = PASSES * rows // size if isinstance(size, int) and size > 0 else 0
+        chosen["max_steps"] = min(MOST_STEPS, max(FEWEST_STEPS, passes))
+    elif kind == "energynet":
+        chosen["batch_size"] = min(256, max(32, rows // 64))
+    estimator = new_estimator(kind, table.is_classification, {**chosen, **options})
+    if isinstance(estimator, EnergyNetClassifier):
+        estimator.unlabelled = None  # a table's rows without a label are known by their empty cells
+    return estimator
 
 
 def learn(
@@ -69,33 +98,38 @@ def learn(
     test_share: float = 0.2,
     overwrite: bool = False,
 ) -> Learned:
-    """Learn on a part of the table, measure on the rest, and write OUT: `model/`, `metrics.json`, `summary.txt`, `structure.png`.
+    """Learn on a part of the table, measure on the rest, and write OUT: what `Learned.save` writes, `summary.txt`, `structure.png`.
 
     A state is kept beside OUT until it is complete; the same call after a kill goes on from there.
 
     Raises:
-        MeristemError: for bad options, or if `out` exists and `overwrite` is not set.
+        MeristemError: for bad options, too few rows, or if `out` exists and `overwrite` is not set.
     """
     if out.exists() and not overwrite:
         raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
     if not 0 < test_share < 1:
         raise MeristemError(f"the share of test rows is between 0 and 1, got {test_share}")
-    estimator = new_estimator(kind, table.is_classification, options)
-    said = repr((kind, sorted(options.items()), seed, test_share)).encode() + table.x.tobytes() + table.y.tobytes()
-    state = out.parent / f".{out.name}.{hashlib.sha256(said).hexdigest()[:8]}.state"
+    if not 0 <= seed < 2**32:
+        raise MeristemError(f"the seed is a whole number from 0 to {2**32 - 1}, got {seed}")
+    estimator = new_estimator(kind, table.is_classification, options)  # bad options are named before anything else
+    frame, test_frame, y, test_y = split(table, test_share, seed)
+    estimator = estimator_for(kind, table, len(y), options)
+    state = out.parent / f".{out.name}.{_fingerprint(kind, options, seed, test_share, table)}.state"
+    _make_room(out)
     estimator.set_params(random_state=seed, verbose=1, checkpoint=str(state / "search"))
-    x, test_x, y, test_y = train_test_split(
-        table.x,
-        table.y,
-        test_size=test_share,
-        random_state=seed,
-        stratify=table.y if table.is_classification and np.unique(table.y, return_counts=True)[1].min() > 1 else None,
-    )
-    estimator.fit(x, y)
-    linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000) if table.is_classification else Ridge())
+    encoder = build_encoder(table.columns, table.task)
+    try:
+        x = fitted_encoder(encoder, frame, y, table.columns)
+        if isinstance(estimator, EnergyNetClassifier | EnergyNetRegressor) and len(table.unlabelled):
+            estimator.fit_structure(pd.concat([x, encode(encoder, table.unlabelled, table.columns)]))
+        estimator.fit(x, y)
+    except ValueError as error:  # scikit-learn's word for rows that cannot be learned from
+        raise MeristemError(f"{kind} cannot learn from this table: {first_line(error)}") from error
+    test_x = encode(encoder, test_frame, table.columns)
+    linear = LogisticRegression(max_iter=1000) if table.is_classification else Ridge()
     metrics = {
         "method": kind,
-        "task": "classification" if table.is_classification else "regression",
+        "task": table.task,
         "train_rows": len(x),
         "test_rows": len(test_x),
         "measure": "accuracy" if table.is_classification else "R^2",
@@ -105,17 +139,60 @@ def learn(
         "parameters": estimator.num_parameters_,
         "seed": seed,
         "options": dict(options),
-        "features": table.names,
+        "features": list(x.columns),
         "target": table.target,
     }
+    learned = Learned(estimator, encoder, table.columns, table.target, table.task, metrics)
     with atomic_directory(out, overwrite) as folder:
-        estimator.save(folder / "model")
-        write_json(folder / "metrics.json", metrics)
-        (folder / "summary.txt").write_text(estimator.summary() + "\n")
+        learned.save(folder)
+        (folder / "summary.txt").write_text(summary(table, estimator))
         if isinstance(estimator, AdaNetClassifier | AdaNetRegressor):
             save_figure(network(estimator.module_), folder / "structure.png")
         else:
-            histories = [layer.history for layer in estimator.layers_]
-            save_figure(width_over_training(histories), folder / "structure.png")
+            save_figure(width_over_training([layer.history for layer in estimator.layers_]), folder / "structure.png")
     shutil.rmtree(state, ignore_errors=True)
-    return Learned(estimator, metrics)
+    return learned
+
+
+def summary(table: Table, estimator: Estimator) -> str:
+    """What was decided about the table, and what was learned."""
+    return "\n".join([*table.notes, "", *lines(table.columns), "", estimator.summary(), ""])
+
+
+def split(table: Table, test_share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray, np.ndarray]:
+    """Rows to learn from and rows to measure on: x, test x, y, test y; by class where every class has two rows.
+
+    Raises:
+        MeristemError: if too few rows are left on one side.
+    """
+    rows, held = len(table.y), int(np.ceil(test_share * len(table.y)))
+    counts = np.unique(table.y, return_counts=True)[1] if table.is_classification else np.array([rows])
+    fewest = len(counts) if table.is_classification else 1
+    if rows - held < max(2, fewest):
+        raise MeristemError(
+            f"a test share of {test_share:g} leaves {rows - held} of {rows} rows to learn from; at least {max(2, fewest)} are needed"
+        )
+    by_class = table.is_classification and counts.min() > 1 and held >= fewest
+    x, test_x, y, test_y = train_test_split(
+        table.x, table.y, test_size=held, random_state=seed, stratify=table.y if by_class else None
+    )
+    if table.is_classification and len(np.unique(y)) < 2:
+        raise MeristemError(
+            f"the {len(y)} rows to learn from are all of one class, {y[0]!r}; another --seed or --test-share"
+        )
+    return x, test_x, y, test_y
+
+
+def _fingerprint(kind: str, options: Mapping[str, Any], seed: int, test_share: float, table: Table) -> str:
+    said = hashlib.sha256(repr((kind, sorted(options.items()), seed, test_share, table.target, table.task)).encode())
+    said.update(pd.util.hash_pandas_object(table.x, index=False).to_numpy().tobytes())
+    said.update(repr(table.y.tolist()).encode())
+    return said.hexdigest()[:8]
+
+
+def _make_room(out: Path) -> None:
+    """Raises MeristemError where OUT cannot be made, before anything is learned."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MeristemError(f"cannot write {out}: {error.strerror or error}") from error

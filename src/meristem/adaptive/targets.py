@@ -7,7 +7,39 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor
+
+from meristem.errors import MeristemError
+
+LARGEST_MULTIPLE = 1000
+
+
+def repetitions(weight: np.ndarray) -> np.ndarray | None:
+    """How often each row occurs by its weight, all above 0 (n_samples,): whole multiples of the smallest one; None if they are none."""
+    times = weight / weight.min()
+    if times.max() <= LARGEST_MULTIPLE and np.allclose(times, np.round(times), rtol=1e-9, atol=0):
+        return np.round(times).astype(int)
+    return None
+
+
+def counted_rows(weight: np.ndarray) -> float:
+    """How many rows weights (n_samples,) stand for: m of the complexities.
+
+    Weights are relative, so a common factor changes nothing. Whole multiples of the smallest one are rows that occur so often, as
+    scikit-learn has it; other weights say how much a row matters, and each row that counts is one.
+    """
+    used = weight[weight > 0]
+    times = repetitions(used)
+    return float(len(used) if times is None else times.sum())
+
+
+def checked_weights(sample_weight: Any, X: np.ndarray) -> np.ndarray:
+    """The rows' weights (n_samples,), 1 if none are given. Raises MeristemError if none counts."""
+    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    if not (weight > 0).any():
+        raise MeristemError("all sample weights are zero; at least one row must count")
+    return weight
 
 
 class ClassLabels:

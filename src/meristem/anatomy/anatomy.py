@@ -25,6 +25,7 @@ class Anatomy:
     blocks: tuple[BlockList, ...]
     override: Override = field(default_factory=Override)
     norms: Mapping[str, NormFacts] = field(default_factory=dict)  # by module path
+    unit_lists: Mapping[str, str] = field(default_factory=dict)  # {folded prefix: axis}, see `unit_lists.py`
 
     @staticmethod
     def of(model: nn.Module, overrides: Mapping[str, Override] | None = None) -> Anatomy:
@@ -38,7 +39,7 @@ class Anatomy:
             AnatomyError: if some tensor's shape follows no layout that Meristem knows, naming the tensor.
         """
         builder, override, found = structure_of_model(model, overrides)
-        return Anatomy(builder, found.axes, found.tensors, found.blocks, override, found.norms)
+        return Anatomy(builder, found.axes, found.tensors, found.blocks, override, found.norms, found.unit_lists)
 
     @staticmethod
     def infer(build, sizes: Mapping[str, int], depths: Mapping[str, int] | None = None) -> Anatomy:
@@ -54,7 +55,7 @@ class Anatomy:
         """
         builder = FunctionBuilder(build, sizes, depths)
         found = infer(builder, Override())
-        return Anatomy(builder, found.axes, found.tensors, found.blocks, norms=found.norms)
+        return Anatomy(builder, found.axes, found.tensors, found.blocks, norms=found.norms, unit_lists=found.unit_lists)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -15,21 +15,29 @@ from meristem.anatomy.builder import Builder
 def width_constants(anatomy: Anatomy, target: Builder) -> Mapping[str, float]:
     """{tensor: new / old} for every hidden multiplier on a tensor's output.
 
-    Embeddings that scale their output keep the factor as a float attribute (`embed_scale` in Gemma and BART), which is
-    compared between both sizes; factors written inline in a forward pass come from the overrides (T5's head).
+    Embeddings that scale their output keep the factor as a float attribute (`embed_scale` in Gemma and BART), or what they
+    belong to does (an encoder in Marian); it is compared between both sizes; factors written inline in a forward pass come from the overrides (T5's head).
     """
     with torch.device("meta"):
         old = dict(anatomy.builder.build(anatomy.builder.sizes, anatomy.builder.depths).named_modules())
         new = dict(target.build(target.sizes, target.depths).named_modules())
     ratios = {}
     for name, module in old.items():
-        if isinstance(module, nn.Embedding) and name in new:
-            for attribute, value in vars(module).items():
-                if attribute.endswith("embed_scale") and isinstance(value, float) and value:
-                    ratios[f"{name}.weight"] = getattr(new[name], attribute) / value
+        for attribute, value in vars(module).items() if name in new else ():
+            if attribute.endswith("embed_scale") and isinstance(value, float) and value:
+                for path in _scaled_embeddings(name, module):
+                    ratios[f"{path}.weight"] = getattr(new[name], attribute) / value
     for multiplier in anatomy.override.multipliers:
         if multiplier.when is None or anatomy.builder.fact(multiplier.when):
             ratio = target.fact(multiplier.field) / anatomy.builder.fact(multiplier.field)
             for name in (name for name in anatomy.tensors if re.fullmatch(multiplier.tensor, name)):
                 ratios[name] = ratios.get(name, 1.0) * ratio**multiplier.exponent
     return {name: ratio for name, ratio in ratios.items() if ratio != 1}
+
+
+def _scaled_embeddings(name: str, module: nn.Module) -> list[str]:
+    """The module itself, or its own embeddings of tokens."""
+    if isinstance(module, nn.Embedding):
+        return [name]
+    children = [child for child, part in module.named_children() if isinstance(part, nn.Embedding)]
+    return [f"{name}.{child}".lstrip(".") for child in children if "position" not in child]

@@ -35,8 +35,10 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "shared_experts_intermediate_size",
     ),
     "dense_ffn": ("intermediate_size_mlp", "dense_intermediate_size", "prefix_dense_intermediate_size"),
-    "encoder_heads": ("encoder_attention_heads", "num_encoder_attention_heads"),
-    "decoder_heads": ("decoder_attention_heads", "num_decoder_attention_heads"),
+    "encoder_heads": ("encoder_attention_heads", "num_encoder_attention_heads", "encoder_num_attention_heads"),
+    "decoder_heads": ("decoder_attention_heads", "num_decoder_attention_heads", "decoder_num_attention_heads"),
+    "encoder_kv_heads": ("encoder_num_key_value_heads",),
+    "decoder_kv_heads": ("decoder_num_key_value_heads",),
     "swa_heads": ("swa_num_attention_heads",),  # sliding-window layers with heads of their own
     "swa_kv_heads": ("swa_num_key_value_heads",),
     "swa_head_dim": ("swa_head_dim",),
@@ -70,13 +72,40 @@ LINKED_FIELDS: dict[str, tuple[str, ...]] = {
         "embedding_dim",
         "lru_width",
         "decoder.cross_attention_hidden_size",
+        "perceiver_config.hidden_size",
         "ffn_config.hidden_size",
     ),
 }
 
+# Fields by which the other parts of a composite (vision and audio towers, projectors) say the width of what they hand to its
+# language model. They move with it while they hold the same number, unless the language model has such a field of its own, or
+# only the whole has one of the `JOINT_FIELDS`: then it is that of a space which both are projected into, as in CLIP.
+JOINT_FIELDS = ("projection_dim", "output_dim", "proj_dim")
+JOINING_FIELDS = (
+    "out_hidden_size",
+    "text_hidden_size",
+    "projection_dim",
+    "output_dim",
+    "proj_dim",
+    "adapter_in_dim",
+    "adapter_out_dim",
+    "output_hidden_size",
+    "output_size",
+    "language_hidden_size",
+    "llm_hidden_size",
+    "reassemble_hidden_size",
+)
+OUTPUT_BESIDE = {"embed_dim": "hidden_size"}  # a part that has both fields hands on the second
+
 # Fields that grow in proportion to an axis (numbers, or lists of such), so that what they share out keeps its size.
 PROPORTIONAL_FIELDS: dict[str, tuple[str, ...]] = {
-    "hidden": ("num_conv_pos_embedding_groups", "axial_pos_embds_dim", "attention_hidden_size"),
+    "hidden": (
+        "num_conv_pos_embedding_groups",
+        "axial_pos_embds_dim",
+        "attention_hidden_size",
+        "coordinate_size",
+        "shape_size",
+    ),
     "heads": ("num_attention_heads_per_layer",),
     "stage0_hidden": ("embedding_size", "stem_out_channels", "stage_out_channels.0", "stage_in_channels.1"),
     "stage1_hidden": ("stage_out_channels.1", "stage_in_channels.2"),
@@ -87,12 +116,24 @@ PROPORTIONAL_FIELDS: dict[str, tuple[str, ...]] = {
 # Axis of depth -> fields that set it.
 DEPTH_FIELDS: dict[str, tuple[str, ...]] = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depths"),
-    "encoder_layers": ("encoder_layers", "num_encoder_layers"),
-    "decoder_layers": ("decoder_layers", "num_decoder_layers"),
+    "encoder_layers": ("encoder_layers", "num_encoder_layers", "encoder_num_hidden_layers"),
+    "decoder_layers": ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers"),
 }
 
-# Config lists of the numbers of the layers that are of some kind, and not one entry for each layer.
-LAYER_NUMBERS = r"moe_layers|mlp_only_layers|cross_attention_layers|hybrid_layer_ids|attn_layer_indices|full_attn_idxs"
+# Lists with the kind of every layer that some configs derive their number of layers from.
+DEPTH_LISTS = ("layers_block_type", "layer_types", "block_types")
+
+# Config lists with one entry for each layer. A list of another name (eos_token_id) may have as many entries, and stays.
+LAYER_LISTS = r".*(layer|block|per_layer|attn_|sparsity|indexer_types|sliding_windows|attention_window).*|intermediate_size|num_experts"
+# Lists of the numbers of the layers that are of some kind, and not one entry for each layer.
+LAYER_NUMBERS = (
+    r"moe_layers|mlp_only_layers|cross_attention_layers|hybrid_layer_ids|attn_layer_indices|full_attn_idxs|"
+    r"rope_scaling_layers|window_block_ind(exes|ices)|fullatt_block_indexes|full_attention_block_indices"
+)
+# Lists of numbers of layers behind which something is taken out of the stream.
+LAYER_OUTPUTS = r"_?out_indices|backbone_out_indices|out_layers"
+# Where a part of the config has one of these, later layers take in what earlier layers of other parts gave out, by number.
+NUMBERED_FIELDS = ("deepstack_visual_indexes", "deepstack_layer_map")
 
 NORM_EPS_FIELDS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 
@@ -144,6 +185,7 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     (ATTENTION_CLASS, r"k_proj|key|k|k_lin|linear_k|wk|to_k|project_k|k_head|key_proj", "out", (KEY_VALUE,)),
     (ATTENTION_CLASS, r"v_proj|value|v|v_lin|linear_v|wv|to_v|project_v|v_head|value_proj", "out", (KEY_VALUE,)),
     (ATTENTION_CLASS, r"c_attn|qkv_proj|qkv|Wqkv|in_proj", "out", (CONCATENATED,)),
+    (r"MultiheadAttention", r"in_proj_(weight|bias)", "out", (CONCATENATED,)),
     (ATTENTION_CLASS, r"query_key_value", "out", (GROUPED, CONCATENATED)),
     (
         ATTENTION_CLASS,
@@ -151,6 +193,12 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
         "in",
         (QUERY,),
     ),
+    (
+        ATTENTION_CLASS,
+        r"relative_k_proj|linear_pos",
+        "in",
+        ("frequencies_hidden 2",),
+    ),  # sinusoids, a sine and a cosine for each
     (ATTENTION_CLASS, r"q_norm|q_layernorm|query_norm", "out", (QUERY, "head_dim")),
     (ATTENTION_CLASS, r"k_norm|k_layernorm|key_norm", "out", (KEY_VALUE, "head_dim")),
     (ATTENTION_CLASS, r"relative_attention_bias", "out", ("heads",)),
@@ -161,6 +209,7 @@ RAW_READERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"Hyper(Connection|Head)", r"(hc_)?fn", ("write", "read")),
     (r"AttentionResidual", r"query", ("read",)),
     (r"AttentionResidual", r"query", ("write", "read")),
+    (r"MultiheadAttention", r"in_proj_weight", ("write", "read")),
     (r"AdditiveAttention", r"w_g", ("read", "write")),
     (r"DbrxExpertGLU", r"w1|v1", ("write", "read")),
     (r"DbrxExpertGLU", r"w2", ("read", "write")),

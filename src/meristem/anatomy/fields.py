@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from meristem.anatomy.conventions import DEPTH_FIELDS, FIELDS, LEARNED
+from meristem.anatomy.conventions import (
+    DEPTH_FIELDS,
+    DEPTH_LISTS,
+    FIELDS,
+    JOINING_FIELDS,
+    JOINT_FIELDS,
+    LEARNED,
+    NUMBERED_FIELDS,
+    OUTPUT_BESIDE,
+)
 
 
 def read_field(config: Any, path: str) -> Any:
@@ -45,9 +54,9 @@ def main_part(config: Any, moves: Callable[[Any], bool]) -> str:
     Args:
         moves: whether a changed config builds another network.
     """
-    parts = {name: part for name, part in vars(config).items() if hasattr(part, "model_type")}
-    text = config.get_text_config()
-    ordered = sorted(parts, key=lambda name: parts[name] is not text)
+    parts = {path.rstrip("."): part for path, part in _parts(config) if path}
+    text = _text_part(config)
+    ordered = sorted(parts, key=lambda name: (parts[name] is not text, name.count(".")))
     if not parts or (text is config and any(_sizes_at(vars(config).get(name)) for name in FIELDS["hidden"])):
         return ""
     for name in ordered:
@@ -55,6 +64,14 @@ def main_part(config: Any, moves: Callable[[Any], bool]) -> str:
         if any(moves(_doubled(config, f"{name}.{field}")) for field in fields):
             return f"{name}."
     return ""
+
+
+def _text_part(config: Any) -> Any:
+    """The config of the language model; of two, that of the decoder."""
+    try:
+        return config.get_text_config()
+    except ValueError:
+        return config.get_text_config(decoder=True)
 
 
 def counterparts(config: Any, root: str) -> list[str]:
@@ -69,6 +86,41 @@ def counterparts(config: Any, root: str) -> list[str]:
     return [name + texts[name] for name in others if name != root]
 
 
+def depth_at(config: Any, path: str) -> int:
+    """The number of layers at a path from `depth_paths`."""
+    value = read_field(config, path)
+    return value if isinstance(value, int) else len(value)
+
+
+def is_numbered(config: Any) -> bool:
+    """Whether layers take in what the layers of other parts gave out, by their numbers (see `NUMBERED_FIELDS`)."""
+    return any(vars(part).get(name) for _, part in _parts(config) for name in NUMBERED_FIELDS)
+
+
+def joining_paths(config: Any, root: str) -> list[str]:
+    """Paths of the fields by which the other parts of a composite may say the width of its main part (see `JOINING_FIELDS`)."""
+    if not root:
+        return []
+    main = vars(read_field(config, root.rstrip(".")))
+    others = [(path, part) for path, part in _parts(config) if path != root]
+    joint = [name for name in JOINT_FIELDS if not any(name in vars(part) for path, part in others if path)]
+    found = []
+    for path, part in others:
+        names = [name for name in JOINING_FIELDS if name not in main and name not in joint]
+        names += [] if path else ["hidden_size"]
+        names += [output for width, output in OUTPUT_BESIDE.items() if {width, output} <= vars(part).keys()]
+        found += [path + name for name in names if isinstance(vars(part).get(name), int)]
+    return found
+
+
+def _parts(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(path with a trailing dot, config) of a config and of all that are nested in it."""
+    yield path, config
+    for name, part in vars(config).items():
+        if hasattr(part, "model_type"):
+            yield from _parts(part, f"{path}{name}.")
+
+
 def axis_paths(config: Any, root: str, moves: Callable[[Any], bool]) -> dict[str, str]:
     """{axis: path of the field that sets it}. A field with one entry for each stage gives axes stage0_…, stage1_…
 
@@ -80,9 +132,17 @@ def axis_paths(config: Any, root: str, moves: Callable[[Any], bool]) -> dict[str
     return _find(config, root, FIELDS, moves)
 
 
-def depth_paths(config: Any, root: str) -> dict[str, str]:
-    """{axis of depth: path}; the plain field of an encoder-decoder counts its encoder."""
-    found = _find(config, root, DEPTH_FIELDS)
+def depth_paths(config: Any, root: str, moves: Callable[[Any], bool]) -> dict[str, str]:
+    """{axis of depth: path}; the plain field of an encoder-decoder counts its encoder. Where no field counts the layers, the
+    path of the list that has an entry for each.
+
+    Args:
+        root, moves: as in `axis_paths`.
+    """
+    found = _find(config, root, DEPTH_FIELDS, moves)
+    if not found:
+        lists = [name for name in DEPTH_LISTS if isinstance(read_field(config, root + name), list | tuple)]
+        found = {"layers": root + lists[0]} if lists else {}
     if "layers" in found:
         if "encoder_layers" in found:
             del found["layers"]

@@ -1,47 +1,78 @@
-"""Counted floating-point operations: of one training step, and of every block."""
+"""Counted floating-point operations: of one training step, and of every block, from shapes alone.
+
+The network runs on tensors that have a shape and no numbers (torch's fake tensors), so a count costs neither the network's memory nor its
+time, draws no random number, and is the same on every machine. A network whose own code looks at values (a mixture that loops over its
+experts, a block that is dropped by a draw) is really run instead.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import flop_counter
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from meristem.anatomy.trace import run_watched
+from meristem.anatomy.inputs import example_inputs
+from meristem.errors import MeristemError
+
+aten = torch.ops.aten
+
+# aten's operators that multiply matrices or solve systems: one of them without a formula cannot be counted. All others work entry by entry.
+_PRODUCTS = re.compile(
+    r"(^|_)(mm|bmm|addmm|baddbmm|addbmm|int4pack|int8pack|mv|addmv|addr|ger|dot|vdot|smm|sspaddmm|hspmm|triangular_solve)(_|$)"
+    r"|matmul|conv(?!ert)|(^|_)(rnn|lstm|gru)(?!.*cell)|linalg_(?!vector_norm|cross|diagonal)|attention|encoder_layer"
+    r"|(^|_)(cdist|trilinear|cholesky|lu_solve|geqrf|ormqr|orgqr|svd|stft|istft)(_|$)|linear_(backward|prepack)|mkldnn_linear|fbgemm"
+)
+_QUESTIONS = {
+    aten.sym_is_contiguous.default, aten.is_contiguous.default, aten.is_contiguous.memory_format,
+    aten.is_strides_like_format.default, aten.is_non_overlapping_and_dense.default, aten.size.default,
+    aten.sym_size.default, aten.stride.default, aten.sym_stride.default, aten.storage_offset.default,
+    aten.sym_storage_offset.default, aten.numel.default, aten.sym_numel.default, aten.dim.default,
+    torch.ops.prim.layout.default,
+}  # fmt: skip
+_FREE_NAMESPACES = {"aten", "prim", "prims", "c10d", "_c10d_functional", "debug", "profiler", "inductor", "streams"}
+_VALUES_WANTED = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
 
 def training_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
-    """FLOPs of forward and backward on a batch with its labels: every matrix product and attention, counted as it runs.
+    """FLOPs of forward and backward on a batch with its labels: every matrix product and attention.
 
-    torch 2.13 counts scaled-dot-product attention on CPU as nothing; its flash formula is put in for it. Causal masking
-    is not discounted, and the optimizer's elementwise work is not counted.
+    Attention on a CPU, which torch 2.13 counts as nothing, counts by the formula of flash attention, as on a GPU; so do the grouped
+    products of mixtures. What activation checkpointing computes again is counted, where the model has it switched on. Causal masking is not
+    discounted, and the optimizer's elementwise work is not counted.
+
+    Raises:
+        MeristemError: for an operator whose cost is not known.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.train()
-    for module in modes:
-        if isinstance(module, _NormBase):  # it counts nothing, and its running statistics have to stay
-            module.eval()
-    with _counting_attention_on_cpu(), flop_counter.FlopCounterMode(display=False) as counter:
-        device = next(model.parameters()).device
-        model(**{name: tensor.to(device) for name, tensor in inputs.items()}).loss.backward()
-    model.zero_grad(set_to_none=True)
-    for module, training in modes.items():
-        module.training = training
-    return counter.get_total_flops()
+    return training_flops_by_module(model, inputs, ())[0]
+
+
+def training_flops_by_module(
+    model: nn.Module, inputs: Mapping[str, Tensor], paths: Sequence[str]
+) -> tuple[int, list[int]]:
+    """As `training_flops`; and the share of it that is spent inside the modules of these paths."""
+    return _counted(model, inputs, paths, _TrainingStep)
 
 
 def forward_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
-    """FLOPs of a forward pass in evaluation mode; the network may be on the meta device."""
-    modes, device = {module: module.training for module in model.modules()}, next(model.parameters()).device
-    model.eval()
-    with _counting_attention_on_cpu(), flop_counter.FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(**{name: tensor.to(device) for name, tensor in inputs.items()})
-    for module, training in modes.items():
-        module.training = training
-    return counter.get_total_flops()
+    """FLOPs of a forward pass in evaluation mode. Raises as `training_flops`."""
+    return _counted(model, inputs, (), _Forward)[0]
 
 
 def block_flops(model: nn.Module, prefixes: Sequence[str], inputs: Mapping[str, Tensor] | None = None) -> list[int]:
@@ -50,28 +81,230 @@ def block_flops(model: nn.Module, prefixes: Sequence[str], inputs: Mapping[str, 
     Args:
         prefixes: of the lists of blocks, such as "model.layers".
         inputs: what the network is run on; one short random input by default.
+
+    Raises:
+        MeristemError: as `training_flops`; and if there are no inputs and none can be guessed.
     """
-    with _counting_attention_on_cpu(), flop_counter.FlopCounterMode(display=False) as counter:
-        run_watched(model, [], inputs)
-    by_module = {path.partition(".")[2]: sum(found.values()) for path, found in counter.get_flop_counts().items()}
-    return [
-        by_module.get(f"{prefix}.{name}", 0)
-        for prefix in prefixes
-        for name, _ in model.get_submodule(prefix).named_children()
-    ]
+    chosen = inputs if inputs is not None else example_inputs(model, batch_size=1, sequence_length=16)
+    paths = [f"{prefix}.{name}" for prefix in prefixes for name, _ in model.get_submodule(prefix).named_children()]
+    return _counted(model, chosen, paths, _Forward)[1]
+
+
+class _TrainingStep(nn.Module):
+    """Forward and backward as one call, so that the exchanged parameters are there for both."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Tensor) -> None:
+        self.model(**inputs).loss.backward()
+
+
+class _Forward(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Tensor) -> None:
+        with torch.no_grad():
+            self.model(**inputs)
+
+
+def _counted(
+    model: nn.Module, inputs: Mapping[str, Tensor], paths: Sequence[str], step: Callable[[nn.Module], nn.Module]
+) -> tuple[int, list[int]]:
+    whole = step(model)
+    modes = {module: module.training for module in whole.modules()}
+    whole.train(step is _TrainingStep)
+    for module in modes:
+        if isinstance(module, _NormBase):  # it counts nothing; its statistics have to stay, and one example has none
+            module.eval()
+    try:
+        counter = _by_shapes(whole, inputs, paths) or _by_running(whole, inputs, paths)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return counter.total, [counter.inside[path] for path in paths]
+
+
+def _by_shapes(step: nn.Module, inputs: Mapping[str, Tensor], paths: Sequence[str]) -> FlopCounter | None:
+    """Counted without any numbers; None for a network that wants to see some."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        state = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
+            for name, tensor in (*step.named_parameters(), *step.named_buffers())
+        }
+        own = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in inputs.items()}
+    try:
+        with _quiet(), mode, _counting(step.get_submodule("model"), paths) as counter:
+            functional_call(step, state, (), own)
+    except _VALUES_WANTED:
+        return None
+    except RuntimeError as error:
+        if "device" in str(error):  # a tensor that is neither parameter nor buffer, elsewhere than on the CPU
+            return None
+        raise
+    return counter
+
+
+def _by_running(step: nn.Module, inputs: Mapping[str, Tensor], paths: Sequence[str]) -> FlopCounter:
+    device = next(step.parameters()).device
+    gpus = [device] if device.type == "cuda" else []
+    kept = {name: parameter.grad for name, parameter in step.named_parameters()}
+    with torch.random.fork_rng(gpus), _counting(step.get_submodule("model"), paths) as counter:
+        step(**{name: tensor.to(device) for name, tensor in inputs.items()})
+    for name, parameter in step.named_parameters():
+        parameter.grad = kept[name]
+    return counter
 
 
 @contextlib.contextmanager
-def _counting_attention_on_cpu() -> Iterator[None]:
-    aten, registry = torch.ops.aten, flop_counter.flop_registry
-    pairs = {
-        aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
+def _counting(model: nn.Module, paths: Sequence[str]) -> Iterator[FlopCounter]:
+    """Within this context, operators are counted; those inside the modules at `paths` also by module."""
+    counter = FlopCounter(paths)
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            module = model.get_submodule(path)
+            enter, leave = functools.partial(counter.enter, path), functools.partial(counter.leave, path)
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        stack.enter_context(_formulas())
+        yield stack.enter_context(counter)
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts operators by torch's formulas and the few more of this file.
+
+    A backward operator belongs to the module in which the forward operator ran whose gradient it computes: autograd numbers its nodes in the
+    order in which they are made, so each call of a module owns an interval of numbers.
+
+    Args:
+        paths: of the modules whose own share is kept in `inside`.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, paths: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.total, self.inside = 0, dict.fromkeys(paths, 0)
+        self._running: list[str] = []
+        self._calls: list[tuple[int, int, str]] = []  # first node, node behind the last, path
+        self._begun: list[int] = []
+
+    def enter(self, path: str, *_: Any) -> None:
+        """A call of this module begins."""
+        self._running.append(path)
+        self._begun.append(torch._C._autograd._get_sequence_nr())
+
+    def leave(self, path: str, *_: Any) -> None:
+        """It has ended."""
+        self._running.pop()
+        self._calls.append((self._begun.pop(), torch._C._autograd._get_sequence_nr(), path))
+
+    def _add(self, flops: int) -> None:
+        self.total += flops
+        for path in self._owners():
+            self.inside[path] += flops
+
+    def _owners(self) -> Iterable[str]:
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return self._running
+        number = node._sequence_nr()
+        return {path for first, end, path in self._calls if first <= number < end}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _QUESTIONS:
+            return NotImplemented
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            packet, name, namespace = func, func.name(), "higher_order"
+        else:
+            packet, name, namespace = func._overloadpacket, func.name(), func.namespace
+        if packet not in flop_counter.flop_registry:
+            if not isinstance(func, torch._ops.HigherOrderOperator) and func is not torch.ops.prim.device.default:
+                with self:
+                    taken_apart = func.decompose(*args, **kwargs)
+                if taken_apart is not NotImplemented:
+                    return taken_apart
+            if namespace not in _FREE_NAMESPACES or _PRODUCTS.search(name.partition("::")[2].partition(".")[0]):
+                raise MeristemError(
+                    f"the FLOPs of operator {name} are not known; register a formula for it with "
+                    "torch.utils.flop_counter.register_flop_formula"
+                )
+            return func(*args, **kwargs)
+        if packet is aten._grouped_mm and isinstance(args[0], torch._subclasses.FakeTensor):
+            ends = args[2] if len(args) > 2 else kwargs.get("offs")
+            output = args[0].new_empty(_grouped_shape(args[0].shape, args[1].shape, ends))
+        else:
+            output = func(*args, **kwargs)
+        self._add(flop_counter.flop_registry[packet](*args, **kwargs, out_val=output))
+        return output
+
+
+def _grouped_shape(a: torch.Size, b: torch.Size, ends: Tensor | None) -> tuple[int, ...]:
+    """What a grouped product gives out. (torch 2.13's own rule for shapes takes bfloat16 alone.)"""
+    groups = (len(ends),) if ends is not None and len(a) == len(b) == 2 else ()
+    batch = tuple(a[:1]) if len(a) == 3 and len(b) == 3 else groups
+    return (*batch, a[-2], b[-1])
+
+
+def _grouped_flops(a: Sequence[int], b: Sequence[int], *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Rows of `a` go to one group each (or, of two matrices, their shared dimension is cut into groups)."""
+    groups = a[0] if len(a) == len(b) == 3 else 1
+    return 2 * groups * a[-2] * a[-1] * b[-1]
+
+
+def _grouped_backward_flops(
+    a: Sequence[int], b: Sequence[int], ends: Any, gradient: Any, *args: Any, **kwargs: Any
+) -> int:
+    return 2 * _grouped_flops(a, b)
+
+
+def _vector_flops(*shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return 2 * max(math.prod(shape) for shape in shapes if isinstance(shape, Sequence))
+
+
+def _fourier_flops(a: Sequence[int], dims: Sequence[int], *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """5 n log2 n real operations for each transform of n entries, the usual count."""
+    points = math.prod(a[dim] for dim in dims)
+    return round(5 * math.prod(a) * math.log2(max(points, 2)))
+
+
+@contextlib.contextmanager
+def _formulas() -> Iterator[None]:
+    """What torch 2.13 has no formula for."""
+    registry, shapes = flop_counter.flop_registry, flop_counter.shape_wrapper
+    more = {
+        aten._scaled_dot_product_flash_attention_for_cpu: registry[aten._scaled_dot_product_flash_attention],
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: registry[
+            aten._scaled_dot_product_flash_attention_backward
+        ],
+        aten._grouped_mm: shapes(_grouped_flops),
+        aten._int_mm: registry[aten.mm],
+        **{operator: shapes(_vector_flops) for operator in (aten.mv, aten.addmv, aten.dot, aten.vdot, aten.addr)},
+        **{operator: shapes(_fourier_flops) for operator in (aten._fft_r2c, aten._fft_c2r, aten._fft_c2c)},
     }
-    added = [cpu for cpu in pairs if cpu not in registry]
-    registry.update({cpu: registry[pairs[cpu]] for cpu in added})
+    if hasattr(torch.ops.transformers, "grouped_mm_fallback"):
+        more[torch.ops.transformers.grouped_mm_fallback] = shapes(_grouped_flops)
+        more[torch.ops.transformers.grouped_mm_fallback_backward] = shapes(_grouped_backward_flops)
+    added = {operator: formula for operator, formula in more.items() if operator not in registry}
+    registry.update(added)
     try:
         yield
     finally:
-        for cpu in added:
-            del registry[cpu]
+        for operator in added:
+            del registry[operator]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's own account of an operator that wants numbers, for which there is a second way."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -14,8 +13,19 @@ import torch
 from torch import nn
 
 from meristem.anatomy.builder import double_each
-from meristem.anatomy.conventions import FIELDS, LAYER_NUMBERS, LINKED_FIELDS, PROPORTIONAL_FIELDS
-from meristem.anatomy.fields import axis_paths, counterparts, depth_paths, main_part, read_field, write_field
+from meristem.anatomy.conventions import FIELDS, LINKED_FIELDS, PROPORTIONAL_FIELDS
+from meristem.anatomy.fields import (
+    axis_paths,
+    counterparts,
+    depth_at,
+    depth_paths,
+    joining_paths,
+    main_part,
+    read_field,
+    write_field,
+)
+from meristem.anatomy.layer_lists import follow_layers
+from meristem.anatomy.uninitialised import uninitialised
 from meristem.anatomy.validity import check_config
 from meristem.errors import MeristemError
 
@@ -49,7 +59,7 @@ class HuggingFaceBuilder:
     """Builds `model_class(config)` at other sizes.
 
     Args:
-        model_class: a PreTrainedModel class.
+        model_class: a PreTrainedModel class, or what else makes a network from a config (`instances.constructor_of`).
         config: its config; never changed.
         reading: how to read its heads.
 
@@ -57,18 +67,18 @@ class HuggingFaceBuilder:
         MeristemError: if the config has no width that Meristem knows.
     """
 
-    def __init__(self, model_class: type, config: Any, reading: Reading = Reading()) -> None:
+    def __init__(self, model_class: Any, config: Any, reading: Reading = Reading()) -> None:
         self.model_class, self.config, self.reading = model_class, copy.deepcopy(config), reading
         self.root = main_part(self.config, self._moves)
         self.counterparts = counterparts(self.config, self.root)
         self.paths = axis_paths(self.config, self.root, self._moves)
-        self.depth_paths = depth_paths(self.config, self.root)
+        self.depth_paths = depth_paths(self.config, self.root, self._moves)
         if not any(axis.endswith("hidden") for axis in self.paths):
             raise MeristemError(
                 f"{type(config).__name__} has no width field that Meristem knows; looked for {', '.join(FIELDS['hidden'])}"
             )
         scopes = [a.removesuffix("heads") for a in self.paths if a.endswith("heads") and not a.endswith("kv_heads")]
-        self.scopes = [s for s in scopes if s] if {"encoder_", "decoder_"} & set(scopes) else scopes
+        self.scopes = [s for s in scopes if s] if {"encoder_", "decoder_"} <= set(scopes) else scopes
         if "hidden" in self.paths:
             hidden = self._value("hidden")
             self._pin("ffn", 4 * hidden)
@@ -110,7 +120,8 @@ class HuggingFaceBuilder:
 
     def _shapes(self, config: Any) -> dict[str, torch.Size]:
         with torch.device("meta"):
-            return {name: tensor.shape for name, tensor in self.model_class(config).state_dict().items()}
+            model = uninitialised(lambda: self.model_class(config))
+        return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
     def _read_sizes(self) -> tuple[dict[str, int], dict[str, Split]]:
         sizes = {axis: self._value(axis) for axis in self.paths if not axis.endswith("heads")}
@@ -146,7 +157,7 @@ class HuggingFaceBuilder:
 
     @property
     def depths(self) -> Mapping[str, int]:
-        return {axis: read_field(self.config, path) for axis, path in self.depth_paths.items()}
+        return {axis: depth_at(self.config, path) for axis, path in self.depth_paths.items()}
 
     @property
     def splits(self) -> Mapping[str, tuple[str, Fraction]]:
@@ -243,10 +254,14 @@ class HuggingFaceBuilder:
             path = root + self.paths[axis].removeprefix(self.root)
             if read_field(config, path) == old:
                 write_field(config, path, new)
-        for linked in LINKED_FIELDS.get(axis, ()):
+        joining = joining_paths(self.config, self.root) if axis == "hidden" else ()
+        linked_fields = [
+            path for name in LINKED_FIELDS.get(axis, ()) for path in dict.fromkeys((name, self.root + name))
+        ]
+        for linked in (*linked_fields, *joining):
             if read_field(config, linked) == old:
                 write_field(config, linked, new)
-        for field in PROPORTIONAL_FIELDS.get(axis, ()):
+        for field in (p for name in PROPORTIONAL_FIELDS.get(axis, ()) for p in dict.fromkeys((name, self.root + name))):
             value = read_field(config, field)
             values = value if isinstance(value, list | tuple) else [value] if isinstance(value, int) else []
             if values and all(v * new % old == 0 for v in values):
@@ -262,14 +277,11 @@ class HuggingFaceBuilder:
         owner = config
         for part in self.depth_paths[axis].split(".")[:-1]:
             owner = owner if part == "depths" else read_field(owner, part)
-        if not axis.startswith("stage"):
-            for name, value in list(vars(owner).items()):  # layer_types and its like: one entry per layer
-                if re.fullmatch(LAYER_NUMBERS, name) and isinstance(value, list):
-                    setattr(owner, name, [new for new, source in enumerate(order) if source in value])
-                elif isinstance(value, list | tuple) and len(value) == old and axis != "decoder_layers":
-                    setattr(owner, name, type(value)(value[i] for i in order))
+        if not axis.startswith("stage") and axis != "decoder_layers":
+            follow_layers(owner, order, old)
         exceptions = owner.to_dict().get("per_layer_config") if hasattr(owner, "to_dict") else None
-        write_field(config, self.depth_paths[axis], depth)
+        if isinstance(read_field(config, self.depth_paths[axis]), int):
+            write_field(config, self.depth_paths[axis], depth)
         if exceptions:  # what single layers do otherwise, by their numbers
             by_layer = {int(layer): entries for layer, entries in exceptions.items()}
             owner.per_layer_config = {new: by_layer[layer] for new, layer in enumerate(order) if layer in by_layer}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 import torch
@@ -20,13 +20,17 @@ from meristem.algebra import Layout
 from meristem.anatomy.builder import Builder
 from meristem.anatomy.candidates import Sizes, candidates
 from meristem.anatomy.conventions import GROWING
+from meristem.anatomy.fields import is_numbered
 from meristem.anatomy.groups import in_groups
 from meristem.anatomy.huggingface import HuggingFaceBuilder
+from meristem.anatomy.instances import constructor_of
 from meristem.anatomy.norms import NormFacts, is_norm, norm_facts
 from meristem.anatomy.overrides import OVERRIDES, Override
 from meristem.anatomy.parts import is_part, whole_of, with_parts
 from meristem.anatomy.roles import owner_and_parameter, roles
 from meristem.anatomy.structure import Axis, BlockList, Dimension, Structure, TensorAnatomy, kind_of
+from meristem.anatomy.uninitialised import uninitialised
+from meristem.anatomy.unit_lists import unit_lists
 from meristem.errors import AnatomyError, MeristemError
 
 
@@ -42,11 +46,9 @@ def structure_of_model(
         )
     model_type = getattr(config, "base_model_type", config.model_type)
     override = {**OVERRIDES, **(overrides or {})}.get(model_type, Override())
+    override = replace(override, numbered=override.numbered or is_numbered(config))
     failures: list[AnatomyError] = []
-    architecture = next(
-        c for c in type(model).__mro__ if not c.__name__.startswith("FSDP")
-    )  # sharding puts its own in front
-    for builder in HuggingFaceBuilder(architecture, config).alternatives():
+    for builder in HuggingFaceBuilder(constructor_of(model), config).alternatives():
         try:
             return builder, override, infer(builder, override)
         except AnatomyError as error:
@@ -83,18 +85,20 @@ def infer(builder: Builder, override: Override) -> Structure:
     tensors = in_groups(tensors, owners, _side_by_side(builder, override))
     axes = {axis: Axis(axis, size, builder.describe_axis(axis)) for axis, size in builder.sizes.items()}
     axes |= _parts(axes, tensors)
-    return Structure(axes, tensors, blocks, _norms(owners))
+    lists = unit_lists([(probe.sizes, probe.shapes) for probe in probes])
+    return Structure(axes, tensors, blocks, _norms(owners), lists)
 
 
 def _side_by_side(builder: Builder, override: Override) -> dict[str, int]:
     """{"hidden": n} where the stream is made of parts, each a multiple of an n-th of it."""
     widths = builder.fact(override.concatenated) if override.concatenated else None
+    widths = [widths] if isinstance(widths, int) else widths
     return {"hidden": builder.sizes["hidden"] // gcd(*widths)} if widths else {}
 
 
 def _build(builder: Builder, sizes: Sizes, depths: Sizes) -> nn.Module:
     with torch.device("meta"):
-        return builder.build(sizes, depths)
+        return uninitialised(lambda: builder.build(sizes, depths))
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -206,7 +210,8 @@ def _dimensions(
         axis = _depth_axis(name, position, tensor.shape[position], depths)
         share = depths[axis].length if axis else 1
         for subset in (probes, [probe for probe in probes if probe.essential]):
-            measured = [(probe.sizes, probe.shapes[name][position] // share) for probe in subset]
+            seen_in = [probe for probe in subset if name in probe.shapes]  # some sizes leave a module out
+            measured = [(probe.sizes, probe.shapes[name][position] // share) for probe in seen_in]
             found = _explain(name, side, measured, owners, override)
             if found:
                 source, layout = found

@@ -5,7 +5,8 @@ Each entry says one fact about the mathematics of a model type, as data:
 - `layouts`: a tensor name (regular expression on its full path) whose output or input dimension has a layout of its own;
 - `alibi`: a config flag, or True: attention adds ALiBi slopes, so a head only keeps its function where its slope does;
 - `numbered`: what a layer computes depends on its number, so new layers can only stand behind all others;
-- `concatenated`: a config list of widths that are laid side by side to make up the stream, so that each grows in its place;
+- `concatenated`: a config list of widths (or the width of each) that are laid side by side to make up the stream, so that each
+  grows in its place;
 - `transposed`: linear layers (regular expression on the path) whose weight the forward pass multiplies from the right;
 - `multipliers`: the forward pass multiplies by a power of a config field, where a flag says so.
 """
@@ -65,6 +66,7 @@ OVERRIDES: Mapping[str, Override] = {
     "minicpm3": Override(multipliers=(Multiplier(RESIDUAL_WRITERS, "num_hidden_layers", -0.5),)),
     "funnel": Override(layouts=((r"r_kernel", "in", SINES_THEN_COSINES),)),
     "inkling2_text": Override(multipliers=(Multiplier(r".*\.query", "hidden_size", -0.5),)),
+    "layoutlmv3": Override(concatenated="coordinate_size"),  # left, top, right, bottom, height and width of a word
     "longcat_flash": Override(multipliers=(Multiplier(r".*\.(q|kv)_b_proj\.weight", "hidden_size", 0.5),)),
     "mobilebert": Override(transposed=r"cls\.predictions\.dense"),
     "neomme": Override(transposed=r"unembedding_projection"),

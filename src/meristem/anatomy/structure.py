@@ -85,3 +85,4 @@ class Structure:
     tensors: Mapping[str, TensorAnatomy]
     blocks: tuple[BlockList, ...]
     norms: Mapping[str, NormFacts]  # by module path
+    unit_lists: Mapping[str, str]  # axes of lists with a module for each unit, by folded prefix

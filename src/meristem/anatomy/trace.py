@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from meristem.anatomy.inputs import example_inputs, logits_of
+from meristem.anatomy.modes import evaluating
 from meristem.anatomy.norms import is_norm
 from meristem.errors import MeristemError
 
-Inputs = Mapping[str, Tensor] | None  # keyword arguments of forward; None: random ones
+Inputs = Mapping[str, Any] | None  # keyword arguments of forward; None: random ones
 
 
-def norm_before_head(model: nn.Module, inputs: Inputs = None) -> str | None:
+def norm_before_head(model: nn.Module, inputs: Inputs = None, otherwise: str = "") -> str | None:
     """The name of the last norm called before the output head, or None if the model has no such pair.
 
-    The head is transformers' `get_output_embeddings()`. Run on `inputs`, or one short random input.
+    The head is transformers' `get_output_embeddings()`, or the module at the path `otherwise` where that gives none. Run on `inputs`, or one short random input.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    head = model.get_submodule(otherwise) if head is None and otherwise else head
     if head is None:
         return None
     names = {module: name for name, module in model.named_modules()}
@@ -67,10 +70,12 @@ def blocks_pass_through(model: nn.Module, muted: nn.Module, block_prefixes: list
 
     def compare(name: str):
         def hook(_: nn.Module, args: tuple, kwargs: dict, __) -> None:
-            before = args[0] if args else next((v for k, v in kwargs.items() if k.startswith("hidden")), None)
+            before: Any = args[0] if args else next((v for k, v in kwargs.items() if k.startswith("hidden")), None)
             if not isinstance(before, Tensor) or not before.is_floating_point():
                 return
-            caches = {k: None for k, v in kwargs.items() if k.startswith("past_key_value") or hasattr(v, "get_seq_length")}
+            caches = {
+                k: None for k, v in kwargs.items() if k.startswith("past_key_value") or hasattr(v, "get_seq_length")
+            }
             try:
                 with torch.no_grad():
                     output = muted.get_submodule(name)(*args, **{**kwargs, **caches})
@@ -78,7 +83,7 @@ def blocks_pass_through(model: nn.Module, muted: nn.Module, block_prefixes: list
                 unchanged.append(False)
                 return
             output = tuple(output.values()) if isinstance(output, dict) else output
-            after = output[0] if isinstance(output, tuple | list) else output
+            after: Any = output[0] if isinstance(output, tuple | list) else output
             unchanged.append(before.shape == after.shape and torch.allclose(before, after, rtol=1e-3, atol=1e-5))
 
         return hook
@@ -97,11 +102,10 @@ def run_watched(model: nn.Module, hooks: list, inputs: Inputs = None) -> None:
     Raises:
         MeristemError: if there are no inputs and none can be guessed.
     """
-    was_training = model.training
     try:
         chosen = dict(inputs) if inputs is not None else example_inputs(model, batch_size=1, sequence_length=16)
-        logits_of(model.eval(), chosen)
+        with evaluating(model):
+            logits_of(model, chosen)
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()

@@ -271,23 +271,31 @@ def learn(
     method: str,
     source: str,
     out: Path,
-    target: str | None,
+    reading: dict[str, Any],
     options: dict[str, Any],
     seed: int,
     test_share: float,
     overwrite: bool,
 ) -> None:
+    try:
+        import pandas  # noqa: F401
+        import skops  # noqa: F401
+    except ImportError as error:
+        raise MeristemError(f"learning from tables needs {error.name}: pip install 'meristem[adaptive]'") from None
     from meristem.adaptive.learn import learn as learn_table
     from meristem.adaptive.tables import open_table
+    from meristem.adaptive.tables.columns import lines
 
-    learned = learn_table(method, open_table(source, target), out, options, seed, test_share, overwrite)
+    table = open_table(source, **reading)
+    print("\n".join([*table.notes, *lines(table.columns)]), flush=True)
+    learned = learn_table(method, table, out, options, seed, test_share, overwrite)
     metrics = learned.metrics
     print(learned.estimator.summary())
     print(
         f"{metrics['measure']} on {metrics['test_rows']} rows not seen: {metrics['test_score']:.4f} "
         f"(a linear model: {metrics['linear_test_score']:.4f})"
     )
-    print(f"{out}: model/, metrics.json, summary.txt, structure.png")
+    print(f"{out}: model/, encoder.skops, table.json, metrics.json, summary.txt, structure.png")
 
 
 def plan(
@@ -402,6 +410,17 @@ def race(file: Path, out: Path | None, executor: str | None = None, executor_opt
     draw_race(recipe, results, out / "race.png")
     _print_race(laps)
     print(f"{out / 'race.json'}  {out / 'race.png'}")
+
+
+def data(file: Path) -> None:
+    _quiet()
+    from meristem.recipes.describe import describe_data
+    from meristem.recipes.schema import load_recipe
+
+    table = Table("what", "value", title=f"data of {file}")
+    for what, value in describe_data(load_recipe(file).data).items():
+        table.add_row(what, value)
+    Console().print(table)
 
 
 def diagnose(file: Path, node: str, bound: float, out: Path | None) -> None:

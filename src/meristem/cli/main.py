@@ -242,11 +242,24 @@ def learn(
     table: Annotated[
         str,
         typer.Argument(
-            metavar="TABLE", help="A CSV file with a header, or a data set of scikit-learn: digits, wine, ..."
+            metavar="TABLE",
+            help="A file of values (CSV, also compressed, without a header, with other separators), or a data set of scikit-learn: digits, wine, ...",
         ),
     ],
     out: Out,
-    target: Annotated[Optional[str], typer.Option(help="The column to predict. Default: the last.")] = None,
+    target: Annotated[
+        Optional[str], typer.Option(help="The column to predict, by name or number. Default: the last.")
+    ] = None,
+    task: Annotated[
+        str, typer.Option(help="classification or regression. Default: words and at most 20 whole numbers are classes.")
+    ] = "auto",
+    header: Annotated[
+        Optional[bool],
+        typer.Option("--header/--no-header", help="Whether the first row names the columns. Default: looks."),
+    ] = None,
+    separator: Annotated[
+        Optional[str], typer.Option(help="Between values, such as ';' or '\\t'. Default: looks.")
+    ] = None,
     option: MoreOptions = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     test_share: Annotated[float, typer.Option(help="The share of rows kept for the test.")] = 0.2,
@@ -256,7 +269,8 @@ def learn(
     from meristem.cli.commands import learn as command
     from meristem.cli.commands import read_options
 
-    command(method, table, out, target, read_options({}, option or []), seed, test_share, overwrite)
+    reading = {"target": target, "task": task, "header": header, "separator": separator}
+    command(method, table, out, reading, read_options({}, option or []), seed, test_share, overwrite)
 
 
 @app.command()
@@ -335,6 +349,14 @@ def race(
     from meristem.cli.commands import race as command
 
     command(recipe, out, executor, executor_option or [])
+
+
+@app.command()
+def data(recipe: RecipeFile) -> None:
+    """Prepare a recipe's data (tokenised once, for all nodes) and describe them: documents, tokens, bytes per token, splits."""
+    from meristem.cli.commands import data as command
+
+    command(recipe)
 
 
 @app.command()

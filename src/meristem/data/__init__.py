@@ -2,6 +2,7 @@
 
 from meristem.data.corpus import Corpus, open_corpus
 from meristem.data.corruption import CorruptedSpans, MaskedSequences
+from meristem.data.denoisers import Denoisers
 from meristem.data.images import Images, LabelledImages, open_images
 from meristem.data.order import Ordered
 from meristem.data.pairs import PaddedPairs, Pairs, open_pairs
@@ -10,6 +11,7 @@ from meristem.data.sequences import Sequences
 __all__ = [
     "Corpus",
     "CorruptedSpans",
+    "Denoisers",
     "Images",
     "LabelledImages",
     "MaskedSequences",

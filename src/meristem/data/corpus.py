@@ -1,29 +1,32 @@
-"""A corpus: two long arrays of tokens, for training and evaluation, split by document."""
+"""A corpus: long arrays of tokens for training, tuning and evaluation, split by document; they stay on disk, whatever their size."""
 
 from __future__ import annotations
 
 import hashlib
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from meristem.data.encoding import open_encoding
-from meristem.data.hub import load_data_set
+from meristem.data.encoding import Encoding, open_encoding
+from meristem.data.hub import load_data_set, version_of
+from meristem.data.token_cache import EVAL_SHARE, cached_tokens
+from meristem.data.token_files import fingerprint_of, is_token_source, open_tokens, split_files
 from meristem.errors import MeristemError
 
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".json", ".jsonl", ".csv", ".c", ".h", ".js", ".ts"}
-EVAL_SHARE = 20  # one document in 20 is held out
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token arrays (1-D, int32), the size of their vocabulary, and a fingerprint of exactly this data; and the tokens for padding, for a
-    masked token, for spans taken out, and for an end, where the tokenizer has them."""
+    """Token arrays (1-D, of whole numbers, perhaps memory-mapped), the size of their vocabulary, and a fingerprint of exactly this data; and
+    the tokens for padding, for a masked token, for spans taken out, and for an end, where the tokenizer has them. `documents` and `bytes` of
+    text, where it was read as text."""
 
     train: np.ndarray
+    tune: np.ndarray
     eval: np.ndarray
     vocab_size: int
     fingerprint: str
@@ -32,63 +35,103 @@ class Corpus:
     mask_token: int | None = None
     sentinels: tuple[int, ...] = ()
     end_token: int | None = None
+    documents: int | None = None
+    bytes: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """In all splits together."""
+        return len(self.train) + len(self.tune) + len(self.eval)
 
 
-def open_corpus(source: str, tokenizer: str = "bytes", text_column: str = "text") -> Corpus:
-    """Read and tokenize a corpus.
+def open_corpus(source: str, tokenizer: str = "bytes", text_column: str = "text", stream: bool = False) -> Corpus:
+    """Tokenize a corpus, or open the tokens that are there.
+
+    Text is tokenized once, into files that all processes map into memory (see `data.token_cache`).
 
     Args:
-        source: "python-stdlib" (the running Python's own library sources), a text file, a folder of text files, or the
-            name of a Hugging Face data set ("owner/name" or "name:config"; needs the extra `data`).
-        tokenizer: "bytes" (256 tokens) or the name or directory of a Hugging Face tokenizer.
+        source: "python-stdlib" (the running Python's own library sources), a text file, a folder of text files, tokens (an `.npy` or `.bin` file,
+            or a folder with such files for train, eval and perhaps tune; see `data.token_files`), or the name of a Hugging Face data set
+            ("owner/name" or "name:config"; needs the extra `data`).
+        tokenizer: "bytes" (256 tokens) or the name or directory of a Hugging Face tokenizer; of tokens, the one that made them, or "bytes".
         text_column: of a Hugging Face data set.
+        stream: read a Hugging Face data set as it comes, without a copy of its text on disk.
 
     Raises:
         MeristemError: if the source is not there or holds too little text.
     """
-    documents = _documents(source, text_column)
+    if is_token_source(Path(source)):
+        return _of_tokens(Path(source), tokenizer)
+    key, documents = _documents(source, text_column, stream)
     encoding = open_encoding(tokenizer)
-    parts: dict[bool, list[np.ndarray]] = {True: [], False: []}
-    digest = hashlib.sha256(tokenizer.encode())
-    count = 0
-    for document in documents:
-        content = document.encode()
-        mark = hashlib.sha256(content).digest()
-        digest.update(mark)
-        parts[mark[0] % EVAL_SHARE == 0] += [encoding.encode(document), encoding.separator]
-        count += 1
-    if count == 1:  # one long text: hold out its last twentieth
-        whole = parts[True][0] if parts[True] else parts[False][0]
-        cut = len(whole) - len(whole) // EVAL_SHARE
-        parts = {False: [whole[:cut]], True: [whole[cut:]]}
-    if not parts[True] or not parts[False]:
-        raise MeristemError(f"{source}: {count} documents are too few to hold some out for evaluation")
-    train, held_out = np.concatenate(parts[False]), np.concatenate(parts[True])
-    description = f"{source}: {count} documents, {len(train):,} training and {len(held_out):,} evaluation tokens"
+    found = cached_tokens(key, documents, encoding, source)
+    train, tune, held_out = (found.arrays[split] for split in ("train", "tune", "eval"))
+    if not len(train) or not len(held_out):
+        raise MeristemError(f"{source}: {found.documents} documents are too few to hold some out for evaluation")
+    description = f"{source}: {found.documents} documents, {_sizes(train, tune, held_out)}"
     special = encoding.pad_token, encoding.mask_token, encoding.sentinels, encoding.end_token
-    return Corpus(train, held_out, encoding.vocab_size, digest.hexdigest(), description, *special)
+    known = encoding.vocab_size, found.fingerprint, description
+    return Corpus(train, tune, held_out, *known, *special, found.documents, found.bytes)
 
 
-def _documents(source: str, text_column: str) -> Iterable[str]:
+def _sizes(train: np.ndarray, tune: np.ndarray, held_out: np.ndarray) -> str:
+    return f"{len(train):,} training, {len(tune):,} tuning and {len(held_out):,} evaluation tokens"
+
+
+def _of_tokens(path: Path, tokenizer: str) -> Corpus:
+    """Of token files. What a folder does not hold out for itself is cut off the end of its training tokens."""
+    files = split_files(path)
+    opened = {split: open_tokens(file) for split, file in files.items()}
+    whole, said = opened["train"]
+    arrays = {split: tokens for split, (tokens, _) in opened.items()}
+    share = len(whole) // EVAL_SHARE
+    for split in ("eval", "tune"):
+        if split not in arrays:
+            whole, arrays[split] = whole[: len(whole) - share], whole[len(whole) - share :]
+    encoding: Encoding | None = None if tokenizer == "bytes" else open_encoding(tokenizer)
+    if encoding and encoding.vocab_size > said["vocab_size"]:
+        raise MeristemError(
+            f"{path}: vocab_size {said['vocab_size']} is less than the tokenizer's {encoding.vocab_size}"
+        )
+    digest = hashlib.sha256(repr([sorted(said.items()), encoding and encoding.fingerprint]).encode())
+    for split, file in sorted(files.items()):
+        digest.update(f"{split} {fingerprint_of(file)}".encode())
+    pad, mask, end = (said.get(key, getattr(encoding, key, None)) for key in ("pad_token", "mask_token", "end_token"))
+    description = f"{path}: tokens on disk, {_sizes(whole, arrays['tune'], arrays['eval'])}"
+    special = pad or 0, mask, encoding.sentinels if encoding else (), end
+    return Corpus(whole, arrays["tune"], arrays["eval"], said["vocab_size"], digest.hexdigest(), description, *special)
+
+
+def _documents(source: str, text_column: str, stream: bool) -> tuple[str | None, Iterable[str]]:
+    """What tells whether the source has changed, and its documents, which are not read before they are asked for."""
     path = Path(source)
     if source == "python-stdlib":
-        return _stdlib()
+        return _read(_stdlib())
     if path.is_file():
-        return [path.read_text(encoding="utf-8", errors="replace")]
+        return _read([path])
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in TEXT_SUFFIXES)
         if not files:
-            raise MeristemError(f"{source} holds no text files ({', '.join(sorted(TEXT_SUFFIXES))})")
-        return (file.read_text(encoding="utf-8", errors="replace") for file in files)
+            raise MeristemError(
+                f"{source} holds no text files ({', '.join(sorted(TEXT_SUFFIXES))}) and no tokens (train.bin, train.npy)"
+            )
+        return _read(files)
     if source.startswith((".", "/", "~")):
         raise MeristemError(f"{source}: no such file or folder")
-    return (str(row[text_column]) for row in load_data_set(source, [text_column], split="train"))
+    rows = load_data_set(source, [text_column], split="train", stream=stream)
+    version = version_of(rows)
+    key = None if version is None else f"{source} {text_column} {version}"
+    return key, (str(row[text_column]) for row in rows)
 
 
-def _stdlib() -> Iterable[str]:
+def _read(files: Sequence[Path]) -> tuple[str, Iterable[str]]:
+    known = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = hashlib.sha256(repr(known).encode()).hexdigest()
+    return key, (file.read_text(encoding="utf-8", errors="replace") for file in files)
+
+
+def _stdlib() -> list[Path]:
     """Python's own library sources, a real corpus that every machine has; tests and installed packages left out."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
-    for file in sorted(root.rglob("*.py")):
-        if not skipped & set(file.relative_to(root).parts):
-            yield file.read_text(encoding="utf-8", errors="replace")
+    return [file for file in sorted(root.rglob("*.py")) if not skipped & set(file.relative_to(root).parts)]

@@ -68,18 +68,25 @@ class CorruptedSpans(Ordered):
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         tokens = self.sequences[position]["input_ids"].numpy()
         draw = np.random.default_rng((self.order.seed, 3, position + self.order.offset))
-        kept = _segments(len(tokens) - self.noise, self.spans, draw)
-        taken = _segments(self.noise, self.spans, draw)
-        cuts = np.cumsum(np.stack([kept, taken], axis=1).ravel())[:-1]
-        pieces = np.split(tokens, cuts)  # kept, taken, kept, taken, ...
-        inputs, target = [], []
-        for span, sentinel in enumerate(self.sentinels[: self.spans]):
-            inputs += [pieces[2 * span], [sentinel]]
-            target += [[sentinel], pieces[2 * span + 1]]
-        parts = (
-            torch.from_numpy(np.concatenate([*part, [self.end_token]]).astype(np.int64)) for part in (inputs, target)
-        )
-        return dict(zip(("input_ids", "labels"), parts, strict=True))
+        parts = corrupted(tokens, self.noise, self.spans, self.sentinels, self.end_token, draw)
+        return dict(zip(("input_ids", "labels"), map(torch.from_numpy, parts), strict=True))
+
+
+def corrupted(
+    tokens: np.ndarray, noise: int, spans: int, sentinels: np.ndarray, end_token: int, draw: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and target when `noise` tokens in `spans` random spans are taken out of a sequence."""
+    kept = _segments(len(tokens) - noise, spans, draw)
+    taken = _segments(noise, spans, draw)
+    cuts = np.cumsum(np.stack([kept, taken], axis=1).ravel())[:-1]
+    pieces = np.split(tokens, cuts)  # kept, taken, kept, taken, ...
+    inputs, target = [], []
+    for span, sentinel in enumerate(sentinels[:spans]):
+        inputs += [pieces[2 * span], [sentinel]]
+        target += [[sentinel], pieces[2 * span + 1]]
+    whole = (np.concatenate([*part, [end_token]]).astype(np.int64) for part in (inputs, target))
+    inputs, target = whole
+    return inputs, target
 
 
 def span_numbers(sequence_length: int, density: float, span_length: float) -> tuple[int, int]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,19 +25,24 @@ class Encoding:
     token, for spans taken out, and for an end, where the tokenizer has them."""
 
     encode: Callable[[str], np.ndarray]
+    encode_all: Callable[[list[str]], list[np.ndarray]]  # many texts, in parallel where the tokenizer can
     vocab_size: int
     separator: np.ndarray
     pad_token: int
     mask_token: int | None
     sentinels: tuple[int, ...]
     end_token: int | None
+    fingerprint: str = "bytes"  # of exactly this tokenizer, whatever its name
 
 
 def open_encoding(tokenizer: str) -> Encoding:
     """`tokenizer`: "bytes" (256 tokens) or the name or directory of a Hugging Face tokenizer. Raises MeristemError if it is not there."""
     if tokenizer == "bytes":
         sentinels = tuple(range(256, 256 + SENTINELS))
-        return Encoding(_bytes, 256, np.array([SEPARATOR], dtype=np.int32), SEPARATOR, MASK, sentinels, END)
+        between = np.array([SEPARATOR], dtype=np.int32)
+        return Encoding(
+            _bytes, lambda texts: [_bytes(text) for text in texts], 256, between, SEPARATOR, MASK, sentinels, END
+        )
     from transformers import AutoTokenizer
 
     try:
@@ -48,7 +56,20 @@ def open_encoding(tokenizer: str) -> Encoding:
     def encode(text: str) -> np.ndarray:
         return np.array(loaded.encode(text, add_special_tokens=False), dtype=np.int32)
 
-    return Encoding(encode, len(loaded), separator, loaded.pad_token_id or 0, loaded.mask_token_id, spans, end)
+    def encode_all(texts: list[str]) -> list[np.ndarray]:
+        many = loaded(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return [np.array(tokens, dtype=np.int32) for tokens in many]
+
+    special = loaded.pad_token_id or 0, loaded.mask_token_id, spans, end
+    return Encoding(encode, encode_all, len(loaded), separator, *special, _fingerprint(loaded))
+
+
+def _fingerprint(tokenizer: Any) -> str:
+    """Of what the tokenizer does: its rules where it tells them, its vocabulary, its special tokens."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if hasattr(backend, "to_str") else type(tokenizer).__name__
+    said = [rules, sorted(tokenizer.get_vocab().items()), {k: str(v) for k, v in tokenizer.special_tokens_map.items()}]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _bytes(text: str) -> np.ndarray:

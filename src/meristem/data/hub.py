@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from meristem.errors import MeristemError, first_line
 HELD_OUT = ("test", "validation", "valid")
 
 
-def load_data_set(source: str, columns: Sequence[str], *, split: str | None = None, builder: str | None = None) -> Any:
+def load_data_set(
+    source: str, columns: Sequence[str], *, split: str | None = None, builder: str | None = None, stream: bool = False
+) -> Any:
     """A data set by name ("owner/name" or "name:config"), or a folder that `builder` of that library reads: one split of it, or all by
     their names.
 
@@ -27,15 +30,25 @@ def load_data_set(source: str, columns: Sequence[str], *, split: str | None = No
             loaded: Any = datasets.load_dataset(builder, data_dir=source, split=split)
         else:
             name, _, config = source.partition(":")
-            loaded = datasets.load_dataset(name, config or None, split=split)
+            more = {"streaming": True} if stream else {}
+            loaded = datasets.load_dataset(name, config or None, split=split, **more)
     except Exception as error:
         raise MeristemError(f"data set {source!r} cannot be loaded: {first_line(error)}") from error
     for part in [loaded] if split else loaded.values():
-        found = part.column_names
+        found = part.column_names or columns  # a stream may not know its columns before it is read
         missing = next((column for column in columns if column not in found), None)
         if missing is not None:
             raise MeristemError(f"data set {source!r} has no column {missing!r}; it has {', '.join(found)}")
     return loaded
+
+
+def version_of(loaded: Any) -> str | None:
+    """What tells whether a data set has changed: its library's fingerprint, or of a stream the files that it reads; None if nothing does."""
+    own = getattr(loaded, "_fingerprint", None)
+    if own:
+        return str(own)
+    sums = getattr(getattr(loaded, "info", None), "download_checksums", None)
+    return json.dumps(sums, sort_keys=True) if sums else None
 
 
 def split_of(loaded: Any, source: str) -> tuple[Any, Any]:

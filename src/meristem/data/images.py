@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from meristem.data.hub import load_data_set, split_of
-from meristem.data.order import Order, Ordered
+from meristem.data.order import Order, Ordered, splits
 from meristem.errors import MeristemError, first_line
 
 Augmentation = Literal["crop", "flip"]
@@ -28,6 +28,8 @@ class Images:
 
     train: np.ndarray
     train_labels: np.ndarray
+    tune: np.ndarray
+    tune_labels: np.ndarray
     eval: np.ndarray
     eval_labels: np.ndarray
     num_labels: int
@@ -64,18 +66,22 @@ def open_images(source: str, fraction: float = 1.0, eval_examples: int | None = 
         arrays = _data_set(source)
     x, y, held_x, held_y = (np.asarray(array) for array in arrays)
     _check(source, x, y, held_x, held_y)
-    chosen = np.random.default_rng(0).permutation(len(x))[: max(1, round(fraction * len(x)))]
-    kept = np.random.default_rng(1).permutation(len(held_x))[:eval_examples]
-    x, y, held_x, held_y = x[chosen], y[chosen], held_x[kept], held_y[kept]
+    chosen, tuning, kept = splits(len(x), len(held_x), fraction, eval_examples)
+    tune_x, tune_y, held_x, held_y = x[tuning], y[tuning], held_x[kept], held_y[kept]
+    x, y = x[chosen], y[chosen]
     digest = hashlib.sha256()
-    for array in (x, y, held_x, held_y):
+    for array in (x, y, tune_x, tune_y, held_x, held_y):
         digest.update(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
     mean, deviation = float(x.mean(dtype=np.float64)), float(x.std(dtype=np.float64)) or 1.0
-    labels = int(max(y.max(), held_y.max())) + 1
-    pictures = [_channels_first((array.astype(np.float32) - mean) / deviation) for array in (x, held_x)]
-    description = f"{source}: {len(x):,} training and {len(held_x):,} evaluation images, {labels} classes"
-    targets = y.astype(np.int64), held_y.astype(np.int64)
-    return Images(pictures[0], targets[0], pictures[1], targets[1], labels, digest.hexdigest(), description)
+    labels = int(max(array.max() for array in (y, tune_y, held_y) if array.size)) + 1
+    train, tune, held = (
+        _channels_first((array.astype(np.float32) - mean) / deviation) for array in (x, tune_x, held_x)
+    )
+    description = (
+        f"{source}: {len(x):,} training, {len(tune_x):,} tuning and {len(held_x):,} evaluation images, {labels} classes"
+    )
+    targets = [array.astype(np.int64) for array in (y, tune_y, held_y)]
+    return Images(train, targets[0], tune, targets[1], held, targets[2], labels, digest.hexdigest(), description)
 
 
 class LabelledImages(Ordered):

@@ -15,7 +15,7 @@ import torch
 
 from meristem.data.encoding import IGNORED, Encoding, open_encoding
 from meristem.data.hub import HELD_OUT, load_data_set, split_of
-from meristem.data.order import Order, Ordered
+from meristem.data.order import Order, Ordered, splits
 from meristem.errors import MeristemError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -27,6 +27,7 @@ class Pairs:
     """Tokenized pairs, longer ones cut; the length that holds every target; and a fingerprint of exactly this data."""
 
     train: list[Pair]
+    tune: list[Pair]
     eval: list[Pair]
     target_length: int
     encoding: Encoding
@@ -64,14 +65,13 @@ def open_pairs(
         raise MeristemError(
             f"{source}: {len(rows[0])} training and {len(rows[1])} evaluation pairs; it wants some of both"
         )
-    chosen = np.random.default_rng(0).permutation(len(rows[0]))[: max(1, round(fraction * len(rows[0])))]
-    kept = np.random.default_rng(1).permutation(len(rows[1]))[:eval_examples]
-    parts = [[rows[0][i] for i in chosen], [rows[1][i] for i in kept]]
-    digest = hashlib.sha256(f"{tokenizer} {lengths} {json.dumps(parts)}".encode()).hexdigest()
-    train, held = ([_encoded(pair, encoding, lengths) for pair in part] for part in parts)
-    longest = max(len(target) for part in (train, held) for _, target in part)
-    description = f"{source}: {len(train):,} training and {len(held):,} evaluation pairs"
-    return Pairs(train, held, longest, encoding, digest, description)
+    chosen, tuning, kept = splits(len(rows[0]), len(rows[1]), fraction, eval_examples)
+    parts = [[rows[0][i] for i in chosen], [rows[0][i] for i in tuning], [rows[1][i] for i in kept]]
+    digest = hashlib.sha256(f"{encoding.fingerprint} {lengths} {json.dumps(parts)}".encode()).hexdigest()
+    train, tune, held = ([_encoded(pair, encoding, lengths) for pair in part] for part in parts)
+    longest = max(len(target) for part in (train, tune, held) for _, target in part)
+    description = f"{source}: {len(train):,} training, {len(tune):,} tuning and {len(held):,} evaluation pairs"
+    return Pairs(train, tune, held, longest, encoding, digest, description)
 
 
 class PaddedPairs(Ordered):

@@ -20,7 +20,6 @@ from meristem.growth.block_steps import MISSED
 from meristem.growth.build import filled, grown_dtypes, in_float32
 from meristem.growth.deep_fusion import SELF_FUSION_NOISE, DeepFusion
 from meristem.growth.differences import differences
-from meristem.growth.finite import check_finite
 from meristem.growth.growth import Growth, known
 from meristem.growth.optimizer import (
     State,
@@ -95,11 +94,11 @@ def fuse_with_certificate(
     weights = method.convex(len(parents))
     if inputs is None and (verify or method.norm == "equalised"):
         inputs = example_inputs(parents[0])
+    plans = method.plans(anatomies, parents, inputs or {})
     differ = any(differences(anatomies[0], other) for other in anatomies[1:])
     alike = _all_alike(parents) and not differ
     noise = method.noise if method.noise is not None else SELF_FUSION_NOISE
     noise = noise if alike else 0.0
-    plans = method.plans(anatomies, parents, inputs or {})
     fused = _build(plans, parents, noise, method.seed)
     capped = anatomies[0].builder.fact("final_logit_softcapping")  # the mean of capped logits is no capped mean
     exact = alike or not (differ or capped or _norm_over_all(anatomies[0], grouped=method.norm == "grouped"))
@@ -109,8 +108,6 @@ def fuse_with_certificate(
             plans, parents, weights, fused, inputs, lambda exact: _build(plans, exact, noise, method.seed)
         )
     if certificate and exact and not certificate.holds:
-        for parent in parents:
-            check_finite(parent, certificate)
         raise PreservationError(
             f"the fused network should compute its parents' mean and does not: {certificate.summary()}; "
             "`meristem inspect` shows what was inferred"

@@ -7,7 +7,6 @@ methods: the target's config, tied heads, width constants, symmetry-breaking noi
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,8 +17,7 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, Layout, UnitMap
 from meristem.anatomy import Anatomy, BlockList, Builder, TensorAnatomy
-from meristem.anatomy.structure import folded
-from meristem.anatomy.parts import with_parts
+from meristem.anatomy.unit_lists import units_of
 from meristem.errors import AnatomyError
 
 
@@ -164,7 +162,10 @@ class GrowthPlan:
         for tensor in self.source.tensors.values():
             if tensor.tied_to is not None and not self.untied:
                 continue
-            for name, terms, silent in self._with_heads(tensor, self._targets(tensor)):
+            targets = (
+                (unit, terms, silent) for name, terms, silent in self._targets(tensor) for unit in self._units(name)
+            )
+            for name, terms, silent in targets:
                 if name not in wanted:
                     continue  # only some blocks have it, such as T5's position bias in the first
                 maps = self._dimension_maps(tensor)
@@ -305,33 +306,16 @@ class GrowthPlan:
             targets.append((tensor.name, (Term(tensor.name),), False))  # what only one place has, it keeps
         return targets
 
-    def _with_heads(self, tensor: TensorAnatomy, targets: Targets) -> Targets:
-        """The same, where a list has one module for each head (StableLM's norms): for all heads that come from this one."""
-        found = re.match(r"(.*)\.(\d+)(\..*)", tensor.name)
-        axis = self._head_lists.get(folded(found.group(1) + ".")) if found else None
-        if found is None or axis is None:
-            return targets
-        index = self.axis_map(axis).write.index
-        assert index is not None, "heads are copied or padded, never mixed"
-        places = (index == int(found.group(2))).nonzero().flatten().tolist()
-        end = len(found.group(2) + found.group(3)) + 1
-        return [(f"{n[:-end]}.{place}{found.group(3)}", *more) for n, *more in targets for place in places]  # pyright: ignore[reportReturnType]
-
-    @cached_property
-    def _head_lists(self) -> dict[str, str]:
-        """{folded path of a list with one module for each head: the axis of these heads}, where that axis changes."""
-        lengths: list[dict[str, int]] = []
-        for names in (self.source.tensors, self.shapes):
-            found: dict[str, int] = {}
-            for match in (re.match(r"(.*\.)(\d+)\.", name) for name in names):
-                if match and not any(match.group(1) == block.prefix + "." for block in self.source.blocks):
-                    path = folded(match.group(1))
-                    found[path] = max(found.get(path, 0), int(match.group(2)) + 1)
-            lengths.append(found)
-        old, new = (with_parts(sizes) for sizes in (self.source.sizes, self.target.sizes))
-        axes = [axis for axis in old if axis.endswith("heads")]
-        grown = {path: (n, lengths[1].get(path)) for path, n in lengths[0].items() if lengths[1].get(path) != n}
-        return {p: a for p, counts in grown.items() for a in reversed(axes) if (old[a], new[a]) == counts}
+    def _units(self, name: str) -> list[str]:
+        """The names that a tensor takes in lists with a module for each unit of an axis: those of its unit's copies."""
+        names = [name]
+        for axis, unit, begin, end in reversed([*units_of(name, self.source.unit_lists)]):
+            index = self.axis_map(axis).write.index
+            if index is None:
+                raise AnatomyError(f"{name} belongs to one unit of {axis}, and new units are mixtures of several")
+            copies = torch.nonzero(index == unit).flatten().tolist()
+            names = [f"{other[:begin]}{copy}{other[end:]}" for other in names for copy in copies]
+        return names
 
     def _terms(self, prefix: str, rest: str, layer: LayerSource) -> tuple[Term, ...]:
         have = [old for old, _ in layer.sources if f"{prefix}.{old}.{rest}" in self.source.tensors]

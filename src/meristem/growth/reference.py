@@ -35,5 +35,5 @@ def _mapped(plan: TensorPlan, tensor: Tensor, dual: bool, power: int) -> Tensor:
     for dimension in range(len(plan.maps)):
         unit_map = plan.unit_map(dimension, dual)
         if unit_map is not None:
-            tensor = torch.tensordot(tensor, unit_map.matrix() ** power, dims=([dimension], [1])).movedim(-1, dimension)
+            tensor = (tensor.movedim(dimension, -1) @ (unit_map.matrix() ** power).T).movedim(-1, dimension)
     return tensor

@@ -84,7 +84,10 @@ def _part(anatomy: Anatomy, model: nn.Module, inputs: Mapping[str, Tensor]) -> P
 def _proposals(anatomy: Anatomy, parting: Parting) -> Iterator[Anatomy]:
     if parting.ratio is not None and parting.ratio > 0:
         for name in _scaled_at(anatomy, parting):
-            yield _with_multiplier(anatomy, name, parting.ratio)
+            yield _with_multiplier(anatomy, [name], parting.ratio)
+            bias = name.removesuffix("weight") + "bias"
+            if bias in anatomy.tensors:
+                yield _with_multiplier(anatomy, [name, bias], parting.ratio)
     near = [f"{module}." for module in (parting.module, *reversed(parting.before[-4:]))]
     close = [t for t in anatomy.tensors.values() if any(t.name.startswith(n) for n in near)]
     blocks = {t.block for t in close if t.block}
@@ -106,13 +109,13 @@ def _scaled_at(anatomy: Anatomy, parting: Parting) -> Iterator[str]:
         yield f"{parting.before[-1]}.weight"
 
 
-def _with_multiplier(anatomy: Anatomy, name: str, ratio: float) -> Anatomy:
-    """`ratio` is what doubling the width changed the tensor's output by."""
+def _with_multiplier(anatomy: Anatomy, scaled: list[str], ratio: float) -> Anatomy:
+    """`ratio` is what doubling the width changed the output of these tensors by."""
     axis = next((axis.name for axis in anatomy.of_kind("hidden")), next(iter(anatomy.axes)))
     field = getattr(anatomy.builder, "paths", {}).get(axis, axis)
-    in_every_block = re.escape(folded(name)).replace(r"\*", r"\d+")
-    found = Multiplier(in_every_block, field, math.log2(ratio))
-    return replace(anatomy, override=replace(anatomy.override, multipliers=(*anatomy.override.multipliers, found)))
+    in_every_block = [re.escape(folded(name)).replace(r"\*", r"\d+") for name in scaled]
+    found = [Multiplier(pattern, field, math.log2(ratio)) for pattern in in_every_block]
+    return replace(anatomy, override=replace(anatomy.override, multipliers=(*anatomy.override.multipliers, *found)))
 
 
 def _with_layout(anatomy: Anatomy, like: TensorAnatomy, position: int, layout: Layout) -> Anatomy:

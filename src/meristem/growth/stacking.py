@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from torch import nn
@@ -16,12 +16,18 @@ from meristem.errors import MeristemError
 from meristem.growth.depth import fitting, identity_layers, in_order, repeat_all, repeat_each, repeat_span
 from meristem.growth.method import Method, Weights, blocks_can_be_silent
 from meristem.growth.plan import LayerMap
-from meristem.growth.targets import depth_targets
+from meristem.growth.targets import depth_targets, depths_of
 
 
 @dataclass(frozen=True)
 class DepthMethod(Method):
-    """A method that only adds layers."""
+    """A method that only adds layers.
+
+    Args:
+        blocks: the lists of blocks that get them: "all", or of an encoder-decoder "encoder" or "decoder" alone.
+    """
+
+    blocks: str = field(default="all", kw_only=True)
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
         """None: the width stays. Raises MeristemError if no layer is added either."""
@@ -68,7 +74,8 @@ class Stacking(DepthMethod):
                 for axis, found in maps.items()
             }
         repeat = repeat_all if self.order == "stack" else repeat_each
-        targets = depth_targets(anatomy, self.name, 1 if self.num_hidden_layers else self.depth, self.num_hidden_layers)
+        factor = 1 if self.num_hidden_layers else self.depth
+        targets = depth_targets(anatomy, self.name, factor, self.num_hidden_layers, blocks=self.blocks)
         return {
             axis: self._fitting(anatomy, axis, functools.partial(repeat, anatomy.depths[axis]), target)
             for axis, target in targets.items()
@@ -107,7 +114,7 @@ class GradualStacking(DepthMethod):
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Raises MeristemError if there are fewer layers than asked for."""
-        spans = _spans(anatomy, self.name, self.layers, self.num_hidden_layers)
+        spans = _spans(anatomy, self.name, self.layers, self.num_hidden_layers, self.blocks)
         depths = anatomy.depths
         return {axis: repeat_span(depths[axis], depths[axis] - span, depths[axis]) for axis, span in spans.items()}
 
@@ -131,7 +138,7 @@ class MIDAS(DepthMethod):
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Raises MeristemError if there are fewer layers than asked for."""
         maps = {}
-        for axis, span in _spans(anatomy, self.name, self.layers, self.num_hidden_layers).items():
+        for axis, span in _spans(anatomy, self.name, self.layers, self.num_hidden_layers, self.blocks).items():
             first = (anatomy.depths[axis] - span) // 2
             maps[axis] = repeat_span(anatomy.depths[axis], first, first + span)
         return maps
@@ -154,7 +161,7 @@ class IdentityBlocks(DepthMethod):
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Silent copies behind their originals, spread evenly."""
-        targets = depth_targets(anatomy, self.name, self.depth, self.num_hidden_layers)
+        targets = depth_targets(anatomy, self.name, self.depth, self.num_hidden_layers, blocks=self.blocks)
         return {axis: identity_layers(anatomy, axis, target) for axis, target in targets.items()}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
@@ -162,14 +169,14 @@ class IdentityBlocks(DepthMethod):
         return blocks_can_be_silent(anatomy, model, inputs)
 
 
-def _spans(anatomy: Anatomy, method: str, layers: int, target: int | None) -> dict[str, int]:
+def _spans(anatomy: Anatomy, method: str, layers: int, target: int | None, blocks: str) -> dict[str, int]:
     """{axis: how many of its layers are copied}."""
     if target is not None:
-        lengths = depth_targets(anatomy, method, num_hidden_layers=target)
+        lengths = depth_targets(anatomy, method, num_hidden_layers=target, blocks=blocks)
         return {
             axis: _span(method, length - anatomy.depths[axis], anatomy.depths[axis]) for axis, length in lengths.items()
         }
-    return {axis: _span(method, layers, depth) for axis, depth in anatomy.depths.items()}
+    return {axis: _span(method, layers, depth) for axis, depth in depths_of(anatomy, method, blocks).items()}
 
 
 def _span(method: str, layers: int, depth: int) -> int:

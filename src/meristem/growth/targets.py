@@ -230,6 +230,19 @@ def _head_dims(
     return found
 
 
+def depths_of(anatomy: Anatomy, method: str, blocks: str) -> dict[str, int]:
+    """{axis of depth: length} of the lists of blocks that `blocks` names: "all", a scope such as "decoder" or an axis of depth.
+
+    Raises:
+        MeristemError: if it names none that the network has.
+    """
+    chosen = {a: d for a, d in anatomy.depths.items() if blocks in ("all", a) or a.startswith(f"{blocks}_")}
+    if not chosen and blocks != "all":
+        known = ", ".join(anatomy.depths) or "none"
+        raise MeristemError(f"{method}: {anatomy.builder.model_type} has no blocks {blocks!r}; it has {known}")
+    return chosen
+
+
 def depth_targets(
     anatomy: Anatomy,
     method: str,
@@ -237,8 +250,12 @@ def depth_targets(
     num_hidden_layers: int | None = None,
     more: Mapping[str, int] | None = None,
     shrink: bool = False,
+    blocks: str = "all",
 ) -> dict[str, int]:
     """{axis: target length} for every list of blocks; `depth` multiplies all, `num_hidden_layers` sets all, `more` some by name.
+
+    Args:
+        blocks: which lists, see `depths_of`.
 
     Raises:
         MeristemError: for a factor that is no positive whole number, a length on the wrong side of the present one, or a
@@ -255,7 +272,8 @@ def depth_targets(
         raise MeristemError(
             f"{method}: {anatomy.builder.model_type} has no list of blocks {min(unknown)!r}; it has {', '.join(anatomy.depths)}"
         )
-    targets = {axis: num_hidden_layers or length * depth for axis, length in anatomy.depths.items()} | dict(more or {})
+    lengths = depths_of(anatomy, method, blocks)
+    targets = {axis: num_hidden_layers or length * depth for axis, length in lengths.items()} | dict(more or {})
     for axis, target in targets.items():
         length = anatomy.depths[axis]
         if target > LARGEST_DEPTH:

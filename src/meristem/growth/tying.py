@@ -56,7 +56,9 @@ def repair(
     if head is None or head.tied_to is None:
         return Repair(scales)
     gram = _gram(head, maps)
-    norm = norm_before_head(model, inputs) if keep_tied and gram is not None else None
+    norm = norm_before_head(model, inputs, head.name.rpartition(".")[0]) if keep_tied and gram is not None else None
+    if norm is not None and not _feeds(anatomy, norm, head, maps):
+        norm = None  # the last norm that ran belongs to something else, such as an image's patches
     if gram is None:
         factor = None
     else:
@@ -67,6 +69,13 @@ def repair(
         return Repair({**scales, head.name: 1 / constants.get(head.name, 1.0)}, untied=True)
     gains = [f"{norm}.{part}" for part in ("weight", "bias") if f"{norm}.{part}" in anatomy.tensors]
     return Repair({**scales, **{gain: scales.get(gain, 1.0) / factor for gain in gains}})
+
+
+def _feeds(anatomy: Anatomy, norm: str, head: TensorAnatomy, maps: Mapping[str, AxisMap]) -> bool:
+    """Whether the gains of a norm run along the axes that grow of those that the head reads."""
+    gain = anatomy.tensors.get(f"{norm}.weight")
+    along = {axis for d in gain.dimensions for axis in d.layout.axes()} if gain else set()
+    return {axis for d in head.dimensions if d.role == "read" for axis in d.layout.axes()} & set(maps) <= along
 
 
 def _gram(head: TensorAnatomy, maps: Mapping[str, AxisMap]) -> float | None:

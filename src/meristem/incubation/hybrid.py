@@ -26,6 +26,7 @@ from meristem.growth.method import Method, Weights
 from meristem.growth.plan import LayerMap, LayerSource
 from meristem.incubation.division import Division
 from meristem.incubation.ownership import lists_in_order, owned, renumbered
+from meristem.streams import stream
 
 Start = Literal["random", "clone"]
 
@@ -85,7 +86,7 @@ def incubate(
     Args:
         meta: a trained network of `division.meta_depths` blocks; left as it is.
         start: "random" numbers, as published; or "clone": the module begins as copies of the meta's own blocks, each repeated.
-        seed: of the random numbers.
+        seed: of the random numbers; each module draws its own.
         anatomy, inputs: of a network outside transformers: `Anatomy.infer(...)`, and arguments of its forward by name.
 
     Raises:
@@ -178,7 +179,9 @@ def _random(
     depths = {**anatomy.builder.depths, **{axis: len(order) for axis, order in origins.items()}}
     target = anatomy.builder.resized(anatomy.builder.sizes, depths, {}, origins)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(
+            stream(seed, "module", module)
+        )  # one stream for all would begin every module with the same blocks
         fresh = target.build(target.sizes, target.depths)
     mine = owned(fresh, prefixes_of(anatomy), division, module, inputs)
     weights, theirs = fresh.state_dict(), meta.state_dict()

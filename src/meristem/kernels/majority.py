@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,52 +21,32 @@ from torch.nn.utils import parametrize
 from meristem.anatomy import Anatomy
 from meristem.anatomy.structure import kind_of
 from meristem.errors import MeristemError, nearest
-from meristem.kernels.mixture import Granularity, Mixing, Mixture
+from meristem.kernels.heads import output_heads
+from meristem.kernels.mixture import Mixing, Mixture
+from meristem.kernels.options import Gain, MajorityKernels
 from meristem.subnetworks.path import generator
 
-Start = Literal["scratch", "clone"]
-Gain = Literal["training", "deployed", "none"]
 Weight = tuple[str, nn.Module, str]  # the path of a layer, the layer, the name of its weight
 
 
 def majority(
     model: nn.Module,
-    kernels: int = 3,
+    options: MajorityKernels | None = None,
     *,
-    alpha: float = 1.0,
-    granularity: Granularity = "unit",
-    epsilon: float = 1.0,
-    anneal: float = 0.2,
-    start: Start = "scratch",
-    gain: Gain = "training",
-    noise: float = 0.1,
-    include: str = r".*",
-    exclude: str | None = None,
-    axes: str | Collection[str] = (),
     anatomy: Anatomy | None = None,
-    data_parallel: bool = False,
-    seed: int = 0,
+    **named: Any,
 ) -> nn.Module:
-    """A copy of `model` whose linear, convolutional and fused expert weights each have `kernels` kernels.
+    """A copy of `model` whose linear, convolutional and fused expert weights each have several kernels.
+
+        ms.majority(model, kernels=3, granularity="unit")
 
     Train it as any network, calling `mix_kernels(model, step)` before each optimizer step (`MajorityCallback` does it), then
-    `deploy`. Embeddings, biases, norms and the output head stay single.
+    `deploy`. Embeddings, biases, norms, the output head (also a classifier's) and weights that are not trained (`requires_grad`) stay single.
 
     Args:
         model: any network; left as it is.
-        kernels, alpha, granularity, epsilon, anneal, seed: see `Mixing`.
-        start: "scratch": the first kernel is the layer's weight, the others are its entries in another order (the layer's own
-            initialisation drawn anew, whatever it is); "clone": all kernels are the weight of a trained network plus noise that their
-            mean does not have, so that deploying at once gives the network back.
-        gain: what kernels are multiplied by at the start from scratch. The combination of k independent kernels is smaller than one:
-            "training" brings the combination to the layer's own scale, sqrt((k alpha + 1) / (alpha + 1)); "deployed" the mean, sqrt(k).
-        noise: of a clone's kernels, relative to the standard deviation of the weight.
-        include, exclude: regular expressions on the path of a layer (whole match).
-        axes: only weights along one of these axes (or this one) of the network's anatomy, by name or kind: "ffn" (feed-forward layers and experts),
-            "heads" and "kv_heads" (attention), "experts", ... All by default.
-        anatomy: for `axes` of a network outside transformers, see `Anatomy.infer`.
-        data_parallel: under DistributedDataParallel, average only the gradient of the combination over the processes: the traffic
-            of a plain network instead of `kernels` times it.
+        options, named: a `MajorityKernels`, or its fields by name.
+        anatomy: for the option `axes` of a network outside transformers, see `Anatomy.infer`.
 
     Returns:
         A network of the same class, in which a weight `w` is computed from `parametrizations.w.original` (kernels, *shape).
@@ -74,29 +55,25 @@ def majority(
         MeristemError: for impossible options, or if no layer is chosen.
         AnatomyError: if `axes` are given and the network's anatomy cannot be inferred.
     """
-    mixing = Mixing(kernels, alpha, granularity, epsilon, anneal, seed)
-    if start not in ("scratch", "clone") or gain not in ("training", "deployed", "none"):
-        raise MeristemError(
-            f"start is scratch or clone and gain training, deployed or none; got {start!r} and {gain!r}"
-        )
+    own = replace(options, **named) if options else MajorityKernels.of(named)
     many = copy.deepcopy(model)
     chosen = [
         (path, module, name)
         for path, module, name in _weights(many)
-        if re.fullmatch(include, path) and not (exclude and re.fullmatch(exclude, path))
+        if re.fullmatch(own.include, path) and not (own.exclude and re.fullmatch(own.exclude, path))
     ]
-    if axes and chosen:
-        chosen = _along([axes] if isinstance(axes, str) else axes, anatomy or Anatomy.of(model), chosen)
+    if own.axes and chosen:
+        chosen = _along([own.axes] if isinstance(own.axes, str) else own.axes, anatomy or Anatomy.of(model), chosen)
     if not chosen:
         raise MeristemError(
-            f"no linear, convolutional or expert weight matches include={include!r}, exclude={exclude!r}"
+            f"no linear, convolutional or expert weight to train matches include={own.include!r}, exclude={own.exclude!r}"
         )
     for path, module, name in chosen:
         full = f"{path}.{name}"
-        spread = _cloned(mixing, full, noise) if start == "clone" else _redrawn(mixing, full, gain)
-        mixture = Mixture(full, mixing, spread, data_parallel, _unit_dimension(module, name))
+        spread = _cloned(own, full, own.noise) if own.start == "clone" else _redrawn(own, full, own.gain)
+        mixture = Mixture(full, own, spread, own.data_parallel, _unit_dimension(module, name))
         parametrize.register_parametrization(module, name, mixture)
-    if data_parallel:
+    if own.data_parallel:
         ignored = {f"{path}.parametrizations.{name}.original" for path, _, name in chosen}
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(many, ignored)
     return many
@@ -142,6 +119,18 @@ def deploy(model: nn.Module, batches: Iterable[Any] | None = None) -> nn.Module:
     return plain.train(model.training)
 
 
+def deployed_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the deployed network, from that of the network with kernels: means in place of kernels."""
+    found = {}
+    for name, tensor in state.items():
+        path, parametrized, rest = name.partition("parametrizations.")
+        weight, original, _ = rest.partition(".original")
+        found[path + weight if parametrized and original else name] = (
+            tensor.mean(0) if parametrized and original else tensor
+        )
+    return found
+
+
 def _make_plain(module: nn.Module) -> None:
     """Means in place of kernels. (`remove_parametrizations` would take the weight away from the network this is a copy of: copies
     share the class that it changes.)"""
@@ -174,20 +163,21 @@ def mixtures(model: nn.Module) -> Iterator[tuple[nn.Module, str, Mixture]]:
 
 
 def _weights(model: nn.Module) -> list[Weight]:
-    """(path, module, parameter) of every weight that may have kernels: not the output head, nothing shared."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    """(path, module, parameter) of every weight that may have kernels: no output head, nothing shared, nothing frozen."""
+    heads = output_heads(model)
     uses: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         uses[id(parameter)] = uses.get(id(parameter), 0) + 1
     found = []
     for path, module in model.named_modules():
         kind = type(module).__name__
-        if module is head:
+        if module in heads:
             continue
         for name, parameter in module.named_parameters(recurse=False):
             linear = isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or kind == "Conv1D"
             expert = "xpert" in kind and parameter.dim() == 3
-            if parameter.dim() >= 2 and uses[id(parameter)] == 1 and ((linear and name == "weight") or expert):
+            own = parameter.dim() >= 2 and uses[id(parameter)] == 1 and parameter.requires_grad
+            if own and ((linear and name == "weight") or expert):
                 found.append((path, module, name))
     return found
 
@@ -208,9 +198,11 @@ def _along(axes: Collection[str], anatomy: Anatomy, weights: list[Weight]) -> li
 
 
 def _unit_dimension(module: nn.Module, name: str) -> int:
-    """Where a weight's output units are: transposed in transformers' Conv1D, behind the experts in fused ones."""
+    """Where a weight's output units are: transposed in transformers' Conv1D and in transposed convolutions, behind the experts in fused
+    ones."""
     fused_experts = "xpert" in type(module).__name__ and module.get_parameter(name).dim() == 3
-    return 1 if fused_experts or type(module).__name__ == "Conv1D" else 0
+    transposed = type(module).__name__ == "Conv1D" or isinstance(module, nn.modules.conv._ConvTransposeNd)
+    return 1 if fused_experts or transposed else 0
 
 
 def _redrawn(mixing: Mixing, name: str, gain: Gain) -> Callable[[Tensor], Tensor]:

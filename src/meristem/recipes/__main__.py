@@ -7,21 +7,27 @@ import sys
 from pathlib import Path
 
 from meristem.errors import MeristemError
-from meristem.recipes import status
-from meristem.recipes.executors.executor import BAD_INPUT
-from meristem.recipes.node import Job
-from meristem.recipes.perform import finish, perform, watching_parent
+from meristem.recipes.orphans import watching_parent
 
 
 def main() -> int:
     """Returns 0, or 2 for bad input; anything else is a crash, worth another attempt."""
     directory = Path(sys.argv[1])
+    with watching_parent():
+        return _run(directory)
+
+
+def _run(directory: Path) -> int:
+    from meristem.recipes import status
+    from meristem.recipes.executors.executor import BAD_INPUT
+    from meristem.recipes.node import Job
+    from meristem.recipes.perform import finish, perform
+
     try:
-        with watching_parent():
-            if "TORCHELASTIC_RUN_ID" in os.environ:
-                finish(Job.load(directory))
-            else:
-                perform(directory)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            finish(Job.load(directory))
+        else:
+            perform(directory)
     except MeristemError as error:
         status.write_error(directory, str(error))
         print(f"meristem: {error}", file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-TASKS = ("causal-lm", "masked-lm", "span-corruption", "text-to-text", "image-classification")
+TASKS = ("causal-lm", "masked-lm", "span-corruption", "ul2", "text-to-text", "image-classification")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
@@ -30,10 +30,11 @@ class TextSpec(Strict):
     """Where the text comes from (see `data.open_corpus`), how it is cut, and what is to be found in it: the next token, masked
     tokens, or spans that were taken out. `corrupted` is the share of tokens that are masked or taken out."""
 
-    task: Literal["causal-lm", "masked-lm", "span-corruption"] = "causal-lm"
+    task: Literal["causal-lm", "masked-lm", "span-corruption", "ul2"] = "causal-lm"
     source: str = "python-stdlib"
     tokenizer: str = "bytes"
     text_column: str = "text"
+    stream: bool = False
     sequence_length: Annotated[int, Field(gt=1)] = 256
     eval_sequences: Annotated[int, Field(gt=0)] = 64
     corrupted: Annotated[float, Field(gt=0, lt=1)] = 0.15

@@ -25,6 +25,7 @@ from meristem.recipes.schema import Recipe
 from meristem.recipes.specs import FuseSpec, GrowSpec
 from meristem.recipes.tasks import open_task
 from meristem.recipes.train import ADAM_BETA2, load_state
+from meristem.streams import Streams
 
 
 @dataclass(frozen=True)
@@ -71,20 +72,22 @@ def diagnose(recipe: Recipe, node: str, out: Path, bound: float = 0.1, sequences
         states = [state for state in known if state]
         states = states if len(states) == len(parents) else []
         if spec.fuse:
-            point = _fused(spec.fuse, seed, parents, states)
+            point = _fused(spec.fuse, Streams(seed).seed("growth"), parents, states)
         else:
             assert spec.grow is not None
-            point = _grown(node, spec.grow, parents[0], states)
+            point = _grown(node, spec.grow, Streams(seed, spec.seed), parents[0], states)
         large = point.large or open_model(str(directory_of(out, done[node]) / "model")).float()
         for plan, parent in zip(point.plans, parents, strict=True):
             _check_way_back(plan, parent, large, fused=len(point.plans) > 1)
-        examples = task.training_set(sequences, seed, 0)
+        examples = task.training_set(sequences, Streams(seed).seed("order"), 0)
         batch = default_data_collator([examples[i] for i in range(sequences)])
         moments = _second_moments(point.state, _beta2(recipe, spec.parents[0])) if point.state else None
         measured = junction(point.plans, parents, large, language_loss(batch), point.weights, moments)
         rate = junction_learning_rate(measured, bound)
-        following = {n: s.train for n, s in recipe.nodes.items() if s.train and s.train.from_ == node}
-        warmup = {name: warmup_steps(rate, train.learning_rate) for name, train in following.items()}
+        following = {
+            n: s.train for n, s in recipe.nodes.items() if s.train and s.train.from_ == node and s.train.learning_rate
+        }
+        warmup = {name: warmup_steps(rate, train.rate) for name, train in following.items()}
         found.append(Diagnosis(node, seed, measured, bound, rate, "adam" if moments else "sgd", warmup))
     return found
 
@@ -105,8 +108,8 @@ def _fused(spec: FuseSpec, seed: int, parents: list[nn.Module], states: list[Sta
     return _Grown(fusion.plans, fusion.weights, fuse_state(fusion, states) if states else None, fusion.model)
 
 
-def _grown(node: str, spec: GrowSpec, parent: nn.Module, states: list[State]) -> _Grown:
-    methods = spec.build_methods()
+def _grown(node: str, spec: GrowSpec, streams: Streams, parent: nn.Module, states: list[State]) -> _Grown:
+    methods = spec.seeded_methods(streams)
     if len(methods) > 1:
         raise MeristemError(f"{node!r} grows by {len(methods)} methods in turn; diagnose measures one: split the node")
     plan = methods[0].plan(Anatomy.of(parent), parent)

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import default_data_collator
 
 from meristem.adaptive.adanet import Ensemble, EnsembleSearch, Subnetwork
-from meristem.anatomy.flops import training_flops
+from meristem.anatomy.flops import forward_flops
 from meristem.checkpoints import open_model
 from meristem.checkpoints.write import write_json
 from meristem.data import Ordered
@@ -24,6 +24,7 @@ from meristem.errors import MeristemError
 from meristem.recipes.node import Job, ancestors_of
 from meristem.recipes.specs import EnsembleSpec
 from meristem.recipes.tasks import Task
+from meristem.recipes.tasks.task import Split
 from meristem.subnetworks.blocks import lists_of_blocks
 
 BATCH = 16
@@ -37,9 +38,10 @@ def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:
         flops, examples, metrics (on the held-out examples), parameters and details, as `NodeResult` wants them.
     """
     places = {directory.name: directory / "model" for directory in job.parent_directories}
-    networks = {name: open_model(str(place)).float().eval() for name, place in places.items()}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    networks = {name: open_model(str(place)).float().eval().to(device) for name, place in places.items()}
     read = sum(result.examples for result in ancestors_of(job).values())
-    judged = task.training_set(spec.examples, job.seed, read)
+    judged = task.training_set(spec.examples, job.streams.seed("order"), read)
     logits, targets = _answers(networks, judged, task)
     prices = spec.complexities or [_depth(network) ** 0.5 for network in networks.values()]
     complexities = dict(zip(networks, prices, strict=True))
@@ -57,12 +59,12 @@ def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:
         steps=0,
         adanet_lambda=spec.adanet_lambda,
         adanet_beta=spec.adanet_beta,
-        seed=job.seed,
+        seed=job.streams.seed("search"),
     )
     found = search.run()
     weights = {sub.name: w.float() for sub, w in zip(found.subnetworks, found.mixture_weights, strict=True)}
     alone = {name: {name: torch.tensor(1.0)} for name in networks}
-    mixed, *own = _judge(networks, [weights, *alone.values()], task)
+    mixed, *own = _judge(networks, [weights, *alone.values()], task, job.split)
     content = {
         "mixture": spec.mixture,
         "members": {name: {"model": str(places[name]), "weights": w.tolist()} for name, w in weights.items()},
@@ -72,7 +74,7 @@ def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:
         "rounds": search.history,
     }
     write_json(job.directory / "ensemble.json", content)
-    forward = sum(training_flops(network, task.example()) // 3 for network in networks.values())
+    forward = sum(forward_flops(network, task.example()) for network in networks.values())
     return {
         "flops": forward * len(judged),
         "examples": len(judged),
@@ -102,11 +104,13 @@ def _said(
     networks: Mapping[str, nn.Module], examples: Ordered, task: Task
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """Batch by batch, the logits of every network, and the targets, for all that is asked for."""
+    device = next(next(iter(networks.values())).parameters()).device
     with torch.no_grad():
         for start in range(0, len(examples), BATCH):
             rows = range(start, min(start + BATCH, len(examples)))
             batch = default_data_collator([examples[row] for row in rows])
-            said = {name: task.answers(network(**batch).logits, batch["labels"]) for name, network in networks.items()}
+            placed = {name: tensor.to(device) for name, tensor in batch.items()}
+            said = {name: task.answers(net(**placed).logits.cpu(), batch["labels"]) for name, net in networks.items()}
             yield {name: logits for name, (logits, _) in said.items()}, next(iter(said.values()))[1]
 
 
@@ -119,11 +123,11 @@ def _answers(networks: Mapping[str, nn.Module], examples: Ordered, task: Task) -
 
 
 def _judge(
-    networks: Mapping[str, nn.Module], mixtures: Sequence[Mapping[str, Tensor]], task: Task
+    networks: Mapping[str, nn.Module], mixtures: Sequence[Mapping[str, Tensor]], task: Task, split: Split
 ) -> list[dict[str, float]]:
     """Loss and accuracy of each mixture on the held-out examples, for each thing that is asked for; every network runs once."""
     rows, loss, right = 0, [0.0] * len(mixtures), [0] * len(mixtures)
-    for said, targets in _said(networks, task.evaluation_set(), task):
+    for said, targets in _said(networks, task.evaluation_set(split), task):
         rows += len(targets)
         for number, weights in enumerate(mixtures):
             logits = torch.stack([w * said[name] for name, w in weights.items()]).sum(0)

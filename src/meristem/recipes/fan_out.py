@@ -15,14 +15,14 @@ from meristem.recipes.table import NodeTable
 REFRESH_SECONDS = 0.5
 
 
-def fan_out(jobs: Sequence[Job], executor: Executor) -> None:
+def fan_out(jobs: Sequence[Job], executor: Executor) -> dict[str, str]:
     """Run all jobs, and show them in one live table. A node that fails stops what depends on it, and nothing else.
 
     Args:
         jobs: not finished yet, and in the table's order.
 
-    Raises:
-        MeristemError: at the end, if nodes failed for good, with what each said.
+    Returns:
+        What each node said that failed for good, by the name of its directory.
     """
     waiting, running = {job.directory.name: job for job in jobs}, dict[Future[None], Job]()
     failed: dict[str, str] = {}
@@ -34,7 +34,7 @@ def fan_out(jobs: Sequence[Job], executor: Executor) -> None:
                     failed[name] = "not run: a parent failed"
                     del waiting[name]
                 elif all(map(has_finished, job.parent_directories)):
-                    running[executor.submit(job)] = waiting.pop(name)
+                    running[_submitted(executor, job)] = waiting.pop(name)
                     table.submitted.add(name)
             if not running:
                 time.sleep(REFRESH_SECONDS)  # a parent's result has not reached this machine yet
@@ -46,6 +46,14 @@ def fan_out(jobs: Sequence[Job], executor: Executor) -> None:
                 except (MeristemError, NodeCrashed) as error:
                     failed[job.directory.name] = str(error)
             table.refresh()
-    if failed:
-        said = [f"{name}: {message}" for name, message in failed.items()]
-        raise MeristemError(f"{len(failed)} of {len(jobs)} nodes did not finish\n" + "\n".join(said))
+    return failed
+
+
+def _submitted(executor: Executor, job: Job) -> Future[None]:
+    """The job's future; what an executor refuses (a node that wants more than there is) is this node's failure, not that of all."""
+    try:
+        return executor.submit(job)
+    except MeristemError as error:
+        refused: Future[None] = Future()
+        refused.set_exception(error)
+        return refused

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from meristem.recipes.node import NodeResult
+from meristem.recipes.race import ancestors_among
 from meristem.recipes.run import Results
 from meristem.recipes.schema import Recipe
 
@@ -43,9 +44,9 @@ def draw_race(recipe: Recipe, results: Results, file: Path) -> None:
 def _draw(
     axes, recipe: Recipe, nodes: Mapping[str, NodeResult], name: str, cost: str, unit: float, color: str, labelled: bool
 ) -> None:
-    past = 0.0
+    past, known = 0.0, {**ancestors_among(recipe, nodes, name), name: nodes[name]}
     for ancestor in recipe.ancestors(name):
-        node = nodes[ancestor]
+        node = known[ancestor]
         curve = [((point[cost] + past) / unit, point["eval_loss"]) for point in node.curve]
         if curve:
             style = "-" if ancestor == name else "--"

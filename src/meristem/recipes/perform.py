@@ -6,13 +6,12 @@ lets one process at a time work in it, so that one which an executor has given u
 
 from __future__ import annotations
 
-import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,13 @@ from filelock import FileLock
 
 from meristem.errors import MeristemError
 from meristem.recipes import status
-from meristem.recipes.node import Job, NodeResult, has_finished
+from meristem.recipes.code import code_revision
+from meristem.recipes.node import CHECKPOINTS, Job, NodeResult, has_finished
+from meristem.recipes.orphans import environment_of_child
+from meristem.recipes.sharding import is_first_process
 from meristem.recipes.tasks import Task, open_task
 
 COMMAND = "meristem.recipes"  # python -m
-WATCH_SECONDS = 0.5
 
 
 class NodeCrashed(Exception):
@@ -43,6 +44,11 @@ def perform(directory: Path, task: Task | None = None, callbacks: Sequence[Any] 
         NodeCrashed: if one of the node's several processes crashed.
     """
     job = Job.load(directory)
+    if job.revision != code_revision():
+        raise MeristemError(
+            f"{job.label} was planned by another revision of Meristem's code ({job.revision[:8]}, here {code_revision()[:8]}); start the "
+            "run again, with the same code on all machines"
+        )
     with FileLock(directory / ".lock"):  # released by the system when the process ends, however it ends
         if has_finished(directory):
             return
@@ -60,8 +66,9 @@ def finish(job: Job, task: Task | None = None, callbacks: Sequence[Any] = ()) ->
     from meristem.recipes.work import work
 
     outcome = work(job, lambda: task or _checked_task(job), callbacks)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first_process():
         NodeResult.of(job, outcome).save(job.directory)
+        shutil.rmtree(job.directory / CHECKPOINTS, ignore_errors=True)  # not earlier: until then it can be resumed
 
 
 def _checked_task(job: Job) -> Task:
@@ -76,34 +83,14 @@ def _checked_task(job: Job) -> Task:
 
 def _in_processes(job: Job) -> None:
     """Several processes on this machine, by torchrun (DDP, or what `trainer` asks for)."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={job.node.resources.processes}", "-m", COMMAND, str(job.directory)]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    command = [sys.executable, "-m", f"{COMMAND}.launch", str(job.node.resources.processes), str(job.directory)]
+    environment = {"OMP_NUM_THREADS": "1", **environment_of_child()}
     with subprocess.Popen(command, env=environment, start_new_session=True) as group:
         try:
-            with watching_parent(lambda: os.killpg(group.pid, signal.SIGKILL)):
-                code = group.wait()
+            code = group.wait()
         except BaseException:
             os.killpg(group.pid, signal.SIGKILL)
             raise
     if code and not has_finished(job.directory):
         said = status.error_of(job.directory)
         raise MeristemError(said) if said else NodeCrashed(f"{job.label}: torchrun ended with code {code}, see above")
-
-
-@contextlib.contextmanager
-def watching_parent(when_gone: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Within this context, the process ends when the one that started it does."""
-    parent, over = os.getppid(), threading.Event()
-
-    def watch() -> None:
-        while not over.wait(WATCH_SECONDS):
-            if os.getppid() != parent:
-                when_gone()
-                os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()

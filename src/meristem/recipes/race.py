@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from statistics import mean, stdev
 from typing import Any, Literal
 
 from meristem.errors import MeristemError
-from meristem.recipes.node import NodeResult
+from meristem.recipes.node import NodeResult, past
 from meristem.recipes.run import Results
 from meristem.recipes.schema import Recipe
 
@@ -88,9 +88,20 @@ def _lap(recipe: Recipe, seed: int, nodes: Mapping[str, NodeResult], challenger:
     )
 
 
+def ancestors_among(recipe: Recipe, nodes: Mapping[str, NodeResult], name: str) -> dict[str, NodeResult]:
+    """As `node.past`, of a node among the results of one seed, by their names in the recipe."""
+
+    def load(own: str) -> NodeResult:
+        parents = recipe.nodes[own].parents
+        return replace(nodes[own], parents=parents, taken=dict(zip(parents, nodes[own].taken.values(), strict=False)))
+
+    of_name = load(name)
+    return past(of_name.parents, of_name.taken, load)
+
+
 def _past(recipe: Recipe, nodes: Mapping[str, NodeResult], name: str) -> dict[str, float]:
-    """What all ancestors of a node cost together; each counts once."""
-    ancestors = [nodes[a] for a in recipe.ancestors(name) if a != name]
+    """What all ancestors of a node cost together; each counts once, and one that a decay branches off only up to there."""
+    ancestors = ancestors_among(recipe, nodes, name).values()
     return {"flops": sum(a.flops for a in ancestors), "seconds": sum(a.seconds for a in ancestors)}
 
 

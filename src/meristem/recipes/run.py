@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meristem.errors import MeristemError
+from meristem.recipes.guards import diverged
 from meristem.recipes.node import Job, NodeResult, directory_name, has_finished, load_result
 from meristem.recipes.perform import NodeCrashed, perform
+from meristem.recipes.plan import plan_jobs as plan_jobs
+from meristem.recipes.report import write_report
 from meristem.recipes.schema import Recipe
-from meristem.recipes.tasks import open_task
+from meristem.recipes.tasks import Task, open_task
+from meristem.recipes.tune import choose_numbers
 
 if TYPE_CHECKING:
     from meristem.recipes.executors import Executor
@@ -23,7 +27,8 @@ def run(recipe: Recipe, out: str | Path, callbacks: Sequence[Any] = (), executor
     """Run every node of `recipe` for every seed, under `out`.
 
     Each node is a directory `out/NAME-sSEED-HASH/` with `model/` and, when it has finished, `node.json`. The hash covers
-    the node's options, its data and its parents: change a recipe and only what depends on the change runs again.
+    the node's options, its data and its parents: change a recipe and only what depends on the change runs again. `out/report.html`
+    shows the run, also one that has failed.
 
     Args:
         callbacks: further TrainerCallbacks for the train nodes; in this process only.
@@ -36,26 +41,23 @@ def run(recipe: Recipe, out: str | Path, callbacks: Sequence[Any] = (), executor
         raise MeristemError(
             "callbacks stay in this process, and an executor runs nodes elsewhere; give one or the other"
         )
-    task = open_task(recipe.data)
+    task, out = open_task(recipe.data), Path(out)
     print(task.description, file=sys.stderr, flush=True)
-    jobs = plan_jobs(recipe, Path(out), task.fingerprint)
-    waiting = []
-    for job in jobs:
-        if has_finished(job.directory):
-            print(f"{job.label}: done before", file=sys.stderr, flush=True)
-        else:
-            job.save()
-            waiting.append(job)
-    if executor is None:
-        for job in waiting:
-            try:
-                perform(job.directory, task, callbacks)
-            except NodeCrashed as error:
-                raise MeristemError(f"{error}; run the same command again to go on") from error
-    elif waiting:
-        from meristem.recipes.fan_out import fan_out
 
-        fan_out(waiting, executor)
+    def execute(jobs: Sequence[Job]) -> dict[str, str]:
+        return _execute(jobs, task, callbacks, executor)
+
+    recipe = choose_numbers(recipe, out, task.fingerprint, execute)
+    jobs = plan_jobs(recipe, out, task.fingerprint)
+    open_jobs = sum(not has_finished(job.directory) for job in jobs)
+    failed: dict[str, str] = {}
+    try:
+        failed = execute(jobs)
+    finally:
+        write_report(jobs, failed, out, out.name)
+    if failed:
+        said = [f"{name}: {message}" for name, message in failed.items()]
+        raise MeristemError(f"{len(failed)} of {open_jobs} nodes did not finish\n" + "\n".join(said))
     results: Results = {seed: {} for seed in recipe.seeds}
     for job in jobs:
         result = load_result(job.directory)
@@ -64,16 +66,34 @@ def run(recipe: Recipe, out: str | Path, callbacks: Sequence[Any] = (), executor
     return results
 
 
-def plan_jobs(recipe: Recipe, out: Path, fingerprint: str) -> list[Job]:
-    """Every node of every seed, parents first."""
-    jobs: list[Job] = []
-    for seed in recipe.seeds:
-        own: dict[str, Job] = {}
-        for name in recipe.order():
-            node = recipe.nodes[name]
-            own[name] = Job.of(out, name, seed, node, recipe.data, fingerprint, [own[p] for p in node.parents])
-        jobs += own.values()
-    return jobs
+def _execute(jobs: Sequence[Job], task: Task, callbacks: Sequence[Any], executor: Executor | None) -> dict[str, str]:
+    """Run those that have not finished, parents first; what was said by those that failed, by their directories. In this process the first
+    bad input ends all, but for a loss that is no number."""
+    waiting = []
+    for job in jobs:
+        if has_finished(job.directory):
+            print(f"{job.label}: done before", file=sys.stderr, flush=True)
+        else:
+            job.save()
+            waiting.append(job)
+    if executor is not None:
+        from meristem.recipes.fan_out import fan_out
+
+        return fan_out(waiting, executor) if waiting else {}
+    failed: dict[str, str] = {}
+    for job in waiting:
+        if failed.keys() & set(job.parents):
+            failed[job.directory.name] = "not run: a parent failed"
+            continue
+        try:
+            perform(job.directory, task, callbacks)
+        except NodeCrashed as error:
+            raise MeristemError(f"{error}; run the same command again to go on") from error
+        except MeristemError as error:
+            if not diverged(job.directory):
+                raise
+            failed[job.directory.name] = str(error)
+    return failed
 
 
 def directory_of(out: Path, result: NodeResult) -> Path:

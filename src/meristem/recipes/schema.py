@@ -17,11 +17,10 @@ from meristem.recipes.specs import (
     EnsembleSpec,
     FuseSpec,
     GrowSpec,
-    IncubateSpec,
     NodeSpec,
     ResourceSpec,
-    TrainSpec,
 )
+from meristem.recipes.train_spec import DecaySpec, IncubateSpec, OnSpec, TrainSpec, TuneSpec
 
 
 class RaceSpec(Strict):
@@ -54,9 +53,12 @@ class Recipe(Strict):
                     raise ValueError(
                         f"node {name!r} comes from {parent!r}, an ensemble, which leaves no single network"
                     )
-                train = self.nodes[parent].train
-                if node.assemble and not (train and train.incubate):
-                    raise ValueError(f"node {name!r} assembles {parent!r}, which incubates no module")
+                self._check_parent(name, node, self.nodes[parent])
+            shared = set(self.seeds) & set(node.train.tune.on.seeds) if node.train and node.train.tune else set()
+            if shared:
+                raise ValueError(
+                    f"node {name!r} is tuned on seeds {sorted(shared)}, which are the recipe's own; choose others"
+                )
             if node.train and node.train.tokens and isinstance(self.data, ImageSpec):
                 raise ValueError(f"node {name!r}: images have no tokens; say how many `examples` to train on")
             varied = isinstance(self.data, ImageSpec) and self.data.augment
@@ -67,12 +69,29 @@ class Recipe(Strict):
         for asked in (self.race.challenger, self.race.baseline) if self.race else ():
             if asked not in self.nodes:
                 raise ValueError(f"race names {asked!r}, which is no node; {nearest(asked, self.nodes)}")
-            if not self.nodes[asked].train:
+            if not (self.nodes[asked].train or self.nodes[asked].decay):
                 raise ValueError(
                     f"race names {asked!r}, a node of kind {self.nodes[asked].kind}; only train nodes have a loss curve"
                 )
         self.order()
         return self
+
+    def _check_parent(self, name: str, node: NodeSpec, parent: NodeSpec) -> None:
+        train = parent.train
+        if node.assemble and not (train and train.incubate):
+            raise ValueError(f"node {name!r} assembles {node.parents}, of which one incubates no module")
+        carries = (parent.grow or parent.fuse) and (parent.grow or parent.fuse).optimizer == "carry"  # type: ignore[union-attr]
+        try:
+            if node.train and carries:
+                node.train.check_conflicts({"carry"})
+            if node.decay and train is None:
+                raise ValueError(
+                    f"decays {node.decay.from_!r}, a node of kind {parent.kind}; a decay branches off a train node"
+                )
+            if node.decay and train:
+                node.decay.check(train)
+        except ValueError as error:
+            raise ValueError(f"node {name!r} {error}") from error
 
     def order(self) -> list[str]:
         """Node names, parents first. Raises ValueError for a cycle."""
@@ -89,6 +108,18 @@ class Recipe(Strict):
         for name in self.nodes:
             visit(name, ())
         return done
+
+    def branching_steps(self, name: str) -> tuple[int, ...]:
+        """The optimizer steps at which a train node leaves what decays branch off from: where they do, and every `keep_every`."""
+        train, length = self.nodes[name].train, getattr(self.data, "sequence_length", 0)
+        if train is None:
+            return ()
+        decays = [node.decay for node in self.nodes.values() if node.decay and node.decay.from_ == name]
+        steps, last = {train.step_at(decay.at, length) for decay in decays}, train.steps(length)
+        if train.keep_every:
+            every = train.step_at(train.keep_every, length)
+            steps |= set(range(every, last, every))
+        return tuple(sorted(step for step in steps if step < last))
 
     def ancestors(self, name: str) -> list[str]:
         """All nodes that `name` comes from, itself included."""
@@ -139,6 +170,9 @@ def _section(location: tuple) -> list[str]:
     """The keys known at a place of the recipe."""
     sections = {
         "data": TextSpec,
+        "decay": DecaySpec,
+        "tune": TuneSpec,
+        "on": OnSpec,
         "images": ImageSpec,
         "pairs": PairSpec,
         "race": RaceSpec,

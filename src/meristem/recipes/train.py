@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from dataclasses import dataclass
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from meristem.data import Ordered
-from meristem.errors import MeristemError, nearest
+from meristem.errors import MeristemError
 from meristem.growth.block_steps import count_blocks_apart
-from meristem.growth.dtensors import whole
-from meristem.growth.optimizer import State, load_named_state, named_state, scaled_groups
-from meristem.incubation import Incubation, cached_prefix
-from meristem.kernels import MajorityCallback, deploy
-from meristem.kernels.majority import mixtures
+from meristem.growth.optimizer import State, load_named_state, scaled_groups
+from meristem.growth.optimizer_families import family_of
+from meristem.recipes.guards import LossGuard, last_whole_checkpoint
+from meristem.recipes.left import KeepOnTheWay, leave, plain_optimizer
+from meristem.recipes.left import load_state as load_state
+from meristem.recipes.modifiers import Modifier, Setting
+from meristem.recipes.node import CHECKPOINTS
 from meristem.recipes.progress import ProgressLine
-from meristem.recipes.specs import TrainSpec
+from meristem.recipes.sharding import all_sharded
 from meristem.recipes.status import StatusFile
 from meristem.recipes.tasks import Task
-from meristem.subnetworks import Path as DepthPath
-from meristem.subnetworks import Schedule
-from meristem.subnetworks.blocks import lists_of_blocks
-from meristem.subnetworks.callback import RaptrCallback
+from meristem.recipes.tasks.task import Split
+from meristem.recipes.train_spec import TrainSpec
+from meristem.recipes.trainer_keys import CHECKPOINTING
+from meristem.streams import Streams
 from meristem.subnetworks.flops import PathFlops
 
 ADAM_BETA2 = 0.95
@@ -66,9 +68,9 @@ class CarriedState(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model: Any = None, optimizer: Any = None, **kwargs) -> None:
         if state.global_step == 0:
-            load_named_state(_plain(optimizer), model, self.initial_state)
+            load_named_state(plain_optimizer(optimizer), model, self.initial_state)
         else:
-            count_blocks_apart(_plain(optimizer))
+            count_blocks_apart(plain_optimizer(optimizer))
 
 
 class NodeArguments(TrainingArguments):
@@ -81,21 +83,80 @@ class NodeArguments(TrainingArguments):
 
 
 class NodeTrainer(Trainer):
-    """Trainer with learning rates by parameter, as a growth asks for them."""
+    """Trainer with learning rates by parameter, as a growth or the recipe asks for them, and a guard that sees every loss."""
 
-    def __init__(self, *args: Any, amplitudes: Mapping[str, tuple[float, float]], **kwargs: Any) -> None:
-        self._amplitudes = amplitudes
+    def __init__(
+        self,
+        *args: Any,
+        amplitudes: Mapping[str, tuple[float, float]],
+        rates: Mapping[str, float],
+        guard: LossGuard,
+        **kwargs: Any,
+    ) -> None:
+        self._amplitudes, self._rates, self._guard = amplitudes, rates, guard
         super().__init__(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._guard.see(loss, self.state.global_step + 1)
+        return loss
 
     def create_optimizer(self, *args: Any, **kwargs: Any):
         optimizer = super().create_optimizer(*args, **kwargs)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if self._amplitudes:
-            model = self.accelerator.unwrap_model(self.model)
-            groups = scaled_groups(optimizer.param_groups, model, self._amplitudes)
-            optimizer.param_groups.clear()
-            for group in groups:
-                optimizer.add_param_group(group)
+            _regroup(optimizer, scaled_groups(optimizer.param_groups, model, self._amplitudes, family_of(optimizer)))
+        if self._rates:
+            _regroup(optimizer, with_rates(optimizer.param_groups, model, self._rates))
         return optimizer
+
+
+def _regroup(optimizer: Any, groups: Sequence[dict[str, Any]]) -> None:
+    optimizer.param_groups.clear()
+    for group in groups:
+        optimizer.add_param_group(group)
+
+
+def with_rates(
+    groups: Sequence[Mapping[str, Any]], model: nn.Module, rates: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Parameter groups split so that the learning rate of each parameter is multiplied by the factor of the first pattern that its name
+    matches somewhere.
+
+    Raises:
+        MeristemError: for a pattern that matches no parameter's name.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    idle = [pattern for pattern in rates if not any(re.search(pattern, name) for name in names.values())]
+    if idle:
+        raise MeristemError(
+            f"learning_rates: no parameter's name matches {idle[0]!r}; names are such as {next(iter(names.values()))!r}"
+        )
+    split: dict[tuple[int, float], dict[str, Any]] = {}
+    for number, group in enumerate(groups):
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            factor = next((rate for pattern, rate in rates.items() if re.search(pattern, name)), 1.0)
+            scaled = {key: group[key] * factor for key in ("lr", "initial_lr") if key in group}
+            split.setdefault((number, factor), {**group, **scaled, "params": []})["params"].append(parameter)
+    return list(split.values())
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a training begins with beside its model.
+
+    Args:
+        trained: whether the model comes from another node.
+        read: examples that earlier nodes have read.
+        optimizer_state: by parameter name.
+        amplitudes: scales that a growth gave the weights (see `growth.optimizer.amplitudes`).
+    """
+
+    trained: bool = False
+    read: int = 0
+    optimizer_state: State | None = None
+    amplitudes: Mapping[str, tuple[float, float]] | None = None
 
 
 def train(
@@ -105,104 +166,156 @@ def train(
     directory: Path,
     *,
     label: str,
-    seed: int,
-    offset: int = 0,
-    optimizer_state: State | None = None,
-    amplitudes: Mapping[str, tuple[float, float]] | None = None,
+    streams: Streams,
+    origin: Origin,
+    split: Split = "eval",
+    keep: Sequence[int] = (),
     callbacks: Sequence[TrainerCallback] = (),
-    incubation: Incubation | None = None,
 ) -> dict[str, Any]:
     """Train `model` in `directory`, resuming whatever stands there, and leave `model/` and `optimizer.safetensors`.
 
     Args:
-        offset: examples that earlier nodes have read.
-        incubation: if `model` is a hybrid.
+        streams: the seeds of all that is random.
+        split: what it is evaluated on.
+        keep: optimizer steps at which model and optimizer are left too.
 
     Returns:
-        flops, seconds, examples, tokens, metrics and curve, as `NodeResult` wants them.
+        flops, seconds, examples, tokens, metrics, curve, parameters and details, as `NodeResult` wants them.
+
+    Raises:
+        MeristemError: if data, network and options do not fit each other.
+        Diverged: for a loss that is no number.
     """
     task.check(model, label)
-    steps = spec.steps(task.tokens_per_example)
-    schedules = _schedules(model, spec, steps, seed)
-    examples = task.training_set(steps * spec.batch_size, seed, offset)
-    cached = incubation if spec.incubate and spec.incubate.cache_prefix else None
-    paths = _without_prefix(cached, spec, examples) if cached else _drawn(model, schedules, steps)
-    counter = PathFlops(model, task.example())
-    flops = list(accumulate((spec.batch_size * counter.of(path) for path in paths), initial=0))
-    if schedules:
-        callbacks = (RaptrCallback(schedules), *callbacks)
-    if spec.majority:
-        model = spec.majority.apply(model, seed, trained=spec.from_ is not None)
-        callbacks = (MajorityCallback(), *callbacks)
-    if optimizer_state and not spec.majority:  # moments of one kernel are none of several
-        callbacks = (CarriedState(optimizer_state), *callbacks)
-    stopwatch = Stopwatch()
+    steps, modifiers = spec.steps(task.tokens_per_example), spec.modifiers()
+    from_first = spec.is_sharded_from_first and all_sharded(model)
+    per_example, seed = task.tokens_per_example, streams.seed("training")
+    arguments = _arguments(spec, directory / CHECKPOINTS, steps, seed, per_example, from_first)
+    examples = task.training_set(steps * spec.batch_size, streams.seed("order"), origin.read)
+    setting = Setting(steps, spec.batch_size, arguments.per_device_train_batch_size, origin.trained, streams, examples)
+    model, flops = _prepared(model, spec, task, modifiers, setting)
+    moments = (
+        origin.optimizer_state if all(modifier.keeps_moments for modifier in modifiers) and not spec.incubate else None
+    )
+    stopwatch, guard = Stopwatch(), LossGuard(label, directory)
+
+    def costs(step: int) -> dict[str, float]:
+        read = step * spec.batch_size
+        return {
+            "step": step,
+            "examples": read,
+            "tokens": read * task.tokens_per_example,
+            "flops": flops[step],
+            "seconds": stopwatch.seconds,
+        }
+
+    keeping = KeepOnTheWay(keep, modifiers, task, directory, costs)
+    own = [guard, stopwatch, keeping, ProgressLine(label), StatusFile(directory)]
+    own += [CarriedState(moments)] if moments else []
     trainer = NodeTrainer(
         model=model,
-        args=_arguments(spec, directory / "trainer", steps, seed),
+        args=arguments,
         train_dataset=examples,
-        eval_dataset=task.evaluation_set(),
-        callbacks=[stopwatch, ProgressLine(label), StatusFile(directory), *callbacks],
-        amplitudes=(amplitudes or {}) if spec.scale_learning_rate else {},
+        eval_dataset=task.evaluation_set(split),
+        callbacks=[*own, *(callback for modifier in modifiers for callback in modifier.callbacks()), *callbacks],
+        amplitudes=(origin.amplitudes or {}) if spec.scale_learning_rate else {},
+        rates=spec.learning_rates,
+        guard=guard,
         **task.trainer_options(),
     )
     trainer.remove_callback(PrinterCallback)
-    with cached_prefix(cached) if cached else contextlib.nullcontext():
-        trainer.train(resume_from_checkpoint=_last_whole_checkpoint(directory / "trainer"))
-    _leave(trainer, task, directory)
-    evaluations = {entry["step"]: entry for entry in trainer.state.log_history if "train_seconds" in entry}
-    measured = ("eval_loss", "eval_accuracy")
-    curve = [
+    keeping.trainer = trainer
+    with contextlib.ExitStack() as stack:
+        for modifier in modifiers:
+            stack.enter_context(modifier.within())
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(directory / CHECKPOINTS))
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(directory / "model", ignore_errors=True)  # of a run that was killed while leaving it
+    leave(trained, trainer.optimizer, modifiers, task, directory, trainer.is_world_process_zero())
+    curve = _curve(trainer.state.log_history, costs)
+    details: dict[str, Any] = {}
+    for modifier in modifiers:
+        details |= modifier.details()
+    total = {key: value for key, value in costs(steps).items() if key != "step"}
+    metrics = {name: curve[-1][name] for name in MEASURED if name in curve[-1]}
+    return {
+        **total,
+        "metrics": metrics,
+        "curve": curve,
+        "details": details,
+        "parameters": _saved_parameters(model, modifiers),
+    }
+
+
+MEASURED = ("eval_loss", "eval_accuracy")
+
+
+def _curve(history: Sequence[Mapping[str, Any]], costs: Any) -> list[dict[str, float]]:
+    """One point for each evaluation, the last where a resume has repeated one."""
+    evaluations = {entry["step"]: entry for entry in history if "train_seconds" in entry}
+    return [
         {
-            "step": entry["step"],
-            "examples": entry["step"] * spec.batch_size,
-            "flops": flops[int(entry["step"])],
+            **{key: value for key, value in costs(int(entry["step"])).items() if key != "tokens"},
             "seconds": entry["train_seconds"],
-            **{name: entry[name] for name in measured if name in entry},
+            **{name: entry[name] for name in MEASURED if name in entry},
         }
         for entry in evaluations.values()
     ]
-    return {
-        "flops": flops[steps],
-        "seconds": stopwatch.seconds,
-        "examples": steps * spec.batch_size,
-        "tokens": steps * spec.batch_size * task.tokens_per_example,
-        "metrics": {name: curve[-1][name] for name in measured if name in curve[-1]},
-        "curve": curve,
-    }
 
 
-def _schedules(model: nn.Module, spec: TrainSpec, steps: int, seed: int) -> dict[str, Schedule]:
-    """A schedule for each axis of depth, if the node trains sub-networks."""
-    if spec.subnetwork is None:
-        return {}
-    return {
-        blocks.axis: spec.subnetwork.schedule(len(blocks.modules), steps, seed, sorted(blocks.needed))
-        for blocks in lists_of_blocks(model)
-    }
+def _saved_parameters(model: nn.Module, modifiers: Sequence[Modifier]) -> int:
+    for modifier in reversed(modifiers):
+        model = modifier.saved_as(model)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _drawn(model: nn.Module, schedules: Mapping[str, Schedule], steps: int) -> Iterator[Mapping[str, DepthPath]]:
-    """The paths of each optimizer step."""
-    lists = lists_of_blocks(model) if schedules else []
-    for step in range(steps):
-        yield {b.name: schedules[b.axis].path(step, b.name) for b in lists}
+def _prepared(
+    model: nn.Module, spec: TrainSpec, task: Task, modifiers: Sequence[Modifier], setting: Setting
+) -> tuple[nn.Module, list[int]]:
+    """The network that is trained, and the FLOPs after each optimizer step, from 0 on.
+
+    Kernels cost nothing that is counted, so the plain network stands for the one with kernels.
+    """
+    for modifier in modifiers:
+        model = modifier.prepare(model, setting)
+    plain = model
+    for modifier in reversed(modifiers):
+        plain = modifier.saved_as(plain)
+    counter = PathFlops(plain, task.example())
+    each = setting.batch_size // setting.micro_batch
+    paths = next((found for modifier in modifiers if (found := modifier.paths()) is not None), None)
+    with _checkpointing(plain, spec.trainer):
+        micro: Iterator[int] = (counter.of(path) for path in paths) if paths is not None else iter(())
+        whole = counter.of({}) if paths is None else 0
+        steps = [
+            setting.micro_batch * (sum(islice(micro, each)) if paths is not None else each * whole)
+            for _ in range(setting.steps)
+        ]
+    return model, list(accumulate(steps, initial=0))
 
 
-def _without_prefix(incubation: Incubation, spec: TrainSpec, examples: Ordered) -> Iterator[Mapping[str, DepthPath]]:
-    """The paths of each step if the prefix runs for batches with a new example only, and is remembered for the others."""
-    (blocks,) = lists_of_blocks(incubation.model)
-    first, layers = incubation.division.in_hybrid(incubation.module).start, len(blocks.modules)
-    behind = DepthPath(tuple(layer >= first for layer in range(layers)), (1.0,) * layers)
-    known: set[int] = set()
-    for start in range(0, len(examples), spec.batch_size):
-        batch = {examples.order.at(position) for position in range(start, start + spec.batch_size)}
-        yield {blocks.name: behind if batch <= known else DepthPath.full(layers)}
-        known |= batch
+@contextlib.contextmanager
+def _checkpointing(model: Any, trainer: Mapping[str, Any]) -> Iterator[None]:
+    """The network as the Trainer will run it, if activations are computed again."""
+    sharded = trainer.get("fsdp_config")
+    wanted = any(trainer.get(key) for key in CHECKPOINTING)
+    if not wanted and not (isinstance(sharded, Mapping) and sharded.get("activation_checkpointing")):
+        yield
+        return
+    own = next((trainer[key] for key in (f"{name}_kwargs" for name in CHECKPOINTING) if trainer.get(key)), None)
+    model.activation_checkpointing_enable(own)
+    try:
+        yield
+    finally:
+        model.activation_checkpointing_disable()
 
 
-def _arguments(spec: TrainSpec, directory: Path, steps: int, seed: int) -> TrainingArguments:
+def _arguments(
+    spec: TrainSpec, directory: Path, steps: int, seed: int, tokens_per_example: int = 0, from_first: bool = False
+) -> TrainingArguments:
     every = max(1, steps // spec.evaluations)
+    save = spec.step_at(spec.checkpoint_every, tokens_per_example) if spec.checkpoint_every else every
     accumulation = int(spec.trainer.get("gradient_accumulation_steps", 1))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if spec.batch_size % (accumulation * processes):
@@ -214,18 +327,18 @@ def _arguments(spec: TrainSpec, directory: Path, steps: int, seed: int) -> Train
         "output_dir": str(directory),
         "max_steps": steps,
         "per_device_train_batch_size": spec.batch_size // (accumulation * processes),
-        "per_device_eval_batch_size": spec.batch_size // processes,
-        "learning_rate": spec.learning_rate,
-        "lr_scheduler_type": spec.schedule,
-        "warmup_steps": spec.warmup,
+        "per_device_eval_batch_size": max(1, spec.batch_size // processes),
+        "learning_rate": spec.rate,
+        **_schedule(spec, steps),
         "weight_decay": spec.weight_decay,
         "adam_beta2": ADAM_BETA2,
         "eval_strategy": "steps",
         "eval_steps": every,
         "eval_on_start": True,
-        "save_steps": every,
+        "save_steps": save,
         "save_total_limit": 2,
         "logging_steps": every,
+        "logging_nan_inf_filter": False,
         "report_to": "none",
         "disable_tqdm": True,
         "seed": seed,
@@ -236,62 +349,21 @@ def _arguments(spec: TrainSpec, directory: Path, steps: int, seed: int) -> Train
         "ddp_find_unused_parameters": bool(spec.subnetwork),
         **spec.trainer,
     }
+    if from_first:
+        settings["fsdp_config"] = {"cpu_ram_efficient_loading": True, **(spec.trainer.get("fsdp_config") or {})}
     try:
         return NodeArguments(**settings)
     except (TypeError, ValueError) as error:
-        known = TrainingArguments.__dataclass_fields__
-        unknown = next((key for key in spec.trainer if key not in known), None)
-        hint = f"unknown key {unknown!r}; {nearest(unknown, known)}" if unknown else str(error)
-        raise MeristemError(f"trainer: {hint}") from error
+        raise MeristemError(f"trainer: {error}") from error
 
 
-def _last_whole_checkpoint(directory: Path) -> str | None:
-    """The latest checkpoint whose trainer state, which the Trainer writes last, can be read."""
-    found = sorted(directory.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
-    for checkpoint in found:
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text())
-            return str(checkpoint)
-        except (OSError, json.JSONDecodeError):
-            shutil.rmtree(checkpoint, ignore_errors=True)  # a kill came between its files
-    return None
-
-
-def _leave(trainer: Trainer, task: Task, directory: Path) -> None:
-    """The trained model (of kernels, their mean) with its tokenizer, and its optimizer state by parameter name. Sharded ones are
-    gathered, which takes all processes; the first writes."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    has_kernels = any(True for _ in mixtures(model))
-    model = deploy(model) if has_kernels else model
-    weights = {name: whole(tensor) for name, tensor in model.state_dict().items()}
-    state = {}
-    if not has_kernels:  # the moments of kernels are none of their mean's
-        named = named_state(_plain(trainer.optimizer), model)
-        state = {name: {key: whole(value) for key, value in entries.items()} for name, entries in named.items()}
-    if not trainer.is_world_process_zero():
-        return
-    model.save_pretrained(directory / "model", state_dict=weights)  # type: ignore[operator]
-    task.leave(directory / "model")
-    if state:
-        save_state(state, directory / "optimizer.safetensors")
-    shutil.rmtree(directory / "trainer")
-
-
-def _plain(optimizer: Any) -> torch.optim.Optimizer:
-    return getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-
-
-def save_state(state: State, file: Path) -> None:
-    """Optimizer state as safetensors, keyed "parameter::entry"."""
-    tensors = {
-        f"{name}::{key}": value.contiguous() for name, entries in state.items() for key, value in entries.items()
-    }
-    save_file(tensors, file)
-
-
-def load_state(file: Path) -> State:
-    state: dict[str, dict[str, Tensor]] = {}
-    for key, value in load_file(file).items():
-        name, _, entry = key.partition("::")
-        state.setdefault(name, {})[entry] = value
-    return state
+def _schedule(spec: TrainSpec, steps: int) -> dict[str, Any]:
+    """The learning rate over the run, as the Trainer has it."""
+    if spec.schedule != "wsd":
+        return {"lr_scheduler_type": spec.schedule, "warmup_steps": spec.warmup}
+    warmup = math.ceil(spec.warmup * steps)
+    decay = min(round(spec.decay_share * steps), steps - warmup)
+    if not decay:
+        return {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": spec.warmup}
+    own = {"num_decay_steps": decay, "decay_type": spec.decay_shape or "1-sqrt"}
+    return {"lr_scheduler_type": "warmup_stable_decay", "warmup_steps": warmup, "lr_scheduler_kwargs": own}

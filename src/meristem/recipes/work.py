@@ -1,8 +1,8 @@
-"""What each kind of node does: open a checkpoint, train, grow, fuse, assemble, mix. Each returns the fields of its `NodeResult`."""
+"""What each kind of node does: open a checkpoint, train, decay, grow, fuse, assemble, mix. Each returns the fields of its `NodeResult`."""
 
 from __future__ import annotations
 
-import shutil
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,14 +11,18 @@ from typing import Any
 from meristem.anatomy import Anatomy
 from meristem.checkpoints import open_model, open_streamed
 from meristem.checkpoints.open import local_directory
+from meristem.checkpoints.open_streamed import read_lazily
 from meristem.checkpoints.write import write_model
 from meristem.errors import MeristemError
 from meristem.growth import Growth, LiGO, Method
 from meristem.growth.optimizer import amplitudes, grow_state
-from meristem.incubation import Incubation, assemble, incubate
+from meristem.incubation import Incubation, assemble
 from meristem.recipes.node import Job, NodeResult, ancestors_of, load_result
-from meristem.recipes.specs import AssembleSpec, CheckpointSpec, EnsembleSpec, FuseSpec, GrowSpec, TrainSpec
+from meristem.recipes.sharding import all_sharded, is_first_process, without_weights
+from meristem.recipes.specs import AssembleSpec, CheckpointSpec, EnsembleSpec, FuseSpec, GrowSpec
 from meristem.recipes.tasks import Task
+from meristem.recipes.train_spec import DecaySpec, TrainSpec
+from meristem.streams import Streams
 
 FIT_BATCH = 8  # examples in each step of a method that learns its growth
 
@@ -35,6 +39,8 @@ def work(job: Job, task: Callable[[], Task], callbacks: Sequence[Any] = ()) -> O
     spec, began = job.node.spec, time.perf_counter()
     if isinstance(spec, TrainSpec):
         return _train(job, spec, task(), callbacks)
+    if isinstance(spec, DecaySpec):
+        return _decay(job, spec, task(), callbacks)
     if isinstance(spec, CheckpointSpec):
         outcome = _checkpoint(job, spec)
     elif isinstance(spec, AssembleSpec):
@@ -60,49 +66,81 @@ def _checkpoint(job: Job, spec: CheckpointSpec) -> Outcome:
 
 
 def _train(job: Job, spec: TrainSpec, task: Task, callbacks: Sequence[Any]) -> Outcome:
-    from meristem.recipes.train import load_state, train
+    from meristem.recipes.train import Origin, load_state
 
-    shutil.rmtree(job.directory / "model", ignore_errors=True)  # of a run that was killed while leaving it
-    state, factors, incubation = None, None, None
-    seed = job.seed + spec.seed
     if spec.model is not None:
-        model = task.new_model(spec.model, seed)
+        entries, origin = spec.model, Origin()
+        new = lambda: task.new_model(entries, job.streams.seed("weights"))  # noqa: E731
+        model = without_weights(new) if spec.is_sharded_from_first and not is_first_process() else None
+        model = model if model is not None and all_sharded(model) else new()
     else:
         (parent,) = job.parent_directories
-        model = open_model(str(parent / "model")).float()  # in half precision small steps would round to none
-        file = parent / "optimizer.safetensors"
-        state = load_state(file) if file.exists() else None
-        grown = load_result(parent)
-        factors = grown.details.get("amplitudes") if grown else None
-    if spec.incubate:
-        incubation = incubate(model, spec.incubate.division, spec.incubate.module, start=spec.incubate.start, seed=seed)
-        model, state, factors = incubation.model, None, None  # the state is the meta network's
-    read = sum(result.examples for result in ancestors_of(job).values())
-    outcome = train(
-        model,
-        spec,
-        task,
-        job.directory,
-        label=job.label,
-        seed=seed,
-        offset=read,
-        optimizer_state=state,
-        amplitudes=factors,
-        callbacks=callbacks,
-        incubation=incubation,
-    )
-    details = {} if incubation is None else {"details": {"incubation": incubation.record()}}
-    return {**outcome, **details, "parameters": _parameters(model)}
+        model, file, grown = _to_train(parent / "model", spec), parent / "optimizer.safetensors", load_result(parent)
+        origin = Origin(
+            trained=True,
+            read=sum(result.examples for result in ancestors_of(job).values()),
+            optimizer_state=load_state(file) if file.exists() else None,
+            amplitudes=grown.details.get("amplitudes") if grown else None,
+        )
+    return _trained(job, spec, task, model, origin, job.streams, callbacks)
+
+
+def _trained(
+    job: Job, spec: TrainSpec, task: Task, model: Any, origin: Any, streams: Streams, callbacks: Sequence[Any]
+) -> Outcome:
+    from meristem.recipes.train import train
+
+    own = {"label": job.label, "streams": streams, "origin": origin, "split": job.split, "keep": job.keep}
+    return train(model, spec, task, job.directory, callbacks=callbacks, **own)
+
+
+def _to_train(directory: Path, spec: TrainSpec) -> Any:
+    """A node's model, its weights in float32: in half precision small steps would round to none. Where they are sharded, the first process
+    opens them, and the others know their shapes until they get their part."""
+    if spec.is_sharded_from_first and not is_first_process():
+        shapes, _ = read_lazily(str(directory))
+        if all_sharded(shapes):
+            return without_weights(lambda: shapes).eval()
+    return open_model(str(directory)).float()
+
+
+def _decay(job: Job, spec: DecaySpec, task: Task, callbacks: Sequence[Any]) -> Outcome:
+    """Train on from where another node stood, with its data, its optimizer and a falling learning rate."""
+    from meristem.recipes.left import COST, MODEL, OPTIMIZER, kept_at, load_state
+    from meristem.recipes.train import Origin
+
+    (parent,) = job.parent_directories
+    before = Job.load(parent)
+    assert before.node.train is not None
+    run = before.node.train
+    step, last = run.step_at(spec.at, task.tokens_per_example), run.steps(task.tokens_per_example)
+    place = parent if step == last else kept_at(parent, step)
+    if not (place / MODEL).exists():
+        kept = sorted(int(p.name) for p in (parent / "kept").glob("[0-9]*"))
+        raise MeristemError(
+            f"{job.label}: {before.label} has kept nothing at step {step}, only at {kept or 'its end'}; it was run before this decay was "
+            f"asked for. Branch off one of these, or remove {parent} to run it again"
+        )
+    whole = load_result(parent)
+    assert whole is not None
+    cost = json.loads((place / COST).read_text()) if step != last else {
+        "step": last, "examples": whole.examples, "tokens": whole.tokens, "flops": whole.flops, "seconds": whole.seconds,
+    }  # fmt: skip
+    read = cost["examples"] + sum(result.examples for result in ancestors_of(before).values())
+    origin = Origin(True, read, load_state(place / OPTIMIZER))
+    streams = Streams(job.seed, run.seed)  # the run's own, so that its data go on
+    outcome = _trained(job, spec.as_train(run), task, _to_train(place / MODEL, run), origin, streams, callbacks)
+    return {**outcome, "taken": {parent.name: cost}}
 
 
 def _grow(job: Job, spec: GrowSpec, task: Callable[[], Task]) -> Outcome:
     from meristem.checkpoints.record import growth_record
-    from meristem.recipes.train import save_state
+    from meristem.recipes.left import save_state
 
     (parent,) = job.parent_directories
     source = str(parent / "model")
     small = open_model(source)
-    methods, flops = _fitted(spec, job.seed, task, small)
+    methods, flops = _fitted(spec, job.streams, task, small)
     growth = Growth.of(small, methods)
     record = growth_record(growth, source)
     write_model(growth.model, job.directory / "model", record, tokenizer_from=Path(source), overwrite=True)
@@ -119,12 +157,12 @@ def _grow(job: Job, spec: GrowSpec, task: Callable[[], Task]) -> Outcome:
 def _fuse(job: Job, spec: FuseSpec) -> Outcome:
     from meristem.checkpoints.record import fusion_record
     from meristem.growth.fuse import fuse_state, fuse_with_certificate
-    from meristem.recipes.train import save_state
+    from meristem.recipes.left import save_state
 
     parents = job.parent_directories
     sources = [str(parent / "model") for parent in parents]
     opened = {source: open_model(source) for source in dict.fromkeys(sources)}
-    fusion = fuse_with_certificate([opened[source] for source in sources], spec.method(job.seed))
+    fusion = fuse_with_certificate([opened[source] for source in sources], spec.method(job.streams.seed("growth")))
     record = fusion_record(fusion, sources)
     write_model(fusion.model, job.directory / "model", record, tokenizer_from=Path(sources[0]), overwrite=True)
     if spec.optimizer == "carry":
@@ -153,7 +191,7 @@ def _parameters(model: Any) -> int:
 
 
 def _state_to_carry(parent: Path) -> Any:
-    from meristem.recipes.train import load_state
+    from meristem.recipes.left import load_state
 
     file = parent / "optimizer.safetensors"
     if not file.exists():
@@ -163,20 +201,21 @@ def _state_to_carry(parent: Path) -> Any:
     return load_state(file)
 
 
-def _fitted(spec: GrowSpec, seed: int, open_task: Callable[[], Task], small: Any) -> tuple[list[Method], int]:
+def _fitted(spec: GrowSpec, streams: Streams, open_task: Callable[[], Task], small: Any) -> tuple[list[Method], int]:
     """The node's methods, those that learn their growth fitted on the recipe's data, and the FLOPs of the fit."""
     from torch.utils.data import DataLoader
 
     from meristem.anatomy.flops import training_flops
 
-    methods, flops = spec.build_methods(), 0
+    methods, flops = spec.seeded_methods(streams), 0
     for position, method in enumerate(methods):
         if not isinstance(method, LiGO):
             continue
         if position:
             raise MeristemError("ligo learns width and depth together; it comes first in a list of methods")
         task, examples = open_task(), method.steps * FIT_BATCH
-        methods[position] = method.fit(small, DataLoader(task.training_set(examples, seed, 0), batch_size=FIT_BATCH))
+        data = task.training_set(examples, Streams(streams.recipe).seed("order"), 0)
+        methods[position] = method.fit(small, DataLoader(data, batch_size=FIT_BATCH))
         plan = methods[position].plan(Anatomy.of(small), small)
         target = plan.target.build(plan.target.sizes, plan.target.depths)
         flops = examples * training_flops(target, task.example())

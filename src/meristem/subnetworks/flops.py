@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from meristem.anatomy.flops import training_flops
+from meristem.anatomy.flops import training_flops, training_flops_by_module
+from meristem.subnetworks.blocks import lists_of_blocks
 from meristem.subnetworks.gate import along
 from meristem.subnetworks.path import Path
 
@@ -15,35 +16,51 @@ from meristem.subnetworks.path import Path
 class PathFlops:
     """FLOPs of forward and backward on a batch, along any path: those of the whole network less those of skipped blocks.
 
+    Each width is counted once, by shapes (see `anatomy.flops`), and each path with frozen blocks by itself, since what comes behind them
+    passes no gradient to them.
+
     Args:
         model, inputs: as in `training_flops`.
     """
 
     def __init__(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
-        self._count = lambda: training_flops(model, inputs)
-        self._model = model
+        self._model, self._inputs = model, inputs
         self._by_width: dict[float, tuple[int, dict[str, list[int]]]] = {}
+        self._by_path: dict[tuple, int] = {}
 
     def of(self, paths: Mapping[str, Path]) -> int:
-        """FLOPs along these paths, one for each list of blocks. Of frozen blocks the forward pass counts, a third."""
-        width = min((path.width for path in paths.values()), default=1.0)
-        total, blocks = self._counted(width, paths)
-        for name, path in paths.items():
-            for layer, flops in enumerate(blocks[name]):
-                total -= flops if not path.active[layer] else 2 * flops // 3 if layer in path.frozen else 0
-        return total
+        """FLOPs along these paths, one for each list of blocks. Raises as `training_flops`."""
+        if any(path.frozen for path in paths.values()):
+            return self._along(paths)
+        total, blocks = self._counted(paths)
+        skipped = (blocks[name][layer] for name, path in paths.items() for layer in _skipped(path))
+        return total - sum(skipped)
 
-    def _counted(self, width: float, paths: Mapping[str, Path]) -> tuple[int, dict[str, list[int]]]:
-        """The whole network's FLOPs at a width, and each block's share, measured by leaving it out."""
+    def _along(self, paths: Mapping[str, Path]) -> int:
+        key = tuple((name, path.active, path.frozen, path.width) for name, path in sorted(paths.items()))
+        if key not in self._by_path:
+            with along(self._model, paths):
+                self._by_path[key] = training_flops(self._model, self._inputs)
+        return self._by_path[key]
+
+    def _counted(self, paths: Mapping[str, Path]) -> tuple[int, dict[str, list[int]]]:
+        """The whole network's FLOPs at the paths' width, and each block's share."""
+        width = min((path.width for path in paths.values()), default=1.0)
         if width not in self._by_width:
             full = {name: replace(Path.full(len(path.active)), width=width) for name, path in paths.items()}
+            names = [
+                f"{blocks.name}.{layer}"
+                for blocks in (lists_of_blocks(self._model) if full else [])
+                for layer in range(len(blocks.modules))
+                if blocks.name in full
+            ]
             with along(self._model, full):
-                total = self._count()
-            blocks: dict[str, list[int]] = {}
-            for name, path in full.items():
-                for layer in range(len(path.active)):
-                    without = tuple(i != layer for i in range(len(path.active)))
-                    with along(self._model, {**full, name: replace(path, active=without)}):
-                        blocks.setdefault(name, []).append(total - self._count())
-            self._by_width[width] = total, blocks
+                total, shares = training_flops_by_module(self._model, self._inputs, names)
+            by_name = dict(zip(names, shares, strict=True))
+            own = {name: [by_name[f"{name}.{i}"] for i in range(len(path.active))] for name, path in full.items()}
+            self._by_width[width] = total, own
         return self._by_width[width]
+
+
+def _skipped(path: Path) -> list[int]:
+    return [layer for layer, active in enumerate(path.active) if not active]

@@ -118,7 +118,7 @@ def _gated_class(original: type[nn.Module]) -> type[nn.Module]:
         hidden = args[0] if args else kwargs["hidden_states"]
         if not gate.active:
             if not gate.blocks.seen:
-                with torch.no_grad():  # once in the life of a network: what do its blocks return?
+                with torch.no_grad(), _own_random_numbers(hidden):  # what do its blocks return? Once in its life.
                     _remember(gate.blocks, run(*args, **kwargs))
             return hidden if gate.blocks.extras is None else (hidden, *gate.blocks.extras)
         with torch.no_grad() if gate.frozen else contextlib.nullcontext():
@@ -127,6 +127,11 @@ def _gated_class(original: type[nn.Module]) -> type[nn.Module]:
         return output if gate.scale == 1 else _rescaled(hidden, output, gate.scale)
 
     return type(original.__name__, (original,), {"__call__": call, "__module__": original.__module__})
+
+
+def _own_random_numbers(hidden: Tensor) -> contextlib.AbstractContextManager[None]:
+    """The step's random numbers (dropout) are those that it draws without the look: a resumed run looks at another step."""
+    return torch.random.fork_rng([hidden.device] if hidden.device.type == "cuda" else [])
 
 
 def _remember(blocks: Blocks, output: Any) -> None:

@@ -10,6 +10,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
@@ -57,17 +58,19 @@ def draw(keep: Sequence[float], sampling: Sampling, rng: torch.Generator) -> tup
     Args:
         keep: probabilities; those of 1 always run.
         sampling: "bernoulli" draws each block by itself (as published); "exact" draws as many as are expected, so that time and
-            memory do not vary (the remainder of an expected number that is not whole is drawn), with the same probabilities.
+            memory do not vary (the remainder of an expected number that is not whole is drawn), each block with its own probability:
+            systematic sampling in random order (Madow 1949). The probabilities, laid end to end in random order, are a line; the blocks are
+            those in whose stretches the points u, u + 1, u + 2, ... lie, u uniform in [0, 1).
     """
     if sampling == "bernoulli":
         uniform = torch.rand(len(keep), generator=rng).tolist()
         return tuple(u < p for u, p in zip(uniform, keep, strict=True))
     free = [layer for layer, p in enumerate(keep) if p < 1]
-    expected = sum(keep[layer] for layer in free)
-    count = math.floor(expected + 1e-9)
-    count += int(float(torch.rand((), generator=rng)) < expected - count)
-    order = torch.randperm(len(free), generator=rng)[:count].tolist()
-    chosen = {free[i] for i in order}
+    order = [free[i] for i in torch.randperm(len(free), generator=rng).tolist()]
+    first = float(torch.rand((), generator=rng, dtype=torch.float64))
+    ends = [round(end, 9) for end in accumulate((keep[layer] for layer in order), initial=0.0)]
+    points = [math.ceil(end - first) for end in ends]  # how many points lie in front of each end
+    chosen = {layer for layer, (before, after) in zip(order, pairwise(points), strict=True) if after > before}
     return tuple(p >= 1 or layer in chosen for layer, p in enumerate(keep))
 
 

@@ -16,8 +16,11 @@ if "RANK" in os.environ:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
             state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
-    def noted(*args, **kwargs):
-        model = prepare(*args, **kwargs)
+    def noted(accelerator, model):
+        if os.environ.get("ONLY_FIRST"):  # the other processes have not opened the weights
+            total = sum(float(parameter.detach().abs().sum()) for parameter in model.parameters())
+            Path(os.environ["SHARDED"] + os.environ["RANK"]).write_text(str(total))
+        model = prepare(accelerator, model)
         assert all(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
         Path(os.environ["SHARDED"]).touch()
         return model

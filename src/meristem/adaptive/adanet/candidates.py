@@ -1,22 +1,25 @@
-"""One proposal of the weak learner: a block trained beside a fixed ensemble, its output weights then re-fitted exactly."""
+"""The weak learner's proposals of one round: blocks trained beside a fixed ensemble, their output weights then re-fitted exactly."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from joblib import Parallel, delayed
+from torch import Tensor
+from torch.nn import functional as F
 
 from meristem.adaptive.adanet.complexity import rademacher_bound
 from meristem.adaptive.adanet.losses import Loss
 from meristem.adaptive.adanet.network import Block, Units
 from meristem.adaptive.adanet.refit import Problem, refit
+from meristem.adaptive.adanet.stacked import Adam, Stack
 from meristem.adaptive.stopping import Stopping
-from meristem.errors import MeristemError
 
-VARIANTS = ("base", "R", "P", "D", "SD")
-OPTIMIZERS = ("adam", "sgd")
+LOOKED_AT = 4096  # rows at most that a training without held-out rows is judged by
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Options:
             for boosting in general). The objective is convex: it still falls, more slowly.
         variant: "base"; "R": the price also while training; "P": read the previous block only; "D": dropout on the connections
             to earlier blocks; "SD": r is the deviation of the units' activities.
-        max_steps, batch_size, learning_rate, optimizer: of the training; a set of at most `batch_size` rows is taken whole.
+        max_steps, batch_size, learning_rate, optimizer: of the training; a set of at most `batch_size` rows is taken whole, in
+            float64, larger ones in float32.
         check_every, patience, min_gain: a candidate stops when its objective fell by less than the relative `min_gain` in
             `patience` checks; where rows are held out, their loss is what is checked, and its lowest point what is kept.
     """
@@ -44,7 +48,7 @@ class Options:
     shrinkage: float = 1.0
     variant: str = "base"
     connection_dropout: float = 0.1
-    max_steps: int = 500
+    max_steps: int = 150
     batch_size: int = 512
     learning_rate: float = 1e-2
     optimizer: str = "adam"
@@ -52,32 +56,14 @@ class Options:
     patience: int = 4
     min_gain: float = 1e-3
 
-    def check(self) -> None:
-        """Raises MeristemError for values that make no sense."""
-        if self.variant not in VARIANTS:
-            raise MeristemError(f"variant={self.variant!r} is not known; known: {', '.join(VARIANTS)}, CVX")
-        if self.optimizer not in OPTIMIZERS:
-            raise MeristemError(f"optimizer={self.optimizer!r} is not known; known: {', '.join(OPTIMIZERS)}")
-        if self.width < 1 or self.batch_size < 1 or self.max_steps < 0:
-            raise MeristemError(
-                f"width, batch_size >= 1 and max_steps >= 0 are needed, got {self.width}, {self.batch_size}, "
-                f"{self.max_steps}"
-            )
-        if not 0 < self.shrinkage <= 1:
-            raise MeristemError(f"shrinkage is above 0 and at most 1, got {self.shrinkage}; 0.3 works for many rounds")
-        if self.adanet_lambda < 0 or self.adanet_beta < 0:
-            raise MeristemError(
-                f"adanet_lambda and adanet_beta are at least 0, got {self.adanet_lambda}, {self.adanet_beta}"
-            )
-
 
 @dataclass(frozen=True)
 class Sample:
-    """The training set as a candidate sees it, in float64.
+    """Rows as a candidate sees them.
 
     Args:
-        features: Psi (n, features). units: the ensemble's activities on it. offset: the ensemble's outputs f (n, outputs).
-        targets: (n, outputs). shares: the rows' weights, of sum 1 (n,). size: m, the sum of the weights as given.
+        features: Psi (n, features). units: the ensemble's activities on them. offset: the ensemble's outputs f (n, outputs).
+        targets: (n, outputs). shares: the rows' weights, of sum 1 (n,). size: m, the rows that they stand for.
     """
 
     features: Tensor
@@ -87,31 +73,43 @@ class Sample:
     shares: Tensor
     size: float
 
-    def to_train(self, reads: list[list[int]]) -> Sample:
-        """What the training of a block touches: activities that none of its layers reads are left out.
+    def read(self, reads: Sequence[Sequence[int]]) -> list[Tensor]:
+        """For each layer from the second on, the units of earlier blocks that it reads, side by side (n, units)."""
+        none = self.features[:, :0]
+        return [torch.cat([none, *(self.units[b][below] for b in r)], 1) for below, r in enumerate(reads)]
 
-        Args:
-            reads: for each layer from the second on, the numbers of the earlier blocks whose layer below it reads.
-        """
-        depth = max((len(block) for block in self.units), default=0)
-        wanted = [*map(set, reads), *(set() for _ in range(depth))]
-        units = [
-            [layer if number in wanted[below] else layer[:, :0] for below, layer in enumerate(block)]
-            for number, block in enumerate(self.units)
-        ]
-        return replace(self, units=units)
 
-    def rows(self, index: Tensor) -> Sample:
-        """Some rows."""
+@dataclass(frozen=True)
+class Rows:
+    """What the training touches, in the training's precision; `earlier` as `Sample.read` gives it."""
+
+    features: Tensor
+    earlier: list[Tensor]
+    offset: Tensor
+    targets: Tensor
+    shares: Tensor
+
+    @classmethod
+    def of(cls, sample: Sample, reads: Sequence[Sequence[int]], dtype: torch.dtype) -> Rows:
+        """A sample's rows in a precision."""
+        parts = (sample.features, sample.offset, sample.targets, sample.shares)
+        features, offset, targets, shares = (part.to(dtype) for part in parts)
+        return cls(features, [read.to(dtype) for read in sample.read(reads)], offset, targets, shares)
+
+    def chosen(self, index: Tensor) -> Rows:
+        """Some rows; their shares add up to 1."""
         shares = self.shares[index]
-        return Sample(
+        return Rows(
             self.features[index],
-            [[layer[index] for layer in block] for block in self.units],
+            [read[index] for read in self.earlier],
             self.offset[index],
             self.targets[index],
-            shares / shares.sum().clamp(min=1e-300),
-            self.size,
+            shares / shares.sum().clamp(min=1e-30),
         )
+
+    def dropped(self, share: float) -> Rows:
+        """The same with a share of what earlier blocks say left out."""
+        return replace(self, earlier=[F.dropout(read, share) for read in self.earlier])
 
 
 @dataclass(frozen=True)
@@ -140,89 +138,160 @@ def complexity_of(block_widths: list[int], sample: Sample, activities: Tensor | 
 
 def propose(
     sample: Sample,
-    depth: int,
+    depths: Sequence[int],
     earlier: list[tuple[int, int]],
     options: Options,
     loss: Loss,
-    seed: int,
+    seeds: Sequence[int],
     held_out: Sample | None = None,
-) -> Candidate:
-    """Train a block of `depth` on the loss of f + w h with f fixed (eq. 6), then re-fit w (eq. 5).
+    judged_on: Sample | None = None,
+    n_jobs: int | None = None,
+) -> list[Candidate]:
+    """Train a block of each depth, all at once, on the loss of f + w h with f fixed (eq. 6), then re-fit each w (eq. 5).
 
     Args:
-        earlier: width and depth of each block of the ensemble. seed: of the block's first weights and its batches.
-        held_out: rows that stop the training early; w is re-fitted to `sample` all the same.
+        earlier: width and depth of each block of the ensemble. seeds: of each block's first weights; the batches follow from the first.
+        held_out: rows that stop the training early. judged_on: rows in float64 to which w is re-fitted; `sample` if not given. n_jobs: re-fits at a time.
     """
-    began = time.perf_counter()
-    generator = torch.Generator().manual_seed(seed)
-    known = range(len(earlier) - 1, len(earlier)) if options.variant == "P" and earlier else range(len(earlier))
-    reads = [[b for b in known if earlier[b][1] >= layer] for layer in range(1, depth)]
-    dropout = options.connection_dropout if options.variant == "D" else 0.0
-    outputs = sample.targets.shape[1]
-    weights = nn.Parameter(
-        torch.randn(options.width, outputs, generator=generator, dtype=torch.float64) / options.width
-    )
-    widths = [sample.features.shape[1], *(options.width + sum(earlier[b][0] for b in r) for r in reads)]
-    price = 0.0
-    if options.variant == "R":
-        price = options.adanet_lambda * complexity_of(widths, sample, None, options) + options.adanet_beta
-    with torch.random.fork_rng(devices=[]):  # of the block's first weights, and its dropout
-        torch.manual_seed(seed)
-        block = Block(sample.features.shape[1], options.width, reads, [w for w, _ in earlier], dropout).double()
-        judged = held_out.to_train(reads) if held_out else None
-        steps = _train(block, weights, sample.to_train(reads), judged, options, loss, price, generator)
-    block.eval()
-    with torch.no_grad():
-        activities = block(sample.features, sample.units)[-1]
-        r = complexity_of(widths, sample, activities, options)
-        gamma = options.adanet_lambda * r + options.adanet_beta
-        problem = Problem(loss, sample.offset, activities, sample.targets, sample.shares, gamma)
-        best = refit(problem) if outputs == 1 else refit(problem, tolerance=1e-6, rounds=2, newton_steps=2)
-        violation, joining = problem.violation(best), options.shrinkage * best
-        penalty, objective = gamma * float(joining.abs().sum()), float(problem.value(joining))
-    return Candidate(block, joining, r, penalty, objective, steps, time.perf_counter() - began, violation)
+    judged_on = judged_on or sample
+    blocks = trained(sample, depths, earlier, options, loss, seeds, held_out)
+    jobs = (delayed(refitted)(block, judged_on, options, loss) for block in blocks)
+    return cast(list[Candidate], Parallel(n_jobs=n_jobs, prefer="threads")(jobs))
 
 
-def _train(
-    block: Block,
-    weights: nn.Parameter,
+@dataclass(frozen=True)
+class Trained:
+    """A block, the widths n_0, n_1, ... of what its layers read, the steps of its training and its share of their seconds."""
+
+    block: Block
+    widths: list[int]
+    steps: int
+    seconds: float
+
+
+def trained(
     sample: Sample,
-    judged: Sample | None,
+    depths: Sequence[int],
+    earlier: list[tuple[int, int]],
     options: Options,
     loss: Loss,
-    price: float,
-    generator: torch.Generator,
-) -> int:
-    """Train in place; the number of steps made, or, where rows are held out, those up to their lowest loss."""
-    parameters = [*block.parameters(), weights]
-    kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.SGD
-    optimizer = kind(parameters, lr=options.learning_rate, fused=True)
-    rows, whole = len(sample.shares), len(sample.shares) <= options.batch_size
-    stopping = Stopping(parameters if judged else (), options.patience, options.min_gain)
-    total, step = 0.0, 0
-    for step in range(1, options.max_steps + 1):
-        batch = sample
-        if not whole:
-            batch = sample.rows(torch.randint(rows, (options.batch_size,), generator=generator))
-        activities = block(batch.features, batch.units)
-        objective = batch.shares @ loss.value(batch.offset + activities[-1] @ weights, batch.targets)
-        objective = objective + price * weights.abs().sum()
-        optimizer.zero_grad()
-        objective.backward()
-        optimizer.step()
-        if options.project:
-            block.project(options.max_norm, options.p)
-        total += float(objective.detach())
-        if step % options.check_every == 0:
-            seen, total = total / options.check_every, 0.0
-            if judged:
-                block.eval()
-                seen = held_out_loss(block, weights, judged, loss)
-                block.train()
-            if stopping.over(seen, step):
+    seeds: Sequence[int],
+    held_out: Sample | None = None,
+) -> list[Trained]:
+    """The blocks of `propose` before their re-fit."""
+    began = time.perf_counter()
+    order = sorted(range(len(depths)), key=lambda place: -depths[place])
+    deepest = max(depths)
+    known = range(len(earlier) - 1, len(earlier)) if options.variant == "P" and earlier else range(len(earlier))
+    reads = [[b for b in known if earlier[b][1] >= layer] for layer in range(1, deepest)]
+    inputs = [sample.features.shape[1], *(options.width + sum(earlier[b][0] for b in r) for r in reads)]
+    dtype = torch.float64 if len(sample.shares) <= options.batch_size else torch.float32
+    stack = Stack(
+        [depths[place] for place in order],
+        inputs[0],
+        options.width,
+        [n - options.width for n in inputs[1:]],
+        sample.targets.shape[1],
+        [seeds[place] for place in order],
+        dtype,
+        sample.features.device,
+    )
+    prices = [0.0] * len(order)
+    if options.variant == "R":
+        costs = [complexity_of(inputs[: depths[place]], sample, None, options) for place in order]
+        prices = [options.adanet_lambda * r + options.adanet_beta for r in costs]
+    judge = Rows.of(held_out, reads, dtype) if held_out else None
+    steps = _train(stack, Rows.of(sample, reads, dtype), judge, options, loss, prices, seeds[0])
+    found: dict[int, Trained] = {}
+    seconds = (time.perf_counter() - began) / len(order)
+    for number, place in enumerate(order):
+        block = _block(stack, number, reads[: depths[place] - 1], [w for w, _ in earlier], options)
+        found[place] = Trained(block, inputs[: depths[place]], steps[number], seconds)
+    return [found[place] for place in range(len(depths))]
+
+
+def _block(stack: Stack, number: int, reads: list[list[int]], widths: list[int], options: Options) -> Block:
+    """One of the stack's blocks as a module, in float64."""
+    dropout = options.connection_dropout if options.variant == "D" else 0.0
+    *layers, _ = stack.parts(number)
+    with torch.random.fork_rng(devices=[]):  # of the first weights, which are replaced
+        block = Block(len(layers[0]), stack.width, reads, widths, dropout)
+    state = {f"layers.{place}.weight": layer.T.contiguous() for place, layer in enumerate(layers)}
+    block.load_state_dict(state)
+    block = block.double().to(stack.vector.device).eval()
+    if options.project:  # to the last digit of float64
+        block.project(options.max_norm, options.p)
+    return block
+
+
+@torch.no_grad()
+def refitted(found: Trained, sample: Sample, options: Options, loss: Loss) -> Candidate:
+    """A trained block with the output weights that are best on a sample in float64 (eq. 5)."""
+    began, block, widths = time.perf_counter(), found.block, found.widths
+    activities = block(sample.features, sample.units)[-1]
+    r = complexity_of(widths, sample, activities, options)
+    gamma = options.adanet_lambda * r + options.adanet_beta
+    problem = Problem(loss, sample.offset, activities, sample.targets, sample.shares, gamma)
+    one = sample.targets.shape[1] == 1
+    best = refit(problem) if one else refit(problem, tolerance=1e-6, rounds=2, newton_steps=2)
+    violation, joining = problem.violation(best), options.shrinkage * best
+    penalty, objective = gamma * float(joining.abs().sum()), float(problem.value(joining))
+    seconds = found.seconds + time.perf_counter() - began
+    return Candidate(block, joining, r, penalty, objective, found.steps, seconds, violation)
+
+
+@torch.no_grad()
+def _train(
+    stack: Stack,
+    rows: Rows,
+    judged: Rows | None,
+    options: Options,
+    loss: Loss,
+    prices: Sequence[float],
+    seed: int,
+) -> list[int]:
+    """Train in place; for each block the number of steps made, or, where rows are held out, those up to their lowest loss."""
+    generator = torch.Generator().manual_seed(seed)
+    count, blocks = len(rows.shares), len(stack.depths)
+    whole = count <= options.batch_size
+    price = stack.vector.new_tensor(prices)[:, None, None]
+    dropout = options.connection_dropout if options.variant == "D" else 0.0
+    optimizer = Adam(stack.vector, options.learning_rate, momentum=options.optimizer == "adam")
+    seen = judged or (rows if whole else rows.chosen(torch.randperm(count, generator=generator)[:LOOKED_AT]))
+    stoppings = [Stopping(stack.parts(k) if judged else (), options.patience, options.min_gain) for k in range(blocks)]
+    ended: dict[int, tuple[int, list[Tensor]]] = {}
+    step = 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # of dropout
+        for step in range(1, options.max_steps + 1):
+            batch = rows if whole else rows.chosen(torch.randint(count, (options.batch_size,), generator=generator))
+            batch = batch.dropped(dropout) if dropout else batch
+            stack.differentiate(batch.features, batch.earlier, batch.offset, batch.targets, batch.shares, loss, price)
+            optimizer.step(stack.slopes)
+            if options.project:
+                stack.project(options.max_norm, options.p)
+            if step % options.check_every:
+                continue
+            losses = _losses(stack, seen, loss, price if judged is None else 0 * price)
+            for block in range(blocks):
+                if block not in ended and stoppings[block].over(losses[block], step):
+                    ended[block] = step, [part.clone() for part in stack.parts(block)]
+            if len(ended) == blocks:
                 break
-    stopping.restore()
-    return (stopping.lowest_at or step) if judged else step
+    for block, (_, kept) in ended.items():
+        for part, value in zip(stack.parts(block), kept, strict=True):
+            part.copy_(value)
+    for stopping in stoppings:
+        stopping.restore()
+    if judged:
+        return [stopping.lowest_at or step for stopping in stoppings]
+    return [ended[block][0] if block in ended else step for block in range(blocks)]
+
+
+def _losses(stack: Stack, rows: Rows, loss: Loss, price: Tensor) -> list[float]:
+    outputs = stack.outputs(rows.features, rows.earlier, rows.offset)
+    paid = (price * stack.weights.abs()).sum((1, 2))
+    return (loss.value(outputs, rows.targets) @ rows.shares + paid).tolist()
 
 
 @torch.no_grad()

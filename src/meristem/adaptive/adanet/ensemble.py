@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from meristem.adaptive.adanet.losses import Loss, Softmax, Squared
 from meristem.adaptive.adanet.mixtures import Said, check_mixture, fit_mixture
-from meristem.adaptive.state import keep_state, read_state
+from meristem.adaptive.adanet.rounds import Judged, Rounds
 from meristem.adaptive.stopping import Stopping
-from meristem.adaptive.tensorboard import Scalars
 from meristem.adaptive.tensors import seed_of
 from meristem.errors import MeristemError
 
@@ -60,7 +59,7 @@ class Ensemble(nn.Module):
     """The mixture of its members: a plain module, x -> outputs (n, outputs).
 
     Attributes:
-        subnetworks: the members. mixture_weights: a tensor for each, as `fit_mixture` shapes them.
+        subnetworks: the members. mixture_weights: a parameter for each, as `fit_mixture` shapes them; not trained by gradients.
     """
 
     def __init__(self, mixture: str):
@@ -68,11 +67,12 @@ class Ensemble(nn.Module):
         self.mixture = mixture
         self.subnetworks: list[Subnetwork] = []
         self.members = nn.ModuleList()
-        self.mixture_weights: list[Tensor] = []
+        self.mixture_weights = nn.ParameterList()
 
     def set_members(self, subnetworks: Sequence[Subnetwork], weights: Sequence[Tensor]) -> None:
         """Replace all members."""
-        self.subnetworks, self.mixture_weights = list(subnetworks), [w.detach() for w in weights]
+        self.subnetworks = list(subnetworks)
+        self.mixture_weights = nn.ParameterList(nn.Parameter(w.detach(), requires_grad=False) for w in weights)
         self.members = nn.ModuleList(sub.module for sub in subnetworks)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,6 +90,15 @@ class Ensemble(nn.Module):
         """A line for each member: name, complexity, |w|_1."""
         pairs = zip(self.subnetworks, self.mixture_weights, strict=True)
         return "\n".join(f"{s.name:<24} r {s.complexity:<10.4g} |w|_1 {float(w.abs().sum()):.4g}" for s, w in pairs)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """An ensemble that a round considers: members, their mixture, and their places among the old members and the proposals."""
+
+    members: list[Subnetwork]
+    weights: list[Tensor]
+    places: list[int]
 
 
 @dataclass
@@ -127,6 +136,8 @@ class EnsembleSearch:
     log_dir: str | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    measure = "score"
+
     def run(self) -> Ensemble:
         """The ensemble; `history` holds a record for each round.
 
@@ -139,20 +150,21 @@ class EnsembleSearch:
         check_mixture(self.mixture)
         self._rows = list(self.data)
         self._loss: Loss = Squared() if self._rows[0][1].is_floating_point() else Softmax()
-        ensemble = self._restored()
-        targets = self._targets()
-        first = len(self.history) + 1
-        with Scalars(self.log_dir, first) as scalars:
-            for number in range(first, self.rounds + 1):
-                if self.history and self.history[-1].get("refused"):
-                    break
-                self._round(number, ensemble, targets)
-                scalars.write(self.history[-1], number)
-                if self.checkpoint:
-                    weights = {f"weights.{k}": w for k, w in enumerate(ensemble.mixture_weights)}
-                    state = {**ensemble.members.state_dict(), **weights}
-                    keep_state(Path(self.checkpoint), self._fingerprint(), state, self.history)
-        return ensemble
+        self._wanted = self._targets()
+        self._ensemble = Ensemble(self.mixture)
+        Rounds(
+            self,
+            self.rounds,
+            force=self.force_grow,
+            checkpoint=self.checkpoint,
+            fingerprint=self._fingerprint,
+            log_dir=self.log_dir,
+            history=self.history,
+        ).run()
+        return self._ensemble
+
+    def start(self) -> None:
+        """An empty ensemble has no score."""
 
     def _targets(self) -> Tensor:
         y = torch.cat([y for _, y in self._rows])
@@ -160,32 +172,55 @@ class EnsembleSearch:
             return y.double().reshape(len(y), -1)
         return F.one_hot(y, self.num_outputs).double()
 
-    def _round(self, number: int, ensemble: Ensemble, targets: Tensor) -> None:
-        proposals = self._proposals(number, ensemble)
+    def judged(self, number: int) -> list[Judged[Mixed]]:
+        """The ensembles that the strategies make of the old members and the round's proposals, each with its best mixture."""
+        proposals = self._proposals(number, self._ensemble)
         for position, sub in enumerate(proposals):
-            self._train(sub, ensemble, seed_of(self.seed, number, position))
-        old = list(ensemble.subnetworks)
-        known = {id(sub): self._said(sub) for sub in (*old, *proposals)}
+            self._train(sub, self._ensemble, seed_of(self.seed, number, position))
+        old = list(self._ensemble.subnetworks)
+        pool = [*old, *proposals]
+        known = {id(sub): self._said(sub) for sub in pool}
         candidates: dict[str, list[Subnetwork]] = {}
         for strategy in self.strategies:
             if strategy == "all":
-                candidates["all"] = [*old, *proposals]
+                candidates["all"] = pool
             else:
                 candidates |= {f"{strategy} {s.name}": [*(old if strategy == "grow" else []), s] for s in proposals}
-        scores, fits = {}, {}
+        found = []
         for name, members in candidates.items():
-            fits[name], objective = self._fit(members, known, targets)
-            scores[name] = self._score(members, fits[name], objective)
-        best = min(scores, key=lambda name: scores[name] if scores[name] == scores[name] else float("inf"))
-        before = self.history[-1]["score"] if self.history else float("inf")
-        record: dict[str, Any] = {"round": number, "candidates": scores}
-        if scores[best] < before or self.force_grow:
-            ensemble.set_members(candidates[best], fits[best])
-            places = [[sub is member for sub in (*old, *proposals)].index(True) for member in candidates[best]]
-            record |= {"chosen": best, "score": scores[best], "members": places}
-        else:
-            record |= {"refused": True, "score": before, "members": list(range(len(old)))}
-        self.history.append(record)
+            weights, objective = self._fit(members, known, self._wanted)
+            places = [[sub is member for sub in pool].index(True) for member in members]
+            found.append(Judged(name, Mixed(members, weights, places), self._score(members, weights, objective)))
+        return found
+
+    def record(
+        self, found: Sequence[Judged[Mixed]], chosen: Judged[Mixed] | None, last: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The scores by name, and where the members stand among the old ones and the proposals."""
+        scores = {judged.name: judged.score for judged in found}
+        if chosen is None:
+            return {"candidates": scores, "members": list(range(len(self._ensemble.subnetworks)))}
+        return {"candidates": scores, "chosen": chosen.name, "members": chosen.what.places}
+
+    def join(self, chosen: Judged[Mixed]) -> None:
+        """Replace the members."""
+        self._ensemble.set_members(chosen.what.members, chosen.what.weights)
+
+    def state(self) -> tuple[dict[str, Tensor], Any]:
+        """The members' weights and their mixture."""
+        return self._ensemble.state_dict(), None
+
+    def restore(self, tensors: dict[str, Tensor], note: Any, history: Sequence[Mapping[str, Any]]) -> None:
+        """The ensemble of the finished rounds: its members' shapes from the generator, their weights from the file."""
+        ensemble = self._ensemble
+        for record in history:
+            pool = [*ensemble.subnetworks, *self._proposals(record["round"], ensemble)]
+            members = [pool[place] for place in record["members"]]
+            ensemble.set_members(members, [torch.zeros(()) for _ in members])
+        weights = [tensors[f"mixture_weights.{k}"] for k in range(len(ensemble.subnetworks))]
+        ensemble.set_members(ensemble.subnetworks, weights)
+        ensemble.load_state_dict(tensors)
+        ensemble.eval().requires_grad_(False)
 
     def _proposals(self, number: int, ensemble: Ensemble) -> list[Subnetwork]:
         with torch.random.fork_rng(devices=[]):
@@ -263,22 +298,14 @@ class EnsembleSearch:
         options = (self.mixture, tuple(self.strategies), self.steps, self.adanet_lambda, self.adanet_beta)
         stops = (self.check_every, self.patience) if self.held_out is not None else None
         more = (self.distillation, self.force_grow, self.seed, self.num_outputs, stops)
-        x, y = self._rows[0]
-        return hashlib.sha256(repr((options, more)).encode() + x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
+        held = rows_digest(self.held_out) if self.held_out is not None else b""
+        return hashlib.sha256(repr((options, more)).encode() + rows_digest(self._rows) + held).hexdigest()
 
-    def _restored(self) -> Ensemble:
-        """The ensemble of the finished rounds: its members' shapes from the generator, their weights from the file."""
-        ensemble = Ensemble(self.mixture)
-        kept = read_state(Path(self.checkpoint), self._fingerprint()) if self.checkpoint else None
-        if not kept:
-            return ensemble
-        state, history = kept
-        for record in history:
-            pool = [*ensemble.subnetworks, *self._proposals(record["round"], ensemble)]
-            members = [pool[place] for place in record["members"]]
-            ensemble.set_members(members, [torch.zeros(()) for _ in members])
-        ensemble.mixture_weights = [state.pop(f"weights.{k}") for k in range(len(ensemble.subnetworks))]
-        ensemble.members.load_state_dict(state)
-        ensemble.eval().requires_grad_(False)
-        self.history = history
-        return ensemble
+
+def rows_digest(batches: Batches) -> bytes:
+    """A digest of all rows (x, y), the same in whatever order and in whatever batches they come."""
+    rows = []
+    for x, y in batches:
+        flat = (np.ascontiguousarray(part.detach().cpu().numpy()).reshape(len(part), -1) for part in (x, y))
+        rows += [hashlib.sha256(a.tobytes() + b.tobytes()).digest() for a, b in zip(*flat, strict=True)]
+    return hashlib.sha256(b"".join(sorted(rows))).digest()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,10 +20,13 @@ from meristem.adaptive.adanet.complexity import margin_bound
 from meristem.adaptive.adanet.losses import LOSSES, Loss, Softmax, Squared
 from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.adanet.nodewise import NodeOptions, NodewiseModule, grow_nodes
+from meristem.adaptive.adanet.price import chosen_price
 from meristem.adaptive.adanet.search import Search
-from meristem.adaptive.targets import ClassLabels, ScaledTarget
+from meristem.adaptive.files import load_estimator, save_estimator
+from meristem.adaptive.options import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, SHARE, Range, check_options
+from meristem.adaptive.targets import ClassLabels, ScaledTarget, checked_weights, counted_rows
 from meristem.adaptive.tensorboard import Scalars
-from meristem.adaptive.tensors import load_estimator, save_estimator
+from meristem.adaptive.tensors import tensor_of
 from meristem.errors import MeristemError
 
 
@@ -33,7 +36,7 @@ class _AdaNet(BaseEstimator):
 
     _: KW_ONLY
     width: int = 64
-    adanet_lambda: float = 1e-3
+    adanet_lambda: float | Literal["auto"] = 1e-3
     adanet_beta: float = 0.0
     max_rounds: int = 10
     max_depth: int = 3
@@ -47,7 +50,7 @@ class _AdaNet(BaseEstimator):
     connection_dropout: float = 0.1
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = 1e-2
-    max_steps: int = 500
+    max_steps: int = 150
     batch_size: int = 512
     patience: int = 4
     validation_fraction: float = 0.0
@@ -57,15 +60,30 @@ class _AdaNet(BaseEstimator):
     checkpoint: str | None = None
     log_dir: str | None = None
 
-    def _weights(self, sample_weight: Any, X: np.ndarray) -> np.ndarray:
-        """The rows' weights (n_samples,). Raises MeristemError if none counts."""
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
-        if not (weight > 0).any():
-            raise MeristemError("all sample weights are zero; at least one row must count")
-        return weight
+    _ranges: ClassVar[dict[str, Range]] = {
+        "width": AT_LEAST_1,
+        "adanet_lambda": AT_LEAST_0,
+        "adanet_beta": AT_LEAST_0,
+        "max_rounds": AT_LEAST_0,
+        "max_depth": AT_LEAST_1,
+        "min_improvement": AT_LEAST_0,
+        "max_norm": POSITIVE,
+        "p": AT_LEAST_1,
+        "shrinkage": SHARE,
+        "connection_dropout": FRACTION,
+        "learning_rate": POSITIVE,
+        "max_steps": AT_LEAST_0,
+        "batch_size": AT_LEAST_1,
+        "patience": AT_LEAST_1,
+        "validation_fraction": FRACTION,
+    }
+
+    def check_options(self) -> None:
+        """Raises MeristemError for options that make no sense."""
+        check_options(self, self._ranges)
 
     def _search(self, X: np.ndarray, targets: Tensor, weights: np.ndarray, loss: Loss) -> None:
-        x, weight = torch.tensor(X, dtype=torch.float64), torch.as_tensor(weights)
+        x, weight = tensor_of(X, torch.float64), tensor_of(weights)
         used = weight > 0
         x, targets, weight = x[used], targets[used], weight[used]
         shares = weight / weight.sum()
@@ -74,23 +92,30 @@ class _AdaNet(BaseEstimator):
             mean = shares @ x
             deviation = (shares @ (x - mean).square()).sqrt()
             scale = torch.where(deviation > 1e-12, deviation, scale)
-        self._samples = float(weight.sum())
+        self._samples = counted_rows(weights)
         if self.variant == "CVX":
             self._search_nodes(NodewiseModule(mean, scale), x, targets, shares, loss)
             return
         module = AdaNetModule(mean, scale, targets.shape[1])
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        if self.adanet_lambda == "auto":
+            self.price_ = chosen_price(module, x, targets, weight, self._samples, loss, self._options(0.0), seed)
+            self._report(f"adanet_lambda {self.price_:g}")
+        else:
+            self.price_ = self.adanet_lambda
         held = None
         if self.validation_fraction:
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
             held = order[: max(1, int(self.validation_fraction * len(x)))]
+        options = self._options(float(self.price_))
         search = Search(
             module,
             x,
             targets,
             weight,
+            self._samples,
             loss,
-            self._options(),
+            options,
             max_rounds=self.max_rounds,
             max_depth=self.max_depth,
             min_improvement=self.min_improvement,
@@ -107,6 +132,8 @@ class _AdaNet(BaseEstimator):
     def _search_nodes(self, module: NodewiseModule, x: Tensor, targets: Tensor, shares: Tensor, loss: Loss) -> None:
         if targets.shape[1] != 1:
             raise MeristemError(f"variant='CVX' is for two classes or regression, found {targets.shape[1]} classes")
+        if self.adanet_lambda == "auto":
+            raise MeristemError("variant='CVX' needs a number as adanet_lambda")
         options = NodeOptions(
             self.max_steps, self.max_depth, self.adanet_lambda, self.adanet_beta, self.max_norm, self.p
         )
@@ -116,10 +143,10 @@ class _AdaNet(BaseEstimator):
                 scalars.write(record, step)
         self.module_ = module
 
-    def _options(self) -> Options:
-        names = ("width", "adanet_lambda", "adanet_beta", "max_norm", "p", "project", "shrinkage", "variant", "connection_dropout", "max_steps",
+    def _options(self, price: float) -> Options:
+        names = ("width", "adanet_beta", "max_norm", "p", "project", "shrinkage", "variant", "connection_dropout", "max_steps",
                  "batch_size", "learning_rate", "optimizer", "patience")  # fmt: skip
-        return Options(**{name: getattr(self, name) for name in names})
+        return Options(adanet_lambda=price, **{name: getattr(self, name) for name in names})
 
     def _report(self, line: str) -> None:
         if self.verbose:
@@ -129,7 +156,7 @@ class _AdaNet(BaseEstimator):
         check_is_fitted(self, "module_")
         X = validate_data(self, X, reset=False, dtype=np.float64)
         with torch.no_grad():
-            return self.module_(torch.tensor(X))
+            return self.module_(tensor_of(X))
 
     @property
     def output_weights_(self) -> list[np.ndarray]:
@@ -163,27 +190,22 @@ class _AdaNet(BaseEstimator):
         """
         check_is_fitted(self, "module_")
         config = {
-            "estimator": type(self).__name__,
-            "options": {**self.get_params(), "random_state": None, "checkpoint": None, "log_dir": None},
-            "inputs": self.module_.num_features - 1,
             "outputs": self.module_.num_outputs,
             "layout": self.module_.layout(),
             "history": self.history_,
             "samples": self._samples,
             **self._targets(),
         }
-        save_estimator(out, self.module_.state_dict(), config, overwrite)
+        save_estimator(self, out, self.module_.state_dict(), config, overwrite)
 
     @classmethod
     def load(cls, source: str | Path) -> Self:
         """What `save` wrote. Raises MeristemError if it is something else."""
-        tensors, config = load_estimator(source, cls.__name__)
-        estimator = cls(**config["options"])
+        estimator, tensors, config = load_estimator(cls, source, None)
         kind = NodewiseModule if estimator.variant == "CVX" else AdaNetModule
-        estimator.module_ = kind.of_layout(config["layout"], config["inputs"], config["outputs"])
+        estimator.module_ = kind.of_layout(config["layout"], config["features"], config["outputs"])
         estimator.module_.load_state_dict(tensors)
         estimator.history_, estimator._samples = config["history"], config["samples"]
-        estimator.__dict__["n_features_in_"] = config["inputs"]
         estimator._restore_targets(config)
         return estimator
 
@@ -202,7 +224,8 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, _AdaNet):
     stays if it lowers the objective (1/m) sum Phi(1 - y f(x)) + sum Gamma |w|, Gamma = adanet_lambda r + adanet_beta; else the search ends.
 
     Args:
-        width: units in each layer of a block (B). adanet_lambda, adanet_beta: the price of output weights.
+        width: units in each layer of a block (B). adanet_lambda, adanet_beta: the price of output weights; "auto" chooses the former on a quarter of
+            the rows, with one block trained on the others.
         max_rounds, max_depth: at most so many rounds (T), layers. min_improvement: the share of the objective by which a round
             must lower it (0 in the paper). variant: see `candidates.Options`.
         max_norm, p: Lambda and its norm in the complexity r; `project` also holds the weights to it.
@@ -212,7 +235,7 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, _AdaNet):
         optimizer, learning_rate, max_steps, batch_size, patience: how a candidate is trained, and when it stops early.
         validation_fraction: of the rows, held out to stop each candidate where their loss is lowest and to judge it (no guarantee).
         variant="CVX": single units in closed form instead of blocks (`nodewise`); `max_steps` then counts them.
-        n_jobs: candidates trained at a time. checkpoint: a file that keeps finished rounds; a killed fit goes on from it.
+        n_jobs: re-fits at a time, in threads (candidates train side by side anyway). checkpoint: a file that keeps finished rounds; a killed fit goes on from it.
         log_dir: a folder for TensorBoard, with every round's record.
 
     Attributes:
@@ -228,13 +251,12 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, _AdaNet):
         Raises:
             MeristemError: for options that make no sense. ValueError: for targets that are no classes.
         """
-        if self.loss not in LOSSES:
-            raise MeristemError(f"loss={self.loss!r} is not known; known: {', '.join(LOSSES)}")
+        self.check_options()
         X, y = validate_data(self, X, y, dtype=np.float64)
         numbers = self._read_labels(y)
         one_hot = F.one_hot(numbers, len(self.classes_)).double()
         targets = one_hot[:, 1:] * 2 - 1 if len(self.classes_) == 2 else one_hot
-        self._search(X, targets, self._weights(sample_weight, X), self._loss())
+        self._search(X, targets, checked_weights(sample_weight, X), self._loss())
         return self
 
     def _loss(self) -> Loss:
@@ -281,7 +303,7 @@ class AdaNetRegressor(ScaledTarget, RegressorMixin, _AdaNet):
     1) in place of Phi, else as `AdaNetClassifier`."""
 
     _: KW_ONLY
-    adanet_lambda: float = 1e-2
+    adanet_lambda: float | Literal["auto"] = 1e-2
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Learn from X (n_samples, n_features), y (n_samples,), weights (n_samples,).
@@ -289,8 +311,9 @@ class AdaNetRegressor(ScaledTarget, RegressorMixin, _AdaNet):
         Raises:
             MeristemError: for options that make no sense.
         """
+        self.check_options()
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
-        weight = self._weights(sample_weight, X)
+        weight = checked_weights(sample_weight, X)
         self._search(X, self._read_target(y, weight), weight, Squared())
         return self
 

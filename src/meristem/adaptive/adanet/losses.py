@@ -1,6 +1,6 @@
 """The convex losses of AdaNet's objective, with the derivatives that the convex re-fit needs.
 
-Outputs f have the shape (n, outputs). Two classes: one output and targets of -1 and +1; more: an output for each and
+Outputs f have the shape (..., n, outputs). Two classes: one output and targets of -1 and +1; more: an output for each and
 targets of one-hot rows; regression: targets as they are, (n, outputs).
 """
 
@@ -37,7 +37,7 @@ class Logistic:
     """Phi(1 - y f) with Phi(x) = ln(1 + e^x) (AdaNet, eq. 4)."""
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
-        return F.softplus(1 - y * f)[:, 0]
+        return F.softplus(1 - y * f)[..., 0]
 
     def slope(self, f: Tensor, y: Tensor) -> Tensor:
         return -y * torch.sigmoid(1 - y * f)
@@ -56,7 +56,7 @@ class Exponential:
     """Phi(1 - y f) with Phi(x) = e^x."""
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
-        return torch.exp(1 - y * f)[:, 0]
+        return torch.exp(1 - y * f)[..., 0]
 
     def slope(self, f: Tensor, y: Tensor) -> Tensor:
         return -y * torch.exp(1 - y * f)
@@ -72,14 +72,14 @@ class Softmax:
     """The cross entropy of several classes."""
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
-        return torch.logsumexp(f, 1) - (f * y).sum(1)
+        return torch.logsumexp(f, -1) - (f * y).sum(-1)
 
     def slope(self, f: Tensor, y: Tensor) -> Tensor:
-        return torch.softmax(f, 1) - y
+        return torch.softmax(f, -1) - y
 
     def curvature(self, f: Tensor, y: Tensor, direction: Tensor) -> Tensor:
-        p = torch.softmax(f, 1)
-        return p * (direction - (p * direction).sum(1, keepdim=True))
+        p = torch.softmax(f, -1)
+        return p * (direction - (p * direction).sum(-1, keepdim=True))
 
     def probabilities(self, f: Tensor) -> Tensor:
         return torch.softmax(f, 1)
@@ -89,7 +89,7 @@ class Squared:
     """Half the squared error."""
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
-        return (f - y).square().sum(1) / 2
+        return (f - y).square().sum(-1) / 2
 
     def slope(self, f: Tensor, y: Tensor) -> Tensor:
         return f - y

@@ -1,17 +1,22 @@
 """The convex re-fit: the output weights of new units, under an l1 price, to the last digit (AdaNet, eq. 5).
 
-Minimise G(w) = sum_i s_i loss(f_i + h_i w, y_i) + gamma |w|_1, with s the rows' shares (their sum is 1). Accelerated proximal
+Minimise G(w) = sum_i s_i loss(f_i + h_i w, y_i) + gamma |w|_1, with s the rows' shares (their sum is 1). With one output, proximal
+Newton steps on the whole Hessian (Lee, Sun & Saunders 2014) are nearly there after a few passes through the rows. Accelerated proximal
 steps (FISTA with restarts, Beck & Teboulle 2009) find the support; Newton steps on it, by conjugate gradients, find the digits.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
+from sklearn.linear_model import lasso_path
 from torch import Tensor
 
 from meristem.adaptive.adanet.losses import Loss
+
+DENSE = 512  # units at most whose Hessian is written out
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,10 @@ def refit(problem: Problem, tolerance: float = 1e-12, rounds: int = 12, newton_s
     w = problem.start()
     if not w.numel():
         return w
+    if isinstance(problem.gamma, float | int) and w.shape[1] == 1 and problem.features.dim() == 2 and len(w) <= DENSE:
+        w = _proximal_newton(problem, w, float(problem.gamma), tolerance)
+        if problem.violation(w) <= tolerance:
+            return w
     step, best = 1.0, float("inf")
     for _ in range(rounds):
         w, step = _proximal(problem, w, step)
@@ -91,6 +100,51 @@ def refit(problem: Problem, tolerance: float = 1e-12, rounds: int = 12, newton_s
         if violation <= tolerance or (violation < 100 * tolerance and violation >= best):
             break
         best = min(best, violation)
+    return w
+
+
+def _proximal_newton(problem: Problem, w: Tensor, gamma: float, tolerance: float, steps: int = 30) -> Tensor:
+    """Steps to the minimum of the loss's second-order model and the penalty, shortened until the objective falls; one output."""
+    outputs = problem.outputs(w)
+    value = float(problem.smooth(outputs) + problem.paid(w))
+    for _ in range(steps):
+        gradient = problem.gradient(outputs)
+        bent = problem.shares[:, None] * problem.loss.curvature(outputs, problem.targets, torch.ones_like(outputs))
+        hessian = problem.features.T @ (problem.features * bent)
+        hessian.diagonal().add_(1e-10 * float(hessian.diagonal().mean()) + 1e-14)
+        direction = _quadratic(hessian, gradient - hessian @ w, gamma, w) - w
+        length = 1.0
+        while length > 1e-6:
+            new = w + length * direction
+            outputs_new = problem.outputs(new)
+            reached = float(problem.smooth(outputs_new) + problem.paid(new))
+            if reached <= value:
+                break
+            length /= 2
+        else:
+            break
+        fell, w, outputs, value = value - reached, new, outputs_new, reached
+        if problem.violation(w) <= tolerance or fell <= 0:
+            break
+    return w
+
+
+def _quadratic(hessian: Tensor, linear: Tensor, gamma: float, start: Tensor) -> Tensor:
+    """The minimum of w H w / 2 + w linear + gamma |w|_1 (units, 1): a lasso for the support, a linear system for the digits."""
+    root = torch.linalg.cholesky(hessian)  # H = L L', so that it is |L' w + L^-1 linear|^2 / 2 and a constant
+    wanted = -torch.linalg.solve_triangular(root, linear, upper=False)
+    if not gamma:
+        return torch.linalg.solve_triangular(root.T, wanted, upper=True)
+    rows, targets, begin = (t.cpu().numpy() for t in (root.T.contiguous(), wanted[:, 0], start[:, 0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # short of its tolerance it is near enough: another step follows
+        _, path, _ = lasso_path(rows, targets, alphas=[gamma / len(rows)], coef_init=begin, tol=1e-9, max_iter=500)
+    w = hessian.new_tensor(path)
+    support = w[:, 0] != 0
+    pulled = linear[support] + gamma * w[support].sign()
+    exact = torch.linalg.solve(hessian[support][:, support], -pulled)
+    if bool((exact.sign() == w[support].sign()).all()):
+        w[support] = exact
     return w
 
 

@@ -1,23 +1,24 @@
-"""The rounds of AdaNet (Fig. 3 of the paper, its misprints repaired): propose, re-fit, accept or stop; resumable."""
+"""AdaNet's own search (Fig. 3 of the paper, its misprints repaired): blocks as deep as the network and one layer deeper."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from joblib import Parallel, delayed
 from torch import Tensor
 
 from meristem.adaptive.adanet.candidates import Candidate, Options, Sample, held_out_loss, propose
 from meristem.adaptive.adanet.losses import Loss
 from meristem.adaptive.adanet.network import AdaNetModule
-from meristem.adaptive.state import keep_state, read_state
-from meristem.adaptive.tensorboard import Scalars
+from meristem.adaptive.adanet.rounds import Judged, Rounds
 from meristem.adaptive.tensors import seed_of
+
+MOST_REFITTED = 50_000  # rows: the exact re-fit of more would take longer than everything else
+MOST_TRAINED = 100_000  # rows: a round's candidates draw their batches from so many, other ones each round
+PIECE = 16_384  # rows whose activities are made at a time
 
 
 @dataclass
@@ -26,18 +27,22 @@ class Search:
 
     Args:
         module: the network so far (no blocks at the start). x: inputs (n, features), targets: (n, outputs), weight: (n,).
+            samples: m, the rows that the weights stand for.
         rows_held_out: rows that stop each candidate's training, and judge candidates instead of the training objective
             (AdaNet.HoldOut, without guarantees).
         min_improvement: a round is accepted if it lowers the objective by more than this share of it (the paper: 0).
         seed: all randomness follows from it and the round's number, so that a search can be replayed.
-        checkpoint: a file in which each finished round is kept, and from which a killed search goes on.
-        log_dir: a folder for TensorBoard, with every round's record.
+        n_jobs: re-fits at a time. checkpoint, log_dir: as in `Rounds`.
+
+    Output weights are re-fitted to, and objectives are of, at most 50,000 rows, and a round trains on at most 100,000: memory grows with the
+    rows by their inputs and outputs only.
     """
 
     module: AdaNetModule
     x: Tensor
     targets: Tensor
     weight: Tensor
+    samples: float
     loss: Loss
     options: Options
     max_rounds: int = 10
@@ -51,102 +56,121 @@ class Search:
     report: Callable[[str], None] = lambda line: None
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    measure = "objective"
+
     def run(self) -> None:
         """Rounds until one is refused or `max_rounds` are made; `module` and `history` hold the result."""
-        self.options.check()
         held = torch.zeros(len(self.x), dtype=torch.bool)
         if self.rows_held_out is not None:
             held[self.rows_held_out] = True
-        self._restore()
-        with Scalars(self.log_dir, first=len(self.history)) as scalars:
-            if not self.history:
-                start = self._start(held if held.any() else ~held)
-                self.history.append({"round": 0, "objective": start, "penalty": 0.0})
-                scalars.write(self.history[0], 0)
-            while len(self.history) <= self.max_rounds and not self.history[-1].get("refused"):
-                self._round(self._sample(~held), self._sample(held) if held.any() else None)
-                scalars.write(self.history[-1], self.history[-1]["round"])
-                self._save()
+        self._train, self._held = torch.nonzero(~held)[:, 0], torch.nonzero(held)[:, 0]
+        self._held = self._drawn(self._held, MOST_REFITTED, -1)
+        self._refit = self._drawn(self._train, MOST_REFITTED, 0)
+        Rounds(
+            self,
+            self.max_rounds,
+            self.min_improvement,
+            checkpoint=self.checkpoint,
+            fingerprint=self._fingerprint,
+            log_dir=self.log_dir,
+            report=self.report,
+            history=self.history,
+        ).run()
 
+    def _drawn(self, rows: Tensor, most: int, which: int) -> Tensor:
+        """The rows, or so many of them."""
+        if len(rows) <= most:
+            return rows
+        generator = torch.Generator().manual_seed(seed_of(self.seed, which, 0))
+        return rows[torch.randperm(len(rows), generator=generator)[:most].sort().values]
+
+    @torch.no_grad()
     def _sample(self, rows: Tensor) -> Sample:
-        x, weight = self.x[rows], self.weight[rows]
-        with torch.no_grad():
+        """Some rows as the network sees them now."""
+        pieces = []
+        for index in rows.split(PIECE):
+            x = self.x[index]
             units = self.module.units(x)
-            return Sample(
-                self.module.features(x),
-                units,
-                self.module.mixed(units, x),
-                self.targets[rows],
-                weight / weight.sum(),
-                float(weight.sum()),
-            )
+            offset = self.module.mixed(units, x)
+            pieces.append((self.module.features(x), offset, units))
+        features, offsets, units = zip(*pieces, strict=True)
+        joined = [[torch.cat(layers) for layers in zip(*blocks, strict=True)] for blocks in zip(*units, strict=True)]
+        weight = self.weight[rows]
+        share = float(weight.sum() / self.weight.sum())
+        return Sample(
+            torch.cat(features),
+            joined,
+            torch.cat(offsets),
+            self.targets[rows],
+            weight / weight.sum(),
+            self.samples * share,
+        )
 
-    def _start(self, rows: Tensor) -> float:
+    def start(self) -> dict[str, Any]:
         """The objective of the empty network."""
+        rows = self._held if len(self._held) else self._refit
         weight, targets = self.weight[rows], self.targets[rows]
-        return float(weight / weight.sum() @ self.loss.value(torch.zeros_like(targets), targets))
+        value = float(weight / weight.sum() @ self.loss.value(torch.zeros_like(targets), targets))
+        return {"objective": value, "penalty": 0.0}
 
-    def _round(self, train: Sample, held_out: Sample | None) -> None:
-        number, module = len(self.history), self.module
+    def judged(self, number: int) -> list[Judged[Candidate]]:
+        """The round's blocks, by the training objective, or by the loss of the rows that are held out."""
+        module = self.module
         depths = [d for d in (module.depth, module.depth + 1) if 1 <= d <= self.max_depth]
         earlier = [(block.width, block.depth) for block in module._blocks()]
-        jobs = (
-            delayed(propose)(
-                train, depth, earlier, self.options, self.loss, seed_of(self.seed, number, depth), held_out
-            )
-            for depth in depths
-        )
-        found = cast(list[Candidate], Parallel(n_jobs=self.n_jobs)(jobs))
+        train = self._sample(self._drawn(self._train, MOST_TRAINED, number))
+        refit = self._sample(self._refit) if len(self._refit) < len(self._train) else None
+        held = self._sample(self._held) if len(self._held) else None
+        seeds = [seed_of(self.seed, number, depth) for depth in depths]
+        found = propose(train, depths, earlier, self.options, self.loss, seeds, held, refit, self.n_jobs)
         paid = self.history[-1]["penalty"]
-        scores = [
-            held_out_loss(c.block, c.weights, held_out, self.loss) if held_out else c.objective + paid for c in found
+        scores = [held_out_loss(c.block, c.weights, held, self.loss) if held else c.objective + paid for c in found]
+        return [
+            Judged(f"depth {depth}", candidate, score, usable=bool((candidate.weights != 0).any()))
+            for depth, candidate, score in zip(depths, found, scores, strict=True)
         ]
-        best = min(range(len(found)), key=scores.__getitem__)
-        chosen, before = found[best], self.history[-1]["objective"]
-        accepted = scores[best] < before - self.min_improvement * abs(before) and bool((chosen.weights != 0).any())
-        record: dict[str, Any] = {
-            "round": number,
-            "objective": scores[best] if accepted else before,
-            "penalty": (paid + chosen.penalty) if accepted else paid,
-            "candidates": [
-                {
-                    "depth": depth,
-                    "objective": score,
-                    "complexity": candidate.complexity,
-                    "units_used": int((candidate.weights != 0).any(1).sum()),
-                    "steps": candidate.steps,
-                    "seconds": candidate.seconds,
-                    "violation": candidate.violation,
-                }
-                for depth, candidate, score in zip(depths, found, scores, strict=True)
-            ],
-        }
-        if accepted:
-            module.append(chosen.block, chosen.weights, chosen.complexity)
-            record |= {"depth": chosen.block.depth, "complexity": chosen.complexity}
-            self.report(f"round {number}: depth {chosen.block.depth}, objective {before:.5f} -> {scores[best]:.5f}")
-        else:
-            record["refused"] = True
-            self.report(f"round {number}: no candidate lowers the objective {before:.5f} enough; the search ends")
-        self.history.append(record)
+
+    def record(
+        self, found: Sequence[Judged[Candidate]], chosen: Judged[Candidate] | None, last: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What each candidate reached, and what the one that joins costs."""
+        paid = last["penalty"]
+        candidates = [
+            {
+                "depth": judged.what.block.depth,
+                "objective": judged.score,
+                "complexity": judged.what.complexity,
+                "units_used": int((judged.what.weights != 0).any(1).sum()),
+                "steps": judged.what.steps,
+                "seconds": judged.what.seconds,
+                "violation": judged.what.violation,
+            }
+            for judged in found
+        ]
+        if chosen is None:
+            return {"penalty": paid, "candidates": candidates}
+        joining = {"depth": chosen.what.block.depth, "complexity": chosen.what.complexity}
+        return {"penalty": paid + chosen.what.penalty, "candidates": candidates, **joining}
+
+    def join(self, chosen: Judged[Candidate]) -> None:
+        """Append the block."""
+        self.module.append(chosen.what.block, chosen.what.weights, chosen.what.complexity)
+
+    def state(self) -> tuple[dict[str, Tensor], Any]:
+        """The network's weights and shape."""
+        return self.module.state_dict(), self.module.layout()
+
+    def restore(self, tensors: dict[str, Tensor], note: Any, history: Sequence[Mapping[str, Any]]) -> None:
+        """The network of a finished round."""
+        restored = AdaNetModule.of_layout(note, self.module.num_features - 1, self.module.num_outputs)
+        restored.load_state_dict(tensors)
+        self.module = restored.to(self.x.device)
 
     def _fingerprint(self) -> str:
         said = repr((asdict(self.options), type(self.loss).__name__, self.max_depth, self.min_improvement, self.seed))
-        held = b"" if self.rows_held_out is None else self.rows_held_out.numpy().tobytes()
-        data = b"".join(t.numpy().tobytes() for t in (self.x, self.targets, self.weight))
-        return hashlib.sha256(said.encode() + held + data).hexdigest()
-
-    def _save(self) -> None:
-        if self.checkpoint:
-            note = {"history": self.history, "layout": self.module.layout()}
-            keep_state(Path(self.checkpoint), self._fingerprint(), self.module.state_dict(), note)
-
-    def _restore(self) -> None:
-        kept = read_state(Path(self.checkpoint), self._fingerprint()) if self.checkpoint else None
-        if not kept:
-            return
-        state, note = kept
-        inputs = self.module.num_features - 1
-        restored = AdaNetModule.of_layout(note["layout"], inputs, self.module.num_outputs)
-        restored.load_state_dict(state)
-        self.module, self.history = restored, note["history"]
+        digest = hashlib.sha256(said.encode())
+        if self.rows_held_out is not None:
+            digest.update(self.rows_held_out.cpu().numpy().tobytes())
+        for tensor in (self.x, self.targets, self.weight):
+            digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()

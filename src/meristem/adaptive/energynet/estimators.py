@@ -15,11 +15,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from meristem.adaptive.energynet.copies import equal_columns, shared_out
-from meristem.adaptive.energynet.structure import StructureOptions, learn_structure
+from meristem.adaptive.energynet.rows import sorted_rows, weighted_rows
+from meristem.adaptive.energynet.structure import StructureOptions, layer_tensors, learn_structure, restored_layers
+from meristem.adaptive.files import load_estimator, save_estimator
 from meristem.adaptive.mlp import Training, mlp, train_supervised
-from meristem.adaptive.targets import ClassLabels, ScaledTarget
-from meristem.adaptive.tensors import generator_of, load_estimator, save_estimator
-from meristem.errors import MeristemError
+from meristem.adaptive.options import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, SHARE, Range, check_options
+from meristem.adaptive.rbm.visible import in_unit_interval
+from meristem.adaptive.targets import ClassLabels, ScaledTarget, checked_weights
+from meristem.adaptive.tensors import generator_of, tensor_of
 
 FLOATS = [np.float32, np.float64]
 
@@ -51,33 +54,39 @@ class _EnergyNet(BaseEstimator):
     verbose: int = 0
     checkpoint: str | None = None
 
-    _choices: ClassVar[dict[str, tuple[str, ...]]] = {
-        "visible": ("auto", "binary", "gaussian"),
-        "initial": ("energy", "random"),
-        "widths": ("learned", "random"),
+    _ranges: ClassVar[dict[str, Range]] = {
+        "depth_penalty": POSITIVE,  # the sum over depths exists then
+        "max_layers": AT_LEAST_1,
+        "quantile": SHARE,
+        "structure_iter": AT_LEAST_0,
+        "structure_learning_rate": POSITIVE,
+        "gibbs_steps": AT_LEAST_1,
+        "l1": AT_LEAST_0,
+        "learning_rate": POSITIVE,
+        "weight_decay": AT_LEAST_0,
+        "batch_size": AT_LEAST_1,
+        "max_epochs": AT_LEAST_0,
+        "validation_fraction": FRACTION,
+        "n_iter_no_change": AT_LEAST_1,
     }
 
-    def _check_options(self) -> None:
-        for name, known in self._choices.items():
-            if getattr(self, name) not in known:
-                raise MeristemError(f"{name}={getattr(self, name)!r} is not known; known: {', '.join(known)}")
-        if self.depth_penalty <= 0:
-            raise MeristemError(
-                f"depth_penalty must be above 0 (the sum over depths exists then), got {self.depth_penalty}"
-            )
+    def check_options(self) -> None:
+        """Raises MeristemError for options that make no sense."""
+        check_options(self, self._ranges)
 
     def fit_structure(self, X: Any) -> Self:
-        """Stage one alone: learn the layers from X (n_samples, n_features), which carry no labels.
+        """Stage one alone: learn the layers from X (n_samples, n_features), which carry no labels; `fit` then keeps them.
 
         Raises:
             MeristemError: for options that make no sense, or beta <= 1.
         """
-        return self._structure(validate_data(self, X, dtype=FLOATS, ensure_min_samples=2))
+        self.check_options()
+        self._structure(validate_data(self, X, dtype=FLOATS, ensure_min_samples=2))
+        self._structure_given = True
+        return self
 
-    def _structure(self, X: Any) -> Self:
-        self._check_options()
-        inside = bool(X.min() >= 0 and X.max() <= 1)
-        self.visible_ = ("binary" if inside else "gaussian") if self.visible == "auto" else self.visible
+    def _structure(self, X: np.ndarray) -> None:
+        self.visible_ = ("binary" if in_unit_interval(X) else "gaussian") if self.visible == "auto" else self.visible
         if self.visible_ == "binary":
             self.mean_, self.scale_ = np.zeros(X.shape[1]), np.ones(X.shape[1])
         else:
@@ -101,19 +110,26 @@ class _EnergyNet(BaseEstimator):
         self._generator = generator_of(self.random_state, self.device)
         scaled = self._scaled(X)
         distinct, self._which = equal_columns(scaled)
-        self.layers_ = learn_structure(scaled[:, distinct], options, self._generator, self._report)
+        rows = sorted_rows(scaled[:, distinct])
+        self.layers_ = learn_structure(rows, options, self._generator, self._report)
         self.widths_ = [layer.width for layer in self.layers_]
-        return self
+
+    @property
+    def _has_structure(self) -> bool:
+        """Whether `fit_structure` was called: the layers stay."""
+        return getattr(self, "_structure_given", False)
 
     def _report(self, line: str) -> None:
         if self.verbose:
             print(line, file=sys.stderr, flush=True)
 
     def _scaled(self, X: np.ndarray) -> Tensor:
-        return torch.as_tensor((X - self.mean_) / self.scale_, dtype=torch.float32, device=self.device)
+        return tensor_of((X - self.mean_) / self.scale_, torch.float32, self.device)
 
-    def _fit_network(self, X: np.ndarray, y: Tensor, outputs: int) -> None:
-        self._structure(X)
+    def _fit_network(self, X: np.ndarray, y: Tensor, row_weight: np.ndarray, outputs: int) -> None:
+        """Stage two, on the layers that are there."""
+        if self._has_structure:
+            self._generator = generator_of(self.random_state, self.device)
         sizes = [X.shape[1], *self._network_widths(X.shape[1], outputs), outputs]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._generator.initial_seed())
@@ -132,8 +148,8 @@ class _EnergyNet(BaseEstimator):
             self.validation_fraction,
             self.n_iter_no_change,
         )
-        weight = torch.ones(len(X), device=self.device)
-        self.history_ = train_supervised(network, self._scaled(X), y, weight, training, self._generator)
+        shares = tensor_of(row_weight, torch.float32, self.device)
+        self.history_ = train_supervised(network, self._scaled(X), y, shares, training, self._generator)
         self.network_ = network.double()
         self.n_iter_ = len(self.history_)
 
@@ -185,31 +201,41 @@ class _EnergyNet(BaseEstimator):
         """
         check_is_fitted(self, "network_")
         tensors = {f"network.{name}": t for name, t in self.network_.state_dict().items()}
+        tensors |= layer_tensors(self.layers_)
         tensors |= {"mean": torch.as_tensor(self.mean_), "scale": torch.as_tensor(self.scale_)}
         config = {
-            "estimator": type(self).__name__,
-            "options": {**self.get_params(), "random_state": None},
             "sizes": [module.in_features for module in self.network_ if isinstance(module, nn.Linear)],
-            "widths": self.widths_,
-            "gains": [layer.gain for layer in self.layers_],
+            "layers": [layer.record() for layer in self.layers_],
+            "history": self.history_,
             "visible": self.visible_,
             **self._targets(),
         }
-        save_estimator(out, tensors, config, overwrite)
+        save_estimator(self, out, tensors, config, overwrite)
 
     @classmethod
-    def load(cls, source: str | Path) -> Self:
-        """What `save` wrote, ready to predict. Raises MeristemError if it is something else."""
-        tensors, config = load_estimator(source, cls.__name__)
-        estimator = cls(**config["options"])
+    def load(cls, source: str | Path, device: str | None = None) -> Self:
+        """What `save` wrote.
+
+        Args:
+            device: where it is to compute; None: where it did, or on the CPU if that is not here.
+
+        Raises:
+            MeristemError: if it is something else.
+        """
+        estimator, tensors, config = load_estimator(cls, source, device)
         estimator._restore_targets(config)
         state = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
         outputs = len(list(state.values())[-1])
-        estimator.network_ = mlp([*config["sizes"], outputs]).double()
+        estimator.network_ = mlp([*config["sizes"], outputs]).double().to(estimator.device)
         estimator.network_.load_state_dict(state)
+        estimator.history_ = config["history"]
+        estimator.n_iter_ = len(estimator.history_)
         estimator.mean_, estimator.scale_ = tensors["mean"].numpy(), tensors["scale"].numpy()
-        estimator.widths_, estimator.visible_ = config["widths"], config["visible"]
-        estimator.__dict__["n_features_in_"] = config["sizes"][0]
+        estimator.visible_ = config["visible"]
+        estimator.layers_ = restored_layers(
+            config["layers"], tensors, estimator.beta, estimator.visible_, estimator.device
+        )
+        estimator.widths_ = [layer.width for layer in estimator.layers_]
         return estimator
 
     def _targets(self) -> dict[str, Any]:
@@ -241,20 +267,45 @@ class EnergyNetClassifier(ClassLabels, ClassifierMixin, _EnergyNet):
         checkpoint: a directory in which stage one keeps its state; with a whole number as `random_state`, a fit that
             was killed goes on from there.
 
+        unlabelled: the label of rows that have none, as scikit-learn's semi-supervised estimators have it: the structure is learned from
+            them too. If only one other label occurs it is a class; None: every label is one.
+
     Attributes:
         layers_: the learned layers. widths_: their sizes. network_: the trained `nn.Sequential`. classes_, history_.
     """
 
-    def fit(self, X: Any, y: Any) -> Self:
-        """Learn the structure from X (n_samples, n_features) and then the network from X and y (n_samples,).
+    _: KW_ONLY
+    unlabelled: int | None = -1
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Learn the structure from X (n_samples, n_features), if `fit_structure` has not, and then the network from the rows that have a label.
+
+        Args:
+            y: (n_samples,). sample_weight: (n_samples,); of stage two, and whole multiples of the smallest one of both stages.
 
         Raises:
             MeristemError: for options that make no sense. ValueError: for targets that are no classes.
         """
-        X, y = validate_data(self, X, y, dtype=FLOATS)
-        numbers = self._read_labels(y).to(self.device)
-        self._fit_network(X, numbers, len(self.classes_))
+        self.check_options()
+        X, y = validate_data(self, X, y, dtype=FLOATS, reset=not self._has_structure)
+        weight = checked_weights(sample_weight, X)
+        labelled = ~self._unlabelled(y)
+        numbers = np.full(len(y), -1)
+        numbers[labelled] = self._read_labels(y[labelled]).numpy()
+        rows, numbers, weight = weighted_rows(X, numbers, weight)
+        if not self._has_structure:
+            self._structure(rows)
+        labelled = numbers >= 0
+        targets = tensor_of(numbers[labelled], device=self.device)
+        self._fit_network(rows[labelled], targets, weight[labelled], len(self.classes_))
         return self
+
+    def _unlabelled(self, y: np.ndarray) -> np.ndarray:
+        """Which rows have no label (n_samples,). With one other label only, it is a class like that one."""
+        if self.unlabelled is None:
+            return np.zeros(len(y), dtype=bool)
+        without = y == self.unlabelled
+        return without if len(np.unique(y[~without])) > 1 else np.zeros(len(y), dtype=bool)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Class probabilities (n_samples, classes)."""
@@ -270,14 +321,22 @@ class EnergyNetClassifier(ClassLabels, ClassifierMixin, _EnergyNet):
 class EnergyNetRegressor(ScaledTarget, RegressorMixin, _EnergyNet):
     """A regressor whose widths and depth are learned without targets; options as in `EnergyNetClassifier`."""
 
-    def fit(self, X: Any, y: Any) -> Self:
-        """Learn the structure from X (n_samples, n_features) and then the network from X and y (n_samples,).
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Learn the structure from X (n_samples, n_features), if `fit_structure` has not, and then the network from X and y (n_samples,).
+
+        Args:
+            sample_weight: (n_samples,); of stage two, and whole multiples of the smallest one of both stages.
 
         Raises:
             MeristemError: for options that make no sense.
         """
-        X, y = validate_data(self, X, y, dtype=FLOATS, y_numeric=True, ensure_min_samples=2)
-        self._fit_network(X, self._read_target(y).float().to(self.device), 1)
+        self.check_options()
+        reset = not self._has_structure
+        X, y = validate_data(self, X, y, dtype=FLOATS, y_numeric=True, ensure_min_samples=2, reset=reset)
+        rows, y, weight = weighted_rows(X, y, checked_weights(sample_weight, X))
+        if not self._has_structure:
+            self._structure(rows)
+        self._fit_network(rows, self._read_target(y, weight).float().to(self.device), weight, 1)
         return self
 
     def predict(self, X: Any) -> np.ndarray:

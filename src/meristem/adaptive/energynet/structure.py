@@ -6,7 +6,7 @@ abstract, on the energy of a deep ordered RBM: see `energynet.md`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from torch import Tensor
 
 from meristem.adaptive.rbm.estimators import InfiniteRBM
 from meristem.adaptive.rbm.machine import Machine
+from meristem.adaptive.rbm.order import Infinite
 from meristem.adaptive.rbm.partition import ENUMERABLE, Annealed, anneal, fewest_units, log_partition
+from meristem.adaptive.rbm.visible import BinaryVisible, GaussianVisible
 
+PARAMETERS = ("weights", "hidden_bias", "visible_bias")
 Report = Callable[[str], None]
 
 
@@ -41,6 +44,31 @@ class Layer:
     @property
     def width(self) -> int:
         return self.machine.num_hidden
+
+    def record(self) -> dict[str, Any]:
+        """All but the machine, as files keep it."""
+        return {name: getattr(self, name) for name in ("allocated", "gain", "gain_low", "history")}
+
+
+def layer_tensors(layers: Sequence[Layer]) -> dict[str, Tensor]:
+    """The machines' parameters by name, as files keep them."""
+    return {
+        f"layers.{number}.{name}": getattr(layer.machine, name)
+        for number, layer in enumerate(layers)
+        for name in PARAMETERS
+    }
+
+
+def restored_layers(
+    records: Sequence[dict[str, Any]], tensors: Mapping[str, Tensor], beta: float, visible: str, device: str
+) -> list[Layer]:
+    """The layers of `record` and `layer_tensors`; the first sees `visible` units, the others binary ones."""
+    layers = []
+    for number, record in enumerate(records):
+        weights, hidden, bias = (tensors[f"layers.{number}.{name}"].to(device) for name in PARAMETERS)
+        kind = GaussianVisible() if number == 0 and visible == "gaussian" else BinaryVisible()
+        layers.append(Layer(Machine(weights, hidden, bias, Infinite(beta, "constant"), kind), **record))
+    return layers
 
 
 @dataclass(frozen=True)

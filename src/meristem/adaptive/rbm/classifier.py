@@ -56,12 +56,39 @@ class InfiniteRBMClassifier(ClassLabels, ClassifierMixin, InfiniteRBM):
         Raises:
             MeristemError: as `InfiniteRBM.fit`. ValueError: for targets that are no classes.
         """
+        self.check_options()
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
         numbers = self._read_labels(y)
-        labels = F.one_hot(numbers, len(self.classes_)).to(self.device)
-        inputs = self._read(X, reset=False)
-        self._fit(torch.cat([inputs, labels.to(inputs.dtype)], 1))
+        self._fit(self._labelled(X, numbers))
         return self
+
+    def partial_fit(self, X: Any, y: Any = None, classes: Any = None) -> Self:
+        """One pass through X (n_samples, n_features) and y (n_samples,) that goes on from what is learned.
+
+        Args:
+            classes: all labels that will come, for the first call.
+
+        Raises:
+            MeristemError: as `fit`. ValueError: for a first call without classes, and labels that are none of them.
+        """
+        self.check_options()
+        first = not hasattr(self, "components_")
+        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], reset=first)
+        if first:
+            if classes is None:
+                raise ValueError("the first call of partial_fit needs all classes: partial_fit(X, y, classes=...)")
+            self._read_labels(np.asarray(classes))
+        strange = np.setdiff1d(y, self.classes_)
+        if len(strange):
+            raise ValueError(f"{strange[0]!r} is none of the classes {self.classes_.tolist()}")
+        self._go_on(self._labelled(X, torch.as_tensor(np.searchsorted(self.classes_, y))))
+        return self
+
+    def _labelled(self, X: np.ndarray, numbers: Tensor) -> Tensor:
+        """Inputs and one-hot labels side by side."""
+        inputs = self._inputs(X)
+        labels = F.one_hot(numbers, len(self.classes_)).to(self.device)
+        return torch.cat([inputs, labels.to(inputs.dtype)], 1)
 
     def _initial_visible_bias(self, data: Tensor) -> Tensor:
         bias = super()._initial_visible_bias(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,18 +15,19 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from meristem.adaptive.files import load_estimator, save_estimator
+from meristem.adaptive.options import AT_LEAST_0, AT_LEAST_1, POSITIVE, Range, check_options
 from meristem.adaptive.rbm.draws import Draws
 from meristem.adaptive.rbm.machine import Machine
 from meristem.adaptive.rbm.order import Infinite, Order, Ordered, Unordered
 from meristem.adaptive.rbm.partition import ENUMERABLE, Annealed, anneal, fewest_units, log_partition
 from meristem.adaptive.rbm.progress import Progress
 from meristem.adaptive.rbm.training import Learner, Options
-from meristem.adaptive.rbm.visible import BinaryVisible, GaussianVisible, Visible
-from meristem.adaptive.tensors import batches, generator_of, load_estimator, save_estimator
+from meristem.adaptive.rbm.visible import BinaryVisible, GaussianVisible, Visible, in_unit_interval
+from meristem.adaptive.tensors import batches, generator_of, tensor_of
 from meristem.errors import MeristemError
 
-VISIBLE = ("binary", "gaussian")
-VISIBLE_BIAS = ("data", "zeros")
+PARAMETERS = ("weights", "hidden_bias", "visible_bias")
 
 
 @dataclass(eq=False, repr=False)
@@ -72,17 +74,27 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     checkpoint: str | None = None
 
     _initial_scale: ClassVar[float] = 0.01
+    _ranges: ClassVar[dict[str, Range]] = {
+        "n_components": AT_LEAST_1,
+        "learning_rate": POSITIVE,
+        "batch_size": AT_LEAST_1,
+        "n_iter": AT_LEAST_0,
+        "gibbs_steps": AT_LEAST_1,
+        "l1": AT_LEAST_0,
+        "l2": AT_LEAST_0,
+        "sigma": POSITIVE,
+        "max_components": AT_LEAST_1,
+        "generative_weight": AT_LEAST_0,
+    }
+
+    def check_options(self) -> None:
+        """Raises MeristemError for options that make no sense."""
+        check_options(self, self._ranges)
 
     def _order(self) -> Order:
         return Unordered()
 
     def _visible_kind(self) -> Visible:
-        if self.visible not in VISIBLE:
-            raise MeristemError(f"visible={self.visible!r} is not known; known: {', '.join(VISIBLE)}")
-        if self.initial_visible_bias not in VISIBLE_BIAS:
-            raise MeristemError(
-                f"initial_visible_bias={self.initial_visible_bias!r} is not known; known: {', '.join(VISIBLE_BIAS)}"
-            )
         return BinaryVisible() if self.visible == "binary" else GaussianVisible(self.sigma)
 
     def _options(self) -> Options:
@@ -93,13 +105,17 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return 0
 
     def _read(self, X: Any, *, reset: bool) -> Tensor:
-        X = validate_data(self, X, reset=reset, dtype=[np.float32, np.float64])
-        if self.visible == "binary" and X.size and (X.min() < 0 or X.max() > 1):
+        return self._inputs(validate_data(self, X, reset=reset, dtype=[np.float32, np.float64]))
+
+    def _inputs(self, X: np.ndarray) -> Tensor:
+        if self.visible == "gaussian" or not X.size:
+            return tensor_of(X, device=self.device)
+        if not in_unit_interval(X):
             raise MeristemError(
                 f"binary visible units take values in [0, 1], found {X.min():g} to {X.max():g}; scale the data "
                 "(sklearn.preprocessing.MinMaxScaler) or choose visible='gaussian'"
             )
-        return torch.tensor(X, device=self.device)
+        return tensor_of(X, device=self.device).clamp_(0, 1)
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn from X (n_samples, n_features); y is ignored.
@@ -108,15 +124,41 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             MeristemError: for binary units and values outside [0, 1], for beta <= 1 in the infinite machine, for
                 options that make no sense.
         """
+        self.check_options()
         self._fit(self._read(X, reset=True))
         return self
 
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
+        """One pass through X (n_samples, n_features) that goes on from what is learned; y is ignored. The first call begins, as `fit` does.
+
+        Chains and AdaGrad's sums go on from call to call; after `fit` or `load` they begin anew, the weights stay.
+
+        Raises:
+            MeristemError: as `fit`.
+        """
+        self.check_options()
+        self._go_on(self._read(X, reset=not hasattr(self, "components_")))
+        return self
+
+    def _go_on(self, data: Tensor) -> None:
+        learner = getattr(self, "_running", None)
+        if learner is None:
+            learner = self._learner(data)
+            if hasattr(self, "components_"):
+                learner.begin_with(self.machine_.to(data.dtype))
+            else:
+                self.history_ = []
+        for index in batches(len(data), self.batch_size, learner.generator):
+            self._update(learner, data, index)
+        history = [*self.history_, self._record(learner.machine, data)]
+        self._keep(learner.machine)
+        self.history_, self._running = history, learner
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the training that goes on: pickles hold what is learned."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_running"}
+
     def _fit(self, data: Tensor) -> None:
-        if self.n_components < 1 or self.n_iter < 0 or self.batch_size < 1:
-            raise MeristemError(
-                f"n_components, batch_size >= 1 and n_iter >= 0 are needed, got {self.n_components}, "
-                f"{self.batch_size}, {self.n_iter}"
-            )
         learner = self._learner(data)
         progress = Progress(self.checkpoint, learner, self._fingerprint(data) if self.checkpoint else "")
         rows = range(progress.epoch, self.n_iter)
@@ -172,24 +214,25 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return record
 
     def _keep(self, machine: Machine) -> None:
-        self.components_ = machine.weights.cpu().numpy().copy()
-        self.intercept_hidden_ = machine.hidden_bias.cpu().numpy().copy()
-        self.intercept_visible_ = machine.visible_bias.cpu().numpy().copy()
-        self.n_components_ = self._n_features_out = machine.num_hidden
+        self._keep_parameters([getattr(machine, name).cpu().numpy().copy() for name in PARAMETERS])
+
+    def _keep_parameters(self, arrays: Sequence[np.ndarray]) -> None:
+        self.components_, self.intercept_hidden_, self.intercept_visible_ = arrays
+        self.n_components_ = self._n_features_out = len(self.intercept_hidden_)
         self._log_partition: float | None = None
+        self._running = None
 
     @classmethod
     def from_parameters(cls, weights: Any, hidden_bias: Any, visible_bias: Any, **options: Any) -> Self:
         """A machine with given parameters: weights (hidden, visible units), biases; `options` as for the class."""
         estimator = cls(**options)
-        arrays = [np.asarray(array) for array in (weights, hidden_bias, visible_bias)]
+        arrays = [np.ascontiguousarray(array) for array in (weights, hidden_bias, visible_bias)]
         if arrays[0].shape != (arrays[1].size, arrays[2].size):
             raise MeristemError(
                 f"weights of {arrays[1].size} hidden and {arrays[2].size} visible units have the shape "
                 f"({arrays[1].size}, {arrays[2].size}), got {arrays[0].shape}"
             )
-        weights, hidden, visible = (torch.as_tensor(array) for array in arrays)
-        estimator._keep(Machine(weights, hidden, visible, estimator._order(), estimator._visible_kind()))
+        estimator._keep_parameters(arrays)
         estimator.__dict__["n_features_in_"] = arrays[2].size
         estimator.history_ = []
         return estimator
@@ -263,17 +306,31 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             MeristemError: if `out` exists.
         """
         machine = self.machine_
-        tensors = {n: getattr(machine, n) for n in ("weights", "hidden_bias", "visible_bias")}
-        options = {**self.get_params(), "random_state": None}
-        save_estimator(out, tensors, {"estimator": type(self).__name__, "options": options}, overwrite)
+        tensors = {name: getattr(machine, name) for name in PARAMETERS}
+        save_estimator(self, out, tensors, {"history": self.history_, **self._targets()}, overwrite)
 
     @classmethod
-    def load(cls, source: str | Path) -> Self:
-        """What `save` wrote. Raises MeristemError if it is something else."""
-        tensors, config = load_estimator(source, cls.__name__)
-        return cls.from_parameters(
-            tensors["weights"], tensors["hidden_bias"], tensors["visible_bias"], **config["options"]
-        )
+    def load(cls, source: str | Path, device: str | None = None) -> Self:
+        """What `save` wrote.
+
+        Args:
+            device: where it is to compute; None: where it did, or on the CPU if that is not here.
+
+        Raises:
+            MeristemError: if it is something else.
+        """
+        estimator, tensors, config = load_estimator(cls, source, device)
+        estimator._restore_targets(config)
+        estimator._keep_parameters([tensors[name].numpy() for name in PARAMETERS])
+        estimator.history_ = config["history"]
+        return estimator
+
+    def _targets(self) -> dict[str, Any]:
+        """What files keep of labels, in a machine that has some."""
+        return {}
+
+    def _restore_targets(self, config: dict[str, Any]) -> None:
+        """Read what `_targets` gave."""
 
 
 @dataclass(eq=False, repr=False)

@@ -136,6 +136,13 @@ class Learner:
                     threshold = scale.mul_(options.learning_rate * options.l1)
                     block.copy_(torch.sign(block) * (block.abs() - threshold).clamp_(min=0))
 
+    def begin_with(self, machine: Machine) -> None:
+        """Take over a machine's parameters; sums and chains begin anew."""
+        self._weights, self._bias = machine.weights.clone(), machine.hidden_bias.clone()
+        self._weight_sum, self._bias_sum = torch.zeros_like(self._weights), torch.zeros_like(self._bias)
+        self.visible_bias = machine.visible_bias.clone()
+        self.num_hidden = machine.num_hidden
+
     def append(self) -> None:
         """A unit of zeros at the end: no free energy changes in an infinite machine."""
         n = self.num_hidden

@@ -10,11 +10,19 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from meristem.adaptive.rbm.draws import Draws
+
+ROUNDING = 1e-6  # by so much a value of a binary unit may lie outside [0, 1]
+
+
+def in_unit_interval(x: np.ndarray) -> bool:
+    """Whether all values are in [0, 1], but for rounding."""
+    return bool(x.min() >= -ROUNDING and x.max() <= 1 + ROUNDING)
 
 
 class Visible(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -13,6 +12,7 @@ from pathlib import Path
 from meristem.errors import MeristemError
 from meristem.recipes import status
 from meristem.recipes.node import Job
+from meristem.recipes.orphans import environment_of_child
 from meristem.recipes.perform import COMMAND, NodeCrashed
 
 LOG = "log.txt"
@@ -65,7 +65,7 @@ def run_node(
     place = Path(directory)
     with open(place / LOG, "ab") as log:
         command = [sys.executable, "-m", COMMAND, directory]
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment_of_child(environment))
         started(process)
         code = process.wait()
     if code == BAD_INPUT:

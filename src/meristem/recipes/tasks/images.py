@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from meristem.data import LabelledImages, open_images
 from meristem.errors import MeristemError
 from meristem.recipes.data_specs import ImageSpec
-from meristem.recipes.tasks.task import Task, class_of, network
+from meristem.recipes.tasks.task import Split, Task, check_some, class_of, network
 
 
 class ImageClassification(Task):
@@ -39,8 +39,11 @@ class ImageClassification(Task):
         own = self.images
         return LabelledImages(own.train, own.train_labels, count, seed, offset, self.data.augment)
 
-    def evaluation_set(self) -> LabelledImages:
-        return LabelledImages(self.images.eval, self.images.eval_labels, len(self.images.eval))
+    def evaluation_set(self, split: Split = "eval") -> LabelledImages:
+        own = self.images
+        images, labels = (own.eval, own.eval_labels) if split == "eval" else (own.tune, own.tune_labels)
+        check_some(len(images), self.data.source, split)
+        return LabelledImages(images, labels, len(images))
 
     def example(self) -> dict[str, Tensor]:
         return {"pixel_values": torch.zeros(1, *self.images.shape), "labels": torch.zeros(1, dtype=torch.long)}

@@ -10,11 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from meristem.data import CorruptedSpans, MaskedSequences, Ordered, Sequences, open_corpus
+from meristem.data import CorruptedSpans, Denoisers, MaskedSequences, Ordered, Sequences, open_corpus
 from meristem.data.corruption import span_numbers
+from meristem.data.denoisers import sentinels_wanted
 from meristem.errors import MeristemError
 from meristem.recipes.data_specs import TextSpec
-from meristem.recipes.tasks.task import Task, check_vocabulary, leave_tokenizer, network, padding_of_positions
+from meristem.recipes.tasks.task import (
+    Split,
+    Task,
+    check_some,
+    check_vocabulary,
+    leave_tokenizer,
+    network,
+    padding_of_positions,
+)
 
 SPAN_LENGTH = 3.0
 
@@ -25,7 +34,8 @@ class Language(Task):
     head: str  # transformers' Auto class
 
     def __init__(self, data: TextSpec) -> None:
-        self.data, self.corpus = data, open_corpus(data.source, data.tokenizer, data.text_column)
+        self.data = data
+        self.corpus = open_corpus(data.source, data.tokenizer, data.text_column, data.stream)
         self.description, self.fingerprint = self.corpus.description, self.corpus.fingerprint
         self.tokens_per_example, self.vocab_size = data.sequence_length, self.corpus.vocab_size
 
@@ -48,8 +58,10 @@ class Language(Task):
     def training_set(self, count: int, seed: int, offset: int) -> Ordered:
         return self.asked(Sequences(self.corpus.train, self.data.sequence_length, count, seed, offset))
 
-    def evaluation_set(self) -> Ordered:
-        return self.asked(Sequences(self.corpus.eval, self.data.sequence_length, self.data.eval_sequences))
+    def evaluation_set(self, split: Split = "eval") -> Ordered:
+        tokens = self.corpus.eval if split == "eval" else self.corpus.tune
+        check_some(len(tokens) // self.data.sequence_length, self.data.source, split)
+        return self.asked(Sequences(tokens, self.data.sequence_length, self.data.eval_sequences))
 
     def example(self) -> dict[str, Tensor]:
         return {name: tensor[None] for name, tensor in self.evaluation_set()[0].items()}
@@ -116,6 +128,35 @@ class SpanCorruption(Language):
     def asked(self, sequences: Sequences) -> Ordered:
         assert self.corpus.end_token is not None
         return CorruptedSpans(sequences, self.sentinels, self.corpus.end_token, self.data.corrupted, SPAN_LENGTH)
+
+
+class MixtureOfDenoisers(Language):
+    """UL2's R, S and X denoisers, by an encoder-decoder (see `data.Denoisers`)."""
+
+    head = "AutoModelForSeq2SeqLM"
+
+    def __init__(self, data: TextSpec) -> None:
+        super().__init__(data)
+        own, wanted = self.corpus, sentinels_wanted(data.sequence_length)
+        if len(own.sentinels) < wanted or own.end_token is None:
+            raise MeristemError(
+                f"tokenizer {data.tokenizer!r} has {len(own.sentinels)} sentinels (<extra_id_0> and so on); ul2 wants {wanted} for "
+                f"sequences of {data.sequence_length} tokens, three of them for R, S and X, and an end token (or `bytes`, with 100)"
+            )
+        self.sentinels = np.array(own.sentinels[:wanted])
+        self.vocab_size = max(own.vocab_size, int(self.sentinels.max()) + 1)
+
+    def defaults(self) -> dict[str, Any]:
+        return {**super().defaults(), "decoder_start_token_id": 0}
+
+    def check(self, model: nn.Module, label: str) -> None:
+        if not model.config.is_encoder_decoder:  # type: ignore[union-attr]
+            raise MeristemError(f"{label}: ul2 wants an encoder-decoder, {type(model).__name__} is none")
+        super().check(model, label)
+
+    def asked(self, sequences: Sequences) -> Ordered:
+        assert self.corpus.end_token is not None
+        return Denoisers(sequences, self.sentinels, self.corpus.end_token, self.corpus.pad_token)
 
 
 def causal_language_model(entries: Mapping[str, Any], vocab_size: int, sequence_length: int, seed: int) -> nn.Module:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from meristem.data import Ordered
 from meristem.data.encoding import IGNORED
 from meristem.errors import MeristemError, first_line, nearest
+
+Split = Literal["tune", "eval"]
 
 
 class Task(ABC):
@@ -40,8 +42,8 @@ class Task(ABC):
         """The `count` examples that a run reads, from where earlier ones stopped (see `data.order.Order`)."""
 
     @abstractmethod
-    def evaluation_set(self) -> Ordered:
-        """The examples that are held out."""
+    def evaluation_set(self, split: Split = "eval") -> Ordered:
+        """The examples that are held out: to be reported on ("eval"), or to choose by ("tune")."""
 
     @abstractmethod
     def example(self) -> dict[str, Tensor]:
@@ -106,6 +108,13 @@ def padding_of_positions(model: nn.Module) -> int | None:
 def class_of(logits: Any) -> Tensor:
     """What a network says, of logits that it returns alone or before other tensors."""
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+
+
+def check_some(examples: int, source: str, split: Split) -> None:
+    """Raises MeristemError for an empty split."""
+    if not examples:
+        said = {"tune": "tuning", "eval": "evaluation"}[split]
+        raise MeristemError(f"{source} is too little to hold some out for {said}; give more, or shorter sequences")
 
 
 def check_vocabulary(model: nn.Module, vocab_size: int, label: str) -> None:

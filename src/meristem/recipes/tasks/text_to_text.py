@@ -12,7 +12,7 @@ from meristem.data import PaddedPairs, open_pairs
 from meristem.data.encoding import IGNORED
 from meristem.errors import MeristemError
 from meristem.recipes.data_specs import PairSpec
-from meristem.recipes.tasks.task import Task, check_vocabulary, class_of, leave_tokenizer, network
+from meristem.recipes.tasks.task import Split, Task, check_some, check_vocabulary, class_of, leave_tokenizer, network
 
 
 class TextToText(Task):
@@ -39,8 +39,10 @@ class TextToText(Task):
     def training_set(self, count: int, seed: int, offset: int) -> PaddedPairs:
         return self._padded(self.pairs.train, count, seed, offset)
 
-    def evaluation_set(self) -> PaddedPairs:
-        return self._padded(self.pairs.eval, len(self.pairs.eval))
+    def evaluation_set(self, split: Split = "eval") -> PaddedPairs:
+        pairs = self.pairs.eval if split == "eval" else self.pairs.tune
+        check_some(len(pairs), self.data.source, split)
+        return self._padded(pairs, len(pairs))
 
     def _padded(self, pairs: Any, count: int, seed: int = 0, offset: int = 0) -> PaddedPairs:
         lengths = (self.data.sequence_length, self.pairs.target_length)

@@ -1,0 +1,148 @@
+"""Candidates of one round in training side by side: layer s of all that have one is one tensor, and so is every step.
+
+The gradients are written out (a test compares them with autograd's): with f = offset + h w and the loss's slope by f, the chain rule
+through layers of rectified units is two batched products a layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from meristem.adaptive.adanet.losses import Loss
+
+
+class Stack:
+    """Blocks of one width, the deepest first, and their output weights; all parameters are views of one vector.
+
+    Args:
+        depths: of each block, falling. num_features: n_0. width: units in each layer. earlier: for each layer from the second on, how
+            many units of earlier blocks it reads. outputs: of the network. seeds: of each block's first weights.
+
+    Attributes:
+        layers: for each layer (blocks that have it, inputs, width), its own block's units first. weights: (blocks, width, outputs).
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        num_features: int,
+        width: int,
+        earlier: Sequence[int],
+        outputs: int,
+        seeds: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ):
+        self.depths, self.width = list(depths), width
+        inputs = [num_features, *(width + read for read in earlier[: depths[0] - 1])]
+        self.counts = [sum(depth > layer for depth in depths) for layer in range(depths[0])] + [0]
+        shapes = [(count, n, width) for count, n in zip(self.counts, inputs, strict=False)]
+        shapes.append((len(depths), width, outputs))
+        self.vector = torch.empty(sum(map(math.prod, shapes)), dtype=dtype, device=device)
+        self.slopes = torch.empty_like(self.vector)
+        *self.layers, self.weights = self._views(self.vector, shapes)
+        *self.layer_slopes, self.weight_slopes = self._views(self.slopes, shapes)
+        for block, (depth, seed) in enumerate(zip(depths, seeds, strict=True)):
+            generator = torch.Generator().manual_seed(seed)
+            for layer in self.layers[:depth]:
+                bound = layer.shape[1] ** -0.5
+                layer[block] = (2 * torch.rand(layer.shape[1:], generator=generator, dtype=torch.float64) - 1) * bound
+            drawn = torch.randn(self.weights.shape[1:], generator=generator, dtype=torch.float64)
+            self.weights[block] = drawn / width
+
+    @staticmethod
+    def _views(vector: Tensor, shapes: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+        parts = vector.split([math.prod(shape) for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def activities(self, features: Tensor, earlier: Sequence[Tensor]) -> list[Tensor]:
+        """The units of each layer (blocks that have it, n, width); features (n, n_0), earlier: what each layer from the second on reads."""
+        found = [torch.relu_(features @ self.layers[0])]
+        for layer, count, read in zip(self.layers[1:], self.counts[1:], earlier, strict=False):
+            total = torch.bmm(found[-1][:count], layer[:, : self.width])
+            if read.shape[1]:
+                total += read @ layer[:, self.width :]
+            found.append(torch.relu_(total))
+        return found
+
+    def last(self, activities: Sequence[Tensor]) -> Tensor:
+        """The units that each block gives to the output (blocks, n, width)."""
+        if len(activities) == 1:
+            return activities[0]
+        layers = range(len(activities) - 1, -1, -1)
+        return torch.cat([activities[layer][self.counts[layer + 1] :] for layer in layers])
+
+    def outputs(self, features: Tensor, earlier: Sequence[Tensor], offset: Tensor) -> Tensor:
+        """f + w h of each block (blocks, n, outputs)."""
+        return torch.baddbmm(
+            offset.expand(len(self.depths), -1, -1), self.last(self.activities(features, earlier)), self.weights
+        )
+
+    def differentiate(
+        self,
+        features: Tensor,
+        earlier: Sequence[Tensor],
+        offset: Tensor,
+        targets: Tensor,
+        shares: Tensor,
+        loss: Loss,
+        price: Tensor,
+    ) -> None:
+        """Fill `slopes` with the derivative of each block's sum of shares loss(f + w h) + price |w|_1, added up over the blocks.
+
+        Args:
+            offset, targets: (n, outputs). shares: (n,). price: of each block (blocks, 1, 1).
+        """
+        activities = self.activities(features, earlier)
+        last = self.last(activities)
+        outputs = torch.baddbmm(offset.expand(len(last), -1, -1), last, self.weights)
+        pull = loss.slope(outputs, targets) * shares[:, None]
+        torch.bmm(last.mT, pull, out=self.weight_slopes)
+        self.weight_slopes += price * self.weights.sign()
+        from_output = pull @ self.weights.mT
+        above: Tensor | None = None
+        for number in range(len(activities) - 1, -1, -1):
+            own = from_output[self.counts[number + 1] : self.counts[number]]
+            slope = own if above is None else torch.cat([above, own])
+            slope = slope.mul_(activities[number] > 0) if above is not None else slope * (activities[number] > 0)
+            wanted = self.layer_slopes[number]
+            if number == 0:
+                torch.matmul(features.mT, slope, out=wanted)
+                break
+            wanted[:, : self.width] = torch.bmm(activities[number - 1][: len(slope)].mT, slope)
+            if earlier[number - 1].shape[1]:
+                wanted[:, self.width :] = earlier[number - 1].mT @ slope
+            above = torch.bmm(slope, self.layers[number][:, : self.width].mT)
+
+    def project(self, max_norm: float, p: float) -> None:
+        """Scale units whose p-norm exceeds `max_norm` down to it."""
+        for layer in self.layers:
+            norms = torch.linalg.vector_norm(layer, ord=p, dim=1, keepdim=True)
+            layer.mul_((max_norm / norms.clamp(min=1e-12)).clamp(max=1.0))
+
+    def parts(self, block: int) -> list[Tensor]:
+        """The parameters of one block: its layers (inputs, width), then its output weights (width, outputs); views."""
+        return [*(layer[block] for layer in self.layers[: self.depths[block]]), self.weights[block]]
+
+
+class Adam:
+    """Adam (Kingma & Ba 2015) on one vector, as `torch.optim.Adam` with its defaults; plain gradient descent with `momentum=False`."""
+
+    def __init__(self, vector: Tensor, learning_rate: float, momentum: bool = True):
+        self.vector, self.learning_rate, self.momentum, self.steps = vector, learning_rate, momentum, 0
+        self.mean, self.square = torch.zeros_like(vector), torch.zeros_like(vector)
+
+    def step(self, slopes: Tensor) -> None:
+        """One step along `slopes`, the vector's gradient."""
+        if not self.momentum:
+            self.vector.add_(slopes, alpha=-self.learning_rate)
+            return
+        self.steps += 1
+        self.mean.lerp_(slopes, 0.1)
+        self.square.mul_(0.999).addcmul_(slopes, slopes, value=0.001)
+        root = self.square.sqrt().div_(math.sqrt(1 - 0.999**self.steps)).add_(1e-8)
+        self.vector.addcdiv_(self.mean, root, value=-self.learning_rate / (1 - 0.9**self.steps))

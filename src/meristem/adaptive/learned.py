@@ -1,0 +1,101 @@
+"""What `meristem learn` leaves: an estimator and the encoder of its table, that predict from tables as they lie on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.compose import ColumnTransformer
+
+from meristem.adaptive.adanet import AdaNetClassifier, AdaNetRegressor
+from meristem.adaptive.energynet import EnergyNetClassifier, EnergyNetRegressor
+from meristem.adaptive.tables import Column, encode, load_encoder, save_encoder
+from meristem.adaptive.tables.encoding import Task, prepared
+from meristem.adaptive.tables.reading import read_frame
+from meristem.checkpoints.write import write_json
+from meristem.errors import MeristemError
+
+Estimator = AdaNetClassifier | AdaNetRegressor | EnergyNetClassifier | EnergyNetRegressor
+CLASSES: dict[str, type[Estimator]] = {
+    kind.__name__: kind for kind in (AdaNetClassifier, AdaNetRegressor, EnergyNetClassifier, EnergyNetRegressor)
+}
+
+
+@dataclass(frozen=True)
+class Learned:
+    """An estimator, the table's encoder, and how it does on rows it has not seen.
+
+    Args:
+        columns: what each column of the table is. target: the column that is predicted. task: what it is.
+        metrics: accuracy, or R^2 in regression; beside a linear model's.
+    """
+
+    estimator: Estimator
+    encoder: ColumnTransformer
+    columns: list[Column]
+    target: str
+    task: Task
+    metrics: dict[str, Any]
+
+    def numbers(self, rows: pd.DataFrame | str | Path) -> pd.DataFrame:
+        """Rows, or a file of them, as the estimator reads them (n_samples, features).
+
+        Raises:
+            MeristemError: if a column is missing.
+        """
+        if isinstance(rows, str | Path):
+            rows = self._read(Path(rows))
+        return encode(self.encoder, rows, self.columns)
+
+    def _read(self, path: Path) -> pd.DataFrame:
+        if not path.is_file():
+            raise MeristemError(f"there is no file {path}")
+        has_names = any(not column.name.startswith("column_") for column in self.columns)
+        return read_frame(path, header=None if has_names else False)[0]
+
+    def predict(self, rows: pd.DataFrame | str | Path) -> np.ndarray:
+        """The classes or numbers of rows, or of a file of them (n_samples,)."""
+        return self.estimator.predict(self.numbers(rows))
+
+    def predict_proba(self, rows: pd.DataFrame | str | Path) -> np.ndarray:
+        """Class probabilities (n_samples, classes). Raises MeristemError in regression."""
+        if isinstance(self.estimator, AdaNetRegressor | EnergyNetRegressor):
+            raise MeristemError("a regression has no classes; predict gives its numbers")
+        return self.estimator.predict_proba(self.numbers(rows))
+
+    def save(self, folder: Path) -> None:
+        """Write `model/`, `encoder.skops`, `table.json` and `metrics.json` into a folder."""
+        self.estimator.save(folder / "model")
+        save_encoder(self.encoder, folder / "encoder.skops")
+        columns = [dataclasses.asdict(column) for column in self.columns]
+        write_json(folder / "table.json", {"target": self.target, "task": self.task, "columns": columns})
+        write_json(folder / "metrics.json", self.metrics)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Learned:
+        """What `meristem learn` wrote. Raises MeristemError if it is something else."""
+        folder = Path(folder)
+        try:
+            said = json.loads((folder / "table.json").read_text())
+            metrics = json.loads((folder / "metrics.json").read_text())
+            kind = CLASSES[json.loads((folder / "model" / "config.json").read_text())["estimator"]]
+            columns = [Column(**column) for column in said["columns"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise MeristemError(f"{folder} holds nothing that `meristem learn` wrote: {error}") from error
+        encoder = load_encoder(folder / "encoder.skops")
+        return cls(kind.load(folder / "model"), encoder, columns, said["target"], said["task"], metrics)
+
+
+def fitted_encoder(
+    encoder: ColumnTransformer, frame: pd.DataFrame, y: np.ndarray, columns: Sequence[Column]
+) -> pd.DataFrame:
+    """Fit an encoder in place; the rows as numbers, categories encoded by the target out of fold."""
+    numbers = encoder.fit_transform(prepared(frame, columns), y)
+    names = encode(encoder, frame.iloc[:1], columns).columns
+    return pd.DataFrame(np.asarray(numbers, dtype=np.float32), columns=names, index=frame.index)

@@ -1,0 +1,146 @@
+"""Columns as numbers: scikit-learn's `ColumnTransformer`, built from what each column is, kept by skops (no pickle)."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from sklearn.compose import ColumnTransformer
+from sklearn.impute import SimpleImputer
+from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler, TargetEncoder
+
+from meristem.adaptive.tables.columns import Column, to_dates, to_numbers, to_words
+from meristem.errors import MeristemError, first_line
+
+Task = Literal["classification", "regression"]
+TRUSTED = ["numpy.dtype", "sklearn.model_selection._split.KFold", "sklearn.model_selection._split.StratifiedKFold"]
+RAREST = 5  # a category of fewer rows is one of the rare ones
+DATE_PARTS = ("day", "month", "weekday", "hour")
+
+
+def build_encoder(columns: Sequence[Column], task: Task) -> ColumnTransformer:
+    """A transformer from `prepared` frames to numbers (n_samples, features), not fitted.
+
+    Raises:
+        MeristemError: if every column is left out.
+    """
+    parts: list[tuple[str, Any, list[str]]] = []
+    for scale in ("none", "standard", "tail"):
+        names = [
+            name for c in columns if c.kind in ("number", "date") and c.scale == scale for name in _prepared_names(c)
+        ]
+        parts.append((f"numbers_{scale}", _numbers(scale), names))
+    parts.append(("categories", _words(_one_hot()), [c.name for c in columns if c.kind == "category"]))
+    kind = StratifiedKFold if task == "classification" else KFold
+    folds = kind(5, shuffle=True, random_state=0)
+    target = TargetEncoder(target_type="auto" if task == "classification" else "continuous", cv=folds)
+    many = [c.name for c in columns if c.kind == "many categories"]
+    parts.append(("many_categories", _words(target, StandardScaler()), many))
+    used = [part for part in parts if part[2]]
+    if not used:
+        raise MeristemError("no column is left to learn from: " + "; ".join(f"{c.name}: {c.said}" for c in columns))
+    return ColumnTransformer(used, sparse_threshold=0.0)
+
+
+def _numbers(scale: str) -> Pipeline:
+    imputer = SimpleImputer(strategy="median", add_indicator=True)
+    if scale == "none":
+        return make_pipeline(imputer)
+    if scale == "standard":
+        return make_pipeline(imputer, StandardScaler())
+    arsinh = FunctionTransformer(np.arcsinh, feature_names_out="one-to-one")
+    return make_pipeline(imputer, StandardScaler(), arsinh, StandardScaler())
+
+
+def _words(*steps: Any) -> Pipeline:
+    return make_pipeline(SimpleImputer(strategy="constant", fill_value="missing"), *steps)
+
+
+def _one_hot() -> OneHotEncoder:
+    return OneHotEncoder(
+        drop="if_binary",
+        handle_unknown="infrequent_if_exist",
+        min_frequency=RAREST,
+        sparse_output=False,
+        dtype=np.float32,
+    )
+
+
+def _prepared_names(column: Column) -> list[str]:
+    return [f"{column.name}_{part}" for part in DATE_PARTS] if column.kind == "date" else [column.name]
+
+
+def prepared(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
+    """The columns that are learned from, as the transformer takes them: float32 numbers, words, dates in parts.
+
+    Raises:
+        MeristemError: if a column is not there.
+    """
+    found: dict[str, Any] = {}
+    for column in columns:
+        if column.kind == "left out":
+            continue
+        if column.name not in frame.columns:
+            raise MeristemError(f"the table has no column {column.name!r}, which the network was learned from")
+        values = frame[column.name]
+        if column.kind == "number":
+            found[column.name] = to_numbers(values).astype(np.float32)
+        elif column.kind == "date":
+            found |= _date_parts(column.name, to_dates(values))
+        else:
+            found[column.name] = to_words(values)
+    return pd.DataFrame(found, index=frame.index)
+
+
+def _date_parts(name: str, dates: pd.Series) -> dict[str, Any]:
+    day = (dates - pd.Timestamp("2000-01-01")) / pd.Timedelta(days=1)
+    parts = (day, dates.dt.month, dates.dt.day_of_week, dates.dt.hour)
+    return {f"{name}_{part}": numbers.astype(np.float32) for part, numbers in zip(DATE_PARTS, parts, strict=True)}
+
+
+def encode(encoder: ColumnTransformer, frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
+    """A frame as a fitted encoder has it: float32 numbers (n_samples, features) under their names."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found unknown categories")  # they count as rare ones
+        numbers = encoder.transform(prepared(frame, columns))
+    return pd.DataFrame(np.asarray(numbers, dtype=np.float32), columns=feature_names(encoder), index=frame.index)
+
+
+def feature_names(encoder: ColumnTransformer) -> list[str]:
+    """The features' names without the group they belong to; a name that comes again gets a number."""
+    names: list[str] = []
+    for name in (name.split("__", 1)[1] for name in encoder.get_feature_names_out()):
+        again = sum(other == name or other.startswith(f"{name} (") for other in names)
+        names.append(f"{name} ({again + 1})" if name in names else name)
+    return names
+
+
+def save_encoder(encoder: ColumnTransformer, path: Path) -> None:
+    """Write a fitted encoder without pickles."""
+    import skops.io
+
+    skops.io.dump(encoder, path)
+
+
+def load_encoder(path: Path) -> ColumnTransformer:
+    """What `save_encoder` wrote; nothing in it is run.
+
+    Raises:
+        MeristemError: if it is something else, or names types that no encoder has.
+    """
+    import skops.io
+
+    try:
+        strange = set(skops.io.get_untrusted_types(file=path)) - set(TRUSTED)
+        if strange:
+            raise MeristemError(f"{path} names types that no encoder of Meristem has: {', '.join(sorted(strange))}")
+        return skops.io.load(path, trusted=TRUSTED)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise MeristemError(f"{path} holds no encoder: {first_line(error)}") from error

@@ -1,0 +1,171 @@
+"""A table to learn from: rows, what each column is, and the column to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from meristem.adaptive.tables.columns import Column, describe
+from meristem.adaptive.tables.encoding import Task
+from meristem.adaptive.tables.layout import SEPARATORS
+from meristem.adaptive.tables.reading import read_frame
+from meristem.errors import MeristemError, nearest
+
+SHIPPED = ("breast_cancer", "diabetes", "digits", "iris", "wine")
+MOST_CLASSES = 20  # so many whole numbers are taken for classes if nobody says otherwise
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows and what is to be predicted.
+
+    Args:
+        x: (n_samples, columns). y: (n_samples,), classes or numbers. target: its name. task: what `y` is.
+        columns: what each column of `x` is. unlabelled: further rows, whose target is missing. notes: what was decided on the way.
+    """
+
+    x: pd.DataFrame
+    y: np.ndarray
+    target: str
+    task: Task
+    columns: list[Column]
+    unlabelled: pd.DataFrame
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """The columns' names."""
+        return [str(name) for name in self.x.columns]
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether `y` is classes."""
+        return self.task == "classification"
+
+
+def open_table(
+    source: str,
+    target: str | None = None,
+    task: Literal["auto", "classification", "regression"] = "auto",
+    header: bool | None = None,
+    separator: str | None = None,
+) -> Table:
+    """Read a text file of values (compressed or not), or take one of scikit-learn's data sets by its name.
+
+    Args:
+        target: the column to predict, by name or number from 1; the last one if not given. task: what it is; "auto": words and at
+            most 20 different whole numbers are classes. header, separator: of the file; found from its first rows if not given.
+
+    Raises:
+        MeristemError: if there is no such table or column, or the target does not fit the task.
+    """
+    if task not in ("auto", "classification", "regression"):
+        raise MeristemError(f"the task is classification or regression, got {task!r}")
+    if source in SHIPPED:
+        if target is not None:
+            raise MeristemError(f"{source} has its target; a target is named for a CSV file only")
+        return of_frame(_shipped(source), "target", task)
+    path = Path(source)
+    if path.is_dir():
+        raise MeristemError(f"{source} is a directory; a CSV file is needed")
+    if not path.is_file():
+        raise MeristemError(
+            f"{source} is neither a CSV file nor one of {', '.join(SHIPPED)}; {nearest(source, SHIPPED)}"
+        )
+    frame, layout = read_frame(path, separator, header)
+    if len(frame) < 2:
+        raise MeristemError(f"{source} has {len(frame)} rows under its header; at least 2 are needed")
+    wanted = _target_name(source, list(frame.columns), target)
+    if len(frame.columns) == 1:
+        hint = (
+            f" ({SEPARATORS[layout.separator]}-separated; another --separator?)"
+            if layout.separator in SEPARATORS
+            else ""
+        )
+        raise MeristemError(f"{source} has no column beside {wanted!r} to learn from{hint}")
+    table = of_frame(frame, wanted, task, f"{source}, ")
+    unpacked = "" if layout.encoding != "cp1252" else ", not UTF-8: read as Windows-1252"
+    return Table(**{**vars(table), "notes": [f"{path.name}: {layout.said()}{unpacked}", *table.notes]})
+
+
+def of_frame(frame: pd.DataFrame, target: str, task: str = "auto", where: str = "") -> Table:
+    """A table of a data frame (n_samples, columns). Raises MeristemError if the target does not fit the task."""
+    values = frame[target]
+    labelled = values.notna().to_numpy()
+    name = f"{where}column {target!r}"
+    if not labelled.any():
+        raise MeristemError(f"{name}: the target has no values")
+    x = frame.drop(columns=target)
+    y, found, notes = read_target(values[labelled], task, name)
+    if not labelled.all():
+        notes.append(f"{int((~labelled).sum())} rows have no {target!r}: left to energynet's first stage")
+    return Table(x[labelled], y, target, found, describe(x), x[~labelled], notes)
+
+
+def read_target(values: pd.Series, task: str, name: str) -> tuple[np.ndarray, Task, list[str]]:
+    """The target's values (n_samples,), what it is, and what was decided.
+
+    Raises:
+        MeristemError: for words in a regression, classes that are none, infinite values, one class only.
+    """
+    if pd.api.types.is_bool_dtype(values):
+        values = values.astype(str)
+    numbers = pd.to_numeric(values, errors="coerce").astype(float)
+    words = values[numbers.isna()]
+    if task == "regression" and len(words):
+        raise MeristemError(f"{name}: {_quoted(words)} is no number, which a regression needs")
+    if not len(words) and not np.isfinite(numbers).all():
+        raise MeristemError(f"{name}: the target has infinite values")
+    if len(words) and numbers.notna().mean() > 0.5 and numbers.nunique() > MOST_CLASSES:
+        raise MeristemError(f"{name}: {_quoted(words)} among numbers; mend or empty these cells")
+    distinct = values.nunique()
+    whole = not len(words) and bool((numbers % 1 == 0).all())
+    kind: Task = "regression" if not len(words) and not (whole and distinct <= MOST_CLASSES) else "classification"
+    if task != "auto":
+        kind = "regression" if task == "regression" else "classification"
+    if kind == "classification" and not len(words) and not whole:
+        raise MeristemError(
+            f"{name}: {numbers[numbers % 1 != 0].iloc[0]:g} is no class; --task regression predicts numbers"
+        )
+    if kind == "classification" and len(words) and distinct > max(MOST_CLASSES, len(values) / 2):
+        raise MeristemError(
+            f"{name}: {distinct} different words in {len(values)} rows are no classes; choose another --target"
+        )
+    if distinct < 2:
+        raise MeristemError(f"{name}: the target is {str(values.iloc[0])!r} in all rows; there is nothing to learn")
+    other = "classification" if kind == "regression" else "regression"
+    choice = f" (--task {other} for the other reading)" if whole and task == "auto" else ""
+    what = f"{distinct} classes" if kind == "classification" else f"numbers from {numbers.min():g} to {numbers.max():g}"
+    notes = [f"target {name.split('column ')[-1]}: {kind}, {what}{choice}"]
+    if kind == "regression":
+        return numbers.to_numpy(), kind, notes
+    return (numbers.astype(int).to_numpy() if whole else values.astype(str).to_numpy(dtype=str)), kind, notes
+
+
+def _quoted(words: pd.Series) -> str:
+    shown = words.astype(str).unique()
+    return ", ".join(map(repr, shown[:3])) + (", ..." if len(shown) > 3 else "")
+
+
+def _target_name(source: str, names: Sequence[str], target: str | None) -> str:
+    if target is None:
+        return names[-1]
+    if target in names:
+        return target
+    if target.isdecimal() and 1 <= int(target) <= len(names):
+        return names[int(target) - 1]
+    raise MeristemError(f"{source} has no column {target!r}; {nearest(target, names)}")
+
+
+def _shipped(source: str) -> pd.DataFrame:
+    from sklearn import datasets
+
+    bunch = getattr(datasets, f"load_{source}")()
+    x = bunch.data / 16 if source == "digits" else bunch.data
+    frame = pd.DataFrame(x, columns=[str(name) for name in bunch.feature_names])
+    return frame.assign(target=bunch.target)

@@ -1,0 +1,44 @@
+"""Numbers that are none: weights or outputs that are not finite prove nothing, and say nothing about the anatomy."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from meristem.anatomy.streamed import is_streamed, weights_of
+from meristem.errors import MeristemError
+
+NAMED = 3
+
+
+def not_finite(model: nn.Module, output: str) -> MeristemError:
+    """The error about a network that puts out NaN: its cause is in its weights, which are named, or in the inputs.
+
+    Args:
+        output: the name of what is not a number.
+    """
+    bad = _bad_weights(model)
+    if bad:
+        shown = ", ".join(f"{count} in {name}" for name, count in list(bad.items())[:NAMED])
+        more = f" and {len(bad) - NAMED} more tensors" if len(bad) > NAMED else ""
+        return MeristemError(
+            f"the network's weights are not finite (NaN or infinite: {shown}{more}), so nothing can be proved of it; use a "
+            "checkpoint from before they were, or pass verify=False (--no-verify) to copy them as they are"
+        )
+    return MeristemError(
+        f"the network's outputs are not finite on the inputs of the proof ({output} is not a number), though its weights are; "
+        "pass inputs that it was made for (inputs=, --inputs)"
+    )
+
+
+def _bad_weights(model: nn.Module) -> dict[str, int]:
+    """{tensor: how many of its values are not finite} of those that have any."""
+    found = {}
+    for network in [part for part in model.modules() if is_streamed(part)] or [model]:
+        weights = weights_of(network)
+        for name in weights:
+            tensor = weights[name]
+            count = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+            if count:
+                found[name] = count
+    return found

@@ -1,0 +1,103 @@
+"""What a network's forward takes, and the sizes in its config that inputs have to fit."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Group = dict[str, Any]  # some keyword arguments of forward
+
+
+@dataclass(frozen=True)
+class Interface:
+    """The parameters of forward by name (True: without a default), and how large inputs shall be.
+
+    Args:
+        model: a transformers model; only its class, its config and its embeddings are looked at.
+        batch: number of rows.
+        length: of texts, in tokens.
+        generator: of everything random.
+    """
+
+    model: nn.Module
+    batch: int
+    length: int
+    generator: torch.Generator
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def kind(self) -> str:
+        """The name of its class."""
+        return type(self.model).__name__
+
+    @property
+    def main(self) -> str:
+        name = getattr(self.model, "main_input_name", None)
+        return name[0] if isinstance(name, list | tuple) else str(name)
+
+    @property
+    def modalities(self) -> set[str]:
+        found = getattr(self.model, "input_modalities", "text")
+        return {found} if isinstance(found, str) else set(found)
+
+    @cached_property
+    def parameters(self) -> Mapping[str, bool]:
+        found = inspect.signature(type(self.model).forward).parameters
+        kept = {
+            name: p.default is p.empty
+            for name, p in found.items()
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        }
+        kept.pop("self", None)
+        return kept or {self.main: True}
+
+    def takes(self, name: str) -> bool:
+        return name in self.parameters
+
+    def needs(self, name: str) -> bool:
+        """Without a default."""
+        return self.parameters.get(name, False)
+
+    def size(self, part: str, *fields: str, default: Any = None) -> Any:
+        """The first of these fields that is set, in the parts of the config whose names match `part`, then in the others."""
+        for config in _parts(self.config, part):
+            for field in fields:
+                value = getattr(config, field, None)
+                if value is not None and value != 0:
+                    return value
+        return default
+
+    def randn(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator)
+
+    def randint(self, high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=self.generator)
+
+
+def _parts(config: Any, part: str) -> Iterator[Any]:
+    """Nested configs under matching names (with all that is in them), the config itself, then the other nested ones."""
+    nested = {name: value for name, value in vars(config).items() if hasattr(value, "model_type")}
+    matching = [name for name in nested if re.search(part, name)]
+    for name in matching:
+        yield from _all(nested[name])
+    yield config
+    for name in nested:
+        if name not in matching:
+            yield from _parts(nested[name], part)
+
+
+def _all(config: Any) -> Iterator[Any]:
+    yield config
+    for value in vars(config).values():
+        if hasattr(value, "model_type"):
+            yield from _all(value)

@@ -1,0 +1,85 @@
+"""What a network puts out: its logits, or every tensor of its output by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from meristem.anatomy.streamed import is_streamed, run_whole
+from meristem.errors import MeristemError
+
+CACHES = ("cache", "past_key_values", "mems", "state", "past_buckets_states", "encoder_cache", "decoder_cache")
+BY_LAYER = (
+    r".*(hidden_states|attentions|router_logits)"  # a tuple with one entry for each layer: another depth has others
+)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network runs: with its first parameter; on the CPU if its weights are made as it runs."""
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def outputs_of(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Every floating-point tensor of the output by its name, in the model's own dtype, without gradients.
+
+    Names of nested outputs and entries of tuples are joined by dots ("vision_model_output.last_hidden_state",
+    "feature_maps.2"); a bare tensor is called "logits". Caches, what the layers put out one by one and empty tensors are left
+    out.
+
+    Args:
+        model: run as it is (mode and dtype); what it draws at random is drawn from the same seed every time.
+        inputs: keyword arguments of forward; floating-point tensors are cast to the model's dtype and device.
+
+    Raises:
+        MeristemError: if no tensor comes out.
+    """
+    found = {name: tensor for name, tensor in _tensors(_run(model, inputs), "") if tensor.numel()}
+    if not found:
+        raise MeristemError(f"{type(model).__name__} puts out no floating-point tensor that could be compared")
+    return found
+
+
+def logits_of(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """The model's logits (or its first output) on these inputs; as `outputs_of` otherwise."""
+    outputs = outputs_of(model, inputs)
+    return outputs.get("logits", next(iter(outputs.values())))
+
+
+def _run(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    dtype, device = next(model.parameters()).dtype, device_of(model)
+    cast = {name: _moved(value, device, dtype) for name, value in inputs.items()}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            return model(**cast)
+        except RuntimeError as error:
+            if not is_streamed(model) or "meta" not in str(error):
+                raise
+            run_whole(model)  # it uses weights of a block that it does not call
+            return model(**cast)
+
+
+def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(entry, device, dtype) for entry in value)
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+
+def _tensors(output: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield path or "logits", output
+    elif isinstance(output, Mapping):
+        for name, value in output.items():
+            if name not in CACHES and not (isinstance(value, list | tuple) and re.fullmatch(BY_LAYER, str(name))):
+                yield from _tensors(value, f"{path}.{name}" if path else str(name))
+    elif isinstance(output, list | tuple):
+        for number, value in enumerate(output):
+            yield from _tensors(value, f"{path}.{number}" if path else str(number))

@@ -1,0 +1,46 @@
+"""Config entries that follow the layers: lists with one entry for each, and lists of the numbers of some."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from meristem.anatomy.conventions import LAYER_LISTS, LAYER_NUMBERS, LAYER_OUTPUTS
+
+
+def follow_layers(config: Any, order: Sequence[int], old: int) -> None:
+    """Rewrite the lists of `config` for new layers that take the places of old ones.
+
+    Args:
+        config: of the part whose layers change, changed in place; its own count of layers is not written.
+        order: for each new layer, the old one whose place it takes.
+        old: how many layers there were.
+    """
+    for name, value in list(vars(config).items()):
+        if not isinstance(value, list | tuple):
+            continue
+        if re.fullmatch(LAYER_NUMBERS, name):
+            setattr(config, name, type(value)(new for new, source in enumerate(order) if source in value))
+        elif re.fullmatch(LAYER_OUTPUTS, name) and all(isinstance(entry, int) for entry in value):
+            setattr(config, name, type(value)(_behind(entry, order, old) for entry in value))
+        elif re.fullmatch(LAYER_LISTS, name) and len(value) == old:
+            setattr(config, name, type(value)(value[i] for i in order))
+    _rename_stages(config, len(order), old)
+
+
+def _behind(number: int, order: Sequence[int], old: int) -> int:
+    """Where the hidden states stand that stood behind `number` old layers: behind the last new layer that came of those."""
+    if number < 0:
+        return _behind(old + 1 + number, order, old) - len(order) - 1
+    return max((new + 1 for new, source in enumerate(order) if source < number), default=0)
+
+
+def _rename_stages(config: Any, new: int, old: int) -> None:
+    """A backbone of plain layers calls what stands behind each layer a stage: stem, stage1, stage2 ..."""
+    names = vars(config).get("stage_names")
+    if names == ["stem", *(f"stage{i}" for i in range(1, old + 1))]:
+        config.stage_names = ["stem", *(f"stage{i}" for i in range(1, new + 1))]
+        indices = vars(config).get("_out_indices")
+        if indices:
+            config._out_features = [config.stage_names[i] for i in indices]

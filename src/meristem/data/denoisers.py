@@ -1,0 +1,84 @@
+"""UL2's mixture of denoisers (Tay et al. 2022, arXiv:2205.05131, table 1): short spans, long or many spans, and the rest of a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from meristem.data.corruption import corrupted, span_numbers
+from meristem.data.encoding import IGNORED
+from meristem.data.order import Ordered
+from meristem.data.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A kind ("R", "S", "X"), the share of tokens that are taken out, and the mean length of a span (None: one span, at the end)."""
+
+    kind: str
+    density: float
+    span_length: float | None
+
+    def numbers(self, sequence_length: int) -> tuple[int, int]:
+        """How many tokens of a sequence are taken out, and in how many spans."""
+        return span_numbers(sequence_length, self.density, self.span_length or sequence_length)
+
+
+# Each as likely as the others. S takes the last quarter, the mean of what the paper draws.
+MIXTURE = (
+    Denoiser("R", 0.15, 3), Denoiser("R", 0.15, 8), Denoiser("S", 0.25, None), Denoiser("X", 0.5, 3), Denoiser("X", 0.5, 8),
+    Denoiser("X", 0.15, 64), Denoiser("X", 0.5, 64),
+)  # fmt: skip
+KINDS = ("R", "S", "X")
+
+
+def sentinels_wanted(sequence_length: int) -> int:
+    """One for each span of the denoiser with the most, and one for each kind, which the input begins with."""
+    return max(denoiser.numbers(sequence_length)[1] for denoiser in MIXTURE) + len(KINDS)
+
+
+class Denoisers(Ordered):
+    """Sequences, each with something taken out by one denoiser of the mixture, drawn by (seed, position); padded to the same lengths.
+
+    Args:
+        sequences: whole ones.
+        sentinels: token ids, `sentinels_wanted` of them; the last three name the kind at the beginning of the input.
+        end_token: behind inputs and targets.
+        pad_token: behind inputs; not looked at. Behind targets stands `IGNORED`.
+    """
+
+    def __init__(self, sequences: Sequences, sentinels: np.ndarray, end_token: int, pad_token: int = 0) -> None:
+        super().__init__(sequences.count, sequences.order)
+        self.sequences, self.sentinels, self.end_token, self.pad_token = sequences, sentinels, end_token, pad_token
+        length = sequences.sequence_length
+        numbers = [denoiser.numbers(length) for denoiser in MIXTURE]
+        self.lengths = (
+            max(length - noise + spans + 2 for noise, spans in numbers),
+            max(noise + spans + 1 for noise, spans in numbers),
+        )
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        tokens = self.sequences[position]["input_ids"].numpy()
+        draw = np.random.default_rng((self.order.seed, 4, position + self.order.offset))
+        denoiser = MIXTURE[int(draw.integers(len(MIXTURE)))]
+        noise, spans = denoiser.numbers(len(tokens))
+        if denoiser.span_length is None:
+            first, kept = self.sentinels[:1], len(tokens) - noise
+            inputs, target = np.append(tokens[:kept], first), np.concatenate([first, tokens[kept:]])
+            inputs, target = np.append(inputs, self.end_token), np.append(target, self.end_token)
+        else:
+            inputs, target = corrupted(tokens, noise, spans, self.sentinels, self.end_token, draw)
+        inputs = np.concatenate([[self.sentinels[-len(KINDS) :][KINDS.index(denoiser.kind)]], inputs])
+        return {
+            "input_ids": _padded(inputs, self.lengths[0], self.pad_token),
+            "attention_mask": _padded(np.ones_like(inputs), self.lengths[0], 0),
+            "labels": _padded(target, self.lengths[1], IGNORED),
+        }
+
+
+def _padded(tokens: np.ndarray, length: int, filling: int) -> torch.Tensor:
+    padded = torch.full((length,), filling, dtype=torch.long)
+    padded[: len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
+    return padded

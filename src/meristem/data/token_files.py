@@ -1,0 +1,91 @@
+"""Tokens as they lie on disk: memory-mapped, whatever their size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meristem.errors import MeristemError
+
+SUFFIXES = (".npy", ".bin")
+DTYPES = ("uint16", "uint32", "int32")
+SPLITS = {"train": ("train",), "tune": ("tune",), "eval": ("eval", "val", "validation", "valid", "test")}
+SAMPLES, SAMPLE_BYTES = 64, 1 << 16
+
+
+def is_token_source(path: Path) -> bool:
+    """Whether this is a token file, or a folder with one named after the split `train`."""
+    return (path.is_file() and path.suffix in SUFFIXES) or (path.is_dir() and _file_of(path, ("train",)) is not None)
+
+
+def open_tokens(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """A 1-D array that stays on disk, and what the JSON file beside it says (the same name with .json, or `meta.json`).
+
+    `.npy` as NumPy writes it; `.bin` as nanoGPT, llm.c and Megatron write it: bare numbers, of the JSON's `dtype` (uint16 by default) from its
+    `offset` in bytes on (llm.c: 1024). The JSON names `vocab_size`, and perhaps `end_token`, `pad_token` and `mask_token`.
+
+    Raises:
+        MeristemError: for another content, or a JSON file without `vocab_size`.
+    """
+    said = _beside(file)
+    if file.suffix == ".npy":
+        try:
+            tokens = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise MeristemError(f"{file} is no NumPy array of numbers: {error}") from error
+    else:
+        dtype, offset = str(said.get("dtype", "uint16")), int(said.get("offset", 0))
+        if dtype not in DTYPES:
+            raise MeristemError(f"{file}: tokens are {', '.join(DTYPES)}; the file beside says dtype {dtype!r}")
+        size = file.stat().st_size - offset
+        if size <= 0 or size % np.dtype(dtype).itemsize:
+            raise MeristemError(f"{file}: {size} bytes behind offset {offset} are no whole {dtype} tokens")
+        tokens = np.memmap(file, dtype=dtype, mode="r", offset=offset)
+    if tokens.ndim != 1 or tokens.dtype.name not in DTYPES:
+        raise MeristemError(f"{file}: wanted a 1-D array of {', '.join(DTYPES)}, got {tokens.dtype} {tokens.shape}")
+    return tokens, said
+
+
+def split_files(path: Path) -> dict[str, Path]:
+    """The files of a token source by split: one file for all, or those of a folder (`train`, `val` or `eval`, perhaps `tune`)."""
+    if path.is_file():
+        return {"train": path}
+    found = {split: _file_of(path, names) for split, names in SPLITS.items()}
+    return {split: file for split, file in found.items() if file is not None}
+
+
+def fingerprint_of(file: Path) -> str:
+    """Of a token file, in milliseconds: its size, when it was written, and pieces of its content from all over it."""
+    known, digest = file.stat(), hashlib.sha256()
+    digest.update(f"{known.st_size} {known.st_mtime_ns}".encode())
+    with file.open("rb") as content:
+        for sample in range(SAMPLES):
+            content.seek(max(0, (known.st_size - SAMPLE_BYTES) * sample // (SAMPLES - 1)))
+            digest.update(content.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _file_of(folder: Path, names: tuple[str, ...]) -> Path | None:
+    files = (folder / f"{name}{suffix}" for name in names for suffix in SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _beside(file: Path) -> dict[str, Any]:
+    places = (file.with_suffix(".json"), file.with_name("meta.json"))
+    place = next((place for place in places if place.is_file()), None)
+    if place is None:
+        raise MeristemError(
+            f'{file} wants {places[0].name} (or meta.json) beside it, with at least {{"vocab_size": ...}}'
+        )
+    try:
+        said = json.loads(place.read_text())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise MeristemError(f"{place} is not valid JSON: {error}") from error
+    if not isinstance(said, Mapping) or not isinstance(said.get("vocab_size"), int):
+        raise MeristemError(f"{place} names no vocab_size (a whole number)")
+    return dict(said)

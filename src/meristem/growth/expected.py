@@ -1,0 +1,69 @@
+"""What a grown network should put out, output by output: the small network's, its features mapped as their axis was.
+
+Logits, boxes and masks keep their shape and are compared as they are. Hidden states, as networks without a head put them
+out, have grown along some axis: the small network's are taken through the write map of that axis (under a padding that
+norms divide out, through what readers hear of it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from meristem.algebra import AxisMap, UnitMap
+from meristem.certificates import relative_error
+from meristem.growth.plan import GrowthPlan
+
+
+def expected_outputs(
+    plans: Sequence[GrowthPlan], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The small network's outputs as the grown one should put them out; an output that grew along no axis is left as it is.
+
+    Args:
+        plans: those that the growth was made by, in their order.
+        ours, theirs: outputs by name (`anatomy.inputs.outputs_of`) of the small and of the grown network. Where several axes
+            have the sizes of an output, the one is taken whose map explains it best.
+    """
+    return {name: _expected(plans, output, theirs[name]) for name, output in ours.items()}
+
+
+def _expected(plans: Sequence[GrowthPlan], a: Tensor, b: Tensor) -> Tensor:
+    return min(_mapped(a, b, plans), key=lambda mapped: relative_error(mapped, b), default=a)
+
+
+def _mapped(a: Tensor, b: Tensor, plans: Sequence[GrowthPlan]) -> Iterator[Tensor]:
+    """What the small network's output may look like in the large one's shape."""
+    if a.shape == b.shape:
+        yield a
+        return
+    moved = [d for d in range(a.dim()) if a.dim() == b.dim() and a.shape[d] != b.shape[d]]
+    if len(moved) != 1:
+        return
+    (dimension,) = moved
+    for axis_map in _through(plans, a.shape[dimension], b.shape[dimension]):
+        if axis_map.filled:  # what new tokens get is not compared
+            new = axis_map.write.sourceless().view([-1 if d == dimension else 1 for d in range(b.dim())]).to(b.device)
+            yield torch.where(new, b.double(), _apply(axis_map.write, a, dimension))
+            continue
+        yield _apply(axis_map.write, a, dimension)
+        if axis_map.heard is not axis_map.write:
+            yield _apply(axis_map.heard, a, dimension)
+
+
+def _through(plans: Sequence[GrowthPlan], old: int, new: int) -> Iterator[AxisMap]:
+    """The maps through all plans of the axes (or several of one beside each other) that grew from `old` to `new`."""
+    for axis in plans[0].source.axes if plans else ():
+        total = plans[0].axis_map(axis)
+        for plan in plans[1:]:
+            if axis in plan.source.axes:
+                total = plan.axis_map(axis).after(total)
+        times = old // total.old_size
+        if old == times * total.old_size and new == times * total.new_size:
+            yield AxisMap.identity(times).kron(total) if times > 1 else total
+
+
+def _apply(unit_map: UnitMap, tensor: Tensor, dimension: int) -> Tensor:
+    return unit_map.apply(tensor.double(), dimension)

@@ -1,0 +1,49 @@
+"""The layers that give a network's answer: they stay single."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from meristem.anatomy.inputs import example_inputs, logits_of
+from meristem.anatomy.modes import evaluating
+from meristem.errors import MeristemError
+
+
+def output_heads(model: nn.Module) -> set[nn.Module]:
+    """The output embeddings of a language model; of another transformers model (a classifier), the layer whose output is the logits, and
+    linear layers outside of all lists with one output for each label. Empty for other networks, whose head only their user knows."""
+    head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    if head is not None:
+        return {head}
+    if not hasattr(model, "config"):
+        return set()
+    labels = getattr(model.config, "num_labels", None)
+    found: set[nn.Module] = {
+        module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module.out_features == labels
+        and not any(part.isdigit() for part in path.split("."))
+    }
+    return found | _giving_the_logits(model)
+
+
+def _giving_the_logits(model: nn.Module) -> set[nn.Module]:
+    """By one run on short random inputs; nothing for a network whose inputs cannot be guessed."""
+    outputs: list[tuple[nn.Module, Any]] = []
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    handles = [
+        layer.register_forward_hook(lambda layer, _, output: outputs.append((layer, output))) for layer in layers
+    ]
+    try:
+        with evaluating(model):
+            logits = logits_of(model, example_inputs(model, batch_size=1, sequence_length=8))
+    except MeristemError:
+        return set()
+    finally:
+        for handle in handles:
+            handle.remove()
+    same = lambda output: isinstance(output, Tensor) and output.data_ptr() == logits.data_ptr()  # noqa: E731
+    return {layer for layer, output in outputs if same(output) and output.numel() == logits.numel()}

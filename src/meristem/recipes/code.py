@@ -1,0 +1,35 @@
+"""Which code makes a node's result: part of the node's identity, and of its record."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from functools import cache
+from pathlib import Path
+
+import meristem
+
+# What only shows or starts: a result does not depend on it.
+WITHOUT_INFLUENCE = ("cli/", "recipes/executors/", *(f"recipes/{name}.py" for name in (
+    "fan_out", "figure", "progress", "race", "report", "status", "table",
+)))  # fmt: skip
+
+
+@cache
+def code_revision() -> str:
+    """SHA-256 over the names and contents of all of Meristem's files that can change a result."""
+    root, digest = Path(meristem.__file__).parent, hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        name = file.relative_to(root).as_posix()
+        if not name.startswith(WITHOUT_INFLUENCE):
+            digest.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def made_by() -> dict[str, str]:
+    """For the record: Meristem's version and revision, and the versions below it."""
+    import torch
+    import transformers
+
+    own = {"meristem": meristem.__version__, "revision": code_revision(), "python": platform.python_version()}
+    return {**own, "torch": torch.__version__, "transformers": transformers.__version__}

@@ -1,0 +1,73 @@
+"""What ends a run that has gone wrong, before it is kept as a result."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from meristem.checkpoints.write import write_json
+from meristem.errors import MeristemError
+
+DIVERGED = "diverged.json"
+
+
+class Diverged(MeristemError):
+    """A loss that is no number. Another attempt would end the same way."""
+
+
+class LossGuard(TrainerCallback):
+    """Ends a run whose loss is not finite, before anything of it is saved, and says at which step and what is left.
+
+    Losses are looked at on their own device; they are read, which waits for it, only where the run logs, evaluates or saves.
+    """
+
+    def __init__(self, label: str, directory: Path) -> None:
+        self.label, self.directory = label, directory
+        (directory / DIVERGED).unlink(missing_ok=True)  # of an attempt before
+        self._worst: Tensor | None = None  # the first step whose loss is not finite; infinity without one
+
+    def see(self, loss: Tensor, step: int) -> None:
+        """A micro-batch's loss in optimizer step `step` (from 1)."""
+        now = torch.where(torch.isfinite(loss.detach()), math.inf, float(step))
+        self._worst = now if self._worst is None else torch.minimum(self._worst, now)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        due = (
+            control.should_save or control.should_evaluate or control.should_log or state.global_step == state.max_steps
+        )
+        if due and self._worst is not None and math.isfinite(worst := float(self._worst)):
+            self._end(int(worst), "training loss")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        for name, value in (metrics or {}).items():
+            if name.endswith("loss") and not math.isfinite(value):
+                self._end(state.global_step, "evaluation loss")
+
+    def _end(self, step: int, what: str) -> None:
+        good = last_whole_checkpoint(self.directory / "trainer")
+        write_json(self.directory / DIVERGED, {"step": step, "checkpoint": good})
+        left = f"the last good checkpoint is {good}" if good else "no checkpoint was written before"
+        raise Diverged(f"{self.label} diverged: its {what} is no finite number at step {step}; {left}")
+
+
+def diverged(directory: Path) -> bool:
+    """Whether the node of this directory has ended that way."""
+    return (directory / DIVERGED).exists()
+
+
+def last_whole_checkpoint(directory: Path) -> str | None:
+    """The latest checkpoint of a Trainer whose trainer state, which is written last, can be read."""
+    found = sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    for checkpoint in found:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+            return str(checkpoint)
+        except (OSError, json.JSONDecodeError):  # a kill came between its files
+            continue
+    return None

@@ -1,0 +1,22 @@
+"""`python -m meristem.recipes.launch PROCESSES DIRECTORY`: torchrun for one node; it and its workers end with whoever started it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from meristem.recipes.orphans import PARENT, watching_parent
+
+
+def main() -> None:
+    """Ends with torchrun's exit code."""
+    processes, directory = sys.argv[1:]
+    with watching_parent():
+        from torch.distributed.run import main as torchrun
+
+        os.environ[PARENT] = str(os.getpid())  # of the workers
+        torchrun(["--standalone", f"--nproc-per-node={processes}", "-m", "meristem.recipes", directory])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,4 @@
+"""Training-time methods, each joined to a run by one protocol."""
+
+from meristem.recipes.modifiers.modifier import Modifier as Modifier
+from meristem.recipes.modifiers.modifier import Setting as Setting

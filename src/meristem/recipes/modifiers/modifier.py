@@ -1,0 +1,79 @@
+"""What a training-time method may do to a run of the Trainer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+    from meristem.data import Ordered
+    from meristem.streams import Streams
+    from meristem.subnetworks import Path
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The run that a method joins.
+
+    Args:
+        steps: optimizer steps.
+        batch_size: examples of each step, over all processes.
+        micro_batch: examples that one process runs at a time.
+        trained: whether the network comes from another node.
+        examples: what is read, in the order in which it is read.
+    """
+
+    steps: int
+    batch_size: int
+    micro_batch: int
+    trained: bool
+    streams: Streams
+    examples: Ordered
+
+
+class Modifier:
+    """One method in one run. Each of its parts does nothing unless a method says otherwise.
+
+    `conflicts` names what it cannot go together with, and why: other methods ("subnetwork", "majority", "incubate", "cache_prefix"), what is
+    taken from a growth ("carry", "scale_learning_rate"), and the Trainer's ("bf16", "checkpointing", "accumulation", "compile", "processes",
+    "fsdp"). They are refused when the recipe is read.
+    """
+
+    name: ClassVar[str]
+    conflicts: ClassVar[Mapping[str, str]] = {}
+
+    def prepare(self, model: nn.Module, setting: Setting) -> nn.Module:
+        """The network that is trained, made of the one that the methods before this one have left."""
+        return model
+
+    def callbacks(self) -> Sequence[TrainerCallback]:
+        """The Trainer's callbacks of this method."""
+        return ()
+
+    def paths(self) -> Iterator[Mapping[str, Path]] | None:
+        """For the FLOPs: which blocks run in each micro-batch of the run, `batch_size / micro_batch` of them in each step; None: all."""
+        return None
+
+    def within(self) -> contextlib.AbstractContextManager[Any]:
+        """What lasts as long as the training."""
+        return contextlib.nullcontext()
+
+    def saved_as(self, model: nn.Module) -> nn.Module:
+        """The network whose class and config the result has, given the one that this method made."""
+        return model
+
+    def leave(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The result's tensors, made of those that were trained."""
+        return state
+
+    keeps_moments: bool = True  # whether the optimizer's state is that of the result's parameters
+
+    def details(self) -> Mapping[str, Any]:
+        """For the node's record."""
+        return {}

@@ -1,0 +1,404 @@
+"""A train node of a recipe file, and the decays that branch off from one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from meristem.errors import MeristemError, nearest
+from meristem.recipes.data_specs import Count, Strict
+from meristem.recipes.trainer_keys import check_keys, features
+
+if TYPE_CHECKING:
+    from meristem.incubation import Division
+    from meristem.kernels import MajorityKernels
+    from meristem.recipes.modifiers import Modifier
+    from meristem.subnetworks import Schedule
+
+DecayShape = Literal["linear", "cosine", "1-sqrt"]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class SubnetworkSpec(BaseModel):
+    """Train a part of the network at each step: a schedule by its kind, with its options beside it.
+
+    The numbers of blocks and steps are taken from the run; `full_model` is the share of the run before the first stage.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: Literal["raptr", "layer_drop", "stochastic_depth", "progressive_layer_dropping", "bottom_layers"] = "raptr"
+    full_model: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _known_options(self) -> SubnetworkSpec:
+        known = {f.name for f in fields(self._schedule_class)} - {
+            "num_hidden_layers",
+            "total_steps",
+            "full_model_steps",
+            "seed",
+        }
+        for name in self.__pydantic_extra__ or {}:
+            if name not in known:
+                raise ValueError(f"{self.kind} has no option {name!r}; {nearest(name, known)}")
+        if self.full_model and self.kind != "raptr":
+            raise ValueError(f"{self.kind} has no full_model phase; that is an option of raptr")
+        return self
+
+    @property
+    def _schedule_class(self) -> type[Schedule]:
+        from meristem import subnetworks
+
+        return {
+            "raptr": subnetworks.SubnetworkSchedule,
+            "layer_drop": subnetworks.LayerDrop,
+            "stochastic_depth": subnetworks.StochasticDepth,
+            "progressive_layer_dropping": subnetworks.ProgressiveLayerDropping,
+            "bottom_layers": subnetworks.BottomLayers,
+        }[self.kind]
+
+    def schedule(self, num_hidden_layers: int, total_steps: int, seed: int, needed: Iterable[int]) -> Schedule:
+        """The schedule for a list of blocks, of which `needed` have to run always.
+
+        Raises:
+            MeristemError: if an option does not fit the network.
+        """
+        options: dict[str, Any] = {**(self.__pydantic_extra__ or {}), "seed": seed}
+        if self.kind == "raptr":
+            options["fixed_layers"] = (*options.get("fixed_layers", (0, -1)), *needed)
+            options["full_model_steps"] = round(self.full_model * total_steps)
+        return self._schedule_class(num_hidden_layers, total_steps, **options)
+
+
+class MajoritySpec(BaseModel):
+    """Train several kernels in each layer and leave their mean: the options of `MajorityKernels`, whose `start` is "clone" by default
+    where the weights are trained already."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @model_validator(mode="after")
+    def _known_options(self) -> MajoritySpec:
+        try:
+            self.options(0, "scratch")
+        except MeristemError as error:
+            raise ValueError(str(error)) from error
+        if "seed" in (self.__pydantic_extra__ or {}):
+            raise ValueError("majority has no seed of its own in a recipe; it follows `seeds` and the node's `seed`")
+        return self
+
+    def options(self, seed: int, start: str) -> MajorityKernels:
+        """The options; the seed is the run's, and `start` where the recipe says nothing."""
+        from meristem.kernels import MajorityKernels
+
+        return MajorityKernels.of({"start": start, **(self.__pydantic_extra__ or {}), "seed": seed})
+
+
+class IncubateSpec(Strict):
+    """Which module of which division to train (Deep Incubation, see `incubation.incubate`).
+
+    `num_hidden_layers` is that of the large network; of one with several lists of blocks, the number in each. `costs` balances the
+    modules. `cache_prefix` runs the blocks in front of the module once for each example.
+    """
+
+    num_hidden_layers: Annotated[int, Field(gt=1)] | list[Annotated[int, Field(gt=0)]]
+    modules: Annotated[int, Field(gt=1)]
+    module: Annotated[int, Field(ge=0)]
+    meta_layers: Annotated[int, Field(gt=0)] = 1
+    start: Literal["random", "clone"] = "random"
+    costs: list[Annotated[float, Field(ge=0)]] | None = None
+    cache_prefix: bool = False
+
+    @model_validator(mode="after")
+    def _division_exists(self) -> IncubateSpec:
+        try:
+            self.division.check(self.module)
+        except MeristemError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @property
+    def division(self) -> Division:
+        from meristem.incubation import divide
+
+        return divide(self.num_hidden_layers, self.modules, costs=self.costs, meta_layers=self.meta_layers)
+
+
+class OnSpec(Strict):
+    """What numbers are tuned on: seeds that no result uses, and perhaps a shorter budget. The data are the split `tune`."""
+
+    seeds: Annotated[list[int], Field(min_length=1)] = [100, 101]
+    tokens: Count | None = None
+    examples: Count | None = None
+
+
+class TuneSpec(BaseModel):
+    """A grid for each number to choose, by its key ("learning_rate", "subnetwork.full_model"), and what it is tried on (see `recipes.tune`)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+    on: OnSpec = OnSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _yaml_reads_on_as_true(cls, value: Any) -> Any:
+        """YAML 1.1 takes a bare `on` for a truth value."""
+        return {("on" if key is True else key): own for key, own in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _grids(self) -> TuneSpec:
+        if not self.grids:
+            raise ValueError("tune wants a list of numbers for a key, for example learning_rate: [1e-3, 2e-3, 4e-3]")
+        for key, values in self.grids.items():
+            numbers = isinstance(values, list) and all(_is_number(value) for value in values)
+            if not numbers or len(values) < 2 or sorted(set(map(float, values))) != [float(v) for v in values]:
+                raise ValueError(f"tune: {key} wants at least two rising numbers, got {values!r}")
+        return self
+
+    @property
+    def grids(self) -> dict[str, list[float]]:
+        """The numbers to try, rising, by key."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+class TrainSpec(Strict):
+    """Train a new model, or the one of another node, on `tokens` tokens or so many `examples` with transformers' Trainer.
+
+    `schedule` of the learning rate: cosine, linear, constant_with_warmup, or wsd: warm-up, a stable phase, and a decay over the last share
+    `decay` of the run in the form `decay_shape` (Hu et al. 2024, arXiv:2404.06395; 1-sqrt: Haegele et al. 2024, arXiv:2405.18392). `tune`
+    chooses numbers first. `evaluations` spread over the run; `checkpoint_every` so many tokens (or examples, as the budget is given) the run
+    can be resumed from, by default at every evaluation; `keep_every` so many it leaves model and optimizer for decays to branch off.
+
+    `scale_learning_rate` steps each weight in proportion to the scale that a growth gave it (see
+    `growth.optimizer.amplitudes`); `learning_rates` are factors on the rate of the parameters whose names a regular expression matches,
+    the first that does. `subnetwork` trains a part of the network at each step, `majority` several kernels in each layer.
+    `incubate` trains one module of a larger network inside the meta network that `from` names. `seed` makes networks of one kind start
+    differently. `trainer` reaches every further TrainingArguments field (bf16, gradient_accumulation_steps, report_to, ...).
+    """
+
+    model: dict[str, Any] | None = None
+    from_: str | None = Field(default=None, alias="from")
+    tokens: Count | None = None
+    examples: Count | None = None
+    learning_rate: Positive | None = None
+    batch_size: Annotated[int, Field(gt=0)] = 16
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    schedule: Literal["cosine", "linear", "constant_with_warmup", "wsd"] = "cosine"
+    decay: Annotated[float, Field(ge=0, le=1)] | None = None
+    decay_shape: DecayShape | None = None
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    evaluations: Annotated[int, Field(gt=0)] = 20
+    checkpoint_every: Count | None = None
+    keep_every: Count | None = None
+    scale_learning_rate: bool = False
+    learning_rates: dict[str, Positive] = Field(default_factory=dict)
+    seed: int = 0
+    tune: TuneSpec | None = None
+    subnetwork: SubnetworkSpec | None = None
+    majority: MajoritySpec | None = None
+    incubate: IncubateSpec | None = None
+    trainer: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TrainSpec:
+        if (self.model is None) == (self.from_ is None):
+            raise ValueError("give either `model` (a config to start from random numbers) or `from` (another node)")
+        if self.incubate and self.from_ is None:
+            raise ValueError("incubate wants `from`: the node of the meta network")
+        if (self.tokens is None) == (self.examples is None):
+            raise ValueError("give either `tokens` or `examples` (sequences, images): how much to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _rates(self) -> TrainSpec:
+        grids = self.tune.grids if self.tune else {}
+        if (self.learning_rate is None) != ("learning_rate" in grids):
+            raise ValueError(
+                "give either `learning_rate` or a grid for it: `tune: {learning_rate: [1e-3, 2e-3, 4e-3]}`"
+            )
+        if self.schedule != "wsd" and (self.decay is not None or self.decay_shape is not None):
+            raise ValueError("decay and decay_shape go with `schedule: wsd`")
+        if self.schedule == "wsd" and self.warmup + self.decay_share > 1:
+            raise ValueError(f"warmup {self.warmup} and decay {self.decay_share} are more than the whole run")
+        first = {key: values[0] for key, values in grids.items()}
+        for key, values in grids.items():
+            for value in values:
+                self.with_numbers({**first, key: value})
+        return self
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> TrainSpec:
+        try:
+            check_keys(self.trainer)
+        except MeristemError as error:
+            raise ValueError(str(error)) from error
+        self.check_conflicts(set())
+        if self.majority and self.subnetwork and (self.subnetwork.__pydantic_extra__ or {}).get("widths"):
+            raise ValueError("majority and subnetwork do not go together with `widths`: kernels are not sliced")
+        return self
+
+    def check_conflicts(self, more: set[str]) -> None:
+        """Raises ValueError for methods that do not go together, with `more` features of the node that the spec does not see."""
+        present = features(self.trainer) | more
+        present |= {
+            name for name in ("scale_learning_rate", "subnetwork", "majority", "incubate") if getattr(self, name)
+        }
+        present |= {"cache_prefix"} if self.incubate and self.incubate.cache_prefix else set()
+        for one in sorted(present):
+            for other, why in CONFLICTS.get(one, {}).items():
+                if other in present:
+                    raise ValueError(f"{one} and {other} do not go together: {why}")
+
+    def with_numbers(self, numbers: Mapping[str, float], budget: Mapping[str, int | None] | None = None) -> TrainSpec:
+        """The same with other numbers (and another budget), nothing to tune, and checked. Raises ValueError for a key that is no number
+        here."""
+        content = self.model_dump(by_alias=True, exclude_none=True)
+        content.pop("tune", None)
+        content |= budget or {}
+        for key, value in numbers.items():
+            *path, last = key.split(".")
+            place: Any = content
+            for part in path:
+                place = place.get(part) if isinstance(place, dict) else None
+            known = set(TrainSpec.model_fields) - _NOT_TUNED if not path else set(place or {})
+            if place is None or last not in known or not (path or _takes_numbers(last)):
+                raise ValueError(f"tune: {key} is no number of this node; {nearest(key, _NUMBERS)}")
+            place[last] = int(value) if last in _WHOLE else value
+        return TrainSpec.model_validate(content)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, which has been chosen by now."""
+        assert self.learning_rate is not None
+        return self.learning_rate
+
+    @property
+    def decay_share(self) -> float:
+        """The share of the run over which the learning rate falls at its end, of the schedule wsd."""
+        return 0.2 if self.decay is None else self.decay
+
+    @property
+    def is_sharded_from_first(self) -> bool:
+        """Whether FSDP hands out the weights of the first process; methods that look at weights want them everywhere."""
+        return bool(self.trainer.get("fsdp")) and not self.modifiers()
+
+    @property
+    def is_stable(self) -> bool:
+        """Whether the learning rate stays where it is at the end, so that a decay can branch off."""
+        return self.schedule == "constant_with_warmup" or (self.schedule == "wsd" and self.decay == 0)
+
+    def steps(self, tokens_per_example: int) -> int:
+        """Optimizer steps."""
+        return self.step_at(self.examples or self.tokens or 0, tokens_per_example)
+
+    def step_at(self, amount: int, tokens_per_example: int) -> int:
+        """The optimizer step after so many tokens or examples, as the budget is given."""
+        return max(1, round((amount if self.examples else amount / tokens_per_example) / self.batch_size))
+
+    def modifiers(self) -> list[Modifier]:
+        """The training-time methods, in the order in which they make the network that is trained."""
+        from meristem.recipes.modifiers.incubation import Incubate
+        from meristem.recipes.modifiers.majority import Majority
+        from meristem.recipes.modifiers.subnetwork import Subnetwork
+
+        fresh = self.model is not None or bool(self.incubate and self.incubate.start == "random")
+        found = [
+            Incubate(self.incubate) if self.incubate else None,
+            Subnetwork(self.subnetwork) if self.subnetwork else None,
+            Majority(self.majority, fresh) if self.majority else None,
+        ]
+        return [modifier for modifier in found if modifier]
+
+
+_WHOLE = {"batch_size", "evaluations"}
+_NUMBERS = ("learning_rate", "weight_decay", "warmup", "decay", "batch_size")
+_NOT_TUNED = {"seed", "evaluations", "checkpoint_every", "keep_every", "tokens", "examples"}
+
+# What does not go together, and why; the first in the order of the alphabet names the second.
+CONFLICTS: dict[str, dict[str, str]] = {
+    "cache_prefix": {
+        "checkpointing": "what is computed again would run the prefix after all; its blocks have no gradients to save memory for",
+        "compile": "a compiled network would run the prefix that the cache leaves out",
+        "fsdp": "each process remembers its own examples, and meets others in the next round",
+        "majority": "the cache remembers examples for one network, kernels make another in each step",
+        "processes": "each process remembers its own examples, and meets others in the next round",
+        "subnetwork": "the cache remembers what all blocks in front of the module give out",
+    },
+    "carry": {
+        "incubate": "the module is another network than the one whose moments are carried; use optimizer: reset",
+        "majority": "the moments of one kernel are none of several; use optimizer: reset",
+    },
+    "compile": {
+        "subnetwork": "a compiled network has its blocks built in; compile the blocks instead (`block.compile()`)"
+    },
+    "incubate": {
+        "scale_learning_rate": "the module has no scales of a growth",
+        "subnetwork": "a step that leaves out the module's blocks trains nothing, since all others are frozen",
+    },
+    "majority": {"scale_learning_rate": "kernels begin anew, at the layer's own scale"},
+}
+
+
+def _takes_numbers(field: str) -> bool:
+    return field in _NUMBERS
+
+
+class DecaySpec(Strict):
+    """The end of a run with a stable learning rate, branched off `at` so many tokens (or examples, as the run's budget is given): its
+    learning rate falls to zero over further `tokens` or `examples` in the form `shape`. All else is the run's."""
+
+    from_: str = Field(alias="from")
+    at: Count
+    tokens: Count | None = None
+    examples: Count | None = None
+    shape: DecayShape = "1-sqrt"
+    evaluations: Annotated[int, Field(gt=0)] = 5
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> DecaySpec:
+        if (self.tokens is None) == (self.examples is None):
+            raise ValueError("give either `tokens` or `examples`: how much to decay over")
+        return self
+
+    def check(self, run: TrainSpec) -> None:
+        """Raises ValueError if it cannot branch off this run."""
+        if not run.is_stable:
+            raise ValueError(
+                f"decays {self.from_!r}, whose learning rate ends elsewhere (schedule: {run.schedule}); a decay branches off "
+                "`schedule: {wsd, decay: 0}` or constant_with_warmup"
+            )
+        given, budget = ("examples", run.examples) if run.examples else ("tokens", run.tokens)
+        assert budget is not None
+        if (self.examples is None) != (run.examples is None):
+            raise ValueError(f"decays {self.from_!r}, whose budget is in {given}; give {given} here too")
+        if not run.warmup * budget <= self.at <= budget:
+            raise ValueError(
+                f"branches off at {self.at:,} {given}; {self.from_!r} is stable from {run.warmup * budget:,.0f} to {budget:,}"
+            )
+        if run.majority or run.incubate:
+            raise ValueError(
+                f"decays {self.from_!r}, which trains {'kernels' if run.majority else 'a module'}: that ends with its own run"
+            )
+
+    def as_train(self, run: TrainSpec) -> TrainSpec:
+        """The training that this is, on the run's model."""
+        content = run.model_dump(by_alias=True, exclude_none=True)
+        for key in ("model", "subnetwork", "keep_every", "tune", "tokens", "examples"):
+            content.pop(key, None)
+        budget = {"examples": self.examples} if self.examples else {"tokens": self.tokens}
+        own = {
+            "schedule": "wsd",
+            "warmup": 0.0,
+            "decay": 1.0,
+            "decay_shape": self.shape,
+            "evaluations": self.evaluations,
+        }
+        return TrainSpec.model_validate({**content, **own, **budget, "from": self.from_})

@@ -1,0 +1,162 @@
+"""Tokens on disk: read as they lie, in no memory of their own; text is tokenised once."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import meristem as ms
+from meristem.data import corpus as corpus_file
+from meristem.data import open_corpus, token_cache
+from meristem.data.order import Order
+
+TOKENS = np.arange(2000) % 300
+
+
+def write(folder, name="train.bin", tokens=TOKENS, dtype="uint16", header=0, said=None):
+    folder.mkdir(exist_ok=True)
+    file = folder / name
+    if file.suffix == ".npy":
+        np.save(file, tokens.astype(dtype))
+    else:
+        file.write_bytes(b"\1" * header + tokens.astype(dtype).tobytes())
+    (folder / "meta.json").write_text(json.dumps({"vocab_size": 300, **(said or {})}))
+    return file
+
+
+@pytest.mark.parametrize("name, dtype, header, said", [
+    ("a.bin", "uint16", 0, {}), ("a.bin", "uint32", 0, {"dtype": "uint32"}), ("a.bin", "uint16", 1024, {"offset": 1024}),
+    ("a.npy", "uint32", 0, {}), ("a.npy", "uint16", 0, {}),
+])  # fmt: skip
+def test_formats_are_alike(tmp_path, name, dtype, header, said):
+    found = open_corpus(str(write(tmp_path, name, TOKENS, dtype, header, said)))
+    parts = found.train, found.tune, found.eval
+    assert [len(part) for part in parts] == [1800, 100, 100]
+    assert np.concatenate(parts).tolist() == TOKENS.tolist()
+    assert all(isinstance(part, np.memmap) for part in parts)
+    assert found.vocab_size == 300
+
+
+def test_a_folder_holds_its_own_splits(tmp_path):
+    write(tmp_path / "set", "train.bin")
+    write(tmp_path / "set", "val.bin", TOKENS[:70])
+    found = open_corpus(str(tmp_path / "set"))
+    assert (len(found.train), len(found.tune), len(found.eval)) == (1900, 100, 70)
+    before = found.fingerprint
+    write(tmp_path / "set", "val.bin", TOKENS[1:71])
+    assert open_corpus(str(tmp_path / "set")).fingerprint != before
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"name": "a.bin", "tokens": TOKENS[:3].astype("uint8"), "dtype": "uint8"}, "no whole uint16 tokens"),
+    ({"name": "a.npy", "tokens": TOKENS.reshape(2, -1)}, "wanted a 1-D array"),
+    ({"name": "a.npy", "dtype": "float32"}, "wanted a 1-D array of uint16"),
+    ({"said": {"vocab_size": "many"}}, "names no vocab_size"),
+])  # fmt: skip
+def test_files_that_are_no_tokens(tmp_path, change, words):
+    with pytest.raises(ms.MeristemError, match=words):
+        open_corpus(str(write(tmp_path, **change)))
+
+
+def test_what_lies_beside_is_asked_for(tmp_path):
+    file = write(tmp_path)
+    (tmp_path / "meta.json").unlink()
+    with pytest.raises(ms.MeristemError, match=r"wants train\.json \(or meta\.json\) beside it"):
+        open_corpus(str(file))
+
+
+def test_two_gigabytes_cost_no_memory(tmp_path):
+    """A sparse file of 2 GB: opened, and a thousand sequences read from all over it."""
+    file = write(tmp_path, "big.bin", TOKENS[:1])
+    with file.open("r+b") as content:
+        content.truncate(2 * 10**9)
+    code = (
+        "import resource, sys; from meristem.data import open_corpus, Sequences\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "found = open_corpus(sys.argv[1]); part = Sequences(found.train, 256, 1000)\n"
+        "assert sum(int(part[i]['input_ids'].sum()) for i in range(1000)) == 0\n"
+        "print(len(found.train), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)
+    tokens, kilobytes = map(int, done.stdout.split())
+    assert tokens == 900_000_000
+    assert kilobytes < 100_000
+    assert resource.getpagesize() <= 1 << 16
+
+
+def test_text_is_tokenised_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("MERISTEM_CACHE", str(tmp_path / "cache"))
+    counted, original = [], token_cache._tokenised
+    monkeypatch.setattr(token_cache, "_tokenised", lambda *a: counted.append(1) or original(*a))
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(100):
+        (folder / f"{number}.txt").write_text(f"document {number} " * 20)
+    first, second = open_corpus(str(folder)), open_corpus(str(folder))
+    assert len(counted) == 1
+    assert first.fingerprint == second.fingerprint
+    assert (first.documents, first.bytes) == (100, sum(f.stat().st_size for f in folder.iterdir()))
+    assert np.array_equal(first.train, second.train)
+    (folder / "0.txt").write_text("changed")
+    assert open_corpus(str(folder)).fingerprint != first.fingerprint
+    assert len(counted) == 2
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_text(file.read_text())
+    assert open_corpus(str(copy)).fingerprint == open_corpus(str(folder)).fingerprint  # named by content
+    assert not list((tmp_path / "cache" / "tokens").glob(".*"))
+
+
+def test_a_tokenising_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("MERISTEM_CACHE", str(tmp_path / "cache"))
+
+    def texts():
+        yield "one text"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(corpus_file, "_documents", lambda *_: ("a key", texts()))
+    with pytest.raises(KeyboardInterrupt):
+        open_corpus("anything")
+    assert {path.suffix for path in (tmp_path / "cache" / "tokens").iterdir()} <= {".lock"}
+
+
+@pytest.mark.parametrize("examples", [1, 2, 3, 5, 17, 100, 1000, 4097])
+def test_an_order_is_a_permutation_in_every_round(examples):
+    order = Order(examples, seed=3)
+    rounds = [[order.at(turn * examples + place) for place in range(examples)] for turn in range(3)]
+    assert all(sorted(one) == list(range(examples)) for one in rounds)
+    if examples > 10:
+        assert rounds[0] != rounds[1]
+        assert rounds[0] != [Order(examples, seed=4).at(place) for place in range(examples)]
+    assert [Order(examples, 3, offset=1).at(place) for place in range(examples)] == [
+        order.at(p + 1) for p in range(examples)
+    ]
+
+
+def test_all_orders_are_about_as_likely():
+    found = {}
+    for seed in range(2400):
+        one = tuple(Order(4, seed).at(place) for place in range(4))
+        found[one] = found.get(one, 0) + 1
+    assert len(found) == 24
+    assert all(50 < count < 160 for count in found.values())  # 100 expected, deviation 10
+
+
+def test_a_recipes_data_are_described(tmp_path):
+    from meristem.recipes.data_specs import ImageSpec, TextSpec
+    from meristem.recipes.describe import describe_data
+
+    (tmp_path / "text.txt").write_text("é and more. " * 500)
+    found = describe_data(TextSpec(source=str(tmp_path / "text.txt"), sequence_length=10))
+    assert found["documents"] == "1"
+    assert found["bytes of text"] == "6,500"
+    assert found["bytes per token"] == "1.000"
+    assert found["train, tokens"] == "5,850 (585 sequences)"
+    assert found["tune, tokens"] == found["eval, tokens"] == "325 (32 sequences)"
+    assert describe_data(ImageSpec(task="image-classification"))["tune, examples"] == "143"

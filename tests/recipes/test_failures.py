@@ -1,0 +1,120 @@
+"""Runs that cannot be trusted end with a sentence: reserved keys, losses that are no numbers, refused nodes."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Future
+
+import pytest
+from small import TRAIN, corpus
+from transformers import TrainerCallback, TrainingArguments
+
+import meristem as ms
+from meristem.recipes import run
+from meristem.recipes.executors import Executor
+from meristem.recipes.guards import diverged
+from meristem.recipes.node import NodeResult
+from meristem.recipes.perform import perform
+from meristem.recipes.schema import parse_recipe
+from meristem.recipes.trainer_keys import RESERVED
+
+
+def recipe(tmp_path, **train):
+    return parse_recipe({"data": corpus(tmp_path), "nodes": {"small": {"train": {**TRAIN, **train}}}})
+
+
+@pytest.mark.parametrize("key, value, use", [
+    ("eval_strategy", "no", "evaluations"), ("eval_on_start", False, "evaluations"), ("max_steps", 3, "tokens"),
+    ("per_device_train_batch_size", 2, "batch_size"), ("learning_rate", 1.0, "learning_rate"), ("seed", 3, "seeds"),
+    ("save_steps", 1, "checkpoint_every"), ("load_best_model_at_end", True, "ends with"), ("lr_scheduler_type", "linear", "schedule"),
+])  # fmt: skip
+def test_reserved_keys_name_the_one_to_use(tmp_path, key, value, use):
+    with pytest.raises(ms.MeristemError, match=f"{key} is not yours to set; .*{use}"):
+        recipe(tmp_path, trainer={key: value})
+
+
+def test_what_is_reserved_exists():
+    """But for keys of earlier versions, which people remember."""
+    assert set(RESERVED) - set(TrainingArguments.__dataclass_fields__) <= {"warmup_ratio", "group_by_length"}
+
+
+def test_an_unknown_key_is_refused_when_the_recipe_is_read(tmp_path):
+    with pytest.raises(ms.MeristemError, match="did you mean 'gradient_accumulation_steps'"):
+        recipe(tmp_path, trainer={"gradient_acumulation_steps": 2})
+
+
+@pytest.mark.parametrize("evaluations, what", [(60, "evaluation"), (2, "training")])
+def test_a_diverged_node_fails_and_says_where(tmp_path, evaluations, what):
+    """Not a result: the next command meets the same step again, from the last good checkpoint."""
+    wild = recipe(
+        tmp_path,
+        tokens=128 * 60,
+        learning_rate=1e18,
+        evaluations=evaluations,
+        warmup=0.5,
+        trainer={"max_grad_norm": 0, "optim": "sgd"},
+    )
+    for _ in range(2):
+        with pytest.raises(
+            ms.MeristemError,
+            match=rf"small \(seed 0\) diverged: its {what} loss is no finite number at step [23]; .*checkpoint",
+        ) as error:
+            run(wild, tmp_path / "out")
+    (directory,) = (tmp_path / "out").glob("small-*")
+    assert diverged(directory)
+    assert not (directory / "node.json").exists()
+    step = json.loads((directory / "diverged.json").read_text())["step"]
+    assert f"at step {step};" in str(error.value)
+    for checkpoint in directory.glob("trainer/checkpoint-*"):
+        assert int(checkpoint.name.split("-")[1]) < step
+
+
+def test_nothing_is_deleted_before_the_result_is_written(tmp_path, monkeypatch):
+    class Full(Exception):
+        pass
+
+    def full(*_):
+        raise Full
+
+    small = recipe(tmp_path)
+    monkeypatch.setattr(NodeResult, "save", full)
+    with pytest.raises(Full):
+        run(small, tmp_path / "out")
+    (directory,) = (tmp_path / "out").glob("small-*")
+    assert (directory / "trainer" / "checkpoint-10" / "trainer_state.json").exists()
+    monkeypatch.undo()
+    steps = []
+
+    class Count(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            steps.append(state.global_step)
+
+    done = run(small, tmp_path / "out", callbacks=[Count()])[0]["small"]
+    assert steps == []
+    assert [point["step"] for point in done.curve] == [0, 5, 10]
+    assert not (directory / "trainer").exists()
+
+
+class Refusing(Executor):
+    """Runs nodes here, and refuses those that want a GPU."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def submit(self, job):
+        if job.node.resources.gpus:
+            raise ms.MeristemError(f"{job.label} wants a GPU; the whole cluster has 0")
+        future = Future()
+        perform(job.directory)
+        future.set_result(None)
+        return future
+
+
+def test_a_node_that_an_executor_refuses_fails_alone(tmp_path):
+    nodes = {"greedy": {"train": TRAIN, "resources": {"gpus": 1}}, "modest": {"train": {**TRAIN, "seed": 1}}}
+    with pytest.raises(ms.MeristemError, match=r"1 of 2 nodes did not finish\ngreedy-s0-.*wants a GPU"):
+        run(parse_recipe({"data": corpus(tmp_path), "nodes": nodes}), tmp_path / "out", executor=Refusing())
+    assert list((tmp_path / "out").glob("modest-*/node.json"))
