@@ -12,8 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 import meristem as ms
 from meristem.checkpoints import open_model
-from meristem.checkpoints.trainer_state import grow_trainer_state
-from meristem.growth import Growth
+from meristem.checkpoints.trainer_state import read_trainer_state
 
 TOKENS = torch.randint(3, 67, (64, 12), generator=torch.Generator().manual_seed(0))
 DATA = [{"input_ids": row, "labels": row} for row in TOKENS]
@@ -54,8 +53,31 @@ def test_a_run_grown_in_the_middle(family, tmp_path):
 def test_groups_of_another_shape_are_refused(tmp_path):
     small = pico.build("llama")
     torch.save({"state": {}, "param_groups": [{"params": [0, 1]}]}, tmp_path / "optimizer.pt")
-    growth = Growth.of(small, ms.HyperCloning(width=2))
     with pytest.raises(
         ms.MeristemError, match=r"parameter groups of \[2\] tensors; a Trainer of this model makes groups"
     ):
-        grow_trainer_state(tmp_path, small, growth, tmp_path)
+        read_trainer_state(tmp_path, small)
+
+
+@pytest.mark.parametrize("entries, message", [
+    ({"state1": 1, "qmap1": 1}, "keeps its state in 8 bits"),
+    ({"z": 1, "exp_avg_sq": 1}, "schedule-free optimizer keeps a second set of weights"),
+    ({"prev": 1, "step": 0}, "optimizer state 'prev' cannot be grown"),
+])  # fmt: skip
+def test_an_optimizer_that_cannot_grow_is_refused_before_anything_is_written(entries, message, tmp_path):
+    """As `meristem grow RUN/checkpoint-N OUT` meets it: one sentence, exit code 2, and no OUT."""
+    from command_line import meristem
+
+    small = pico.build("llama")
+    small.save_pretrained(tmp_path / "checkpoint-1")
+    (tmp_path / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    names = [name for name, _ in small.named_parameters()]
+    decayed = [n for n, name in enumerate(names) if "norm" not in name]
+    groups = [{"params": list(range(len(decayed)))}, {"params": list(range(len(decayed), len(names)))}]
+    state = {number: {key: torch.zeros(2) for key in entries} for number in range(len(names))}
+    torch.save({"state": state, "param_groups": groups}, tmp_path / "checkpoint-1" / "optimizer.pt")
+    done = meristem("grow", str(tmp_path / "checkpoint-1"), str(tmp_path / "out"), "--width", "2")
+    assert done.returncode == 2
+    assert message in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -43,7 +43,8 @@ def test_the_cost_of_other_networks_than_language_models(family):
     """Twice as many layers take about twice the FLOPs; a forward pass counts three times where nothing says what the loss is."""
     small = pico.build(family)
     deep = pico.build(family, num_hidden_layers=4) if family != "gpt2" else pico.build(family, n_layer=4)
-    costs = [network_cost(model.to("meta"), planning_inputs(model, 256)) for model in (small, deep)]
+    inputs = planning_inputs(small, 256)
+    costs = [network_cost(model.to("meta"), inputs) for model in (small, deep)]
     head = 6 * 32 * 67 if family in ("llama", "gpt2") else 0  # FLOPs of a token in the layer that both have
     ratio = (costs[1].flops_per_token - head) / (costs[0].flops_per_token - head)
     assert 1.5 < ratio < 2.1

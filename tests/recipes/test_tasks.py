@@ -149,5 +149,5 @@ def test_an_encoder_decoder_learns_by_ul2s_denoisers(tmp_path):
     assert done.metrics["eval_loss"] < done.curve[0]["eval_loss"]
     assert done.flops > 0
     data["sequence_length"] = 1024
-    with pytest.raises(ms.MeristemError, match="ul2 wants 174 for sequences of 1024 tokens"):
+    with pytest.raises(ms.MeristemError, match="ul2 on sequences of 1024 tokens wants 174"):
         open_task(parse_recipe({"data": data, "nodes": {"small": {"train": train}}}).data)

@@ -73,11 +73,6 @@ def test_a_tuned_node_runs_with_what_was_chosen_and_never_reads_eval_before(tmp_
     monkeypatch.setattr(
         CausalLanguage, "evaluation_set", lambda self, split="eval": asked.append(split) or original(self, split)
     )
-    monkeypatch.setattr(
-        CausalLanguage,
-        "example",
-        lambda self, of=CausalLanguage.training_set: {n: t[None] for n, t in of(self, 1, 0, 0)[0].items()},
-    )
     nodes = {
         "small": {"train": {**TRAIN, "tokens": 640}},
         "grown": {"grow": {"from": "small", "method": "hypercloning", "width": 2}},

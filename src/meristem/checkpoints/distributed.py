@@ -34,6 +34,7 @@ from meristem.errors import MeristemError, first_line
 from meristem.growth import Growth
 from meristem.growth.build import build
 from meristem.growth.optimizer import dtypes_of, grow_state
+from meristem.growth.optimizer_families import stored_family
 
 
 def is_distributed(source: Path) -> bool:
@@ -163,8 +164,9 @@ def _grown_content(growth: Growth, networks: Networks) -> tuple[dict[Keys, Any],
     reader, grown = networks.reader, _grown(growth, networks)
     old_names = set(growth.plans[0].source.tensors)
     state: Mapping[str, Mapping[str, Tensor]] = _optimizer_state(reader, old_names)
+    family = stored_family(state)
     for plan in growth.plans:
-        state = grow_state(plan, state)
+        state = grow_state(plan, state, family)
     shapes = {name: tensor.shape for name, tensor in growth.model.state_dict().items()}
     tensor_heirs = _heirs(growth, shapes)
     parameter_heirs = _heirs(growth, [name for name, _ in growth.model.named_parameters()], own=True)
@@ -195,7 +197,7 @@ def _grown_content(growth: Growth, networks: Networks) -> tuple[dict[Keys, Any],
                 if reader.is_bytes(key):
                     put(place, io.BytesIO(), lambda k=key: reader.raw(k))
                 else:
-                    shape = () if path[-1] == "step" else shapes[name]
+                    shape = family.shape_of(path[-1], shapes[name])
                     like = torch.empty(shape, dtype=dtypes_of(state[name])[path[-1]], device="meta")
                     put(place, like, lambda n=name, entry=path[-1]: state[n][entry])
     return content, makers

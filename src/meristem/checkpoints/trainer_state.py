@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from meristem.checkpoints.shards import check_space
 from meristem.errors import MeristemError
 from meristem.growth import Growth
 from meristem.growth.optimizer import State, dtypes_of, grow_state
+from meristem.growth.optimizer_families import Family, stored_family
 
 KEPT = ("scheduler.pt", "rng_state*.pth", "trainer_state.json", "training_args.bin", "scaler.pt")
 
@@ -48,22 +50,31 @@ def is_trainer_checkpoint(source: Path, drop: Sequence[str] = ()) -> bool:
     return (source / "optimizer.pt").is_file() and not any(fnmatch("optimizer.pt", pattern) for pattern in drop)
 
 
-def grow_trainer_state(source: Path, small: nn.Module, growth: Growth, out: Path) -> None:
-    """Write optimizer.pt for the grown model into `out`, and copy the files that growth does not touch.
+@dataclass(frozen=True)
+class TrainerState:
+    """What a Trainer has stored beside the weights: the optimizer's state by parameter name, its groups, and its directory."""
+
+    directory: Path
+    state: State
+    groups: list[dict[str, Any]]
+    family: Family
+
+
+def read_trainer_state(directory: Path, small: nn.Module) -> TrainerState:
+    """The state of a checkpoint whose model is `small`, to be read before anything is grown or written.
 
     Args:
-        source: the Trainer's checkpoint directory; its optimizer.pt is read with `weights_only=True`, which runs no code.
-        small: the model of that checkpoint.
+        directory: the Trainer's; its optimizer.pt is read with `weights_only=True`, which runs no code.
 
     Raises:
         MeristemError: if the optimizer's groups are not the two that the Trainer makes, or its state cannot grow.
     """
-    saved = torch.load(source / "optimizer.pt", weights_only=True, map_location="cpu", mmap=True)
+    saved = torch.load(directory / "optimizer.pt", weights_only=True, map_location="cpu", mmap=True)
     names = _grouped_names(small)
     counts = [len(group["params"]) for group in saved["param_groups"]]
     if counts != [len(group) for group in names]:
         raise MeristemError(
-            f"{source / 'optimizer.pt'} holds parameter groups of {counts} tensors; a Trainer of this model makes groups of "
+            f"{directory / 'optimizer.pt'} holds parameter groups of {counts} tensors; a Trainer of this model makes groups of "
             f"{[len(group) for group in names]}. Grow the weights alone, from a copy without optimizer.pt"
         )
     state: dict[str, Mapping[str, Tensor]] = {}
@@ -71,11 +82,17 @@ def grow_trainer_state(source: Path, small: nn.Module, growth: Growth, out: Path
         for number, name in zip(group["params"], group_names, strict=True):
             if number in saved["state"]:
                 state[name] = {key: torch.as_tensor(value) for key, value in saved["state"][number].items()}
+    return TrainerState(directory, state, saved["param_groups"], stored_family(state))
+
+
+def grow_trainer_state(saved: TrainerState, growth: Growth, out: Path) -> None:
+    """Write optimizer.pt for the grown model into `out`, and copy the files that growth does not touch."""
+    state = saved.state
     for plan in growth.plans:
-        state = dict(grow_state(plan, state))
-    _write_optimizer(out / "optimizer.pt", state, saved["param_groups"], growth.model)
+        state = dict(grow_state(plan, state, saved.family))
+    _write_optimizer(out / "optimizer.pt", state, saved.groups, growth.model, saved.family)
     for pattern in KEPT:
-        for file in source.glob(pattern):
+        for file in saved.directory.glob(pattern):
             shutil.copyfile(file, out / file.name)
 
 
@@ -88,7 +105,7 @@ def _grouped_names(model: nn.Module) -> list[list[str]]:
     return [[n for n in names if n in decaying], [n for n in names if n not in decaying]]
 
 
-def _write_optimizer(file: Path, state: State, groups: list[dict[str, Any]], model: nn.Module) -> None:
+def _write_optimizer(file: Path, state: State, groups: list[dict[str, Any]], model: nn.Module, family: Family) -> None:
     """What torch.save would write of the whole, laid out with tensors that have no memory, then filled one by one."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -98,7 +115,7 @@ def _write_optimizer(file: Path, state: State, groups: list[dict[str, Any]], mod
     with FakeTensorMode():
         entries = {
             numbers[name]: {
-                key: torch.empty(() if key == "step" else shapes[name], dtype=dtype)
+                key: torch.empty(family.shape_of(key, shapes[name]), dtype=dtype)
                 for key, dtype in dtypes_of(parts).items()
             }
             for name, parts in state.items()

@@ -103,7 +103,7 @@ def grow(
     from meristem.checkpoints.distributed import is_distributed, open_distributed, write_distributed
     from meristem.checkpoints.record import growth_record
     from meristem.checkpoints.source import find_source
-    from meristem.checkpoints.trainer_state import grow_trainer_state, is_trainer_checkpoint
+    from meristem.checkpoints.trainer_state import grow_trainer_state, is_trainer_checkpoint, read_trainer_state
     from meristem.cli.inputs import read_inputs
     from meristem.growth import Growth
 
@@ -114,6 +114,7 @@ def grow(
         found = find_source(source, trust)
         sharded, resumable = is_distributed(found.path), is_trainer_checkpoint(found.path, drop)
         small, reader = open_distributed(found, trust, drop) if sharded else (open_streamed(found, trust, drop), None)
+        saved = read_trainer_state(found.path, small) if resumable else None
         aimed = _like(small, method, options, target) if target[0] else None
         chosen = aimed.method if aimed else chosen
         growth = Growth.of(small, chosen, verify=prove and not dry_run, inputs=given)
@@ -122,9 +123,7 @@ def grow(
     if dry_run:
         _print_files(growth.model, max_shard_size)
         return
-    more = None
-    if resumable:
-        more = functools.partial(grow_trainer_state, found.path, small, growth)
+    more = functools.partial(grow_trainer_state, saved, growth) if saved is not None else None
     with ThreadPoolExecutor(1) as beside:  # the source is hashed while it is read anyway
         record = beside.submit(growth_record, growth, found, drop)
         if reader is not None:

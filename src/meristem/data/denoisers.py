@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from meristem.data.corruption import corrupted, span_numbers
-from meristem.data.encoding import IGNORED
+from meristem.data.encoding import IGNORED, padded
 from meristem.data.order import Ordered
 from meristem.data.sequences import Sequences
 
@@ -72,13 +72,7 @@ class Denoisers(Ordered):
             inputs, target = corrupted(tokens, noise, spans, self.sentinels, self.end_token, draw)
         inputs = np.concatenate([[self.sentinels[-len(KINDS) :][KINDS.index(denoiser.kind)]], inputs])
         return {
-            "input_ids": _padded(inputs, self.lengths[0], self.pad_token),
-            "attention_mask": _padded(np.ones_like(inputs), self.lengths[0], 0),
-            "labels": _padded(target, self.lengths[1], IGNORED),
+            "input_ids": padded(inputs, self.lengths[0], self.pad_token),
+            "attention_mask": padded(np.ones_like(inputs), self.lengths[0], 0),
+            "labels": padded(target, self.lengths[1], IGNORED),
         }
-
-
-def _padded(tokens: np.ndarray, length: int, filling: int) -> torch.Tensor:
-    padded = torch.full((length,), filling, dtype=torch.long)
-    padded[: len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
-    return padded

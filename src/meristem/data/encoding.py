@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from meristem.errors import MeristemError, first_line
 
@@ -62,6 +63,13 @@ def open_encoding(tokenizer: str) -> Encoding:
 
     special = loaded.pad_token_id or 0, loaded.mask_token_id, spans, end
     return Encoding(encode, encode_all, len(loaded), separator, *special, _fingerprint(loaded))
+
+
+def padded(tokens: np.ndarray, length: int, filling: int) -> torch.Tensor:
+    """Tokens (length,), int64, with `filling` behind them."""
+    whole = torch.full((length,), filling, dtype=torch.long)
+    whole[: len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
+    return whole
 
 
 def _fingerprint(tokenizer: Any) -> str:

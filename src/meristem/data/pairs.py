@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from meristem.data.encoding import IGNORED, Encoding, open_encoding
+from meristem.data.encoding import IGNORED, Encoding, open_encoding, padded
 from meristem.data.hub import HELD_OUT, load_data_set, split_of
 from meristem.data.order import Order, Ordered, splits
 from meristem.errors import MeristemError
@@ -100,16 +100,10 @@ class PaddedPairs(Ordered):
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         text, target = self.pairs[self.order.at(position)]
         return {
-            "input_ids": _padded(text, self.lengths[0], self.pad_token),
-            "attention_mask": _padded(np.ones_like(text), self.lengths[0], 0),
-            "labels": _padded(target, self.lengths[1], IGNORED),
+            "input_ids": padded(text, self.lengths[0], self.pad_token),
+            "attention_mask": padded(np.ones_like(text), self.lengths[0], 0),
+            "labels": padded(target, self.lengths[1], IGNORED),
         }
-
-
-def _padded(tokens: np.ndarray, length: int, filling: int) -> torch.Tensor:
-    padded = torch.full((length,), filling, dtype=torch.long)
-    padded[: len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
-    return padded
 
 
 def _encoded(pair: tuple[str, str], encoding: Encoding, lengths: tuple[int, int]) -> Pair:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 import torch
 
 from meristem.data.encoding import IGNORED
 from meristem.data.order import Order, Ordered
 from meristem.errors import MeristemError
+
+RELEASE = 512  # reads after which a memory-mapped array lets go of the pages it has touched
 
 
 class Sequences(Ordered):
@@ -26,8 +30,14 @@ class Sequences(Ordered):
             raise MeristemError(f"the corpus has {len(tokens)} tokens, less than one sequence of {sequence_length}")
         super().__init__(count, Order(windows, seed, offset))
         self.tokens, self.sequence_length = tokens, sequence_length
+        self._mapped, self._reads = getattr(tokens, "_mmap", None), 0
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        self._reads += 1
+        if self._mapped is not None and self._reads % RELEASE == 0:
+            self._mapped.madvise(
+                mmap.MADV_DONTNEED
+            )  # pages that were read stay in the system's cache, not in this process
         start = self.order.at(position) * self.sequence_length
         window = torch.from_numpy(self.tokens[start : start + self.sequence_length].astype(np.int64))
         labels = window.clone()

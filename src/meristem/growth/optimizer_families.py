@@ -17,7 +17,7 @@ Derivation: `docs/theory.md`, section 3; for Adam and uniform copies this is the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod, sqrt
 from typing import Any, Literal, NamedTuple
@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 from torch.optim import Optimizer
 
 from meristem.errors import MeristemError
+from meristem.growth.block_steps import MISSED
 
 Entry = Literal[
     "gradient",  # an average of gradients
@@ -52,6 +53,7 @@ class Amplitude(NamedTuple):
     new_shape: tuple[int, ...] = ()
 
 
+WITHOUT_THE_DIMENSION = ("exp_avg_sq_row", "exp_avg_sq_col")  # transformers leaves out what torch keeps with size 1
 Group = Mapping[str, Any]
 Changes = dict[str, float]  # {hyperparameter: factor}
 
@@ -73,6 +75,18 @@ class Family:
     changes: Callable[[Group, Amplitude], Changes] | None
     counts: bool = False
     exact: str = field(default="")
+
+    def shape_of(self, key: str, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of an entry of a parameter of this shape."""
+        kind, shape = self.entries.get(key), tuple(shape)
+        if kind == "scalar":
+            return ()
+        if kind == "row":
+            return shape[:-1] if key in WITHOUT_THE_DIMENSION else (*shape[:-1], 1)
+        if kind == "column":
+            kept = (shape[-1],) if key in WITHOUT_THE_DIMENSION else (1, shape[-1])
+            return (*shape[:-2], *kept)
+        return shape
 
 
 def _proportional(group: Group, amplitude: Amplitude) -> Changes:
@@ -201,6 +215,21 @@ def family_by_entries(entries: Iterable[str]) -> Family:
         if names <= set(family.entries):
             return family
     raise unknown_entry(names - {key for family in FAMILIES.values() for key in family.entries} or names, None)
+
+
+def stored_family(state: Mapping[str, Mapping[str, Any]]) -> Family:
+    """The row of an optimizer whose state is read from a checkpoint, by parameter name.
+
+    Raises:
+        MeristemError: for state that cannot grow, or that cannot grow without the weights that it belongs to.
+    """
+    family = family_by_entries({key for entries in state.values() for key in entries} - {MISSED})
+    if "weights" in family.entries.values():
+        raise MeristemError(
+            "a schedule-free optimizer keeps a second set of weights, which grows with the live optimizer only "
+            "(ms.Growth.grow_optimizer); grow the weights alone, from a copy without the optimizer's files"
+        )
+    return family
 
 
 def unknown_entry(names: Iterable[str], family: Family | None) -> MeristemError:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from meristem.errors import MeristemError, nearest
 from meristem.recipes.data_specs import TASKS, DataSpec, ImageSpec, PairSpec, Strict, TextSpec
+from meristem.recipes.method_specs import IncubateSpec
 from meristem.recipes.specs import (
     AssembleSpec,
     CheckpointSpec,
@@ -20,7 +21,7 @@ from meristem.recipes.specs import (
     NodeSpec,
     ResourceSpec,
 )
-from meristem.recipes.train_spec import DecaySpec, IncubateSpec, OnSpec, TrainSpec, TuneSpec
+from meristem.recipes.train_spec import DecaySpec, OnSpec, TrainSpec, TuneSpec
 
 
 class RaceSpec(Strict):

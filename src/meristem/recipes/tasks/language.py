@@ -64,10 +64,31 @@ class Language(Task):
         return self.asked(Sequences(tokens, self.data.sequence_length, self.data.eval_sequences))
 
     def example(self) -> dict[str, Tensor]:
-        return {name: tensor[None] for name, tensor in self.evaluation_set()[0].items()}
+        return {name: tensor[None] for name, tensor in self.training_set(1, 0, 0)[0].items()}
 
     def leave(self, directory: Path) -> None:
         leave_tokenizer(self.data.tokenizer, directory)
+
+
+class _WithSentinels(Language):
+    """What an encoder-decoder is asked to fill in, named by tokens that stand for it."""
+
+    head = "AutoModelForSeq2SeqLM"
+    sentinels: np.ndarray
+
+    def use_sentinels(self, wanted: int) -> None:
+        """The first `wanted` sentinels of the tokenizer. Raises MeristemError if it has fewer, or no end token."""
+        own = self.corpus
+        if len(own.sentinels) < wanted or own.end_token is None:
+            raise MeristemError(
+                f"tokenizer {self.data.tokenizer!r} has {len(own.sentinels)} sentinels (<extra_id_0> and so on); {self.data.task} on "
+                f"sequences of {self.data.sequence_length} tokens wants {wanted} and an end token (or `bytes`, with 100)"
+            )
+        self.sentinels = np.array(own.sentinels[:wanted])
+        self.vocab_size = max(own.vocab_size, int(self.sentinels.max()) + 1)
+
+    def defaults(self) -> dict[str, Any]:
+        return {**super().defaults(), "decoder_start_token_id": 0}  # T5's, whose config names none
 
 
 class CausalLanguage(Language):
@@ -105,49 +126,24 @@ class MaskedLanguage(Language):
         return MaskedSequences(sequences, self.corpus.mask_token, self.corpus.vocab_size, self.data.corrupted)
 
 
-class SpanCorruption(Language):
+class SpanCorruption(_WithSentinels):
     """Spans that were taken out, by an encoder-decoder (see `data.CorruptedSpans`)."""
-
-    head = "AutoModelForSeq2SeqLM"
 
     def __init__(self, data: TextSpec) -> None:
         super().__init__(data)
-        own = self.corpus
-        wanted = span_numbers(data.sequence_length, data.corrupted, SPAN_LENGTH)[1]
-        if len(own.sentinels) < wanted or own.end_token is None:
-            raise MeristemError(
-                f"tokenizer {data.tokenizer!r} has {len(own.sentinels)} sentinels (<extra_id_0> and so on); sequences of "
-                f"{data.sequence_length} tokens want {wanted} and an end token (or `bytes`, with 100)"
-            )
-        self.sentinels = np.array(own.sentinels[:wanted])
-        self.vocab_size = max(own.vocab_size, int(self.sentinels.max()) + 1)
-
-    def defaults(self) -> dict[str, Any]:
-        return {**super().defaults(), "decoder_start_token_id": 0}  # T5's, whose config names none
+        self.use_sentinels(span_numbers(data.sequence_length, data.corrupted, SPAN_LENGTH)[1])
 
     def asked(self, sequences: Sequences) -> Ordered:
         assert self.corpus.end_token is not None
         return CorruptedSpans(sequences, self.sentinels, self.corpus.end_token, self.data.corrupted, SPAN_LENGTH)
 
 
-class MixtureOfDenoisers(Language):
+class MixtureOfDenoisers(_WithSentinels):
     """UL2's R, S and X denoisers, by an encoder-decoder (see `data.Denoisers`)."""
-
-    head = "AutoModelForSeq2SeqLM"
 
     def __init__(self, data: TextSpec) -> None:
         super().__init__(data)
-        own, wanted = self.corpus, sentinels_wanted(data.sequence_length)
-        if len(own.sentinels) < wanted or own.end_token is None:
-            raise MeristemError(
-                f"tokenizer {data.tokenizer!r} has {len(own.sentinels)} sentinels (<extra_id_0> and so on); ul2 wants {wanted} for "
-                f"sequences of {data.sequence_length} tokens, three of them for R, S and X, and an end token (or `bytes`, with 100)"
-            )
-        self.sentinels = np.array(own.sentinels[:wanted])
-        self.vocab_size = max(own.vocab_size, int(self.sentinels.max()) + 1)
-
-    def defaults(self) -> dict[str, Any]:
-        return {**super().defaults(), "decoder_start_token_id": 0}
+        self.use_sentinels(sentinels_wanted(data.sequence_length))
 
     def check(self, model: nn.Module, label: str) -> None:
         if not model.config.is_encoder_decoder:  # type: ignore[union-attr]

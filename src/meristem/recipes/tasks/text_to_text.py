@@ -49,7 +49,7 @@ class TextToText(Task):
         return PaddedPairs(pairs, lengths, self.pairs.encoding.pad_token, count, seed, offset)
 
     def example(self) -> dict[str, Tensor]:
-        return {name: tensor[None] for name, tensor in self.evaluation_set()[0].items()}
+        return {name: tensor[None] for name, tensor in self.training_set(1, 0, 0)[0].items()}
 
     def trainer_options(self) -> dict[str, Any]:
         return {"compute_metrics": _accuracy, "preprocess_logits_for_metrics": lambda logits, _: class_of(logits)}
