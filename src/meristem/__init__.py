@@ -32,6 +32,7 @@ _HOMES = {
     "LEMON": "meristem.growth.lemon",
     "LiGO": "meristem.growth.ligo",
     "ZeroPadding": "meristem.growth.zero_padding",
+    "ShrinkZeroPadPerturb": "meristem.growth.shrink_perturb",
     "Stacking": "meristem.growth.stacking",
     "GradualStacking": "meristem.growth.stacking",
     "MIDAS": "meristem.growth.stacking",
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from meristem.growth.net2net import Net2Net as Net2Net
     from meristem.growth.provenance import Provenance as Provenance
     from meristem.growth.sharded import grow_sharded as grow_sharded
+    from meristem.growth.shrink_perturb import ShrinkZeroPadPerturb as ShrinkZeroPadPerturb
     from meristem.growth.stacking import MIDAS as MIDAS
     from meristem.growth.stacking import GradualStacking as GradualStacking
     from meristem.growth.stacking import IdentityBlocks as IdentityBlocks

@@ -24,6 +24,7 @@ METHODS: dict[str, tuple[object, bool | set[str]]] = {  # row -> (method, promis
     "lemon double": (ms.LEMON(width=2), True),
     "lemon width and depth": (ms.LEMON(**WIDER, num_hidden_layers=5), POST_NORM),
     "zero padding": (ms.ZeroPadding(**WIDER, intermediate_size=176), POST_NORM),
+    "shrink, zero-pad, perturb": (ms.ShrinkZeroPadPerturb(**WIDER), False),
     "ligo": (ms.LiGO(width=2, depth=2, steps=2), False),
     "stacking": (ms.Stacking(depth=2), False),
     "interpolation": (ms.Stacking(depth=2, order="interpolate"), False),

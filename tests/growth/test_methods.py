@@ -7,7 +7,7 @@ from dataclasses import replace
 import pico
 import pytest
 import torch
-from table import FAMILIES, METHODS, labelled, method_for, promises
+from table import FAMILIES, METHODS, WIDER, labelled, method_for, promises
 
 import meristem as ms
 from meristem.anatomy.inputs import example_inputs, logits_of
@@ -193,7 +193,7 @@ def test_aki_takes_new_rows_from_the_next_layer():
 @pytest.mark.parametrize("method, order", [
     (ms.Stacking(depth=2), [0, 1, 2, 0, 1, 2]), (ms.Stacking(depth=2, order="interpolate"), [0, 0, 1, 1, 2, 2]),
     (ms.GradualStacking(layers=2), [0, 1, 2, 1, 2]), (ms.MIDAS(layers=1), [0, 1, 1, 2]),
-    (ms.IdentityBlocks(num_hidden_layers=5), [0, 0, 1, 1, 2]),
+    (ms.IdentityBlocks(num_hidden_layers=5), [0, 1, 1, 2, 2]),
 ])  # fmt: skip
 def test_layer_orders_and_per_layer_config(method, order):
     """Each new layer takes its source's weights and its place in `layer_types`; layer_idx counts up."""
@@ -265,3 +265,18 @@ def test_multi_stage_growth_carries_the_state_through():
 def test_refused(family, method, message):
     with pytest.raises(ms.MeristemError, match=message):
         ms.grow(pico.build(family), method)
+
+
+def test_shrink_zero_pad_perturb_is_a_share_of_the_old_weights_and_noise_at_the_initial_scale():
+    small = pico.build("llama", initializer_range=0.03)
+    plain = ms.grow(small, ms.ShrinkZeroPadPerturb(**WIDER, shrink=0.25, perturb=0.0), verify=False)
+    name = "model.layers.1.self_attn.q_proj.weight"
+    torch.testing.assert_close(plain.get_parameter(name)[:32, :32], small.get_parameter(name) / 4)
+    assert not plain.get_parameter(name)[32:].any()
+    torch.testing.assert_close(plain.model.norm.weight[:32], small.model.norm.weight)
+    for mup, std in ((False, 0.03), (True, 0.03 * (32 / 48) ** 0.5)):
+        noisy = ms.grow(small, ms.ShrinkZeroPadPerturb(**WIDER, shrink=0.25, mup=mup), verify=False)
+        noise = noisy.get_parameter(name) - plain.get_parameter(name)
+        assert float(noise.std()) == pytest.approx(std, rel=0.1)
+    with pytest.raises(ms.MeristemError, match="shrink is a factor between 0 and 1, got 2"):
+        ms.grow(small, ms.ShrinkZeroPadPerturb(**WIDER, shrink=2))

@@ -22,7 +22,6 @@ from meristem.growth.options import build_methods
     ("llama", {"hidden_size": 16}, "asked for hidden of 16, the network has 32; the nearest target that works is 32"),
     ("llama", {"intermediate_size": -1}, "intermediate_size must be a positive whole number, got -1"),
     ("llama", {"num_attention_heads": 6, "num_key_value_heads": 4}, "6 attention heads cannot be shared evenly by 4"),
-    ("llama", {"num_attention_heads": 4, "num_key_value_heads": 4}, "the nearest target that works"),
     ("gpt2", {"hidden_size": 64}, "splits hidden_size evenly over its heads, and head_dim has to stay 8"),
     ("gpt2", {"width": 2, "num_key_value_heads": 4}, "gives every query head its own key-value head"),
     ("falcon", {"width": 2, "num_key_value_heads": 2}, "has 1 key-value head"),

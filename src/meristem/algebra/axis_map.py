@@ -29,7 +29,8 @@ class AxisMap:
         heard: what readers behind a norm hear of it; by default as `write`. A unit padded with the mean is silent there.
         twins: the units really carry `write . old`, so that noise on their readers can cancel. Heads under ALiBi do not
             (copies attend with other slopes), and get no noise.
-        fresh: units that nobody reads may be written at random instead of zero.
+        fresh: (new_size,) bool, the units without a source that nobody reads, so that they may be written at random.
+        filled: units without a source take the mean of the old ones (new tokens) instead of zero.
         norm_factor: the root mean square of the new units over that of the old ones, which norms divide out.
 
     Raises:
@@ -41,7 +42,8 @@ class AxisMap:
     gain: UnitMap = None  # pyright: ignore[reportAssignmentType]: filled in below
     heard: UnitMap = None  # pyright: ignore[reportAssignmentType]
     twins: bool = True
-    fresh: bool = False
+    fresh: Tensor | None = None
+    filled: bool = False
     norm_factor: float = 1.0
 
     def __post_init__(self) -> None:
@@ -117,24 +119,33 @@ class AxisMap:
 
     def after(self, first: AxisMap) -> AxisMap:
         """Composition: grow by `first`, then by this map."""
-        return self._combine(first, UnitMap.after)
+        return self._combine(first, UnitMap.after, lambda ours, theirs: ours)
 
     def kron(self, inner: AxisMap) -> AxisMap:
         """The map of an axis whose units are pairs, `inner` varying fastest."""
-        return self._combine(inner, UnitMap.kron)
+        return self._combine(inner, UnitMap.kron, lambda ours, theirs: (ours[:, None] | theirs[None]).flatten())
 
     def direct_sum(self, other: AxisMap) -> AxisMap:
         """The map of two axes laid one behind the other."""
-        return self._combine(other, UnitMap.direct_sum)
+        return self._combine(other, UnitMap.direct_sum, lambda ours, theirs: torch.cat([ours, theirs]))
 
-    def _combine(self, other: AxisMap, combine: Callable[[UnitMap, UnitMap], UnitMap]) -> AxisMap:
+    def _combine(
+        self,
+        other: AxisMap,
+        combine: Callable[[UnitMap, UnitMap], UnitMap],
+        combine_masks: Callable[[Tensor, Tensor], Tensor],
+    ) -> AxisMap:
+        fresh = None
+        if self.fresh is not None or other.fresh is not None:
+            fresh = combine_masks(*(_mask(m.fresh, m.new_size) for m in (self, other)))
         return AxisMap(
             combine(self.write, other.write),
             combine(self.read, other.read),
             combine(self.gain, other.gain),
             combine(self.heard, other.heard),
             self.twins and other.twins,
-            self.fresh or other.fresh,
+            fresh,
+            self.filled or other.filled,
             self.norm_factor * other.norm_factor,
         )
 
@@ -162,5 +173,13 @@ class AxisMap:
         return noise - self.read.apply(heard, dim)
 
     def twin_gram(self) -> float | None:
-        """c where write^T . write = c I, else None: what a tied head multiplies by, reading with the writer's map."""
-        return self.write.gram_factor()
+        """c where heard^T . write = c I, else None: what a tied head multiplies by, reading with the writer's map."""
+        if self.heard is self.write:
+            return self.write.gram_factor()
+        gram = self.heard.transposed_apply(self.write.matrix(), 0)
+        c = float(gram[0, 0])
+        return c if torch.allclose(gram, c * torch.eye(self.old_size, dtype=torch.float64), atol=1e-12) else None
+
+
+def _mask(given: Tensor | None, size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.bool) if given is None else given

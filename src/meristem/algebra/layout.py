@@ -82,6 +82,18 @@ class Layout:
         assert total is not None
         return total
 
+    def spread(self) -> Layout:
+        """The same units in the same order, without a sum that is followed by a factor: "(a + 2) b" as "(a b + 2 b)"."""
+        terms = []
+        for term in self.terms:
+            place = next((i for i, factor in enumerate(term) if isinstance(factor, Layout)), None)
+            if place is None:
+                terms.append(term)
+                continue
+            inner = Layout(tuple((*inside, *term[place + 1 :]) for inside in term[place].terms)).spread()  # pyright: ignore[reportAttributeAccessIssue]
+            terms += inner.terms if place == 0 else [(*term[:place], inner)]
+        return Layout(tuple(terms))
+
     def __str__(self) -> str:
         return " + ".join(
             " ".join(f"({factor})" if isinstance(factor, Layout) else str(factor) for factor in term)

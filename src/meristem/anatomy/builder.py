@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any, Protocol
 
 from torch import nn
@@ -19,6 +20,10 @@ class Builder(Protocol):
     def depths(self) -> Mapping[str, int]: ...
     @property
     def model_type(self) -> str: ...
+    @property
+    def splits(self) -> Mapping[str, tuple[str, Fraction]]:
+        """{scope of heads: (axis, factor)} where kv_heads . group . head_dim = factor . axis."""
+        ...
 
     def build(self, sizes: Mapping[str, int], depths: Mapping[str, int]) -> nn.Module:
         """A freshly built module on the current default device. Raises ValueError if the sizes do not fit together."""
@@ -45,6 +50,10 @@ class Builder(Protocol):
 
     def fact(self, name: str) -> Any:
         """A config entry by name, or None."""
+        ...
+
+    def derived(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
+        """{axis: size} that follow from these sizes, whatever is asked for them."""
         ...
 
     def describe_axis(self, axis: str) -> str:
@@ -74,6 +83,10 @@ class FunctionBuilder:
         return self._depths
 
     @property
+    def splits(self) -> Mapping[str, tuple[str, Fraction]]:
+        return {}
+
+    @property
     def model_type(self) -> str:
         return getattr(self._build, "__name__", "custom")
 
@@ -96,6 +109,9 @@ class FunctionBuilder:
 
     def fact(self, name: str) -> Any:
         return None
+
+    def derived(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
+        return {}
 
     def describe_axis(self, axis: str) -> str:
         return f"argument {axis!r} of {self.model_type}()"

@@ -95,7 +95,9 @@ def _simple(size: int, sizes: Sizes) -> Iterator[Layout]:
             yield Layout(((heads, block),))
             if size % (sizes[heads] * sizes[block]) == 0:
                 yield Layout(((size // (sizes[heads] * sizes[block]), heads, block),))
-    yield from (Layout(((axis,), (size - sizes[axis],))) for axis in sizes if size > sizes[axis])
+    for axis in (axis for axis in sizes if size > sizes[axis]):
+        rest = size - sizes[axis]
+        yield Layout(((rest,), (axis,)) if axis == "positions" else ((axis,), (rest,)))  # OPT begins to count at 2
     for axis in plain:
         count, rest = divmod(size, sizes[axis])
         if count > 1 and 0 < rest < 16:

@@ -56,8 +56,10 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "ssm_head_dim": ("mamba_d_head", "mamba_head_dim", "mamba_headdim"),
     "bottleneck_hidden": ("true_hidden_size",),  # blocks narrower than the stream, whose heads share this out
     "state": ("mamba_d_state", "ssm_state_size", "state_size"),
+    "rank": ("time_step_rank", "mamba_dt_rank"),  # of what a state-space block computes its time steps from
     "experts": ("num_local_experts", "num_experts"),
     "vocab": ("vocab_size",),
+    "positions": ("max_position_embeddings", "n_positions", "max_target_positions"),  # where they are learned
 }
 
 # Further fields that hold the same number and have to move with the axis while they do.
@@ -136,7 +138,21 @@ NUMBERED_FIELDS = ("deepstack_visual_indexes", "deepstack_layer_map")
 NORM_EPS_FIELDS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 
 # The meaning of an axis without its scope ("encoder_ffn" and "moe_ffn" are both "ffn"): what methods choose by.
-KINDS = ("hidden", "ffn", "kv_heads", "group", "heads", "key_head_dim", "head_dim", "experts", "vocab", "state")
+KINDS = (
+    "hidden",
+    "ffn",
+    "kv_heads",
+    "group",
+    "heads",
+    "key_head_dim",
+    "head_dim",
+    "experts",
+    "vocab",
+    "state",
+    "positions",
+)
+
+LEARNED = ("positions", "rank")  # axes that count only where their field shapes a tensor
 
 GROWING = ("hidden", "ffn", "kv_heads", "group", "heads")  # the kinds that width methods change
 
@@ -150,6 +166,7 @@ ATTENTION_CLASS = r"Attention|Attn|DeltaNet|SelfAtt|SSMLayer"
 # What a parameter's dimension is made of inside a module of a certain class: (class, name of the parameter or of the module
 # that holds the weight, side, layouts to try in order). Heads may belong to any scope that the config has (`ssm_heads` ...).
 LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+    (SSM_CLASS, r"x_proj", "out", ("rank + 2 state",)),
     (SSM_CLASS, r"in_proj", "out", ("2 heads head_dim + 2 kv_heads state + heads",)),
     (SSM_CLASS, r"conv1d", "out", ("heads head_dim + 2 kv_heads state",)),
     (SSM_CLASS, r"out_proj", "in", ("heads head_dim",)),

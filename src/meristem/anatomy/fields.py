@@ -12,6 +12,7 @@ from meristem.anatomy.conventions import (
     FIELDS,
     JOINING_FIELDS,
     JOINT_FIELDS,
+    LEARNED,
     NUMBERED_FIELDS,
     OUTPUT_BESIDE,
 )
@@ -156,8 +157,9 @@ def _find(
     found: dict[str, str] = {}
     for axis, names in table.items():
         present = [name for name in names if _sizes_at(read_field(config, root + name))]
-        if moves is not None and len(present) > 1:
-            present = [name for name in present if moves(_doubled(config, root + name))] or present
+        if moves is not None and (len(present) > 1 or (axis in LEARNED and present)):
+            moving = [name for name in present if moves(_doubled(config, root + name))]
+            present = moving or ([] if axis in LEARNED else present)
         for name in present[:1]:
             value = read_field(config, root + name)
             if isinstance(value, int):

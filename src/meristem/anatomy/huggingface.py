@@ -160,6 +160,11 @@ class HuggingFaceBuilder:
         return {axis: depth_at(self.config, path) for axis, path in self.depth_paths.items()}
 
     @property
+    def splits(self) -> Mapping[str, tuple[str, Fraction]]:
+        """As in `Builder`."""
+        return {scope: (split.axis, split.factor) for scope, split in self._splits.items()}
+
+    @property
     def model_type(self) -> str:
         return self.config.model_type
 
@@ -214,8 +219,9 @@ class HuggingFaceBuilder:
             if width != kv_heads * group * head_dim:
                 works = kv_heads * group * head_dim / split.factor
                 name = "hidden_size" if split.axis == "hidden" else self._name(split.axis)  # as the options call it
+                kept = "has to stay" if head_dim == self._sizes[f"{scope}head_dim"] else "is to be"
                 raise MeristemError(
-                    f"{self.model_type} splits {name} evenly over its heads, and head_dim has to stay {head_dim}: asked "
+                    f"{self.model_type} splits {name} evenly over its heads, and head_dim {kept} {head_dim}: asked "
                     f"for {name}={sizes[split.axis]} with {self._name(f'{scope}heads')}={kv_heads * group}; "
                     f"{name}={works} would work"
                 )
@@ -296,6 +302,20 @@ class HuggingFaceBuilder:
         check_config(config, self.config)
         reading = replace(self.reading, kv_heads=sizes.get("kv_heads"))
         return HuggingFaceBuilder(self.model_class, config, reading)
+
+    def derived(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """{axis: size} that the config class derives from these sizes, whatever its own field says (Mamba's intermediate_size)."""
+        config = copy.deepcopy(self.config)
+        for axis in (axis for axis in sizes if axis in self.paths and not axis.endswith("heads")):
+            self._write(config, axis, self._sizes[axis], sizes[axis])
+        try:
+            again = type(config).from_dict(config.to_dict())
+        except Exception:  # a class that cannot be made from its own entries says nothing
+            return {}
+        read = {axis: read_field(again, path) for axis, path in self.paths.items() if not axis.endswith("heads")}
+        return {
+            a: size for a, size in read.items() if isinstance(size, int) and size != read_field(config, self.paths[a])
+        }
 
     def probes(self) -> list[dict[str, int]]:
         fixed = {f"{scope}group" for scope in self.scopes if not self._grouped(scope)}

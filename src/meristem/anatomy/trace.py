@@ -73,7 +73,9 @@ def blocks_pass_through(model: nn.Module, muted: nn.Module, block_prefixes: list
             before: Any = args[0] if args else next((v for k, v in kwargs.items() if k.startswith("hidden")), None)
             if not isinstance(before, Tensor) or not before.is_floating_point():
                 return
-            caches = {key: None for key in kwargs if key.startswith("past_key_value")}
+            caches = {
+                k: None for k, v in kwargs.items() if k.startswith("past_key_value") or hasattr(v, "get_seq_length")
+            }
             try:
                 with torch.no_grad():
                     output = muted.get_submodule(name)(*args, **{**kwargs, **caches})

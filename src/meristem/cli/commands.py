@@ -83,7 +83,7 @@ def inspect(source: str, trust_remote_code: bool, drop: Sequence[str] = ()) -> N
 def grow(
     source: str,
     out: Path,
-    method: str,
+    method: str | None,
     options: dict[str, Any],
     overwrite: bool,
     trust: bool,
@@ -92,6 +92,7 @@ def grow(
     dry_run: bool,
     drop: Sequence[str] = (),
     inputs: Path | None = None,
+    target: tuple[str | None, bool] = (None, False),
 ) -> None:
     from meristem.checkpoints.directory import check_place
 
@@ -104,10 +105,9 @@ def grow(
     from meristem.checkpoints.source import find_source
     from meristem.checkpoints.trainer_state import grow_trainer_state, is_trainer_checkpoint, read_trainer_state
     from meristem.cli.inputs import read_inputs
-    from meristem.growth import METHODS, Growth
-    from meristem.growth.options import build_methods
+    from meristem.growth import Growth
 
-    chosen = build_methods(method.split(","), options, METHODS)
+    chosen = None if target[0] else _named_methods(method, options)
     given = read_inputs(inputs) if inputs else None
     console = Console(stderr=True)
     with console.status("planning and proving" if prove and not dry_run else "planning"):
@@ -115,7 +115,11 @@ def grow(
         sharded, resumable = is_distributed(found.path), is_trainer_checkpoint(found.path, drop)
         small, reader = open_distributed(found, trust, drop) if sharded else (open_streamed(found, trust, drop), None)
         saved = read_trainer_state(found.path, small) if resumable else None
+        aimed = _like(small, method, options, target) if target[0] else None
+        chosen = aimed.method if aimed else chosen
         growth = Growth.of(small, chosen, verify=prove and not dry_run, inputs=given)
+    if aimed is not None:
+        _print_axes(growth, aimed, given)
     if dry_run:
         _print_files(growth.model, max_shard_size)
         return
@@ -129,9 +133,46 @@ def grow(
             _write(growth.model, out, record.result, [found], overwrite, max_shard_size, trust, more)
     before, after = (sum(p.numel() for p in model.parameters()) for model in (small, growth.model))
     resume = ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if more else ""
-    print(f"{out}: {before:,} -> {after:,} parameters, {method}{resume}")
+    names = ", ".join(recorded["method"] for recorded in growth.methods)
+    print(f"{out}: {before:,} -> {after:,} parameters, {names}{resume}")
     if growth.certificate is not None:
         print(f"certificate: {growth.certificate.summary()}")
+
+
+def _named_methods(method: str | None, options: dict[str, Any]) -> list[Any]:
+    from meristem.growth import METHODS
+    from meristem.growth.options import build_methods
+
+    return build_methods((method or "hypercloning").split(","), options, METHODS)
+
+
+def _like(model: Any, method: str | None, options: dict[str, Any], target: tuple[str | None, bool]) -> Any:
+    """The growth to a target, from what --like names."""
+    from meristem.growth.like import like, read_target
+
+    name, take = target
+    sizes = sorted(set(options) - {"noise", "seed", "norms"})
+    if method not in (None, "lemon") or sizes:
+        given = f"--method {method}" if method not in (None, "lemon") else f"--{sizes[0].replace('_', '-')}"
+        raise MeristemError(f"--like takes every size from its target; leave out {given}")
+    return like(model, read_target(name), take_target_fields=take, **options)
+
+
+def _print_axes(growth: Any, found: Any, inputs: Any = None) -> None:
+    """Axis by axis what a growth to a target does, and what of the target's config it has not."""
+    from meristem.growth.like import rows
+
+    table = Table("axis", "from", "to", "rule", "exact", title="axes")
+    for row in rows(growth.plans[0], growth.source, inputs):
+        table.add_row(row.axis, f"{row.old:,}", f"{row.new:,}", row.rule, row.obstacle or "yes")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    if found.fields:
+        whose = "the target's, so the function may change" if found.taken else "the source's"
+        fields = Table("field", "source", "target", title=f"other fields that differ: the result has {whose}")
+        for name, (ours, theirs) in found.fields.items():
+            fields.add_row(name, str(ours), str(theirs))
+        console.print(fields)
 
 
 def _write(
@@ -258,7 +299,7 @@ def learn(
 
 def plan(
     source: str,
-    method: str,
+    method: str | None,
     options: dict[str, Any],
     tokens: str,
     small_tokens: str | None,
@@ -266,12 +307,11 @@ def plan(
     trust: bool = False,
     drop: Sequence[str] = (),
     inputs: Path | None = None,
+    like: str | None = None,
 ) -> None:
     _quiet()
     from meristem.checkpoints import open_streamed
     from meristem.cli.inputs import read_inputs
-    from meristem.growth import METHODS
-    from meristem.growth.options import build_methods
     from meristem.recipes.costs import network_cost, planned_target, planning_inputs, routes
     from meristem.recipes.data_specs import parse_count
 
@@ -282,7 +322,8 @@ def plan(
         if count is not None and (not isinstance(count, int) or count < 1):
             raise MeristemError(f"{name} takes a count such as 10M, got {count!r}")
     model = open_streamed(source, trust, drop)
-    chosen = build_methods(method.split(","), options, METHODS)
+    aimed = _like(model, method, options, (like, False)) if like else None
+    chosen = [aimed.method] if aimed else _named_methods(method, options)
     targets = (planned_target(model, methods) for methods in ([], chosen))
     given = read_inputs(inputs) if inputs else planning_inputs(model, sequence_length)
     small, large = (network_cost(target, given) for target in targets)

@@ -54,6 +54,28 @@ HiddenSize = Annotated[Optional[int], typer.Option(help="Target hidden size.")]
 IntermediateSize = Annotated[Optional[int], typer.Option(help="Target feed-forward size.")]
 AttentionHeads = Annotated[Optional[int], typer.Option(help="Target attention heads.")]
 KeyValueHeads = Annotated[Optional[int], typer.Option(help="Target key-value heads.")]
+HeadDim = Annotated[Optional[int], typer.Option(help="Target size of a head.")]
+VocabSize = Annotated[Optional[int], typer.Option(help="Target vocabulary.")]
+Positions = Annotated[Optional[int], typer.Option(help="Target number of learned positions.")]
+Layers = Annotated[
+    Optional[str], typer.Option(help="Old layers in their new order, such as 0-23,8-31 (method stacking).")
+]
+OwnLayers = Annotated[Optional[str], typer.Option(help="The same for this list of blocks only.")]
+LikeTarget = Annotated[
+    Optional[str],
+    typer.Option(
+        "--like",
+        metavar="TARGET",
+        help="A config.json, model directory or hub name: grow every axis to its size there.",
+    ),
+]
+TakeFields = Annotated[
+    bool,
+    typer.Option(
+        "--take-target-fields/--keep-source-fields",
+        help="Of --like: whose config entries hold that are no sizes (rope theta, eps, activation).",
+    ),
+]
 HiddenLayers = Annotated[Optional[int], typer.Option(help="Target number of layers.")]
 Prove = Annotated[
     bool,
@@ -77,7 +99,13 @@ METHOD_FLAGS = (
     "intermediate_size",
     "num_attention_heads",
     "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
     "num_hidden_layers",
+    "layers",
+    "encoder_layers",
+    "decoder_layers",
     "noise",
     "seed",
     "tied",
@@ -106,15 +134,24 @@ def grow(
     source: Source,
     out: Out,
     method: Annotated[
-        str, typer.Option(help="The growth method; several, comma-separated, act in turn.")
-    ] = "hypercloning",
+        Optional[str],
+        typer.Option(help="The growth method; several, comma-separated, act in turn. Default: hypercloning."),
+    ] = None,
+    like: LikeTarget = None,
+    take_target_fields: TakeFields = False,
     width: Annotated[Optional[str], typer.Option(help="Factor for every width axis.")] = None,
     depth: Annotated[Optional[str], typer.Option(help="Factor for the number of layers.")] = None,
     hidden_size: HiddenSize = None,
     intermediate_size: IntermediateSize = None,
     num_attention_heads: AttentionHeads = None,
     num_key_value_heads: KeyValueHeads = None,
+    head_dim: HeadDim = None,
+    vocab_size: VocabSize = None,
+    max_position_embeddings: Positions = None,
     num_hidden_layers: HiddenLayers = None,
+    layers: Layers = None,
+    encoder_layers: OwnLayers = None,
+    decoder_layers: OwnLayers = None,
     noise: Annotated[Optional[float], typer.Option(help="Symmetry-breaking noise (relative).")] = None,
     seed: Annotated[Optional[int], typer.Option(help="Seed of whatever the method draws.")] = None,
     tied: Annotated[Optional[str], typer.Option(help="A tied head: keep or untie.")] = None,
@@ -130,10 +167,9 @@ def grow(
     """Grow a model into a larger one, prove it, and write a plain Hugging Face directory, tensor by tensor."""
     from meristem.cli.commands import grow as command
 
-    options = _options(context)
-    command(
-        source, out, method, options, overwrite, trust_remote_code, verify, max_shard_size, dry_run, drop or [], inputs
-    )
+    options, target = _options(context), (like, take_target_fields)
+    flags = (overwrite, trust_remote_code, verify, max_shard_size, dry_run)
+    command(source, out, method, options, *flags, drop or [], inputs, target)
 
 
 @app.command()
@@ -247,13 +283,19 @@ def plan(
             help="Budget of training the target from scratch, such as 10M: tokens, or examples of what has no tokens."
         ),
     ],
-    method: Annotated[str, typer.Option(help="The growth methods, comma-separated.")] = "hypercloning",
+    method: Annotated[
+        Optional[str], typer.Option(help="The growth methods, comma-separated. Default: hypercloning.")
+    ] = None,
+    like: LikeTarget = None,
     width: Annotated[Optional[str], typer.Option(help="Factor for every width axis.")] = None,
     depth: Annotated[Optional[str], typer.Option(help="Factor for the number of layers.")] = None,
     hidden_size: HiddenSize = None,
     intermediate_size: IntermediateSize = None,
     num_attention_heads: AttentionHeads = None,
     num_key_value_heads: KeyValueHeads = None,
+    head_dim: HeadDim = None,
+    vocab_size: VocabSize = None,
+    max_position_embeddings: Positions = None,
     num_hidden_layers: HiddenLayers = None,
     option: MoreOptions = None,
     small_tokens: Annotated[Optional[str], typer.Option(help="Tokens before growing. Default: G_stack's law.")] = None,
@@ -265,8 +307,8 @@ def plan(
     """What a growth route will cost, before spending it: FLOPs, memory, and when to grow."""
     from meristem.cli.commands import plan as command
 
-    options = _options(context)
-    command(source, method, options, tokens, small_tokens, sequence_length, trust_remote_code, drop or [], inputs)
+    options, budget = _options(context), (tokens, small_tokens, sequence_length)
+    command(source, method, options, *budget, trust_remote_code, drop or [], inputs, like)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from meristem.growth.lemon import LEMON
 from meristem.growth.ligo import LiGO
 from meristem.growth.method import Method
 from meristem.growth.net2net import Net2Net
+from meristem.growth.shrink_perturb import ShrinkZeroPadPerturb
 from meristem.growth.stacking import MIDAS, GradualStacking, IdentityBlocks, Stacking
 from meristem.growth.weight_selection import WeightSelection
 from meristem.growth.zero_padding import ZeroPadding
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
         LEMON,
         LiGO,
         ZeroPadding,
+        ShrinkZeroPadPerturb,
         Stacking,
         GradualStacking,
         MIDAS,
@@ -44,6 +46,7 @@ __all__ = [
     "LiGO",
     "Method",
     "Net2Net",
+    "ShrinkZeroPadPerturb",
     "Stacking",
     "WeightSelection",
     "ZeroPadding",

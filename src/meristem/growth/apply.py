@@ -140,7 +140,9 @@ def _changes_numbers(plan: TensorPlan, maps: Maps) -> bool:
 def _mixes_units(plan: TensorPlan, moment: Moment) -> bool:
     """Whether copies of one unit come out different: by noise, random new units, or other sources for further copies."""
     written = moment == "weight" and (
-        _noisy_reader(plan) is not None or any(m is not None and m.fresh for m in plan.maps)
+        _noisy_reader(plan) is not None
+        or plan.perturb > 0
+        or any(m is not None and (m.fresh is not None or m.filled) for m in plan.maps)
     )
     return written or any(term.part != "all" for term in plan.terms)
 
@@ -211,7 +213,9 @@ def _part(plan: TensorPlan, tensor: Tensor, part: str) -> Tensor:
 def _finish_weight(plan: TensorPlan, tensor: Tensor) -> Tensor:
     if plan.scale != 1:
         tensor = (tensor + plan.offset) * plan.scale - plan.offset
-    tensor = _write_fresh_units(plan, tensor)
+    tensor = _write_fresh_units(plan, _fill_units(plan, tensor))
+    if plan.perturb:
+        tensor = tensor + _noise(plan.name, plan.seed, tensor, "perturb") * plan.perturb
     reader = _noisy_reader(plan)
     if reader is None:
         return tensor
@@ -231,17 +235,29 @@ def null_noise(plan: TensorPlan, like: Tensor, axis_map: AxisMap, dimension: int
     return axis_map.project_noise(noise, dimension)
 
 
+def _fill_units(plan: TensorPlan, tensor: Tensor) -> Tensor:
+    """New units without a source that take the mean of the others."""
+    for dimension, axis_map in enumerate(plan.maps):
+        if axis_map is not None and axis_map.filled and plan.roles[dimension] != "read":
+            empty = axis_map.write.sourceless().to(tensor.device)
+            mean = tensor.index_select(dimension, torch.nonzero(~empty).flatten()).mean(dimension, keepdim=True)
+            shape = [1] * tensor.dim()
+            shape[dimension] = -1
+            tensor = torch.where(empty.view(shape), mean, tensor)
+    return tensor
+
+
 def _write_fresh_units(plan: TensorPlan, tensor: Tensor) -> Tensor:
     """New units without a source that nobody reads yet: written at random, at the scale of their tensor."""
     for dimension, (axis_map, role) in enumerate(zip(plan.maps, plan.roles, strict=True)):
-        if axis_map is not None and axis_map.fresh and role == "write" and tensor.dim() > 1 and plan.scale != 0:
-            empty = axis_map.write.sourceless()
-            scale = tensor.index_select(dimension, torch.nonzero(~empty).flatten().to(tensor.device)).std()
-            shape = [1] * tensor.dim()
-            shape[dimension] = -1
-            tensor = torch.where(
-                empty.to(tensor.device).view(shape), _noise(plan.name, plan.seed, tensor, "fresh") * scale, tensor
-            )
+        if axis_map is None or axis_map.fresh is None or role != "write" or tensor.dim() == 1 or plan.scale == 0:
+            continue
+        empty = axis_map.write.sourceless()
+        scale = tensor.index_select(dimension, torch.nonzero(~empty).flatten().to(tensor.device)).std()
+        shape = [1] * tensor.dim()
+        shape[dimension] = -1
+        fresh = (empty & axis_map.fresh).to(tensor.device).view(shape)
+        tensor = torch.where(fresh, _noise(plan.name, plan.seed, tensor, "fresh") * scale, tensor)
     return tensor
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -15,8 +16,60 @@ Kinds = tuple[list[Kind], list[Kind]]  # of the old layers, and of the new ones
 
 
 def spread(old: int, new: int) -> list[tuple[int, int]]:
-    """(old layer, how many new layers it becomes), as even as whole numbers allow, earlier layers first."""
-    return [(layer, new // old + (layer < new % old)) for layer in range(old)]
+    """(old layer, how many new layers it becomes), as even as whole numbers allow: 8 layers become 10 behind every fourth."""
+    more = new % old
+    return [(i, new // old + ((i + 1) * more // old - i * more // old)) for i in range(old)]
+
+
+def in_order(text: str | Sequence[int], old: int, method: str) -> LayerMap:
+    """Copies in the order of a list: "0-23,8-31" is SOLAR's depth up-scaling of 32 layers.
+
+    Args:
+        text: numbers and ranges with both ends included, separated by commas; or the numbers.
+
+    Raises:
+        MeristemError: for anything else, or a layer that there is not.
+    """
+    order: list[int] = []
+    for part in str(text).split(",") if isinstance(text, str | int) else map(str, text):
+        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        first, last = (int(found.group(1)), int(found.group(2) or found.group(1))) if found else (0, -1)
+        if last < first:
+            raise MeristemError(f"{method}: layers are numbers and ranges such as 0-23,8-31; got {part.strip()!r}")
+        if last >= old:
+            raise MeristemError(
+                f"{method}: asked for layer {last}, the network has {old} layers: 0-{old - 1} are there"
+            )
+        order += range(first, last + 1)
+    return tuple(LayerSource.copy(layer) for layer in order)
+
+
+def fitting(anatomy: Anatomy, method: str, axis: str, make: Callable[[int], LayerMap], target: int) -> LayerMap:
+    """`make(target)`, if every new place has room for the layer that comes there (hybrids want other kinds at other places).
+
+    Raises:
+        MeristemError: naming the place and the nearest depths that work.
+    """
+    layer_map = make(target)
+    misfit = _misfit(anatomy, axis, layer_map)
+    if misfit is None:
+        return layer_map
+    old = anatomy.depths[axis]
+    near = [n for n in sorted(range(old, 2 * target), key=lambda n: abs(n - target))[:16] if n != old]
+    works = [str(n) for n in near if len(make(n)) == n and _misfit(anatomy, axis, make(n)) is None][:2]
+    raise MeristemError(
+        f"{method}: {anatomy.builder.model_type} wants another kind of layer at place {misfit} of {target} than layer "
+        f"{layer_map[misfit].sources[0][0]} is; {' or '.join(works) + ' layers' if works else 'identity_blocks'} would work"
+    )
+
+
+def _misfit(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> int | None:
+    """The first new place whose tensors its source has not, or not in that shape."""
+    kinds = _kinds(anatomy, axis, layer_map)
+    if kinds is None:
+        return 0
+    old, new = kinds
+    return next((i for i, layer in enumerate(layer_map) if not new[i] <= old[layer.sources[0][0]]), None)
 
 
 def repeat_each(old: int, new: int) -> LayerMap:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from meristem.algebra import AxisMap, UnitMap
@@ -43,6 +44,10 @@ def _mapped(a: Tensor, b: Tensor, plans: Sequence[GrowthPlan]) -> Iterator[Tenso
         return
     (dimension,) = moved
     for axis_map in _through(plans, a.shape[dimension], b.shape[dimension]):
+        if axis_map.filled:  # what new tokens get is not compared
+            new = axis_map.write.sourceless().view([-1 if d == dimension else 1 for d in range(b.dim())]).to(b.device)
+            yield torch.where(new, b.double(), _apply(axis_map.write, a, dimension))
+            continue
         yield _apply(axis_map.write, a, dimension)
         if axis_map.heard is not axis_map.write:
             yield _apply(axis_map.heard, a, dimension)

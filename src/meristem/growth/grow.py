@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,9 @@ from meristem.growth.steps import take_steps
 
 def grow(
     model: nn.Module | Growth,
-    method: Methods,
+    method: Methods | None = None,
     *,
+    like: Any = None,
     anatomy: Anatomy | None = None,
     verify: bool = True,
     inputs: Mapping[str, Tensor] | None = None,
@@ -32,6 +34,8 @@ def grow(
     Args:
         model: a transformers model, any nn.Module together with its `anatomy`, or an earlier growth.
         method: a growth method, or a list of them applied in turn.
+        like: instead of a method, a target: a transformers config, the path of a config.json or of a model directory, or a hub
+            name. Every axis grows to its size there, exactly wherever mathematics allows (see `growth.like`).
         anatomy: from `Anatomy.infer`, for networks outside transformers.
         verify: prove that the function is preserved, if the methods promise it.
         inputs: keyword arguments of the model's forward for all that is measured; random ones by default.
@@ -44,7 +48,7 @@ def grow(
         MeristemError: when the targets do not fit the network.
         PreservationError: when a growth that promises to preserve the function does not.
     """
-    return Growth.of(model, method, anatomy=anatomy, verify=verify, inputs=inputs).model
+    return Growth.of(model, method, like=like, anatomy=anatomy, verify=verify, inputs=inputs).model
 
 
 def shrink(

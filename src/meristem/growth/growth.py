@@ -16,6 +16,7 @@ from meristem.certificates import Certificate, error_in_high_precision, stored_d
 from meristem.errors import MeristemError, PreservationError
 from meristem.growth.build import build, in_float32
 from meristem.growth.expected import expected_outputs
+from meristem.growth.like import like as growth_like
 from meristem.growth.method import Method, Methods, as_list
 from meristem.growth.optimizer import grown_optimizer
 from meristem.growth.plan import GrowthPlan
@@ -48,8 +49,9 @@ class Growth:
     @staticmethod
     def of(
         model: nn.Module | Growth,
-        method: Methods,
+        method: Methods | None = None,
         *,
+        like: Any = None,
         anatomy: Anatomy | None = None,
         verify: bool = True,
         inputs: Mapping[str, Tensor] | None = None,
@@ -59,6 +61,7 @@ class Growth:
         Args:
             model: a transformers model, any nn.Module together with its `anatomy`, or a growth whose result grows further.
             method: a growth method, or a list of them applied in turn.
+            like: instead of a method, the config whose shape the network is to get (see `growth.like`).
             anatomy: from `Anatomy.infer`, for networks outside transformers, or what an earlier growth knows.
             verify: measure the grown network, raise if a promise to preserve the function is not kept, and try out what
                 names and shapes leave open where a method promises nothing.
@@ -68,11 +71,14 @@ class Growth:
             MeristemError: when the targets do not fit the network.
             PreservationError: when a growth that promises to preserve the function does not.
         """
-        methods = as_list(method)
-        if not methods:
-            raise MeristemError("no growth method given")
         model, anatomy = known(model, anatomy)
+        if (method is None) == (like is None):
+            raise MeristemError("grow takes a method, or like= and a target config, and not both")
+        methods = as_list(method) if method is not None else []
+        if not methods and like is None:
+            raise MeristemError("no growth method given")
         anatomy = anatomy or Anatomy.of(model)
+        methods = methods or [growth_like(model, like, anatomy).method]
         steps = take_steps(model, methods, anatomy, inputs)
         certificate = None
         if verify and not steps.promised and any(plan.maps for plan in steps.plans):

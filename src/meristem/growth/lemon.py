@@ -6,8 +6,8 @@ Wang, Su, Chen, Rao, Zhou, Hsieh: "LEMON: Lossless Model Expansion", ICLR 2024, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -16,43 +16,61 @@ from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.trace import Inputs
 from meristem.growth.depth import identity_layers
-from meristem.growth.method import Weights, blocks_can_be_silent
-from meristem.growth.padding import padded_hidden
+from meristem.growth.method import Choices, Weights, blocks_can_be_silent
+from meristem.growth.norm_statistics import normed_axes
+from meristem.growth.padding import HEADS, padded_heads, padded_hidden
 from meristem.growth.plan import LayerMap
 from meristem.growth.targets import depth_targets
 from meristem.growth.width import NoisyWidthMethod
+
+SHAPING = frozenset(
+    {"tie_word_embeddings", "rope_parameters.partial_rotary_factor"}
+)  # config entries that maps make up for
 
 
 @dataclass(frozen=True)
 class LEMON(NoisyWidthMethod):
     """Whole copies as far as they go, the remainder of the hidden axis silent; heads and feed-forward units duplicated.
 
-    Exact for pre-norm networks at any ratio, for post-norm ones at whole ratios. Gains are multiplied by
-    sqrt(copies d / d') and the config's eps by its square; where eps is not in the config (OPT, BART) or serves norms of
-    another axis too (Qwen3's heads), the error is of the order of eps over the mean square of the activations.
+    Exact for pre-norm networks at any ratio, for post-norm ones at whole ratios. What norms measure is kept by scaling the stream
+    (see `stream`), so that eps stays as published.
 
     Args:
+        norms: "stream", or "eps" for the paper's own rule: gains times sqrt(copies d / d'), the config's eps times its square.
+            Where eps is not in the config (OPT) or serves norms of another axis too (Qwen3's heads), that is off by about
+            eps over the mean square of the activations.
         num_hidden_layers: target depth; new layers are identity blocks behind the layer that they copy.
+        depths: target depths by the name of the list of blocks: {"encoder_layers": 12, "decoder_layers": 6}.
+        fields: further entries of the config, which may change the function.
         noise: symmetry-breaking noise on readers, in the null space; it also wakes the silent units.
     """
 
     name: ClassVar[str] = "lemon"
     noise: float = 0.1
     num_hidden_layers: int | None = None
+    depths: Mapping[str, int] | None = None
+    fields: Mapping[str, Any] | None = None
+    norms: Literal["stream", "eps"] = "stream"
+
+    def choices(self) -> Choices:
+        """The options above."""
+        return replace(super().choices(), fields=self.fields, scales_eps=self.norms == "eps")
 
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
         """Padding for the hidden axis, cyclic duplication for the others."""
         old = anatomy.sizes[axis]
-        if axis == "hidden":
+        if anatomy.axes[axis].kind == "hidden":
             return padded_hidden(anatomy, axis, target, copies=target // old)
+        if target % old and anatomy.axes[axis].kind in HEADS and axis in normed_axes(anatomy):
+            return padded_heads(old, target)
         return AxisMap.duplicate(torch.arange(target) % old, old)
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Identity blocks, spread evenly."""
-        targets = depth_targets(anatomy, self.name, num_hidden_layers=self.num_hidden_layers)
+        targets = depth_targets(anatomy, self.name, num_hidden_layers=self.num_hidden_layers, more=self.depths)
         return {axis: identity_layers(anatomy, axis, target) for axis, target in targets.items()}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-        """Unless norms stand in the way (see `norms_are_kept`)."""
-        kept = super().promises(anatomy, maps, model, inputs)
+        """Unless norms stand in the way (see `norms_are_kept`), or config entries change."""
+        kept = set(self.fields or ()) <= SHAPING and super().promises(anatomy, maps, model, inputs)
         return kept and (not self.layer_maps(anatomy) or blocks_can_be_silent(anatomy, model, inputs))

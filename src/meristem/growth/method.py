@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
-from meristem.anatomy.conventions import NORM_EPS_FIELDS
 from meristem.anatomy.streamed import weights_of, with_weights
-from meristem.anatomy.trace import Inputs, blocks_pass_through, ends_in_norm
+from meristem.anatomy.trace import Inputs, blocks_pass_through
 from meristem.errors import MeristemError
-from meristem.growth.plan import GrowthPlan, LayerMap, axes_of, layer_order, sizes_after
+from meristem.growth.norm_statistics import keep_statistics, norms_are_kept
+from meristem.growth.plan import GrowthPlan, LayerMap, layer_order, sizes_after
 from meristem.growth.tying import repair
 from meristem.growth.values import check_values
 
@@ -30,6 +30,8 @@ class Choices:
     noise: float = 0.0
     seed: int = 0
     keep_tied: bool = True
+    fields: Mapping[str, Any] | None = None  # further config entries of the large network
+    scales_eps: bool = False  # padding under norms: their gains and the config's eps are scaled, not the stream
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,11 @@ class Method(ABC):
                 (d for a, d in depths.items() if a in layers and anatomy.depths[a] == depths[axis]), depths[axis]
             )
         orders = {axis: layer_order(layer_map) for axis, layer_map in layers.items()}
-        changes, choices = _eps_changes(anatomy, maps), self.choices()
+        choices = self.choices()
+        padding = keep_statistics(anatomy, maps, model, choices.scales_eps, inputs)
+        changes = {**padding.changes, **(choices.fields or {})}
         target = anatomy.builder.resized(sizes, depths, changes, orders)
-        fix = repair(anatomy, target, maps, model, choices.keep_tied, inputs)
+        fix = repair(anatomy, target, maps, model, choices.keep_tied, padding.scales, inputs)
         if fix.untied:
             target = anatomy.builder.resized(sizes, depths, {**changes, "tie_word_embeddings": False}, orders)
         return GrowthPlan(
@@ -93,31 +97,12 @@ class Method(ABC):
             seed=choices.seed,
             scales=fix.scales,
             untied=fix.untied,
+            silent=padding.silent,
         )
 
     def options(self) -> dict[str, Any]:
         """The method and its options, as recorded in `meristem.json`."""
         return {"method": self.name, **asdict(self)}
-
-
-def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-    """Whether every norm computes on the new units what it did on the old ones.
-
-    Uniform copies do that for any norm. Padding does for norms that only feed readers (pre-norm), with their gain and
-    eps rescaled. Uneven copies never do.
-    """
-    unsettled = {axis for axis, axis_map in maps.items() if not axis_map.is_uniform()}
-    normed = {
-        axis
-        for tensor in anatomy.tensors.values()
-        for dimension in tensor.dimensions
-        if dimension.role == "gain"
-        for axis in axes_of(dimension.layout)
-    }
-    if not unsettled & normed:
-        return True
-    padded = all(maps[axis].norm_factor != 1 and axis == "hidden" for axis in unsettled & normed)
-    return padded and not ends_in_norm(model, [block.prefix for block in anatomy.blocks], inputs)
 
 
 def blocks_can_be_silent(anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> bool:
@@ -126,13 +111,6 @@ def blocks_can_be_silent(anatomy: Anatomy, model: nn.Module, inputs: Inputs = No
     writers = {t.name for t in anatomy.tensors.values() if t.block and t.writes(anatomy.stream(t))}
     muted = with_weights(model, lambda name, tensor: torch.zeros_like(tensor) if name in writers else tensor)
     return blocks_pass_through(model, muted, [block.prefix for block in anatomy.blocks], inputs)
-
-
-def _eps_changes(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, float]:
-    """Padding shrinks the mean square that a norm measures, so its eps shrinks along (LEMON, appendix B)."""
-    factor = maps["hidden"].norm_factor if "hidden" in maps else 1.0
-    known = {name: anatomy.builder.fact(name) for name in NORM_EPS_FIELDS}
-    return {name: eps * factor**2 for name, eps in known.items() if eps is not None and factor != 1}
 
 
 Methods = Method | Sequence[Method]

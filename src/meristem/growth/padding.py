@@ -1,9 +1,9 @@
-"""Padding: the hidden axis at any ratio, so that norms compute what they did.
+"""Padding: an axis under norms at any ratio, so that they compute what they did.
 
 x' = [x, ..., x, pad]. Under RMSNorm the pad is zero, under LayerNorm it is the mean of x, which leaves the mean where it is
-and adds nothing to the variance. Either way the mean square shrinks by norm_factor^2 = copies . d / d', which the gain and eps
-take up (Wang et al.: "LEMON: Lossless Model Expansion", ICLR 2024, arXiv:2310.07999; for zero padding Gesmundo & Maile:
-"Composable Function-preserving Expansions", 2023, arXiv:2308.06103).
+and adds nothing to the variance. Either way the mean square shrinks by norm_factor^2 = copies . d / d'; what makes up for that
+is in `norm_statistics` (Wang et al.: "LEMON: Lossless Model Expansion", ICLR 2024, arXiv:2310.07999; for zero padding Gesmundo
+& Maile: "Composable Function-preserving Expansions", 2023, arXiv:2308.06103).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy
 from meristem.errors import MeristemError
+
+HEADS = ("kv_heads", "group", "heads")  # the kinds of axes whose units are heads
 
 
 def padded_hidden(anatomy: Anatomy, axis: str, target: int, copies: int) -> AxisMap:
@@ -40,6 +42,16 @@ def pad(old: int, new: int, copies: int, mean: bool) -> AxisMap:
         gain=UnitMap.select(index, old),
         heard=heard,
         norm_factor=math.sqrt(copies * old / new),
+    )
+
+
+def padded_heads(old: int, target: int) -> AxisMap:
+    """Heads that a norm measures all together (OLMo 2): new ones are silent where it looks, and nobody reads what they give out."""
+    index, kept = torch.arange(target) % old, (torch.arange(target) < old).double()
+    places = UnitMap.select(index, old, kept)
+    gain = UnitMap.select(index, old)
+    return AxisMap(
+        places, places, gain=gain, twins=False, fresh=torch.arange(target) >= old, norm_factor=math.sqrt(old / target)
     )
 
 

@@ -6,8 +6,9 @@ methods: the target's config, tied heads, width constants, symmetry-breaking noi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -65,6 +66,11 @@ class Term:
     part: Literal["all", "originals", "copies"] = "all"  # which units it writes: first copies, further copies, or all
 
 
+Targets = list[
+    tuple[str, tuple[Term, ...], bool]
+]  # (name in the large network, what flows in, whether its layer is silent)
+
+
 @dataclass(frozen=True)
 class TensorPlan:
     """How one tensor of the large network is made.
@@ -80,6 +86,7 @@ class TensorPlan:
     offset: float = 0.0  # a gain stored as weight = gain - offset (Gemma) is scaled as a gain
     noise: float = 0.0  # relative to the standard deviation of the noiseless tensor
     seed: int = 0
+    perturb: float = 0.0  # standard deviation of noise on every entry
     silent: bool = False  # it belongs to a layer that writes nothing yet, so its gradient is zero
 
     @property
@@ -123,6 +130,15 @@ class TensorPlan:
 
 
 @dataclass(frozen=True)
+class Perturbation:
+    """Matrices times `shrink`, plus noise of standard deviation `std`; with `mup`, less for those that read more units than before."""
+
+    shrink: float
+    std: float
+    mup: bool = False
+
+
+@dataclass(frozen=True)
 class GrowthPlan:
     """Everything that turns one network into a larger one."""
 
@@ -135,6 +151,8 @@ class GrowthPlan:
     seed: int = 0
     scales: Mapping[str, float] = field(default_factory=dict)  # by the tensor's name in the source
     untied: bool = False
+    perturbation: Perturbation | None = None
+    silent: frozenset[str] = frozenset()  # tensors of the source whose new units have to stay zero: norms measure them
 
     @cached_property
     def tensors(self) -> dict[str, TensorPlan]:
@@ -150,15 +168,17 @@ class GrowthPlan:
             for name, terms, silent in targets:
                 if name not in wanted:
                     continue  # only some blocks have it, such as T5's position bias in the first
+                maps = self._dimension_maps(tensor)
                 plans[name] = TensorPlan(
                     name=name,
                     terms=terms,
-                    maps=self._dimension_maps(tensor),
+                    maps=maps,
                     roles=tuple(d.role for d in tensor.dimensions),
                     scale=0.0 if silent and tensor.writes(self.source.stream(tensor)) else self._scale(tensor),
                     offset=self._offset(tensor),
                     noise=self.noise if tensor.reads else 0.0,
                     seed=self.seed,
+                    perturb=self._perturb(tensor, maps),
                     silent=silent,
                 )
         missing = [name for name, shared in wanted.items() if not shared & set(plans)]
@@ -227,13 +247,17 @@ class GrowthPlan:
         return facts.offset if facts and is_gain else 0.0
 
     def _scale(self, tensor: TensorAnatomy) -> float:
-        """Repairs by name, and for gains what padding does to the statistics of their norm."""
-        scale = self.scales.get(tensor.name, 1.0)
-        for dimension in tensor.dimensions:
-            if dimension.role == "gain":
-                for axis in dimension.layout.axes():
-                    scale *= self.axis_map(axis).norm_factor
-        return scale * self._weight_norm(tensor)
+        """Repairs by name, and what matrices shrink by."""
+        shrink = self.perturbation.shrink if self.perturbation and len(tensor.shape) > 1 else 1.0
+        return self.scales.get(tensor.name, 1.0) * self._weight_norm(tensor) * shrink
+
+    def _perturb(self, tensor: TensorAnatomy, maps: Sequence[AxisMap | None]) -> float:
+        """The standard deviation of the noise on a matrix."""
+        if self.perturbation is None or len(tensor.shape) < 2:
+            return 0.0
+        readers = [m for m, d in zip(maps, tensor.dimensions, strict=True) if d.role == "read" and m is not None]
+        wider = math.prod(m.new_size / m.old_size for m in readers) if self.perturbation.mup else 1.0
+        return self.perturbation.std / wider**0.5
 
     def _weight_norm(self, tensor: TensorAnatomy) -> float:
         """For the length of a weight that is stored as length and direction (`torch.nn.utils.parametrizations.weight_norm`):
@@ -251,7 +275,8 @@ class GrowthPlan:
         for dimension in tensor.dimensions:
             moved = any(not self.axis_map(axis).is_identity() for axis in dimension.layout.axes())
             axes = {axis: self.axis_map(axis) for axis in dimension.layout.axes()} if moved else {}
-            maps.append(dimension.layout.expand(axes) if moved else None)
+            expanded = expand(dimension.layout, axes) if moved else None
+            maps.append(replace(expanded, fresh=None) if expanded and tensor.name in self.silent else expanded)
         return tuple(maps)
 
     def axis_map(self, axis: str) -> AxisMap:
@@ -265,7 +290,7 @@ class GrowthPlan:
         kv_heads = axis.replace("heads", "kv_heads")  # elsewhere, `heads` is `kv_heads group`
         return self.axis_map(kv_heads).kron(self.axis_map(kv_heads.replace("kv_heads", "group")))
 
-    def _targets(self, tensor: TensorAnatomy) -> list[tuple[str, tuple[Term, ...], bool]]:
+    def _targets(self, tensor: TensorAnatomy) -> Targets:
         """(new name, its sources, silent) for every copy of the tensor that the large network holds."""
         if tensor.block is None or tensor.block[0] not in self.layers:
             return [(tensor.name, (Term(tensor.name),), False)]
@@ -305,6 +330,33 @@ class GrowthPlan:
         return Term(own, part="originals"), Term(following, part="copies")
 
 
+def expand(layout: Layout, maps: Mapping[str, AxisMap]) -> AxisMap:
+    """The map of a whole dimension. New units within a head stay silent in queries, so that keys and values are free."""
+    within = [axis for axis in maps if axis.endswith("head_dim") and maps[axis].fresh is not None]
+    if not within:
+        return layout.expand(maps)
+    queries = {**maps, **{axis: replace(maps[axis], fresh=None) for axis in within}}
+    return _expand_terms(layout.spread(), maps, queries)
+
+
+def _expand_terms(layout: Layout, maps: Mapping[str, AxisMap], queries: Mapping[str, AxisMap]) -> AxisMap:
+    total: AxisMap | None = None
+    for term in layout.terms:
+        if isinstance(term[-1], Layout):  # products that end in a sum
+            inner = _expand_terms(term[-1], maps, queries)
+            grown = Layout((term[:-1],)).expand(maps).kron(inner) if term[:-1] else inner
+        else:
+            is_query = any(str(factor).endswith("group") or _is_heads(str(factor)) for factor in term)
+            grown = Layout((term,)).expand(queries if is_query else maps)
+        total = grown if total is None else total.direct_sum(grown)
+    assert total is not None
+    return total
+
+
+def _is_heads(axis: str) -> bool:
+    return axis.endswith("heads") and not axis.endswith("kv_heads")
+
+
 def axes_of(layout: Layout) -> set[str]:
     """The axes of a layout, with `heads` spelt out as `kv_heads group`."""
     names = set(layout.axes())
@@ -315,4 +367,8 @@ def axes_of(layout: Layout) -> set[str]:
 
 def sizes_after(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, int]:
     """The axis sizes of the large network."""
-    return {**anatomy.sizes, **{axis: axis_map.new_size for axis, axis_map in maps.items()}}
+    sizes = {**anatomy.sizes, **{axis: axis_map.new_size for axis, axis_map in maps.items()}}
+    for heads in [axis for axis in sizes if axis not in anatomy.sizes]:  # heads that are regrouped
+        sizes[heads.replace("heads", "group")] = sizes[heads] // sizes[heads.replace("heads", "kv_heads")]
+        del sizes[heads]
+    return sizes

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -12,7 +13,7 @@ from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
-from meristem.growth.depth import identity_layers, repeat_all, repeat_each, repeat_span
+from meristem.growth.depth import fitting, identity_layers, in_order, repeat_all, repeat_each, repeat_span
 from meristem.growth.method import Method, Weights, blocks_can_be_silent
 from meristem.growth.plan import LayerMap
 from meristem.growth.targets import depth_targets, depths_of
@@ -41,25 +42,58 @@ class DepthMethod(Method):
 
 @dataclass(frozen=True)
 class Stacking(DepthMethod):
-    """G_stack: the whole network on top of itself, `depth` times; or every layer repeated in place ("interpolate").
+    """G_stack: the whole network on top of itself, `depth` times; or every layer repeated in place ("interpolate"); or any list.
 
     Du et al.: "Stacking Your Transformers: A Closer Look at Model Growth for Efficient LLM Pre-Training", NeurIPS 2024,
-    arXiv:2405.15319 (growth operator G_direct in depth; the paper recommends depth=4). Does not preserve the function.
+    arXiv:2405.15319 (growth operator G_direct in depth; the paper recommends depth=4). Kim et al.: "SOLAR 10.7B", NAACL 2024,
+    arXiv:2312.15166 (depth up-scaling: layers="0-23,8-31" of 32). Does not preserve the function.
 
     Args:
         depth: factor for the number of layers.
+        num_hidden_layers: or the number itself.
         order: "stack" (0 1 2 0 1 2) or "interpolate" (0 0 1 1 2 2).
+        layers: the old layer that each new one copies, as "0-23,8-31" (both ends included) or numbers; in every list of blocks.
+        encoder_layers, decoder_layers: the same for one list of blocks; one without a list of its own stays as it is.
     """
 
     name: ClassVar[str] = "stacking"
     depth: int = 2
+    num_hidden_layers: int | None = None
     order: Literal["stack", "interpolate"] = "stack"
+    layers: str | Sequence[int] | None = None
+    encoder_layers: str | Sequence[int] | None = None
+    decoder_layers: str | Sequence[int] | None = None
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
-        """Raises MeristemError for a factor that is no whole number."""
+        """Raises MeristemError for a factor that is no whole number, or layers that there are not."""
+        listed = self._listed(anatomy)
+        if listed:
+            maps = {axis: in_order(text, anatomy.depths[axis], self.name) for axis, text in listed.items()}
+            return {
+                axis: self._fitting(anatomy, axis, lambda _, found=found: found, len(found))
+                for axis, found in maps.items()
+            }
         repeat = repeat_all if self.order == "stack" else repeat_each
-        targets = depth_targets(anatomy, self.name, self.depth, blocks=self.blocks)
-        return {axis: repeat(anatomy.depths[axis], target) for axis, target in targets.items()}
+        factor = 1 if self.num_hidden_layers else self.depth
+        targets = depth_targets(anatomy, self.name, factor, self.num_hidden_layers, blocks=self.blocks)
+        return {
+            axis: self._fitting(anatomy, axis, functools.partial(repeat, anatomy.depths[axis]), target)
+            for axis, target in targets.items()
+        }
+
+    def _listed(self, anatomy: Anatomy) -> dict[str, str | Sequence[int]]:
+        """{axis of depth: list}."""
+        own = {"encoder_layers": self.encoder_layers, "decoder_layers": self.decoder_layers}
+        for axis, layers in own.items():
+            if layers is not None and axis not in anatomy.depths:
+                raise MeristemError(
+                    f"stacking: {anatomy.builder.model_type} has no {axis}; its lists of blocks: {', '.join(anatomy.depths)}"
+                )
+        every = {axis: own.get(axis) if own.get(axis) is not None else self.layers for axis in anatomy.depths}
+        return {axis: layers for axis, layers in every.items() if layers is not None}
+
+    def _fitting(self, anatomy: Anatomy, axis: str, make: Callable[[int], LayerMap], target: int) -> LayerMap:
+        return fitting(anatomy, self.name, axis, make, target)
 
 
 @dataclass(frozen=True)
@@ -71,17 +105,18 @@ class GradualStacking(DepthMethod):
 
     Args:
         layers: how many of the last layers are copied on top of them.
+        num_hidden_layers: or the target depth.
     """
 
     name: ClassVar[str] = "gradual_stacking"
     layers: int = 1
+    num_hidden_layers: int | None = None
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Raises MeristemError if there are fewer layers than asked for."""
-        return {
-            axis: repeat_span(depth, depth - _span(self.name, self.layers, depth), depth)
-            for axis, depth in depths_of(anatomy, self.name, self.blocks).items()
-        }
+        spans = _spans(anatomy, self.name, self.layers, self.num_hidden_layers, self.blocks)
+        depths = anatomy.depths
+        return {axis: repeat_span(depths[axis], depths[axis] - span, depths[axis]) for axis, span in spans.items()}
 
 
 @dataclass(frozen=True)
@@ -93,17 +128,19 @@ class MIDAS(DepthMethod):
 
     Args:
         layers: size of the middle block that is copied.
+        num_hidden_layers: or the target depth.
     """
 
     name: ClassVar[str] = "midas"
     layers: int = 1
+    num_hidden_layers: int | None = None
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Raises MeristemError if there are fewer layers than asked for."""
         maps = {}
-        for axis, depth in depths_of(anatomy, self.name, self.blocks).items():
-            first = (depth - _span(self.name, self.layers, depth)) // 2
-            maps[axis] = repeat_span(depth, first, first + self.layers)
+        for axis, span in _spans(anatomy, self.name, self.layers, self.num_hidden_layers, self.blocks).items():
+            first = (anatomy.depths[axis] - span) // 2
+            maps[axis] = repeat_span(anatomy.depths[axis], first, first + span)
         return maps
 
 
@@ -130,6 +167,16 @@ class IdentityBlocks(DepthMethod):
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
         """Unless blocks end in a norm, which changes even an unchanged stream (post-norm, as in BERT)."""
         return blocks_can_be_silent(anatomy, model, inputs)
+
+
+def _spans(anatomy: Anatomy, method: str, layers: int, target: int | None, blocks: str) -> dict[str, int]:
+    """{axis: how many of its layers are copied}."""
+    if target is not None:
+        lengths = depth_targets(anatomy, method, num_hidden_layers=target, blocks=blocks)
+        return {
+            axis: _span(method, length - anatomy.depths[axis], anatomy.depths[axis]) for axis, length in lengths.items()
+        }
+    return {axis: _span(method, layers, depth) for axis, depth in depths_of(anatomy, method, blocks).items()}
 
 
 def _span(method: str, layers: int, depth: int) -> int:

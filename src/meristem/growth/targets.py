@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from meristem.anatomy import Anatomy, Axis
 from meristem.anatomy.parts import is_part, skipped_by, whole_of
 from meristem.errors import MeristemError
 
+SIZED = (
+    "hidden",
+    "ffn",
+    "kv_heads",
+    "group",
+    "heads",
+    "head_dim",
+    "vocab",
+    "positions",
+    "rank",
+)  # the kinds that can change
 LARGEST_WIDTH, LARGEST_DEPTH = 1 << 26, 1 << 16  # beyond that a number is a slip of the keyboard
 ATTENTION_SCOPES = ("", "encoder_", "decoder_")  # whose heads num_attention_heads names
 
@@ -18,11 +31,17 @@ def width_targets(
     intermediate_size: int | None = None,
     num_attention_heads: int | None = None,
     num_key_value_heads: int | None = None,
+    head_dim: int | None = None,
+    more: Mapping[str, int] | None = None,
     shrink: bool = False,
 ) -> dict[str, int]:
     """{axis: target size} for every axis that changes: `width` multiplies all, a named size overrides its own.
 
-    Multi-query attention keeps its single key-value head unless one asks otherwise.
+    Multi-query attention keeps its single key-value head unless one asks otherwise. Where heads share out hidden_size evenly and
+    both are named, head_dim is what they make it.
+
+    Args:
+        more: sizes by the name of their axis, which override all others.
 
     Raises:
         MeristemError: for a factor that is no positive whole number, a size on the wrong side of the present one, or
@@ -35,6 +54,7 @@ def width_targets(
         "intermediate_size": intermediate_size,
         "num_attention_heads": num_attention_heads,
         "num_key_value_heads": num_key_value_heads,
+        "head_dim": head_dim,
     }
     for name, size in asked.items():
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
@@ -60,6 +80,9 @@ def width_targets(
         else:  # heads of state-space and linear-attention blocks follow the width
             factor = width if hidden_size is None else _whole(method, axis.name, hidden_size, hiddens[0].size)
             sizes |= _heads(anatomy, method, axis.name, factor, None, None)
+    sizes |= _head_dims(anatomy, method, sizes, head_dim, num_attention_heads, None if shrink else hidden_size)
+    sizes |= _named(anatomy, method, more or {})
+    sizes |= _derived(anatomy, method, sizes, intermediate_size)
     for part in [axis for axis in anatomy.axes if is_part(axis)]:
         whole = whole_of(part)
         if whole in sizes and skipped_by(part):
@@ -67,6 +90,8 @@ def width_targets(
         elif whole in sizes:
             sizes[part] = _scaled(method, whole, anatomy.sizes[part], sizes[whole], anatomy.sizes[whole]) or 0
     for axis, size in sizes.items():
+        if not shrink and anatomy.axes[axis].kind == "group" and _regrouped(anatomy, method, axis, sizes):
+            continue
         if size > LARGEST_WIDTH:
             raise MeristemError(
                 f"{method}: {axis} of {size:,} is more than any network has ({LARGEST_WIDTH:,} at most)"
@@ -126,6 +151,85 @@ def _heads(
     return {kv_axis: new_kv, group_axis: heads // new_kv}
 
 
+def _derived(anatomy: Anatomy, method: str, sizes: dict[str, int], asked: int | None) -> dict[str, int]:
+    """Sizes that the architecture derives from others. Raises MeristemError where another one was asked for."""
+    changed = {axis: size for axis, size in sizes.items() if size != anatomy.sizes[axis]}
+    if not any(anatomy.axes[axis].kind == "hidden" for axis in changed):
+        return {}
+    derived = dict(anatomy.builder.derived(changed))
+    factor = anatomy.builder.fact("expand")  # state-space blocks are so many times as wide as the stream
+    if (
+        asked is None
+        and "ffn" not in derived
+        and factor
+        and anatomy.sizes.get("ffn") == factor * anatomy.sizes["hidden"]
+    ):
+        derived["ffn"] = max(sizes["ffn"], int(factor * sizes["hidden"]))
+    for axis, size in derived.items():
+        if anatomy.axes[axis].kind == "ffn" and asked not in (None, size):
+            raise MeristemError(
+                f"{method}: {anatomy.builder.model_type} derives {anatomy.axes[axis].source} from hidden_size: asked for {asked}, "
+                f"{size} would work"
+            )
+    return derived
+
+
+def _named(anatomy: Anatomy, method: str, sizes: Mapping[str, int]) -> dict[str, int]:
+    for axis, size in sizes.items():
+        known = [name for name, a in anatomy.axes.items() if a.kind in SIZED and not is_part(name)]
+        if axis not in known:
+            raise MeristemError(
+                f"{method}: {anatomy.builder.model_type} has no axis {axis!r} that can change; it has {', '.join(known)}"
+            )
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise MeristemError(f"{method}: {axis} must be a positive whole number, got {size!r}")
+    return dict(sizes)
+
+
+def _regrouped(anatomy: Anatomy, method: str, group: str, sizes: dict[str, int]) -> bool:
+    """Whether fewer query heads than before share a key-value head, while no head is lost.
+
+    Raises:
+        MeristemError: if query heads are lost, or one would be left without a copy.
+    """
+    kv_heads = group.replace("group", "kv_heads")
+    old_kv, old_group, new_kv, new_group = anatomy.sizes[kv_heads], anatomy.sizes[group], sizes[kv_heads], sizes[group]
+    if new_group >= old_group or new_kv <= old_kv:
+        return False
+    if new_kv // old_kv * new_group < old_group:
+        needed = -(-old_group // new_group) * old_kv
+        raise MeristemError(
+            f"{method}: {new_kv * new_group} query heads on {new_kv} key-value heads leave some of the present "
+            f"{old_kv * old_group} on {old_kv} without a copy; {needed * new_group} on {needed} would work"
+        )
+    return True
+
+
+def _head_dims(
+    anatomy: Anatomy, method: str, sizes: dict[str, int], asked: int | None, heads: int | None, hidden: int | None
+) -> dict[str, int]:
+    """{axis: size} of head_dim: as asked, or as named heads share out a named hidden_size."""
+    axes = [axis for axis in _own(anatomy, "head_dim") if axis.scope in ATTENTION_SCOPES]
+    if asked and not axes:
+        raise MeristemError(f"{method}: {anatomy.builder.model_type} has no head_dim that Meristem knows")
+    if asked:
+        return {axis.name: asked for axis in axes}
+    found = {}
+    for axis in axes:
+        split = anatomy.builder.splits.get(axis.scope)
+        if split is None or not (heads and hidden):
+            continue
+        width = split[1] * sizes.get(split[0], anatomy.sizes[split[0]])
+        count = sizes[f"{axis.scope}kv_heads"] * sizes[f"{axis.scope}group"]
+        if width % count:
+            works = max(1, round(width / count)) * count / split[1]
+            raise MeristemError(
+                f"{method}: hidden_size={hidden} cannot be shared out evenly by {count} heads; hidden_size={works} would work"
+            )
+        found[axis.name] = int(width // count)
+    return found
+
+
 def depths_of(anatomy: Anatomy, method: str, blocks: str) -> dict[str, int]:
     """{axis of depth: length} of the lists of blocks that `blocks` names: "all", a scope such as "decoder" or an axis of depth.
 
@@ -144,10 +248,11 @@ def depth_targets(
     method: str,
     depth: int = 1,
     num_hidden_layers: int | None = None,
+    more: Mapping[str, int] | None = None,
     shrink: bool = False,
     blocks: str = "all",
 ) -> dict[str, int]:
-    """{axis of depth: target length} for every list of blocks; `depth` multiplies all, `num_hidden_layers` sets all.
+    """{axis: target length} for every list of blocks; `depth` multiplies all, `num_hidden_layers` sets all, `more` some by name.
 
     Args:
         blocks: which lists, see `depths_of`.
@@ -162,8 +267,13 @@ def depth_targets(
         raise MeristemError(f"{method}: num_hidden_layers must be a positive whole number, got {num_hidden_layers!r}")
     if not anatomy.depths and (depth > 1 or num_hidden_layers):
         raise MeristemError(f"{method}: {anatomy.builder.model_type} has no list of repeated blocks")
+    unknown = set(more or {}) - set(anatomy.depths)
+    if unknown:
+        raise MeristemError(
+            f"{method}: {anatomy.builder.model_type} has no list of blocks {min(unknown)!r}; it has {', '.join(anatomy.depths)}"
+        )
     lengths = depths_of(anatomy, method, blocks)
-    targets = {axis: num_hidden_layers or length * depth for axis, length in lengths.items()}
+    targets = {axis: num_hidden_layers or length * depth for axis, length in lengths.items()} | dict(more or {})
     for axis, target in targets.items():
         length = anatomy.depths[axis]
         if target > LARGEST_DEPTH:

@@ -8,6 +8,7 @@ gram matrix that is no multiple of the identity) or no norm stands before the he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -33,17 +34,24 @@ def repair(
     maps: Mapping[str, AxisMap],
     model: nn.Module,
     keep_tied: bool,
+    statistics: Mapping[str, float] | None = None,
     inputs: Inputs = None,
 ) -> Repair:
-    """What the width constants and a tied head of `model` need under these axis maps."""
+    """What the width constants and a tied head of `model` need under these axis maps.
+
+    Args:
+        statistics: scalars by tensor name that keep what norms measure; those of the result include them.
+    """
     constants = width_constants(anatomy, target)
-    scales: dict[str, float] = {}
+    statistics = statistics or {}
+    scales = dict(statistics)
     for name, ratio in constants.items():
         tensor = anatomy.tensors[name]
+        own = tensor.tied_to or name
         if not tensor.reads:
-            scales |= {name: 1 / ratio, tensor.tied_to or name: 1 / ratio}
+            scales |= {own: statistics.get(own, 1.0) / ratio, name: statistics.get(own, 1.0) / ratio}
         elif tensor.tied_to is None:
-            scales[name] = 1 / ratio
+            scales[name] = statistics.get(name, 1.0) / ratio
     head = next((t for t in anatomy.tensors.values() if t.tied_to and t.reads), None)
     if head is None or head.tied_to is None:
         return Repair(scales)
@@ -55,12 +63,12 @@ def repair(
         factor = None
     else:
         factor = gram * constants.get(head.name, 1.0) * scales.get(head.tied_to, 1.0)
-    if factor == 1:
+    if factor is not None and math.isclose(factor, 1):
         return Repair(scales)
     if factor is None or norm is None:
         return Repair({**scales, head.name: 1 / constants.get(head.name, 1.0)}, untied=True)
     gains = [f"{norm}.{part}" for part in ("weight", "bias") if f"{norm}.{part}" in anatomy.tensors]
-    return Repair({**scales, **dict.fromkeys(gains, 1 / factor)})
+    return Repair({**scales, **{gain: scales.get(gain, 1.0) / factor for gain in gains}})
 
 
 def _feeds(anatomy: Anatomy, norm: str, head: TensorAnatomy, maps: Mapping[str, AxisMap]) -> bool:

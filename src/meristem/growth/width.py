@@ -7,13 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import nn
+
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.parts import is_frequencies, skipped_by, whole_of
+from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.alibi import aligned_heads, has_alibi
+from meristem.growth.head_dim import head_dim_map
 from meristem.growth.method import Choices, Method, Weights
+from meristem.growth.regrouping import regrouped
 from meristem.growth.targets import width_targets
+from meristem.growth.vocabulary import more_positions, more_tokens
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,13 @@ class WidthMethod(Method):
 
     Args:
         width: factor for every axis.
-        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads: targets that override it one by one.
+        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim: targets that override it one by
+            one; `width` leaves head_dim as it is.
+        vocab_size, max_position_embeddings: targets that `width` leaves alone; new tokens take the mean of the old rows, new
+            positions that are learned continue the last one.
+        pad_to_multiple_of: of the vocabulary.
+        positions: "last", or "interpolate" all learned positions, which changes the function.
+        sizes: any further targets by the name of their axis (`meristem inspect` shows them): {"encoder_ffn": 2048}.
     """
 
     width: int = 1
@@ -30,6 +42,12 @@ class WidthMethod(Method):
     intermediate_size: int | None = None
     num_attention_heads: int | None = None
     num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    vocab_size: int | None = None
+    max_position_embeddings: int | None = None
+    pad_to_multiple_of: int | None = None
+    positions: Literal["last", "interpolate"] = "last"
+    sizes: Mapping[str, int] | None = None
 
     @abstractmethod
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
@@ -45,7 +63,24 @@ class WidthMethod(Method):
             self.intermediate_size,
             self.num_attention_heads,
             self.num_key_value_heads,
+            self.head_dim,
+            {**self._rows(anatomy), **(self.sizes or {})},
         )
+
+    def _rows(self, anatomy: Anatomy) -> dict[str, int]:
+        """{axis: target} of the vocabulary and of learned positions."""
+        asked = {"vocab": self.vocab_size, "positions": self.max_position_embeddings}
+        multiple = self.pad_to_multiple_of
+        if multiple is not None and (isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1):
+            raise MeristemError(f"{self.name}: pad_to_multiple_of must be a positive whole number, got {multiple!r}")
+        if multiple:
+            asked["vocab"] = -(-(self.vocab_size or anatomy.sizes.get("vocab", 0)) // multiple) * multiple
+        if self.max_position_embeddings and "positions" not in anatomy.axes:
+            raise MeristemError(
+                f"{self.name}: {anatomy.builder.model_type} learns no positions, so max_position_embeddings shapes no tensor; "
+                "write it into config.json"
+            )
+        return {axis: size for axis, size in asked.items() if size is not None}
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
         """One map for each target; heads under ALiBi and sinusoidal positions get those that keep their slopes and frequencies.
@@ -56,15 +91,29 @@ class WidthMethod(Method):
         targets = self.targets(anatomy)
         if not targets and not self.layer_maps(anatomy):
             raise MeristemError(f"{self.name}: nothing to grow; give width=2 or a target such as hidden_size=")
-        maps = {
-            axis: _frequencies(self.name, axis, anatomy.sizes[axis], target)
-            if is_frequencies(axis)
-            else self.axis_map(anatomy, axis, target, weights)
-            for axis, target in targets.items()
-            if not skipped_by(axis)
-        }
+        moved = {axis for axis in targets if anatomy.axes[axis].kind == "group" and targets[axis] < anatomy.sizes[axis]}
+        plain = [axis for axis in targets if not skipped_by(axis) and axis not in moved]
+        maps = {axis: self._map(anatomy, axis, targets, weights) for axis in plain}
+        for group in moved:
+            maps |= _regrouped(anatomy, group, targets)
         maps |= {axis: maps[whole_of(axis)].rest(skipped_by(axis)) for axis in targets if skipped_by(axis)}
         return {**maps, **_alibi_maps(anatomy, targets)} if has_alibi(anatomy) else maps
+
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
+        """Unless norms stand in the way (see `norms_are_kept`), or positions move."""
+        moved = self.positions == "interpolate" and "positions" in maps
+        return not moved and super().promises(anatomy, maps, model, inputs)
+
+    def _map(self, anatomy: Anatomy, axis: str, targets: Mapping[str, int], weights: Weights) -> AxisMap:
+        if is_frequencies(axis):
+            return _frequencies(self.name, axis, anatomy.sizes[axis], targets[axis])
+        if anatomy.axes[axis].kind == "vocab":
+            return more_tokens(anatomy.sizes[axis], targets[axis])
+        if anatomy.axes[axis].kind == "positions":
+            return more_positions(anatomy.sizes[axis], targets[axis], self.positions == "interpolate")
+        if anatomy.axes[axis].kind == "head_dim":
+            return head_dim_map(anatomy, axis, {**anatomy.sizes, **targets}, self.choices().fields)
+        return self.axis_map(anatomy, axis, targets[axis], weights)
 
 
 @dataclass(frozen=True)
@@ -85,6 +134,18 @@ class NoisyWidthMethod(WidthMethod):
     def choices(self) -> Choices:
         """The options above."""
         return Choices(self.noise, self.seed, self.tied == "keep")
+
+
+def _regrouped(anatomy: Anatomy, group: str, targets: Mapping[str, int]) -> dict[str, AxisMap]:
+    kv_heads, heads = group.replace("group", "kv_heads"), group.replace("group", "heads")
+    kv, query = regrouped(anatomy.sizes[kv_heads], anatomy.sizes[group], targets[kv_heads], targets[group])
+    for tensor in anatomy.tensors.values():
+        if any(group in dimension.layout.axes() for dimension in tensor.dimensions):
+            raise MeristemError(
+                f"{tensor.name} holds queries, keys and values group by group, so its groups of {anatomy.sizes[group]} query "
+                f"heads cannot be divided; {targets[kv_heads] * anatomy.sizes[group]} heads on {targets[kv_heads]} would work"
+            )
+    return {kv_heads: kv, heads: query}
 
 
 def _frequencies(method: str, axis: str, old: int, target: int) -> AxisMap:

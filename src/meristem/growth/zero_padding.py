@@ -14,7 +14,8 @@ import torch
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy
 from meristem.growth.method import Weights
-from meristem.growth.padding import padded_hidden
+from meristem.growth.norm_statistics import normed_axes
+from meristem.growth.padding import HEADS, padded_heads, padded_hidden
 from meristem.growth.width import NoisyWidthMethod
 
 
@@ -35,7 +36,15 @@ class ZeroPadding(NoisyWidthMethod):
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
         """[I; pad] for the hidden axis; [I; fresh] to write and [I; 0] to read for the others."""
         old = anatomy.sizes[axis]
-        if axis == "hidden":
+        if anatomy.axes[axis].kind == "hidden":
             return padded_hidden(anatomy, axis, target, copies=1)
+        if anatomy.axes[axis].kind in HEADS and axis in normed_axes(anatomy):
+            return padded_heads(old, target)
         kept = UnitMap.select(torch.arange(target) % old, old, (torch.arange(target) < old).double())
-        return AxisMap(kept, kept, gain=UnitMap.select(torch.arange(target) % old, old), twins=False, fresh=True)
+        return AxisMap(
+            kept,
+            kept,
+            gain=UnitMap.select(torch.arange(target) % old, old),
+            twins=False,
+            fresh=torch.arange(target) >= old,
+        )

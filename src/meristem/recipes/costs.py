@@ -82,7 +82,8 @@ def planned_target(model: nn.Module, methods: Sequence[Method]) -> nn.Module:
     for method in methods:
         sizes = sizes_after(anatomy, method.axis_maps(anatomy, weights))
         layers = {axis: len(layer_map) for axis, layer_map in method.layer_maps(anatomy).items()}
-        target = _on_meta(anatomy.builder.resized(sizes, {**anatomy.builder.depths, **layers}, {}))
+        fields = method.choices().fields or {}
+        target = _on_meta(anatomy.builder.resized(sizes, {**anatomy.builder.depths, **layers}, fields))
         anatomy, weights = Anatomy.of(target), target.state_dict()
     return target
 

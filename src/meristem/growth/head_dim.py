@@ -1,0 +1,137 @@
+"""head_dim as an axis: old units go where the larger rotary table has their frequencies, new ones stay silent.
+
+Rotary positions turn pair i of a head by position . f_i, f_i = theta^(-2i / rotary_dim). The table of m times as many units holds
+every old frequency, at place m . i, so an old pair goes there; scaled tables are compared number by number. Without rotary
+positions the places are free. Scores are divided by sqrt(head_dim) in most networks, so queries and keys are each multiplied by
+the fourth root of what that changes by (values too, and their readers divided), which any fused layout allows. New units of a
+query and what reads new values are zero, new keys and values free.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from meristem.algebra import AxisMap, UnitMap
+from meristem.anatomy import Anatomy, Builder
+from meristem.anatomy.conventions import ATTENTION_CLASS
+from meristem.errors import MeristemError
+from meristem.growth.build import skeleton
+
+TABLE = re.compile(r"(.*\.)?(\w+_)?(?<!original_)inv_freq$")
+TURNS = ("rotate_half", "rotate_every_two")  # what transformers calls the function that pairs units
+SCALES = (
+    "scaling",
+    "scale",
+    "softmax_scale",
+    "inv_norm_factor",
+)  # what attention modules call the scale of their scores
+CLOSE = 1e-5
+
+
+def head_dim_map(
+    anatomy: Anatomy, axis: str, sizes: Mapping[str, int], fields: Mapping[str, Any] | None = None
+) -> AxisMap:
+    """The map of `axis`, one of the kind head_dim.
+
+    Args:
+        sizes: of all axes of the large network.
+        fields: further entries of its config.
+
+    Raises:
+        MeristemError: if an old frequency of the rotary positions is not in the table of the larger head.
+    """
+    small = anatomy.builder
+    large = small.resized(sizes, small.depths, fields or {})
+    ours, theirs = (_with_buffers(builder) for builder in (small, large))
+    old, new = small.sizes[axis], sizes[axis]
+    index = _places(anatomy, ours, theirs, old, new)
+    factor = math.sqrt(_score_scale(ours, theirs, math.sqrt(new / old)))  # on queries, and once more on keys
+    carried = torch.zeros(new, dtype=torch.float64)
+    carried[index] = 1.0
+    source = torch.arange(new) % old
+    source[index] = torch.arange(old)
+    return AxisMap(
+        UnitMap.select(source, old, carried * factor),
+        UnitMap.select(source, old, carried / factor),
+        gain=UnitMap.select(source, old),
+        twins=False,
+        fresh=carried == 0,
+        norm_factor=factor * math.sqrt(old / new),
+    )
+
+
+def _with_buffers(builder: Builder) -> nn.Module:
+    return skeleton(functools.partial(builder.build, builder.sizes, builder.depths))
+
+
+def _score_scale(ours: nn.Module, theirs: nn.Module, default: float) -> float:
+    """By what the large network divides scores more than the small one; the attention modules say so."""
+    modules = dict(theirs.named_modules())
+    for name, module in ours.named_modules():
+        for attribute in SCALES:
+            value = vars(module).get(attribute)
+            if isinstance(value, float) and re.search(ATTENTION_CLASS, type(module).__name__) and name in modules:
+                return value / vars(modules[name])[attribute]
+    return default
+
+
+def _places(anatomy: Anatomy, ours: nn.Module, theirs: nn.Module, old: int, new: int) -> Tensor:
+    """(old,) where each old unit of a head stands in the larger head."""
+    tables, larger = ({n: b for n, b in m.named_buffers() if TABLE.fullmatch(n)} for m in (ours, theirs))
+    found: Tensor | None = None
+    for name, table in tables.items():
+        if name not in larger or 2 * len(table) > old:
+            continue
+        place = _frequencies(anatomy, table.double(), larger[name].double(), old, new)
+        if found is not None and not torch.equal(found, place):
+            raise MeristemError(
+                f"{anatomy.builder.model_type} has several tables of rotary frequencies, and {old} -> {new} units of a head "
+                f"would have to move otherwise for each; {2 * old} would work"
+            )
+        found = place
+    if found is None:
+        if any(hasattr(_code(ours), turn) for turn in TURNS):
+            raise MeristemError(
+                f"{anatomy.builder.model_type} turns units by frequencies that it holds in no table, so head_dim cannot grow; "
+                f"keep it at {old}"
+            )
+        return torch.arange(old)
+    halves, larger_halves = len(next(iter(tables.values()))), len(next(iter(larger.values())))
+    rotary, larger_rotary = 2 * halves, 2 * larger_halves
+    pair = torch.arange(2) if _interleaves(ours) else torch.arange(2) * larger_halves
+    step = 2 if _interleaves(ours) else 1
+    turned = (found[:, None] * step + pair).flatten() if step == 2 else (found[None] + pair[:, None]).flatten()
+    return torch.cat([turned, larger_rotary + torch.arange(old - rotary)])
+
+
+def _frequencies(anatomy: Anatomy, table: Tensor, larger: Tensor, old: int, new: int) -> Tensor:
+    distance = (larger[None].log() - table[:, None].log()).abs()
+    place = distance.argmin(1)
+    if float(distance.min(1).values.max()) > CLOSE or len(set(place.tolist())) < len(place):
+        raise MeristemError(
+            f"the rotary table of head_dim {new} does not hold the frequencies of head_dim {old}, so {anatomy.builder.model_type} "
+            f"would compute another function; a whole multiple works unless the scaling of its positions depends on head_dim: "
+            f"{old * max(2, round(new / old))} for unscaled ones"
+        )
+    return place
+
+
+def _code(model: nn.Module):
+    return sys.modules[type(model).__module__]
+
+
+def _interleaves(model: nn.Module) -> bool:
+    """Whether neighbours make a pair (GPT-J), and not the two halves of a head (Llama): the function that turns them is asked."""
+    turn = next((getattr(_code(model), name) for name in TURNS if hasattr(_code(model), name)), None)
+    if turn is None:
+        return False
+    turned = turn(torch.arange(1.0, 9.0).view(1, 1, 1, 8)).flatten().abs()
+    return bool(turned[0] == 2)

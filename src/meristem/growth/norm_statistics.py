@@ -1,0 +1,109 @@
+"""What padding does to the statistics of norms, and what makes up for it: the stream is scaled, or gains and eps are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from meristem.algebra import AxisMap
+from meristem.anatomy import Anatomy
+from meristem.anatomy.conventions import NORM_EPS_FIELDS
+from meristem.anatomy.trace import Inputs
+from meristem.growth.plan import axes_of
+from meristem.growth.stream import stream_of
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Scalars by tensor name, changes of the config, and tensors whose new units have to stay zero."""
+
+    scales: Mapping[str, float] = field(default_factory=dict)
+    changes: Mapping[str, float] = field(default_factory=dict)
+    silent: frozenset[str] = frozenset()
+
+
+def normed_axes(anatomy: Anatomy) -> set[str]:
+    """The axes that some norm measures."""
+    gains = (d for t in anatomy.tensors.values() for d in t.dimensions if d.role == "gain")
+    return {axis for dimension in gains for axis in axes_of(dimension.layout) | dimension.layout.axes()}
+
+
+def norms_over(anatomy: Anatomy, axis: str) -> list[str]:
+    """The paths of the norms that measure an axis."""
+    return [
+        p
+        for p in anatomy.norms
+        if axis in axes_of(layout := anatomy.tensors[f"{p}.weight"].dimensions[0].layout) | layout.axes()
+    ]
+
+
+def keep_statistics(
+    anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, scales_eps: bool, inputs: Inputs = None
+) -> Statistics:
+    """What `model` needs so that its norms measure under these maps what they did.
+
+    Args:
+        scales_eps: multiply gains by norm_factor and the eps of the config by its square (LEMON, appendix B), instead of
+            the stream by 1 / norm_factor. The eps has to be in the config, and serve no other axis.
+    """
+    padded = {axis for axis, axis_map in maps.items() if axis_map.norm_factor != 1} & normed_axes(anatomy)
+    if not padded:
+        return Statistics()
+    if scales_eps:
+        return Statistics(_gain_scales(anatomy, maps), _eps_changes(anatomy, maps))
+    stream = stream_of(model, anatomy, inputs)
+    silent = frozenset(name for name in anatomy.tensors if stream.measures(anatomy, name) & padded)
+    return Statistics(stream.scales(anatomy, maps), silent=silent)
+
+
+def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> dict[str, str]:
+    """{axis: why its norms do not compute on the new units what they did on the old ones}.
+
+    Uniform copies keep any norm, padding those that do not subtract the mean, and those whose output is read and not added to
+    what other norms measure (pre-norm). Uneven copies keep none.
+    """
+    found = {}
+    for axis in sorted({a for a, axis_map in maps.items() if not axis_map.is_uniform()} & normed_axes(anatomy)):
+        over = norms_over(anatomy, axis)
+        if maps[axis].norm_factor == 1:
+            found[axis] = f"units get different numbers of copies, which {over[0]} notices"
+        elif maps[axis].heard is maps[axis].write and any(anatomy.norms[path].centres for path in over):
+            found[axis] = f"{over[0]} subtracts the mean, which new units of zero move"
+        elif blocked := stream_of(model, anatomy, inputs).norms_in_the_stream(anatomy, axis):
+            found[axis] = (
+                f"{blocked[0]} subtracts the mean, and what it gives out is measured again (post-norm), so no padding of it is "
+                "silent; whole multiples are exact"
+            )
+        elif any(anatomy.norms[path].centres for path in over) and (
+            gains := stream_of(model, anatomy, inputs).gains_in_the_stream(anatomy, axis)
+        ):
+            found[axis] = (
+                f"{gains[0]} multiplies what joins the stream unit by unit, so the mean that pads it is not the mean of the "
+                "products; whole multiples are exact"
+            )
+        elif foreign := stream_of(model, anatomy, inputs).unscalable(over):
+            found[axis] = (
+                f"{foreign[0]} measures something that comes through a nonlinearity or a table, which no weight scales; whole "
+                "multiples are exact"
+            )
+    return found
+
+
+def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
+    """Whether every norm computes on the new units what it did on the old ones."""
+    return not obstacles(anatomy, maps, model, inputs)
+
+
+def _gain_scales(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, float]:
+    gains = [(t.name, d) for t in anatomy.tensors.values() for d in t.dimensions if d.role == "gain"]
+    factors = {name: math.prod(maps[a].norm_factor for a in axes_of(d.layout) if a in maps) for name, d in gains}
+    return {name: factor for name, factor in factors.items() if factor != 1}
+
+
+def _eps_changes(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, float]:
+    factor = math.prod(maps[axis.name].norm_factor for axis in anatomy.of_kind("hidden") if axis.name in maps)
+    known = {name: anatomy.builder.fact(name) for name in NORM_EPS_FIELDS}
+    return {name: eps * factor**2 for name, eps in known.items() if eps is not None and factor != 1}

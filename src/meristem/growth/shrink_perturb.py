@@ -1,0 +1,73 @@
+"""Shrink, zero-pad, perturb: warm-starting a larger network without keeping the function.
+
+"When is Warmstarting Effective for Scaling Language Models?", 2026, arXiv:2605.13405; shrinking and perturbing is from Ash, Adams:
+"On Warm-Starting Neural Network Training", NeurIPS 2020, arXiv:1910.08475.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from meristem.algebra import AxisMap, UnitMap
+from meristem.anatomy import Anatomy
+from meristem.anatomy.trace import Inputs
+from meristem.errors import MeristemError
+from meristem.growth.method import Weights
+from meristem.growth.plan import GrowthPlan, Perturbation
+from meristem.growth.width import WidthMethod
+
+INITIAL = (
+    "initializer_range",
+    "init_std",
+    "initializer_factor",
+)  # what configs call the standard deviation at the start
+
+
+@dataclass(frozen=True)
+class ShrinkZeroPadPerturb(WidthMethod):
+    """Weights times `shrink`, zeros around them, and noise at the scale of the target's own initial weights on all of them.
+
+    Does not preserve the function. The paper finds it as good as elaborate operators at a factor of two, and best below 20 tokens
+    for each parameter: a baseline for any growth.
+
+    Args:
+        shrink: factor of the old matrices; gains and biases stay.
+        perturb: standard deviation of the noise, relative to that of initial weights in the target.
+        mup: initial weights whose variance falls with the number of units they read (muP), from the config's value at the present
+            width; by default the config's value at any width.
+        seed: of the noise.
+    """
+
+    name: ClassVar[str] = "shrink_zero_pad_perturb"
+    shrink: float = 0.4
+    perturb: float = 1.0
+    mup: bool = False
+    seed: int = 0
+
+    def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
+        """[I; 0] to write and to read."""
+        old = anatomy.sizes[axis]
+        places = UnitMap.select(torch.arange(target) % old, old, (torch.arange(target) < old).double())
+        return AxisMap(places, places, gain=UnitMap.select(torch.arange(target) % old, old), twins=False)
+
+    def promises(self, anatomy: Anatomy, maps, model: nn.Module, inputs: Inputs = None) -> bool:
+        """Never."""
+        return False
+
+    def plan(self, anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> GrowthPlan:
+        """Raises MeristemError for factors that are no share, or no positive number."""
+        if not 0 <= self.shrink <= 1:
+            raise MeristemError(f"{self.name}: shrink is a factor between 0 and 1, got {self.shrink}")
+        if self.perturb < 0:
+            raise MeristemError(f"{self.name}: perturb cannot be negative, got {self.perturb}")
+        facts = (anatomy.builder.fact(name) for name in INITIAL)
+        std = next((fact for fact in facts if isinstance(fact, float)), 0.02)
+        return replace(
+            super().plan(anatomy, model, inputs),
+            perturbation=Perturbation(self.shrink, self.perturb * std, self.mup),
+            seed=self.seed,
+        )
