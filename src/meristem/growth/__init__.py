@@ -3,7 +3,7 @@
 from meristem.growth.aki import AKI
 from meristem.growth.deep_fusion import DeepFusion
 from meristem.growth.fuse import fuse, fuse_with_certificate
-from meristem.growth.grow import grow, grow_optimizer, shrink
+from meristem.growth.grow import grow, grow_optimizer, grow_with_certificate, shrink
 from meristem.growth.growth import Growth
 from meristem.growth.hypercloning import HyperCloning
 from meristem.growth.lemon import LEMON
@@ -54,5 +54,6 @@ __all__ = [
     "fuse_with_certificate",
     "grow",
     "grow_optimizer",
+    "grow_with_certificate",
     "shrink",
 ]

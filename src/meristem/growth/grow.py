@@ -51,6 +51,9 @@ def grow(
     return Growth.of(model, method, like=like, anatomy=anatomy, verify=verify, inputs=inputs).model
 
 
+grow_with_certificate = Growth.of  # beside `fuse_with_certificate`, for those who look for it under this name
+
+
 def shrink(
     model: nn.Module | Growth,
     method: Methods,
