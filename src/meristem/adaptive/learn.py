@@ -180,12 +180,13 @@ def split(table: Table, test_share: float, seed: int) -> tuple[pd.DataFrame, pd.
         raise MeristemError(
             f"the {len(y)} rows to learn from are all of one class, {y[0]!r}; another --seed or --test-share"
         )
-    return x, test_x, y, test_y
+    return x, test_x, y, test_y  # pyright: ignore[reportReturnType]: each is of the kind that was split
 
 
 def _fingerprint(kind: str, options: Mapping[str, Any], seed: int, test_share: float, table: Table) -> str:
     said = hashlib.sha256(repr((kind, sorted(options.items()), seed, test_share, table.target, table.task)).encode())
-    said.update(pd.util.hash_pandas_object(table.x, index=False).to_numpy().tobytes())
+    hashes = pd.util.hash_pandas_object(table.x, index=False)  # pyright: ignore[reportAttributeAccessIssue]
+    said.update(hashes.to_numpy().tobytes())
     said.update(repr(table.y.tolist()).encode())
     return said.hexdigest()[:8]
 

@@ -189,12 +189,12 @@ class FlopCounter(TorchDispatchMode):
     def enter(self, path: str, *_: Any) -> None:
         """A call of this module begins."""
         self._running.append(path)
-        self._begun.append(torch._C._autograd._get_sequence_nr())
+        self._begun.append(torch._C._autograd._get_sequence_nr())  # pyright: ignore[reportAttributeAccessIssue]
 
     def leave(self, path: str, *_: Any) -> None:
         """It has ended."""
         self._running.pop()
-        self._calls.append((self._begun.pop(), torch._C._autograd._get_sequence_nr(), path))
+        self._calls.append((self._begun.pop(), torch._C._autograd._get_sequence_nr(), path))  # pyright: ignore[reportAttributeAccessIssue]
 
     def _add(self, flops: int) -> None:
         self.total += flops

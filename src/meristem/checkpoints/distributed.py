@@ -126,7 +126,7 @@ def write_distributed(
         MeristemError: if `out` exists, for optimizer state whose growth is not known, or if the disk is full.
     """
     content, makers = _grown_content(growth, networks)
-    with atomic_directory(out, overwrite, [networks.reader.path]) as partial:
+    with atomic_directory(out, overwrite, [Path(networks.reader.path)]) as partial:
         save_all_but_weights(growth.model, partial)
         writer = FileSystemWriter(partial, single_file_per_rank=False)  # a file stays in memory until it ends
         planner = _OnDemand(lambda key: makers[key]())

@@ -30,8 +30,8 @@ def load_data_set(
             loaded: Any = datasets.load_dataset(builder, data_dir=source, split=split)
         else:
             name, _, config = source.partition(":")
-            more = {"streaming": True} if stream else {}
-            loaded = datasets.load_dataset(name, config or None, split=split, **more)
+            more: dict[str, Any] = {"streaming": True} if stream else {}
+            loaded = datasets.load_dataset(name, config or None, split=split, **more)  # pyright: ignore[reportCallIssue, reportArgumentType]
     except Exception as error:
         raise MeristemError(f"data set {source!r} cannot be loaded: {first_line(error)}") from error
     for part in [loaded] if split else loaded.values():

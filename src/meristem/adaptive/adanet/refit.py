@@ -138,7 +138,7 @@ def _quadratic(hessian: Tensor, linear: Tensor, gamma: float, start: Tensor) -> 
     rows, targets, begin = (t.cpu().numpy() for t in (root.T.contiguous(), wanted[:, 0], start[:, 0]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # short of its tolerance it is near enough: another step follows
-        _, path, _ = lasso_path(rows, targets, alphas=[gamma / len(rows)], coef_init=begin, tol=1e-9, max_iter=500)
+        _, path, _ = lasso_path(rows, targets, alphas=[gamma / len(rows)], coef_init=begin, tol=1e-9, max_iter=500)  # pyright: ignore[reportArgumentType]
     w = hessian.new_tensor(path)
     support = w[:, 0] != 0
     pulled = linear[support] + gamma * w[support].sign()

@@ -81,7 +81,8 @@ class _EnergyNet(BaseEstimator):
             MeristemError: for options that make no sense, or beta <= 1.
         """
         self.check_options()
-        self._structure(validate_data(self, X, dtype=FLOATS, ensure_min_samples=2))
+        rows: Any = validate_data(self, X, dtype=FLOATS, ensure_min_samples=2)
+        self._structure(rows)
         self._structure_given = True
         return self
 

@@ -105,7 +105,8 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return 0
 
     def _read(self, X: Any, *, reset: bool) -> Tensor:
-        return self._inputs(validate_data(self, X, reset=reset, dtype=[np.float32, np.float64]))
+        rows: Any = validate_data(self, X, reset=reset, dtype=[np.float32, np.float64])
+        return self._inputs(rows)
 
     def _inputs(self, X: np.ndarray) -> Tensor:
         if self.visible == "gaussian" or not X.size:
@@ -156,7 +157,8 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the training that goes on: pickles hold what is learned."""
-        return {name: value for name, value in super().__getstate__().items() if name != "_running"}
+        state: Any = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_running"}
 
     def _fit(self, data: Tensor) -> None:
         learner = self._learner(data)

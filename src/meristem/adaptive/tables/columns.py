@@ -1,5 +1,8 @@
 """What each column of a table is, from its values: numbers, categories, dates; or nothing to learn from."""
 
+# pandas' types do not say whether an index gives a Series, a frame or a number.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import re

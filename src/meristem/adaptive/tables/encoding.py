@@ -1,5 +1,8 @@
 """Columns as numbers: scikit-learn's `ColumnTransformer`, built from what each column is, kept by skops (no pickle)."""
 
+# pandas' types do not say whether an index gives a Series, a frame or a number.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import warnings

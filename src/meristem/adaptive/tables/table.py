@@ -1,5 +1,8 @@
 """A table to learn from: rows, what each column is, and the column to predict."""
 
+# pandas' types do not say whether an index gives a Series, a frame or a number.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
