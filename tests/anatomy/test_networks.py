@@ -132,12 +132,15 @@ def test_depth():
     torch.testing.assert_close(grown(**VECTORS), net(**VECTORS), rtol=1e-4, atol=1e-4)
 
 
-def test_a_silent_block_that_would_still_speak_is_an_error():
-    """A Mixer's token mixing writes across tokens, which no axis names: the certificate catches it."""
+def test_a_silent_block_that_would_still_speak_is_not_promised():
+    """A Mixer's token mixing writes across tokens, which no axis names: run on the given inputs, a silenced block is seen to
+    change the stream, so nothing is promised, and the certificate says by how much."""
     sizes = {"hidden": 8, "tokens": 10, "ffn": 12}
     anatomy = ms.Anatomy.infer(Mixer, sizes, depths={"depth": 2})
-    with pytest.raises(ms.PreservationError, match="should preserve the function and does not"):
-        ms.grow(randomised(Mixer(**sizes)), ms.IdentityBlocks(depth=2), anatomy=anatomy, inputs=IMAGES)
+    growth = ms.Growth.of(randomised(Mixer(**sizes)), ms.IdentityBlocks(depth=2), anatomy=anatomy, inputs=IMAGES)
+    assert not growth.plans[0].preserves_function
+    assert not growth.certificate.holds
+    assert growth.certificate.relative_error > 0.01
 
 
 def test_batch_norm_statistics_follow_their_channels():

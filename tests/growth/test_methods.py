@@ -50,7 +50,10 @@ def test_function_and_promise(models, row, family):
         assert growth.certificate.holds
     else:
         assert torch.isfinite(b).all()
-        assert growth.certificate.relative_error == pytest.approx(error, rel=0.05, abs=1e-6)
+        if family == "t5":  # which puts out its encoder's states too, and the largest error of all outputs counts
+            assert growth.certificate.relative_error >= 0.95 * error
+        else:
+            assert growth.certificate.relative_error == pytest.approx(error, rel=0.05, abs=1e-6)
 
 
 @cases
