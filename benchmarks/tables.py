@@ -5,7 +5,8 @@
 
 Every table of ../shared/data/tabular is read by `meristem.adaptive.tables.open_table` without being told anything; where that folder is not, the
 data sets that scikit-learn ships are used. All sides read the same encoded rows of the same folds; ours have the options of `meristem learn`, the
-others scikit-learn's defaults (the perceptron with up to 300 passes), none is tuned. Seconds are CPU seconds of the fits alone, on one thread.
+others scikit-learn's defaults (the perceptron with up to 300 passes), untuned; ours are the
+defaults of `meristem learn`, which were chosen on some of these tables. Seconds are CPU seconds of the fits alone, on one thread.
 Parts (`--parts`): `tables`, `speed` (digits, breast cancer and 100,000 x 20 rows; with `--before DIRECTORY` also by an earlier source tree, in
 the same run). Writes results/tables.json after every fold, where what is there is not run again.
 """

@@ -10,15 +10,20 @@ from torch import nn
 
 def uninitialised(make: Callable[[], nn.Module]) -> nn.Module:
     """What `make` builds, its weights as they are allocated, its ties made."""
-    with _without_initial_weights():
-        model = make()
+    with without_initial_weights():
+        return tied(make())
+
+
+def tied(model: nn.Module) -> nn.Module:
+    """The model, with the ties made that its class declares."""
     if hasattr(model, "tie_weights"):
         model.tie_weights()  # type: ignore[operator]
     return model
 
 
 @contextlib.contextmanager
-def _without_initial_weights() -> Iterator[None]:
+def without_initial_weights() -> Iterator[None]:
+    """Inside, transformers and torch's layers draw no initial weights."""
     try:
         from transformers.initialization import no_init_weights
     except ImportError:  # a network outside transformers, on a machine without it

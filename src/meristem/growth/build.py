@@ -17,6 +17,7 @@ from meristem.anatomy import Anatomy, Builder
 from meristem.anatomy.inputs import device_of
 from meristem.anatomy.streamed import Piece, Weights, is_streamed, streamed, weights_of
 from meristem.anatomy.structure import folded
+from meristem.anatomy.uninitialised import tied, uninitialised, without_initial_weights
 from meristem.growth.apply import grow_pieces, grow_tensor
 from meristem.growth.plan import GrowthPlan
 
@@ -77,7 +78,7 @@ def filled(target: Builder, weights: Mapping[str, Tensor], like: nn.Module, roun
         assert isinstance(weights, Weights)
         grown = streamed(skeleton(make), weights)
     else:
-        grown = _unfilled(make)
+        grown = uninitialised(make)
         made: dict[int, nn.Parameter] = {}
         for name, held in grown.state_dict(keep_vars=True).items():
             _put(grown, name, held, weights, made)
@@ -95,11 +96,11 @@ def skeleton(make: Callable[[], nn.Module]) -> nn.Module:
     from accelerate import init_empty_weights
 
     for large in (LargeOnMeta(), contextlib.nullcontext()):
-        with init_empty_weights(include_buffers=False), _uninitialised(), large:
+        with init_empty_weights(include_buffers=False), without_initial_weights(), large:
             model = make()
         if not any(buffer.is_meta for buffer in model.buffers()):
             break  # else a large buffer is filled after it is made
-    return _tied(model)  # outside: what is registered inside is never shared
+    return tied(model)  # outside: what is registered inside is never shared
 
 
 class LargeOnMeta(TorchFunctionMode):
@@ -113,18 +114,6 @@ class LargeOnMeta(TorchFunctionMode):
             if math.prod(kwargs.get("size", sizes)) > LARGE:
                 kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)
-
-
-def _unfilled(make: Callable[[], nn.Module]) -> nn.Module:
-    """What `make` builds, without initial weights, its ties made."""
-    with _uninitialised():
-        return _tied(make())
-
-
-def _tied(model: nn.Module) -> nn.Module:
-    if hasattr(model, "tie_weights"):
-        model.tie_weights()  # type: ignore[operator]
-    return model
 
 
 def _put(
@@ -153,14 +142,3 @@ def _follow_buffers(grown: nn.Module, like: nn.Module, rounded: bool) -> None:
         dtype = source.dtype if follows and source is not None else buffer.dtype
         path, _, leaf = name.rpartition(".")
         grown.get_submodule(path)._buffers[leaf] = buffer.to(source.device if source is not None else device, dtype)
-
-
-@contextlib.contextmanager
-def _uninitialised():
-    try:
-        from transformers.initialization import no_init_weights
-    except ImportError:  # a network outside transformers, on a machine without it
-        yield
-        return
-    with no_init_weights():
-        yield
