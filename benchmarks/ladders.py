@@ -93,8 +93,8 @@ def table(found: list[dict[str, Any]]) -> str:
     possible = [row for row in grows if row["outcome"] == "exact" or not row["reason"]]
     lines = [
         f"{len(found)} adjacent rungs of {len({row['family'] for row in found})} families. In {len(found) - len(grows)} some axis "
-        f"shrinks. Of the other {len(grows)}, {len(exact)} are exact; for {len(grows) - len(possible)} there is a mathematical "
-        f"reason why they cannot be, stated below.",
+        f"shrinks. Of the other {len(grows)}, {len(exact)} are exact; for {len(grows) - len(possible)} the rules "
+        "above do not reach, with the tensor in the way named below.",
         "",
         "| family (widths, layers divided by) | rung | outcome | relative logit error | why not |",
         "|---|---|---|---|---|",
