@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from meristem.anatomy.uninitialised import uninitialised
 from meristem.errors import AnatomyError
@@ -50,7 +51,16 @@ def architecture_of(model: nn.Module) -> type[nn.Module]:
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    """{name: shape} of what the network computes with: a parametrized weight (several kernels, weight norm put on later) has
+    the name and the shape that it has without its parametrization."""
+    shapes = {
+        name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if ".parametrizations." not in name
+    }
+    for path, module in model.named_modules():
+        if is_parametrized(module):
+            for leaf in module.parametrizations:  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+                shapes[f"{path}.{leaf}" if path else leaf] = tuple(getattr(module, leaf).shape)
+    return shapes
 
 
 def _flags(architecture: type[nn.Module]) -> Iterator[dict[str, bool]]:

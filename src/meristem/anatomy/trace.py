@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,12 +27,12 @@ def norm_before_head(model: nn.Module, inputs: Inputs = None, otherwise: str = "
         return None
     names = {module: name for name, module in model.named_modules()}
     called: list[nn.Module] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda module, _: called.append(module))
-        for module in names
-        if module is head or is_norm(module)
-    ]
-    run_watched(model, hooks, inputs)
+    watched = [module for module in names if module is head or is_norm(module)]
+    run_watched(
+        model,
+        lambda: [m.register_forward_pre_hook(lambda module, _: called.append(module)) for m in watched],
+        inputs,
+    )
     before = called[: called.index(head)] if head in called else []
     return names[before[-1]] if before else None
 
@@ -50,7 +50,7 @@ def ends_in_norm(model: nn.Module, block_prefixes: list[str], inputs: Inputs = N
 
     modules = [m for m in model.modules() if is_norm(m)] + blocks
     try:
-        run_watched(model, [module.register_forward_hook(keep) for module in modules], inputs)
+        run_watched(model, lambda: [module.register_forward_hook(keep) for module in modules], inputs)
     except MeristemError:
         return False
     normed = {id(outputs[m]) for m in modules if is_norm(m) and m in outputs}
@@ -88,7 +88,9 @@ def blocks_pass_through(model: nn.Module, muted: nn.Module, block_prefixes: list
 
         return hook
 
-    hooks = [model.get_submodule(name).register_forward_hook(compare(name), with_kwargs=True) for name in names]
+    def hooks() -> list:
+        return [model.get_submodule(name).register_forward_hook(compare(name), with_kwargs=True) for name in names]
+
     try:
         run_watched(model, hooks, inputs)
     except MeristemError:
@@ -96,16 +98,20 @@ def blocks_pass_through(model: nn.Module, muted: nn.Module, block_prefixes: list
     return bool(unchanged) and all(unchanged)
 
 
-def run_watched(model: nn.Module, hooks: list, inputs: Inputs = None) -> None:
+def run_watched(model: nn.Module, hooks: Callable[[], Iterable], inputs: Inputs = None) -> None:
     """One pass in evaluation mode on `inputs` (one short random input by default); then the hooks are gone and the mode is as before.
+
+    Args:
+        hooks: registers them and returns their handles; called when the inputs are known, since guessing them runs the model.
 
     Raises:
         MeristemError: if there are no inputs and none can be guessed.
     """
+    chosen = dict(inputs) if inputs is not None else example_inputs(model, batch_size=1, sequence_length=16)
+    handles = list(hooks())
     try:
-        chosen = dict(inputs) if inputs is not None else example_inputs(model, batch_size=1, sequence_length=16)
         with evaluating(model):
             logits_of(model, chosen)
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()

@@ -246,6 +246,8 @@ def _stream_sizes(
             sizes.append(float(args[0].detach().float().square().mean().sqrt()))
 
         blocks = [child for b in anatomy.blocks for child in model.get_submodule(b.prefix).children()]
-        run_watched(model, [block.register_forward_pre_hook(record) for block in blocks], inputs)
+        run_watched(
+            model, lambda blocks=blocks, record=record: [b.register_forward_pre_hook(record) for b in blocks], inputs
+        )
         found.append(sum(sizes) / len(sizes))
     return found

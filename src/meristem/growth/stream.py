@@ -28,6 +28,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.conventions import NORM_CLASS
+from meristem.anatomy.inputs import example_inputs
 from meristem.anatomy.norms import is_norm
 from meristem.anatomy.trace import Inputs, run_watched
 from meristem.errors import MeristemError
@@ -337,8 +338,9 @@ def stream_of(model: nn.Module, anatomy: Anatomy, inputs: Inputs = None) -> Stre
 def _watched(model: nn.Module, anatomy: Anatomy, inputs: Inputs) -> Stream:
     stream = Stream()
     try:
+        chosen = inputs if inputs is not None else example_inputs(model, batch_size=1, sequence_length=16)
         with _Watch(stream) as watch:
-            run_watched(model, list(watch.hooks(model, anatomy)), inputs)
+            run_watched(model, lambda: watch.hooks(model, anatomy), chosen)
     except MeristemError:
         return _usual(anatomy)
     return stream

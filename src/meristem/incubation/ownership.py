@@ -19,12 +19,11 @@ def lists_in_order(
     if len(anatomy.blocks) == 1:
         return anatomy.blocks
     entered: list[str] = []
-    hooks = [
-        model.get_submodule(f"{blocks.prefix}.0").register_forward_pre_hook(
-            lambda *_, at=blocks.prefix: entered.append(at)
-        )
-        for blocks in anatomy.blocks
-    ]
+
+    def hooks() -> list:
+        firsts = [(blocks.prefix, model.get_submodule(f"{blocks.prefix}.0")) for blocks in anatomy.blocks]
+        return [block.register_forward_pre_hook(lambda *_, at=prefix: entered.append(at)) for prefix, block in firsts]
+
     run_watched(model, hooks, inputs)
     return tuple(sorted(anatomy.blocks, key=lambda blocks: entered.index(blocks.prefix)))
 
@@ -71,7 +70,9 @@ def outside(model: nn.Module, prefixes: Sequence[str], inputs: Mapping[str, Tens
     paths = {module: path for path, module in model.named_modules()}
     order: list[str] = []
     owners = [m for m in model.modules() if _has_tensors(m)]
-    run_watched(model, [m.register_forward_pre_hook(lambda m, _: order.append(paths[m])) for m in owners], inputs)
+    run_watched(
+        model, lambda: [m.register_forward_pre_hook(lambda m, _: order.append(paths[m])) for m in owners], inputs
+    )
     lists = [next((i for i, prefix in enumerate(prefixes) if _within(path, prefix)), None) for path in order]
     first = [lists.index(i) if i in lists else len(lists) for i in range(len(prefixes))] + [len(lists)]
     last = [-1] + [len(lists) - 1 - lists[::-1].index(i) if i in lists else -1 for i in range(len(prefixes))]

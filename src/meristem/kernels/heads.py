@@ -33,15 +33,17 @@ def output_heads(model: nn.Module) -> set[nn.Module]:
 def _giving_the_logits(model: nn.Module) -> set[nn.Module]:
     """By one run on short random inputs; nothing for a network whose inputs cannot be guessed."""
     outputs: list[tuple[nn.Module, Any]] = []
+    try:
+        inputs = example_inputs(model, batch_size=1, sequence_length=8)
+    except MeristemError:
+        return set()
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
     handles = [
         layer.register_forward_hook(lambda layer, _, output: outputs.append((layer, output))) for layer in layers
     ]
     try:
         with evaluating(model):
-            logits = logits_of(model, example_inputs(model, batch_size=1, sequence_length=8))
-    except MeristemError:
-        return set()
+            logits = logits_of(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
