@@ -23,10 +23,10 @@ def source_record(source: str | Source) -> dict[str, Any]:
         MeristemError: if a file cannot be read.
     """
     found = Source(source, Path(source)) if isinstance(source, str) else source
-    if not found.path.is_dir():
-        return {"name": found.name, "revision": found.revision, "sha256": None}
     digest = hashlib.sha256()
     try:
+        if not found.path.is_dir():
+            return {"name": found.name, "revision": found.revision, "sha256": None}
         for file in sorted(
             [found.path / "config.json", *found.path.glob("*.safetensors"), *found.path.glob("*.distcp")]
         ):
