@@ -98,7 +98,7 @@ def test_both_sides_enumerate_to_one_sum(order):
 
 @pytest.mark.parametrize("beta", [1.0, 0.5, -1.0, float("nan")])
 def test_beta_of_at_most_one_is_refused(beta):
-    with pytest.raises(ms.MeristemError, match="beta > 1|beta must be finite"):
+    with pytest.raises(ms.MeristemError, match=r"beta > 1|beta must be finite"):
         InfiniteRBM(beta=beta).fit([[0.0, 1.0], [1.0, 0.0]])
 
 

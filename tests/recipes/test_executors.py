@@ -147,7 +147,9 @@ def test_a_crash_is_tried_again_so_often(recipe, undisturbed, tmp_path):
     out = begun(undisturbed, tmp_path)
     jobs = [job for job in plan_jobs(recipe, out, open_task(recipe.data).fingerprint) if job.name == "m0"]
     jobs[0].save()
-    (jobs[0].directory / "trainer").write_text("")  # where checkpoints would be: an error of the machine, not of the input
+    (jobs[0].directory / "trainer").write_text(
+        ""
+    )  # where checkpoints would be: an error of the machine, not of the input
     with build_executor("local", {"slots": 1, "retries": 1}) as local:
         future = local.submit(jobs[0])
         with pytest.raises(NodeCrashed, match=LOG):
