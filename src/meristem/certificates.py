@@ -144,7 +144,7 @@ def verify(
         device=str(device_of(big)),
         stored_dtype=_name(stored),
         rounding_allowance=allowance,
-        own_dtype_relative_error=error if stored == dtype else _in_own_dtype(small, big, inputs, expected),
+        own_dtype_relative_error=error if stored == dtype else _in_own_dtype(small, big, inputs, expected, theirs),
     )
 
 
@@ -252,9 +252,15 @@ def _comparable(ours: Outputs, theirs: Outputs, expected: Expected | None) -> tu
     return ours, theirs
 
 
-def _in_own_dtype(small: nn.Module, big: nn.Module, inputs: dict[str, Any], expected: Expected | None) -> float | None:
+def _in_own_dtype(
+    small: nn.Module, big: nn.Module, inputs: dict[str, Any], expected: Expected | None, precise: Outputs
+) -> float | None:
+    """The relative error of both networks run as they are stored; infinite where `big` overflows and `precise`, what it computes in
+    high precision, does not."""
     try:
-        return _relative(*_comparable(_plain_outputs(small, inputs), _plain_outputs(big, inputs), expected))
+        ours, theirs = _comparable(_plain_outputs(small, inputs), _plain_outputs(big, inputs), expected)
+        overflows = (~theirs[name].isfinite() & (precise[name].abs() < HUGE) for name in theirs if name in precise)
+        return math.inf if any(bool(places.any()) for places in overflows) else _relative(ours, theirs)
     except RuntimeError:  # an operator without a kernel for it
         return None
 

@@ -24,7 +24,7 @@ from meristem.anatomy.fields import is_numbered
 from meristem.anatomy.groups import in_groups
 from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.anatomy.instances import constructor_of
-from meristem.anatomy.norms import NormFacts, is_norm, norm_facts
+from meristem.anatomy.norms import NormFacts, is_norm, is_per_unit, norm_facts
 from meristem.anatomy.overrides import OVERRIDES, Override
 from meristem.anatomy.parts import is_part, whole_of, with_parts
 from meristem.anatomy.roles import owner_and_parameter, roles
@@ -177,7 +177,7 @@ def _norms(owners: Mapping[str, nn.Module]) -> dict[str, NormFacts]:
     by_class: dict[type, NormFacts] = {}
     found = {}
     for path, module in owners.items():
-        if is_norm(module) and module.get_parameter("weight").dim() == 1:
+        if is_norm(module) and not is_per_unit(module) and module.get_parameter("weight").dim() == 1:
             if type(module) not in by_class:
                 try:
                     by_class[type(module)] = norm_facts(module)

@@ -25,6 +25,13 @@ def is_norm(module: nn.Module) -> bool:
     return named and isinstance(getattr(module, "weight", None), nn.Parameter)
 
 
+def is_per_unit(module: nn.Module) -> bool:
+    """Whether a norm measures each unit on its own: over the batch (batch norm), or over the places of one image."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.instancenorm._InstanceNorm) or isinstance(
+        getattr(module, "running_var", None), torch.Tensor
+    )
+
+
 def norm_facts(module: nn.Module) -> NormFacts:
     """Measure a norm with a per-feature gain `weight` (and perhaps `bias`) on random features; it may be on meta."""
     probe = copy.deepcopy(module).to_empty(device="cpu").float()

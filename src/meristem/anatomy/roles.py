@@ -9,7 +9,7 @@ from torch import nn
 
 from meristem.anatomy.conventions import NORM_CLASS, RAW_READERS, ROUTER_CLASS
 
-Role = Literal["write", "read", "gain", "shift", "fixed"]
+Role = Literal["write", "read", "gain", "shift", "variance", "fixed"]
 
 
 def owner_and_parameter(name: str) -> tuple[str, str]:
@@ -22,7 +22,7 @@ def roles(owner: nn.Module, parameter: str, ndim: int) -> tuple[Role, ...]:
     """The role of each dimension of `owner.parameter`.
 
     write: rows that produce features; read: columns that consume them; gain and shift: a norm's per-feature factor and
-    bias, which follow their units; fixed: kernel positions and the like, which no axis map touches.
+    bias, which follow their units; variance: a batch norm's, 1 for units without a source; fixed: kernel positions and the like, which no axis map touches.
     """
     kind = type(owner).__name__
     if ndim == 0:
@@ -32,7 +32,7 @@ def roles(owner: nn.Module, parameter: str, ndim: int) -> tuple[Role, ...]:
             return found  # pyright: ignore[reportReturnType]
     if ndim == 1:
         if re.search(NORM_CLASS, kind):
-            return ("gain",) if parameter == "weight" else ("shift",)
+            return ({"weight": "gain", "running_var": "variance"}.get(parameter, "shift"),)  # pyright: ignore[reportReturnType]
         return ("write",)
     if kind == "Conv1D":  # transformers' transposed Linear
         return ("read", "write")

@@ -61,7 +61,7 @@ def blocks_pass_through(model: nn.Module, muted: nn.Module, block_prefixes: list
     """Whether every block of `muted` gives out what it takes in, on what the blocks of `model` take in.
 
     Run on `inputs`, or one short random input; True for models whose inputs cannot be guessed, which leaves the judgement to the
-    certificate, and False for blocks that cannot be watched.
+    certificate, and False for blocks that cannot be watched. Blocks that change the shape are not judged, unless all do.
     """
     names = [
         f"{prefix}.{name}" for prefix in block_prefixes for name, _ in model.get_submodule(prefix).named_children()
@@ -69,9 +69,11 @@ def blocks_pass_through(model: nn.Module, muted: nn.Module, block_prefixes: list
     unchanged: list[bool] = []
 
     def compare(name: str):
-        def hook(_: nn.Module, args: tuple, kwargs: dict, __) -> None:
+        def hook(_: nn.Module, args: tuple, kwargs: dict, usual: Any) -> None:
             before: Any = args[0] if args else next((v for k, v in kwargs.items() if k.startswith("hidden")), None)
             if not isinstance(before, Tensor) or not before.is_floating_point():
+                return
+            if isinstance(usual, Tensor) and usual.shape != before.shape:
                 return
             caches = {
                 k: None for k, v in kwargs.items() if k.startswith("past_key_value") or hasattr(v, "get_seq_length")

@@ -213,7 +213,7 @@ def _part(plan: TensorPlan, tensor: Tensor, part: str) -> Tensor:
 def _finish_weight(plan: TensorPlan, tensor: Tensor) -> Tensor:
     if plan.scale != 1:
         tensor = (tensor + plan.offset) * plan.scale - plan.offset
-    tensor = _write_fresh_units(plan, _fill_units(plan, tensor))
+    tensor = _write_fresh_units(plan, _with_unit_variances(plan, _fill_units(plan, tensor)))
     if plan.perturb:
         tensor = tensor + _noise(plan.name, plan.seed, tensor, "perturb") * plan.perturb
     reader = _noisy_reader(plan)
@@ -244,6 +244,14 @@ def _fill_units(plan: TensorPlan, tensor: Tensor) -> Tensor:
             shape = [1] * tensor.dim()
             shape[dimension] = -1
             tensor = torch.where(empty.view(shape), mean, tensor)
+    return tensor
+
+
+def _with_unit_variances(plan: TensorPlan, tensor: Tensor) -> Tensor:
+    """The stored variance of new units without a source, of which a batch norm has seen nothing: 1, as at its start."""
+    for axis_map, role in zip(plan.maps, plan.roles, strict=True):
+        if role == "variance" and axis_map is not None and tensor.shape == (axis_map.new_size,):
+            tensor = torch.where(axis_map.heard.sourceless().to(tensor.device), torch.ones_like(tensor), tensor)
     return tensor
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -44,23 +46,78 @@ def in_order(text: str | Sequence[int], old: int, method: str) -> LayerMap:
     return tuple(LayerSource.copy(layer) for layer in order)
 
 
-def fitting(anatomy: Anatomy, method: str, axis: str, make: Callable[[int], LayerMap], target: int) -> LayerMap:
-    """`make(target)`, if every new place has room for the layer that comes there (hybrids want other kinds at other places).
+def fitting(anatomy: Anatomy, method: str, axis: str, make: Callable[[int, int], LayerMap], target: int) -> LayerMap:
+    """`make(old, target)`, if every new place has room for the layer that comes there (hybrids want other kinds at other places).
+
+    First layers that no other place has room for, such as the strided first block of a ResNet's stage, stay alone in front, and
+    the others grow; a warning says so.
 
     Raises:
         MeristemError: naming the place and the nearest depths that work.
     """
-    layer_map = make(target)
+    old = anatomy.depths[axis]
+    layer_map = make(old, target)
     misfit = _misfit(anatomy, axis, layer_map)
     if misfit is None:
         return layer_map
-    old = anatomy.depths[axis]
+    alone = _alone(anatomy, axis, target)
+    if 0 < alone < old:
+        behind = _behind(alone, make(old - alone, target - alone))
+        known = all(layer.sources[0][0] >= alone for layer in behind[alone:])
+        if len(behind) == target and known and _misfit(anatomy, axis, behind) is None:
+            warnings.warn(
+                f"{method}: the first {alone} of the {axis} differ{'s' if alone == 1 else ''} in shape from the others and "
+                "stays alone; the others are copied",
+                stacklevel=2,
+            )
+            return behind
     near = [n for n in sorted(range(old, 2 * target), key=lambda n: abs(n - target))[:16] if n != old]
-    works = [str(n) for n in near if len(make(n)) == n and _misfit(anatomy, axis, make(n)) is None][:2]
+    works = [str(n) for n in near if len(make(old, n)) == n and _misfit(anatomy, axis, make(old, n)) is None][:2]
     raise MeristemError(
         f"{method}: {anatomy.builder.model_type} wants another kind of layer at place {misfit} of {target} than layer "
         f"{layer_map[misfit].sources[0][0]} is; {' or '.join(works) + ' layers' if works else 'identity_blocks'} would work"
     )
+
+
+def with_fitting_sources(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> LayerMap:
+    """The same map, where a place has no room for its source (a ResNet's strided block in the middle of a stage) with the nearest
+    old layer that fits there.
+
+    Raises:
+        MeristemError: if no old layer fits.
+    """
+    kinds = _kinds(anatomy, axis, layer_map)
+    if kinds is None:
+        return layer_map
+    old, new = kinds
+    fitted: list[LayerSource] = []
+    for place, layer in enumerate(layer_map):
+        source = layer.sources[0][0]
+        near = sorted((i for i, kind in enumerate(old) if new[place] <= kind), key=lambda i: abs(i - source))
+        if not near:
+            raise MeristemError(
+                f"no block of the {axis} of {anatomy.builder.model_type} fits place {place} of {len(layer_map)}: they change the "
+                "shape of the stream, and that place keeps it"
+            )
+        fitted.append(layer if near[0] == source else LayerSource.copy(near[0]))
+    return tuple(fitted)
+
+
+def _alone(anatomy: Anatomy, axis: str, target: int) -> int:
+    """How many first layers are of a kind that the last place of a network of `target` layers has no room for."""
+    kinds = _kinds(anatomy, axis, repeat_all(anatomy.depths[axis], target))
+    if kinds is None:
+        return 0
+    old, new = kinds
+    return next((i for i, kind in enumerate(old) if new[-1] <= kind), len(old))
+
+
+def _behind(alone: int, layer_map: LayerMap) -> LayerMap:
+    """The map of the layers behind the first `alone`, which stay as they are."""
+    moved = (
+        replace(layer, sources=tuple((old + alone, weight) for old, weight in layer.sources)) for layer in layer_map
+    )
+    return (*(LayerSource.copy(i) for i in range(alone)), *moved)
 
 
 def _misfit(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> int | None:
@@ -80,6 +137,17 @@ def repeat_each(old: int, new: int) -> LayerMap:
 def repeat_all(old: int, new: int) -> LayerMap:
     """Whole-model copies: 0 1 2 0 1 2."""
     return tuple(LayerSource.copy(layer % old) for layer in range(new))
+
+
+def repeat_last(old: int, new: int) -> LayerMap:
+    """The last layers once more on top: 0 1 2 1 2."""
+    return repeat_span(old, 2 * old - new, old)
+
+
+def repeat_middle(old: int, new: int) -> LayerMap:
+    """The middle layers once more in the middle: 0 1 2 1 2 3."""
+    first = (2 * old - new) // 2
+    return repeat_span(old, first, first + new - old)
 
 
 def repeat_span(old: int, first: int, last: int) -> LayerMap:
@@ -150,7 +218,7 @@ def _by_layer(shapes: Mapping[str, tuple[int, ...]], prefixes: list[str], depth:
         for prefix in prefixes:
             if name.startswith(prefix + "."):
                 index, _, rest = name[len(prefix) + 1 :].partition(".")
-                layers[int(index)][rest] = shape
+                layers[int(index)][f"{prefix}.*.{rest}"] = shape
     return [frozenset(layer.items()) for layer in layers]
 
 

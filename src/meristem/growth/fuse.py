@@ -253,7 +253,7 @@ def _part(plan: GrowthPlan, name: str, state: Mapping[str, Tensor]) -> Tensor:
         tensor = state[tensor_plan.terms[0].source]
         return tensor * tensor_plan.scale if tensor.is_floating_point() else tensor
     grown = grow_tensor(tensor_plan, state.__getitem__)
-    if tensor_plan.offset and tensor_plan.maps[0] is not None:
+    if (tensor_plan.offset or "variance" in tensor_plan.roles) and tensor_plan.maps[0] is not None:
         grown = torch.where(tensor_plan.maps[0].write.sourceless().to(grown.device), 0, grown)
     return grown
 

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
-from meristem.anatomy.streamed import weights_of, with_weights
-from meristem.anatomy.trace import Inputs, blocks_pass_through
+from meristem.anatomy.streamed import weights_of
+from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.norm_statistics import keep_statistics, norms_are_kept
 from meristem.growth.plan import GrowthPlan, LayerMap, layer_order, sizes_after
+from meristem.growth.silence import silencing
 from meristem.growth.tying import repair
 from meristem.growth.values import check_values
 
@@ -87,6 +87,7 @@ class Method(ABC):
         fix = repair(anatomy, target, maps, model, choices.keep_tied, padding.scales, inputs)
         if fix.untied:
             target = anatomy.builder.resized(sizes, depths, {**changes, "tie_word_embeddings": False}, orders)
+        silent_blocks = any(layer.silent for layer_map in layers.values() for layer in layer_map)
         return GrowthPlan(
             source=anatomy,
             target=target,
@@ -98,6 +99,7 @@ class Method(ABC):
             scales=fix.scales,
             untied=fix.untied,
             silent=padding.silent,
+            muted=silencing(anatomy, model, inputs) if silent_blocks else None,
         )
 
     def options(self) -> dict[str, Any]:
@@ -106,11 +108,8 @@ class Method(ABC):
 
 
 def blocks_can_be_silent(anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> bool:
-    """Whether a block that writes nothing leaves the stream as it is: not if it ends in a norm (post-norm, as in BERT) or
-    scales its skip connection. The model is asked, with the writers of a copy silenced."""
-    writers = {t.name for t in anatomy.tensors.values() if t.block and t.writes(anatomy.stream(t))}
-    muted = with_weights(model, lambda name, tensor: torch.zeros_like(tensor) if name in writers else tensor)
-    return blocks_pass_through(model, muted, [block.prefix for block in anatomy.blocks], inputs)
+    """Whether a block that writes nothing leaves the stream as it is, see `silencing`."""
+    return silencing(anatomy, model, inputs) is not None
 
 
 Methods = Method | Sequence[Method]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from meristem.algebra import AxisMap
-from meristem.anatomy import Anatomy
+from meristem.anatomy import Anatomy, TensorAnatomy
 from meristem.anatomy.conventions import NORM_EPS_FIELDS
 from meristem.anatomy.trace import Inputs
 from meristem.growth.plan import axes_of
@@ -26,9 +26,16 @@ class Statistics:
 
 
 def normed_axes(anatomy: Anatomy) -> set[str]:
-    """The axes that some norm measures."""
-    gains = (d for t in anatomy.tensors.values() for d in t.dimensions if d.role == "gain")
+    """The axes that some norm measures. A batch norm measures each unit over the batch, and no units together."""
+    gains = (
+        d for t in anatomy.tensors.values() for d in t.dimensions if d.role == "gain" and measures_together(anatomy, t)
+    )
     return {axis for dimension in gains for axis in axes_of(dimension.layout) | dimension.layout.axes()}
+
+
+def measures_together(anatomy: Anatomy, gain: TensorAnatomy) -> bool:
+    """Whether the norm of this gain measures several units together, unlike one that keeps statistics of each (batch norm)."""
+    return f"{gain.name.rpartition('.')[0]}.running_var" not in anatomy.tensors
 
 
 def norms_over(anatomy: Anatomy, axis: str) -> list[str]:

@@ -103,7 +103,7 @@ class TensorPlan:
             return axis_map.heard if dual else axis_map.read
         if dual:
             return axis_map.read
-        return {"gain": axis_map.gain, "shift": axis_map.heard}.get(self.roles[dimension], axis_map.write)
+        return {"gain": axis_map.gain, "shift": axis_map.heard, "variance": axis_map.heard}.get(self.roles[dimension], axis_map.write)
 
     def amplitude(self, dual: bool = False) -> float:
         """By what the weights (dual: their gradients) of this tensor are scaled.
@@ -153,6 +153,7 @@ class GrowthPlan:
     untied: bool = False
     perturbation: Perturbation | None = None
     silent: frozenset[str] = frozenset()  # tensors of the source whose new units have to stay zero: norms measure them
+    muted: frozenset[str] | None = None  # of the source, zero in silent layers; None: all that writes into the stream
 
     @cached_property
     def tensors(self) -> dict[str, TensorPlan]:
@@ -174,7 +175,7 @@ class GrowthPlan:
                     terms=terms,
                     maps=maps,
                     roles=tuple(d.role for d in tensor.dimensions),
-                    scale=0.0 if silent and tensor.writes(self.source.stream(tensor)) else self._scale(tensor),
+                    scale=0.0 if silent and self._mutes(tensor) else self._scale(tensor),
                     offset=self._offset(tensor),
                     noise=self.noise if tensor.reads else 0.0,
                     seed=self.seed,
@@ -239,6 +240,10 @@ class GrowthPlan:
     def _block_of(self, name: str) -> BlockList | None:
         grown = (block for block in self.source.blocks if block.axis in self.layers)
         return next((block for block in grown if name.startswith(block.prefix + ".")), None)
+
+    def _mutes(self, tensor: TensorAnatomy) -> bool:
+        """Whether this tensor is zero in a layer that is silent."""
+        return tensor.writes(self.source.stream(tensor)) if self.muted is None else tensor.name in self.muted
 
     def _offset(self, tensor: TensorAnatomy) -> float:
         """What a norm adds to its stored gain (1 in Gemma), so that the gain itself is scaled."""

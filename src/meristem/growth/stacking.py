@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -13,7 +12,7 @@ from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
-from meristem.growth.depth import fitting, identity_layers, in_order, repeat_all, repeat_each, repeat_span
+from meristem.growth.depth import fitting, identity_layers, in_order, repeat_all, repeat_each, repeat_last, repeat_middle
 from meristem.growth.method import Method, Weights, blocks_can_be_silent
 from meristem.growth.plan import LayerMap
 from meristem.growth.targets import depth_targets, depths_of
@@ -70,15 +69,14 @@ class Stacking(DepthMethod):
         if listed:
             maps = {axis: in_order(text, anatomy.depths[axis], self.name) for axis, text in listed.items()}
             return {
-                axis: self._fitting(anatomy, axis, lambda _, found=found: found, len(found))
+                axis: fitting(anatomy, self.name, axis, lambda _, __, found=found: found, len(found))
                 for axis, found in maps.items()
             }
         repeat = repeat_all if self.order == "stack" else repeat_each
         factor = 1 if self.num_hidden_layers else self.depth
         targets = depth_targets(anatomy, self.name, factor, self.num_hidden_layers, blocks=self.blocks)
         return {
-            axis: self._fitting(anatomy, axis, functools.partial(repeat, anatomy.depths[axis]), target)
-            for axis, target in targets.items()
+            axis: fitting(anatomy, self.name, axis, repeat, target) for axis, target in targets.items()
         }
 
     def _listed(self, anatomy: Anatomy) -> dict[str, str | Sequence[int]]:
@@ -91,9 +89,6 @@ class Stacking(DepthMethod):
                 )
         every = {axis: own.get(axis) if own.get(axis) is not None else self.layers for axis in anatomy.depths}
         return {axis: layers for axis, layers in every.items() if layers is not None}
-
-    def _fitting(self, anatomy: Anatomy, axis: str, make: Callable[[int], LayerMap], target: int) -> LayerMap:
-        return fitting(anatomy, self.name, axis, make, target)
 
 
 @dataclass(frozen=True)
@@ -115,8 +110,10 @@ class GradualStacking(DepthMethod):
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Raises MeristemError if there are fewer layers than asked for."""
         spans = _spans(anatomy, self.name, self.layers, self.num_hidden_layers, self.blocks)
-        depths = anatomy.depths
-        return {axis: repeat_span(depths[axis], depths[axis] - span, depths[axis]) for axis, span in spans.items()}
+        return {
+            axis: fitting(anatomy, self.name, axis, repeat_last, anatomy.depths[axis] + span)
+            for axis, span in spans.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -137,11 +134,11 @@ class MIDAS(DepthMethod):
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Raises MeristemError if there are fewer layers than asked for."""
-        maps = {}
-        for axis, span in _spans(anatomy, self.name, self.layers, self.num_hidden_layers, self.blocks).items():
-            first = (anatomy.depths[axis] - span) // 2
-            maps[axis] = repeat_span(anatomy.depths[axis], first, first + span)
-        return maps
+        spans = _spans(anatomy, self.name, self.layers, self.num_hidden_layers, self.blocks)
+        return {
+            axis: fitting(anatomy, self.name, axis, repeat_middle, anatomy.depths[axis] + span)
+            for axis, span in spans.items()
+        }
 
 
 @dataclass(frozen=True)

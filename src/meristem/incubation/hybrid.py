@@ -22,6 +22,7 @@ from meristem.anatomy import Anatomy
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.build import build, filled
+from meristem.growth.depth import with_fitting_sources
 from meristem.growth.method import Method, Weights
 from meristem.growth.plan import LayerMap, LayerSource
 from meristem.incubation.division import Division
@@ -159,7 +160,7 @@ class _Placed(Method):
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         origins = self.division.origins(self.module)
         return {
-            blocks.axis: tuple(LayerSource.copy(layer) for layer in order)
+            blocks.axis: with_fitting_sources(anatomy, blocks.axis, tuple(LayerSource.copy(layer) for layer in order))
             for blocks, order in zip(anatomy.blocks, origins, strict=True)
         }
 

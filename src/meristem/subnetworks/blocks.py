@@ -24,6 +24,9 @@ class Blocks:
         modules: the blocks.
         needed: blocks that hand something to others (T5's position bias, keys and values that later layers reuse).
         anatomy: of the whole network.
+        suspects: blocks that may change the shape of what they take in (strides, other weights than the last block): no one can
+            do without those that do, so they always run.
+        reshaping: which suspects were seen to do so, and which not.
         extras: what the last block that ran returned behind its hidden states; None if blocks return these alone.
     """
 
@@ -32,6 +35,8 @@ class Blocks:
     modules: list[nn.Module]
     needed: frozenset[int]
     anatomy: Anatomy
+    suspects: frozenset[int] = frozenset()
+    reshaping: dict[int, bool] = field(default_factory=dict)
     extras: tuple[Any, ...] | None = None
     seen: bool = field(default=False)  # whether a block has run, so that what they return is known
 
@@ -55,7 +60,8 @@ def lists_of_blocks(model: nn.Module, anatomy: Anatomy | None = None) -> list[Bl
         for blocks in anatomy.blocks:
             modules = list(model.get_submodule(blocks.prefix).children())
             needed = _sole_owners(anatomy, blocks.prefix, blocks.length) | _stores(model, blocks.length)
-            found.append(Blocks(blocks.prefix, blocks.axis, modules, needed, anatomy))
+            suspects = _suspects(modules)
+            found.append(Blocks(blocks.prefix, blocks.axis, modules, needed, anatomy, suspects))
         if not found:
             raise MeristemError(f"{type(model).__name__} has no list of repeated blocks to take sub-networks of")
         _KNOWN[model] = found
@@ -87,6 +93,21 @@ def _sole_owners(anatomy: Anatomy, prefix: str, length: int) -> frozenset[int]:
         if more and any(names < own for names in others):
             sole.add(index)
     return frozenset(sole)
+
+
+def _suspects(modules: list[nn.Module]) -> frozenset[int]:
+    """Blocks with a stride, or with weights of other shapes than those of the last block."""
+    shapes = [{name: tuple(tensor.shape) for name, tensor in module.state_dict().items()} for module in modules]
+
+    def strided(module: nn.Module) -> bool:
+        strides = (getattr(part, "stride", 1) for part in module.modules())
+        return any(stride not in (1, None) and set(stride if isinstance(stride, tuple) else [stride]) != {1} for stride in strides)
+
+    return frozenset(
+        i
+        for i, module in enumerate(modules)
+        if strided(module) or any(shapes[-1].get(name, shape) != shape for name, shape in shapes[i].items())
+    )
 
 
 def _stores(model: nn.Module, length: int) -> frozenset[int]:

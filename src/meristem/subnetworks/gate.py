@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from meristem.anatomy import Anatomy
+from meristem.anatomy.modes import evaluating
 from meristem.subnetworks.blocks import Blocks, lists_of_blocks, with_schedules
 from meristem.subnetworks.path import Path
 from meristem.subnetworks.ranks import check_ranks_agree
@@ -87,13 +89,14 @@ class _Gate:
     active: bool
     scale: float
     frozen: bool
+    layer: int
 
 
 @contextlib.contextmanager
 def _gated(blocks: Blocks, path: Path) -> Iterator[None]:
     classes = [type(module) for module in blocks.modules]
     for layer, module in enumerate(blocks.modules):
-        gate = _Gate(blocks, path.active[layer], path.scales[layer], layer in path.frozen)
+        gate = _Gate(blocks, path.active[layer], path.scales[layer], layer in path.frozen, layer)
         module.__dict__["_meristem_gate"] = gate
         module.__class__ = _gated_class(type(module))
     try:
@@ -116,7 +119,7 @@ def _gated_class(original: type[nn.Module]) -> type[nn.Module]:
         if not self.training:
             return run(*args, **kwargs)
         hidden = args[0] if args else kwargs["hidden_states"]
-        if not gate.active:
+        if not gate.active and not _reshapes(gate, self, run, hidden, args, kwargs):
             if not gate.blocks.seen:
                 with torch.no_grad(), _own_random_numbers(hidden):  # what do its blocks return? Once in its life.
                     _remember(gate.blocks, run(*args, **kwargs))
@@ -124,9 +127,25 @@ def _gated_class(original: type[nn.Module]) -> type[nn.Module]:
         with torch.no_grad() if gate.frozen else contextlib.nullcontext():
             output = run(*args, **kwargs)
         _remember(gate.blocks, output)
-        return output if gate.scale == 1 else _rescaled(hidden, output, gate.scale)
+        return _rescaled(hidden, output, gate.scale) if gate.scale != 1 and gate.active else output
 
     return type(original.__name__, (original,), {"__call__": call, "__module__": original.__module__})
+
+
+def _reshapes(gate: _Gate, block: nn.Module, run: Callable[..., Any], hidden: Tensor, args: tuple, kwargs: dict) -> bool:
+    """Whether the block gives out another shape than it takes in, so that it has to run. A suspect is asked once."""
+    known, layer = gate.blocks.reshaping, gate.layer
+    if layer in gate.blocks.suspects and layer not in known:
+        with torch.no_grad(), _own_random_numbers(hidden), evaluating(block):
+            output = run(*args, **kwargs)
+        known[layer] = (output if isinstance(output, Tensor) else output[0]).shape != hidden.shape
+        if known[layer]:
+            warnings.warn(
+                f"block {layer} of {gate.blocks.name} changes the shape of what it takes in, so it always runs; name it in "
+                "fixed_layers to count it in the expected depth",
+                stacklevel=2,
+            )
+    return known.get(layer, False)
 
 
 def _own_random_numbers(hidden: Tensor) -> contextlib.AbstractContextManager[None]:
@@ -141,7 +160,9 @@ def _remember(blocks: Blocks, output: Any) -> None:
 
 
 def _rescaled(hidden: Tensor, output: Any, scale: float) -> Any:
-    """The block's whole update times `scale`: attention and feed-forward have one gate."""
+    """The block's whole update times `scale`: attention and feed-forward have one gate. Where the shape changes, there is none."""
+    if (output if isinstance(output, Tensor) else output[0]).shape != hidden.shape:
+        return output
     if isinstance(output, Tensor):
         return hidden + scale * (output - hidden)
     return (hidden + scale * (output[0] - hidden), *output[1:])

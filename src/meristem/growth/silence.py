@@ -1,0 +1,147 @@
+"""How a block is silenced: which of its tensors have to be zero for it to add nothing.
+
+The last affine step before the block's output is enough: the output projections of a transformer's block, the batch norm behind
+the last convolution of a ResNet's. What stands before it keeps its weights, so the block learns from its first step on.
+
+What a block's output is made of is watched in one short pass: an affine step gives the names of its parameters to what it makes,
+sums join names, moves and nonlinearities that keep zero at zero pass them on, anything else speaks by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.weak import WeakIdKeyDictionary
+
+from meristem.anatomy import Anatomy
+from meristem.anatomy.streamed import is_streamed, with_weights
+from meristem.anatomy.trace import Inputs, blocks_pass_through, run_watched
+from meristem.errors import MeristemError
+from meristem.growth.stream import CONTRACTIONS, MOVES, PRODUCTS, SUMS
+
+INPUT, FOREIGN = "<the block's input>", "<something that no weight of the block silences>"
+KEEP_ZERO = frozenset(
+    ["relu", "silu", "gelu", "tanh", "hardtanh", "hardswish", "leaky_relu", "elu", "mish", "softshrink", "abs", "sin"]
+    + ["relu6", "clamp_min", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "avg_pool2d", "_prelu_kernel", "sqrt"]
+)
+NORMS = ("batch_norm", "layer_norm", "group_norm", "rms_norm", "instance_norm")
+
+
+def silencing(anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> frozenset[str] | None:
+    """The tensors of all blocks that are zero in a silent one; None if no set of them leaves the stream as it is.
+
+    The model is asked, with these tensors of a copy zeroed. It is in vain where blocks end in a norm (post-norm, as in BERT) or
+    scale their skip connection. Blocks that change the shape of the stream are not judged, since no copy of them fits.
+    """
+    prefixes = [block.prefix for block in anatomy.blocks]
+    for names in _choices(anatomy, model, inputs):
+        muted = with_weights(
+            model, lambda name, tensor, names=names: torch.zeros_like(tensor) if name in names else tensor
+        )
+        if blocks_pass_through(model, muted, prefixes, inputs):
+            return names
+    return None
+
+
+def _choices(anatomy: Anatomy, model: nn.Module, inputs: Inputs) -> Iterator[frozenset[str]]:
+    """All that writes into the stream, as far as roles and layouts tell, and the last affine steps; for networks outside
+    transformers, whose inner axes may be the stream's own, the latter first."""
+    written = frozenset(t.name for t in anatomy.tensors.values() if t.block and t.writes(anatomy.stream(t)))
+    if getattr(model, "config", None) is not None:
+        yield written
+    last = _last_steps(anatomy, model, inputs)
+    if last:
+        yield last
+    if getattr(model, "config", None) is None:
+        yield written
+
+
+def _last_steps(anatomy: Anatomy, model: nn.Module, inputs: Inputs) -> frozenset[str]:
+    """The parameters of the last affine steps of every block; none if they cannot be watched, or something else speaks."""
+    if is_streamed(model):
+        return frozenset()
+    blocks = [m for b in anatomy.blocks for m in model.get_submodule(b.prefix).children()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with _Watch(model) as watch:
+            run_watched(model, lambda: watch.hooks(blocks), inputs)
+    except MeristemError:
+        return frozenset()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    own = {t.tied_to or t.name for t in anatomy.tensors.values() if t.block}
+    return frozenset(watch.found & own) if watch.found - {INPUT, FOREIGN} <= own else frozenset()
+
+
+class _Watch(TorchDispatchMode):
+    """Names on tensors: those of the last affine steps that they are made of."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self._parameters, self._made = WeakIdKeyDictionary(), WeakIdKeyDictionary()
+        for name, parameter in model.named_parameters():
+            self._parameters[parameter] = name
+
+    def hooks(self, blocks: list[nn.Module]) -> Iterator[Any]:
+        """What tells this watch where blocks begin and end."""
+        for block in blocks:
+            yield block.register_forward_pre_hook(self._begin, with_kwargs=True)
+            yield block.register_forward_hook(self._end)
+
+    def _begin(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if first is not None:
+            self._made[first] = {INPUT}
+
+    def _end(self, _: nn.Module, __: tuple, output: Any) -> None:
+        first = next((value for value in tree_iter(output) if isinstance(value, Tensor)), None)
+        names = self._of(first) if first is not None else set()
+        if INPUT in names:  # else it has no skip connection, and cannot be silent
+            self.found |= names
+
+    def _of(self, tensor: Tensor) -> set[str]:
+        name = self._parameters.get(tensor)
+        return {name} if name is not None else self._made.get(tensor) or set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        name = func._schema.name.partition("::")[2].removesuffix("_")
+        operands = [value for value in tree_iter((args, kwargs or {})) if isinstance(value, Tensor)]
+        made = self._result(name, operands)
+        for tensor in (value for value in tree_iter(output) if isinstance(value, Tensor)):
+            if isinstance(made, str):
+                self._parameters[tensor] = made
+            elif tensor not in self._parameters:
+                self._made[tensor] = made
+        return output
+
+    def _result(self, name: str, operands: list[Tensor]) -> set[str] | str:
+        """What an operator's output is made of; a string: it is (a view of) that parameter."""
+        if name in MOVES and operands:
+            if name != "embedding" and operands[0] in self._parameters:
+                return self._parameters[operands[0]]
+            return self._of(operands[0])
+        if name in SUMS:
+            return self._sum(operands)
+        weights = {self._parameters[o] for o in operands if o in self._parameters and o.dim()}
+        if name in CONTRACTIONS:
+            return weights or next((self._of(o) for o in operands if self._of(o)), set())
+        if any(norm in name for norm in NORMS):
+            return weights or self._of(operands[0])
+        if name in PRODUCTS:
+            return weights or next((self._of(o) for o in operands if self._of(o) - {INPUT, FOREIGN}), set())
+        if "scaled_dot_product" in name and len(operands) > 2:
+            return self._of(operands[2])
+        return self._of(operands[0]) if name in KEEP_ZERO and operands else set()
+
+    def _sum(self, operands: list[Tensor]) -> set[str]:
+        names = set().union(*(self._of(operand) for operand in operands))
+        numbers = [o for o in operands if o.is_floating_point() and o.dim() and not self._of(o)]
+        return names | {FOREIGN} if names and any(bool(o.any()) for o in numbers) else names
