@@ -94,6 +94,26 @@ class Layout:
             terms += inner.terms if place == 0 else [(*term[:place], inner)]
         return Layout(tuple(terms))
 
+    def simplified(self) -> Layout:
+        """The same units in the same order: numbers multiplied out, equal terms in a row counted ("hidden + 3 hidden" is 4)."""
+        found: list[tuple[int, tuple[str | int | Layout, ...]]] = []
+        for term in self.terms:
+            factors: list[str | int | Layout] = []
+            for factor in (f.simplified() if isinstance(f, Layout) else f for f in term):
+                alone = isinstance(factor, Layout) and len(factor.terms) == 1
+                for own in factor.terms[0] if alone and isinstance(factor, Layout) else (factor,):
+                    if isinstance(own, int) and factors and isinstance(factors[-1], int):
+                        factors[-1] *= own
+                    elif own != 1:
+                        factors.append(own)
+            count = factors.pop(0) if factors and isinstance(factors[0], int) else 1
+            assert isinstance(count, int)
+            rest = tuple(factors)
+            if found and found[-1][1] == rest:
+                count += found.pop()[0]
+            found.append((count, rest))
+        return Layout(tuple((n, *rest) if n > 1 or not rest else rest for n, rest in found))
+
     def __str__(self) -> str:
         return " + ".join(
             " ".join(f"({factor})" if isinstance(factor, Layout) else str(factor) for factor in term)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
@@ -11,8 +12,10 @@ from meristem.anatomy.builder import Builder, FunctionBuilder
 from meristem.anatomy.infer import infer, structure_of_model
 from meristem.anatomy.norms import NormFacts
 from meristem.anatomy.overrides import Override
+from meristem.anatomy.roles import Role
 from meristem.anatomy.structure import Axis, BlockList, TensorAnatomy
 from meristem.anatomy.table import as_text
+from meristem.anatomy.tracing import traced
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class Anatomy:
     override: Override = field(default_factory=Override)
     norms: Mapping[str, NormFacts] = field(default_factory=dict)  # by module path
     unit_lists: Mapping[str, str] = field(default_factory=dict)  # {folded prefix: axis}, see `unit_lists.py`
+    measured: Mapping[str, str] = field(default_factory=dict)  # {axis: operator}, see `Structure`
+    guessed: frozenset[str] = frozenset()
+    traced: bool = False  # whether a forward pass was watched
 
     @staticmethod
     def of(model: nn.Module, overrides: Mapping[str, Override] | None = None) -> Anatomy:
@@ -42,20 +48,39 @@ class Anatomy:
         return Anatomy(builder, found.axes, found.tensors, found.blocks, override, found.norms, found.unit_lists)
 
     @staticmethod
-    def infer(build, sizes: Mapping[str, int], depths: Mapping[str, int] | None = None) -> Anatomy:
+    def infer(
+        build: Callable[..., nn.Module],
+        sizes: Mapping[str, int],
+        depths: Mapping[str, int] | None = None,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        overrides: Override | None = None,
+        roles: Mapping[str, Sequence[Role]] | None = None,
+    ) -> Anatomy:
         """The anatomy of any network that `build(**sizes, **depths)` returns as an nn.Module.
 
         Args:
             build: called on the meta device at `sizes`, and with each size doubled.
-            sizes: the size of each axis that may grow, for example {"hidden": 64, "ffn": 256}.
+            sizes: the size of each axis that may grow, by the name of its argument, for example {"channels": 64}.
             depths: the number of repeated blocks, by argument name.
+            inputs: keyword arguments of forward, on which the network is watched at all these sizes: what is contracted, produced and
+                laid side by side tells the role and the layout of every dimension. `grow`, `shrink` and `fuse` do so with their own
+                inputs if it was not done here.
+            overrides: facts that neither shapes nor a pass tell, see `Override`.
+            roles: {tensor name (regular expression, whole name): the role of each dimension}, as in `Override`.
 
         Raises:
-            AnatomyError: if some tensor's shape is not explained by the axes.
+            AnatomyError: if some tensor's shape is not explained by the axes, or one is both written and read.
         """
-        builder = FunctionBuilder(build, sizes, depths)
-        found = infer(builder, Override())
-        return Anatomy(builder, found.axes, found.tensors, found.blocks, norms=found.norms, unit_lists=found.unit_lists)
+        override = overrides or Override()
+        declared = tuple((pattern, tuple(found)) for pattern, found in (roles or {}).items())
+        return _of_function(FunctionBuilder(build, sizes, depths), replace(override, roles=declared + override.roles), inputs)
+
+    def watched(self, inputs: Mapping[str, Any] | None) -> Anatomy:
+        """The same anatomy with what a forward pass shows, for a network outside transformers that was not watched yet."""
+        if self.traced or inputs is None or not isinstance(self.builder, FunctionBuilder):
+            return self
+        return _of_function(self.builder, self.override, inputs)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -75,7 +100,26 @@ class Anatomy:
             for dimension in (d for t in block for d in t.dimensions if d.role == role):
                 if any(self.axes[a].kind == "hidden" for a in dimension.layout.axes() if a in self.axes):
                     return str(dimension.layout)
+        if isinstance(self.builder, FunctionBuilder):  # whose axes may have any names
+            normed = (d for t in block for d in t.dimensions if d.role == "gain" and d.layout.axes() & set(self.axes))
+            return next((str(d.layout) for d in normed), "hidden")
         return "hidden"
 
     def __str__(self) -> str:
         return as_text(self)
+
+
+def _of_function(builder: FunctionBuilder, override: Override, inputs: Mapping[str, Any] | None) -> Anatomy:
+    found = infer(builder, override, traced(builder, inputs) if inputs is not None else None)
+    return Anatomy(
+        builder,
+        found.axes,
+        found.tensors,
+        found.blocks,
+        override,
+        found.norms,
+        found.unit_lists,
+        found.measured,
+        found.guessed,
+        traced=inputs is not None,
+    )

@@ -33,7 +33,7 @@ def in_groups(
         return dict(tensors)
     changed = {}
     for name, tensor in tensors.items():
-        dimensions = tuple(replace(d, layout=_split(d.layout, groups)) for d in tensor.dimensions)
+        dimensions = tuple(replace(d, layout=_split(d.layout, groups).simplified()) for d in tensor.dimensions)
         changed[name] = replace(tensor, dimensions=dimensions)
     return changed
 

@@ -27,8 +27,9 @@ from meristem.anatomy.instances import constructor_of
 from meristem.anatomy.norms import NormFacts, is_norm, is_per_unit, norm_facts
 from meristem.anatomy.overrides import OVERRIDES, Override
 from meristem.anatomy.parts import is_part, whole_of, with_parts
-from meristem.anatomy.roles import owner_and_parameter, roles
+from meristem.anatomy.roles import owner_and_parameter
 from meristem.anatomy.structure import Axis, BlockList, Dimension, Structure, TensorAnatomy, kind_of
+from meristem.anatomy.tracing import Traced, check_conflicts, is_guessed, seen_layout, told_roles
 from meristem.anatomy.uninitialised import uninitialised
 from meristem.anatomy.unit_lists import unit_lists
 from meristem.errors import AnatomyError, MeristemError
@@ -56,8 +57,13 @@ def structure_of_model(
     raise failures[0]
 
 
-def infer(builder: Builder, override: Override) -> Structure:
-    """The structure of what `builder` builds. Raises AnatomyError where a shape has no explanation."""
+def infer(builder: Builder, override: Override, trace: Traced | None = None) -> Structure:
+    """The structure of what `builder` builds, by shapes and, where a forward pass was watched, by what it showed; each layout
+    that a pass tells has to have the size of the dimension in every build.
+
+    Raises:
+        AnatomyError: where a shape has no explanation, or a tensor is both written and read.
+    """
     base = _build(builder, builder.sizes, builder.depths)
     probes = [Probe(with_parts(builder.sizes), _shapes(base), True)]
     for sizes in builder.probes():
@@ -78,15 +84,28 @@ def infer(builder: Builder, override: Override) -> Structure:
         tensors[name] = TensorAnatomy(
             name,
             tuple(tensor.shape),
-            tuple(_dimensions(name, tensor, owners, probes, override, {} if block else depths)),
+            tuple(_dimensions(name, tensor, owners, probes, override, {} if block else depths, trace)),
             block,
             ties.get(name),
         )
-    tensors = in_groups(tensors, owners, _side_by_side(builder, override))
+    if trace is not None:
+        check_conflicts(trace, tensors)
+    tensors = in_groups(tensors, owners, _side_by_side(builder, override) | dict(trace.groups if trace else {}))
     axes = {axis: Axis(axis, size, builder.describe_axis(axis)) for axis, size in builder.sizes.items()}
     axes |= _parts(axes, tensors)
     lists = unit_lists([(probe.sizes, probe.shapes) for probe in probes])
-    return Structure(axes, tensors, blocks, _norms(owners), lists)
+    measured = trace.measured if trace is not None else {}
+    return Structure(axes, tensors, blocks, _norms(owners), lists, measured, _guessed(tensors, owners, override, trace))
+
+
+def _guessed(
+    tensors: Mapping[str, TensorAnatomy], owners: Mapping[str, nn.Module], override: Override, trace: Traced | None
+) -> frozenset[str]:
+    return frozenset(
+        name
+        for name, tensor in tensors.items()
+        if is_guessed(name, owners[owner_and_parameter(name)[0]], len(tensor.shape), override, trace)
+    )
 
 
 def _side_by_side(builder: Builder, override: Override) -> dict[str, int]:
@@ -200,9 +219,10 @@ def _dimensions(
     probes: Sequence[Probe],
     override: Override,
     depths: Mapping[str, Depth],
+    trace: Traced | None = None,
 ) -> Iterator[Dimension]:
     path, parameter = owner_and_parameter(name)
-    found_roles = roles(owners[path], parameter, tensor.dim())
+    found_roles = told_roles(name, owners[path], parameter, tensor.dim(), override, trace)
     if override.transposed and re.fullmatch(override.transposed, path) and parameter == "weight":
         found_roles = tuple(reversed(found_roles))
     for position, role in enumerate(found_roles):
@@ -212,7 +232,7 @@ def _dimensions(
         for subset in (probes, [probe for probe in probes if probe.essential]):
             seen_in = [probe for probe in subset if name in probe.shapes]  # some sizes leave a module out
             measured = [(probe.sizes, probe.shapes[name][position] // share) for probe in seen_in]
-            found = _explain(name, side, measured, owners, override)
+            found = seen_layout(name, position, measured, trace) or _explain(name, side, measured, owners, override)
             if found:
                 source, layout = found
                 yield Dimension(Layout(((axis, layout),)) if axis else layout, role, source)

@@ -8,6 +8,8 @@ Each entry says one fact about the mathematics of a model type, as data:
 - `concatenated`: a config list of widths (or the width of each) that are laid side by side to make up the stream, so that each
   grows in its place;
 - `transposed`: linear layers (regular expression on the path) whose weight the forward pass multiplies from the right;
+- `roles`: a tensor name (regular expression, whole name) and the role of each of its dimensions: "write" for one that produces
+  features, "read" for one that is summed over, "gain", "shift", or "fixed";
 - `multipliers`: the forward pass multiplies by a power of a config field, where a flag says so.
 """
 
@@ -37,6 +39,7 @@ class Override:
     numbered: bool = False
     concatenated: str | None = None
     transposed: str | None = None
+    roles: tuple[tuple[str, tuple[str, ...]], ...] = ()
     multipliers: tuple[Multiplier, ...] = field(default=())
 
 

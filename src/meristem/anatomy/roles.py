@@ -19,7 +19,12 @@ def owner_and_parameter(name: str) -> tuple[str, str]:
 
 
 def roles(owner: nn.Module, parameter: str, ndim: int) -> tuple[Role, ...]:
-    """The role of each dimension of `owner.parameter`.
+    """The role of each dimension of `owner.parameter`; of one that no type of module explains, "write" for all."""
+    return known_roles(owner, parameter, ndim) or ("write",) * ndim
+
+
+def known_roles(owner: nn.Module, parameter: str, ndim: int) -> tuple[Role, ...] | None:
+    """The role of each dimension of `owner.parameter`; None for a parameter that the type of its module does not explain.
 
     write: rows that produce features; read: columns that consume them; gain and shift: a norm's per-feature factor and
     bias, which follow their units; variance: a batch norm's, 1 for units without a source; fixed: kernel positions and the like, which no axis map touches.
@@ -40,9 +45,15 @@ def roles(owner: nn.Module, parameter: str, ndim: int) -> tuple[Role, ...]:
         return ("fixed", "write")
     if isinstance(owner, nn.Linear) or (ndim == 2 and (re.search(ROUTER_CLASS, kind) or kind.endswith("Linear"))):
         return ("write", "read")
+    if isinstance(owner, nn.RNNBase | nn.RNNCellBase):
+        return ("write", "read")
+    if isinstance(owner, nn.Bilinear):
+        return ("write", "read", "read")
+    if isinstance(owner, nn.modules.conv._ConvTransposeNd):
+        return ("read", "write") + ("fixed",) * (ndim - 2)
     if isinstance(owner, nn.modules.conv._ConvNd):
         return ("write", "read") + ("fixed",) * (ndim - 2)
     if ndim == 3 and "xpert" in kind:  # fused experts: (experts, out, in)
         transposed = getattr(owner, "is_transposed", False)  # transformers says so on the module
         return ("fixed", "read", "write") if transposed else ("fixed", "write", "read")
-    return ("write",) * ndim
+    return None

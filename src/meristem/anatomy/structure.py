@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from meristem.algebra import Layout
 from meristem.anatomy.conventions import KINDS
@@ -86,3 +86,5 @@ class Structure:
     blocks: tuple[BlockList, ...]
     norms: Mapping[str, NormFacts]  # by module path
     unit_lists: Mapping[str, str]  # axes of lists with a module for each unit, by folded prefix
+    measured: Mapping[str, str] = field(default_factory=dict)  # {axis: an operator outside of norms that measures its units}
+    guessed: frozenset[str] = frozenset()  # tensors whose roles neither a type of module nor a forward pass tells

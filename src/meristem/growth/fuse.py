@@ -90,7 +90,7 @@ def fuse_with_certificate(
     found = list(anatomies) if anatomies is not None else [None] * len(models)
     pairs = [known(model, anatomy) for model, anatomy in zip(models, found, strict=True)]
     parents = [parent for parent, _ in pairs]
-    anatomies = [anatomy or Anatomy.of(parent) for parent, anatomy in pairs]
+    anatomies = [(anatomy or Anatomy.of(parent)).watched(inputs) for parent, anatomy in pairs]
     weights = method.convex(len(parents))
     if inputs is None and (verify or method.norm == "equalised"):
         inputs = example_inputs(parents[0])

@@ -106,7 +106,7 @@ def grow_optimizer(
         MeristemError: if the optimizer is not the model's, holds state that cannot be grown, or `big` is not what `method` makes
             of `small`.
     """
-    methods, anatomy = as_list(method), anatomy or Anatomy.of(small)
+    methods, anatomy = as_list(method), (anatomy or Anatomy.of(small)).watched(inputs)
     steps = take_steps(small, methods, anatomy, inputs)
     if _first_difference(steps.plans, steps.model, big) is not None:
         settled, _ = settle(anatomy, small, inputs)

@@ -13,13 +13,13 @@ from torch.optim import Optimizer
 
 from meristem.anatomy import Anatomy
 from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
-from meristem.errors import MeristemError, PreservationError
+from meristem.errors import AnatomyError, MeristemError, PreservationError
 from meristem.growth.build import build, in_float32
 from meristem.growth.expected import expected_outputs
 from meristem.growth.like import like as growth_like
 from meristem.growth.method import Method, Methods, as_list
 from meristem.growth.optimizer import grown_optimizer
-from meristem.growth.plan import GrowthPlan
+from meristem.growth.plan import GrowthPlan, axes_of
 from meristem.growth.provenance import Provenance
 from meristem.growth.rounding import is_half
 from meristem.growth.settle import settle
@@ -77,9 +77,10 @@ class Growth:
         methods = as_list(method) if method is not None else []
         if not methods and like is None:
             raise MeristemError("no growth method given")
-        anatomy = anatomy or Anatomy.of(model)
+        anatomy = (anatomy or Anatomy.of(model)).watched(inputs)
         methods = methods or [growth_like(model, like, anatomy).method]
         steps = take_steps(model, methods, anatomy, inputs)
+        check_guesses(steps.plans[0])
         certificate = None
         if verify and not steps.promised and any(plan.maps for plan in steps.plans):
             steps = _after_trial(model, methods, anatomy, steps, inputs)
@@ -109,6 +110,19 @@ class Growth:
 def known(model: nn.Module | Growth, anatomy: Anatomy | None) -> tuple[nn.Module, Anatomy | None]:
     """A network and what is known about its anatomy, from either of the two forms that the verbs take."""
     return (model.model, anatomy or model.anatomy) if isinstance(model, Growth) else (model, anatomy)
+
+
+def check_guesses(plan: GrowthPlan) -> None:
+    """Raises AnatomyError if an axis changes that a tensor of unknown roles runs along, naming what would tell them."""
+    moved = {axis for axis, axis_map in plan.maps.items() if not axis_map.is_identity()}
+    for name in sorted(plan.source.guessed):
+        tensor = plan.source.tensors[name]
+        if any(axes_of(dimension.layout) & moved for dimension in tensor.dimensions):
+            raise AnatomyError(
+                f"{name} {tensor.shape} is a parameter of no module that Meristem knows, so its shape alone does not tell which of "
+                "its dimensions are produced and which are summed over; pass inputs= (a forward pass shows it), or "
+                f"Anatomy.infer(..., roles={{{name!r}: {('write',) * (len(tensor.shape) - 1) + ('read',)}}})"
+            )
 
 
 def _after_trial(
