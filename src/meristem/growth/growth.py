@@ -19,7 +19,7 @@ from meristem.growth.expected import expected_outputs
 from meristem.growth.like import like as growth_like
 from meristem.growth.method import Method, Methods, as_list
 from meristem.growth.optimizer import grown_optimizer
-from meristem.growth.plan import GrowthPlan, axes_of
+from meristem.growth.plan import GrowthPlan
 from meristem.growth.provenance import Provenance
 from meristem.growth.rounding import is_half
 from meristem.growth.settle import settle
@@ -117,7 +117,7 @@ def check_guesses(plan: GrowthPlan) -> None:
     moved = {axis for axis, axis_map in plan.maps.items() if not axis_map.is_identity()}
     for name in sorted(plan.source.guessed):
         tensor = plan.source.tensors[name]
-        if any(axes_of(dimension.layout) & moved for dimension in tensor.dimensions):
+        if any(plan.source.axes_of(dimension.layout) & moved for dimension in tensor.dimensions):
             raise AnatomyError(
                 f"{name} {tensor.shape} is a parameter of no module that Meristem knows, so its shape alone does not tell which of "
                 "its dimensions are produced and which are summed over; pass inputs= (a forward pass shows it), or "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from meristem.algebra import Layout
+from meristem.anatomy.axis_ref import part_of
 from meristem.anatomy.builder import Builder
 from meristem.anatomy.modes import evaluating
 from meristem.anatomy.roles import Role
@@ -158,7 +159,7 @@ def _term(atoms: Sequence[tuple[Sizes, int]], groups: dict[str, int]) -> list[st
             times, parts = size // common, base[axis] // common
             if parts > 1:
                 groups[axis] = lcm(parts, groups.get(axis, 1))
-                return [times, f"over{parts}_{axis}"] if times > 1 else [f"over{parts}_{axis}"]
+                return [times, part_of(axis, parts)] if times > 1 else [part_of(axis, parts)]
             return [times, axis] if times > 1 else [axis]
     for a in base:
         for b in base:
