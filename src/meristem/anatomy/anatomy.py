@@ -92,6 +92,16 @@ class Anatomy:
     def depths(self) -> dict[str, int]:
         return {blocks.axis: blocks.length for blocks in self.blocks}
 
+    def gain(self, norm: str) -> TensorAnatomy | None:
+        """The gain of the norm at a path."""
+        facts = self.norms.get(norm)
+        return self.tensors.get(f"{norm}.{facts.gain if facts else 'weight'}")
+
+    def axes_over(self, norm: str) -> set[str]:
+        """The axes that the norm at a path measures, as far as its gain tells."""
+        gain = self.gain(norm)
+        return self.axes_of(gain.dimensions[0].layout) | gain.dimensions[0].layout.axes() if gain is not None else set()
+
     def of_kind(self, kind: str) -> list[Axis]:
         return [axis for axis in self.axes.values() if axis.kind == kind]
 

@@ -218,4 +218,5 @@ RAW_READERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 ROUTER_CLASS = r"Router|Gate"
 NORM_CLASS = r"Norm"
+NORM_GAINS = ("weight", "scale", "gamma", "gain", "g")  # what the gain of a norm is called, the usual name first
 ENCODER_SCOPE, DECODER_SCOPE = "encoder", "decoder"

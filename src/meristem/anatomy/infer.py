@@ -26,7 +26,7 @@ from meristem.anatomy.groups import in_groups
 from meristem.anatomy.heads import with_heads
 from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.anatomy.instances import constructor_of
-from meristem.anatomy.norms import NormFacts, is_norm, is_per_unit, norm_facts
+from meristem.anatomy.norms import NormFacts, gain_of, is_per_unit, norm_facts
 from meristem.anatomy.overrides import OVERRIDES, Override
 from meristem.anatomy.roles import owner_and_parameter
 from meristem.anatomy.shared_names import names_of_parameters
@@ -195,7 +195,8 @@ def _norms(owners: Mapping[str, nn.Module]) -> dict[str, NormFacts]:
     by_class: dict[type, NormFacts] = {}
     found = {}
     for path, module in owners.items():
-        if is_norm(module) and not is_per_unit(module) and module.get_parameter("weight").dim() == 1:
+        gain = gain_of(module)
+        if gain is not None and not is_per_unit(module) and module.get_parameter(gain).dim() == 1:
             if type(module) not in by_class:
                 try:
                     by_class[type(module)] = norm_facts(module)

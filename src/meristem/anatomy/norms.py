@@ -9,20 +9,29 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from meristem.anatomy.conventions import NORM_CLASS
+from meristem.anatomy.conventions import NORM_CLASS, NORM_GAINS
 
 
 @dataclass(frozen=True)
 class NormFacts:
-    """`centres`: subtracts the mean (LayerNorm) or not (RMSNorm); `offset`: the gain is offset + weight (1 in Gemma)."""
+    """`centres`: subtracts the mean (LayerNorm) or not (RMSNorm); `offset`: the gain is offset + weight (1 in Gemma); `gain`: the
+    name of its parameter."""
 
     centres: bool
     offset: float
+    gain: str = "weight"
 
 
 def is_norm(module: nn.Module) -> bool:
-    named = bool(re.search(NORM_CLASS, type(module).__name__))
-    return named and isinstance(getattr(module, "weight", None), nn.Parameter)
+    """Whether it is called a norm and has a gain."""
+    return gain_of(module) is not None
+
+
+def gain_of(module: nn.Module) -> str | None:
+    """The name of a norm's gain; None for what is no norm, or has no gain."""
+    if not re.search(NORM_CLASS, type(module).__name__):
+        return None
+    return next((name for name in NORM_GAINS if isinstance(getattr(module, name, None), nn.Parameter)), None)
 
 
 def is_per_unit(module: nn.Module) -> bool:
@@ -33,15 +42,17 @@ def is_per_unit(module: nn.Module) -> bool:
 
 
 def norm_facts(module: nn.Module) -> NormFacts:
-    """Measure a norm with a per-feature gain `weight` (and perhaps `bias`) on random features; it may be on meta."""
+    """Measure a norm with a per-feature gain (and perhaps a bias) on random features; it may be on meta."""
     probe = copy.deepcopy(module).to_empty(device="cpu").float()
-    weight = probe.get_parameter("weight")
+    gain = gain_of(module) or "weight"
+    weight = probe.get_parameter(gain)
     x = torch.randn(4, *weight.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        if getattr(probe, "bias", None) is not None:
-            probe.get_parameter("bias").zero_()
+        for name, parameter in probe.named_parameters():
+            if name != gain:
+                parameter.zero_()
         weight.zero_()
         offset = 1.0 if bool(probe(x).abs().max() > 1e-3) else 0.0
         weight.fill_(1.0)
         shift = float((probe(x + 3.0) - probe(x)).abs().max())
-    return NormFacts(centres=shift < 1e-2, offset=offset)
+    return NormFacts(centres=shift < 1e-2, offset=offset, gain=gain)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from meristem.anatomy.conventions import NORM_CLASS, RAW_READERS, ROUTER_CLASS
+from meristem.anatomy.conventions import NORM_CLASS, NORM_GAINS, RAW_READERS, ROUTER_CLASS
 
 Role = Literal["write", "read", "gain", "shift", "variance", "fixed"]
 
@@ -37,7 +37,7 @@ def known_roles(owner: nn.Module, parameter: str, ndim: int) -> tuple[Role, ...]
             return found  # pyright: ignore[reportReturnType]
     if ndim == 1:
         if re.search(NORM_CLASS, kind):
-            return ({"weight": "gain", "running_var": "variance"}.get(parameter, "shift"),)  # pyright: ignore[reportReturnType]
+            return ("gain",) if parameter in NORM_GAINS else ("variance",) if parameter == "running_var" else ("shift",)
         return ("write",)
     if kind == "Conv1D":  # transformers' transposed Linear
         return ("read", "write")

@@ -27,7 +27,7 @@ from meristem.growth.plan import GrowthPlan
 from meristem.growth.tying import repair
 from meristem.growth.values import check_values
 
-JOINED = ("hidden", "ffn", "kv_heads")  # the kinds of axes that lie side by side; all others have to agree
+JOINED = ("hidden", "ffn", "kv_heads", "heads")  # the kinds of axes that lie side by side; all others have to agree
 SELF_FUSION_NOISE = 0.1
 
 

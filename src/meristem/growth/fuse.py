@@ -212,7 +212,7 @@ def _norm_over_all(anatomy: Anatomy, grouped: bool) -> bool:
     """Whether a norm that measures its inputs (a batch norm has stored statistics) sees all parents' units together, or a
     tensor that the parents disagree about is shared by them inside the blocks (norms of single heads). Grouped norms do not,
     those over the residual stream."""
-    return any(
+    return bool(anatomy.measured) or any(
         d.role == "gain"
         and f"{t.name.rpartition('.')[0]}.running_var" not in anatomy.tensors
         and not (grouped and str(d.layout) == "hidden")

@@ -19,7 +19,7 @@ from meristem.anatomy.trace import Inputs
 from meristem.growth.depth import identity_layers
 from meristem.growth.method import Choices, Weights, blocks_can_be_silent
 from meristem.growth.norm_statistics import normed_axes
-from meristem.growth.padding import padded_heads, padded_hidden
+from meristem.growth.padding import is_padded, padded_heads, padded_hidden
 from meristem.growth.plan import LayerMap
 from meristem.growth.targets import depth_targets
 from meristem.growth.width import NoisyWidthMethod
@@ -60,7 +60,7 @@ class LEMON(NoisyWidthMethod):
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
         """Padding for the hidden axis, cyclic duplication for the others."""
         old = anatomy.sizes[axis]
-        if anatomy.axes[axis].kind == "hidden":
+        if is_padded(anatomy, axis):
             return padded_hidden(anatomy, axis, target, copies=target // old)
         if target % old and anatomy.axes[axis].kind in UNITS and axis in normed_axes(anatomy):
             return padded_heads(old, target)

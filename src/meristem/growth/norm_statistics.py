@@ -42,7 +42,7 @@ def norms_over(anatomy: Anatomy, axis: str) -> list[str]:
     return [
         p
         for p in anatomy.norms
-        if axis in anatomy.axes_of(layout := anatomy.tensors[f"{p}.weight"].dimensions[0].layout) | layout.axes()
+        if axis in anatomy.axes_over(p)
     ]
 
 
@@ -72,10 +72,17 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
     what other norms measure (pre-norm). Uneven copies keep none.
     """
     found = {}
-    for axis in sorted({a for a, axis_map in maps.items() if not axis_map.is_uniform()} & normed_axes(anatomy)):
+    uneven = {axis for axis, axis_map in maps.items() if not axis_map.is_uniform()}
+    for axis in sorted(uneven & set(anatomy.measured)):
+        found[axis] = (
+            f"{anatomy.measured[axis]} takes its units together, outside of any norm that Meristem knows; whole multiples are exact"
+        )
+    for axis in sorted(uneven & normed_axes(anatomy) - set(found)):
         over = norms_over(anatomy, axis)
         if maps[axis].norm_factor == 1:
-            found[axis] = f"units get different numbers of copies, which {over[0]} notices"
+            found[axis] = f"units get different numbers of copies, which {over[0] if over else 'a norm'} notices"
+        elif anatomy.traced and (mixed := [p for p in over if (g := anatomy.gain(p)) and str(g.dimensions[0].layout) != axis]):
+            found[axis] = f"{mixed[0]} measures it together with others, or in groups; whole multiples are exact"
         elif maps[axis].heard is maps[axis].write and any(anatomy.norms[path].centres for path in over):
             found[axis] = f"{over[0]} subtracts the mean, which new units of zero move"
         elif blocked := stream_of(model, anatomy, inputs).norms_in_the_stream(anatomy, axis):

@@ -14,7 +14,16 @@ import torch
 
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy
+from meristem.anatomy.axis_ref import kind_of
 from meristem.errors import MeristemError
+
+
+def is_padded(anatomy: Anatomy, axis: str) -> bool:
+    """Whether an axis is the kind that norms measure, so that uneven copies of its units would be noticed. In a network that was
+    watched this is seen; otherwise the hidden axis is taken to be one."""
+    if not anatomy.traced:
+        return kind_of(axis) == "hidden"
+    return axis in anatomy.measured or any(axis in anatomy.axes_over(path) for path in anatomy.norms)
 
 
 def padded_hidden(anatomy: Anatomy, axis: str, target: int, copies: int) -> AxisMap:
@@ -57,7 +66,7 @@ def _norms_subtract_the_mean(anatomy: Anatomy, axis: str) -> bool:
     over_axis = {
         facts.centres
         for path, facts in anatomy.norms.items()
-        if axis in anatomy.tensors[f"{path}.weight"].dimensions[0].layout.axes()
+        if axis in anatomy.axes_over(path)
     }
     if len(over_axis) > 1:
         raise MeristemError(

@@ -191,15 +191,14 @@ class Stream:
             path
             for path, facts in anatomy.norms.items()
             if facts.centres
-            and axis in anatomy.axes_of(anatomy.tensors[f"{path}.weight"].dimensions[0].layout)
-            and axis in over.get(self.names.of(f"{path}.weight"), set())
+            and axis in anatomy.axes_over(path)
+            and axis in over.get(self.names.of(f"{path}.{facts.gain}"), set())
         ]
 
     def _axes_over(self, anatomy: Anatomy) -> dict[str, set[str]]:
         over: dict[str, set[str]] = {}
         for norm, names in self.measured.items():
-            tensor = anatomy.tensors.get(f"{norm}.weight")
-            axes = anatomy.axes_of(tensor.dimensions[0].layout) if tensor is not None else _hidden(anatomy)
+            axes = anatomy.axes_over(norm) or _hidden(anatomy)
             for name in names:
                 over.setdefault(self.names.of(name), set()).update(axes)
         return over
@@ -351,11 +350,7 @@ def _usual(anatomy: Anatomy) -> Stream:
     hidden = _hidden(anatomy)
     writes = [(t.name, d) for t in anatomy.tensors.values() for d in t.dimensions if d.role == "write"]
     writers = {name for name, dimension in writes if anatomy.axes_of(dimension.layout) & hidden}
-    norms = [
-        path
-        for path in anatomy.norms
-        if anatomy.axes_of(anatomy.tensors[f"{path}.weight"].dimensions[0].layout) & hidden
-    ]
+    norms = [path for path in anatomy.norms if anatomy.axes_over(path) & hidden]
     return Stream(measured=dict.fromkeys(norms, writers))
 
 

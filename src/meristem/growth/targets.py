@@ -76,7 +76,9 @@ def width_targets(
     for axis in _own(anatomy, "heads"):  # of a network outside transformers, whose function has just one such argument
         sizes[axis.name] = num_attention_heads or axis.size * width
     for axis in _own(anatomy, "kv_heads"):
-        if axis.scope in ATTENTION_SCOPES:
+        if Heads.of(axis.name).group not in anatomy.axes:  # the only heads of a network outside transformers
+            sizes[axis.name] = num_key_value_heads or num_attention_heads or axis.size * width
+        elif axis.scope in ATTENTION_SCOPES:
             sizes |= _heads(anatomy, method, axis.name, width, num_attention_heads, num_key_value_heads)
         else:  # heads of state-space and linear-attention blocks follow the width
             factor = width if hidden_size is None else _whole(method, axis.name, hidden_size, hiddens[0].size)

@@ -67,14 +67,13 @@ def repair(
         return Repair(scales)
     if factor is None or norm is None:
         return Repair({**scales, head.name: 1 / constants.get(head.name, 1.0)}, untied=True)
-    gains = [f"{norm}.{part}" for part in ("weight", "bias") if f"{norm}.{part}" in anatomy.tensors]
+    gains = [name for name in anatomy.tensors if name.rpartition(".")[0] == norm]
     return Repair({**scales, **{gain: scales.get(gain, 1.0) / factor for gain in gains}})
 
 
 def _feeds(anatomy: Anatomy, norm: str, head: TensorAnatomy, maps: Mapping[str, AxisMap]) -> bool:
     """Whether the gains of a norm run along the axes that grow of those that the head reads."""
-    gain = anatomy.tensors.get(f"{norm}.weight")
-    along = {axis for d in gain.dimensions for axis in d.layout.axes()} if gain else set()
+    along = anatomy.axes_over(norm)
     return {axis for d in head.dimensions if d.role == "read" for axis in d.layout.axes()} & set(maps) <= along
 
 

@@ -28,7 +28,7 @@ class WidthMethod(Method):
     """A method that widens axes.
 
     Args:
-        width: factor for every axis.
+        width: factor for every axis; or {axis: target}, as in `HyperCloning({"channels": 24})`, the same as `sizes`.
         hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim: targets that override it one by
             one; `width` leaves head_dim as it is.
         vocab_size, max_position_embeddings: targets that `width` leaves alone; new tokens take the mean of the old rows, new
@@ -38,7 +38,7 @@ class WidthMethod(Method):
         sizes: any further targets by the name of their axis (`meristem inspect` shows them): {"encoder_ffn": 2048}.
     """
 
-    width: int = 1
+    width: int | Mapping[str, int] = 1
     hidden_size: int | None = None
     intermediate_size: int | None = None
     num_attention_heads: int | None = None
@@ -56,16 +56,17 @@ class WidthMethod(Method):
 
     def targets(self, anatomy: Anatomy) -> dict[str, int]:
         """{axis: target size} of every axis that changes."""
+        named = self.width if isinstance(self.width, Mapping) else {}
         return width_targets(
             anatomy,
             self.name,
-            self.width,
+            1 if isinstance(self.width, Mapping) else self.width,
             self.hidden_size,
             self.intermediate_size,
             self.num_attention_heads,
             self.num_key_value_heads,
             self.head_dim,
-            {**self._rows(anatomy), **(self.sizes or {})},
+            {**self._rows(anatomy), **named, **(self.sizes or {})},
         )
 
     def _rows(self, anatomy: Anatomy) -> dict[str, int]:

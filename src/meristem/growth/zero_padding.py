@@ -16,7 +16,7 @@ from meristem.anatomy import Anatomy
 from meristem.anatomy.heads import UNITS
 from meristem.growth.method import Weights
 from meristem.growth.norm_statistics import normed_axes
-from meristem.growth.padding import padded_heads, padded_hidden
+from meristem.growth.padding import is_padded, padded_heads, padded_hidden
 from meristem.growth.width import NoisyWidthMethod
 
 
@@ -37,7 +37,7 @@ class ZeroPadding(NoisyWidthMethod):
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
         """[I; pad] for the hidden axis; [I; fresh] to write and [I; 0] to read for the others."""
         old = anatomy.sizes[axis]
-        if anatomy.axes[axis].kind == "hidden":
+        if is_padded(anatomy, axis):
             return padded_hidden(anatomy, axis, target, copies=1)
         if anatomy.axes[axis].kind in UNITS and axis in normed_axes(anatomy):
             return padded_heads(old, target)
