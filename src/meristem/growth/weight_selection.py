@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from meristem.algebra import AxisMap
+from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy, TensorAnatomy
 from meristem.anatomy.heads import Heads, are_queries
 from meristem.anatomy.trace import Inputs
@@ -32,6 +32,9 @@ class WeightSelection(Method):
         num_hidden_layers: target depth.
         selection: "uniform" (evenly spaced units), "first", or "magnitude" (the units with the largest weights).
         layers: "first" layers (the paper's choice) or "uniform" ones.
+        sizes: targets by the names of their axes: {"channels": 8}.
+        readers: "kept" as they are (the paper), or "rescaled" by old / new, so that sums over fewer units stay as large. Then the
+            first units of what `HyperCloning` has made are the network that it was made from, exactly.
     """
 
     name: ClassVar[str] = "weight_selection"
@@ -43,6 +46,8 @@ class WeightSelection(Method):
     num_hidden_layers: int | None = None
     selection: Literal["uniform", "first", "magnitude"] = "uniform"
     layers: Literal["first", "uniform"] = "first"
+    sizes: Mapping[str, int] | None = None
+    readers: Literal["kept", "rescaled"] = "kept"
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
         """Rows of the identity. Raises MeristemError for targets above the present sizes, or none."""
@@ -54,14 +59,20 @@ class WeightSelection(Method):
             self.intermediate_size,
             self.num_attention_heads,
             self.num_key_value_heads,
+            more=self.sizes,
             shrink=True,
         )
         if not targets and not self.layer_maps(anatomy):
             raise MeristemError(f"{self.name}: nothing to shrink; give a target such as hidden_size=")
         return {
-            axis: AxisMap.select(self._kept(anatomy, axis, target, weights), anatomy.sizes[axis])
+            axis: self._map(self._kept(anatomy, axis, target, weights), anatomy.sizes[axis])
             for axis, target in targets.items()
         }
+
+    def _map(self, kept: Tensor, old: int) -> AxisMap:
+        if self.readers == "kept":
+            return AxisMap.select(kept, old)
+        return AxisMap(UnitMap.select(kept, old), UnitMap.select(kept, old, old / len(kept)), twins=False)
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """The layers that stay."""

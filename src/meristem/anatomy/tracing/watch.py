@@ -43,7 +43,7 @@ class Watch(TorchDispatchMode):
             self.parameters[name] = self._dims[tensor] = [self.space.fresh(n) for n in tensor.shape]
             self.votes[name] = [set() for _ in tensor.shape]
             self._roots[name] = [self._private.fresh(n) for n in tensor.shape]
-            self._origin[tensor] = (name, self._roots[name])
+            self._origin[tensor] = (name, self._roots[name], False)  # and whether it is rows of a table
 
     def hooks(self, model: nn.Module) -> Iterator[Any]:
         """What tells this watch when a norm is at work."""
@@ -69,7 +69,7 @@ class Watch(TorchDispatchMode):
         origin = self._origin.get(tensor)
         if origin is None:
             return
-        name, private = origin
+        name, private, _ = origin
         self._cast(name, private[place], role)
 
     def _cast(self, name: str, dim: Sequence[int], role: Role) -> None:
@@ -123,10 +123,10 @@ class Watch(TorchDispatchMode):
         origin = self._origin.get(first)
         if origin is None:
             return
-        whose, private = origin
+        whose, private, rows = origin
         found = moved(self._private, name, private, arguments, shapes) or []
         for tensor, dims in zip(results, found, strict=False):
-            self._origin[tensor] = (whose, dims)
+            self._origin[tensor] = (whose, dims, rows)
         if name in ("select", "unbind"):
             self._cast(whose, private[arguments.get("dim", 0)], "fixed")
 
@@ -140,8 +140,9 @@ class Watch(TorchDispatchMode):
         """Dimensions of two operands that are summed over, and those that both keep."""
         for left, right in (*pairs, *shared):
             self.space.join(self.of(a)[left], self.of(b)[right])
-        for tensor, side in ((a, 0), (b, 1)):
-            read = {pair[side] for pair in pairs}
+        for tensor, other, side in ((a, b, 0), (b, a, 1)):
+            looked_up = other in self._origin and self._origin.get(tensor, ("", [], False))[2]  # what a weight is applied to
+            read = set() if looked_up else {pair[side] for pair in pairs}
             for place in range(tensor.dim()):
                 self.vote(tensor, place, "read" if place in read else "write")
 
@@ -242,7 +243,7 @@ class Watch(TorchDispatchMode):
         origin = self._origin.get(whole)
         if origin is not None:
             private, _ = indexed(self._private, origin[1], arguments["indices"], results[0].shape)
-            self._origin[results[0]] = (origin[0], private)
+            self._origin[results[0]] = (origin[0], private, True)
             for place in gone:
                 self.vote(whole, place, "fixed")
 
