@@ -100,6 +100,11 @@ class FunctionBuilder:
         changes: Mapping[str, Any],
         orders: Mapping[str, list[int]] | None = None,
     ) -> FunctionBuilder:
+        if "tie_word_embeddings" in changes:
+            raise MeristemError(
+                f"the head of what {self.model_type}() builds is tied to its embedding: its copies add up, and no norm before it can "
+                "take up the factor. Build it with a head of its own, or grow by a method that pads (zero_padding)"
+            )
         if changes:
             raise MeristemError(f"a network built by {self.model_type}() has no config to change: {dict(changes)}")
         return FunctionBuilder(self._build, {k: sizes[k] for k in self._sizes}, depths)
@@ -108,7 +113,8 @@ class FunctionBuilder:
         return double_each(self._sizes)
 
     def fact(self, name: str) -> Any:
-        return None
+        """The size of an axis by its name."""
+        return self._sizes.get(name)
 
     def derived(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
         return {}

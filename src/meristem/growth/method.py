@@ -99,6 +99,7 @@ class Method(ABC):
             scales=fix.scales,
             untied=fix.untied,
             silent=padding.silent,
+            quiet=padding.quiet,
             muted=silencing(anatomy, model, inputs) if silent_blocks else None,
         )
 

@@ -12,16 +12,17 @@ from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy, TensorAnatomy
 from meristem.anatomy.conventions import NORM_EPS_FIELDS
 from meristem.anatomy.trace import Inputs
-from meristem.growth.stream import stream_of
+from meristem.growth.stream import Stream, stream_of
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Scalars by tensor name, changes of the config, and tensors whose new units have to stay zero."""
+    """Scalars by tensor name, changes of the config, tensors whose new units have to stay zero, and readers that get no noise."""
 
     scales: Mapping[str, float] = field(default_factory=dict)
     changes: Mapping[str, float] = field(default_factory=dict)
     silent: frozenset[str] = frozenset()
+    quiet: frozenset[str] = frozenset()
 
 
 def normed_axes(anatomy: Anatomy) -> set[str]:
@@ -62,7 +63,21 @@ def keep_statistics(
         return Statistics(_gain_scales(anatomy, maps), _eps_changes(anatomy, maps))
     stream = stream_of(model, anatomy, inputs)
     silent = frozenset(name for name in anatomy.tensors if stream.measures(anatomy, name) & padded)
-    return Statistics(stream.scales(anatomy, maps), silent=silent)
+    return Statistics(stream.scales(anatomy, maps), silent=silent, quiet=_behind_no_norm(anatomy, maps, stream))
+
+
+def _behind_no_norm(anatomy: Anatomy, maps: Mapping[str, AxisMap], stream: Stream) -> frozenset[str]:
+    """Readers of an axis that is padded with a mean and reaches them through something else than a norm: to them the pad is not
+    silent, so no noise on what reads it cancels."""
+    padded = {axis for axis, axis_map in maps.items() if axis_map.heard is not axis_map.write}
+    norms = {*anatomy.norms}
+    return frozenset(
+        name
+        for name, taken in stream.taken.items()
+        if not taken or any(path.rpartition(".")[0] not in norms for path in taken)
+        for tensor in (anatomy.tensors.get(name),)
+        if tensor and any(d.role == "read" and anatomy.axes_of(d.layout) & padded for d in tensor.dimensions)
+    )
 
 
 def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> dict[str, str]:

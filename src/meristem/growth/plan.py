@@ -156,6 +156,7 @@ class GrowthPlan:
     untied: bool = False
     perturbation: Perturbation | None = None
     silent: frozenset[str] = frozenset()  # tensors of the source whose new units have to stay zero: norms measure them
+    quiet: frozenset[str] = frozenset()  # tensors of the source that get no noise: new units are not silent to them
     muted: frozenset[str] | None = None  # of the source, zero in silent layers; None: all that writes into the stream
 
     @cached_property
@@ -180,7 +181,7 @@ class GrowthPlan:
                     roles=tuple(d.role for d in tensor.dimensions),
                     scale=0.0 if silent and self._mutes(tensor) else self._scale(tensor),
                     offset=self._offset(tensor),
-                    noise=self.noise if tensor.reads else 0.0,
+                    noise=self.noise if tensor.reads and tensor.name not in self.quiet else 0.0,
                     seed=self.seed,
                     perturb=self._perturb(tensor, maps),
                     silent=silent,

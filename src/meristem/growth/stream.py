@@ -215,6 +215,10 @@ class _Watch(TorchDispatchMode):
 
     def hooks(self, model: nn.Module, anatomy: Anatomy) -> Iterator[Any]:
         """What tells this watch about parameters and norms as they are called."""
+        for name, parameter in model.named_parameters():  # those of lists of parameters, which are never called
+            tensor = anatomy.tensors.get(name)
+            if tensor is not None and not parameter.is_meta:
+                self._parameters[parameter] = tensor.tied_to or tensor.name
         for path, module in model.named_modules():
             yield module.register_forward_pre_hook(self._names_parameters(path, anatomy))
             if is_norm(module) or _is_plain_norm(module):

@@ -16,8 +16,10 @@ from torch import nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy, Builder, TensorAnatomy
+from meristem.anatomy.builder import FunctionBuilder
 from meristem.anatomy.constants import width_constants
 from meristem.anatomy.trace import Inputs, norm_before_head
+from meristem.growth.stream import stream_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def repair(
         return Repair(scales)
     gram = _gram(head, maps)
     norm = norm_before_head(model, inputs, head.name.rpartition(".")[0]) if keep_tied and gram is not None else None
-    if norm is not None and not _feeds(anatomy, norm, head, maps):
+    if norm is not None and not (_feeds(anatomy, norm, head, maps) and _directly(anatomy, norm, head, model, inputs)):
         norm = None  # the last norm that ran belongs to something else, such as an image's patches
     if gram is None:
         factor = None
@@ -69,6 +71,14 @@ def repair(
         return Repair({**scales, head.name: 1 / constants.get(head.name, 1.0)}, untied=True)
     gains = [name for name in anatomy.tensors if name.rpartition(".")[0] == norm]
     return Repair({**scales, **{gain: scales.get(gain, 1.0) / factor for gain in gains}})
+
+
+def _directly(anatomy: Anatomy, norm: str, head: TensorAnatomy, model: nn.Module, inputs: Inputs) -> bool:
+    """Whether the head of a network outside transformers reads what the norm gives out, and not what stands behind it."""
+    if not isinstance(anatomy.builder, FunctionBuilder):
+        return True
+    taken = stream_of(model, anatomy, inputs).taken.get(head.tied_to or head.name, set())
+    return any(name.rpartition(".")[0] == norm for name in taken)
 
 
 def _feeds(anatomy: Anatomy, norm: str, head: TensorAnatomy, maps: Mapping[str, AxisMap]) -> bool:

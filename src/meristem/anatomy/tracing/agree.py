@@ -29,7 +29,8 @@ def told_roles(
         return declared
     by_type = known_roles(owner, parameter, ndim)
     seen = trace.roles.get(name) if trace is not None else None
-    if seen is None or (by_type is not None and any(role in OF_NORMS for role in by_type)):
+    torn = trace is not None and name in trace.conflicts  # a tied matrix, which has another name in its other place
+    if seen is None or (by_type is not None and (torn or any(role in OF_NORMS for role in by_type))):
         return by_type or ("write",) * ndim
     return tuple(role or (by_type[i] if by_type else "write") for i, role in enumerate(seen))
 
@@ -53,11 +54,12 @@ def seen_layout(
 
 def check_conflicts(trace: Traced, tensors: Mapping[str, TensorAnatomy]) -> None:
     """Raises AnatomyError for a tensor with a dimension along an axis that is both written and read (a matrix used twice)."""
+    tied = {tensor.tied_to for tensor in tensors.values()} | {t.name for t in tensors.values() if t.tied_to}
     for name, (place, roles) in trace.conflicts.items():
         tensor = tensors.get(name)
-        if tensor is not None and tensor.dimensions[place].layout.axes() and tensor.dimensions[place].source == "trace":
+        if tensor is not None and name not in tied and tensor.dimensions[place].layout.axes() and tensor.dimensions[place].source == "trace":
             raise AnatomyError(
-                f"dimension {place} of {name} {tensor.shape} is both {roles.replace('read', 'read').replace('write', 'written')} (it is "
+                f"dimension {place} of {name} {tensor.shape} is both {roles} (it is "
                 "used in two places), so no map of its units suits both; give the second place a parameter of its own, or "
                 f"declare Anatomy.infer(..., roles={{{name!r}: (...)}})"
             )

@@ -104,7 +104,7 @@ def _told(sizes: Sizes, measured: Measured) -> Traced:
         roles[name] = tuple(_role(votes) for votes in base.votes[name])
         torn = [(i, v) for i, v in enumerate(base.votes[name]) if {"read", "write"} <= v]
         if torn:
-            conflicts[name] = (torn[0][0], " and ".join(sorted(torn[0][1])))
+            conflicts[name] = (torn[0][0], "read and written")
     return Traced(roles, layouts, groups, _axes_measured(sizes, measured), conflicts)
 
 

@@ -202,6 +202,16 @@ class Watch(TorchDispatchMode):
             self.space.join(self.of(operands[2])[0], channels)
             self.vote(operands[2], 0, "write")
 
+    def _trilinear(self, arguments: Arguments, operands: list[Tensor], results: list[Tensor]) -> None:
+        x, weight, y = operands  # as `nn.Bilinear` calls it: (batch, in1), (out, in1, in2), (batch, in2)
+        if weight.dim() != 3 or [weight.shape[1], weight.shape[2]] != [x.shape[-1], y.shape[-1]]:
+            return self._pointwise("_trilinear", arguments, operands, results)
+        self.space.join(self.of(x)[-1], self.of(weight)[1])
+        self.space.join(self.of(y)[-1], self.of(weight)[2])
+        for place, role in enumerate(("write", "read", "read")):
+            self.vote(weight, place, role)  # pyright: ignore[reportArgumentType]
+        return self._give(results, [[*self.of(x)[:-1], self.of(weight)[0]]])
+
     def _attention(self, operands: list[Tensor], results: list[Tensor]) -> None:
         q, k, v = operands[:3]
         for place in (0, 1, 3):
