@@ -244,7 +244,9 @@ class InvertedResidual(nn.Module):
 class SENet(nn.Module):
     def __init__(self, planes=8, repeats=2, num_classes=10, in_channels=3):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, planes, 3, 1, 1, bias=False), nn.BatchNorm2d(planes), nn.SiLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, planes, 3, 1, 1, bias=False), nn.BatchNorm2d(planes), nn.SiLU()
+        )
         self.stage1 = nn.Sequential(*[InvertedResidual(planes, planes, 1, 4) for _ in range(repeats)])
         self.down = InvertedResidual(planes, 2 * planes, 2, 4)
         self.stage2 = nn.Sequential(*[InvertedResidual(2 * planes, 2 * planes, 1, 4) for _ in range(repeats)])

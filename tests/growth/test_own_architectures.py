@@ -198,7 +198,9 @@ def test_layouts_come_from_a_pass():
 
 def test_without_inputs_or_roles_a_raw_parameter_is_no_guess():
     case = CASES["einsum"]
-    with pytest.raises(ms.MeristemError, match=r"W_\w+ \(.*\) is a parameter of no module .* pass inputs= .* roles=\{'"):
+    with pytest.raises(
+        ms.MeristemError, match=r"W_\w+ \(.*\) is a parameter of no module .* pass inputs= .* roles=\{'"
+    ):
         ms.grow(case.network(), ms.HyperCloning(width=2), anatomy=case.anatomy(), verify=False)
     roles = {
         r"W_E|W_pos": ("fixed", "write"),

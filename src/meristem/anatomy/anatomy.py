@@ -76,7 +76,9 @@ class Anatomy:
         """
         override = overrides or Override()
         declared = tuple((pattern, tuple(found)) for pattern, found in (roles or {}).items())
-        return _of_function(FunctionBuilder(build, sizes, depths), replace(override, roles=declared + override.roles), inputs)
+        return _of_function(
+            FunctionBuilder(build, sizes, depths), replace(override, roles=declared + override.roles), inputs
+        )
 
     def watched(self, inputs: Mapping[str, Any] | None) -> Anatomy:
         """The same anatomy with what a forward pass shows, for a network outside transformers that was not watched yet."""

@@ -81,5 +81,7 @@ class Structure:
     blocks: tuple[BlockList, ...]
     norms: Mapping[str, NormFacts]  # by module path
     unit_lists: Mapping[str, str]  # axes of lists with a module for each unit, by folded prefix
-    measured: Mapping[str, str] = field(default_factory=dict)  # {axis: an operator outside of norms that measures its units}
+    measured: Mapping[str, str] = field(
+        default_factory=dict
+    )  # {axis: an operator outside of norms that measures its units}
     guessed: frozenset[str] = frozenset()  # tensors whose roles neither a type of module nor a forward pass tells

@@ -31,6 +31,7 @@ class AKI(WidthMethod):
     """
 
     name: ClassVar[str] = "aki"
+    preserving: ClassVar[bool] = False
     duplication: Literal["random", "cyclic"] = "random"
     seed: int = 0
 

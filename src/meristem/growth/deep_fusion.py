@@ -172,7 +172,7 @@ def _check_pair(first: Anatomy, other: Anatomy, number: int) -> None:
         if theirs is None or [str(d.layout) for d in theirs.dimensions] != layouts:
             raise differ(f"the tensor {name}", layouts, theirs and [str(d.layout) for d in theirs.dimensions])
     if set(first.tensors) != set(other.tensors):
-        raise differ("their tensors", "", sorted(set(other.tensors) - set(first.tensors))[:3])
+        raise differ("their tensors", "none", sorted(set(other.tensors) - set(first.tensors))[:3])
 
 
 def _own_units(anatomies: Sequence[Anatomy], parent: int, sizes: Mapping[str, int]) -> dict[str, AxisMap]:

@@ -18,6 +18,7 @@ from meristem.errors import PreservationError
 from meristem.growth.apply import grow_tensor, null_noise
 from meristem.growth.block_steps import MISSED
 from meristem.growth.build import filled, grown_dtypes, in_float32
+from meristem.growth.checks import check_inputs, check_number, check_same
 from meristem.growth.deep_fusion import SELF_FUSION_NOISE, DeepFusion
 from meristem.growth.differences import differences
 from meristem.growth.growth import Growth, known
@@ -87,10 +88,14 @@ def fuse_with_certificate(
     from meristem.anatomy.inputs import example_inputs
 
     method = method or DeepFusion()
+    check_inputs(inputs)
+    check_number(anatomies, models)
     found = list(anatomies) if anatomies is not None else [None] * len(models)
     pairs = [known(model, anatomy) for model, anatomy in zip(models, found, strict=True)]
     parents = [parent for parent, _ in pairs]
     anatomies = [(anatomy or Anatomy.of(parent)).watched(inputs) for parent, anatomy in pairs]
+    for parent, anatomy in zip(parents, anatomies, strict=True):
+        check_same(parent, anatomy)
     weights = method.convex(len(parents))
     if inputs is None and (verify or method.norm == "equalised"):
         inputs = example_inputs(parents[0])
@@ -110,7 +115,7 @@ def fuse_with_certificate(
     if certificate and exact and not certificate.holds:
         raise PreservationError(
             f"the fused network should compute its parents' mean and does not: {certificate.summary()}; "
-            "`meristem inspect` shows what was inferred"
+            "the printed anatomy (print(anatomy), `meristem inspect`) shows what was inferred"
         )
     options = {"method": method.name, **asdict(method), "weights": list(weights), "parents": len(parents)}
     return Fusion(fused, tuple(plans), weights, certificate, exact, (options,))

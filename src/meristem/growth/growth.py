@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from meristem.anatomy import Anatomy
+from meristem.anatomy.builder import FunctionBuilder
 from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
-from meristem.errors import AnatomyError, MeristemError, PreservationError
+from meristem.errors import MeristemError, PreservationError
 from meristem.growth.build import build, in_float32
+from meristem.growth.checks import check_guesses, check_inputs, check_same
 from meristem.growth.expected import expected_outputs
+from meristem.growth.hypercloning import HyperCloning
 from meristem.growth.like import like as growth_like
 from meristem.growth.method import Method, Methods, as_list
 from meristem.growth.optimizer import grown_optimizer
@@ -72,12 +76,14 @@ class Growth:
             PreservationError: when a growth that promises to preserve the function does not.
         """
         model, anatomy = known(model, anatomy)
+        check_inputs(inputs)
         if (method is None) == (like is None):
             raise MeristemError("grow takes a method, or like= and a target config, and not both")
         methods = as_list(method) if method is not None else []
         if not methods and like is None:
             raise MeristemError("no growth method given")
         anatomy = (anatomy or Anatomy.of(model)).watched(inputs)
+        check_same(model, anatomy)
         methods = methods or [growth_like(model, like, anatomy).method]
         steps = take_steps(model, methods, anatomy, inputs)
         check_guesses(steps.plans[0])
@@ -87,10 +93,11 @@ class Growth:
         if verify and steps.promised:
             certificate = certify(model, steps, inputs)
             if not certificate.holds:
-                steps, certificate = _second_try(model, methods, anatomy, inputs)
+                steps, certificate, methods = _second_try(model, methods, anatomy, inputs)
         elif verify:
             with contextlib.suppress(MeristemError):  # inputs that cannot be guessed; nothing was promised
                 certificate = certify(model, steps, inputs)
+        _say_what_is_lost(methods, steps, certificate)
         recorded = tuple(m.options() for m in methods)
         return Growth(model, steps.model, steps.anatomy, steps.plans, recorded, certificate)
 
@@ -112,19 +119,6 @@ def known(model: nn.Module | Growth, anatomy: Anatomy | None) -> tuple[nn.Module
     return (model.model, anatomy or model.anatomy) if isinstance(model, Growth) else (model, anatomy)
 
 
-def check_guesses(plan: GrowthPlan) -> None:
-    """Raises AnatomyError if an axis changes that a tensor of unknown roles runs along, naming what would tell them."""
-    moved = {axis for axis, axis_map in plan.maps.items() if not axis_map.is_identity()}
-    for name in sorted(plan.source.guessed):
-        tensor = plan.source.tensors[name]
-        if any(plan.source.axes_of(dimension.layout) & moved for dimension in tensor.dimensions):
-            raise AnatomyError(
-                f"{name} {tensor.shape} is a parameter of no module that Meristem knows, so its shape alone does not tell which of "
-                "its dimensions are produced and which are summed over; pass inputs= (a forward pass shows it), or "
-                f"Anatomy.infer(..., roles={{{name!r}: {('write',) * (len(tensor.shape) - 1) + ('read',)}}})"
-            )
-
-
 def _after_trial(
     model: nn.Module, methods: list[Method], anatomy: Anatomy, steps: Steps, inputs: Mapping[str, Tensor] | None
 ) -> Steps:
@@ -138,8 +132,9 @@ def _after_trial(
 
 def _second_try(
     model: nn.Module, methods: list[Method], anatomy: Anatomy, inputs: Mapping[str, Tensor] | None
-) -> tuple[Steps, Certificate]:
-    """Grow once more, with what a trial tells about the architecture that its names and shapes did not.
+) -> tuple[Steps, Certificate, list[Method]]:
+    """Grow once more, with what a trial tells about the architecture that its names and shapes did not; the last trial lays
+    copies in the other order.
 
     Raises:
         PreservationError: if that does not help either.
@@ -152,13 +147,39 @@ def _second_try(
         at_the_end = take_steps(model, methods, by_number, inputs)
         proof = certify(model, at_the_end, inputs)
         steps, certificate = (at_the_end, proof) if proof.holds else (steps, certificate)
+    if not certificate.holds and any(isinstance(m, HyperCloning) and m.order == "tile" for m in methods):
+        other = [replace(m, order="interleave") if isinstance(m, HyperCloning) else m for m in methods]
+        interleaved = take_steps(model, other, anatomy, inputs)
+        proof = certify(model, interleaved, inputs)
+        if proof.holds:
+            return interleaved, proof, other
     if not certificate.holds:
         where = f"; cloned, {parting}" if parting else ""
         raise PreservationError(
             f"this growth should preserve the function and does not: {certificate.summary()}. The anatomy of this "
-            f"{anatomy.builder.model_type} is not understood{where}. `meristem inspect` shows what was inferred"
+            f"{anatomy.builder.model_type} is not understood{where}. {shown_by(anatomy)} shows what was inferred"
         )
-    return steps, certificate
+    return steps, certificate, methods
+
+
+def shown_by(anatomy: Anatomy) -> str:
+    """What shows a user an anatomy."""
+    return "print(anatomy)" if isinstance(anatomy.builder, FunctionBuilder) else "`meristem inspect`"
+
+
+def _say_what_is_lost(methods: Sequence[Method], steps: Steps, certificate: Certificate | None) -> None:
+    """Warn of a growth by a method that usually keeps the function, and here does not promise to."""
+    if certificate is None or certificate.holds:
+        return
+    broken = [
+        m.name for m, plan in zip(methods, steps.plans, strict=True) if m.preserving and not plan.preserves_function
+    ]
+    if broken:
+        warnings.warn(
+            f"{', '.join(broken)}: this growth does not keep the function: {certificate.summary()}. Norms that see uneven copies, "
+            "or blocks that cannot be silent, are the usual causes; whole multiples of the width are exact",
+            stacklevel=3,
+        )
 
 
 def certify(model: nn.Module, steps: Steps, inputs: Mapping[str, Tensor] | None) -> Certificate:

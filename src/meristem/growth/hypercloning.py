@@ -7,7 +7,9 @@ Pre-training with Small Model Initialization", 2024, arXiv:2409.12903.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+import torch
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
@@ -22,9 +24,14 @@ class HyperCloning(NoisyWidthMethod):
 
     Heads and key-value heads are cloned whole, head_dim is kept; a single key-value head (multi-query) stays single.
     Targets have to be whole multiples of the present sizes.
+
+    Args:
+        order: "tile" (0 1 2 0 1 2, the paper's) or "interleave" (0 0 1 1 2 2), which commutes with channels that a forward pass pads
+            on both ends. If the one is not exact, the other is tried.
     """
 
     name: ClassVar[str] = "hypercloning"
+    order: Literal["tile", "interleave"] = "tile"
 
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
         """A stack of identities. Raises MeristemError for a target that is no whole multiple."""
@@ -34,4 +41,6 @@ class HyperCloning(NoisyWidthMethod):
                 f"hypercloning clones whole networks: {axis} cannot go from {old} to {target}; "
                 f"{max(1, round(target / old)) * old} would work, or a method for any ratio (lemon)"
             )
+        if self.order == "interleave":
+            return AxisMap.duplicate(torch.arange(old).repeat_interleave(target // old), old)
         return AxisMap.tile(old, target // old)

@@ -40,6 +40,7 @@ class LiGO(WidthMethod):
     """
 
     name: ClassVar[str] = "ligo"
+    preserving: ClassVar[bool] = False
     num_hidden_layers: int | None = None
     depth: int = 1
     steps: int = 100

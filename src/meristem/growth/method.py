@@ -40,6 +40,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     shrinks: ClassVar[bool] = False  # makes smaller networks, not larger ones
+    preserving: ClassVar[bool] = True  # keeps the function wherever norms and blocks allow it
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -40,11 +40,7 @@ def measures_together(anatomy: Anatomy, gain: TensorAnatomy) -> bool:
 
 def norms_over(anatomy: Anatomy, axis: str) -> list[str]:
     """The paths of the norms that measure an axis."""
-    return [
-        p
-        for p in anatomy.norms
-        if axis in anatomy.axes_over(p)
-    ]
+    return [p for p in anatomy.norms if axis in anatomy.axes_over(p)]
 
 
 def keep_statistics(
@@ -96,7 +92,9 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
         over = norms_over(anatomy, axis)
         if maps[axis].norm_factor == 1:
             found[axis] = f"units get different numbers of copies, which {over[0] if over else 'a norm'} notices"
-        elif anatomy.traced and (mixed := [p for p in over if (g := anatomy.gain(p)) and str(g.dimensions[0].layout) != axis]):
+        elif anatomy.traced and (
+            mixed := [p for p in over if (g := anatomy.gain(p)) and str(g.dimensions[0].layout) != axis]
+        ):
             found[axis] = f"{mixed[0]} measures it together with others, or in groups; whole multiples are exact"
         elif maps[axis].heard is maps[axis].write and any(anatomy.norms[path].centres for path in over):
             found[axis] = f"{over[0]} subtracts the mean, which new units of zero move"

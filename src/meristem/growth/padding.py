@@ -63,11 +63,7 @@ def padded_heads(old: int, target: int) -> AxisMap:
 
 
 def _norms_subtract_the_mean(anatomy: Anatomy, axis: str) -> bool:
-    over_axis = {
-        facts.centres
-        for path, facts in anatomy.norms.items()
-        if axis in anatomy.axes_over(path)
-    }
+    over_axis = {facts.centres for path, facts in anatomy.norms.items() if axis in anatomy.axes_over(path)}
     if len(over_axis) > 1:
         raise MeristemError(
             f"{anatomy.builder.model_type} mixes LayerNorm and RMSNorm over {axis}: no padding suits both"

@@ -106,7 +106,9 @@ class TensorPlan:
             return axis_map.heard if dual else axis_map.read
         if dual:
             return axis_map.read
-        return {"gain": axis_map.gain, "shift": axis_map.heard, "variance": axis_map.heard}.get(self.roles[dimension], axis_map.write)
+        return {"gain": axis_map.gain, "shift": axis_map.heard, "variance": axis_map.heard}.get(
+            self.roles[dimension], axis_map.write
+        )
 
     def amplitude(self, dual: bool = False) -> float:
         """By what the weights (dual: their gradients) of this tensor are scaled.

@@ -26,8 +26,27 @@ from meristem.growth.stream import CONTRACTIONS, MOVES, PRODUCTS, SUMS
 
 INPUT, FOREIGN = "<the block's input>", "<something that no weight of the block silences>"
 KEEP_ZERO = frozenset(
-    ["relu", "silu", "gelu", "tanh", "hardtanh", "hardswish", "leaky_relu", "elu", "mish", "softshrink", "abs", "sin"]
-    + ["relu6", "clamp_min", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "avg_pool2d", "_prelu_kernel", "sqrt"]
+    [
+        "relu",
+        "silu",
+        "gelu",
+        "tanh",
+        "hardtanh",
+        "hardswish",
+        "leaky_relu",
+        "elu",
+        "mish",
+        "softshrink",
+        "abs",
+        "sin",
+        "relu6",
+        "clamp_min",
+        "max_pool2d_with_indices",
+        "_adaptive_avg_pool2d",
+        "avg_pool2d",
+        "_prelu_kernel",
+        "sqrt",
+    ]
 )
 NORMS = ("batch_norm", "layer_norm", "group_norm", "rms_norm", "instance_norm")
 

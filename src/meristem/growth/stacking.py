@@ -12,7 +12,15 @@ from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
-from meristem.growth.depth import fitting, identity_layers, in_order, repeat_all, repeat_each, repeat_last, repeat_middle
+from meristem.growth.depth import (
+    fitting,
+    identity_layers,
+    in_order,
+    repeat_all,
+    repeat_each,
+    repeat_last,
+    repeat_middle,
+)
 from meristem.growth.method import Method, Weights, blocks_can_be_silent
 from meristem.growth.plan import LayerMap
 from meristem.growth.targets import depth_targets, depths_of
@@ -26,6 +34,7 @@ class DepthMethod(Method):
         blocks: the lists of blocks that get them: "all", or of an encoder-decoder "encoder" or "decoder" alone.
     """
 
+    preserving: ClassVar[bool] = False
     blocks: str = field(default="all", kw_only=True)
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
@@ -75,9 +84,7 @@ class Stacking(DepthMethod):
         repeat = repeat_all if self.order == "stack" else repeat_each
         factor = 1 if self.num_hidden_layers else self.depth
         targets = depth_targets(anatomy, self.name, factor, self.num_hidden_layers, blocks=self.blocks)
-        return {
-            axis: fitting(anatomy, self.name, axis, repeat, target) for axis, target in targets.items()
-        }
+        return {axis: fitting(anatomy, self.name, axis, repeat, target) for axis, target in targets.items()}
 
     def _listed(self, anatomy: Anatomy) -> dict[str, str | Sequence[int]]:
         """{axis of depth: list}."""
@@ -153,6 +160,7 @@ class IdentityBlocks(DepthMethod):
     """
 
     name: ClassVar[str] = "identity_blocks"
+    preserving: ClassVar[bool] = True
     num_hidden_layers: int | None = None
     depth: int = 1
 

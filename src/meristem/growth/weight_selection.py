@@ -38,6 +38,7 @@ class WeightSelection(Method):
     """
 
     name: ClassVar[str] = "weight_selection"
+    preserving: ClassVar[bool] = False
     shrinks: ClassVar[bool] = True
     hidden_size: int | None = None
     intermediate_size: int | None = None

@@ -32,7 +32,7 @@ from meristem.streams import stream
 Start = Literal["random", "clone"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Incubation:
     """A hybrid in training and what it belongs to.
 
@@ -49,6 +49,10 @@ class Incubation:
     meta: str
     anatomy: Anatomy | None = None
     inputs: Mapping[str, Tensor] | None = None
+
+    def __repr__(self) -> str:
+        depths = ", ".join(map(str, self.division.depths))
+        return f"Incubation(module {self.module} of {self.division.modules} ({depths} blocks) in a {type(self.model).__name__})"
 
     def record(self) -> dict[str, Any]:
         """All but the model, as plain data."""

@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from meristem.kernels.majority import mix_kernels
+from meristem.kernels.majority import KEEPS_KERNELS, mix_kernels
+from meristem.subnetworks.blocks import unwrapped
 
 
 class MajorityCallback(TrainerCallback):
@@ -14,9 +15,15 @@ class MajorityCallback(TrainerCallback):
 
         Trainer(model=ms.majority(model, kernels=3), ..., callbacks=[ms.MajorityCallback()])
 
-    The draw follows `state.global_step`, so gradient accumulation, resumed runs and all processes agree. Train first, then
-    `ms.deploy(trainer.model).save_pretrained(...)`: a checkpoint of the Trainer holds all kernels.
+    The draw follows `state.global_step`, so gradient accumulation, resumed runs and all processes agree. The checkpoints that the
+    Trainer writes while it trains hold all kernels, so that a run resumes; afterwards `save_pretrained` writes the deployed network.
     """
+
+    def on_train_begin(self, args, state, control, model: Any = None, **kwargs) -> None:
+        vars(unwrapped(model))[KEEPS_KERNELS] = True
+
+    def on_train_end(self, args, state, control, model: Any = None, **kwargs) -> None:
+        vars(unwrapped(model)).pop(KEEPS_KERNELS, None)
 
     def on_step_begin(self, args, state, control, model: Any = None, **kwargs) -> None:
         mix_kernels(model, state.global_step, state.max_steps)

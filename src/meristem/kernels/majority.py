@@ -8,9 +8,11 @@ from its abstract (see `majority_kernels.md`).
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +29,8 @@ from meristem.kernels.mixture import Mixing, Mixture
 from meristem.kernels.options import Gain, MajorityKernels
 from meristem.subnetworks.path import generator
 
+KEEPS_KERNELS = "_meristem_keeps_kernels"  # set on a network while a Trainer trains it
+OUTSTANDING, SMALLEST = 1.3, 8  # by how much a singular value stands out; the smallest matrix that tells
 Weight = tuple[str, nn.Module, str]  # the path of a layer, the layer, the name of its weight
 
 
@@ -69,6 +73,12 @@ def majority(
         raise MeristemError(
             f"no linear, convolutional or expert weight to train matches include={own.include!r}, exclude={own.exclude!r}"
         )
+    if own.start == "scratch" and looks_trained([module.get_parameter(name) for _, module, name in chosen]):
+        warnings.warn(
+            'these weights look trained: start="scratch" keeps them in one kernel of several and shuffles them in the others, which '
+            'loses what they compute; start="clone" keeps it',
+            stacklevel=2,
+        )
     for path, module, name in chosen:
         full = f"{path}.{name}"
         spread = _cloned(own, full, own.noise) if own.start == "clone" else _redrawn(own, full, own.gain)
@@ -77,7 +87,23 @@ def majority(
     if own.data_parallel:
         ignored = {f"{path}.parametrizations.{name}.original" for path, _, name in chosen}
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(many, ignored)
+    if hasattr(many, "save_pretrained"):
+        many.__class__ = _saving_deployed(type(many))
     return many
+
+
+@functools.cache
+def _saving_deployed(original: type[nn.Module]) -> type[nn.Module]:
+    """A subclass, named like the original, whose `save_pretrained` writes the deployed network: its class loads nothing else. While
+    a Trainer trains it, whose runs resume with all kernels, or if a state dict is handed over, what there is gets written."""
+
+    def save_pretrained(self: nn.Module, directory: Any, *args: Any, **kwargs: Any) -> Any:
+        given = kwargs.get("state_dict") is not None or (len(args) > 1 and args[1] is not None)
+        network = self if given or KEEPS_KERNELS in vars(self) else deploy(self)
+        return original.save_pretrained(network, directory, *args, **kwargs)  # type: ignore[operator]
+
+    own = {"save_pretrained": save_pretrained, "__module__": original.__module__, "_meristem_plain_class": original}
+    return type(original.__name__, (original,), own)
 
 
 def mix_kernels(model: nn.Module, step: int, total_steps: int | None = None) -> None:
@@ -114,10 +140,23 @@ def deploy(model: nn.Module, batches: Iterable[Any] | None = None) -> nn.Module:
         raise MeristemError(f"{type(model).__name__} has no kernels to average")
     for module in dict.fromkeys(module for module, _, _ in layers):
         _make_plain(module)
+    plain.__class__ = getattr(type(plain), "_meristem_plain_class", type(plain))
     vars(plain).pop("_ddp_params_and_buffers_to_ignore", None)
     if batches is not None:
         torch.optim.swa_utils.update_bn(batches, plain)
     return plain.train(model.training)
+
+
+def looks_trained(weights: Sequence[Tensor]) -> bool:
+    """Whether most matrices have a direction that stands out of what independent entries of their size would have: the largest
+    singular value of those is about (sqrt(rows) + sqrt(columns)) times their standard deviation (Marchenko, Pastur 1967)."""
+    found = []
+    for weight in weights:
+        matrix = weight.detach().float().flatten(0, -2) if weight.dim() == 3 else weight.detach().float().flatten(1)
+        if min(matrix.shape) >= SMALLEST and not matrix.is_meta:
+            edge = float(matrix.std()) * (matrix.shape[0] ** 0.5 + matrix.shape[1] ** 0.5)
+            found.append(float(torch.linalg.matrix_norm(matrix, 2)) > OUTSTANDING * edge)
+    return bool(found) and sum(found) * 2 > len(found)
 
 
 def deployed_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

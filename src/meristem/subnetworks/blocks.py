@@ -101,7 +101,10 @@ def _suspects(modules: list[nn.Module]) -> frozenset[int]:
 
     def strided(module: nn.Module) -> bool:
         strides = (getattr(part, "stride", 1) for part in module.modules())
-        return any(stride not in (1, None) and set(stride if isinstance(stride, tuple) else [stride]) != {1} for stride in strides)
+        return any(
+            stride not in (1, None) and set(stride if isinstance(stride, tuple) else [stride]) != {1}
+            for stride in strides
+        )
 
     return frozenset(
         i

@@ -9,6 +9,7 @@ graph, whatever the paths) and of FSDP2's hooks; the list keeps its order, so la
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -129,10 +130,18 @@ def _gated_class(original: type[nn.Module]) -> type[nn.Module]:
         _remember(gate.blocks, output)
         return _rescaled(hidden, output, gate.scale) if gate.scale != 1 and gate.active else output
 
-    return type(original.__name__, (original,), {"__call__": call, "__module__": original.__module__})
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        """A copy that is made while the context lasts is a block of its own class, without a gate."""
+        state = {name: value for name, value in self.__dict__.items() if name != "_meristem_gate"}
+        return copyreg.__newobj__, (original,), state  # pyright: ignore[reportAttributeAccessIssue]
+
+    own = {"__call__": call, "__module__": original.__module__, "__reduce_ex__": reduce}
+    return type(original.__name__, (original,), own)
 
 
-def _reshapes(gate: _Gate, block: nn.Module, run: Callable[..., Any], hidden: Tensor, args: tuple, kwargs: dict) -> bool:
+def _reshapes(
+    gate: _Gate, block: nn.Module, run: Callable[..., Any], hidden: Tensor, args: tuple, kwargs: dict
+) -> bool:
     """Whether the block gives out another shape than it takes in, so that it has to run. A suspect is asked once."""
     known, layer = gate.blocks.reshaping, gate.layer
     if layer in gate.blocks.suspects and layer not in known:

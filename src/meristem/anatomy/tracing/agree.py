@@ -57,7 +57,12 @@ def check_conflicts(trace: Traced, tensors: Mapping[str, TensorAnatomy]) -> None
     tied = {tensor.tied_to for tensor in tensors.values()} | {t.name for t in tensors.values() if t.tied_to}
     for name, (place, roles) in trace.conflicts.items():
         tensor = tensors.get(name)
-        if tensor is not None and name not in tied and tensor.dimensions[place].layout.axes() and tensor.dimensions[place].source == "trace":
+        if (
+            tensor is not None
+            and name not in tied
+            and tensor.dimensions[place].layout.axes()
+            and tensor.dimensions[place].source == "trace"
+        ):
             raise AnatomyError(
                 f"dimension {place} of {name} {tensor.shape} is both {roles} (it is "
                 "used in two places), so no map of its units suits both; give the second place a parameter of its own, or "

@@ -12,12 +12,29 @@ from meristem.anatomy.tracing.space import Dim, Space
 Dims = list[Dim]
 Arguments = Mapping[str, Any]  # an operator's arguments by the names of its schema
 SAME = frozenset(
-    ["clone", "contiguous", "_to_copy", "detach", "alias", "lift_fresh", "lift_fresh_copy", "flip", "roll", "dropout"]
-    + ["native_dropout", "_conj", "positive", "view_as_real_copy", "lift"]
+    [
+        "clone",
+        "contiguous",
+        "_to_copy",
+        "detach",
+        "alias",
+        "lift_fresh",
+        "lift_fresh_copy",
+        "flip",
+        "roll",
+        "dropout",
+        "native_dropout",
+        "_conj",
+        "positive",
+        "view_as_real_copy",
+        "lift",
+    ]
 )
 
 
-def moved(space: Space, name: str, dims: Dims, arguments: Arguments, shapes: Sequence[Sequence[int]]) -> list[Dims] | None:
+def moved(
+    space: Space, name: str, dims: Dims, arguments: Arguments, shapes: Sequence[Sequence[int]]
+) -> list[Dims] | None:
     """The dimensions of everything that an operator gives out which only moves the values of its first operand about; None
     if it does more than that.
 
@@ -114,7 +131,9 @@ def _pad(space: Space, dims: Dims, arguments: Arguments, shapes: Sequence[Sequen
 
 
 MOVES: dict[str, Callable[[Space, Dims, Arguments, Sequence[Sequence[int]]], list[Dims]]] = {
-    **dict.fromkeys(["view", "_unsafe_view", "reshape", "_reshape_alias", "unfold_view", "flatten", "view_copy"], _view),
+    **dict.fromkeys(
+        ["view", "_unsafe_view", "reshape", "_reshape_alias", "unfold_view", "flatten", "view_copy"], _view
+    ),
     "permute": _permute,
     "transpose": _transpose,
     "t": _t,

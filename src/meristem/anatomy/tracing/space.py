@@ -163,7 +163,9 @@ class Space:
 
     def _refine(self, a: int, b: int) -> None:
         """Two sums of other terms: both are cut where the other one is."""
-        ends = [[sum(self.size(d) for d in self._terms[x][: i + 1]) for i in range(len(self._terms[x]))] for x in (a, b)]
+        ends = [
+            [sum(self.size(d) for d in self._terms[x][: i + 1]) for i in range(len(self._terms[x]))] for x in (a, b)
+        ]
         ours, theirs = self._cut(a, ends[1]), self._cut(b, ends[0])
         self._parent[b] = a
         for first, other in zip(ours, theirs, strict=True):

@@ -8,7 +8,7 @@ from math import gcd, lcm
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from meristem.algebra import Layout
 from meristem.anatomy.axis_ref import part_of

@@ -16,7 +16,20 @@ from meristem.anatomy.tracing.rules import Arguments, Dims, indexed, moved, redu
 from meristem.anatomy.tracing.space import Space
 
 REDUCTIONS = frozenset(
-    ["mean", "sum", "var", "var_mean", "std", "std_mean", "linalg_vector_norm", "norm", "amax", "amin", "logsumexp", "prod"]
+    [
+        "mean",
+        "sum",
+        "var",
+        "var_mean",
+        "std",
+        "std_mean",
+        "linalg_vector_norm",
+        "norm",
+        "amax",
+        "amin",
+        "logsumexp",
+        "prod",
+    ]
 )
 SOFTMAX = frozenset(["_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax"])
 SCALES = frozenset(["mul", "div"])
@@ -136,12 +149,16 @@ class Watch(TorchDispatchMode):
 
     # --- contractions
 
-    def _contract(self, a: Tensor, b: Tensor, pairs: Sequence[tuple[int, int]], shared: Sequence[tuple[int, int]]) -> None:
+    def _contract(
+        self, a: Tensor, b: Tensor, pairs: Sequence[tuple[int, int]], shared: Sequence[tuple[int, int]]
+    ) -> None:
         """Dimensions of two operands that are summed over, and those that both keep."""
         for left, right in (*pairs, *shared):
             self.space.join(self.of(a)[left], self.of(b)[right])
         for tensor, other, side in ((a, b, 0), (b, a, 1)):
-            looked_up = other in self._origin and self._origin.get(tensor, ("", [], False))[2]  # what a weight is applied to
+            looked_up = (
+                other in self._origin and self._origin.get(tensor, ("", [], False))[2]
+            )  # what a weight is applied to
             read = set() if looked_up else {pair[side] for pair in pairs}
             for place in range(tensor.dim()):
                 self.vote(tensor, place, "read" if place in read else "write")
@@ -223,7 +240,7 @@ class Watch(TorchDispatchMode):
     # --- norms, tables, everything else
 
     def _norm(self, name: str, arguments: Arguments, operands: list[Tensor], results: list[Tensor]) -> None:
-        x, dims = operands[0], self.of(operands[0])
+        dims = self.of(operands[0])
         over_last = "layer_norm" in name or "rms_norm" in name
         self._give(results[:1], [dims])
         for tensor in operands[1:]:
@@ -299,13 +316,17 @@ class Watch(TorchDispatchMode):
         dims = self._dims.get(result)
         dims = dims if dims is not None and len(dims) == result.dim() else [()] * result.dim()
         for operand in operands:
-            own = [()] * (result.dim() - operand.dim()) + list(self.of(operand)) if operand.dim() <= result.dim() else []
+            own = (
+                [()] * (result.dim() - operand.dim()) + list(self.of(operand)) if operand.dim() <= result.dim() else []
+            )
             for place, dim in enumerate(own):
                 if dim and self.space.size(dim) == result.shape[place]:
                     if dims[place]:
                         self.space.join(dims[place], dim)
                     dims[place] = dims[place] or dim
-        self._dims[result] = [d if d or n == 1 else self.space.fresh(n) for d, n in zip(dims, result.shape, strict=True)]
+        self._dims[result] = [
+            d if d or n == 1 else self.space.fresh(n) for d, n in zip(dims, result.shape, strict=True)
+        ]
 
     def _pointwise(self, name: str, arguments: Arguments, operands: list[Tensor], results: list[Tensor]) -> None:
         """Operators that work entry by entry; of any other, what keeps its size is taken to be what it was."""

@@ -1,0 +1,73 @@
+"""Whether what a user gives belongs together, before anything is planned: one sentence says what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from meristem.anatomy import Anatomy
+from meristem.anatomy.streamed import weights_of
+from meristem.errors import AnatomyError, MeristemError
+from meristem.growth.plan import GrowthPlan
+
+NAMED = 3
+
+
+def check_inputs(inputs: Any) -> None:
+    """Raises MeristemError unless `inputs` are keyword arguments of forward (or none)."""
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise MeristemError(
+            f"inputs are keyword arguments of forward, {{name: tensor}}; got a {type(inputs).__name__}. For a network that is called "
+            'as model(x), whose forward names it x, pass inputs={"x": x}'
+        )
+
+
+def check_number(anatomies: Sequence[Anatomy] | None, models: Sequence[Any]) -> None:
+    """Raises MeristemError unless there is one anatomy for each network."""
+    if anatomies is not None and len(anatomies) != len(models):
+        raise MeristemError(f"anatomies has {len(anatomies)} entries for {len(models)} networks: it wants one for each")
+
+
+def check_same(model: nn.Module, anatomy: Anatomy) -> None:
+    """Raises MeristemError unless the anatomy is that of the network, tensor by tensor: none would be dropped or made up."""
+    state = model.state_dict()
+    names = set(weights_of(model))
+    if any(".parametrizations." in name for name in names - set(anatomy.tensors)):
+        raise MeristemError(
+            f"the weights of this {type(model).__name__} are computed from others (several kernels, from ms.majority?); "
+            "ms.deploy(model) makes a plain network, which grows"
+        )
+    lacks, more = sorted(set(anatomy.tensors) - names), sorted(names - set(anatomy.tensors))
+    if lacks or more:
+        said = [f"the network has no {_listed(lacks)}"] if lacks else []
+        said += [f"the anatomy does not know {_listed(more)} of the network"] if more else []
+        raise MeristemError(
+            f"the anatomy is of another network than this {type(model).__name__}: {'; '.join(said)}. Describe the class that builds "
+            "all its tensors"
+        )
+    for name, tensor in anatomy.tensors.items():
+        if tuple(state[name].shape) != tensor.shape:
+            raise MeristemError(
+                f"the anatomy is of a network of another size: {name} is {tuple(state[name].shape)} in the network and "
+                f"{tensor.shape} in the anatomy; infer it at the network's own sizes"
+            )
+
+
+def check_guesses(plan: GrowthPlan) -> None:
+    """Raises AnatomyError if an axis changes that a tensor of unknown roles runs along, naming what would tell them."""
+    moved = {axis for axis, axis_map in plan.maps.items() if not axis_map.is_identity()}
+    for name in sorted(plan.source.guessed):
+        tensor = plan.source.tensors[name]
+        if any(plan.source.axes_of(dimension.layout) & moved for dimension in tensor.dimensions):
+            raise AnatomyError(
+                f"{name} {tensor.shape} is a parameter of no module that Meristem knows, so its shape alone does not tell which of "
+                "its dimensions are produced and which are summed over; pass inputs= (a forward pass shows it), or "
+                f"Anatomy.infer(..., roles={{{name!r}: {('write',) * (len(tensor.shape) - 1) + ('read',)}}})"
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + rest
