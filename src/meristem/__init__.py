@@ -21,6 +21,7 @@ _HOMES = {
     "fuse_with_certificate": "meristem.growth.fuse",
     "fuse_optimizer": "meristem.growth.fuse",
     "count_blocks_apart": "meristem.growth.block_steps",
+    "load_missed_steps": "meristem.checkpoints.missed_steps",
     "DeepFusion": "meristem.growth.deep_fusion",
     "grow_optimizer": "meristem.growth.grow",
     "Growth": "meristem.growth.growth",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from meristem.errors import MeristemError as MeristemError
     from meristem.errors import PreservationError as PreservationError
     from meristem.growth.aki import AKI as AKI
+    from meristem.checkpoints.missed_steps import load_missed_steps as load_missed_steps
     from meristem.growth.block_steps import count_blocks_apart as count_blocks_apart
     from meristem.growth.deep_fusion import DeepFusion as DeepFusion
     from meristem.growth.fuse import fuse as fuse
