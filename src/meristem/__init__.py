@@ -70,10 +70,10 @@ if TYPE_CHECKING:
     from meristem.anatomy import Override as Override
     from meristem.certificates import Certificate as Certificate
     from meristem.certificates import verify as verify
+    from meristem.checkpoints.missed_steps import load_missed_steps as load_missed_steps
     from meristem.errors import MeristemError as MeristemError
     from meristem.errors import PreservationError as PreservationError
     from meristem.growth.aki import AKI as AKI
-    from meristem.checkpoints.missed_steps import load_missed_steps as load_missed_steps
     from meristem.growth.block_steps import count_blocks_apart as count_blocks_apart
     from meristem.growth.deep_fusion import DeepFusion as DeepFusion
     from meristem.growth.fuse import fuse as fuse
