@@ -208,6 +208,7 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 RAW_READERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"Hyper(Connection|Head)", r"(hc_)?fn", ("write", "read")),
     (r"AttentionResidual", r"query", ("read",)),
+    (r"Tapas", r"(column_)?output_weights", ("read",)),
     (r"AttentionResidual", r"query", ("write", "read")),
     (r"MultiheadAttention", r"in_proj_weight", ("write", "read")),
     (r"AdditiveAttention", r"w_g", ("read", "write")),

@@ -12,13 +12,13 @@ A change is kept if the networks then part later, or not at all. The outcome is 
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import permutations
 
+import torch
 from torch import Tensor, nn
 
 from meristem.algebra import Layout
@@ -26,6 +26,7 @@ from meristem.anatomy import Anatomy, Dimension, Multiplier, TensorAnatomy
 from meristem.anatomy.conventions import CONCATENATED, GROUPED
 from meristem.anatomy.inputs import example_inputs, logits_of
 from meristem.anatomy.parts import is_part, whole_of
+from meristem.anatomy.precision import in_precision
 from meristem.anatomy.structure import folded
 from meristem.errors import MeristemError
 from meristem.growth.build import build
@@ -68,11 +69,11 @@ def settle(
 
 
 def _exact(model: nn.Module, inputs: Mapping[str, Tensor]) -> nn.Module:
-    exact = copy.deepcopy(model).double().eval()
+    exact = in_precision(model, torch.float64).eval()
     try:
         logits_of(exact, dict(inputs))
     except RuntimeError:  # an operator without a float64 kernel
-        exact = copy.deepcopy(model).float().eval()
+        exact = in_precision(model, torch.float32).eval()
     return exact
 
 
