@@ -223,7 +223,10 @@ def _in_high_precision(
             RuntimeError,
             TypeError,
             ValueError,
-        ) as error:  # an operator (grouped_mm) or a device (MPS) without float64
+            LookupError,
+            AttributeError,
+            AssertionError,
+        ) as error:  # an operator (grouped_mm) or a device (MPS) without float64; or a network whose parts do not fit together
             if dtype == torch.float32:
                 raise _unrunnable(small, big, inputs, error) from error
             continue

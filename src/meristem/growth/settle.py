@@ -34,6 +34,7 @@ from meristem.growth.hypercloning import HyperCloning
 from meristem.growth.trial import Parting, first_parting
 
 ROUNDS = 12
+LAST = 12  # how many of the last modules outside of blocks may hold what scales an output
 FUSED = (CONCATENATED, GROUPED)
 
 
@@ -89,6 +90,8 @@ def _proposals(anatomy: Anatomy, parting: Parting) -> Iterator[Anatomy]:
             bias = name.removesuffix("weight") + "bias"
             if bias in anatomy.tensors:
                 yield _with_multiplier(anatomy, [name, bias], parting.ratio)
+    if not parting.module:
+        return
     near = [f"{module}." for module in (parting.module, *reversed(parting.before[-4:]))]
     close = [t for t in anatomy.tensors.values() if any(t.name.startswith(n) for n in near)]
     blocks = {t.block for t in close if t.block}
@@ -102,7 +105,14 @@ def _proposals(anatomy: Anatomy, parting: Parting) -> Iterator[Anatomy]:
 
 
 def _scaled_at(anatomy: Anatomy, parting: Parting) -> Iterator[str]:
-    """Which weight could take the factor up: the module's own if it is a reader or writer, else the writer before it."""
+    """Which weight could take the factor up: the module's own if it is a reader or writer, else the writer before it. Of an
+    output of the whole network, any single number, and the last writers."""
+    if not parting.module:
+        yield from (name for name, tensor in anatomy.tensors.items() if math.prod(tensor.shape) == 1)
+        weights = [f"{module}.weight" for module in reversed(parting.before)]
+        outside = [name for name in weights if name in anatomy.tensors and not anatomy.tensors[name].block]
+        yield from outside[:LAST]
+        return
     own = anatomy.tensors.get(f"{parting.module}.weight")
     if own is not None and not (parting.side == "input" and own.dimensions[0].role == "gain"):
         yield own.name
