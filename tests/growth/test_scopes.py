@@ -97,7 +97,9 @@ def test_new_layers_of_growths_in_turn():
     assert [layer.silent for layer in silent] == [False, False, True]
     assert growth.new_layers == {"layers": [2, 3, 4, 5]}  # the old two, then the silent one, then copies of all three
     assert ms.Growth.of(small, ms.HyperCloning(width=2)).new_layers == {}
-    middle = ms.Growth.of(pico.build("t5_gated"), ms.MIDAS(layers=1))  # layers 0 1 become 0 0 1, and 0 1 2 become 0 1 1 2
+    middle = ms.Growth.of(
+        pico.build("t5_gated"), ms.MIDAS(layers=1)
+    )  # layers 0 1 become 0 0 1, and 0 1 2 become 0 1 1 2
     assert middle.new_layers == {"encoder_layers": [1], "decoder_layers": [2]}
 
 

@@ -44,7 +44,11 @@ class Parting:
 
     def __str__(self) -> str:
         by = f"is {self.ratio:.6g} times" if self.ratio is not None else f"differs (by {self.error:.1e}) from"
-        return f"the {self.side} of {self.module} {by} the mapped one" if self.module else f"output {self.before[-1]} {by} the mapped one"
+        return (
+            f"the {self.side} of {self.module} {by} the mapped one"
+            if self.module
+            else f"output {self.before[-1]} {by} the mapped one"
+        )
 
 
 def first_parting(plan: GrowthPlan, model: nn.Module, grown: nn.Module, inputs: Mapping[str, Tensor]) -> Parting | None:
