@@ -45,8 +45,9 @@ def copy_record(source: str | Source) -> dict[str, Any]:
 
 
 def growth_record(growth: Growth, source: str | Source, drop: Sequence[str] = ()) -> dict[str, Any]:
-    """The whole record; `drop` is what of the source was left out, if anything."""
-    return _record(growth.methods, {"source": source_record(source), **_dropped(drop)}, growth.certificate)
+    """The whole record; `drop` is what of the source was left out, if anything. Layers are counted from 0."""
+    added = {"new_layers": growth.new_layers} if growth.new_layers else {}
+    return _record(growth.methods, {"source": source_record(source), **_dropped(drop), **added}, growth.certificate)
 
 
 def fusion_record(fusion: Fusion, sources: Sequence[str | Source], drop: Sequence[str] = ()) -> dict[str, Any]:

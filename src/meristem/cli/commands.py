@@ -26,8 +26,8 @@ def _quiet() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-def read_options(given: dict[str, Any], extra: list[str]) -> dict[str, Any]:
-    """Method options from flags and from `--option name=value`; whole numbers and fractions are read as such.
+def read_options(given: dict[str, Any], extra: list[str], sizes: Sequence[str] = ()) -> dict[str, Any]:
+    """Method options from flags, from `--option name=value` and `--size axis=number`; whole numbers and fractions are read as such.
 
     Raises:
         MeristemError: for a factor that is no whole number, or an option that is not name=value.
@@ -39,10 +39,14 @@ def read_options(given: dict[str, Any], extra: list[str]) -> dict[str, Any]:
                 options[name] = int(options[name])
             except ValueError as error:
                 raise MeristemError(f"--{name} must be a whole number of at least 1, got {options[name]}") from error
-    return {**options, **_named_values("--option", extra)}
+    targets = _named_values("--size", sizes)
+    depths = {axis: size for axis, size in targets.items() if axis.endswith("layers")}
+    widths = {axis: size for axis, size in targets.items() if axis not in depths}
+    named = {option: found for option, found in (("sizes", widths), ("depths", depths)) if found}
+    return {**options, **named, **_named_values("--option", extra)}
 
 
-def _named_values(flag: str, entries: list[str]) -> dict[str, Any]:
+def _named_values(flag: str, entries: Sequence[str]) -> dict[str, Any]:
     """What a repeatable flag named: `name=value` each time."""
     options = {}
     for entry in entries:
@@ -135,6 +139,8 @@ def grow(
     resume = ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if more else ""
     names = ", ".join(recorded["method"] for recorded in growth.methods)
     print(f"{out}: {before:,} -> {after:,} parameters, {names}{resume}")
+    for axis, places in growth.new_layers.items():
+        print(f"new {axis.replace('_', ' ')}, counted from 0: {', '.join(map(str, places))}")
     if growth.certificate is not None:
         print(f"certificate: {growth.certificate.summary()}")
 

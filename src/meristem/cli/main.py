@@ -61,6 +61,17 @@ Layers = Annotated[
     Optional[str], typer.Option(help="Old layers in their new order, such as 0-23,8-31 (method stacking).")
 ]
 OwnLayers = Annotated[Optional[str], typer.Option(help="The same for this list of blocks only.")]
+Blocks = Annotated[
+    Optional[str], typer.Option(help="The lists of blocks whose depth changes: encoder, decoder, ... Default: all.")
+]
+Size = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--size",
+        metavar="AXIS=N",
+        help="Target of any axis or list of blocks by its name in `meristem inspect`: encoder_ffn=2048, decoder_layers=6.",
+    ),
+]
 LikeTarget = Annotated[
     Optional[str],
     typer.Option(
@@ -106,6 +117,7 @@ METHOD_FLAGS = (
     "layers",
     "encoder_layers",
     "decoder_layers",
+    "blocks",
     "noise",
     "seed",
     "tied",
@@ -117,7 +129,7 @@ def _options(context: typer.Context) -> dict[str, Any]:
     from meristem.cli.commands import read_options
 
     given = {name: context.params.get(name) for name in METHOD_FLAGS}
-    return read_options(given, context.params.get("option") or [])
+    return read_options(given, context.params.get("option") or [], context.params.get("size") or [])
 
 
 @app.command()
@@ -152,6 +164,8 @@ def grow(
     layers: Layers = None,
     encoder_layers: OwnLayers = None,
     decoder_layers: OwnLayers = None,
+    blocks: Blocks = None,
+    size: Size = None,
     noise: Annotated[Optional[float], typer.Option(help="Symmetry-breaking noise (relative).")] = None,
     seed: Annotated[Optional[int], typer.Option(help="Seed of whatever the method draws.")] = None,
     tied: Annotated[Optional[str], typer.Option(help="A tied head: keep or untie.")] = None,
@@ -182,6 +196,8 @@ def shrink(
     num_attention_heads: AttentionHeads = None,
     num_key_value_heads: KeyValueHeads = None,
     num_hidden_layers: HiddenLayers = None,
+    blocks: Blocks = None,
+    size: Size = None,
     option: MoreOptions = None,
     max_shard_size: ShardSize = "5GB",
     dry_run: DryRun = False,
@@ -297,6 +313,8 @@ def plan(
     vocab_size: VocabSize = None,
     max_position_embeddings: Positions = None,
     num_hidden_layers: HiddenLayers = None,
+    blocks: Blocks = None,
+    size: Size = None,
     option: MoreOptions = None,
     small_tokens: Annotated[Optional[str], typer.Option(help="Tokens before growing. Default: G_stack's law.")] = None,
     sequence_length: Annotated[int, typer.Option(help="For counting attention.")] = 256,
