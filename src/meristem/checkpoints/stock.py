@@ -118,6 +118,8 @@ def groups_to_write(model: nn.Module) -> list[Written]:
     placeholders = {name: tensor.to("meta") for name, tensor in model.state_dict().items() if name not in ignored}
     state: dict[str, Tensor] = remove_tied_weights_from_state_dict(placeholders, model)  # pyright: ignore[reportArgumentType]
     conversions = _conversions(model)
+    if conversions:
+        model._weight_conversions = conversions  # else transformers collects them anew for each group that it converts
     reverse: list[Any] = [c.reverse_transform() for c in reversed(conversions) if isinstance(c, WeightConverter)]
     members: dict[str, list[str]] = {}
     cut_up: set[str] = set()

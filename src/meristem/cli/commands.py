@@ -65,7 +65,7 @@ def _number_or_text(value: str) -> Any:
 def inspect(source: str, trust_remote_code: bool, drop: Sequence[str] = ()) -> None:
     _quiet()
     from meristem.anatomy import Anatomy
-    from meristem.anatomy.table import axis_rows, tensor_rows
+    from meristem.anatomy.table import axis_rows, columns, tensor_rows
     from meristem.checkpoints import open_streamed
     from meristem.growth import METHODS
 
@@ -74,10 +74,9 @@ def inspect(source: str, trust_remote_code: bool, drop: Sequence[str] = ()) -> N
     axes = Table("axis", "size", "from", title=f"{source}: {anatomy.builder.model_type}")
     for row in axis_rows(anatomy):
         axes.add_row(*row)
-    tensors = Table("tensor", "shape", "dimensions", "known by")
-    for row in tensor_rows(anatomy):
-        tensors.add_row(*(cell.replace("[", "\\[") for cell in row))
-    console.print(axes, tensors, f"growth methods: {', '.join(METHODS)}")
+    console.print(axes)
+    print(columns([("tensor", "shape", "dimensions", "known by"), *tensor_rows(anatomy)]))
+    print(f"growth methods: {', '.join(METHODS)}")
 
 
 def grow(
@@ -201,16 +200,17 @@ def _write(
 
 def _print_files(model: Any, max_shard_size: str) -> None:
     """What would be written: every tensor, its size and its file."""
+    from meristem.anatomy.table import columns
     from meristem.checkpoints.write import plan_files
 
     groups, shards = plan_files(model, max_shard_size)
     layout = {name: like for group in groups for name, like in group.layout.items()}
-    table = Table("tensor", "shape", "dtype", "bytes", "file")
+    rows = [("tensor", "shape", "dtype", "bytes", "file")]
     for name, (file, _) in sorted(shards.places.items(), key=lambda place: place[1]):
         tensor = layout[name]
         size = tensor.numel() * tensor.dtype.itemsize
-        table.add_row(name, str(tuple(tensor.shape)), str(tensor.dtype).removeprefix("torch."), f"{size:,}", file)
-    Console().print(table)
+        rows.append((name, str(tuple(tensor.shape)), str(tensor.dtype).removeprefix("torch."), f"{size:,}", file))
+    print(columns(rows))
     print(f"{len(layout)} tensors, {shards.bytes:,} bytes in {len(shards.files)} files; nothing was written")
 
 

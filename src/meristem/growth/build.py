@@ -21,7 +21,7 @@ from meristem.anatomy.uninitialised import tied, uninitialised, without_initial_
 from meristem.growth.apply import grow_pieces, grow_tensor
 from meristem.growth.plan import GrowthPlan
 
-LARGE = 1 << 22  # entries
+LARGE = (1 << 10, 1 << 22)  # entries; what is larger than the first is on the meta device, if no buffer is among it
 
 
 def in_float32(anatomy: Anatomy, model: nn.Module) -> nn.Module:
@@ -95,7 +95,7 @@ def skeleton(make: Callable[[], nn.Module]) -> nn.Module:
     """What `make` builds, with its parameters on the meta device and its buffers real, its ties made."""
     from accelerate import init_empty_weights
 
-    for large in (LargeOnMeta(), contextlib.nullcontext()):
+    for large in (*map(LargeOnMeta, LARGE), contextlib.nullcontext()):
         with init_empty_weights(include_buffers=False), without_initial_weights(), large:
             model = make()
         if not any(buffer.is_meta for buffer in model.buffers()):
@@ -105,13 +105,22 @@ def skeleton(make: Callable[[], nn.Module]) -> nn.Module:
 
 class LargeOnMeta(TorchFunctionMode):
     """Large tensors that are made without values, as all large parameters are, get no memory either: the experts of one layer
-    may be larger than the machine's. Buffers are made with values, and stay real."""
+    may be larger than the machine's, and memory that is taken and given back piece by piece stays with the process. Buffers are
+    made with values, and stay real.
+
+    Args:
+        entries: how many make a tensor large.
+    """
+
+    def __init__(self, entries: int) -> None:
+        super().__init__()
+        self._entries = entries
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.empty and kwargs.get("device") is None:
             sizes = args[0] if len(args) == 1 and not isinstance(args[0], int) else args
-            if math.prod(kwargs.get("size", sizes)) > LARGE:
+            if math.prod(kwargs.get("size", sizes)) > self._entries:
                 kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)
 
