@@ -7,7 +7,6 @@ the same lines.
 from __future__ import annotations
 
 import itertools
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from meristem.algebra import AxisMap, UnitMap
+from meristem.growth.draws import normal
 from meristem.growth.plan import TensorPlan
 from meristem.growth.rounding import is_half, round_shares, rounds_exactly
 
@@ -262,7 +262,6 @@ def _write_fresh_units(plan: TensorPlan, tensor: Tensor) -> Tensor:
 
 
 def _noise(name: str, seed: int, like: Tensor, purpose: str) -> Tensor:
-    """Standard normal numbers that depend on the seed, the tensor's name and the purpose only: streamed, sharded and
-    in-memory growth draw the same."""
-    generator = torch.Generator().manual_seed(seed ^ zlib.crc32(f"{purpose} {name}".encode()))
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+    """Standard normal numbers that depend on the seed, the tensor's name, the purpose and the place only: streamed, sharded and
+    in-memory growth draw the same on every device."""
+    return normal(name, seed, purpose, like.shape).to(like.device, like.dtype)
