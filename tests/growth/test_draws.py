@@ -12,7 +12,12 @@ from meristem.growth import draws
 def test_the_numbers_of_philox_are_those_of_its_authors():
     """Known-answer test of Random123 (kat_vectors, philox4x64 10 rounds, all zero), which numpy's generator counts from 1."""
     first = np.random.Philox(counter=[2**64 - 1] * 4, key=[0, 0]).random_raw(4)
-    assert [hex(int(n)) for n in first] == ["0x16554d9eca36314c", "0xdb20fe9d672d0fdc", "0xd7e772cee186176b", "0x7e68b68aec7ba23b"]
+    assert [hex(int(n)) for n in first] == [
+        "0x16554d9eca36314c",
+        "0xdb20fe9d672d0fdc",
+        "0xd7e772cee186176b",
+        "0x7e68b68aec7ba23b",
+    ]
 
 
 @pytest.mark.parametrize("shape", [(7, 100_000), (300_000,), (5000, 40, 3), (3, 2)])

@@ -96,7 +96,10 @@ class Written:
     def pieces(self, model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Piece]]:
         """(name on disk, (first rows of its places, rows)), contiguous, until all are whole."""
         (name, *_), (on_disk, *_) = self.names, self.layout
-        if self.direct and isinstance(weights, Weights):
+        span = weights.span(name) if self.direct and isinstance(weights, Weights) else None
+        if span is not None:
+            yield on_disk, ([0], span)
+        elif self.direct and isinstance(weights, Weights):
             yield from ((on_disk, (places, rows.contiguous())) for places, rows in weights.pieces(name))
         elif self.direct:
             yield on_disk, ([0], weights[name].contiguous())

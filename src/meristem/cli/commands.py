@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from rich.table import Table
 from meristem.errors import MeristemError
 
 if TYPE_CHECKING:
+    from meristem.checkpoints.shares import Processes
     from meristem.checkpoints.source import Source
 
 
@@ -92,8 +94,12 @@ def grow(
     drop: Sequence[str] = (),
     inputs: Path | None = None,
     target: tuple[str | None, bool] = (None, False),
+    processes: str | None = None,
 ) -> None:
     from meristem.checkpoints.directory import check_place
+    from meristem.checkpoints.shares import Processes
+
+    who = Processes.parse(processes) if processes is not None else None
 
     if not dry_run:
         check_place(out, overwrite, [source])
@@ -122,6 +128,12 @@ def grow(
     if dry_run:
         _print_files(growth.model, max_shard_size)
         return
+    if who is not None:
+        if reader is not None:
+            raise MeristemError(
+                "--processes is for checkpoints in safetensors; a distributed one is written by one process"
+            )
+        who = replace(who, of=[growth.methods, list(drop)])
     more = functools.partial(grow_trainer_state, saved, growth) if saved is not None else None
     with ThreadPoolExecutor(1) as beside:  # the source is hashed while it is read anyway
         record = beside.submit(growth_record, growth, found, drop)
@@ -129,7 +141,9 @@ def grow(
             with console.status("writing"):
                 write_distributed(growth, reader, out, record.result, overwrite)
         else:
-            _write(growth.model, out, record.result, [found], overwrite, max_shard_size, trust, more)
+            _write(growth.model, out, record.result, [found], overwrite, max_shard_size, trust, more, who)
+    if who is not None and who.rank:
+        return
     before, after = (sum(p.numel() for p in model.parameters()) for model in (small, growth.model))
     resume = ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if more else ""
     names = ", ".join(recorded["method"] for recorded in growth.methods)
@@ -183,6 +197,7 @@ def _write(
     max_shard_size: str,
     trust: bool,
     more: Callable[[Path], None] | None = None,
+    processes: Processes | None = None,
 ) -> None:
     """The model directory, under a progress bar; what is no weight is the first source's."""
     from meristem.checkpoints import write_model
@@ -190,7 +205,7 @@ def _write(
 
     bar = functools.partial(bytes_bar, f"writing {out}")
     paths = [source.path for source in sources]
-    left = write_model(model, out, record, paths[0], overwrite, more, max_shard_size, bar, paths, trust)
+    left = write_model(model, out, record, paths[0], overwrite, more, max_shard_size, bar, paths, trust, processes)
     if left:
         print(
             f"meristem: left behind of {sources[0]}, being no part of the grown model: {', '.join(left)}",

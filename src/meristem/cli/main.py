@@ -82,6 +82,13 @@ Prove = Annotated[
     typer.Option("--verify/--no-verify", help="Measure that the function is kept, block by block, before writing."),
 ]
 ShardSize = Annotated[str, typer.Option(help="Of each weight file.")]
+ProcessCount = Annotated[
+    Optional[str],
+    typer.Option(
+        "--processes",
+        help="Write with this many processes here, or as one of the ranks of torchrun or srun (ranks). Default: one.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the tensors, sizes and files; write nothing.")]
 MoreOptions = Annotated[
     Optional[list[str]], typer.Option("--option", help="Any further option of the method, as name=value.")
@@ -159,6 +166,7 @@ def grow(
     verify: Prove = True,
     inputs: Inputs = None,
     max_shard_size: ShardSize = "5GB",
+    processes: ProcessCount = None,
     dry_run: DryRun = False,
     drop: Drop = None,
     overwrite: Overwrite = False,
@@ -169,7 +177,7 @@ def grow(
 
     options, target = _options(context), (like, take_target_fields)
     flags = (overwrite, trust_remote_code, verify, max_shard_size, dry_run)
-    command(source, out, method, options, *flags, drop or [], inputs, target)
+    command(source, out, method, options, *flags, drop or [], inputs, target, processes)
 
 
 @app.command()

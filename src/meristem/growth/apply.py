@@ -86,6 +86,13 @@ def grow_pieces(plan: TensorPlan, fetch: Fetch) -> Iterator[tuple[list[int], Ten
             yield places, _rows(plan, sources, maps, a, b, CACHED // row_bytes)
 
 
+def is_copy(plan: TensorPlan) -> bool:
+    """Whether a weight is its source, number for number."""
+    return (
+        all(m is None for m in plan.maps) and not plan.perturb and not _changes_numbers(plan, [None] * len(plan.maps))
+    )
+
+
 def _rows(plan: TensorPlan, sources: Mapping[str, Tensor], maps: Maps, first: int, last: int, step: int) -> Tensor:
     """The old rows from `first` to `last` (exclusive), scaled, with their columns in all new places."""
     whole: Tensor | None = None

@@ -15,10 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from meristem.anatomy import Anatomy, Builder
 from meristem.anatomy.inputs import device_of
-from meristem.anatomy.streamed import Piece, Weights, is_streamed, streamed, weights_of
+from meristem.anatomy.streamed import Span, Weights, is_streamed, streamed, weights_of
 from meristem.anatomy.structure import folded
 from meristem.anatomy.uninitialised import tied, uninitialised, without_initial_weights
-from meristem.growth.apply import grow_pieces, grow_tensor
+from meristem.growth.apply import grow_pieces, grow_tensor, is_copy
 from meristem.growth.plan import GrowthPlan
 
 LARGE = (1 << 10, 1 << 22)  # entries; what is larger than the first is on the meta device, if no buffer is among it
@@ -58,10 +58,14 @@ def grown_weights(plan: GrowthPlan, model: nn.Module) -> Weights:
     def grown(name: str) -> Tensor:
         return grow_tensor(plan.tensors[plan.own_names[name]], weights.__getitem__)
 
-    def pieces(name: str) -> Iterator[Piece]:
+    def pieces(name: str) -> Iterator[tuple[list[int], Tensor]]:
         return grow_pieces(plan.tensors[plan.own_names[name]], weights.__getitem__)
 
-    return Weights(grown_dtypes(plan, model), grown, pieces)
+    def span(name: str) -> Span | None:
+        tensor = plan.tensors[plan.own_names[name]]
+        return weights.span(tensor.terms[0].source) if isinstance(weights, Weights) and is_copy(tensor) else None
+
+    return Weights(grown_dtypes(plan, model), grown, pieces, span)
 
 
 def grown_dtypes(plan: GrowthPlan, model: nn.Module) -> dict[str, torch.dtype]:
