@@ -35,9 +35,7 @@ def write(source, out, method, processes=None, **options):
 
 def layout(sizes):
     names = [f"model-{i}.safetensors" for i in range(len(sizes))]
-    return Shards(
-        {n: () for n in names}, {}, dict.fromkeys(names, b"h"), dict(zip(names, sizes, strict=True))
-    ), names
+    return Shards(dict.fromkeys(names, ()), {}, dict.fromkeys(names, b"h"), dict(zip(names, sizes, strict=True))), names
 
 
 def test_shares_are_runs_of_files_of_about_equal_bytes():

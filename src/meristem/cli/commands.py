@@ -95,6 +95,7 @@ def grow(
     inputs: Path | None = None,
     target: tuple[str | None, bool] = (None, False),
     processes: str | None = None,
+    sample: int | None = None,
 ) -> None:
     from meristem.checkpoints.directory import check_place
     from meristem.checkpoints.shares import Processes
@@ -122,7 +123,7 @@ def grow(
         saved = read_trainer_state(found.path, small) if resumable else None
         aimed = _like(small, method, options, target) if target[0] else None
         chosen = aimed.method if aimed else chosen
-        growth = Growth.of(small, chosen, verify=prove and not dry_run, inputs=given)
+        growth = Growth.of(small, chosen, verify=prove and not dry_run, sample=sample, inputs=given)
     if aimed is not None:
         _print_axes(growth, aimed, given)
     if dry_run:
@@ -357,15 +358,27 @@ def plan(
     Console().print(networks, table)
 
 
-def verify(small: str, big: str, trust_remote_code: bool, drop: Sequence[str] = (), inputs: Path | None = None) -> int:
+def verify(
+    small: str,
+    big: str,
+    trust_remote_code: bool,
+    drop: Sequence[str] = (),
+    inputs: Path | None = None,
+    sample: int | None = None,
+) -> int:
     _quiet()
     from meristem.certificates import verify
     from meristem.checkpoints import open_streamed
+    from meristem.checkpoints.record import recorded_methods
     from meristem.cli.inputs import read_inputs
+    from meristem.growth.growth import sampled_certificate
 
     given = read_inputs(inputs) if inputs else None
     models = [open_streamed(source, trust_remote_code, drop) for source in (small, big)]
-    certificate = verify(models[0], models[1], given)
+    if sample is None:
+        certificate = verify(models[0], models[1], given)
+    else:
+        certificate = sampled_certificate(models[0], models[1], recorded_methods(Path(big)), sample, given)
     table = Table("measured", "value", title=f"{small} against {big}")
     for key, value in certificate.as_dict().items():
         table.add_row(key, f"{value:.3e}" if isinstance(value, float) else str(value))

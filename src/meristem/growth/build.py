@@ -18,7 +18,7 @@ from meristem.anatomy.inputs import device_of
 from meristem.anatomy.streamed import Span, Weights, is_streamed, streamed, weights_of
 from meristem.anatomy.structure import folded
 from meristem.anatomy.uninitialised import tied, uninitialised, without_initial_weights
-from meristem.growth.apply import grow_pieces, grow_tensor, is_copy
+from meristem.growth.apply import Look, grow_pieces, grow_tensor, is_copy
 from meristem.growth.plan import GrowthPlan
 
 LARGE = (1 << 10, 1 << 22)  # entries; what is larger than the first is on the meta device, if no buffer is among it
@@ -36,13 +36,16 @@ def in_float32(anatomy: Anatomy, model: nn.Module) -> nn.Module:
     return filled(anatomy.builder, Weights(dtypes, exact), like=model, rounded=False).eval()
 
 
-def build(plan: GrowthPlan, model: nn.Module) -> nn.Module:
+def build(plan: GrowthPlan, model: nn.Module, look: Look | None = None) -> nn.Module:
     """The large network of `plan`, with weights from `model`; each tensor keeps its source's dtype, place and `requires_grad`.
 
     Never randomly initialised: memory is touched once, by the grown weights. Of a streamed network the result is streamed
     too, and grows whatever of it is asked for.
+
+    Args:
+        look: called with each piece of a streamed network's weight as it is made to be written.
     """
-    grown = filled(plan.target, grown_weights(plan, model), like=model)
+    grown = filled(plan.target, grown_weights(plan, model, look), like=model)
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters(remove_duplicate=False)}
     for name, parameter in grown.named_parameters():
         parameter.requires_grad_(trained.get(plan.origin(name), parameter.requires_grad))
@@ -51,7 +54,7 @@ def build(plan: GrowthPlan, model: nn.Module) -> nn.Module:
     return grown
 
 
-def grown_weights(plan: GrowthPlan, model: nn.Module) -> Weights:
+def grown_weights(plan: GrowthPlan, model: nn.Module, look: Look | None = None) -> Weights:
     """The tensors of the large network by every name that its state dict has, tied ones included, made on demand."""
     weights = weights_of(model)
 
@@ -59,7 +62,7 @@ def grown_weights(plan: GrowthPlan, model: nn.Module) -> Weights:
         return grow_tensor(plan.tensors[plan.own_names[name]], weights.__getitem__)
 
     def pieces(name: str) -> Iterator[tuple[list[int], Tensor]]:
-        return grow_pieces(plan.tensors[plan.own_names[name]], weights.__getitem__)
+        return grow_pieces(plan.tensors[plan.own_names[name]], weights.__getitem__, look)
 
     def span(name: str) -> Span | None:
         tensor = plan.tensors[plan.own_names[name]]
