@@ -21,6 +21,7 @@ _HOMES = {
     "fuse_with_certificate": "meristem.growth.fuse",
     "fuse_optimizer": "meristem.growth.fuse",
     "count_blocks_apart": "meristem.growth.block_steps",
+    "load_missed_steps": "meristem.checkpoints.missed_steps",
     "DeepFusion": "meristem.growth.deep_fusion",
     "grow_optimizer": "meristem.growth.grow",
     "Growth": "meristem.growth.growth",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from meristem.anatomy import Override as Override
     from meristem.certificates import Certificate as Certificate
     from meristem.certificates import verify as verify
+    from meristem.checkpoints.missed_steps import load_missed_steps as load_missed_steps
     from meristem.errors import MeristemError as MeristemError
     from meristem.errors import PreservationError as PreservationError
     from meristem.growth.aki import AKI as AKI

@@ -28,10 +28,13 @@ class HyperCloning(NoisyWidthMethod):
     Args:
         order: "tile" (0 1 2 0 1 2, the paper's) or "interleave" (0 0 1 1 2 2), which commutes with channels that a forward pass pads
             on both ends. If the one is not exact, the other is tried.
+        noise: on the readers, in the null space of the copies, so that the function is kept. Without it (`noise=0.0`) the copies
+            get the same gradients in every step and stay equal for good: the large network trains as the small one would.
     """
 
     name: ClassVar[str] = "hypercloning"
     order: Literal["tile", "interleave"] = "tile"
+    noise: float = 0.1
 
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
         """A stack of identities. Raises MeristemError for a target that is no whole multiple."""
