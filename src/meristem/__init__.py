@@ -23,6 +23,7 @@ _HOMES = {
     "count_blocks_apart": "meristem.growth.block_steps",
     "load_missed_steps": "meristem.checkpoints.missed_steps",
     "DeepFusion": "meristem.growth.deep_fusion",
+    "Rebasin": "meristem.growth.rebasin",
     "grow_optimizer": "meristem.growth.grow",
     "Growth": "meristem.growth.growth",
     "Provenance": "meristem.growth.provenance",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from meristem.growth.aki import AKI as AKI
     from meristem.growth.block_steps import count_blocks_apart as count_blocks_apart
     from meristem.growth.deep_fusion import DeepFusion as DeepFusion
+    from meristem.growth.rebasin import Rebasin as Rebasin
     from meristem.growth.fuse import fuse as fuse
     from meristem.growth.fuse import fuse_optimizer as fuse_optimizer
     from meristem.growth.fuse import fuse_with_certificate as fuse_with_certificate

@@ -2,6 +2,7 @@
 
 from meristem.growth.aki import AKI
 from meristem.growth.deep_fusion import DeepFusion
+from meristem.growth.rebasin import Rebasin
 from meristem.growth.fuse import fuse, fuse_with_certificate
 from meristem.growth.grow import grow, grow_optimizer, grow_with_certificate, shrink
 from meristem.growth.growth import Growth
@@ -39,6 +40,7 @@ __all__ = [
     "METHODS",
     "MIDAS",
     "DeepFusion",
+    "Rebasin",
     "GradualStacking",
     "Growth",
     "HyperCloning",

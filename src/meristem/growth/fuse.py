@@ -33,6 +33,7 @@ from meristem.growth.optimizer import (
 )
 from meristem.growth.optimizer_families import Entry, Family, family_by_entries, family_of
 from meristem.growth.plan import GrowthPlan
+from meristem.growth.rebasin import Rebasin, rebasin
 from meristem.growth.rounding import is_half, round_shares
 
 
@@ -53,18 +54,19 @@ class Fusion:
 
 def fuse(
     models: Sequence[nn.Module | Growth],
-    method: DeepFusion | None = None,
+    method: DeepFusion | Rebasin | None = None,
     *,
     anatomies: Sequence[Anatomy] | None = None,
     verify: bool = True,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """One network as wide as all of `models` together, whose logits are their mean; they are left as they are.
+    """One network as wide as all of `models` together, whose logits are their mean (`DeepFusion`), or one as wide as each of them
+    (`Rebasin`); they are left as they are.
 
     Args:
         models: at least two networks of one type, depth, head size and vocabulary, or growths that made such; widths may differ.
             The same network several times is self-fusion.
-        method: options, see `DeepFusion`; its defaults if None.
+        method: options, see `DeepFusion` and `Rebasin`; the former's defaults if None.
         anatomies: from `Anatomy.infer`, for networks outside transformers.
         verify: measure the fused logits against the parents' mean, and raise if they differ where they should not.
         inputs: keyword arguments of forward for that, and for `norm="equalised"`; random ones by default.
@@ -78,7 +80,7 @@ def fuse(
 
 def fuse_with_certificate(
     models: Sequence[nn.Module | Growth],
-    method: DeepFusion | None = None,
+    method: DeepFusion | Rebasin | None = None,
     *,
     anatomies: Sequence[Anatomy] | None = None,
     verify: bool = True,
@@ -93,6 +95,8 @@ def fuse_with_certificate(
     found = list(anatomies) if anatomies is not None else [None] * len(models)
     pairs = [known(model, anatomy) for model, anatomy in zip(models, found, strict=True)]
     parents = [parent for parent, _ in pairs]
+    if isinstance(method, Rebasin):
+        return _averaged(parents, method, inputs if inputs is not None else example_inputs(parents[0]), verify)
     anatomies = [(anatomy or Anatomy.of(parent)).watched(inputs) for parent, anatomy in pairs]
     for parent, anatomy in zip(parents, anatomies, strict=True):
         check_same(parent, anatomy)
@@ -119,6 +123,16 @@ def fuse_with_certificate(
         )
     options = {"method": method.name, **asdict(method), "weights": list(weights), "parents": len(parents)}
     return Fusion(fused, tuple(plans), weights, certificate, exact, (options,))
+
+
+def _averaged(
+    parents: Sequence[nn.Module], method: Rebasin, inputs: Mapping[str, Any], measured: bool
+) -> Fusion:
+    """The mean of aligned networks, of their own size; how far it is from the mean of their logits is measured, not promised."""
+    fused, weights = rebasin(parents, method, inputs), method.convex(len(parents))
+    certificate = verify(MeanOfParents(parents, weights), fused, inputs) if measured else None
+    options = {"method": method.name, "by": method.by, "seed": method.seed, "weights": list(weights), "parents": len(parents)}
+    return Fusion(fused, (), weights, certificate, False, (options,))
 
 
 class MeanOfParents(nn.Module):

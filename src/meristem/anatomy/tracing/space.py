@@ -7,7 +7,7 @@ or a slice into a sum of dimensions; an addition joins the atoms of what it adds
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 Dim = tuple[int, ...]  # atoms, outermost first; () for a dimension of size 1
 Resolved = tuple["int | tuple[Resolved, ...]", ...]  # sizes of atoms; a tuple for one that is a sum of dimensions
@@ -60,6 +60,18 @@ class Space:
             tuple(self.resolved(term) for term in self._terms[atom]) if atom in self._terms else self._size[atom]
             for atom in self.flat(dim)
         )
+
+    def products(self, dim: Dim, start: int = 0) -> Iterator[tuple[int, int, Dim]]:
+        """(first unit, how many, atoms) of the parts of a dimension that are plain products; the whole, if that is one. A product
+        with a sum among its factors is taken to be one atom that stays as it is."""
+        atoms = self.flat(dim)
+        sums = [atom for atom in atoms if atom in self._terms]
+        if sums and len(atoms) == 1:
+            for term in self._terms[atoms[0]]:
+                yield from self.products(term, start)
+                start += self.size(term)
+        else:
+            yield start, self.size(dim), self.fresh(self.size(dim)) if sums else atoms
 
     def join(self, first: Dim, other: Dim) -> None:
         """Both run along the same units. What cannot be lined up is left as it is."""

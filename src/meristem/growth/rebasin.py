@@ -1,0 +1,198 @@
+"""Re-basin: networks of one size become one of that size, their units brought into one order before their weights are averaged.
+
+Ainsworth, Hayase, Srinivasa: "Git Re-Basin: Merging Models modulo Permutation Symmetries", ICLR 2023, arXiv:2209.04836 (weight
+matching, algorithm 1; activation matching, section 3.1). Jordan, Sedghi, Saukh, Entezari, Neyshabur: "REPAIR: REnormalizing
+Permuted Activations for Interpolation Repair", ICLR 2023, arXiv:2211.08403 (the statistics of batch norms anew).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from meristem.anatomy.inputs import outputs_of
+from meristem.certificates import verify
+from meristem.errors import MeristemError, PreservationError
+from meristem.growth.symmetries import Permutations, Symmetries, watched_symmetries
+from meristem.growth.values import check_values
+
+NONLINEAR = ("relu", "gelu", "silu", "tanh", "sigmoid", "elu", "leaky_relu", "hardswish", "native_layer_norm")
+
+
+@dataclass(frozen=True)
+class Rebasin:
+    """How to bring networks of one architecture and size into one order, and average them.
+
+    Args:
+        weights: convex weights of the networks in the mean; equal by default.
+        by: what is matched: "weights", or "activations" on the inputs of the fusion.
+        sweeps: at most so many rounds over all groups of units, for "weights".
+        seed: of the order of a round.
+        batches: keyword arguments of forward, again and again: on these the statistics of batch norms are estimated anew (on the
+            inputs of the fusion by default, which want to be some hundred examples then).
+    """
+
+    name: ClassVar[str] = "rebasin"
+    weights: Sequence[float] | None = None
+    by: Literal["weights", "activations"] = "weights"
+    sweeps: int = 50
+    seed: int = 0
+    batches: Iterable[Mapping[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+    def convex(self, networks: int) -> tuple[float, ...]:
+        """The weights of that many networks. Raises MeristemError unless they are positive and sum to 1."""
+        given = tuple(self.weights) if self.weights is not None else (1 / networks,) * networks
+        if len(given) != networks or min(given) <= 0 or abs(sum(given) - 1) > 1e-6:
+            raise MeristemError(f"weights must be {networks} positive numbers that sum to 1, got {list(given)}")
+        return given
+
+
+def rebasin(models: Sequence[nn.Module], method: Rebasin, inputs: Mapping[str, Any]) -> nn.Module:
+    """The mean of networks whose units stand in the order of the first one's.
+
+    Args:
+        inputs: keyword arguments of forward: a pass on them shows which units can change places.
+
+    Raises:
+        MeristemError: if the networks have not the same tensors.
+        PreservationError: if a network computes something else with its units in other places.
+    """
+    weights, first = method.convex(len(models)), models[0]
+    for number, other in enumerate(models[1:], start=2):
+        _check_alike(first, other, number)
+    aligned = [first, *(align(first, other, method, inputs) for other in models[1:])]
+    states = [model.state_dict() for model in aligned]
+    fused = copy.deepcopy(first)
+    for name, tensor in fused.state_dict().items():
+        parts = [state[name] for state in states]
+        mean = sum(w * p.float() for w, p in zip(weights, parts, strict=True)) if tensor.is_floating_point() else parts[0]
+        tensor.copy_(mean)  # pyright: ignore[reportArgumentType]
+    _new_statistics(fused, method.batches if method.batches is not None else [inputs])
+    return fused
+
+
+def align(first: nn.Module, other: nn.Module, method: Rebasin, inputs: Mapping[str, Any]) -> nn.Module:
+    """A copy of `other`, the same function, with its units in the order of those of `first` that they resemble most."""
+    symmetries, _ = watched_symmetries(first, inputs)
+    if method.by == "weights":
+        found = _by_weights(symmetries, dict(first.named_parameters()), dict(other.named_parameters()), method)
+    else:
+        found = _by_activations(first, other, inputs)
+    moved = copy.deepcopy(other)
+    state = symmetries.apply(other.state_dict(), found)
+    for name, tensor in moved.state_dict().items():
+        tensor.copy_(state[name])
+    certificate = verify(other, moved, inputs)
+    if not certificate.holds:
+        raise PreservationError(f"the network with its units in other places computes something else: {certificate.summary()}")
+    return moved
+
+
+def _check_alike(first: nn.Module, other: nn.Module, number: int) -> None:
+    ours, theirs = first.state_dict(), other.state_dict()
+    differ = [n for n in {**ours, **theirs} if n not in ours or n not in theirs or ours[n].shape != theirs[n].shape]
+    if differ:
+        raise MeristemError(
+            f"networks 1 and {number} are not of one size: {differ[0]} differs; rebasin averages weights, so all tensors have to "
+            "have the same shapes (DeepFusion fuses networks of several widths)"
+        )
+
+
+def _by_weights(
+    symmetries: Symmetries, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], method: Rebasin
+) -> Permutations:
+    """Coordinate descent: each group of units is matched with all others held as they are, until nothing moves."""
+    found = {group: torch.arange(size) for group, size in symmetries.sizes.items()}
+    pieces = [piece for piece in symmetries.pieces if piece.name in ours and any(g is not None for g in piece.groups)]
+    parts = {piece: (piece.of(ours[piece.name].detach()), piece.of(theirs[piece.name].detach())) for piece in pieces}
+    generator = torch.Generator().manual_seed(method.seed)
+    groups = sorted(found)
+    for _ in range(method.sweeps):
+        moved = False
+        for place in torch.randperm(len(groups), generator=generator).tolist():
+            group = groups[place]
+            likeness = torch.zeros(symmetries.sizes[group], symmetries.sizes[group], dtype=torch.float64)
+            for piece in pieces:
+                for axis in (i for i, own in enumerate(piece.groups) if own == group):
+                    a, b = parts[piece]
+                    b = piece.permuted(b, found, besides=axis)
+                    rows = [t.movedim(axis, 0).flatten(1).double().cpu() if t.dim() > 1 else t[:, None].double().cpu() for t in (a, b)]
+                    likeness += rows[0] @ rows[1].T
+            best = assigned(likeness)
+            moved |= not torch.equal(best, found[group])
+            found[group] = best
+        if not moved:
+            break
+    return found
+
+
+def assigned(likeness: Tensor) -> Tensor:
+    """For each unit of the first network, the one of the other that it is matched with: the sum of `likeness` is largest."""
+    from scipy.optimize import linear_sum_assignment
+
+    _, columns = linear_sum_assignment(likeness.numpy(), maximize=True)
+    return torch.as_tensor(columns)
+
+
+def _by_activations(first: nn.Module, other: nn.Module, inputs: Mapping[str, Any]) -> Permutations:
+    """Each group of units by the correlation of what they do on the inputs."""
+    records = []
+    for model in (first, other):
+        with _Record() as record:
+            symmetries, watch = watched_symmetries(model, inputs)
+        dims = [(watch.of(t), t) for t in record.seen]
+        records.append((symmetries, watch, dims))
+    (symmetries, watch, ours), (_, _, theirs) = records
+    likeness = {g: torch.zeros(n, n, dtype=torch.float64) for g, n in symmetries.sizes.items()}
+    for (dims, a), (_, b) in zip(ours, theirs, strict=True):
+        for dimension, dim in enumerate(dims):
+            atoms = [watch.space.find(atom) for atom in watch.space.flat(dim)]
+            if len(atoms) == 1 and atoms[0] in likeness:
+                rows = [t.movedim(dimension, 0).flatten(1).double() for t in (a, b)]
+                rows = [r - r.mean(1, keepdim=True) for r in rows]
+                rows = [r / r.norm(dim=1, keepdim=True).clamp(min=1e-12) for r in rows]
+                likeness[atoms[0]] += rows[0] @ rows[1].T
+    return {group: assigned(matrix) for group, matrix in likeness.items() if bool(matrix.any())}
+
+
+class _Record(TorchDispatchMode):
+    """Keeps what nonlinearities give out, in the order of computation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        if func._schema.name.partition("::")[2].removesuffix("_") in NONLINEAR:
+            self.seen += [next(value for value in tree_iter(output) if isinstance(value, Tensor))]
+        return output
+
+
+def _new_statistics(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> None:
+    """The running statistics of batch norms, as means over these batches."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
+    modes, momenta = [(m, m.training) for m in model.modules()], [m.momentum for m in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a mean over all batches
+        norm.train()
+    for batch in batches:
+        outputs_of(model, batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    for module, training in modes:
+        module.training = training

@@ -1,0 +1,129 @@
+"""Which units of a network can change places without anyone noticing: its permutation symmetries, seen in one forward pass.
+
+Hidden units that some tensors produce and others read can be permuted, if all these tensors are permuted alike; heads as wholes,
+the two halves of something that is laid side by side each on its own. What the network takes in or gives out stays in its place,
+and so does what is looked up by number (tokens, positions, experts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
+
+from meristem.anatomy.trace import run_watched
+from meristem.anatomy.tracing.space import Dim
+from meristem.anatomy.tracing.watch import Watch
+from meristem.errors import MeristemError
+
+Permutations = dict[int, Tensor]  # group -> for each new place, the old unit
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a tensor that is a plain product of units: (start, length) along each of its dimensions, its shape when each kind
+    of unit is an axis of its own, and the group of each such axis (None: it stays)."""
+
+    name: str
+    place: tuple[tuple[int, int], ...]
+    shape: tuple[int, ...]
+    groups: tuple[int | None, ...]
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The part, one axis for each kind of unit."""
+        for dimension, (start, length) in enumerate(self.place):
+            tensor = tensor.narrow(dimension, start, length)
+        return tensor.reshape(self.shape)
+
+    def permuted(self, part: Tensor, permutations: Mapping[int, Tensor], besides: int | None = None) -> Tensor:
+        """The part with its units in their new places, but for the axis `besides`."""
+        for axis, group in enumerate(self.groups):
+            if group in permutations and axis != besides:
+                part = part.index_select(axis, permutations[group].to(part.device))
+        return part
+
+
+@dataclass(frozen=True)
+class Symmetries:
+    """The pieces of all tensors, and the size of every group of units that can be permuted."""
+
+    pieces: tuple[Piece, ...]
+    sizes: Mapping[int, int]
+
+    def apply(self, state: Mapping[str, Tensor], permutations: Permutations) -> dict[str, Tensor]:
+        """The same network with its units in other places."""
+        found = {name: tensor.clone() for name, tensor in state.items()}
+        for piece in self.pieces:
+            if any(group in permutations for group in piece.groups):
+                part = piece.permuted(piece.of(state[piece.name]), permutations)
+                target = found[piece.name]
+                for dimension, (start, length) in enumerate(piece.place):
+                    target = target.narrow(dimension, start, length)
+                target.copy_(part.reshape(target.shape))
+        return found
+
+
+def watched_symmetries(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Symmetries, Watch]:
+    """What a pass of `model` on these inputs shows.
+
+    Raises:
+        MeristemError: if there is nothing to permute.
+    """
+    watch = Watch(model)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    ends: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        ends.extend(value for value in tree_iter((args, kwargs, output)) if isinstance(value, Tensor))
+
+    def hooks() -> list[Any]:
+        return [*watch.hooks(model), model.register_forward_hook(keep, with_kwargs=True)]
+
+    try:
+        with watch:
+            run_watched(model, hooks, inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    found = _symmetries(watch, ends)
+    if not found.sizes:
+        raise MeristemError(f"{type(model).__name__} has no hidden units that change places: nothing can be aligned")
+    return found, watch
+
+
+def _symmetries(watch: Watch, ends: Sequence[Tensor]) -> Symmetries:
+    """The groups that some tensor writes and another reads, none looks up, and neither end of the network shows."""
+    space = watch.space
+    shown = set().union(*(space.leaves(dim) for tensor in ends for dim in watch.of(tensor)), set())
+    roles: dict[int, set[str]] = {}
+    for name, dims in watch.parameters.items():
+        for dim, votes in zip(dims, watch.votes[name], strict=True):
+            for atom in space.leaves(dim):
+                roles.setdefault(space.find(atom), set()).update(votes)
+    free = {
+        atom
+        for atom, seen in roles.items()
+        if {"read", "write"} <= seen and "fixed" not in seen and atom not in {space.find(a) for a in shown}
+    }
+    pieces = [piece for name, dims in watch.parameters.items() for piece in _pieces(watch, name, dims, free)]
+    used = {group for piece in pieces for group in piece.groups if group is not None}
+    return Symmetries(tuple(pieces), {group: space.size((group,)) for group in used})
+
+
+def _pieces(watch: Watch, name: str, dims: Sequence[Dim], free: set[int]) -> Iterator[Piece]:
+    choices: list[list[tuple[int, int, Dim]]] = [list(watch.space.products(dim)) for dim in dims]
+    combined: list[list[tuple[int, int, Dim]]] = [[]]
+    for options in choices:
+        combined = [[*chosen, option] for chosen in combined for option in options]
+    for chosen in combined:
+        atoms = [atom for _, _, product in chosen for atom in product]
+        yield Piece(
+            name,
+            tuple((start, length) for start, length, _ in chosen),
+            tuple(watch.space.size((atom,)) for atom in atoms),
+            tuple(atom if atom in free else None for atom in atoms),
+        )
