@@ -77,7 +77,6 @@ if TYPE_CHECKING:
     from meristem.growth.aki import AKI as AKI
     from meristem.growth.block_steps import count_blocks_apart as count_blocks_apart
     from meristem.growth.deep_fusion import DeepFusion as DeepFusion
-    from meristem.growth.rebasin import Rebasin as Rebasin
     from meristem.growth.fuse import fuse as fuse
     from meristem.growth.fuse import fuse_optimizer as fuse_optimizer
     from meristem.growth.fuse import fuse_with_certificate as fuse_with_certificate
@@ -90,6 +89,7 @@ if TYPE_CHECKING:
     from meristem.growth.ligo import LiGO as LiGO
     from meristem.growth.net2net import Net2Net as Net2Net
     from meristem.growth.provenance import Provenance as Provenance
+    from meristem.growth.rebasin import Rebasin as Rebasin
     from meristem.growth.sharded import grow_sharded as grow_sharded
     from meristem.growth.shrink_perturb import ShrinkZeroPadPerturb as ShrinkZeroPadPerturb
     from meristem.growth.stacking import MIDAS as MIDAS

@@ -158,7 +158,12 @@ def inspect(source: Source, drop: Drop = None, trust_remote_code: Trust = False)
 def grow(
     context: typer.Context,
     source: Source,
-    out: Out,
+    out: Annotated[
+        Optional[Path],
+        typer.Argument(
+            metavar="OUT", help="The directory to write; it must not exist. With --build, the only argument."
+        ),
+    ] = None,
     method: Annotated[
         Optional[str],
         typer.Option(help="The growth method; several, comma-separated, act in turn. Default: hypercloning."),
@@ -189,6 +194,25 @@ def grow(
     inputs: Inputs = None,
     max_shard_size: ShardSize = "5GB",
     processes: ProcessCount = None,
+    build: Annotated[
+        Optional[str],
+        typer.Option(metavar="MODULE:FUNCTION", help="Grow a network of your own: what builds it. Runs that module."),
+    ] = None,
+    sizes: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--sizes", metavar="ARGUMENT=N", help="With --build: its arguments that may grow, as they are now."
+        ),
+    ] = None,
+    depths: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--depths", metavar="ARGUMENT=N", help="With --build: its arguments that count blocks, as they are now."
+        ),
+    ] = None,
+    weights: Annotated[
+        Optional[Path], typer.Option("--weights", help="With --build: the network's weights, a .safetensors file.")
+    ] = None,
     dry_run: DryRun = False,
     drop: Drop = None,
     overwrite: Overwrite = False,
@@ -197,9 +221,28 @@ def grow(
     """Grow a model into a larger one, prove it, and write a plain Hugging Face directory, tensor by tensor."""
     from meristem.cli.commands import grow as command
 
+    if build is not None:
+        from meristem.cli.own import grow_own
+
+        if out is not None:
+            raise MeristemError("with --build there is no SRC: meristem grow --build module:function ... OUT")
+        return grow_own(
+            build,
+            Path(source),
+            sizes or [],
+            depths or [],
+            weights,
+            inputs,
+            method,
+            _options(context),
+            verify,
+            overwrite,
+        )
+    if out is None:
+        raise MeristemError("meristem grow takes SRC and OUT; only SRC was given")
     options, target = _options(context), (like, take_target_fields)
     flags = (overwrite, trust_remote_code, verify, max_shard_size, dry_run)
-    command(source, out, method, options, *flags, drop or [], inputs, target, processes, sample)
+    return command(source, out, method, options, *flags, drop or [], inputs, target, processes, sample)
 
 
 @app.command()

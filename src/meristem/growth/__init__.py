@@ -2,7 +2,6 @@
 
 from meristem.growth.aki import AKI
 from meristem.growth.deep_fusion import DeepFusion
-from meristem.growth.rebasin import Rebasin
 from meristem.growth.fuse import fuse, fuse_with_certificate
 from meristem.growth.grow import grow, grow_optimizer, grow_with_certificate, shrink
 from meristem.growth.growth import Growth
@@ -11,6 +10,7 @@ from meristem.growth.lemon import LEMON
 from meristem.growth.ligo import LiGO
 from meristem.growth.method import Method
 from meristem.growth.net2net import Net2Net
+from meristem.growth.rebasin import Rebasin
 from meristem.growth.shrink_perturb import ShrinkZeroPadPerturb
 from meristem.growth.stacking import MIDAS, GradualStacking, IdentityBlocks, Stacking
 from meristem.growth.weight_selection import WeightSelection

@@ -125,13 +125,17 @@ def fuse_with_certificate(
     return Fusion(fused, tuple(plans), weights, certificate, exact, (options,))
 
 
-def _averaged(
-    parents: Sequence[nn.Module], method: Rebasin, inputs: Mapping[str, Any], measured: bool
-) -> Fusion:
+def _averaged(parents: Sequence[nn.Module], method: Rebasin, inputs: Mapping[str, Any], measured: bool) -> Fusion:
     """The mean of aligned networks, of their own size; how far it is from the mean of their logits is measured, not promised."""
     fused, weights = rebasin(parents, method, inputs), method.convex(len(parents))
     certificate = verify(MeanOfParents(parents, weights), fused, inputs) if measured else None
-    options = {"method": method.name, "by": method.by, "seed": method.seed, "weights": list(weights), "parents": len(parents)}
+    options = {
+        "method": method.name,
+        "by": method.by,
+        "seed": method.seed,
+        "weights": list(weights),
+        "parents": len(parents),
+    }
     return Fusion(fused, (), weights, certificate, False, (options,))
 
 

@@ -75,7 +75,9 @@ def rebasin(models: Sequence[nn.Module], method: Rebasin, inputs: Mapping[str, A
     fused = copy.deepcopy(first)
     for name, tensor in fused.state_dict().items():
         parts = [state[name] for state in states]
-        mean = sum(w * p.float() for w, p in zip(weights, parts, strict=True)) if tensor.is_floating_point() else parts[0]
+        mean = (
+            sum(w * p.float() for w, p in zip(weights, parts, strict=True)) if tensor.is_floating_point() else parts[0]
+        )
         tensor.copy_(mean)  # pyright: ignore[reportArgumentType]
     _new_statistics(fused, method.batches if method.batches is not None else [inputs])
     return fused
@@ -94,7 +96,9 @@ def align(first: nn.Module, other: nn.Module, method: Rebasin, inputs: Mapping[s
         tensor.copy_(state[name])
     certificate = verify(other, moved, inputs)
     if not certificate.holds:
-        raise PreservationError(f"the network with its units in other places computes something else: {certificate.summary()}")
+        raise PreservationError(
+            f"the network with its units in other places computes something else: {certificate.summary()}"
+        )
     return moved
 
 
@@ -126,7 +130,10 @@ def _by_weights(
                 for axis in (i for i, own in enumerate(piece.groups) if own == group):
                     a, b = parts[piece]
                     b = piece.permuted(b, found, besides=axis)
-                    rows = [t.movedim(axis, 0).flatten(1).double().cpu() if t.dim() > 1 else t[:, None].double().cpu() for t in (a, b)]
+                    rows = [
+                        t.movedim(axis, 0).flatten(1).double().cpu() if t.dim() > 1 else t[:, None].double().cpu()
+                        for t in (a, b)
+                    ]
                     likeness += rows[0] @ rows[1].T
             best = assigned(likeness)
             moved |= not torch.equal(best, found[group])

@@ -98,6 +98,7 @@ def watched_symmetries(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Sym
 def _symmetries(watch: Watch, ends: Sequence[Tensor]) -> Symmetries:
     """The groups that some tensor writes and another reads, none looks up, and neither end of the network shows."""
     space = watch.space
+    bound = _bound_by_groups(watch)
     shown = set().union(*(space.leaves(dim) for tensor in ends for dim in watch.of(tensor)), set())
     roles: dict[int, set[str]] = {}
     for name, dims in watch.parameters.items():
@@ -107,11 +108,22 @@ def _symmetries(watch: Watch, ends: Sequence[Tensor]) -> Symmetries:
     free = {
         atom
         for atom, seen in roles.items()
-        if {"read", "write"} <= seen and "fixed" not in seen and atom not in {space.find(a) for a in shown}
+        if {"read", "write"} <= seen and "fixed" not in seen and atom not in {space.find(a) for a in shown | bound}
     }
     pieces = [piece for name, dims in watch.parameters.items() for piece in _pieces(watch, name, dims, free)]
     used = {group for piece in pieces for group in piece.groups if group is not None}
     return Symmetries(tuple(pieces), {group: space.size((group,)) for group in used})
+
+
+def _bound_by_groups(watch: Watch) -> set[int]:
+    """Units that norms measure in groups are groups of units from here on; those for which that cannot be said stay."""
+    bound: set[int] = set()
+    for dim, groups in watch.grouped:
+        before = watch.space.leaves(dim)
+        split = watch.space.reshape([dim], [groups, watch.space.size(dim) // groups])
+        after = watch.space.leaves(dim)
+        bound |= before | after if {a for d in split for a in watch.space.leaves(d)} - after else set()
+    return bound
 
 
 def _pieces(watch: Watch, name: str, dims: Sequence[Dim], free: set[int]) -> Iterator[Piece]:

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from meristem.anatomy.norms import is_norm
 from meristem.anatomy.roles import Role
 from meristem.anatomy.tracing.rules import Arguments, Dims, indexed, moved, reduced
-from meristem.anatomy.tracing.space import Space
+from meristem.anatomy.tracing.space import Dim, Space
 
 REDUCTIONS = frozenset(
     [
@@ -40,6 +40,7 @@ class Watch(TorchDispatchMode):
     """Attributes:
     parameters: {name: its dimensions in `space`}.
     votes: {name: for each dimension, the roles that were seen}.
+    grouped: (dimension, groups) of those that a norm measures in several groups.
     measured: dimensions that something outside of known norms measures together (a mean, a softmax), with its name.
     """
 
@@ -49,6 +50,7 @@ class Watch(TorchDispatchMode):
         self.parameters: dict[str, Dims] = {}
         self.votes: dict[str, list[set[Role]]] = {}
         self.measured: list[tuple[str, Dims]] = []
+        self.grouped: list[tuple[Dim, int]] = []
         self._dims, self._origin = WeakIdKeyDictionary(), WeakIdKeyDictionary()
         self._roots: dict[str, Dims] = {}  # dimensions of parameters in a space of their own, where nothing is joined
         self._in_norm = 0
@@ -246,6 +248,8 @@ class Watch(TorchDispatchMode):
         for tensor in operands[1:]:
             if tensor.dim():
                 self.space.join(self.of(tensor)[-1], dims[-1] if over_last else dims[1])
+        if "group_norm" in name and 1 < arguments.get("group", 1) < self.space.size(dims[1]):
+            self.grouped.append((dims[1], arguments["group"]))
         if "batch_norm" not in name:
             last = len(arguments.get("normalized_shape", [1]))
             self._measure(name, dims[-last:] if over_last else dims[1:2])
