@@ -25,6 +25,7 @@ _HOMES = {
     "grow_optimizer": "meristem.growth.grow",
     "Growth": "meristem.growth.growth",
     "Provenance": "meristem.growth.provenance",
+    "provenance": "meristem.checkpoints.provenance",
     "grow_sharded": "meristem.growth.sharded",
     "HyperCloning": "meristem.growth.hypercloning",
     "Net2Net": "meristem.growth.net2net",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from meristem.certificates import verify as verify
     from meristem.errors import MeristemError as MeristemError
     from meristem.errors import PreservationError as PreservationError
+    from meristem.checkpoints.provenance import provenance as provenance
     from meristem.growth.aki import AKI as AKI
     from meristem.growth.block_steps import count_blocks_apart as count_blocks_apart
     from meristem.growth.deep_fusion import DeepFusion as DeepFusion

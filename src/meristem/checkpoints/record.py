@@ -46,7 +46,8 @@ def copy_record(source: str | Source) -> dict[str, Any]:
 
 def growth_record(growth: Growth, source: str | Source, drop: Sequence[str] = ()) -> dict[str, Any]:
     """The whole record; `drop` is what of the source was left out, if anything."""
-    return _record(growth.methods, {"source": source_record(source), **_dropped(drop)}, growth.certificate)
+    origin = {"source": source_record(source), **_dropped(drop)}
+    return {**_record(growth.methods, origin, growth.certificate), "provenance": growth.provenance.as_dict()}
 
 
 def fusion_record(fusion: Fusion, sources: Sequence[str | Source], drop: Sequence[str] = ()) -> dict[str, Any]:

@@ -67,9 +67,12 @@ def inspect(source: str, trust_remote_code: bool, drop: Sequence[str] = ()) -> N
     from meristem.anatomy import Anatomy
     from meristem.anatomy.table import axis_rows, tensor_rows
     from meristem.checkpoints import open_streamed
+    from meristem.checkpoints.provenance import shares
+    from meristem.checkpoints.source import find_source
     from meristem.growth import METHODS
 
-    anatomy = Anatomy.of(open_streamed(source, trust_remote_code, drop))
+    found = find_source(source, trust_remote_code)
+    anatomy = Anatomy.of(open_streamed(found, trust_remote_code, drop))
     console = Console()
     axes = Table("axis", "size", "from", title=f"{source}: {anatomy.builder.model_type}")
     for row in axis_rows(anatomy):
@@ -78,6 +81,9 @@ def inspect(source: str, trust_remote_code: bool, drop: Sequence[str] = ()) -> N
     for row in tensor_rows(anatomy):
         tensors.add_row(*(cell.replace("[", "\\[") for cell in row))
     console.print(axes, tensors, f"growth methods: {', '.join(METHODS)}")
+    told = shares(found.path)
+    if told:
+        console.print(told)
 
 
 def grow(
