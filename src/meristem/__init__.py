@@ -26,6 +26,9 @@ _HOMES = {
     "Growth": "meristem.growth.growth",
     "Provenance": "meristem.growth.provenance",
     "provenance": "meristem.checkpoints.provenance",
+    "freeze_old": "meristem.growth.train_new",
+    "parameter_groups": "meristem.growth.train_new",
+    "TrainNewCallback": "meristem.growth.callback",
     "grow_sharded": "meristem.growth.sharded",
     "HyperCloning": "meristem.growth.hypercloning",
     "Net2Net": "meristem.growth.net2net",
@@ -75,6 +78,7 @@ if TYPE_CHECKING:
     from meristem.checkpoints.provenance import provenance as provenance
     from meristem.growth.aki import AKI as AKI
     from meristem.growth.block_steps import count_blocks_apart as count_blocks_apart
+    from meristem.growth.callback import TrainNewCallback as TrainNewCallback
     from meristem.growth.deep_fusion import DeepFusion as DeepFusion
     from meristem.growth.fuse import fuse as fuse
     from meristem.growth.fuse import fuse_optimizer as fuse_optimizer
@@ -94,6 +98,8 @@ if TYPE_CHECKING:
     from meristem.growth.stacking import GradualStacking as GradualStacking
     from meristem.growth.stacking import IdentityBlocks as IdentityBlocks
     from meristem.growth.stacking import Stacking as Stacking
+    from meristem.growth.train_new import freeze_old as freeze_old
+    from meristem.growth.train_new import parameter_groups as parameter_groups
     from meristem.growth.weight_selection import WeightSelection as WeightSelection
     from meristem.growth.zero_padding import ZeroPadding as ZeroPadding
     from meristem.incubation.assembly import assemble as assemble
