@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from meristem.algebra import Layout
 from meristem.anatomy import Anatomy, Dimension, Multiplier, TensorAnatomy
+from meristem.anatomy.axis_ref import is_part, whole_of
 from meristem.anatomy.conventions import CONCATENATED, GROUPED
+from meristem.anatomy.heads import counts_heads
 from meristem.anatomy.inputs import example_inputs, logits_of
-from meristem.anatomy.parts import is_part, whole_of
 from meristem.anatomy.structure import folded
 from meristem.errors import MeristemError
 from meristem.growth.build import build
@@ -143,7 +144,7 @@ def _orders(layout: Layout) -> Iterator[Layout]:
     for order in permutations(factors):
         if order != factors:
             yield Layout((order,))
-    if len(factors) == 2 and isinstance(factors[1], int) and str(factors[0]).endswith("heads"):
+    if len(factors) == 2 and isinstance(factors[1], int) and counts_heads(str(factors[0])):
         heads, number = factors[0], factors[1]  # per head: a block that is really several, each with all heads
         yield from (Layout(((c, heads, number // c),)) for c in (2, 3) if number % c == 0 and number > c)
 
