@@ -41,6 +41,7 @@ _HOMES = {
     "GradualStacking": "meristem.growth.stacking",
     "MIDAS": "meristem.growth.stacking",
     "IdentityBlocks": "meristem.growth.stacking",
+    "Upcycle": "meristem.growth.upcycle",
     "WeightSelection": "meristem.growth.weight_selection",
     "subnetwork": "meristem.subnetworks.gate",
     "SubnetworkSchedule": "meristem.subnetworks.schedule",
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     from meristem.growth.stacking import Stacking as Stacking
     from meristem.growth.train_new import freeze_old as freeze_old
     from meristem.growth.train_new import parameter_groups as parameter_groups
+    from meristem.growth.upcycle import Upcycle as Upcycle
     from meristem.growth.weight_selection import WeightSelection as WeightSelection
     from meristem.growth.zero_padding import ZeroPadding as ZeroPadding
     from meristem.incubation.assembly import assemble as assemble

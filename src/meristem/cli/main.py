@@ -76,6 +76,8 @@ TakeFields = Annotated[
         help="Of --like: whose config entries hold that are no sizes (rope theta, eps, activation).",
     ),
 ]
+NumExperts = Annotated[Optional[int], typer.Option(help="Experts in each block (upcycle).")]
+ExpertsPerToken = Annotated[Optional[int], typer.Option(help="Experts that a token gets (upcycle).")]
 HiddenLayers = Annotated[Optional[int], typer.Option(help="Target number of layers.")]
 Prove = Annotated[
     bool,
@@ -149,6 +151,8 @@ def grow(
     vocab_size: VocabSize = None,
     max_position_embeddings: Positions = None,
     num_hidden_layers: HiddenLayers = None,
+    num_experts: NumExperts = None,
+    experts_per_token: ExpertsPerToken = None,
     layers: Layers = None,
     encoder_layers: OwnLayers = None,
     decoder_layers: OwnLayers = None,

@@ -12,6 +12,7 @@ from meristem.growth.method import Method
 from meristem.growth.net2net import Net2Net
 from meristem.growth.shrink_perturb import ShrinkZeroPadPerturb
 from meristem.growth.stacking import MIDAS, GradualStacking, IdentityBlocks, Stacking
+from meristem.growth.upcycle import Upcycle
 from meristem.growth.weight_selection import WeightSelection
 from meristem.growth.zero_padding import ZeroPadding
 
@@ -29,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
         GradualStacking,
         MIDAS,
         IdentityBlocks,
+        Upcycle,
         WeightSelection,
     )
 }
@@ -48,6 +50,7 @@ __all__ = [
     "Net2Net",
     "ShrinkZeroPadPerturb",
     "Stacking",
+    "Upcycle",
     "WeightSelection",
     "ZeroPadding",
     "fuse",

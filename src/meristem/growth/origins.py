@@ -116,23 +116,25 @@ class Shards:
 
 @dataclass(frozen=True)
 class Redrawn:
-    """In each slice along `first` (an expert), a share of the units along `dimension` is drawn anew; the same units in every tensor of
-    this `key`."""
+    """In each slice along `first` (an expert; None: there is one), a share of the units along `dimension` is drawn anew; the same units
+    in every tensor of this `key`."""
 
     share: float
-    first: int
+    first: int | None
     dimension: int
     seed: int
     key: str
 
     def mask(self, shape: Sequence[int]) -> Tensor:
         """Bool, broadcasting to `shape`: which units are drawn anew."""
-        slices, units = shape[self.first], shape[self.dimension]
+        slices, units = 1 if self.first is None else shape[self.first], shape[self.dimension]
         generator = torch.Generator().manual_seed(self.seed ^ zlib.crc32(f"redrawn {self.key}".encode()))
         order = torch.rand(slices, units, generator=generator).argsort(1)
         chosen = order < round(self.share * units)
         view = [1] * len(shape)
-        view[self.first], view[self.dimension] = slices, units
+        view[self.dimension] = units
+        if self.first is not None:
+            view[self.first] = slices
         return chosen.view(view)
 
 

@@ -5,7 +5,7 @@ Several growths in turn add up: what one has made fresh stays fresh, however oft
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -170,32 +170,31 @@ def _labels(steps: Sequence[Step], name: str) -> Tensor:
 
 def _piece_labels(steps: Sequence[Step], piece: Piece) -> Tensor:
     labels = piece.own_labels()
-    if len(steps) > 1:
+    if len(steps) > 1 and piece.label != FRESH:
         labels = torch.maximum(labels, piece.inherited([_labels(steps[:-1], source) for source in piece.sources]))
     return labels
 
 
 def _origin(plan: GrowthPlan, tensor_plan: TensorPlan) -> TensorOrigin:
-    pieces = tuple(_piece(plan, part, tensor_plan.name) for part in _parts(tensor_plan))
-    return TensorOrigin(pieces, 0)
-
-
-def _parts(tensor_plan: TensorPlan) -> Iterator[TensorPlan]:
-    yield tensor_plan
+    return TensorOrigin(tuple(_piece(plan, part, tensor_plan.name) for part in tensor_plan.parts), tensor_plan.along)
 
 
 def _piece(plan: GrowthPlan, part: TensorPlan, name: str) -> Piece:
+    sources = tuple(term.source for term in part.terms)
+    if part.drawn is not None:
+        return Piece(sources, FRESH, (None,) * len(part.drawn.shape), part.drawn.shape)
     units = tuple(None if axis_map is None else Units.of(axis_map) for axis_map in part.maps)
-    shape = plan.source.tensors[part.terms[0].source].shape
+    shape = plan.source.tensors[sources[0]].shape
+    shape = part.shards.shape(shape) if part.shards else shape
     sizes = tuple(size if own is None else own.size for size, own in zip(shape, units, strict=True))
-    return Piece(tuple(term.source for term in part.terms), _layer_label(plan, part, name), units, sizes)
+    return Piece(sources, _layer_label(plan, part, name), units, sizes, part.shards, part.redrawn)
 
 
 def _layer_label(plan: GrowthPlan, part: TensorPlan, name: str) -> int:
     """What follows from the layer alone: the first copy of a layer is old, silenced outputs are fresh."""
     if part.scale == 0:
         return FRESH
-    if len(part.terms) > 1:
+    if len(part.terms) > 1 or part.further:
         return COPIED
     layer_map = plan.layer_map(name)
     if layer_map is None:
