@@ -105,6 +105,8 @@ METHOD_FLAGS = (
     "vocab_size",
     "max_position_embeddings",
     "num_hidden_layers",
+    "num_experts",
+    "experts_per_token",
     "layers",
     "encoder_layers",
     "decoder_layers",
