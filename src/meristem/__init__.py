@@ -26,6 +26,7 @@ _HOMES = {
     "Growth": "meristem.growth.growth",
     "Provenance": "meristem.growth.provenance",
     "provenance": "meristem.checkpoints.provenance",
+    "average": "meristem.checkpoints.average",
     "freeze_old": "meristem.growth.train_new",
     "parameter_groups": "meristem.growth.train_new",
     "TrainNewCallback": "meristem.growth.callback",
@@ -74,9 +75,10 @@ if TYPE_CHECKING:
     from meristem.anatomy import Override as Override
     from meristem.certificates import Certificate as Certificate
     from meristem.certificates import verify as verify
+    from meristem.checkpoints.average import average as average
+    from meristem.checkpoints.provenance import provenance as provenance
     from meristem.errors import MeristemError as MeristemError
     from meristem.errors import PreservationError as PreservationError
-    from meristem.checkpoints.provenance import provenance as provenance
     from meristem.growth.aki import AKI as AKI
     from meristem.growth.block_steps import count_blocks_apart as count_blocks_apart
     from meristem.growth.callback import TrainNewCallback as TrainNewCallback

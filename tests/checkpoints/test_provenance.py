@@ -31,7 +31,7 @@ def test_it_survives_being_written_down(family):
     assert back.counts() == there.counts()
     for name in growth.model.state_dict():
         assert torch.equal(back.labels(name), there.labels(name)), name
-    counted = {kind: 0 for kind in there.counts()}
+    counted = dict.fromkeys(there.counts(), 0)
     for name, _ in growth.model.named_parameters():
         for kind, mask in there.masks(name).items():
             counted[kind] += int(mask.sum())

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from meristem.checkpoints.directory import write_json
+from meristem.checkpoints.record import trained_record
 from meristem.errors import MeristemError
 from meristem.growth import Growth
 from meristem.growth.provenance import Provenance
@@ -75,3 +77,8 @@ def shares(directory: Path) -> str | None:
     total = sum(counts.values())
     told = ", ".join(f"{kind} {count / total:.1%} ({count:,})" for kind, count in counts.items())
     return f"provenance: {told}"
+
+
+def keep_provenance(directory: Path, provenance: Provenance) -> None:
+    """Record it beside a model that was trained after the growth."""
+    write_json(directory / RECORD, {**trained_record(), "provenance": provenance.as_dict()})

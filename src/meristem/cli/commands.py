@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from meristem.checkpoints.source import Source
 
 
-def _quiet() -> None:
+def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -63,7 +63,7 @@ def _number_or_text(value: str) -> Any:
 
 
 def inspect(source: str, trust_remote_code: bool, drop: Sequence[str] = ()) -> None:
-    _quiet()
+    quiet()
     from meristem.anatomy import Anatomy
     from meristem.anatomy.table import axis_rows, tensor_rows
     from meristem.checkpoints import open_streamed
@@ -104,7 +104,7 @@ def grow(
 
     if not dry_run:
         check_place(out, overwrite, [source])
-    _quiet()
+    quiet()
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.distributed import is_distributed, open_distributed, write_distributed
     from meristem.checkpoints.record import growth_record
@@ -243,7 +243,7 @@ def fuse(
         shares = [float(share) for share in weights.split(",")] if weights else None
     except ValueError as error:
         raise MeristemError(f"--weights wants numbers such as 0.7,0.3, got {weights!r}") from error
-    _quiet()
+    quiet()
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.record import fusion_record
     from meristem.checkpoints.source import find_source
@@ -315,7 +315,7 @@ def plan(
     inputs: Path | None = None,
     like: str | None = None,
 ) -> None:
-    _quiet()
+    quiet()
     from meristem.checkpoints import open_streamed
     from meristem.cli.inputs import read_inputs
     from meristem.recipes.costs import network_cost, planned_target, planning_inputs, routes
@@ -349,7 +349,7 @@ def plan(
 
 
 def verify(small: str, big: str, trust_remote_code: bool, drop: Sequence[str] = (), inputs: Path | None = None) -> int:
-    _quiet()
+    quiet()
     from meristem.certificates import verify
     from meristem.checkpoints import open_streamed
     from meristem.cli.inputs import read_inputs
@@ -365,7 +365,7 @@ def verify(small: str, big: str, trust_remote_code: bool, drop: Sequence[str] = 
 
 
 def run(file: Path, out: Path | None, executor: str | None, executor_options: list[str]) -> None:
-    _quiet()
+    quiet()
     from meristem.recipes.run import run
     from meristem.recipes.schema import load_recipe
 
@@ -399,7 +399,7 @@ def _executor(name: str | None, options: list[str], out: Path) -> Any:
 
 
 def race(file: Path, out: Path | None, executor: str | None = None, executor_options: Sequence[str] = ()) -> None:
-    _quiet()
+    quiet()
     from meristem.checkpoints.write import write_json
     from meristem.recipes.figure import draw_race
     from meristem.recipes.race import race, report
@@ -418,7 +418,7 @@ def race(file: Path, out: Path | None, executor: str | None = None, executor_opt
 
 
 def data(file: Path) -> None:
-    _quiet()
+    quiet()
     from meristem.recipes.describe import describe_data
     from meristem.recipes.schema import load_recipe
 
@@ -429,7 +429,7 @@ def data(file: Path) -> None:
 
 
 def diagnose(file: Path, node: str, bound: float, out: Path | None) -> None:
-    _quiet()
+    quiet()
     from meristem.recipes.diagnose import diagnose
     from meristem.recipes.schema import load_recipe
 

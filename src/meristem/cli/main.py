@@ -243,6 +243,25 @@ def fuse(
 
 
 @app.command()
+def average(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="A B ... OUT", help="Checkpoints, the oldest first, then the directory to write."),
+    ],
+    weights: Annotated[
+        str, typer.Option(help="mean, 1-sqrt or cosine: the decay that they stand for; or numbers such as 0.2,0.3,0.5.")
+    ] = "mean",
+    max_shard_size: ShardSize = "5GB",
+    overwrite: Overwrite = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Average checkpoints of one run, tensor by tensor, in place of a decay of the learning rate."""
+    from meristem.cli.average import average as command
+
+    command(sources[:-1], Path(sources[-1]), weights, max_shard_size, overwrite, trust_remote_code)
+
+
+@app.command()
 def learn(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="adanet or energynet.")],
     table: Annotated[

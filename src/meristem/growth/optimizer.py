@@ -69,11 +69,15 @@ def _as_tensor(key: str, value: Any, name: str) -> Tensor:
 
 
 def load_named_state(optimizer: Optimizer, model: nn.Module, state: State) -> None:
-    """Put a state by names into an optimizer of `model`; of a sharded network, every process keeps its part."""
+    """Put a state by names into an optimizer of `model`; of a sharded network, every process keeps its part. What the optimizer does
+    not train (frozen parameters) stays without."""
     parameters = dict(model.named_parameters())
     family = family_of(optimizer)
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, entries in state.items():
         parameter = parameters[name]
+        if id(parameter) not in trained:
+            continue
         loaded: dict[str, Any] = {
             key: as_part(value.to(parameter.device) if value.dim() else value, parameter)
             for key, value in entries.items()
