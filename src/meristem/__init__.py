@@ -42,6 +42,9 @@ _HOMES = {
     "GradualStacking": "meristem.growth.stacking",
     "MIDAS": "meristem.growth.stacking",
     "IdentityBlocks": "meristem.growth.stacking",
+    "GrowDontOverwrite": "meristem.growth.grow_dont_overwrite",
+    "MoreExperts": "meristem.growth.more_experts",
+    "rank_layers": "meristem.growth.rank_layers",
     "Upcycle": "meristem.growth.upcycle",
     "WeightSelection": "meristem.growth.weight_selection",
     "subnetwork": "meristem.subnetworks.gate",
@@ -89,12 +92,15 @@ if TYPE_CHECKING:
     from meristem.growth.grow import grow as grow
     from meristem.growth.grow import grow_optimizer as grow_optimizer
     from meristem.growth.grow import shrink as shrink
+    from meristem.growth.grow_dont_overwrite import GrowDontOverwrite as GrowDontOverwrite
     from meristem.growth.growth import Growth as Growth
     from meristem.growth.hypercloning import HyperCloning as HyperCloning
     from meristem.growth.lemon import LEMON as LEMON
     from meristem.growth.ligo import LiGO as LiGO
+    from meristem.growth.more_experts import MoreExperts as MoreExperts
     from meristem.growth.net2net import Net2Net as Net2Net
     from meristem.growth.provenance import Provenance as Provenance
+    from meristem.growth.rank_layers import rank_layers as rank_layers
     from meristem.growth.sharded import grow_sharded as grow_sharded
     from meristem.growth.shrink_perturb import ShrinkZeroPadPerturb as ShrinkZeroPadPerturb
     from meristem.growth.stacking import MIDAS as MIDAS

@@ -155,11 +155,13 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Matrices times `shrink`, plus noise of standard deviation `std`; with `mup`, less for those that read more units than before."""
+    """Matrices times `shrink`, plus noise of standard deviation `std`; with `mup`, less for those that read more units than before.
+    `only`: the tensors of the source that get the noise; None: all."""
 
     shrink: float
     std: float
     mup: bool = False
+    only: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -276,6 +278,8 @@ class GrowthPlan:
     def _perturb(self, tensor: TensorAnatomy, maps: Sequence[AxisMap | None]) -> float:
         """The standard deviation of the noise on a matrix."""
         if self.perturbation is None or len(tensor.shape) < 2:
+            return 0.0
+        if self.perturbation.only is not None and tensor.name not in self.perturbation.only:
             return 0.0
         readers = [m for m, d in zip(maps, tensor.dimensions, strict=True) if d.role == "read" and m is not None]
         wider = math.prod(m.new_size / m.old_size for m in readers) if self.perturbation.mup else 1.0

@@ -7,7 +7,8 @@ which only the new ones train, *Grow, Don't Overwrite* is feed-forward units dup
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,7 +47,9 @@ class Frozen:
             parameter.requires_grad_(True)
 
 
-def freeze_old(model: nn.Module, provenance: Provenance | Growth, train: New = "copied") -> Frozen:
+def freeze_old(
+    model: nn.Module, provenance: Provenance | Growth, train: New = "copied", layers: Collection[int] | None = None
+) -> Frozen:
     """From now on, only what a growth has added to `model` trains. Everything else stays as it is, bit by bit, whatever optimizer steps:
     weights, moments and all; the norm by which gradients are clipped is that of what moves.
 
@@ -61,14 +64,21 @@ def freeze_old(model: nn.Module, provenance: Provenance | Growth, train: New = "
         provenance: of the growth, or the growth itself; for a directory, `ms.provenance(directory)`.
         train: "fresh": entries without a source; "copied": these and further copies, all that is new; "grown": every tensor that has
             something new in it, as a whole; "all": nothing is frozen.
+        layers: in blocks of these numbers only (see `ms.rank_layers`). Everything else is frozen, so that a network whose layers have all
+            grown learns as one would of which only these have; stock classes want all layers alike.
 
     Raises:
         MeristemError: for the provenance of another network, or a growth that leaves nothing to train.
     """
     provenance = _of(model, provenance)
     held, frozen, moving, entries = [], [], 0, 0
-    for _, parameter, labels in _parameters(model, provenance):
+    numbers = {number for name in provenance.names if (number := _layer(name)) is not None}
+    if layers is not None and not set(layers) <= numbers:
+        raise MeristemError(f"layers are some of 0 to {max(numbers, default=-1)}, got {sorted(layers)}")
+    for name, parameter, labels in _parameters(model, provenance):
         moves = _moving(labels, train)
+        if layers is not None and _layer(name) not in layers:
+            moves = torch.zeros_like(moves)
         count = int(moves.sum())
         moving, entries = moving + count, entries + labels.numel()
         if not parameter.requires_grad:
@@ -170,6 +180,12 @@ def _of(model: nn.Module, provenance: Provenance | Growth) -> Provenance:
         )
     found.check(_inner(model))
     return found
+
+
+def _layer(name: str) -> int | None:
+    """The number of the block that a tensor belongs to."""
+    match = re.search(r"\.(\d+)\.", name)
+    return int(match.group(1)) if match else None
 
 
 def _inner(model: nn.Module) -> nn.Module:
