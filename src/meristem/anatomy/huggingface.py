@@ -125,5 +125,8 @@ class HuggingFaceBuilder:
     def fact(self, name: str) -> Any:
         return read_field(self.config, name)
 
+    def field(self, axis: str) -> str:
+        return self.fields.name(axis)
+
     def describe_axis(self, axis: str) -> str:
         return self.heads.describe(axis)

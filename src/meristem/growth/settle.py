@@ -113,7 +113,7 @@ def _scaled_at(anatomy: Anatomy, parting: Parting) -> Iterator[str]:
 def _with_multiplier(anatomy: Anatomy, scaled: list[str], ratio: float) -> Anatomy:
     """`ratio` is what doubling the width changed the output of these tensors by."""
     axis = next((axis.name for axis in anatomy.of_kind("hidden")), next(iter(anatomy.axes)))
-    field = getattr(anatomy.builder, "paths", {}).get(axis, axis)
+    field = anatomy.builder.field(axis)
     in_every_block = [re.escape(folded(name)).replace(r"\*", r"\d+") for name in scaled]
     found = [Multiplier(pattern, field, math.log2(ratio)) for pattern in in_every_block]
     return replace(anatomy, override=replace(anatomy.override, multipliers=(*anatomy.override.multipliers, *found)))
