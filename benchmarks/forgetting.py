@@ -33,7 +33,7 @@ import meristem as ms
 
 ROOT = Path(__file__).parent.parent
 MODEL = FOLDER / "checkpoints/stories260K-llama"
-STEPS, BATCH, LENGTH, WARMUP, EVALUATIONS = 300, 8, 128, 15, 10
+STEPS, BATCH, LENGTH, WARMUP, EVALUATIONS = 300, 8, 128, 15, 3
 RATES, FACTOR, SEARCH_SEED, SEEDS = (1e-3, 3e-3, 9e-3), 3.0, 100, (0, 1, 2)
 RANK = 8
 NEW_LAYERS = 4  # 183 thousand new parameters; doubled feed-forward blocks are 165 thousand

@@ -233,6 +233,7 @@ def fuse(
     max_shard_size: str,
     drop: Sequence[str] = (),
     allow_differences: bool = False,
+    experts: tuple[bool, int] = (False, 2),
 ) -> None:
     if len(sources) < 2:
         raise MeristemError(f"fuse wants at least two models and OUT, got {' '.join([*sources, str(out)])}")
@@ -250,7 +251,7 @@ def fuse(
     from meristem.growth.deep_fusion import DeepFusion
     from meristem.growth.fuse import fuse_with_certificate
 
-    method = DeepFusion(shares, norm, noise, seed, allow_differences)  # type: ignore[arg-type]
+    method = DeepFusion(shares, norm, noise, seed, allow_differences, *experts)  # type: ignore[arg-type]
     method.convex(len(sources))
     console = Console(stderr=True)
     with console.status("planning and measuring" if prove else "planning"):
@@ -267,6 +268,8 @@ def fuse(
         kept = (
             "the parents' mean, proved"
             if fusion.exact
+            else "gap to the parents' mean (a router weighs them, the rest is averaged)"
+            if method.experts
             else "gap to the parents' mean (their norms see all units together)"
         )
         print(f"{kept}: {fusion.certificate.summary()}")

@@ -217,6 +217,10 @@ def fuse(
         bool,
         typer.Option("--allow-differences", help="Fuse parents that compute differently, all as the first one does."),
     ] = False,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="The parents' feed-forward blocks become experts, all else is averaged.")
+    ] = False,
+    experts_per_token: ExpertsPerToken = None,
     max_shard_size: ShardSize = "5GB",
     drop: Drop = None,
     overwrite: Overwrite = False,
@@ -239,6 +243,7 @@ def fuse(
         max_shard_size,
         drop or [],
         allow_differences,
+        (experts, experts_per_token or 2),
     )
 
 

@@ -71,10 +71,16 @@ class FuseSpec(Strict):
     weights: list[float] | None = None
     norm: Literal["plain", "equalised", "grouped"] = "plain"
     noise: float | None = None
+    experts: bool = False
+    experts_per_token: int = 2
     optimizer: Literal["carry", "reset"] = "reset"
 
     @model_validator(mode="after")
     def _weights_fit(self) -> FuseSpec:
+        if self.experts and self.optimizer == "carry":
+            raise ValueError(
+                "experts and optimizer: carry do not go together: the parents' optimizers are those of other networks"
+            )
         try:
             self.method(0).convex(len(self.from_))
         except MeristemError as error:
@@ -84,7 +90,8 @@ class FuseSpec(Strict):
     def method(self, seed: int) -> DeepFusion:
         from meristem.growth.deep_fusion import DeepFusion
 
-        return DeepFusion(weights=self.weights, norm=self.norm, noise=self.noise, seed=seed)
+        experts = {"experts": self.experts, "experts_per_token": self.experts_per_token}
+        return DeepFusion(weights=self.weights, norm=self.norm, noise=self.noise, seed=seed, **experts)
 
 
 class AssembleSpec(Strict):
