@@ -66,9 +66,9 @@ def test_the_command_line(tmp_path):
 
 def test_refusals():
     small, wider = pico.build("llama"), pico.build("llama", **UNITS)
-    with pytest.raises(ms.MeristemError, match="have one size; .*gate_proj.weight of parent 2 differs"):
+    with pytest.raises(ms.MeristemError, match=r"have one size; .*gate_proj.weight of parent 2 differs"):
         ms.fuse([small, wider], ms.DeepFusion(experts=True))
-    with pytest.raises(ms.MeristemError, match="2 parents make 2 experts, .* experts_per_token=3; at most 2"):
+    with pytest.raises(ms.MeristemError, match=r"2 parents make 2 experts, .* experts_per_token=3; at most 2"):
         ms.fuse([small, small], ms.DeepFusion(experts=True, experts_per_token=3))
     with pytest.raises(ms.MeristemError, match="no mixture class is known for gpt2"):
         ms.fuse([pico.build("gpt2")] * 2, ms.DeepFusion(experts=True))

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import prod
 from typing import Any, Literal
 
@@ -39,9 +40,7 @@ class Units:
         index = torch.where(labels == FRESH, NOWHERE, index)
         follows = (index[1:] == index[:-1] + (index[1:] != NOWHERE)) & (labels[1:] == labels[:-1])
         starts = [0, *(torch.nonzero(~follows).flatten() + 1).tolist(), len(index)]
-        return Units(
-            tuple((int(index[a]), b - a, int(labels[a])) for a, b in zip(starts, starts[1:], strict=False) if b > a)
-        )
+        return Units(tuple((int(index[a]), b - a, int(labels[a])) for a, b in pairwise(starts) if b > a))
 
     @cached_property
     def size(self) -> int:
