@@ -23,6 +23,7 @@ from meristem.anatomy.heads import GROUP, HEAD_DIM, Heads, are_queries
 from meristem.anatomy.shared_names import names_of_parameters
 from meristem.anatomy.unit_lists import units_of
 from meristem.errors import AnatomyError
+from meristem.growth.origins import Redrawn, Shards
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,15 @@ Targets = list[
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A new matrix of this shape: normal numbers of this standard deviation (0: zeros), each row `repeats` times in turn."""
+
+    shape: tuple[int, ...]
+    std: float
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
 class TensorPlan:
     """How one tensor of the large network is made.
 
@@ -92,6 +102,17 @@ class TensorPlan:
     seed: int = 0
     perturb: float = 0.0  # standard deviation of noise on every entry
     silent: bool = False  # it belongs to a layer that writes nothing yet, so its gradient is zero
+    shards: Shards | None = None  # how its sources are seen before anything else
+    beside: tuple[TensorPlan, ...] = ()  # what is laid behind it along the dimension `along`
+    along: int = 0
+    redrawn: Redrawn | None = None  # units that keep nothing of their sources
+    further: bool = False  # a further copy of its source, whatever its maps say
+    drawn: Drawn | None = None  # it has no sources; the first term says only in which dtype it is, and when it trains
+
+    @property
+    def parts(self) -> tuple[TensorPlan, ...]:
+        """The tensors of which it is made, one behind the other."""
+        return (replace(self, beside=()), *self.beside)
 
     @property
     def begins(self) -> bool:
@@ -135,11 +156,13 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Matrices times `shrink`, plus noise of standard deviation `std`; with `mup`, less for those that read more units than before."""
+    """Matrices times `shrink`, plus noise of standard deviation `std`; with `mup`, less for those that read more units than before.
+    `only`: the tensors of the source that get the noise; None: all."""
 
     shrink: float
     std: float
     mup: bool = False
+    only: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +180,7 @@ class GrowthPlan:
     untied: bool = False
     perturbation: Perturbation | None = None
     silent: frozenset[str] = frozenset()  # tensors of the source whose new units have to stay zero: norms measure them
+    reached: Anatomy | None = None  # the target's anatomy, where its class is another than the source's
 
     @cached_property
     def tensors(self) -> dict[str, TensorPlan]:
@@ -256,6 +280,8 @@ class GrowthPlan:
     def _perturb(self, tensor: TensorAnatomy, maps: Sequence[AxisMap | None]) -> float:
         """The standard deviation of the noise on a matrix."""
         if self.perturbation is None or len(tensor.shape) < 2:
+            return 0.0
+        if self.perturbation.only is not None and tensor.name not in self.perturbation.only:
             return 0.0
         readers = [m for m, d in zip(maps, tensor.dimensions, strict=True) if d.role == "read" and m is not None]
         wider = math.prod(m.new_size / m.old_size for m in readers) if self.perturbation.mup else 1.0
