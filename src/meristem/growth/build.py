@@ -7,6 +7,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -102,12 +103,15 @@ def skeleton(make: Callable[[], nn.Module]) -> nn.Module:
     """What `make` builds, with its parameters on the meta device and its buffers real, its ties made."""
     from accelerate import init_empty_weights
 
-    for large in (*map(LargeOnMeta, LARGE), contextlib.nullcontext()):
+    def made(large: AbstractContextManager[Any]) -> nn.Module:
         with init_empty_weights(include_buffers=False), without_initial_weights(), large:
-            model = make()
+            return make()
+
+    for entries in LARGE:
+        model = made(LargeOnMeta(entries))
         if not any(buffer.is_meta for buffer in model.buffers()):
-            break  # else a large buffer is filled after it is made
-    return tied(model)  # outside: what is registered inside is never shared
+            return tied(model)  # outside: what is registered inside is never shared
+    return tied(made(contextlib.nullcontext()))  # a large buffer is filled after it is made
 
 
 class LargeOnMeta(TorchFunctionMode):
