@@ -1,0 +1,150 @@
+"""Runs a study: the gate first, every side tuned by the same search, then fresh seeds. What the rows hold already is not run again."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.studies.nodes import Prices, asked, is_readable, recipe_of
+from benchmarks.studies.rows import Row, Rows, identity
+from benchmarks.studies.statistics import gate_passes
+from benchmarks.studies.study import Setting, Side, Study
+
+FURTHER = 5  # learning rates at most that a search goes on by, at each edge
+
+
+class Engine:
+    """One study at one setting.
+
+    Args:
+        rows: what is measured already, and where more is kept.
+        out: for checkpoints, which can be thrown away.
+        seeds: reported ones; the setting's by default.
+    """
+
+    def __init__(self, study: Study, setting: Setting, rows: Rows, out: Path, seeds: Sequence[int] = ()) -> None:
+        self.study, self.setting, self.rows, self.out = study, setting, rows, out
+        self.seeds = list(seeds or setting.seeds)
+        self._prices: Prices | None = None
+        self._task: Any = None
+
+    def run(self) -> bool:
+        """Measure all that is missing. False if the gate fails: then only its own sides are measured."""
+        gate = self.study.gate
+        for name in (gate.better, gate.worse):
+            self.report(self.study.side(name))
+        if not any(gate_passes(self.study, self.setting, self.rows.found.values()).values()):
+            say(f"{self.study.name}: not testable at this size: {gate.says}: no")
+            return False
+        for side in self.study.sides:
+            self.report(side)
+        return True
+
+    def report(self, side: Side) -> None:
+        """The side's losses on the reported seeds, at all budgets that it can be read at."""
+        budgets = [budget for budget in self.setting.budgets if is_readable(self.setting, side, budget)]
+        for seed in self.seeds:
+            self.measure(side, self.rate_of(side), budgets, seed, "eval")
+
+    def rate_of(self, side: Side) -> float:
+        """The learning rate of the side's last stage, found by the search on the tuning seeds and the tuning split."""
+        if side.rate_of:
+            return self.rate_of(self.study.side(side.rate_of))
+        tune = self.setting.tune
+        losses: dict[float, float] = {}
+
+        def attempt(rates: Iterable[float]) -> float:
+            for rate in rates:
+                found = [self.measure(side, rate, [tune.budget], seed, "tune")[0] for seed in tune.seeds]
+                losses[rate] = mean(row["loss"] if row["loss"] is not None else math.inf for row in found)
+            return min(losses, key=lambda rate: losses[rate])
+
+        best = attempt(tune.rates)
+        for _ in range(FURTHER):
+            edge = {min(losses): 0.5, max(losses): 2.0}.get(best)
+            if edge is None:
+                break
+            best = attempt([best * edge])
+        if not math.isfinite(losses[best]):
+            raise SystemExit(f"{side.name}: every learning rate diverged: {sorted(losses)}")
+        return best
+
+    def measure(self, side: Side, rate: float, budgets: Sequence[float], seed: int, split: str) -> list[Row]:
+        """A row for each budget."""
+        rates = [self.rate_of(self.study.side(stage.rate)) if stage.rate else rate for stage in side.stages]
+        ids = {b: identity(asked(self.setting, side, rates, b, seed, split)) for b in budgets}
+        self.rows.read()
+        missing = [budget for budget in budgets if ids[budget] not in self.rows.found]
+        if missing:
+            say(f"{side.name}: rate {rate:g}, seed {seed}, {split}, budgets {', '.join(f'{b:g}' for b in missing)}")
+            fixed = {"side": side.name, "split": split, "seed": seed, "rate": rate, "rates": rates}
+            made = self._run(side, rates, missing, seed, split)
+            self.rows.add([{"id": ids[b], **fixed, "budget": b, **made[b]} for b in missing])
+        return [self.rows.found[ids[budget]] for budget in budgets]
+
+    def _run(
+        self, side: Side, rates: Sequence[float], budgets: Sequence[float], seed: int, split: str
+    ) -> dict[float, Row]:
+        from meristem.errors import MeristemError
+        from meristem.recipes.guards import diverged
+        from meristem.recipes.node import has_finished
+        from meristem.recipes.perform import perform
+        from meristem.recipes.plan import jobs_of_seed
+        from meristem.recipes.schema import parse_recipe
+        from meristem.recipes.tasks import open_task
+
+        self._prices = self._prices or Prices.of(self.setting)
+        content, read = recipe_of(self.setting, self._prices, side, rates, budgets, seed)
+        recipe = parse_recipe(content)
+        self._task = self._task or open_task(recipe.data)
+        jobs = jobs_of_seed(recipe, self.out, self._task.fingerprint, seed, split)
+        for job in jobs.values():
+            if has_finished(job.directory):
+                continue
+            job.save()
+            try:
+                perform(job.directory, self._task)
+            except MeristemError:
+                if not diverged(job.directory):
+                    raise
+                return {budget: {"loss": None} for budget in budgets}
+        made = {budget: self._row(jobs, name) for budget, name in read.items()}
+        for name in [*read.values(), "run"]:  # later runs begin from other nodes
+            if name in jobs:
+                shutil.rmtree(jobs[name].directory, ignore_errors=True)
+        return made
+
+    def _row(self, jobs: Any, name: str) -> Row:
+        from meristem.recipes.node import load_result, past
+
+        def load(directory: str) -> Any:
+            found = load_result(self.out / directory)
+            assert found is not None
+            return found
+
+        own = load(jobs[name].directory.name)
+        before = past(own.parents, own.taken, load).values()
+        last = {name, *(["run"] if "run" in jobs else [])}
+        parents = [result for result in before if result.name not in last]
+        metrics = {key.removeprefix("eval_"): value for key, value in own.metrics.items()}
+        start = load_result(jobs["run"].directory) if "run" in jobs else own
+        assert start is not None
+        return {
+            **metrics,
+            "loss_at_start": start.curve[0].get("eval_loss"),
+            "flops": own.flops + sum(result.flops for result in before),
+            "parents_flops": sum(result.flops for result in parents),
+            "tokens": own.tokens + sum(result.tokens for result in before),
+            "seconds": round(own.seconds + sum(result.seconds for result in before), 1),
+            "parameters": own.parameters,
+            "revision": own.made_by["revision"][:12],
+        }
+
+
+def say(*words: object) -> None:
+    print(*words, file=sys.stderr, flush=True)

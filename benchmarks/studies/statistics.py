@@ -1,0 +1,135 @@
+"""One place for statistics: paired differences with bootstrap intervals, the gate, and the compute saved to the same loss."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import mean
+
+import numpy as np
+
+from benchmarks.studies.rows import Row
+from benchmarks.studies.study import Setting, Study
+
+LEVEL, DRAWS, ENUMERATED = 0.95, 10_000, 5
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The mean of paired differences, and the bootstrap's interval at 95 %."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
+
+def effect(values: Sequence[float]) -> Effect:
+    """Of paired differences, one for each seed: their mean with the percentile bootstrap's interval, by all resamples of up to five values, by
+    10,000 draws of more. With three seeds it is about the range of the three, and says no more.
+
+    Raises:
+        ValueError: for no values.
+    """
+    if not values:
+        raise ValueError("no paired differences")
+    if len(values) <= ENUMERATED:
+        means = np.array([mean(drawn) for drawn in itertools.product(values, repeat=len(values))])
+    else:
+        drawn = np.random.default_rng(0).choice(np.asarray(values), (DRAWS, len(values)))
+        means = drawn.mean(1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Effect(mean(values), float(low), float(high), len(values))
+
+
+def losses(rows: Iterable[Row], side: str) -> dict[float, dict[int, float]]:
+    """{budget: {seed: loss}} of a side's reported rows; diverged ones count as infinite."""
+    found: dict[float, dict[int, float]] = {}
+    for row in rows:
+        if row["side"] == side and row["split"] == "eval":
+            found.setdefault(row["budget"], {})[row["seed"]] = math.inf if row["loss"] is None else row["loss"]
+    return dict(sorted(found.items()))
+
+
+def differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
+    """Seed by seed, of the seeds that both have."""
+    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+
+
+def gate_passes(study: Study, setting: Setting, rows: Iterable[Row]) -> dict[float, bool]:
+    """By budget: whether the gate's better side has a lower loss than its worse one, with the whole interval, on three seeds or more."""
+    rows = list(rows)
+    better, worse = losses(rows, study.gate.better), losses(rows, study.gate.worse)
+    found = {}
+    for budget in setting.budgets:
+        paired = differences(better.get(budget, {}), worse.get(budget, {}))
+        found[budget] = len(paired) >= 3 and effect(paired).high < 0
+    return found
+
+
+def curve_of(rows: Iterable[Row], side: str, seed: int) -> list[tuple[float, float]]:
+    """(FLOPs, loss) of one seed's decayed networks, by rising budget."""
+    own = [r for r in rows if r["side"] == side and r["split"] == "eval" and r["seed"] == seed and r["loss"] is not None]
+    return [(row["flops"], row["loss"]) for row in sorted(own, key=lambda row: row["budget"])]
+
+
+def flops_to(curve: Sequence[tuple[float, float]], loss: float) -> float | None:
+    """FLOPs at which a curve of decayed networks first reaches a loss, log-linearly between its budgets; None if it never does, or has done
+    so before its first (see `is_before_first`)."""
+    for (before, high), (after, low) in pairwise(curve):
+        if low <= loss <= high:
+            share = (high - loss) / (high - low) if high > low else 0.0
+            return math.exp(math.log(before) + share * (math.log(after) - math.log(before)))
+    return None
+
+
+def is_before_first(curve: Sequence[tuple[float, float]], loss: float) -> bool:
+    """Whether the curve's first network is better than this already, so that only a bound is known."""
+    return bool(curve) and curve[0][1] < loss
+
+
+@dataclass(frozen=True)
+class Saving:
+    """The share of the baseline's compute that a side saves on the way to the baseline's loss at a budget.
+
+    Args:
+        reached: seeds that reached it, of `seeds`.
+        is_bound: whether some seed was there at its first reading, so that it saves at least this.
+    """
+
+    effect: Effect | None
+    reached: int
+    seeds: int
+    is_bound: bool
+
+    def __str__(self) -> str:
+        if self.effect is None:
+            return f"not reached ({self.reached} of {self.seeds})"
+        least = "at least " if self.is_bound else ""
+        some = f", {self.reached} of {self.seeds} seeds" if self.reached < self.seeds else ""
+        return f"{least}{self.effect.mean:.0%} [{self.effect.low:.0%}, {self.effect.high:.0%}]{some}"
+
+
+def saving(rows: Iterable[Row], side: str, baseline: str, budget: float) -> Saving:
+    """Everything counted: the side's FLOPs include its parents'."""
+    rows = list(rows)
+    goals = {
+        r["seed"]: r for r in rows if r["side"] == baseline and r["split"] == "eval" and r["budget"] == budget and r["loss"]
+    }
+    found, seeds, bound = [], 0, False
+    for seed, goal in sorted(goals.items()):
+        curve = curve_of(rows, side, seed)
+        if not curve:
+            continue
+        seeds += 1
+        spent = curve[0][0] if is_before_first(curve, goal["loss"]) else flops_to(curve, goal["loss"])
+        bound |= is_before_first(curve, goal["loss"])
+        if spent is not None:
+            found.append(1 - spent / goal["flops"])
+    return Saving(effect(found) if found else None, len(found), seeds, bound)
