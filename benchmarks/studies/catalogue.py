@@ -6,7 +6,7 @@ from importlib import import_module
 
 from benchmarks.studies.study import Study
 
-NAMES = ("growth",)
+NAMES = ("growth", "depth", "targets", "fusion", "raptr", "best")
 
 
 def studies() -> dict[str, Study]:

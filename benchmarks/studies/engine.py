@@ -36,7 +36,7 @@ class Engine:
     def run(self) -> bool:
         """Measure all that is missing. False if the gate fails: then only its own sides are measured."""
         gate = self.study.gate
-        for name in (gate.better, gate.worse):
+        for name in (gate.better, *gate.worse):
             self.report(self.study.side(name))
         if not any(gate_passes(self.study, self.setting, self.rows.found.values()).values()):
             say(f"{self.study.name}: not testable at this size: {gate.says}: no")
@@ -114,8 +114,8 @@ class Engine:
                     raise
                 return {budget: {"loss": None} for budget in budgets}
         made = {budget: self._row(jobs, name) for budget, name in read.items()}
-        for name in [*read.values(), "run"]:  # later runs begin from other nodes
-            if name in jobs:
+        for name in jobs:
+            if name.startswith(("run", "at", "mean")):  # later runs begin from other nodes
                 shutil.rmtree(jobs[name].directory, ignore_errors=True)
         return made
 
@@ -129,14 +129,12 @@ class Engine:
 
         own = load(jobs[name].directory.name)
         before = past(own.parents, own.taken, load).values()
-        last = {name, *(["run"] if "run" in jobs else [])}
-        parents = [result for result in before if result.name not in last]
+        parents = [result for result in before if not result.name.startswith("run")]
         metrics = {key.removeprefix("eval_"): value for key, value in own.metrics.items()}
-        start = load_result(jobs["run"].directory) if "run" in jobs else own
-        assert start is not None
+        start = load(jobs["run"].directory.name) if "run" in jobs else own
         return {
             **metrics,
-            "loss_at_start": start.curve[0].get("eval_loss"),
+            "loss_at_start": start.curve[0].get("eval_loss") if start.curve else None,
             "flops": own.flops + sum(result.flops for result in before),
             "parents_flops": sum(result.flops for result in parents),
             "tokens": own.tokens + sum(result.tokens for result in before),

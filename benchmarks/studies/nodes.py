@@ -18,10 +18,12 @@ class Prices:
 
     Args:
         tokens: FLOPs of training on one token, by network.
+        layer: how much of that is one layer's.
         parameters: by network.
     """
 
     tokens: Mapping[str, float]
+    layer: Mapping[str, float]
     parameters: Mapping[str, int]
     target: str
 
@@ -29,6 +31,16 @@ class Prices:
     def unit(self) -> float:
         """FLOPs of the target reading one token for each of its parameters."""
         return self.parameters[self.target] * self.tokens[self.target]
+
+    def of_stage(self, stage: Stage, layers: int) -> float:
+        """FLOPs of one token, on average over a run whose steps train parts of the network."""
+        whole = self.tokens[stage.network]
+        if "subnetwork" not in stage.train:
+            return whole
+        from meristem.recipes.method_specs import SubnetworkSpec
+
+        speedup = SubnetworkSpec(**stage.train["subnetwork"]).schedule(layers, 10_000, 0, ()).layer_speedup()
+        return whole - layers * self.layer[stage.network] * (1 - 1 / speedup)
 
     @staticmethod
     def of(setting: Setting) -> Prices:
@@ -39,14 +51,20 @@ class Prices:
         from meristem.recipes.tasks.open import open_task
 
         task = open_task(TextSpec(**data_of(setting)))
-        example, tokens, parameters = task.example(), {}, {}
-        for name, entries in setting.networks.items():
+        example = {key: value.to("meta") for key, value in task.example().items()}
+
+        def count(entries: Mapping[str, Any]) -> tuple[float, int]:
             with torch.device("meta"):
                 model = task.new_model(entries, 0)
-            parameters[name] = sum(parameter.numel() for parameter in model.parameters())
-            tokens[name] = training_flops(model, {key: value.to("meta") for key, value in example.items()})
-            tokens[name] /= setting.sequence_length
-        return Prices(tokens, parameters, setting.target)
+            size = sum(parameter.numel() for parameter in model.parameters())
+            return training_flops(model, example) / setting.sequence_length, size
+
+        tokens, layer, parameters = {}, {}, {}
+        for name, entries in setting.networks.items():
+            tokens[name], parameters[name] = count(entries)
+            deeper = {**entries, "num_hidden_layers": entries["num_hidden_layers"] + 1}
+            layer[name] = count(deeper)[0] - tokens[name]
+        return Prices(tokens, layer, parameters, setting.target)
 
 
 def data_of(setting: Setting) -> dict[str, Any]:
@@ -75,20 +93,24 @@ def recipe_of(
     Args:
         rates: the learning rate of each stage.
     """
-    plan = _Plan(setting, prices, rates)
-    *before, last = side.stages
-    for number, stage in enumerate(before):
-        assert stage.until is not None
-        plan.stage(number, stage, stage.until)
-    read = plan.whole(last, budgets) if side.whole else plan.branches(last, budgets)
-    return {"data": data_of(setting), "seeds": [seed], "nodes": plan.nodes}, read
+    nodes: dict[str, Any] = {}
+    read: dict[float, str] = {}
+    runs = [(f"_{budget:g}", [budget], budget) for budget in budgets] if side.whole else [("", budgets, 1.0)]
+    for suffix, own, scale in runs:
+        plan = _Plan(setting, prices, rates, suffix)
+        for number, stage in enumerate(side.stages[:-1]):
+            assert stage.until is not None
+            plan.stage(number, stage, stage.until * scale)
+        read |= plan.whole(side.stages[-1], own[0]) if side.whole else plan.branches(side.stages[-1], own)
+        nodes |= plan.nodes
+    return {"data": data_of(setting), "seeds": [seed], "nodes": nodes}, read
 
 
 class _Plan:
     """The nodes so far, the name of the last, and what it has cost."""
 
-    def __init__(self, setting: Setting, prices: Prices, rates: Sequence[float]) -> None:
-        self.setting, self.prices, self.rates = setting, prices, rates
+    def __init__(self, setting: Setting, prices: Prices, rates: Sequence[float], suffix: str) -> None:
+        self.setting, self.prices, self.rates, self.suffix = setting, prices, rates, suffix
         self.nodes: dict[str, Any] = {}
         self.last: list[str] = []
         self.spent = 0.0  # units
@@ -97,7 +119,7 @@ class _Plan:
         """One that ends with its learning rate where it is."""
         origin = self._made(number, stage)
         tokens = self._tokens(stage, until - self.spent) / stage.members
-        names = [f"stage{number}" + (f"_{member}" if stage.members > 1 else "") for member in range(stage.members)]
+        names = [f"stage{number}{self.suffix}" + f"-{m}" * (stage.members > 1) for m in range(stage.members)]
         for member, name in enumerate(names):
             more = {"seed": member} if stage.members > 1 else {}
             self.nodes[name] = self._train(number, stage, origin, self._whole_steps(tokens), {"decay": 0.0, **more})
@@ -116,16 +138,20 @@ class _Plan:
             self.nodes[read[budget]] = {"decay": own}
         return read
 
-    def whole(self, stage: Stage, budgets: Sequence[float]) -> dict[float, str]:
-        """A run for each budget, with its own decay."""
-        number, read = len(self.rates) - 1, {}
+    def whole(self, stage: Stage, budget: float) -> dict[float, str]:
+        """A run with its own decay; of several members, the mean of their answers."""
+        number = len(self.rates) - 1
         origin = self._made(number, stage)
-        for budget in budgets:
-            read[budget] = f"run{budget:g}"
-            tokens = self._whole_steps(self._tokens(stage, budget - self.spent))
-            share = self.setting.decay * budget / (budget - self.spent)
-            self.nodes[read[budget]] = self._train(number, stage, origin, tokens, {"decay": round(share, 6)})
-        return read
+        tokens = self._whole_steps(self._tokens(stage, budget - self.spent) / stage.members)
+        share = {"decay": round(self.setting.decay * budget / (budget - self.spent), 6)}
+        if stage.members == 1:
+            self.nodes[name := f"run{self.suffix}"] = self._train(number, stage, origin, tokens, share)
+            return {budget: name}
+        names = [f"run{self.suffix}-{member}" for member in range(stage.members)]
+        for member, name in enumerate(names):
+            self.nodes[name] = self._train(number, stage, origin, tokens, {**share, "seed": member})
+        self.nodes[mean := f"mean{self.suffix}"] = {"ensemble": {"from": names, "mixture": "mean"}}
+        return {budget: mean}
 
     def _made(self, number: int, stage: Stage) -> dict[str, Any]:
         """Where a stage's network comes from."""
@@ -135,7 +161,7 @@ class _Plan:
         origin = self.last if kind == "fuse" else self.last[0]
         if kind == "fuse" and len(self.last) == 1:
             origin = self.last * 2
-        name = f"made{number}"
+        name = f"made{number}{self.suffix}"
         self.nodes[name] = {kind: {"from": origin, **options}}
         if "ligo" in options.get("method", ()):  # its fit costs too
             from meristem.recipes.work import FIT_BATCH
@@ -153,7 +179,8 @@ class _Plan:
         return {"train": {**origin, **own, **more, "trainer": dict(self.setting.trainer), **stage.train}}
 
     def _tokens(self, stage: Stage, cost: float) -> float:
-        return cost * self.prices.unit / (self.prices.tokens[stage.network] * stage.cost)
+        layers = self.setting.networks[stage.network]["num_hidden_layers"]
+        return cost * self.prices.unit / self.prices.of_stage(stage, layers)
 
     @property
     def _step(self) -> int:
@@ -165,7 +192,10 @@ class _Plan:
 
 def asked(setting: Setting, side: Side, rates: Sequence[float], budget: float, seed: int, split: str) -> dict[str, Any]:
     """All that a result depends on, whatever else is run beside it."""
-    stages = [asdict(stage) | {"network": dict(setting.networks[stage.network]), "rate": None} for stage in side.stages]
+    stages = [
+        {**asdict(stage), "network": dict(setting.networks[stage.network]), "rate": None, "cost": 1.0}
+        for stage in side.stages
+    ]
     own = {"stages": stages, "rates": list(rates), "whole": side.whole, "budget": budget, "seed": seed, "split": split}
     protocol = ("data", "task", "sequence_length", "eval_sequences", "batch_size", "warmup", "decay")
     own |= {key: getattr(setting, key) for key in protocol}

@@ -15,6 +15,7 @@ from benchmarks.studies.rows import Row
 from benchmarks.studies.study import Setting, Study
 
 LEVEL, DRAWS, ENUMERATED = 0.95, 10_000, 5
+LEAST_SEEDS = 3  # of a gate and of a verdict
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,15 @@ def differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[
 
 
 def gate_passes(study: Study, setting: Setting, rows: Iterable[Row]) -> dict[float, bool]:
-    """By budget: whether the gate's better side has a lower loss than its worse one, with the whole interval, on three seeds or more."""
+    """By budget: whether the gate's better side has a lower loss than each worse one, with the whole interval, on three seeds or more."""
     rows = list(rows)
-    better, worse = losses(rows, study.gate.better), losses(rows, study.gate.worse)
-    found = {}
-    for budget in setting.budgets:
-        paired = differences(better.get(budget, {}), worse.get(budget, {}))
-        found[budget] = len(paired) >= 3 and effect(paired).high < 0
-    return found
+    better, worse = losses(rows, study.gate.better), [losses(rows, side) for side in study.gate.worse]
+
+    def passes(budget: float) -> bool:
+        pairs = [differences(better.get(budget, {}), other.get(budget, {})) for other in worse]
+        return all(len(paired) >= LEAST_SEEDS and effect(paired).high < 0 for paired in pairs)
+
+    return {budget: passes(budget) for budget in setting.budgets}
 
 
 def curve_of(rows: Iterable[Row], side: str, seed: int) -> list[tuple[float, float]]:

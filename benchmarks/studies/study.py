@@ -21,11 +21,10 @@ class Stage:
         network: which of the setting's networks it is.
         make: how it comes from the stage before: `{"grow": {...}}` or `{"fuse": {...}}`, as in a recipe, without `from`; by default from
             random numbers.
-        until: total cost at which it ends; by default the run's end.
+        until: total cost at which it ends, of a `whole` side the share of the budget; by default the run's end.
         rate: the side by whose tuned learning rate it trains; by default the side's own.
-        members: so many networks of this kind, each from its own random numbers, which share the cost.
+        members: so many networks of this kind, each from its own random numbers, which share the cost; as a last stage, their mean is read.
         train: further options of the recipe's train node.
-        cost: FLOPs of a step relative to the whole network's, of a method that trains parts of it.
     """
 
     network: str
@@ -34,7 +33,6 @@ class Stage:
     rate: str | None = None
     members: int = 1
     train: Entries = field(default_factory=dict)
-    cost: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Side:
 
     Args:
         rate_of: the side whose search for a learning rate serves this one too, where both are one method at different moments.
-        whole: each budget is a run of its own with its decay in it (`schedule: wsd`), for methods whose schedule knows the run's length;
+        whole: each budget is a run of its own with its decay in it (`schedule: wsd`), for methods whose schedule knows the run's length:
             otherwise one stable run serves all budgets, and a decay branches off for each.
     """
 
@@ -54,7 +52,9 @@ class Side:
 
     @property
     def least(self) -> float:
-        """The cost at which the last stage begins."""
+        """The cost at which the last stage begins; 0 where that is a share of the budget."""
+        if self.whole:
+            return 0.0
         return max((stage.until for stage in self.stages[:-1] if stage.until is not None), default=0.0)
 
 
@@ -69,11 +69,11 @@ class Tune:
 
 @dataclass(frozen=True)
 class Gate:
-    """The condition under which the claim can be tested: `better` has a lower loss than `worse` at equal FLOPs, on every seed, both tuned."""
+    """The condition under which the claim can be tested: `better` has a lower loss than each of `worse` at equal FLOPs, all tuned."""
 
     says: str
     better: str
-    worse: str
+    worse: Sequence[str]
 
 
 @dataclass(frozen=True)
