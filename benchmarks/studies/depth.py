@@ -74,7 +74,7 @@ STUDY = Study(
         ),
         "medium": Setting(networks=networks(64, 2), budgets=(10, 20, 40), tune=Tune(budget=20), sequence_length=128),
         "large": Setting(
-            networks=networks(256, 4, 12), budgets=(5, 10, 20), tune=Tune(budget=10, seeds=(100,)), sequence_length=256,
+            networks=networks(256, 4, 12), budgets=(10, 20), tune=Tune(budget=20, seeds=(100,)), sequence_length=256,
             batch_size=64, trainer={"bf16": True},
         ),
     },

@@ -52,8 +52,8 @@ STUDY = Study(
             sequence_length=128,
         ),
         "large": Setting(
-            networks={"large": llama(256, 8, 4), "small": llama(128, 8, 2)}, budgets=(20, 40),
-            tune=Tune(budget=20, seeds=(100,)), sequence_length=256, batch_size=64, trainer={"bf16": True},
+            networks={"large": llama(256, 8, 4), "small": llama(128, 8, 2)}, budgets=(40,),
+            tune=Tune(budget=40, seeds=(100,)), sequence_length=256, batch_size=64, trainer={"bf16": True},
         ),
     },
     limits=["Decoders and bytes only; the paper fuses T5.", "The junction rule of `meristem diagnose` is not a side yet; its warm-up is."],

@@ -59,8 +59,8 @@ STUDY = Study(
         ),
         "large": Setting(
             networks={"large": llama(256, 8, 4), "small": llama(128, 8, 2)},
-            budgets=(5, 10, 20),
-            tune=Tune(budget=10, seeds=(100,)),
+            budgets=(10, 20),
+            tune=Tune(budget=20, seeds=(100,)),
             sequence_length=256,
             batch_size=64,
             trainer={"bf16": True},
