@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
@@ -14,6 +13,7 @@ from benchmarks.studies.nodes import Prices, asked, is_readable, recipe_of
 from benchmarks.studies.rows import Row, Rows, identity
 from benchmarks.studies.statistics import gate_passes
 from benchmarks.studies.study import Setting, Side, Study
+from benchmarks.support.terminal import say
 
 FURTHER = 5  # learning rates at most that a search goes on by, at each edge
 
@@ -142,7 +142,3 @@ class Engine:
             "parameters": own.parameters,
             "revision": own.made_by["revision"][:12],
         }
-
-
-def say(*words: object) -> None:
-    print(*words, file=sys.stderr, flush=True)

@@ -27,7 +27,9 @@ STUDY = Study(
     title="Growth in width",
     question="How much of the compute to a large network's loss is saved by training a network of half its width first, and how does the "
     "saving change with the length of training?",
-    gate=Gate("the large network beats the small one alone at equal FLOPs, both tuned", better="scratch", worse=("small",)),
+    gate=Gate(
+        "the large network beats the small one alone at equal FLOPs, both tuned", better="scratch", worse=("small",)
+    ),
     sides=[
         Side("scratch", [Stage("large")]),
         Side("small", [Stage("small")]),
@@ -37,7 +39,10 @@ STUDY = Study(
         Claim("zero_padding@8", "MSG, arXiv:2305.02869: 1.4x (GPT-2) to 2.2x (BERT-large)"),
         Claim("hypercloning@8", "HyperCloning, arXiv:2409.12903: 2.2 to 4x"),
         Claim("lemon@8", "LEMON, arXiv:2310.07999: 33 to 56 % saved"),
-        Claim("shrink_perturb@8", "arXiv:2605.13405: as good as elaborate operators at a factor of two; largest below 20 tokens per parameter"),
+        Claim(
+            "shrink_perturb@8",
+            "arXiv:2605.13405: as good as elaborate operators at a factor of two; largest below 20 tokens per parameter",
+        ),
         Claim("ligo@8", "LiGO, arXiv:2303.00980: 44 to 55 % saved"),
     ],
     settings={

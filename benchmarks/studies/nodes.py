@@ -46,6 +46,7 @@ class Prices:
     def of(setting: Setting) -> Prices:
         """Counted on shapes, as the recipes count."""
         import torch
+
         from meristem.anatomy.flops import training_flops
         from meristem.recipes.data_specs import TextSpec
         from meristem.recipes.tasks.open import open_task

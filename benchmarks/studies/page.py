@@ -33,7 +33,9 @@ def write_pages(root: Path) -> None:
     for study in studies().values():
         for finding in found[study.name]:
             draw(finding, rows / f"{study.name}.{finding.name}.png")
-        (docs / f"{study.name}.md").write_text(HEAD + study_page(study, found[study.name], docs, rows), encoding="utf-8")
+        (docs / f"{study.name}.md").write_text(
+            HEAD + study_page(study, found[study.name], docs, rows), encoding="utf-8"
+        )
     (root / "docs" / "studies.md").write_text(HEAD + summary(found), encoding="utf-8")
 
 
@@ -60,10 +62,23 @@ def _summary_rows(found: dict[str, list[Finding]]) -> Iterable[list[str]]:
         for finding in found[study.name]:
             where = f"{link} ({finding.name})"
             if finding.gate_is_measured and finding.tested_at is None:
-                yield [where, f"{len(study.claims)} claims", f"{study.gate.says}: fails", "", "", "not testable at this size"]
+                yield [
+                    where,
+                    f"{len(study.claims)} claims",
+                    f"{study.gate.says}: fails",
+                    "",
+                    "",
+                    "not testable at this size",
+                ]
                 continue
             for claim in study.claims:
-                yield [where, f"`{claim.side}`: {claim.says}", finding.gate_in_words(), *_effect(finding, claim.side), finding.verdict(claim)]
+                yield [
+                    where,
+                    f"`{claim.side}`: {claim.says}",
+                    finding.gate_in_words(),
+                    *_effect(finding, claim.side),
+                    finding.verdict(claim),
+                ]
 
 
 def _effect(finding: Finding, side: str) -> list[str]:
@@ -76,7 +91,13 @@ def _effect(finding: Finding, side: str) -> list[str]:
 
 def study_page(study: Study, found: Sequence[Finding], docs: Path, rows: Path) -> str:
     """Question, gate, protocol, table, verdict, limits; the largest setting first."""
-    parts = [f"# {study.title}", "", f"**Question.** {study.question}", "", f"**Gate.** {study.gate.says[0].upper()}{study.gate.says[1:]}."]
+    parts = [
+        f"# {study.title}",
+        "",
+        f"**Question.** {study.question}",
+        "",
+        f"**Gate.** {study.gate.says[0].upper()}{study.gate.says[1:]}.",
+    ]
     if not found:
         parts += ["", "Not run yet."]
     for finding in found:
@@ -102,7 +123,11 @@ def _protocol(finding: Finding) -> str:
 
 
 def _network(name: str, entries: Any) -> str:
-    shape = [f"{entries[key]} {what}" for key, what in (("num_hidden_layers", "layers"), ("hidden_size", "wide")) if key in entries]
+    shape = [
+        f"{entries[key]} {what}"
+        for key, what in (("num_hidden_layers", "layers"), ("hidden_size", "wide"))
+        if key in entries
+    ]
     return f"{name}, {entries['model_type']} of {' x '.join(shape)}"
 
 
@@ -128,12 +153,18 @@ def _results(finding: Finding) -> list[str]:
             if gap is None:
                 cells.append("" if is_readable(finding.setting, side, budget) else "-")
             elif side.name == base:
-                own = [r["loss"] for r in finding.rows if r["side"] == base and r["budget"] == budget and r["split"] == "eval"]
+                own = [
+                    r["loss"]
+                    for r in finding.rows
+                    if r["side"] == base and r["budget"] == budget and r["split"] == "eval"
+                ]
                 cells.append(f"loss {sum(own) / len(own):.4f}")
             else:
                 seeds = f" ({gap.seeds} seeds)" if gap.seeds < 3 else ""
                 cells.append(f"{gap}, {finding.saved(side.name, budget)}{seeds}")
-        rates = sorted({f"{row['rate']:g}" for row in finding.rows if row["side"] == side.name and row["split"] == "eval"})
+        rates = sorted(
+            {f"{row['rate']:g}" for row in finding.rows if row["side"] == side.name and row["split"] == "eval"}
+        )
         if any(cells) and rates:
             lines.append([f"`{side.name}`", ", ".join(rates), *cells])
     head = [f"budget {budget:g}" + ("" if finding.gates[budget] else " (gate not passed)") for budget in budgets]
@@ -148,7 +179,11 @@ def _verdicts(finding: Finding) -> list[str]:
         f"- `{claim.side}` ({claim.says}): {finding.verdict(claim)}; {' saved: '.join(filter(None, _effect(finding, claim.side)))}"
         for claim in finding.study.claims
     ]
-    return [f"**Verdict** at {budget:g} bytes for each parameter, the largest budget at which the gate passes:", "", *said]
+    return [
+        f"**Verdict** at {budget:g} bytes for each parameter, the largest budget at which the gate passes:",
+        "",
+        *said,
+    ]
 
 
 def _listed(values: Iterable[Any]) -> str:

@@ -8,18 +8,9 @@ from pathlib import Path
 
 from benchmarks.studies.nodes import asked
 from benchmarks.studies.rows import Row, Rows, identity
-from benchmarks.studies.statistics import (
-    LEAST_SEEDS,
-    Effect,
-    Saving,
-    differences,
-    effect,
-    gate_passes,
-    losses,
-    saving,
-)
+from benchmarks.studies.statistics import LEAST_SEEDS, Saving, differences, gate_passes, losses, saving
 from benchmarks.studies.study import Claim, Setting, Study
-
+from benchmarks.support.statistics import Effect, effect
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,9 @@ class Finding:
         """At every budget, on enough seeds."""
         sides = (self.study.gate.better, *self.study.gate.worse)
         return all(
-            len(losses(self.rows, side).get(budget, {})) >= LEAST_SEEDS for side in sides for budget in self.setting.budgets
+            len(losses(self.rows, side).get(budget, {})) >= LEAST_SEEDS
+            for side in sides
+            for budget in self.setting.budgets
         )
 
     @property

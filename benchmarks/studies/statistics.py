@@ -1,52 +1,17 @@
-"""One place for statistics: paired differences with bootstrap intervals, the gate, and the compute saved to the same loss."""
+"""What rows say in numbers: losses by budget and seed, paired differences, the gate, and the compute saved to the same loss."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import mean
-
-import numpy as np
 
 from benchmarks.studies.rows import Row
 from benchmarks.studies.study import Setting, Study
+from benchmarks.support.statistics import Effect, effect
 
-LEVEL, DRAWS, ENUMERATED = 0.95, 10_000, 5
 LEAST_SEEDS = 3  # of a gate and of a verdict
-
-
-@dataclass(frozen=True)
-class Effect:
-    """The mean of paired differences, and the bootstrap's interval at 95 %."""
-
-    mean: float
-    low: float
-    high: float
-    seeds: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
-
-
-def effect(values: Sequence[float]) -> Effect:
-    """Of paired differences, one for each seed: their mean with the percentile bootstrap's interval, by all resamples of up to five values, by
-    10,000 draws of more. With three seeds it is about the range of the three, and says no more.
-
-    Raises:
-        ValueError: for no values.
-    """
-    if not values:
-        raise ValueError("no paired differences")
-    if len(values) <= ENUMERATED:
-        means = np.array([mean(drawn) for drawn in itertools.product(values, repeat=len(values))])
-    else:
-        drawn = np.random.default_rng(0).choice(np.asarray(values), (DRAWS, len(values)))
-        means = drawn.mean(1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Effect(mean(values), float(low), float(high), len(values))
 
 
 def losses(rows: Iterable[Row], side: str) -> dict[float, dict[int, float]]:
@@ -77,7 +42,9 @@ def gate_passes(study: Study, setting: Setting, rows: Iterable[Row]) -> dict[flo
 
 def curve_of(rows: Iterable[Row], side: str, seed: int) -> list[tuple[float, float]]:
     """(FLOPs, loss) of one seed's decayed networks, by rising budget."""
-    own = [r for r in rows if r["side"] == side and r["split"] == "eval" and r["seed"] == seed and r["loss"] is not None]
+    own = [
+        r for r in rows if r["side"] == side and r["split"] == "eval" and r["seed"] == seed and r["loss"] is not None
+    ]
     return [(row["flops"], row["loss"]) for row in sorted(own, key=lambda row: row["budget"])]
 
 
@@ -122,7 +89,9 @@ def saving(rows: Iterable[Row], side: str, baseline: str, budget: float) -> Savi
     """Everything counted: the side's FLOPs include its parents'."""
     rows = list(rows)
     goals = {
-        r["seed"]: r for r in rows if r["side"] == baseline and r["split"] == "eval" and r["budget"] == budget and r["loss"]
+        r["seed"]: r
+        for r in rows
+        if r["side"] == baseline and r["split"] == "eval" and r["budget"] == budget and r["loss"]
     }
     found, seeds, bound = [], 0, False
     for seed, goal in sorted(goals.items()):

@@ -34,7 +34,9 @@ STUDY = Study(
         Claim("zero_padding", "MSG, arXiv:2305.02869: 1.4x to 2.2x"),
     ],
     settings={
-        "tiny": Setting(networks=RUNG, budgets=(10, 20, 40), tune=Tune(budget=20, seeds=(100,), rates=(4e-3, 8e-3, 16e-3))),
+        "tiny": Setting(
+            networks=RUNG, budgets=(10, 20, 40), tune=Tune(budget=20, seeds=(100,), rates=(4e-3, 8e-3, 16e-3))
+        ),
     },
     limits=["One pair of rungs, scaled down.", "Mixtures of experts (upcycling) are not a side yet."],
 )

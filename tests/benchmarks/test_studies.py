@@ -4,14 +4,16 @@ import math
 from dataclasses import replace
 
 import pytest
+
 from benchmarks.studies.catalogue import studies
 from benchmarks.studies.engine import Engine
 from benchmarks.studies.nodes import Prices, asked, is_readable, recipe_of
 from benchmarks.studies.page import study_page, summary
 from benchmarks.studies.results import Finding, findings
 from benchmarks.studies.rows import Rows, identity
-from benchmarks.studies.statistics import effect, flops_to, gate_passes, saving
+from benchmarks.studies.statistics import flops_to, gate_passes, saving
 from benchmarks.studies.study import Claim, Gate, Setting, Side, Stage, Study, Tune, llama
+from benchmarks.support.statistics import effect
 
 SETTING = Setting(
     networks={"large": llama(16, 2, 2), "small": llama(8, 2, 1)},
@@ -151,7 +153,9 @@ def test_the_gate_wants_three_seeds_and_the_whole_interval(better, passes):
 
 def test_a_study_whose_gate_fails_says_so_and_measures_nothing_else(tmp_path, monkeypatch):
     engine = engine_at(tmp_path)
-    engine.rows.add([row(side, s, b, loss) for side, loss in (("scratch", 2.4), ("small", 2.3)) for s in range(3) for b in (2, 4)])
+    engine.rows.add(
+        [row(side, s, b, loss) for side, loss in (("scratch", 2.4), ("small", 2.3)) for s in range(3) for b in (2, 4)]
+    )
     monkeypatch.setattr(engine, "rate_of", lambda side: 1e-3)
     monkeypatch.setattr(engine, "_run", lambda *arguments: pytest.fail("it ran something"))
     assert engine.run() is False
@@ -163,7 +167,12 @@ def test_a_study_whose_gate_fails_says_so_and_measures_nothing_else(tmp_path, mo
 
 def test_pages_say_what_the_rows_say(tmp_path, monkeypatch):
     losses = {"scratch": (3.0, 2.5), "small": (2.9, 2.6), "grown": (2.75, 2.25)}
-    rows = [row(side, s, b, l + s / 100) for side, own in losses.items() for s in range(3) for b, l in zip((2, 4), own, strict=True)]
+    rows = [
+        row(side, s, b, loss + s / 100)
+        for side, own in losses.items()
+        for s in range(3)
+        for b, loss in zip((2, 4), own, strict=True)
+    ]
     Rows(tmp_path / "toy.toy.jsonl").add([*rows, {**rows[0], "id": "of another definition", "loss": 9.0}])
     monkeypatch.setattr("benchmarks.studies.page.studies", lambda: {"toy": STUDY})
     said = summary({"toy": findings(STUDY, tmp_path)})
@@ -184,8 +193,13 @@ def test_the_sides_of_every_study_are_recipes(study, name, monkeypatch):
 
     monkeypatch.setattr("benchmarks.studies.nodes._source", lambda data: "python-stdlib")
     setting = study.settings[name]
-    sizes = {network: 12 * entries["num_hidden_layers"] * entries["hidden_size"] ** 2 for network, entries in setting.networks.items()}
-    prices = Prices(sizes, {n: s / (setting.networks[n]["num_hidden_layers"] + 2) for n, s in sizes.items()}, sizes, setting.target)
+    sizes = {
+        network: 12 * entries["num_hidden_layers"] * entries["hidden_size"] ** 2
+        for network, entries in setting.networks.items()
+    }
+    prices = Prices(
+        sizes, {n: s / (setting.networks[n]["num_hidden_layers"] + 2) for n, s in sizes.items()}, sizes, setting.target
+    )
     for side in study.sides:
         budgets = [budget for budget in setting.budgets if is_readable(setting, side, budget)]
         assert side.rate_of or setting.tune.budget in budgets, f"{side.name} cannot be tuned"
