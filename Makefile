@@ -10,7 +10,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 WORKERS ?= 2
-STUDIES ?= growth fusion depth targets raptr best
+STUDIES ?=
 SETTING ?= tiny
 
 .PHONY: demo test test-all lint format bench studies clean
@@ -38,7 +38,7 @@ bench: .venv/installed
 	for benchmark in benchmarks/[a-z]*.py; do $(BIN)/python $$benchmark --small || exit 1; done
 
 studies: .venv/installed
-	for study in $(STUDIES); do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks run $$study --setting $(SETTING) || exit 1; done
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks run $(STUDIES) --setting $(SETTING)
 	$(BIN)/python -m benchmarks report
 
 clean:

@@ -1,4 +1,5 @@
-"""`python -m benchmarks run NAME [--setting tiny]` runs a study and goes on where it stood; `python -m benchmarks report` writes all pages."""
+"""`python -m benchmarks run [NAMES] [--setting tiny]` runs studies, all by default, and goes on where they stood; `python -m benchmarks report` writes all
+pages. A study that has no such setting is passed over."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     running = verbs.add_parser("run", help="measure what is missing of a study")
-    running.add_argument("name")
+    running.add_argument("names", nargs="*", help="all by default, in the order of their value")
     running.add_argument("--setting", default="tiny")
     running.add_argument("--seeds", type=int, nargs="+", default=[], help="reported ones; the setting's by default")
     running.add_argument("--out", type=Path, default=ROOT / "runs" / "studies", help="checkpoints, to be thrown away")
@@ -36,15 +37,20 @@ def _run(given: argparse.Namespace) -> int:
     from benchmarks.studies.rows import Rows
 
     known = studies()
-    if given.name not in known:
-        print(f"there is no study {given.name!r}; studies are {', '.join(known)}", file=sys.stderr)
+    names = given.names or list(known)
+    for name in names:
+        if name not in known:
+            print(f"there is no study {name!r}; studies are {', '.join(known)}", file=sys.stderr)
+            return 2
+    found = [name for name in names if given.setting in known[name].settings]
+    if not found:
+        settings = dict.fromkeys(setting for name in names for setting in known[name].settings)
+        print(f"there is no setting {given.setting!r}; settings are {', '.join(settings)}", file=sys.stderr)
         return 2
-    study = known[given.name]
-    if given.setting not in study.settings:
-        print(f"{given.name} has no setting {given.setting!r}; it has {', '.join(study.settings)}", file=sys.stderr)
-        return 2
-    rows = Rows(given.rows / f"{given.name}.{given.setting}.jsonl")
-    Engine(study, study.settings[given.setting], rows, given.out / f"{given.name}-{given.setting}", given.seeds).run()
+    for name in found:
+        rows = Rows(given.rows / f"{name}.{given.setting}.jsonl")
+        setting, out = known[name].settings[given.setting], given.out / f"{name}-{given.setting}"
+        Engine(known[name], setting, rows, out, given.seeds).run()
     return 0
 
 

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from benchmarks.studies.study import Study
 
-NAMES = ("growth", "depth", "targets", "fusion", "raptr", "best")
+NAMES = ("growth", "best", "fusion", "depth", "raptr", "targets")
 
 
 def studies() -> dict[str, Study]:

@@ -68,11 +68,13 @@ class Saving:
     """The share of the baseline's compute that a side saves on the way to the baseline's loss at a budget.
 
     Args:
+        given: the same where the parents are there already and count nothing.
         reached: seeds that reached it, of `seeds`.
         is_bound: whether some seed was there at its first reading, so that it saves at least this.
     """
 
     effect: Effect | None
+    given: Effect | None
     reached: int
     seeds: int
     is_bound: bool
@@ -86,14 +88,17 @@ class Saving:
 
 
 def saving(rows: Iterable[Row], side: str, baseline: str, budget: float) -> Saving:
-    """Everything counted: the side's FLOPs include its parents'."""
+    """Everything counted: the side's FLOPs include its parents'; and beside that, as if these were given."""
     rows = list(rows)
     goals = {
         r["seed"]: r
         for r in rows
         if r["side"] == baseline and r["split"] == "eval" and r["budget"] == budget and r["loss"]
     }
-    found, seeds, bound = [], 0, False
+    found: list[float] = []
+    given: list[float] = []
+    seeds, bound = 0, False
+    parents = {r["seed"]: r["parents_flops"] for r in rows if r["side"] == side and r["split"] == "eval" and r["loss"]}
     for seed, goal in sorted(goals.items()):
         curve = curve_of(rows, side, seed)
         if not curve:
@@ -103,4 +108,7 @@ def saving(rows: Iterable[Row], side: str, baseline: str, budget: float) -> Savi
         bound |= is_before_first(curve, goal["loss"])
         if spent is not None:
             found.append(1 - spent / goal["flops"])
-    return Saving(effect(found) if found else None, len(found), seeds, bound)
+            given.append(1 - (spent - parents[seed]) / goal["flops"])
+    if not found:
+        return Saving(None, None, 0, seeds, bound)
+    return Saving(effect(found), effect(given), len(found), seeds, bound)
