@@ -35,8 +35,8 @@ STUDY = Study(
         Side("ensemble", [Stage("small", rate="small", members=2)], rate_of="small", whole=True),
     ],
     claims=[
-        Claim("plain", "Deep Fusion, arXiv:2306.11903: beats the same network from random numbers, in less time"),
-        Claim("self", "self-fusion, arXiv:2306.11903: beats the same network from random numbers"),
+        Claim("plain", "Deep Fusion, arXiv:2306.11903: standard training's quality or better, in significantly less time"),
+        Claim("self", "self-fusion, arXiv:2306.11903: standard training's quality or better"),
         Claim("grouped", "ours: the exact form"),
         Claim("equalised", "ours: norms equalised before"),
         Claim("grouped_warmup", "dynamics: a warm-up at the junction helps"),

@@ -38,12 +38,12 @@ STUDY = Study(
     claims=[
         Claim("zero_padding@8", "MSG, arXiv:2305.02869: 1.4x (GPT-2) to 2.2x (BERT-large)"),
         Claim("hypercloning@8", "HyperCloning, arXiv:2409.12903: 2.2 to 4x"),
-        Claim("lemon@8", "LEMON, arXiv:2310.07999: 33 to 56 % saved"),
+        Claim("lemon@8", "LEMON, arXiv:2310.07999: 33 % (BERT) to 57 % (ViT) saved"),
         Claim(
             "shrink_perturb@8",
             "arXiv:2605.13405: as good as elaborate operators at a factor of two; largest below 20 tokens per parameter",
         ),
-        Claim("ligo@8", "LiGO, arXiv:2303.00980: 44 to 55 % saved"),
+        Claim("ligo@8", "LiGO, arXiv:2303.00980: up to 50 % saved, about 45 % of BERT's FLOPs"),
     ],
     settings={
         "tiny": Setting(

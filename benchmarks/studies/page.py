@@ -12,7 +12,7 @@ from benchmarks.studies.nodes import is_readable
 from benchmarks.studies.picture import draw
 from benchmarks.studies.results import Finding, findings
 from benchmarks.studies.statistics import LEAST_SEEDS
-from benchmarks.studies.study import Study
+from benchmarks.studies.study import Claim, Study
 
 PROTOCOL = """\
 Every side spends the same counted FLOPs, all of its parents included. A learning rate stays where it is and then falls to zero over the last
@@ -175,15 +175,22 @@ def _verdicts(finding: Finding) -> list[str]:
     budget = finding.tested_at
     if budget is None:
         return ["**Verdict.** None yet: the gate is not measured on three seeds."]
-    said = [
-        f"- `{claim.side}` ({claim.says}): {finding.verdict(claim)}; {' saved: '.join(filter(None, _effect(finding, claim.side)))}"
-        for claim in finding.study.claims
-    ]
+    said = [_said(finding, claim, budget) for claim in finding.study.claims]
     return [
         f"**Verdict** at {budget:g} bytes for each parameter, the largest budget at which the gate passes:",
         "",
         *said,
     ]
+
+
+def _said(finding: Finding, claim: Claim, budget: float) -> str:
+    """One line: the claim, the verdict, the effect, the saving, and that with parents given."""
+    line, saved = f"- `{claim.side}` ({claim.says}): {finding.verdict(claim)}", finding.saved(claim.side, budget)
+    gap = finding.gap(claim.side, budget)
+    if gap is None:
+        return line
+    given = f"; {saved.given.mean:.0%} with the parents given" if saved.given else ""
+    return f"{line}; {gap}; saved: {saved}{given}"
 
 
 def _listed(values: Iterable[Any]) -> str:

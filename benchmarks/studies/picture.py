@@ -31,7 +31,8 @@ def draw(finding: Finding, file: Path) -> None:
             xscale="log", xlabel="total compute, TFLOPs (parents included)", ylabel="evaluation loss, nats per token"
         )
         axes.grid(alpha=0.25, which="both")
-        axes.legend(fontsize=7, ncols=2)
+        if shown:
+            axes.legend(fontsize=7, ncols=2)
 
 
 def _points(rows: Sequence[Row], side: str) -> dict[float, list[Row]]:

@@ -53,9 +53,9 @@ STUDY = Study(
         stacked(),
     ],
     claims=[
-        Claim("raptr", "RAPTR, arXiv:2402.05913: 20 to 33 % fewer FLOPs to an equal or lower loss"),
+        Claim("raptr", "RAPTR, arXiv:2402.05913: an equal or lower loss with 1.2 to 1.33x fewer FLOPs"),
         Claim("constant_9", "arXiv:2402.05913: behind RAPTR"),
-        Claim("progressive_layer_dropping", "arXiv:2010.13369: 24 % less time; arXiv:2402.05913: behind RAPTR"),
+        Claim("progressive_layer_dropping", "arXiv:2010.13369: 24 % less time for each sample; behind RAPTR in arXiv:2402.05913"),
         Claim("gradual_stacking", "arXiv:2402.05913: behind RAPTR on UL2"),
     ],
     settings={

@@ -98,7 +98,8 @@ def saving(rows: Iterable[Row], side: str, baseline: str, budget: float) -> Savi
     found: list[float] = []
     given: list[float] = []
     seeds, bound = 0, False
-    parents = {r["seed"]: r["parents_flops"] for r in rows if r["side"] == side and r["split"] == "eval" and r["loss"]}
+    own = [r for r in rows if r["side"] == side and r["split"] == "eval" and r["loss"]]
+    parents = {r["seed"]: r["parents_flops"] for r in sorted(own, key=lambda row: row["budget"] == budget)}
     for seed, goal in sorted(goals.items()):
         curve = curve_of(rows, side, seed)
         if not curve:

@@ -13,7 +13,7 @@ from benchmarks.studies.results import Finding, findings
 from benchmarks.studies.rows import Rows, identity
 from benchmarks.studies.statistics import flops_to, gate_passes, saving
 from benchmarks.studies.study import Claim, Gate, Setting, Side, Stage, Study, Tune, llama
-from benchmarks.support.statistics import effect
+from benchmarks.support.statistics import effect, sign_flip, t_test
 
 SETTING = Setting(
     networks={"large": llama(16, 2, 2), "small": llama(8, 2, 1)},
@@ -138,8 +138,10 @@ def test_flops_to_a_loss_lie_between_budgets_log_linearly():
 def test_the_saving_has_the_right_value_and_says_when_it_is_a_bound():
     base = [row("scratch", seed, b, loss) for seed in range(3) for b, loss in ((2, 3.0), (4, 2.5))]
     ours = [row("grown", seed, b, loss) for seed in range(3) for b, loss in ((2, 2.75), (4, 2.25))]
+    ours = [{**own, "parents_flops": 1e9} for own in ours]
     found = saving([*base, *ours], "grown", "scratch", 4)
     assert found.effect.mean == pytest.approx(1 - 2 * 2**0.5 / 4)
+    assert found.given.mean == pytest.approx(1 - (2 * 2**0.5 - 1) / 4)
     assert (found.reached, found.is_bound) == (3, False)
     assert saving([*base, *ours], "grown", "scratch", 2).is_bound
 
@@ -217,3 +219,12 @@ def test_a_side_has_the_same_identity_whatever_runs_beside_it():
     one, other = (asked(setting, STUDY.side("grown"), [1e-3, 1e-3], 4, 0, "eval") for setting in (SETTING, more))
     assert identity(one) == identity(other)
     assert identity(one) != identity(asked(SETTING, STUDY.side("grown"), [1e-3, 2e-3], 4, 0, "eval"))
+
+
+def test_tests_of_paired_differences():
+    """Of three positive differences, 2 of 8 sign patterns are as far from zero; equal scores have no p."""
+    assert sign_flip([1.0, 2.0, 3.0]) == pytest.approx(2 / 8)
+    assert t_test([1.0, 2.0], [1.0, 2.0]) is None
+    assert t_test([1.0, 2.0, 3.0]) == pytest.approx(
+        0.0742, abs=1e-4
+    )  # t = 2 / (1 / sqrt(3)) = 3.46 with 2 degrees of freedom
