@@ -4,6 +4,7 @@ pages. A study that has no such setting is passed over."""
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     running.add_argument("names", nargs="*", help="all by default, in the order of their value")
     running.add_argument("--setting", default="tiny")
     running.add_argument("--seeds", type=int, nargs="+", default=[], help="reported ones; the setting's by default")
+    running.add_argument("--workers", type=int, default=1, help="processes side by side, which share the work")
     running.add_argument("--out", type=Path, default=ROOT / "runs" / "studies", help="checkpoints, to be thrown away")
     running.add_argument("--rows", type=Path, default=ROOT / "results" / "studies", help="where results are kept")
     verbs.add_parser("report", help="pages and pictures, from the rows alone")
@@ -33,8 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> int:
     from benchmarks.studies.catalogue import studies
-    from benchmarks.studies.engine import Engine
-    from benchmarks.studies.rows import Rows
 
     known = studies()
     names = given.names or list(known)
@@ -47,11 +47,28 @@ def _run(given: argparse.Namespace) -> int:
         settings = dict.fromkeys(setting for name in names for setting in known[name].settings)
         print(f"there is no setting {given.setting!r}; settings are {', '.join(settings)}", file=sys.stderr)
         return 2
-    for name in found:
-        rows = Rows(given.rows / f"{name}.{given.setting}.jsonl")
-        setting, out = known[name].settings[given.setting], given.out / f"{name}-{given.setting}"
-        Engine(known[name], setting, rows, out, given.seeds).run()
-    return 0
+    spawn = multiprocessing.get_context("spawn")
+    others = [
+        spawn.Process(target=_measure, args=(found, given, turn), daemon=True) for turn in range(1, given.workers)
+    ]
+    for other in others:
+        other.start()
+    _measure(found, given, 0)
+    for other in others:
+        other.join()
+    return max([0, *(abs(other.exitcode or 0) for other in others)])
+
+
+def _measure(names: list[str], given: argparse.Namespace, turn: int) -> None:
+    """What is missing of these studies, in one process of several."""
+    from benchmarks.studies.catalogue import studies
+    from benchmarks.studies.engine import Engine
+    from benchmarks.studies.rows import Rows
+
+    for name in names:
+        study, rows = studies()[name], Rows(given.rows / f"{name}.{given.setting}.jsonl")
+        out = given.out / f"{name}-{given.setting}"
+        Engine(study, study.settings[given.setting], rows, out, given.seeds, turn).run()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from filelock import FileLock
+
 from benchmarks.studies.nodes import Prices, asked, is_readable, recipe_of
 from benchmarks.studies.rows import Row, Rows, identity
 from benchmarks.studies.statistics import gate_passes
@@ -25,10 +27,13 @@ class Engine:
         rows: what is measured already, and where more is kept.
         out: for checkpoints, which can be thrown away.
         seeds: reported ones; the setting's by default.
+        turn: which of several processes this is, that share rows and checkpoints: each begins elsewhere and waits for what another is at.
     """
 
-    def __init__(self, study: Study, setting: Setting, rows: Rows, out: Path, seeds: Sequence[int] = ()) -> None:
-        self.study, self.setting, self.rows, self.out = study, setting, rows, out
+    def __init__(
+        self, study: Study, setting: Setting, rows: Rows, out: Path, seeds: Sequence[int] = (), turn: int = 0
+    ) -> None:
+        self.study, self.setting, self.rows, self.out, self.turn = study, setting, rows, out, turn
         self.seeds = list(seeds or setting.seeds)
         self._prices: Prices | None = None
         self._task: Any = None
@@ -36,19 +41,25 @@ class Engine:
     def run(self) -> bool:
         """Measure all that is missing. False if the gate fails: then only its own sides are measured."""
         gate = self.study.gate
-        for name in (gate.better, *gate.worse):
+        for name in self._in_turn((gate.better, *gate.worse)):
             self.report(self.study.side(name))
+        self.rows.read()
         if not any(gate_passes(self.study, self.setting, self.rows.found.values()).values()):
             say(f"{self.study.name}: not testable at this size: {gate.says}: no")
             return False
-        for side in self.study.sides:
+        for side in self._in_turn(self.study.sides):
             self.report(side)
         return True
+
+    def _in_turn(self, values: Iterable[Any]) -> list[Any]:
+        values = list(values)
+        start = self.turn % len(values) if values else 0
+        return values[start:] + values[:start]
 
     def report(self, side: Side) -> None:
         """The side's losses on the reported seeds, at all budgets that it can be read at."""
         budgets = [budget for budget in self.setting.budgets if is_readable(self.setting, side, budget)]
-        for seed in self.seeds:
+        for seed in self._in_turn(self.seeds):
             self.measure(side, self.rate_of(side), budgets, seed, "eval")
 
     def rate_of(self, side: Side) -> float:
@@ -59,7 +70,7 @@ class Engine:
         losses: dict[float, float] = {}
 
         def attempt(rates: Iterable[float]) -> float:
-            for rate in rates:
+            for rate in self._in_turn(rates):
                 found = [self.measure(side, rate, [tune.budget], seed, "tune")[0] for seed in tune.seeds]
                 losses[rate] = mean(row["loss"] if row["loss"] is not None else math.inf for row in found)
             return min(losses, key=lambda rate: losses[rate])
@@ -78,13 +89,18 @@ class Engine:
         """A row for each budget."""
         rates = [self.rate_of(self.study.side(stage.rate)) if stage.rate else rate for stage in side.stages]
         ids = {b: identity(asked(self.setting, side, rates, b, seed, split)) for b in budgets}
-        self.rows.read()
-        missing = [budget for budget in budgets if ids[budget] not in self.rows.found]
-        if missing:
-            say(f"{side.name}: rate {rate:g}, seed {seed}, {split}, budgets {', '.join(f'{b:g}' for b in missing)}")
-            fixed = {"side": side.name, "split": split, "seed": seed, "rate": rate, "rates": rates}
-            made = self._run(side, rates, missing, seed, split)
-            self.rows.add([{"id": ids[b], **fixed, "budget": b, **made[b]} for b in missing])
+        if all(own in self.rows.found for own in ids.values()):
+            return [self.rows.found[ids[budget]] for budget in budgets]
+        self.out.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.out / f".{ids[budgets[-1]]}.lock"):
+            self.rows.read()
+            missing = [budget for budget in budgets if ids[budget] not in self.rows.found]
+            if missing:
+                said = ", ".join(f"{budget:g}" for budget in missing)
+                say(f"{self.study.name}, {side.name}: rate {rate:g}, seed {seed}, {split}, budgets {said}")
+                fixed = {"side": side.name, "split": split, "seed": seed, "rate": rate, "rates": rates}
+                made = self._run(side, rates, missing, seed, split)
+                self.rows.add([{"id": ids[b], **fixed, "budget": b, **made[b]} for b in missing])
         return [self.rows.found[ids[budget]] for budget in budgets]
 
     def _run(

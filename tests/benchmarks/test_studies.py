@@ -1,6 +1,8 @@
 """The studies' engine: equal compute, one search for all, rows that are never measured twice, statistics with known values, pages from rows."""
 
 import math
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -228,3 +230,27 @@ def test_tests_of_paired_differences():
     assert t_test([1.0, 2.0, 3.0]) == pytest.approx(
         0.0742, abs=1e-4
     )  # t = 2 / (1 / sqrt(3)) = 3.46 with 2 degrees of freedom
+
+
+def test_processes_that_share_the_work_do_nothing_twice(tmp_path, monkeypatch):
+    """Two engines over the same files: every unit is run once, and both end with all rows."""
+    ran, lock = [], threading.Lock()
+
+    def pretend(self, side, rates, budgets, seed, split):
+        time.sleep(0.01)
+        with lock:
+            ran.append((side.name, rates[-1], seed, split))
+        return {
+            b: {"loss": 1 / b + ("small" in side.name) + abs(math.log2(rates[-1] / 2e-3)), "flops": b} for b in budgets
+        }
+
+    monkeypatch.setattr(Engine, "_run", pretend)
+    engines = [Engine(STUDY, SETTING, Rows(tmp_path / "rows.jsonl"), tmp_path / "out", turn=turn) for turn in range(2)]
+    threads = [threading.Thread(target=engine.run) for engine in engines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ran) == len(set(ran)) > 40
+    found = Rows(tmp_path / "rows.jsonl").found.values()
+    assert sum(row["split"] == "eval" for row in found) == len(STUDY.sides) * len(SETTING.seeds) * len(SETTING.budgets)
