@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, Layout, UnitMap
 from meristem.anatomy import Anatomy, BlockList, Builder, TensorAnatomy
+from meristem.anatomy.axis_ref import kind_of
+from meristem.anatomy.heads import GROUP, HEAD_DIM, Heads, are_queries
+from meristem.anatomy.shared_names import names_of_parameters
 from meristem.anatomy.unit_lists import units_of
 from meristem.errors import AnatomyError
 
@@ -198,10 +201,7 @@ class GrowthPlan:
     def _shared_names(self) -> dict[str, set[str]]:
         """For every name in the large network's state dict, all names of the same tensor."""
         model = self._large
-        groups: dict[int, set[str]] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            groups.setdefault(id(parameter), set()).add(name)
-        shared = {name: group for group in groups.values() for name in group}
+        shared = {name: set(names) for names in names_of_parameters(model) for name in names}
         return {name: shared.get(name, {name}) for name in model.state_dict()}
 
     @cached_property
@@ -287,8 +287,8 @@ class GrowthPlan:
             return share_map(self.layers[axis], depth) if axis in self.layers else AxisMap.identity(depth)
         if axis in self.source.axes:
             return AxisMap.identity(self.source.axes[axis].size)
-        kv_heads = axis.replace("heads", "kv_heads")  # elsewhere, `heads` is `kv_heads group`
-        return self.axis_map(kv_heads).kron(self.axis_map(kv_heads.replace("kv_heads", "group")))
+        heads = Heads.of(axis)
+        return self.axis_map(heads.kv_heads).kron(self.axis_map(heads.group))
 
     def _targets(self, tensor: TensorAnatomy) -> Targets:
         """(new name, its sources, silent) for every copy of the tensor that the large network holds."""
@@ -332,7 +332,7 @@ class GrowthPlan:
 
 def expand(layout: Layout, maps: Mapping[str, AxisMap]) -> AxisMap:
     """The map of a whole dimension. New units within a head stay silent in queries, so that keys and values are free."""
-    within = [axis for axis in maps if axis.endswith("head_dim") and maps[axis].fresh is not None]
+    within = [axis for axis in maps if kind_of(axis) == HEAD_DIM and maps[axis].fresh is not None]
     if not within:
         return layout.expand(maps)
     queries = {**maps, **{axis: replace(maps[axis], fresh=None) for axis in within}}
@@ -346,29 +346,17 @@ def _expand_terms(layout: Layout, maps: Mapping[str, AxisMap], queries: Mapping[
             inner = _expand_terms(term[-1], maps, queries)
             grown = Layout((term[:-1],)).expand(maps).kron(inner) if term[:-1] else inner
         else:
-            is_query = any(str(factor).endswith("group") or _is_heads(str(factor)) for factor in term)
+            is_query = any(isinstance(f, str) and (kind_of(f) == GROUP or are_queries(f)) for f in term)
             grown = Layout((term,)).expand(queries if is_query else maps)
         total = grown if total is None else total.direct_sum(grown)
     assert total is not None
     return total
 
 
-def _is_heads(axis: str) -> bool:
-    return axis.endswith("heads") and not axis.endswith("kv_heads")
-
-
-def axes_of(layout: Layout) -> set[str]:
-    """The axes of a layout, with `heads` spelt out as `kv_heads group`."""
-    names = set(layout.axes())
-    for heads in [name for name in names if name.endswith("heads") and not name.endswith("kv_heads")]:
-        names = (names - {heads}) | {heads.replace("heads", "kv_heads"), heads.replace("heads", "group")}
-    return names
-
-
 def sizes_after(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, int]:
     """The axis sizes of the large network."""
     sizes = {**anatomy.sizes, **{axis: axis_map.new_size for axis, axis_map in maps.items()}}
-    for heads in [axis for axis in sizes if axis not in anatomy.sizes]:  # heads that are regrouped
-        sizes[heads.replace("heads", "group")] = sizes[heads] // sizes[heads.replace("heads", "kv_heads")]
-        del sizes[heads]
+    for regrouped in [axis for axis in sizes if axis not in anatomy.sizes]:
+        heads = Heads.of(regrouped)
+        sizes[heads.group] = sizes.pop(regrouped) // sizes[heads.kv_heads]
     return sizes
