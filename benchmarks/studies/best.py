@@ -54,7 +54,7 @@ STUDY = Study(
         ),
         "medium": Setting(networks=networks(96, 6, 4), budgets=(10, 20, 40), tune=Tune(budget=20), sequence_length=128),
         "large": Setting(
-            networks=networks(512, 12, 8), budgets=(5, 10, 20), tune=Tune(budget=5, seeds=(100,)), sequence_length=256,
+            networks=networks(256, 8, 4), budgets=(5, 10, 20), tune=Tune(budget=5, seeds=(100,)), sequence_length=256,
             batch_size=64, trainer={"bf16": True},
         ),
     },

@@ -74,8 +74,8 @@ STUDY = Study(
         ),
         "medium": Setting(networks=networks(64, 2), budgets=(10, 20, 40), tune=Tune(budget=20), sequence_length=128),
         "large": Setting(
-            networks=networks(256, 4, 12), budgets=(10, 20), tune=Tune(budget=20, seeds=(100,)), sequence_length=256,
-            batch_size=64, trainer={"bf16": True},
+            networks=networks(192, 4), budgets=(10, 20), tune=Tune(budget=20, seeds=(100,)), sequence_length=256,
+            batch_size=64, trainer={"bf16": True}, sides=("stacking_4x", "gradual_stacking"),
         ),
     },
     limits=["One kind of network, one text, bytes.", "The moment of growth is fixed, one for all methods."],

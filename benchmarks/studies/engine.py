@@ -47,7 +47,7 @@ class Engine:
         if not any(gate_passes(self.study, self.setting, self.rows.found.values()).values()):
             say(f"{self.study.name}: not testable at this size: {gate.says}: no")
             return False
-        for side in self._in_turn(self.study.sides):
+        for side in self._in_turn(self.study.sides_of(self.setting)):
             self.report(side)
         return True
 
@@ -129,11 +129,26 @@ class Engine:
                 if not diverged(job.directory):
                     raise
                 return {budget: {"loss": None} for budget in budgets}
+        self._check_networks(side, jobs)
         made = {budget: self._row(jobs, name) for budget, name in read.items()}
         for name in jobs:
             if name.startswith(("run", "at", "mean")):  # later runs begin from other nodes
                 shutil.rmtree(jobs[name].directory, ignore_errors=True)
         return made
+
+    def _check_networks(self, side: Side, jobs: Any) -> None:
+        """Raises ValueError if a growth or a fusion has made another network than the one whose cost was counted."""
+        from meristem.recipes.node import load_result
+
+        assert self._prices is not None
+        for name, job in jobs.items():
+            if name.startswith("made"):
+                network = side.stages[int(name.removeprefix("made").partition("_")[0])].network
+                result, wanted = load_result(job.directory), self._prices.parameters[network]
+                if result is not None and result.parameters != wanted:
+                    raise ValueError(
+                        f"{side.name}: {name} has {result.parameters:,} parameters, the setting's {network!r} {wanted:,}"
+                    )
 
     def _row(self, jobs: Any, name: str) -> Row:
         from meristem.recipes.node import load_result, past

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.studies.study import Claim, Gate, Setting, Side, Stage, Study, Tune, llama
+from benchmarks.studies.study import Claim, Gate, Setting, Side, Stage, Study, Tune, llama, t5
 
 AT = 16  # both parents together; of a budget of 80: 20 %
 
@@ -47,14 +47,18 @@ STUDY = Study(
             budgets=(40, 80),
             tune=Tune(budget=40, seeds=(100,), rates=(4e-3, 8e-3, 16e-3)),
         ),
+        "t5": Setting(
+            networks={"large": t5(32, 2, 2), "small": t5(16, 2, 1)}, budgets=(40, 80), task="span-corruption",
+            sequence_length=128, tune=Tune(budget=40, seeds=(100,), rates=(4e-3, 8e-3, 16e-3)),
+        ),
         "medium": Setting(
             networks={"large": llama(96, 4, 4), "small": llama(48, 4, 2)}, budgets=(40, 80), tune=Tune(budget=40),
             sequence_length=128,
         ),
         "large": Setting(
-            networks={"large": llama(256, 8, 4), "small": llama(128, 8, 2)}, budgets=(40,),
+            networks={"large": llama(192, 6, 4), "small": llama(96, 6, 2)}, budgets=(40,),
             tune=Tune(budget=40, seeds=(100,)), sequence_length=256, batch_size=64, trainer={"bf16": True},
         ),
     },
-    limits=["Decoders and bytes only; the paper fuses T5.", "The junction rule of `meristem diagnose` is not a side yet; its warm-up is."],
+    limits=["One text, bytes.", "The junction rule of `meristem diagnose` is not a side yet; its warm-up is."],
 )  # fmt: skip

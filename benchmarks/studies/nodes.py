@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
-from benchmarks.studies.study import Setting, Side, Stage
+from benchmarks.studies.study import Setting, Side, Stage, deeper, layers_of
 
 LEAST = 0.05  # share of a budget that the last stage has to train for before its decay
 
@@ -63,8 +63,7 @@ class Prices:
         tokens, layer, parameters = {}, {}, {}
         for name, entries in setting.networks.items():
             tokens[name], parameters[name] = count(entries)
-            deeper = {**entries, "num_hidden_layers": entries["num_hidden_layers"] + 1}
-            layer[name] = count(deeper)[0] - tokens[name]
+            layer[name] = count(deeper(entries))[0] - tokens[name]
         return Prices(tokens, layer, parameters, setting.target)
 
 
@@ -180,7 +179,7 @@ class _Plan:
         return {"train": {**origin, **own, **more, "trainer": dict(self.setting.trainer), **stage.train}}
 
     def _tokens(self, stage: Stage, cost: float) -> float:
-        layers = self.setting.networks[stage.network]["num_hidden_layers"]
+        layers = layers_of(self.setting.networks[stage.network])
         return cost * self.prices.unit / self.prices.of_stage(stage, layers)
 
     @property

@@ -12,7 +12,7 @@ from benchmarks.studies.nodes import is_readable
 from benchmarks.studies.picture import draw
 from benchmarks.studies.results import Finding, findings
 from benchmarks.studies.statistics import LEAST_SEEDS
-from benchmarks.studies.study import Claim, Study
+from benchmarks.studies.study import Claim, Study, layers_of
 
 PROTOCOL = """\
 Every side spends the same counted FLOPs, all of its parents included. A learning rate stays where it is and then falls to zero over the last
@@ -123,12 +123,8 @@ def _protocol(finding: Finding) -> str:
 
 
 def _network(name: str, entries: Any) -> str:
-    shape = [
-        f"{entries[key]} {what}"
-        for key, what in (("num_hidden_layers", "layers"), ("hidden_size", "wide"))
-        if key in entries
-    ]
-    return f"{name}, {entries['model_type']} of {' x '.join(shape)}"
+    width = next(entries[key] for key in ("hidden_size", "d_model") if key in entries)
+    return f"{name}, {entries['model_type']} of {layers_of(entries)} layers x {width} wide"
 
 
 def _gate_table(finding: Finding) -> list[str]:

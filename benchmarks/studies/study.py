@@ -85,6 +85,7 @@ class Setting:
         target: the network whose parameters and FLOPs are the unit of cost.
         budgets: costs at which decayed networks are read.
         data: a text of ../shared/data or a source of the recipes.
+        sides: those that run at this size, the gate's own beside them; all by default.
         decay: the last share of each budget.
         warmup: optimizer steps, of networks from random numbers and of those that begin with a new optimizer.
     """
@@ -102,6 +103,7 @@ class Setting:
     warmup: int = 40
     decay: float = 0.2
     trainer: Entries = field(default_factory=dict)
+    sides: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,26 @@ class Study:
     baseline: str = "scratch"
     limits: Sequence[str] = ()
 
+    def sides_of(self, setting: Setting) -> list[Side]:
+        """Those that run at this setting."""
+        wanted = {self.baseline, self.gate.better, *self.gate.worse, *setting.sides}
+        return [side for side in self.sides if not setting.sides or side.name in wanted]
+
     def side(self, name: str) -> Side:
         return next(side for side in self.sides if side.name == name)
+
+
+DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers")  # what configs call their numbers of layers
+
+
+def layers_of(entries: Entries) -> int:
+    """Layers of a network, or of its encoder."""
+    return next(entries[key] for key in DEPTHS if key in entries)
+
+
+def deeper(entries: Entries) -> Entries:
+    """The same with one layer more in each list of layers."""
+    return {**entries, **{key: entries[key] + 1 for key in DEPTHS if key in entries}}
 
 
 def llama(hidden_size: int, layers: int, heads: int) -> dict[str, Any]:
@@ -139,4 +159,18 @@ def llama(hidden_size: int, layers: int, heads: int) -> dict[str, Any]:
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
+    }
+
+
+def t5(d_model: int, layers: int, heads: int) -> dict[str, Any]:
+    """A small T5 without dropout, as many layers in its encoder as in its decoder."""
+    return {
+        "model_type": "t5",
+        "d_model": d_model,
+        "d_kv": d_model // heads,
+        "num_heads": heads,
+        "d_ff": 2 * d_model,
+        "num_layers": layers,
+        "num_decoder_layers": layers,
+        "dropout_rate": 0.0,
     }

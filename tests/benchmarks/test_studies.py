@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.__main__ import main
 from benchmarks.studies.catalogue import studies
 from benchmarks.studies.engine import Engine
 from benchmarks.studies.nodes import Prices, asked, is_readable, recipe_of
@@ -14,7 +15,7 @@ from benchmarks.studies.page import study_page, summary
 from benchmarks.studies.results import Finding, findings
 from benchmarks.studies.rows import Rows, identity
 from benchmarks.studies.statistics import flops_to, gate_passes, saving
-from benchmarks.studies.study import Claim, Gate, Setting, Side, Stage, Study, Tune, llama
+from benchmarks.studies.study import Claim, Gate, Setting, Side, Stage, Study, Tune, layers_of, llama
 from benchmarks.support.statistics import effect, sign_flip, t_test
 
 SETTING = Setting(
@@ -60,7 +61,12 @@ def row(side, seed, budget, loss, flops=None, rate=1e-3):
     return {"id": identity(asked_for), **fixed, "loss": loss, "flops": flops or budget * 1e9, "parents_flops": 0}
 
 
-@pytest.mark.parametrize("name", [side.name for side in STUDY.sides])
+QUICK = ("grown", "fused")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(side.name, marks=[] if side.name in QUICK else pytest.mark.slow) for side in STUDY.sides]
+)
 def test_every_side_spends_its_budget_and_no_more(name, tmp_path):
     """All that is counted, parents, fits and fusions included, within two optimizer steps of each kind; `part` in expectation."""
     engine, side = engine_at(tmp_path), STUDY.side(name)
@@ -198,11 +204,11 @@ def test_the_sides_of_every_study_are_recipes(study, name, monkeypatch):
     monkeypatch.setattr("benchmarks.studies.nodes._source", lambda data: "python-stdlib")
     setting = study.settings[name]
     sizes = {
-        network: 12 * entries["num_hidden_layers"] * entries["hidden_size"] ** 2
+        network: 12 * layers_of(entries) * entries.get("hidden_size", entries.get("d_model")) ** 2
         for network, entries in setting.networks.items()
     }
     prices = Prices(
-        sizes, {n: s / (setting.networks[n]["num_hidden_layers"] + 2) for n, s in sizes.items()}, sizes, setting.target
+        sizes, {n: s / (layers_of(setting.networks[n]) + 2) for n, s in sizes.items()}, sizes, setting.target
     )
     for side in study.sides:
         budgets = [budget for budget in setting.budgets if is_readable(setting, side, budget)]
@@ -254,3 +260,34 @@ def test_processes_that_share_the_work_do_nothing_twice(tmp_path, monkeypatch):
     assert len(ran) == len(set(ran)) > 40
     found = Rows(tmp_path / "rows.jsonl").found.values()
     assert sum(row["split"] == "eval" for row in found) == len(STUDY.sides) * len(SETTING.seeds) * len(SETTING.budgets)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["run", "grwoth"], "no study 'grwoth'; studies are growth"),
+        (["run", "growth", "--setting", "huge"], "no setting 'huge'"),
+    ],
+)
+def test_what_is_not_there_is_named(words, said, capsys):
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_growth_that_makes_another_network_than_was_counted_is_an_error(tmp_path, monkeypatch):
+    grown = STUDY.side("grown")
+    wrong = {
+        "grow": {
+            "method": "zero_padding",
+            "hidden_size": 16,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "intermediate_size": 40,
+        }
+    }
+    side = replace(grown, stages=[grown.stages[0], replace(grown.stages[1], make=wrong)])
+    engine = engine_at(tmp_path)
+    engine.rate_of = lambda side: 2e-3
+    with pytest.raises(ValueError, match=r"grown: made1 has .* parameters, the setting's 'large' "):
+        engine.measure(side, 2e-3, [2], 0, "eval")
+    assert not engine.rows.found

@@ -16,6 +16,7 @@ from torch import nn
 
 import meristem as ms
 
+
 def doubled(family: str) -> ms.HyperCloning:
     """The feed-forward alone, in two copies."""
     return ms.HyperCloning(intermediate_size=2 * ms.Anatomy.of(small_of(family)).sizes["ffn"], noise=0.0)
@@ -40,7 +41,9 @@ def small_of(family: str) -> nn.Module:
 
 POST_NORM = {("IdentityBlocks", "deberta"), ("LEMON in depth", "deberta"), ("LEMON in both", "deberta"),
              ("ZeroPadding", "deberta"), ("two in a row", "deberta")}  # fmt: skip
-STATED = {("ZeroPadding", "gpt2"): 0.1}  # padding with the mean of all units, which Adam does not keep (docs/theory.md, section 2)
+STATED = {
+    ("ZeroPadding", "gpt2"): 0.1
+}  # padding with the mean of all units, which Adam does not keep (docs/theory.md, section 2)
 
 
 def losses(family: str, growth_of, scale: bool = True) -> tuple[list[float], list[float]]:
