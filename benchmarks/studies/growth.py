@@ -13,6 +13,7 @@ CARRIED: dict[str, dict[str, Any]] = {
     "shrink_perturb": {"method": "shrink_zero_pad_perturb", "width": 2},
     "ligo": {"method": "ligo", "width": 2, "steps": 60, "learning_rate": 3e-4},
 }
+SCALED = {"scale_learning_rate": True}  # each weight steps as its growth asks (see `growth.optimizer.amplitudes`)
 MOMENTS = (8, 4, 16)  # the first is tuned; of a budget of 40: 20, 10 and 40 %
 
 
@@ -34,6 +35,13 @@ STUDY = Study(
         Side("scratch", [Stage("large")]),
         Side("small", [Stage("small")]),
         *(grown(name, at) for at in MOMENTS for name in CARRIED),
+        Side(
+            "hypercloning_scaled@8",
+            [
+                Stage("small", until=8, rate="small"),
+                Stage("large", make={"grow": CARRIED["hypercloning"]}, train=SCALED),
+            ],
+        ),
     ],
     claims=[
         Claim("zero_padding@8", "MSG, arXiv:2305.02869: 1.4x (GPT-2) to 2.2x (BERT-large)"),

@@ -175,7 +175,7 @@ class _Plan:
         fresh = stage.make is None or next(iter(stage.make.values())).get("optimizer") != "carry"
         warmup = (min(self.setting.warmup, steps // 2) - 0.5) / steps if fresh and steps > 1 else 0.0
         own = {"tokens": tokens, "learning_rate": self.rates[number], "batch_size": self.setting.batch_size}
-        own |= {"schedule": "wsd", "warmup": warmup, "evaluations": 1, "checkpoint_every": 1 << 40}
+        own |= {"schedule": "wsd", "warmup": warmup, "evaluations": 1, "checkpoint_every": max(self._step, tokens // 8)}
         return {"train": {**origin, **own, **more, "trainer": dict(self.setting.trainer), **stage.train}}
 
     def _tokens(self, stage: Stage, cost: float) -> float:

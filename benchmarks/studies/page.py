@@ -48,6 +48,8 @@ def summary(found: dict[str, list[Finding]]) -> str:
         "refuted. The effect is the loss minus the baseline's at equal compute (below zero is better), with the bootstrap's interval over",
         "seeds; *saved* is the share of the baseline's compute to the same loss. Everything is counted, parents included. Budgets are in bytes",
         "for each parameter of the target. `python -m benchmarks run NAME` measures what is missing, `python -m benchmarks report` writes these pages.",
+        "A study is one file in `benchmarks/studies/`: question, gate, sides (stages that are recipe nodes), settings. Its results are the rows of",
+        "`results/studies/NAME.SETTING.jsonl`, one for each side, seed, budget and rate; a row that is there is never measured again, on any machine.",
         "",
         *_table(["study", "claim", "gate", "effect", "saved", "verdict"], _summary_rows(found)),
     ]
