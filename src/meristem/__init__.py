@@ -30,6 +30,7 @@ _HOMES = {
     "average": "meristem.checkpoints.average",
     "freeze_old": "meristem.growth.train_new",
     "parameter_groups": "meristem.growth.train_new",
+    "MissedStepsCallback": "meristem.growth.missed_callback",
     "TrainNewCallback": "meristem.growth.callback",
     "grow_sharded": "meristem.growth.sharded",
     "HyperCloning": "meristem.growth.hypercloning",
@@ -99,6 +100,7 @@ if TYPE_CHECKING:
     from meristem.growth.hypercloning import HyperCloning as HyperCloning
     from meristem.growth.lemon import LEMON as LEMON
     from meristem.growth.ligo import LiGO as LiGO
+    from meristem.growth.missed_callback import MissedStepsCallback as MissedStepsCallback
     from meristem.growth.more_experts import MoreExperts as MoreExperts
     from meristem.growth.net2net import Net2Net as Net2Net
     from meristem.growth.provenance import Provenance as Provenance

@@ -122,6 +122,7 @@ def grow(
     from meristem.checkpoints.trainer_state import grow_trainer_state, is_trainer_checkpoint, read_trainer_state
     from meristem.cli.inputs import read_inputs
     from meristem.growth import Growth
+    from meristem.growth.optimizer import partly_new
 
     chosen = None if target[0] else _named_methods(method, options)
     given = read_inputs(inputs) if inputs else None
@@ -157,6 +158,8 @@ def grow(
         return
     before, after = (sum(p.numel() for p in model.parameters()) for model in (small, growth.model))
     resume = ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if more else ""
+    if saved is not None and saved.family.counts and partly_new(growth.plans):
+        resume += " and callbacks=[ms.MissedStepsCallback()], since some tensors are partly new"
     names = ", ".join(recorded["method"] for recorded in growth.methods)
     print(f"{out}: {before:,} -> {after:,} parameters, {names}{resume}")
     for axis, places in growth.new_layers.items():
@@ -219,6 +222,7 @@ def _write(
     bar = functools.partial(bytes_bar, f"writing {out}")
     paths = [source.path for source in sources]
     left = write_model(model, out, record, paths[0], overwrite, more, max_shard_size, bar, paths, trust, processes)
+    left = [name for name in left if not (out / name).exists()]  # a Trainer's files are written by `more`
     if left:
         print(
             f"meristem: left behind of {sources[0]}, being no part of the grown model: {', '.join(left)}",

@@ -74,14 +74,16 @@ _COUNTING: WeakKeyDictionary[Optimizer, _Counting] = WeakKeyDictionary()
 
 
 def _correct_all(optimizer: Optimizer, *_: Any) -> None:
-    counting = _COUNTING[optimizer]
+    counting = _COUNTING.setdefault(optimizer, _Counting())  # a copy of an optimizer keeps its hooks, not its counts
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             entries = optimizer.state.get(parameter, {})
             if MISSED not in entries:
                 continue
             count = float(entries["step"])
-            if count != counting.counts[parameter]:  # a step that a gradient scaler left out moved nothing
+            if parameter not in counting.longest:  # its state was loaded after the hook was set
+                counting.longest[parameter] = float(whole(entries[MISSED].max()))
+            if count != counting.counts.get(parameter):  # a step that a gradient scaler left out moved nothing
                 _correct(parameter, entries, group, count)
             counting.counts[parameter] = count
             if max(group["betas"]) ** (count - counting.longest[parameter]) < FORGOTTEN:

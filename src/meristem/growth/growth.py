@@ -159,6 +159,11 @@ def _second_try(
         steps, certificate = (at_the_end, proof) if proof.holds else (steps, certificate)
     if not certificate.holds:
         where = f"; cloned, {parting}" if parting else ""
+        if certificate.holds_unrounded:
+            raise PreservationError(
+                f"this growth preserves the function, but {certificate.stored_dtype} cannot hold its weights well enough: "
+                f"{certificate.summary()}. Grow a copy in float32 (model.float()), or pass verify=False (--no-verify)"
+            )
         raise PreservationError(
             f"this growth should preserve the function and does not: {certificate.summary()}. The anatomy of this "
             f"{anatomy.builder.model_type} is not understood{where}. `meristem inspect` shows what was inferred"
