@@ -74,7 +74,9 @@ def test_the_networks_compared_are_those_of_the_blocks_alone():
 def test_layers_that_are_added_run_where_their_source_does():
     growth = ms.Growth.of(deep("llama"), METHODS["deep"], verify=False)
     grown = sampled.grown_blocks(growth.plans, {"model.layers": [0, 5]})
-    assert grown == {"model.layers": [n for n, l in enumerate(growth.plans[1].layers["layers"]) if l.sources[0][0] in (0, 5)]}
+    assert grown == {
+        "model.layers": [n for n, l in enumerate(growth.plans[1].layers["layers"]) if l.sources[0][0] in (0, 5)]
+    }
     assert len(grown["model.layers"]) == 4
 
 
@@ -111,7 +113,9 @@ def test_a_maker_that_is_wrong_is_stopped_while_it_writes(tmp_path, monkeypatch)
     from meristem.growth import apply
 
     right = apply._rows
-    monkeypatch.setattr(apply, "_rows", lambda plan, *rest: right(plan, *rest) * (1.01 if "layers.3.mlp.up" in plan.name else 1))
+    monkeypatch.setattr(
+        apply, "_rows", lambda plan, *rest: right(plan, *rest) * (1.01 if "layers.3.mlp.up" in plan.name else 1)
+    )
     with pytest.raises(ms.PreservationError, match=r"layers\.3\.mlp\.up_proj\.weight is not what it was made of"):
         write_model(growth.model, tmp_path / "big", {})
     assert not (tmp_path / "big").exists()
