@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from meristem.checkpoints.source import Source
 
 
-def _quiet() -> None:
+def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-def read_options(given: dict[str, Any], extra: list[str]) -> dict[str, Any]:
-    """Method options from flags and from `--option name=value`; whole numbers and fractions are read as such.
+def read_options(given: dict[str, Any], extra: list[str], sizes: Sequence[str] = ()) -> dict[str, Any]:
+    """Method options from flags, from `--option name=value` and `--size axis=number`; whole numbers and fractions are read as such.
 
     Raises:
         MeristemError: for a factor that is no whole number, or an option that is not name=value.
@@ -41,10 +41,14 @@ def read_options(given: dict[str, Any], extra: list[str]) -> dict[str, Any]:
                 options[name] = int(options[name])
             except ValueError as error:
                 raise MeristemError(f"--{name} must be a whole number of at least 1, got {options[name]}") from error
-    return {**options, **_named_values("--option", extra)}
+    targets = _named_values("--size", sizes)
+    depths = {axis: size for axis, size in targets.items() if axis.endswith("layers")}
+    widths = {axis: size for axis, size in targets.items() if axis not in depths}
+    named = {option: found for option, found in (("sizes", widths), ("depths", depths)) if found}
+    return {**options, **named, **_named_values("--option", extra)}
 
 
-def _named_values(flag: str, entries: list[str]) -> dict[str, Any]:
+def _named_values(flag: str, entries: Sequence[str]) -> dict[str, Any]:
     """What a repeatable flag named: `name=value` each time."""
     options = {}
     for entry in entries:
@@ -65,19 +69,25 @@ def _number_or_text(value: str) -> Any:
 
 
 def inspect(source: str, trust_remote_code: bool, drop: Sequence[str] = ()) -> None:
-    _quiet()
+    quiet()
     from meristem.anatomy import Anatomy
     from meristem.anatomy.table import axis_rows, columns, tensor_rows
     from meristem.checkpoints import open_streamed
+    from meristem.checkpoints.provenance import shares
+    from meristem.checkpoints.source import find_source
     from meristem.growth import METHODS
 
-    anatomy = Anatomy.of(open_streamed(source, trust_remote_code, drop))
+    found = find_source(source, trust_remote_code)
+    anatomy = Anatomy.of(open_streamed(found, trust_remote_code, drop))
     console = Console()
     axes = Table("axis", "size", "from", title=f"{source}: {anatomy.builder.model_type}")
     for row in axis_rows(anatomy):
         axes.add_row(*row)
     console.print(axes)
     print(columns([("tensor", "shape", "dimensions", "known by"), *tensor_rows(anatomy)]))
+    told = shares(found.path)
+    if told:
+        console.print(told)
     print(f"growth methods: {', '.join(METHODS)}")
 
 
@@ -104,7 +114,7 @@ def grow(
 
     if not dry_run:
         check_place(out, overwrite, [source])
-    _quiet()
+    quiet()
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.distributed import is_distributed, open_distributed, write_distributed
     from meristem.checkpoints.record import growth_record
@@ -149,6 +159,8 @@ def grow(
     resume = ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if more else ""
     names = ", ".join(recorded["method"] for recorded in growth.methods)
     print(f"{out}: {before:,} -> {after:,} parameters, {names}{resume}")
+    for axis, places in growth.new_layers.items():
+        print(f"new {axis.replace('_', ' ')}, counted from 0: {', '.join(map(str, places))}")
     if growth.certificate is not None:
         print(f"certificate: {growth.certificate.summary()}")
 
@@ -243,6 +255,7 @@ def fuse(
     max_shard_size: str,
     drop: Sequence[str] = (),
     allow_differences: bool = False,
+    experts: tuple[bool, int] = (False, 2),
 ) -> None:
     if len(sources) < 2:
         raise MeristemError(f"fuse wants at least two models and OUT, got {' '.join([*sources, str(out)])}")
@@ -253,14 +266,14 @@ def fuse(
         shares = [float(share) for share in weights.split(",")] if weights else None
     except ValueError as error:
         raise MeristemError(f"--weights wants numbers such as 0.7,0.3, got {weights!r}") from error
-    _quiet()
+    quiet()
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.record import fusion_record
     from meristem.checkpoints.source import find_source
     from meristem.growth.deep_fusion import DeepFusion
     from meristem.growth.fuse import fuse_with_certificate
 
-    method = DeepFusion(shares, norm, noise, seed, allow_differences)  # type: ignore[arg-type]
+    method = DeepFusion(shares, norm, noise, seed, allow_differences, *experts)  # type: ignore[arg-type]
     method.convex(len(sources))
     console = Console(stderr=True)
     with console.status("planning and measuring" if prove else "planning"):
@@ -277,6 +290,8 @@ def fuse(
         kept = (
             "the parents' mean, proved"
             if fusion.exact
+            else "gap to the parents' mean (a router weighs them, the rest is averaged)"
+            if method.experts
             else "gap to the parents' mean (their norms see all units together)"
         )
         print(f"{kept}: {fusion.certificate.summary()}")
@@ -325,7 +340,7 @@ def plan(
     inputs: Path | None = None,
     like: str | None = None,
 ) -> None:
-    _quiet()
+    quiet()
     from meristem.checkpoints import open_streamed
     from meristem.cli.inputs import read_inputs
     from meristem.recipes.costs import network_cost, planned_target, planning_inputs, routes
@@ -366,7 +381,7 @@ def verify(
     inputs: Path | None = None,
     sample: int | None = None,
 ) -> int:
-    _quiet()
+    quiet()
     from meristem.certificates import verify
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.record import recorded_methods
@@ -387,7 +402,7 @@ def verify(
 
 
 def run(file: Path, out: Path | None, executor: str | None, executor_options: list[str]) -> None:
-    _quiet()
+    quiet()
     from meristem.recipes.run import run
     from meristem.recipes.schema import load_recipe
 
@@ -421,7 +436,7 @@ def _executor(name: str | None, options: list[str], out: Path) -> Any:
 
 
 def race(file: Path, out: Path | None, executor: str | None = None, executor_options: Sequence[str] = ()) -> None:
-    _quiet()
+    quiet()
     from meristem.checkpoints.write import write_json
     from meristem.recipes.figure import draw_race
     from meristem.recipes.race import race, report
@@ -440,7 +455,7 @@ def race(file: Path, out: Path | None, executor: str | None = None, executor_opt
 
 
 def data(file: Path) -> None:
-    _quiet()
+    quiet()
     from meristem.recipes.describe import describe_data
     from meristem.recipes.schema import load_recipe
 
@@ -451,7 +466,7 @@ def data(file: Path) -> None:
 
 
 def diagnose(file: Path, node: str, bound: float, out: Path | None) -> None:
-    _quiet()
+    quiet()
     from meristem.recipes.diagnose import diagnose
     from meristem.recipes.schema import load_recipe
 

@@ -61,6 +61,17 @@ Layers = Annotated[
     Optional[str], typer.Option(help="Old layers in their new order, such as 0-23,8-31 (method stacking).")
 ]
 OwnLayers = Annotated[Optional[str], typer.Option(help="The same for this list of blocks only.")]
+Blocks = Annotated[
+    Optional[str], typer.Option(help="The lists of blocks whose depth changes: encoder, decoder, ... Default: all.")
+]
+Size = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--size",
+        metavar="AXIS=N",
+        help="Target of any axis or list of blocks by its name in `meristem inspect`: encoder_ffn=2048, decoder_layers=6.",
+    ),
+]
 LikeTarget = Annotated[
     Optional[str],
     typer.Option(
@@ -76,6 +87,8 @@ TakeFields = Annotated[
         help="Of --like: whose config entries hold that are no sizes (rope theta, eps, activation).",
     ),
 ]
+NumExperts = Annotated[Optional[int], typer.Option(help="Experts in each block (upcycle).")]
+ExpertsPerToken = Annotated[Optional[int], typer.Option(help="Experts that a token gets (upcycle).")]
 HiddenLayers = Annotated[Optional[int], typer.Option(help="Target number of layers.")]
 Prove = Annotated[
     bool,
@@ -117,9 +130,12 @@ METHOD_FLAGS = (
     "vocab_size",
     "max_position_embeddings",
     "num_hidden_layers",
+    "num_experts",
+    "experts_per_token",
     "layers",
     "encoder_layers",
     "decoder_layers",
+    "blocks",
     "noise",
     "seed",
     "tied",
@@ -131,7 +147,7 @@ def _options(context: typer.Context) -> dict[str, Any]:
     from meristem.cli.commands import read_options
 
     given = {name: context.params.get(name) for name in METHOD_FLAGS}
-    return read_options(given, context.params.get("option") or [])
+    return read_options(given, context.params.get("option") or [], context.params.get("size") or [])
 
 
 @app.command()
@@ -163,9 +179,13 @@ def grow(
     vocab_size: VocabSize = None,
     max_position_embeddings: Positions = None,
     num_hidden_layers: HiddenLayers = None,
+    num_experts: NumExperts = None,
+    experts_per_token: ExpertsPerToken = None,
     layers: Layers = None,
     encoder_layers: OwnLayers = None,
     decoder_layers: OwnLayers = None,
+    blocks: Blocks = None,
+    size: Size = None,
     noise: Annotated[Optional[float], typer.Option(help="Symmetry-breaking noise (relative).")] = None,
     seed: Annotated[Optional[int], typer.Option(help="Seed of whatever the method draws.")] = None,
     tied: Annotated[Optional[str], typer.Option(help="A tied head: keep or untie.")] = None,
@@ -198,6 +218,8 @@ def shrink(
     num_attention_heads: AttentionHeads = None,
     num_key_value_heads: KeyValueHeads = None,
     num_hidden_layers: HiddenLayers = None,
+    blocks: Blocks = None,
+    size: Size = None,
     option: MoreOptions = None,
     max_shard_size: ShardSize = "5GB",
     dry_run: DryRun = False,
@@ -227,6 +249,10 @@ def fuse(
         bool,
         typer.Option("--allow-differences", help="Fuse parents that compute differently, all as the first one does."),
     ] = False,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="The parents' feed-forward blocks become experts, all else is averaged.")
+    ] = False,
+    experts_per_token: ExpertsPerToken = None,
     max_shard_size: ShardSize = "5GB",
     drop: Drop = None,
     overwrite: Overwrite = False,
@@ -249,7 +275,27 @@ def fuse(
         max_shard_size,
         drop or [],
         allow_differences,
+        (experts, experts_per_token or 2),
     )
+
+
+@app.command()
+def average(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="A B ... OUT", help="Checkpoints, the oldest first, then the directory to write."),
+    ],
+    weights: Annotated[
+        str, typer.Option(help="mean, 1-sqrt or cosine: the decay that they stand for; or numbers such as 0.2,0.3,0.5.")
+    ] = "mean",
+    max_shard_size: ShardSize = "5GB",
+    overwrite: Overwrite = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Average checkpoints of one run, tensor by tensor, in place of a decay of the learning rate."""
+    from meristem.cli.average import average as command
+
+    command(sources[:-1], Path(sources[-1]), weights, max_shard_size, overwrite, trust_remote_code)
 
 
 @app.command()
@@ -313,6 +359,8 @@ def plan(
     vocab_size: VocabSize = None,
     max_position_embeddings: Positions = None,
     num_hidden_layers: HiddenLayers = None,
+    blocks: Blocks = None,
+    size: Size = None,
     option: MoreOptions = None,
     small_tokens: Annotated[Optional[str], typer.Option(help="Tokens before growing. Default: G_stack's law.")] = None,
     sequence_length: Annotated[int, typer.Option(help="For counting attention.")] = 256,

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy, Builder, TensorAnatomy
-from meristem.anatomy.parts import is_frequencies, is_part, skipped_by
-from meristem.anatomy.structure import kind_of
+from meristem.anatomy.axis_ref import is_frequencies, is_part, kind_of, skipped_by
 from meristem.anatomy.trace import norm_before_head, run_watched
 from meristem.errors import MeristemError
 from meristem.growth.alibi import has_alibi
 from meristem.growth.differences import check_alike
 from meristem.growth.modeling_grouped import group_sizes
-from meristem.growth.plan import GrowthPlan, axes_of
+from meristem.growth.plan import GrowthPlan
 from meristem.growth.tying import repair
 from meristem.growth.values import check_values
 
@@ -47,6 +46,9 @@ class DeepFusion:
             (nothing to cancel it) when they differ.
         seed: of the noise.
         allow_differences: fuse networks whose configs say that they compute differently (see `differences`), all as the first does.
+        experts: fuse dense parents of one size as the experts of a mixture (see `fuse_experts`): their feed-forward blocks stay what they
+            are, each an expert, all other tensors are averaged, the router is new. The gap to the parents' mean is measured.
+        experts_per_token: how many of them a token gets.
     """
 
     name: ClassVar[str] = "deep_fusion"
@@ -55,9 +57,19 @@ class DeepFusion:
     noise: float | None = None
     seed: int = 0
     allow_differences: bool = False
+    experts: bool = False
+    experts_per_token: int = 2
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.experts and (self.norm != "plain" or self.noise):
+            raise MeristemError(
+                "experts and norm or noise do not go together: parents that become experts are not laid side by side"
+            )
+        if isinstance(self.experts_per_token, bool) or self.experts_per_token < 1:
+            raise MeristemError(
+                f"experts_per_token must be a whole number of at least 1, got {self.experts_per_token!r}"
+            )
 
     def convex(self, parents: int) -> tuple[float, ...]:
         """The weights of that many parents. Raises MeristemError unless they are positive and sum to 1."""
@@ -191,10 +203,10 @@ def _own_units(anatomies: Sequence[Anatomy], parent: int, sizes: Mapping[str, in
     return maps
 
 
-def is_joined(tensor: TensorAnatomy, maps: Mapping[str, AxisMap], *, reads: bool) -> bool:
+def is_joined(anatomy: Anatomy, tensor: TensorAnatomy, maps: Mapping[str, AxisMap], *, reads: bool) -> bool:
     """Whether a tensor reads (or else: writes, scales, shifts) units that lie side by side."""
     return any(
-        bool(axes_of(d.layout) & set(maps))
+        bool(anatomy.axes_of(d.layout) & set(maps))
         for d in tensor.dimensions
         if (d.role == "read") == reads and d.role != "fixed"
     )
@@ -218,11 +230,11 @@ def _scales(
     for tensor in anatomy.tensors.values():
         if tensor.tied_to is not None and not untied:
             continue
-        if not is_joined(tensor, maps, reads=False):  # what all parents write to one place: the mean
+        if not is_joined(anatomy, tensor, maps, reads=False):  # what all parents write to one place: the mean
             times(tensor.name, weight)
         elif stretch != 1 and tensor.writes("hidden") and not any(d.role == "gain" for d in tensor.dimensions):
             times(tensor.name, stretch)
-    if not untied and any(t.tied_to and is_joined(t, maps, reads=True) for t in anatomy.tensors.values()):
+    if not untied and any(t.tied_to and is_joined(anatomy, t, maps, reads=True) for t in anatomy.tensors.values()):
         norm = norm_before_head(model)
         for part in ("weight", "bias"):
             if f"{norm}.{part}" in anatomy.tensors:  # the tied head reads with the embedding, so its share goes here

@@ -17,6 +17,7 @@ from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
 from meristem.errors import MeristemError, PreservationError
 from meristem.growth.build import build, in_float32
+from meristem.growth.depth import new_layers
 from meristem.growth.expected import expected_outputs
 from meristem.growth.like import like as growth_like
 from meristem.growth.method import Method, Methods, as_list
@@ -106,6 +107,11 @@ class Growth:
     def provenance(self) -> Provenance:
         """Which entries of which tensor are old, copied or fresh."""
         return Provenance.of(self.plans)
+
+    @property
+    def new_layers(self) -> dict[str, list[int]]:
+        """{list of blocks: places of its new layers}: {"layers": [2, 5]}."""
+        return new_layers(self.plans)
 
     def grow_optimizer(self, optimizer: Optimizer, *, scale_learning_rate: bool = False) -> Optimizer:
         """An optimizer for `model`, with the state and the hyperparameters of the one that trained `source`.

@@ -14,11 +14,12 @@ from torch import nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
+from meristem.anatomy.heads import UNITS
 from meristem.anatomy.trace import Inputs
 from meristem.growth.depth import identity_layers
 from meristem.growth.method import Choices, Weights, blocks_can_be_silent
 from meristem.growth.norm_statistics import normed_axes
-from meristem.growth.padding import HEADS, padded_heads, padded_hidden
+from meristem.growth.padding import padded_heads, padded_hidden
 from meristem.growth.plan import LayerMap
 from meristem.growth.targets import depth_targets
 from meristem.growth.width import NoisyWidthMethod
@@ -41,6 +42,7 @@ class LEMON(NoisyWidthMethod):
             eps over the mean square of the activations.
         num_hidden_layers: target depth; new layers are identity blocks behind the layer that they copy.
         depths: target depths by the name of the list of blocks: {"encoder_layers": 12, "decoder_layers": 6}.
+        blocks: the lists of blocks that num_hidden_layers is meant for: "all", or of an encoder-decoder "encoder" or "decoder".
         fields: further entries of the config, which may change the function.
         noise: symmetry-breaking noise on readers, in the null space; it also wakes the silent units.
     """
@@ -49,6 +51,7 @@ class LEMON(NoisyWidthMethod):
     noise: float = 0.1
     num_hidden_layers: int | None = None
     depths: Mapping[str, int] | None = None
+    blocks: str = "all"
     fields: Mapping[str, Any] | None = None
     norms: Literal["stream", "eps"] = "stream"
 
@@ -61,13 +64,14 @@ class LEMON(NoisyWidthMethod):
         old = anatomy.sizes[axis]
         if anatomy.axes[axis].kind == "hidden":
             return padded_hidden(anatomy, axis, target, copies=target // old)
-        if target % old and anatomy.axes[axis].kind in HEADS and axis in normed_axes(anatomy):
+        if target % old and anatomy.axes[axis].kind in UNITS and axis in normed_axes(anatomy):
             return padded_heads(old, target)
         return AxisMap.duplicate(torch.arange(target) % old, old)
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Identity blocks, spread evenly."""
-        targets = depth_targets(anatomy, self.name, num_hidden_layers=self.num_hidden_layers, more=self.depths)
+        asked = (1, self.num_hidden_layers, self.depths)
+        targets = depth_targets(anatomy, self.name, *asked, blocks=self.blocks)
         return {axis: identity_layers(anatomy, axis, target) for axis, target in targets.items()}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:

@@ -18,8 +18,12 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, Layout, UnitMap
 from meristem.anatomy import Anatomy, BlockList, Builder, TensorAnatomy
+from meristem.anatomy.axis_ref import kind_of
+from meristem.anatomy.heads import GROUP, HEAD_DIM, Heads, are_queries
+from meristem.anatomy.shared_names import names_of_parameters
 from meristem.anatomy.unit_lists import units_of
 from meristem.errors import AnatomyError
+from meristem.growth.origins import Redrawn, Shards
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,15 @@ Targets = list[
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A new matrix of this shape: normal numbers of this standard deviation (0: zeros), each row `repeats` times in turn."""
+
+    shape: tuple[int, ...]
+    std: float
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
 class TensorPlan:
     """How one tensor of the large network is made.
 
@@ -89,6 +102,17 @@ class TensorPlan:
     seed: int = 0
     perturb: float = 0.0  # standard deviation of noise on every entry
     silent: bool = False  # it belongs to a layer that writes nothing yet, so its gradient is zero
+    shards: Shards | None = None  # how its sources are seen before anything else
+    beside: tuple[TensorPlan, ...] = ()  # what is laid behind it along the dimension `along`
+    along: int = 0
+    redrawn: Redrawn | None = None  # units that keep nothing of their sources
+    further: bool = False  # a further copy of its source, whatever its maps say
+    drawn: Drawn | None = None  # it has no sources; the first term says only in which dtype it is, and when it trains
+
+    @property
+    def parts(self) -> tuple[TensorPlan, ...]:
+        """The tensors of which it is made, one behind the other."""
+        return (replace(self, beside=()), *self.beside)
 
     @property
     def begins(self) -> bool:
@@ -132,11 +156,13 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Matrices times `shrink`, plus noise of standard deviation `std`; with `mup`, less for those that read more units than before."""
+    """Matrices times `shrink`, plus noise of standard deviation `std`; with `mup`, less for those that read more units than before.
+    `only`: the tensors of the source that get the noise; None: all."""
 
     shrink: float
     std: float
     mup: bool = False
+    only: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +180,7 @@ class GrowthPlan:
     untied: bool = False
     perturbation: Perturbation | None = None
     silent: frozenset[str] = frozenset()  # tensors of the source whose new units have to stay zero: norms measure them
+    reached: Anatomy | None = None  # the target's anatomy, where its class is another than the source's
 
     @cached_property
     def tensors(self) -> dict[str, TensorPlan]:
@@ -200,10 +227,7 @@ class GrowthPlan:
     def _shared_names(self) -> dict[str, set[str]]:
         """For every name in the large network's state dict, all names of the same tensor."""
         model = self._large
-        groups: dict[int, set[str]] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            groups.setdefault(id(parameter), set()).add(name)
-        shared = {name: group for group in groups.values() for name in group}
+        shared = {name: set(names) for names in names_of_parameters(model) for name in names}
         return {name: shared.get(name, {name}) for name in model.state_dict()}
 
     @cached_property
@@ -257,6 +281,8 @@ class GrowthPlan:
         """The standard deviation of the noise on a matrix."""
         if self.perturbation is None or len(tensor.shape) < 2:
             return 0.0
+        if self.perturbation.only is not None and tensor.name not in self.perturbation.only:
+            return 0.0
         readers = [m for m, d in zip(maps, tensor.dimensions, strict=True) if d.role == "read" and m is not None]
         wider = math.prod(m.new_size / m.old_size for m in readers) if self.perturbation.mup else 1.0
         return self.perturbation.std / wider**0.5
@@ -296,8 +322,8 @@ class GrowthPlan:
             return share_map(self.layers[axis], depth) if axis in self.layers else AxisMap.identity(depth)
         if axis in self.source.axes:
             return AxisMap.identity(self.source.axes[axis].size)
-        kv_heads = axis.replace("heads", "kv_heads")  # elsewhere, `heads` is `kv_heads group`
-        return self.axis_map(kv_heads).kron(self.axis_map(kv_heads.replace("kv_heads", "group")))
+        heads = Heads.of(axis)
+        return self.axis_map(heads.kv_heads).kron(self.axis_map(heads.group))
 
     def _targets(self, tensor: TensorAnatomy) -> Targets:
         """(new name, its sources, silent) for every copy of the tensor that the large network holds."""
@@ -359,7 +385,7 @@ class GrowthPlan:
 
 def expand(layout: Layout, maps: Mapping[str, AxisMap]) -> AxisMap:
     """The map of a whole dimension. New units within a head stay silent in queries, so that keys and values are free."""
-    within = [axis for axis in maps if axis.endswith("head_dim") and maps[axis].fresh is not None]
+    within = [axis for axis in maps if kind_of(axis) == HEAD_DIM and maps[axis].fresh is not None]
     if not within:
         return layout.expand(maps)
     queries = {**maps, **{axis: replace(maps[axis], fresh=None) for axis in within}}
@@ -373,29 +399,17 @@ def _expand_terms(layout: Layout, maps: Mapping[str, AxisMap], queries: Mapping[
             inner = _expand_terms(term[-1], maps, queries)
             grown = Layout((term[:-1],)).expand(maps).kron(inner) if term[:-1] else inner
         else:
-            is_query = any(str(factor).endswith("group") or _is_heads(str(factor)) for factor in term)
+            is_query = any(isinstance(f, str) and (kind_of(f) == GROUP or are_queries(f)) for f in term)
             grown = Layout((term,)).expand(queries if is_query else maps)
         total = grown if total is None else total.direct_sum(grown)
     assert total is not None
     return total
 
 
-def _is_heads(axis: str) -> bool:
-    return axis.endswith("heads") and not axis.endswith("kv_heads")
-
-
-def axes_of(layout: Layout) -> set[str]:
-    """The axes of a layout, with `heads` spelt out as `kv_heads group`."""
-    names = set(layout.axes())
-    for heads in [name for name in names if name.endswith("heads") and not name.endswith("kv_heads")]:
-        names = (names - {heads}) | {heads.replace("heads", "kv_heads"), heads.replace("heads", "group")}
-    return names
-
-
 def sizes_after(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, int]:
     """The axis sizes of the large network."""
     sizes = {**anatomy.sizes, **{axis: axis_map.new_size for axis, axis_map in maps.items()}}
-    for heads in [axis for axis in sizes if axis not in anatomy.sizes]:  # heads that are regrouped
-        sizes[heads.replace("heads", "group")] = sizes[heads] // sizes[heads.replace("heads", "kv_heads")]
-        del sizes[heads]
+    for regrouped in [axis for axis in sizes if axis not in anatomy.sizes]:
+        heads = Heads.of(regrouped)
+        sizes[heads.group] = sizes.pop(regrouped) // sizes[heads.kv_heads]
     return sizes
