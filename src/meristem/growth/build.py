@@ -106,11 +106,14 @@ def skeleton(make: Callable[[], nn.Module]) -> nn.Module:
     """What `make` builds, with its parameters on the meta device and its buffers real, its ties made."""
     from accelerate import init_empty_weights
 
-    for large in (*(LargeOnMeta(*entries) for entries in LARGE), contextlib.nullcontext()):
+    def made(large: contextlib.AbstractContextManager) -> nn.Module:
         with init_empty_weights(include_buffers=False), without_initial_weights(), large:
-            model = make()
-        if not any(buffer.is_meta for buffer in model.buffers()):
-            break  # else a large buffer is filled after it is made
+            return make()
+
+    model = made(LargeOnMeta(*LARGE[0]))
+    for large in (LargeOnMeta(*LARGE[1]), contextlib.nullcontext()):
+        if any(buffer.is_meta for buffer in model.buffers()):  # a large buffer is filled after it is made
+            model = made(large)
     return tied(model)  # outside: what is registered inside is never shared
 
 
