@@ -155,7 +155,7 @@ def verify(
     )
 
 
-def _as_distributions(ours: Outputs, theirs: Outputs) -> dict[str, float | None]:
+def _as_distributions(ours: Outputs, theirs: Outputs) -> dict[str, Any]:
     """The divergence and the agreement of the logits, if the networks have such."""
     if "logits" not in ours or not ours["logits"].dim():
         return {"kl_divergence": None, "top1_agreement": None}

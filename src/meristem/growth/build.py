@@ -7,6 +7,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -106,15 +107,15 @@ def skeleton(make: Callable[[], nn.Module]) -> nn.Module:
     """What `make` builds, with its parameters on the meta device and its buffers real, its ties made."""
     from accelerate import init_empty_weights
 
-    def made(large: contextlib.AbstractContextManager) -> nn.Module:
+    def made(large: AbstractContextManager[Any]) -> nn.Module:
         with init_empty_weights(include_buffers=False), without_initial_weights(), large:
             return make()
 
-    model = made(LargeOnMeta(*LARGE[0]))
-    for large in (LargeOnMeta(*LARGE[1]), contextlib.nullcontext()):
-        if any(buffer.is_meta for buffer in model.buffers()):  # a large buffer is filled after it is made
-            model = made(large)
-    return tied(model)  # outside: what is registered inside is never shared
+    for entries in LARGE:
+        model = made(LargeOnMeta(*entries))
+        if not any(buffer.is_meta for buffer in model.buffers()):
+            return tied(model)  # outside: what is registered inside is never shared
+    return tied(made(contextlib.nullcontext()))  # a large buffer is filled after it is made
 
 
 class LargeOnMeta(TorchFunctionMode):
