@@ -2,6 +2,7 @@
 #   make demo      the main job, in minutes on two CPU cores       make test      the everyday tests
 #   make test-all  slow and multi-process tests too                make lint      ruff, the type checker, the import rules
 #   make bench     the small settings of all benchmarks            make studies    what is missing of the studies, and their pages
+#   make test-third THIRD=0   one third of the slow tests          make gpu       what wants a GPU, in under eight minutes
 # torch is installed first and alone, because whatever else pulls it in may choose a build of several gigabytes.
 # On a machine with the plain package index, a CPU build comes with
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
@@ -10,10 +11,11 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 WORKERS ?= 2
+THIRD ?= $(shell echo $$(( $$(date +%s) / 86400 % 3 )))
 STUDIES ?=
 SETTING ?= tiny
 
-.PHONY: demo test test-all lint format bench studies clean
+.PHONY: demo test test-all test-third gpu lint format bench studies clean
 
 demo: .venv/installed
 	$(BIN)/meristem demo --out demo
@@ -23,6 +25,12 @@ test: .venv/installed
 
 test-all: .venv/installed
 	$(BIN)/pytest -n $(WORKERS) --timeout=1800
+
+test-third: .venv/installed
+	$(BIN)/pytest -n $(WORKERS) --timeout=1800 --third $(THIRD)
+
+gpu: .venv/installed
+	$(BIN)/python benchmarks/gpu.py
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
