@@ -179,6 +179,10 @@ class _Plan:
         return {"train": {**origin, **own, **more, "trainer": dict(self.setting.trainer), **stage.train}}
 
     def _tokens(self, stage: Stage, cost: float) -> float:
+        if cost <= 0:
+            raise ValueError(
+                f"a budget is spent before {stage.network!r} begins to train (at a cost of {self.spent:g})"
+            )
         layers = layers_of(self.setting.networks[stage.network])
         return cost * self.prices.unit / self.prices.of_stage(stage, layers)
 

@@ -291,3 +291,12 @@ def test_a_growth_that_makes_another_network_than_was_counted_is_an_error(tmp_pa
     with pytest.raises(ValueError, match=r"grown: made1 has .* parameters, the setting's 'large' "):
         engine.measure(side, 2e-3, [2], 0, "eval")
     assert not engine.rows.found
+
+
+def test_a_budget_that_is_spent_before_its_last_stage_is_an_error(monkeypatch):
+    """LiGO's fit costs too: here eight examples in each of 3 steps, and no more is left."""
+    monkeypatch.setattr("benchmarks.studies.nodes._source", lambda data: data)
+    prices = Prices({"large": 4e3, "small": 1e3}, {"large": 1e3, "small": 300}, {"large": 400, "small": 100}, "large")
+    fit = 3 * 8 * SETTING.sequence_length / 400  # units
+    with pytest.raises(ValueError, match="spent before 'large' begins"):
+        recipe_of(SETTING, prices, STUDY.side("learned"), [1e-3, 1e-3], [(0.5 + fit) / 0.8], 0)
