@@ -71,6 +71,7 @@ class FuseSpec(Strict):
     weights: list[float] | None = None
     norm: Literal["plain", "equalised", "grouped"] = "plain"
     noise: float | None = None
+    allow_differences: bool = False
     optimizer: Literal["carry", "reset"] = "reset"
 
     @model_validator(mode="after")
@@ -84,7 +85,7 @@ class FuseSpec(Strict):
     def method(self, seed: int) -> DeepFusion:
         from meristem.growth.deep_fusion import DeepFusion
 
-        return DeepFusion(weights=self.weights, norm=self.norm, noise=self.noise, seed=seed)
+        return DeepFusion(self.weights, self.norm, self.noise, seed, self.allow_differences)
 
 
 class AssembleSpec(Strict):
