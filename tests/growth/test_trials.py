@@ -95,10 +95,17 @@ def test_a_width_that_shapes_nothing_is_said():
             import copy
 
             config = copy.deepcopy(config)
-            config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.intermediate_size = 32, 4, 2, 44
+            config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.intermediate_size = (
+                32,
+                4,
+                2,
+                44,
+            )
             super().__init__(config)
 
-    with pytest.raises(ms.MeristemError, match=r"no width field that Meristem knows: hidden_size is in its config and shapes none"):
+    with pytest.raises(
+        ms.MeristemError, match=r"no width field that Meristem knows: hidden_size is in its config and shapes none"
+    ):
         ms.grow(Fixed(config), ms.HyperCloning(width=2))
 
 

@@ -101,9 +101,7 @@ OUTPUT_BESIDE = {"embed_dim": "hidden_size"}  # a part that has both fields hand
 # The parts of a composed encoder-decoder that widen together, since one reads what the other writes without a projection.
 ENCODERS_AND_DECODERS = ("encoder", "decoder", "encoder_config", "decoder_config")
 # Further parts that are joined so, by the model type of the whole: one attends to the other, or both have to be as wide.
-JOINED_PARTS: dict[str, tuple[str, ...]] = {
-    model_type: ("vision_config",) for model_type in ("pix2struct", "tipsv2", "videoprism")
-}
+JOINED_PARTS: dict[str, tuple[str, ...]] = dict.fromkeys(("pix2struct", "tipsv2"), ("vision_config",))
 # Fields of a whole that hold its language model's width for a reason of their own, by its model type: OWL-ViT compares text, as
 # projected, with boxes of that width.
 LINKED_BY_TYPE: dict[str, tuple[str, ...]] = {"owlvit": ("projection_dim",), "owlv2": ("projection_dim",)}
