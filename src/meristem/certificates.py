@@ -56,6 +56,8 @@ class Certificate:
         own_dtype_relative_error: the same error with both networks run in `stored_dtype`; None where that cannot run.
         unrounded_relative_error: of the same growth with weights that are not rounded, judged by `unrounded_tolerance`; None
             where the stored weights say the same, or where only the two stored networks are known.
+        blocks: None if both networks ran whole; else the blocks of the small one that ran, by the path of their list, and beside
+            them those of the large one that are made of them. All tensors were then checked by themselves (`growth.sampled`).
     """
 
     absolute_error: float
@@ -71,6 +73,7 @@ class Certificate:
     own_dtype_relative_error: float | None = None
     unrounded_relative_error: float | None = None
     unrounded_tolerance: float | None = None
+    blocks: Mapping[str, list[int]] | None = None
 
     @property
     def holds(self) -> bool:
@@ -92,6 +95,9 @@ class Certificate:
             line += f", KL {self.kl_divergence:.1e}, top-1 agreement {self.top1_agreement:.1%}"
         if unrounded is not None:
             line += f"; before rounding, {unrounded:.1e} (tolerance {self.unrounded_tolerance:.0e})"
+        if self.blocks is not None:
+            some = "; ".join(f"{', '.join(map(str, blocks))} of {path}" for path, blocks in self.blocks.items())
+            line += f"; of blocks {some}, and every tensor by algebra"
         if own is not None and not math.isfinite(own):
             line += f"; run in {self.stored_dtype}, a network gives results that are not finite"
         return line
@@ -149,7 +155,7 @@ def verify(
     )
 
 
-def _as_distributions(ours: Outputs, theirs: Outputs) -> dict[str, float | None]:
+def _as_distributions(ours: Outputs, theirs: Outputs) -> dict[str, Any]:
     """The divergence and the agreement of the logits, if the networks have such."""
     if "logits" not in ours or not ours["logits"].dim():
         return {"kl_divergence": None, "top1_agreement": None}
