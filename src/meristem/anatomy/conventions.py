@@ -219,6 +219,7 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 RAW_READERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"Hyper(Connection|Head)", r"(hc_)?fn", ("write", "read")),
     (r"AttentionResidual", r"query", ("read",)),
+    (r"ZambaMamba", r"x_proj_weight|dt_proj_weight", ("write", "write", "read")),  # a product for each head
     (r"Tapas", r"(column_)?output_weights", ("read",)),
     (r"AttentionResidual", r"query", ("write", "read")),
     (r"MultiheadAttention", r"in_proj_weight", ("write", "read")),
