@@ -5,7 +5,6 @@ Each entry says one fact about the mathematics of a model type, as data:
 - `layouts`: a tensor name (regular expression on its full path) whose output or input dimension has a layout of its own;
 - `alibi`: a config flag, or True: attention adds ALiBi slopes, so a head only keeps its function where its slope does;
 - `numbered`: what a layer computes depends on its number, so new layers can only stand behind all others;
-- `counted_back`: something joins the stream so many layers before the last one (EoMT's queries), so new layers stand behind the first;
 - `concatenated`: a config list of widths (or the width of each) that are laid side by side to make up the stream, so that each
   grows in its place;
 - `transposed`: linear layers (regular expression on the path) whose weight the forward pass multiplies from the right;
@@ -36,7 +35,6 @@ class Override:
     layouts: tuple[tuple[str, str, str], ...] = ()
     alibi: bool | str = False
     numbered: bool = False
-    counted_back: bool = False
     concatenated: str | None = None
     transposed: str | None = None
     multipliers: tuple[Multiplier, ...] = field(default=())

@@ -121,12 +121,9 @@ def identity_layers(anatomy: Anatomy, axis: str, new: int) -> LayerMap:
         LayerSource.identity(layer, copy > 0) for layer, times in spread(old, new) for copy in range(times)
     )
     at_the_end = tuple(LayerSource.identity(min(i, old - 1), i >= old) for i in range(new))
-    behind_the_first = tuple(LayerSource.identity(max(0, i - (new - old)), 0 < i <= new - old) for i in range(new))
-    arrangements: tuple[LayerMap, ...] = (spread_out, at_the_end, *_of_one_kind(anatomy, axis, new))
-    if anatomy.override.numbered:
-        arrangements = (at_the_end,)
-    elif anatomy.override.counted_back:
-        arrangements = (behind_the_first,)
+    arrangements = (
+        (at_the_end,) if anatomy.override.numbered else (spread_out, at_the_end, *_of_one_kind(anatomy, axis, new))
+    )
     for first in arrangements:
         kinds = _kinds(anatomy, axis, first)
         if kinds is None:
