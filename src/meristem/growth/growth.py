@@ -17,6 +17,7 @@ from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
 from meristem.errors import MeristemError, PreservationError
 from meristem.growth.build import build, in_float32
+from meristem.growth.causes import known_cause
 from meristem.growth.depth import new_layers
 from meristem.growth.expected import expected_outputs
 from meristem.growth.like import like as growth_like
@@ -157,6 +158,9 @@ def _second_try(
         at_the_end = take_steps(model, methods, by_number, inputs)
         proof = certify(model, at_the_end, inputs, kept)
         steps, certificate = (at_the_end, proof) if proof.holds else (steps, certificate)
+    cause = None if certificate.holds else known_cause(model, steps.plans)
+    if cause:
+        raise PreservationError(f"this growth does not keep the function ({certificate.summary()}): {cause}")
     if not certificate.holds:
         where = f"; cloned, {parting}" if parting else ""
         if certificate.holds_unrounded:

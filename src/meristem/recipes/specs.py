@@ -71,6 +71,7 @@ class FuseSpec(Strict):
     weights: list[float] | None = None
     norm: Literal["plain", "equalised", "grouped"] = "plain"
     noise: float | None = None
+    allow_differences: bool = False
     experts: bool = False
     experts_per_token: int = 2
     optimizer: Literal["carry", "reset"] = "reset"
@@ -90,8 +91,12 @@ class FuseSpec(Strict):
     def method(self, seed: int) -> DeepFusion:
         from meristem.growth.deep_fusion import DeepFusion
 
-        experts = {"experts": self.experts, "experts_per_token": self.experts_per_token}
-        return DeepFusion(weights=self.weights, norm=self.norm, noise=self.noise, seed=seed, **experts)
+        more = {
+            "allow_differences": self.allow_differences,
+            "experts": self.experts,
+            "experts_per_token": self.experts_per_token,
+        }
+        return DeepFusion(weights=self.weights, norm=self.norm, noise=self.noise, seed=seed, **more)
 
 
 class AssembleSpec(Strict):
