@@ -21,6 +21,7 @@ _HOMES = {
     "fuse_with_certificate": "meristem.growth.fuse",
     "fuse_optimizer": "meristem.growth.fuse",
     "count_blocks_apart": "meristem.growth.block_steps",
+    "load_missed_steps": "meristem.checkpoints.missed_steps",
     "DeepFusion": "meristem.growth.deep_fusion",
     "grow_optimizer": "meristem.growth.grow",
     "Growth": "meristem.growth.growth",
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from meristem.certificates import Certificate as Certificate
     from meristem.certificates import verify as verify
     from meristem.checkpoints.average import average as average
+    from meristem.checkpoints.missed_steps import load_missed_steps as load_missed_steps
     from meristem.checkpoints.provenance import provenance as provenance
     from meristem.errors import MeristemError as MeristemError
     from meristem.errors import PreservationError as PreservationError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 from meristem.certificates import Certificate
 from meristem.checkpoints.source import Source
 from meristem.errors import MeristemError
-from meristem.growth import Growth
+from meristem.growth import METHODS, Growth
 from meristem.growth.fuse import Fusion
+from meristem.growth.method import Method
 from meristem.incubation import Incubation
 
 
@@ -50,8 +52,9 @@ def trained_record() -> dict[str, Any]:
 
 
 def growth_record(growth: Growth, source: str | Source, drop: Sequence[str] = ()) -> dict[str, Any]:
-    """The whole record; `drop` is what of the source was left out, if anything."""
-    origin = {"source": source_record(source), **_dropped(drop)}
+    """The whole record; `drop` is what of the source was left out, if anything. Layers are counted from 0."""
+    added = {"new_layers": growth.new_layers} if growth.new_layers else {}
+    origin = {"source": source_record(source), **_dropped(drop), **added}
     return {**_record(growth.methods, origin, growth.certificate), "provenance": growth.provenance.as_dict()}
 
 
@@ -73,6 +76,22 @@ def assembly_record(incubations: Sequence[Incubation], sources: Sequence[str]) -
     common = {key: value for key, value in incubations[0].record().items() if key != "module"}
     origin = {"sources": [source_record(source) for source in sources]}
     return _record([{"method": "deep_incubation", **common}], origin, None)
+
+
+def recorded_methods(directory: Path) -> list[Method]:
+    """The methods that made the model in a directory, as its `meristem.json` names them.
+
+    Raises:
+        MeristemError: if there is no record, or it names no growth that is known.
+    """
+    file = directory / "meristem.json"
+    try:
+        named = json.loads(file.read_text())["methods"]
+        return [METHODS[entry.pop("method")](**entry) for entry in named]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MeristemError(
+            f"{file} does not say how {directory} was grown, which a sampled proof has to know ({error!r}); leave out --sample"
+        ) from error
 
 
 def _dropped(drop: Sequence[str]) -> dict[str, Any]:

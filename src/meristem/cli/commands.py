@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from rich.table import Table
 from meristem.errors import MeristemError
 
 if TYPE_CHECKING:
+    from meristem.checkpoints.shares import Processes
     from meristem.checkpoints.source import Source
 
 
@@ -26,8 +28,8 @@ def quiet() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-def read_options(given: dict[str, Any], extra: list[str]) -> dict[str, Any]:
-    """Method options from flags and from `--option name=value`; whole numbers and fractions are read as such.
+def read_options(given: dict[str, Any], extra: list[str], sizes: Sequence[str] = ()) -> dict[str, Any]:
+    """Method options from flags, from `--option name=value` and `--size axis=number`; whole numbers and fractions are read as such.
 
     Raises:
         MeristemError: for a factor that is no whole number, or an option that is not name=value.
@@ -39,10 +41,14 @@ def read_options(given: dict[str, Any], extra: list[str]) -> dict[str, Any]:
                 options[name] = int(options[name])
             except ValueError as error:
                 raise MeristemError(f"--{name} must be a whole number of at least 1, got {options[name]}") from error
-    return {**options, **_named_values("--option", extra)}
+    targets = _named_values("--size", sizes)
+    depths = {axis: size for axis, size in targets.items() if axis.endswith("layers")}
+    widths = {axis: size for axis, size in targets.items() if axis not in depths}
+    named = {option: found for option, found in (("sizes", widths), ("depths", depths)) if found}
+    return {**options, **named, **_named_values("--option", extra)}
 
 
-def _named_values(flag: str, entries: list[str]) -> dict[str, Any]:
+def _named_values(flag: str, entries: Sequence[str]) -> dict[str, Any]:
     """What a repeatable flag named: `name=value` each time."""
     options = {}
     for entry in entries:
@@ -65,7 +71,7 @@ def _number_or_text(value: str) -> Any:
 def inspect(source: str, trust_remote_code: bool, drop: Sequence[str] = ()) -> None:
     quiet()
     from meristem.anatomy import Anatomy
-    from meristem.anatomy.table import axis_rows, tensor_rows
+    from meristem.anatomy.table import axis_rows, columns, tensor_rows
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.provenance import shares
     from meristem.checkpoints.source import find_source
@@ -77,13 +83,12 @@ def inspect(source: str, trust_remote_code: bool, drop: Sequence[str] = ()) -> N
     axes = Table("axis", "size", "from", title=f"{source}: {anatomy.builder.model_type}")
     for row in axis_rows(anatomy):
         axes.add_row(*row)
-    tensors = Table("tensor", "shape", "dimensions", "known by")
-    for row in tensor_rows(anatomy):
-        tensors.add_row(*(cell.replace("[", "\\[") for cell in row))
-    console.print(axes, tensors, f"growth methods: {', '.join(METHODS)}")
+    console.print(axes)
+    print(columns([("tensor", "shape", "dimensions", "known by"), *tensor_rows(anatomy)]))
     told = shares(found.path)
     if told:
         console.print(told)
+    print(f"growth methods: {', '.join(METHODS)}")
 
 
 def grow(
@@ -99,8 +104,13 @@ def grow(
     drop: Sequence[str] = (),
     inputs: Path | None = None,
     target: tuple[str | None, bool] = (None, False),
+    processes: str | None = None,
+    sample: int | None = None,
 ) -> None:
     from meristem.checkpoints.directory import check_place
+    from meristem.checkpoints.shares import Processes
+
+    who = Processes.parse(processes) if processes is not None else None
 
     if not dry_run:
         check_place(out, overwrite, [source])
@@ -123,12 +133,18 @@ def grow(
         saved = read_trainer_state(found.path, small) if resumable else None
         aimed = _like(small, method, options, target) if target[0] else None
         chosen = aimed.method if aimed else chosen
-        growth = Growth.of(small, chosen, verify=prove and not dry_run, inputs=given)
+        growth = Growth.of(small, chosen, verify=prove and not dry_run, sample=sample, inputs=given)
     if aimed is not None:
         _print_axes(growth, aimed, given)
     if dry_run:
         _print_files(growth.model, max_shard_size)
         return
+    if who is not None:
+        if reader is not None:
+            raise MeristemError(
+                "--processes is for checkpoints in safetensors; a distributed one is written by one process"
+            )
+        who = replace(who, of=[growth.methods, list(drop)])
     more = functools.partial(grow_trainer_state, saved, growth) if saved is not None else None
     with ThreadPoolExecutor(1) as beside:  # the source is hashed while it is read anyway
         record = beside.submit(growth_record, growth, found, drop)
@@ -136,11 +152,15 @@ def grow(
             with console.status("writing"):
                 write_distributed(growth, reader, out, record.result, overwrite)
         else:
-            _write(growth.model, out, record.result, [found], overwrite, max_shard_size, trust, more)
+            _write(growth.model, out, record.result, [found], overwrite, max_shard_size, trust, more, who)
+    if who is not None and who.rank:
+        return
     before, after = (sum(p.numel() for p in model.parameters()) for model in (small, growth.model))
     resume = ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if more else ""
     names = ", ".join(recorded["method"] for recorded in growth.methods)
     print(f"{out}: {before:,} -> {after:,} parameters, {names}{resume}")
+    for axis, places in growth.new_layers.items():
+        print(f"new {axis.replace('_', ' ')}, counted from 0: {', '.join(map(str, places))}")
     if growth.certificate is not None:
         print(f"certificate: {growth.certificate.summary()}")
 
@@ -190,6 +210,7 @@ def _write(
     max_shard_size: str,
     trust: bool,
     more: Callable[[Path], None] | None = None,
+    processes: Processes | None = None,
 ) -> None:
     """The model directory, under a progress bar; what is no weight is the first source's."""
     from meristem.checkpoints import write_model
@@ -197,7 +218,7 @@ def _write(
 
     bar = functools.partial(bytes_bar, f"writing {out}")
     paths = [source.path for source in sources]
-    left = write_model(model, out, record, paths[0], overwrite, more, max_shard_size, bar, paths, trust)
+    left = write_model(model, out, record, paths[0], overwrite, more, max_shard_size, bar, paths, trust, processes)
     if left:
         print(
             f"meristem: left behind of {sources[0]}, being no part of the grown model: {', '.join(left)}",
@@ -207,16 +228,17 @@ def _write(
 
 def _print_files(model: Any, max_shard_size: str) -> None:
     """What would be written: every tensor, its size and its file."""
+    from meristem.anatomy.table import columns
     from meristem.checkpoints.write import plan_files
 
     groups, shards = plan_files(model, max_shard_size)
     layout = {name: like for group in groups for name, like in group.layout.items()}
-    table = Table("tensor", "shape", "dtype", "bytes", "file")
+    rows = [("tensor", "shape", "dtype", "bytes", "file")]
     for name, (file, _) in sorted(shards.places.items(), key=lambda place: place[1]):
         tensor = layout[name]
         size = tensor.numel() * tensor.dtype.itemsize
-        table.add_row(name, str(tuple(tensor.shape)), str(tensor.dtype).removeprefix("torch."), f"{size:,}", file)
-    Console().print(table)
+        rows.append((name, str(tuple(tensor.shape)), str(tensor.dtype).removeprefix("torch."), f"{size:,}", file))
+    print(columns(rows))
     print(f"{len(layout)} tensors, {shards.bytes:,} bytes in {len(shards.files)} files; nothing was written")
 
 
@@ -351,15 +373,27 @@ def plan(
     Console().print(networks, table)
 
 
-def verify(small: str, big: str, trust_remote_code: bool, drop: Sequence[str] = (), inputs: Path | None = None) -> int:
+def verify(
+    small: str,
+    big: str,
+    trust_remote_code: bool,
+    drop: Sequence[str] = (),
+    inputs: Path | None = None,
+    sample: int | None = None,
+) -> int:
     quiet()
     from meristem.certificates import verify
     from meristem.checkpoints import open_streamed
+    from meristem.checkpoints.record import recorded_methods
     from meristem.cli.inputs import read_inputs
+    from meristem.growth.growth import sampled_certificate
 
     given = read_inputs(inputs) if inputs else None
     models = [open_streamed(source, trust_remote_code, drop) for source in (small, big)]
-    certificate = verify(models[0], models[1], given)
+    if sample is None:
+        certificate = verify(models[0], models[1], given)
+    else:
+        certificate = sampled_certificate(models[0], models[1], recorded_methods(Path(big)), sample, given)
     table = Table("measured", "value", title=f"{small} against {big}")
     for key, value in certificate.as_dict().items():
         table.add_row(key, f"{value:.3e}" if isinstance(value, float) else str(value))
@@ -467,8 +501,16 @@ def diagnose(file: Path, node: str, bound: float, out: Path | None) -> None:
         )
 
 
+DEMO_SHOWS = (
+    "what this shows: a cloned network goes on from where the small one stood, and reaches the loss of the same network from random numbers "
+    "with less compute. It does not show that growing pays: at so short a budget the small network, trained on alone, would end below "
+    "both. docs/studies.md measures where it pays."
+)
+
+
 def demo(out: Path) -> None:
     race(Path(__file__).parent.parent / "recipes" / "demo.yaml", out)
+    print(DEMO_SHOWS)
 
 
 def machine() -> str:

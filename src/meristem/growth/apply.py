@@ -7,7 +7,6 @@ the same lines.
 from __future__ import annotations
 
 import itertools
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from meristem.algebra import AxisMap, UnitMap
+from meristem.growth.draws import normal
 from meristem.growth.origins import Redrawn, Shards
 from meristem.growth.plan import Drawn, TensorPlan
 from meristem.growth.rounding import is_half, round_shares, rounds_exactly
@@ -22,6 +22,7 @@ from meristem.growth.rounding import is_half, round_shares, rounds_exactly
 PIECE = 1 << 22  # bytes of a source that are grown and written at once, where rows can be grown apart
 CACHED = 1 << 20  # bytes of it that are computed at once, to stay in the processor's cache
 Fetch = Callable[[str], Tensor]
+Look = Callable[[TensorPlan, Mapping[str, Tensor], int | None, Tensor], None]
 Moment = Literal["weight", "gradient", "second_moment", "magnitude", "direction", "displacement"]
 
 # How each kind of tensor changes the dual maps, and with which power of 1 / scale it goes. Weights, and differences of weights
@@ -66,11 +67,14 @@ def grow_tensor(plan: TensorPlan, fetch: Fetch, moment: Moment = "weight") -> Te
     return _computed(plan, fetch_once, moment, maps, UnitMap.apply).contiguous()
 
 
-def grow_pieces(plan: TensorPlan, fetch: Fetch) -> Iterator[tuple[list[int], Tensor]]:
+def grow_pieces(plan: TensorPlan, fetch: Fetch, look: Look | None = None) -> Iterator[tuple[list[int], Tensor]]:
     """A weight as `grow_tensor` makes it, in pieces of whole rows: (the first row of every place where the piece stands, piece).
 
     Where new rows are copies of old ones, a piece is made once for all its places, small enough to stay in the processor's
     cache until it is written. Other tensors come in one piece.
+
+    Args:
+        look: called with each piece before it is given (see `sampled.look`).
     """
     maps = [plan.unit_map(dimension) for dimension in range(len(plan.maps))]
     sources = {term.source: fetch(term.source) for term in plan.terms}
@@ -81,7 +85,10 @@ def grow_pieces(plan: TensorPlan, fetch: Fetch) -> Iterator[tuple[list[int], Ten
     rows = maps[0] if maps else None
     runs = [(0, len(first))] if rows is None and first.dim() else rows.runs if rows is not None else None
     if first.dim() < 2 or runs is None or not _makes_scaled_copies(plan, maps, "weight", first.dtype):
-        yield [0], grow_tensor(plan, sources.__getitem__)
+        whole = grow_tensor(plan, sources.__getitem__)
+        if look is not None:
+            look(plan, sources, None, whole)
+        yield [0], whole
         return
     row_bytes = max(1, first.numel() * first.element_size() // max(1, len(first)))
     ends = {0, len(first)} | {end for start, length in runs for end in (start, start + length)}
@@ -92,7 +99,17 @@ def grow_pieces(plan: TensorPlan, fetch: Fetch) -> Iterator[tuple[list[int], Ten
                 places.append(place + a - start)
             place += length
         if places:
-            yield places, _rows(plan, sources, maps, a, b, CACHED // row_bytes)
+            piece = _rows(plan, sources, maps, a, b, CACHED // row_bytes)
+            if look is not None:
+                look(plan, sources, a, piece)
+            yield places, piece
+
+
+def is_copy(plan: TensorPlan) -> bool:
+    """Whether a weight is its source, number for number."""
+    return (
+        all(m is None for m in plan.maps) and not plan.perturb and not _changes_numbers(plan, [None] * len(plan.maps))
+    )
 
 
 def _rows(plan: TensorPlan, sources: Mapping[str, Tensor], maps: Maps, first: int, last: int, step: int) -> Tensor:
@@ -296,7 +313,6 @@ def _write_fresh_units(plan: TensorPlan, tensor: Tensor) -> Tensor:
 
 
 def _noise(name: str, seed: int, like: Tensor, purpose: str) -> Tensor:
-    """Standard normal numbers that depend on the seed, the tensor's name and the purpose only: streamed, sharded and
-    in-memory growth draw the same."""
-    generator = torch.Generator().manual_seed(seed ^ zlib.crc32(f"{purpose} {name}".encode()))
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+    """Standard normal numbers that depend on the seed, the tensor's name, the purpose and the place only: streamed, sharded and
+    in-memory growth draw the same on every device."""
+    return normal(name, seed, purpose, like.shape).to(like.device, like.dtype)

@@ -40,7 +40,9 @@ class TrainNewCallback(TrainerCallback):
         if not ratio > 0 or warmup < 0:
             raise MeristemError(f"ratio must be positive and warmup a number of steps, got {ratio} and {warmup}")
         self.provenance = provenance.provenance if isinstance(provenance, Growth) else provenance
-        self.train, self.ratio, self.warmup, self.fresh = train, ratio, warmup, fresh
+        self.train: New = train
+        self.fresh: Literal["fresh", "copied"] = fresh
+        self.ratio, self.warmup = ratio, warmup
         self._done: Any = None
 
     def on_init_end(self, args, state, control, model: Any = None, **kwargs) -> None:

@@ -154,9 +154,9 @@ class Piece:
     def as_dict(self, tables: dict[Units, int]) -> dict[str, Any]:
         """For JSON; `tables` collects the maps of units, each once."""
         names = ["-" if own is None else str(tables.setdefault(own, len(tables))) for own in self.units]
-        shards, redrawn = self.shards, self.redrawn
+        shards, redrawn, sources = self.shards, self.redrawn, list(self.sources)
         return {
-            "from": list(self.sources) if len(self.sources) > 1 else self.sources[0],
+            "from": sources if len(sources) > 1 else sources[0],
             "is": KINDS[self.label],
             "shape": "x".join(map(str, self.shape)),
             "units": " ".join(names),

@@ -143,12 +143,10 @@ class Provenance:
 
 def _step_as_dict(step: Step) -> dict[str, Any]:
     tables: dict[Units, int] = {}
-    tensors = {
-        name: {"along": origin.along, "pieces": [piece.as_dict(tables) for piece in origin.pieces]}
-        if len(origin.pieces) > 1
-        else origin.pieces[0].as_dict(tables)
-        for name, origin in step.items()
-    }
+    tensors = {}
+    for name, origin in step.items():
+        pieces = [piece.as_dict(tables) for piece in origin.pieces]
+        tensors[name] = {"along": origin.along, "pieces": pieces} if len(pieces) > 1 else pieces[0]
     return {"units": [str(units) for units in tables], "tensors": tensors}
 
 

@@ -23,7 +23,8 @@ class TrainNew(Modifier):
     name = "train_only"
 
     def __init__(self, train: New, fresh: FreshSpec | None, learning_rate: float) -> None:
-        self.train, self.fresh, self._rate = train, fresh, learning_rate
+        self.train: New = train
+        self.fresh, self._rate = fresh, learning_rate
 
     def prepare(self, model: nn.Module, setting: Setting) -> nn.Module:
         if setting.provenance is None:
