@@ -1,6 +1,7 @@
 """Fine-tuning without forgetting: what does training only what is new cost on the new text, and save on the old?
 
     python benchmarks/forgetting.py            # one CPU core, about an hour
+    python benchmarks/forgetting.py --report   # of the sides that are done, without running anything
 
 A published story model (stories260K of ../shared/data: Llama, 5 layers, 260,032 parameters) is tuned to tinyshakespeare. Sides: plain
 fine-tuning; a low-rank update of every matrix; LLaMA-Pro (identity blocks, only these train); *Grow, Don't Overwrite* (feed-forward
@@ -139,10 +140,14 @@ def run(side: str, rate: float, seed: int, texts: Texts) -> dict[str, Any]:
             "parameters": parameters, "trained_tensors": sum(p.numel() for p in moving)}  # fmt: skip
 
 
-class Done:
-    """Runs by side, rate and seed, kept in a file of lines."""
+class Missing(Exception):
+    """A run that has not been made."""
 
-    def __init__(self, file: Path, texts: Callable[[], Texts]) -> None:
+
+class Done:
+    """Runs by side, rate and seed, kept in a file of lines; with `texts` None, nothing is run."""
+
+    def __init__(self, file: Path, texts: Callable[[], Texts] | None) -> None:
         self.file, self._open, self._texts = file, texts, None
         lines = file.read_text().splitlines() if file.exists() else []
         self.rows = [json.loads(line) for line in lines if line.endswith("}")]
@@ -151,6 +156,8 @@ class Done:
         for row in self.rows:
             if (row["side"], row["rate"], row["seed"]) == (side, rate, seed):
                 return row
+        if self._open is None:
+            raise Missing(side)
         self._texts = self._texts or self._open()
         row = run(side, rate, seed, self._texts)
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -182,8 +189,11 @@ def best_rate(side: str, done: Done) -> float:
 def summary(done: Done) -> dict[str, Any]:
     found = {}
     for side in SIDES:
-        rate = best_rate(side, done)
-        rows = [done.of(side, rate, seed) for seed in SEEDS]
+        try:
+            rate = best_rate(side, done)
+            rows = [done.of(side, rate, seed) for seed in SEEDS]
+        except Missing:
+            continue
         last = [row["curve"][-1] for row in rows]
         found[side] = {
             "rate": rate, "parameters": rows[0]["parameters"], "trained_tensors": rows[0]["trained_tensors"],
@@ -206,6 +216,8 @@ def draw(done: Done, found: dict[str, Any], start: dict[str, float], file: Path)
         for row in (row for row in done.rows if row["side"] == side and row["seed"] == SEARCH_SEED):
             points = row["curve"][1:]
             axes.plot([p["new"] for p in points], [p["old"] for p in points], color=colour, alpha=0.25, lw=1)
+        if side not in found:
+            continue
         ends = found[side]["seeds"]
         axes.plot([p["new"] for p in ends], [p["old"] for p in ends], "o", color=colour, label=side)
     axes.axhline(start["old"], color="grey", lw=0.8, ls="--", label="before tuning")
@@ -219,9 +231,10 @@ def draw(done: Done, found: dict[str, Any], start: dict[str, float], file: Path)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/forgetting/runs.jsonl", help="where runs are kept")
+    parser.add_argument("--report", action="store_true", help="of what is done, without running anything")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    done = Done(arguments.runs, Texts)
+    done = Done(arguments.runs, None if arguments.report else Texts)
     found = summary(done)
     start = done.of("plain fine-tuning", found["plain fine-tuning"]["rate"], SEEDS[0])["curve"][0]
     report = {"steps": STEPS, "tokens": STEPS * BATCH * LENGTH, "before": start, "sides": found}

@@ -33,6 +33,7 @@ METHODS: dict[str, tuple[object, bool | set[str]]] = {  # row -> (method, promis
     "identity blocks": (ms.IdentityBlocks(depth=2), POST_NORM),
     "weight selection": (ms.WeightSelection(hidden_size=16, num_attention_heads=2, num_hidden_layers=1), False),
     "magnitude selection": (ms.WeightSelection(intermediate_size=22, selection="magnitude"), False),
+    "grow, don't overwrite": (ms.GrowDontOverwrite(noise=0.2), True),
     "width then depth": ([ms.HyperCloning(width=2), ms.IdentityBlocks(depth=2)], POST_NORM),
 }  # fmt: skip
 

@@ -280,3 +280,17 @@ def test_refusals(message):
     model = pico.build(family) if family in ("gpt2", "t5") else dense(family, **changes)
     with pytest.raises(ms.MeristemError, match=message):
         ms.grow(model, ms.Upcycle(**options))
+
+
+def test_what_it_will_cost_counts_what_a_token_meets():
+    """Twice the feed-forward FLOPs at top-2, however many experts there are; all of their parameters."""
+    from meristem.recipes.costs import network_cost, planned_target, planning_inputs
+
+    small = dense("llama")
+    inputs = planning_inputs(small, 16)
+    costs = {n: network_cost(planned_target(small, [ms.Upcycle(num_experts=n)]), inputs) for n in (2, 8)}
+    alone = network_cost(planned_target(small, []), inputs)
+    block, router = 2 * 3 * 64 * 32, 2 * 32
+    assert costs[8].parameters == alone.parameters + 7 * block + 8 * router
+    assert costs[8].flops_per_token - costs[2].flops_per_token == pytest.approx(6 * 6 * router, rel=0.01)
+    assert costs[2].flops_per_token - alone.flops_per_token == pytest.approx(6 * (block + 2 * router), rel=0.02)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from meristem.algebra import AxisMap
-from meristem.anatomy import Anatomy
+from meristem.anatomy import Anatomy, Builder
 from meristem.anatomy.streamed import weights_of, with_weights
 from meristem.anatomy.trace import Inputs, blocks_pass_through
 from meristem.errors import MeristemError
@@ -99,6 +99,12 @@ class Method(ABC):
             untied=fix.untied,
             silent=padding.silent,
         )
+
+    def target(self, anatomy: Anatomy, weights: Weights) -> Builder:
+        """What builds the network that it makes, by its sizes alone and with none of the repairs that a plan finds out: for costs."""
+        sizes = sizes_after(anatomy, self.axis_maps(anatomy, weights))
+        lengths = {axis: len(layer_map) for axis, layer_map in self.layer_maps(anatomy).items()}
+        return anatomy.builder.resized(sizes, {**anatomy.builder.depths, **lengths}, self.choices().fields or {})
 
     def options(self) -> dict[str, Any]:
         """The method and its options, as recorded in `meristem.json`."""

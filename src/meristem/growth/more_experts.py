@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from meristem.algebra import AxisMap
-from meristem.anatomy import Anatomy
+from meristem.anatomy import Anatomy, Builder
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.method import Method, Weights
@@ -90,6 +90,11 @@ class MoreExperts(Method):
             )
         return [weight / sum(used) for weight in used]
 
+    def target(self, anatomy: Anatomy, weights: Weights) -> Builder:
+        """As in `Method`, with its top-k."""
+        found = super().target(anatomy, weights)
+        return found.resized(found.sizes, found.depths, self._top_k(anatomy))
+
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
         """Whether every copy of a chosen expert is chosen too, as often as any other's."""
         (axis,) = maps
@@ -105,15 +110,19 @@ class MoreExperts(Method):
                 return name, value
         return "", 1
 
+    def _top_k(self, anatomy: Anatomy) -> dict[str, int]:
+        """The entry of the target's config that says how many experts a token gets; none where that stays."""
+        if self.experts_per_token is None:
+            return {}
+        name, _ = self._per_token(anatomy)
+        if not name:
+            raise MeristemError(f"{self.name}: {anatomy.builder.model_type} has no field for experts_per_token")
+        return {name: self.experts_per_token}
+
     def plan(self, anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> GrowthPlan:
         """As in `Method`, with noise on the router's rows."""
-        name, _ = self._per_token(anatomy)
-        if self.experts_per_token is not None and not name:
-            raise MeristemError(f"{self.name}: {anatomy.builder.model_type} has no field for experts_per_token")
         plan = super().plan(anatomy, model, inputs)
-        if self.experts_per_token is not None:
-            target = anatomy.builder.resized(plan.target.sizes, plan.target.depths, {name: self.experts_per_token})
-            plan = replace(plan, target=target)
+        plan = replace(plan, target=plan.target.resized(plan.target.sizes, plan.target.depths, self._top_k(anatomy)))
         if not self.noise:
             return plan
         (axis,) = plan.maps

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from meristem.algebra import AxisMap
-from meristem.anatomy import Anatomy
+from meristem.anatomy import Anatomy, Builder
 from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.anatomy.trace import Inputs
 from meristem.anatomy.uninitialised import uninitialised
@@ -88,15 +88,9 @@ class Upcycle(Method):
 
     def plan(self, anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> UpcyclePlan:
         """As in `Method`. Raises MeristemError for a family without a mixture class, or options that the class does not have."""
-        builder = anatomy.builder
-        row = MIXTURES.get(builder.model_type)
-        if row is None or not isinstance(builder, HuggingFaceBuilder):
-            known = ", ".join(f"{dense} ({row.model_type})" for dense, row in MIXTURES.items())
-            raise MeristemError(f"upcycle: no mixture class is known for {builder.model_type}; known for {known}")
-        self._check(anatomy, row)
+        row = self._row(anatomy)
         sums_to_one = self._sums_to_one(row)
-        exact_for_any_router = sums_to_one
-        zero = self.router == "zero" or (self.router is None and not exact_for_any_router)
+        zero = self.router == "zero" or (self.router is None and not sums_to_one)
         scale = float(self.granularity)
         if not sums_to_one:
             scale *= self.num_experts / self.experts_per_token
@@ -107,7 +101,7 @@ class Upcycle(Method):
         )  # fmt: skip
         whole_copies = self.granularity == 1 or self.experts_per_token == self.num_experts
         exact = not self.reinit and (whole_copies if zero else sums_to_one)
-        reached = Anatomy.of(self._target(builder, row, model))
+        reached = Anatomy.of(self._mixture(anatomy, row))
         return UpcyclePlan(
             source=anatomy,
             target=reached.builder,
@@ -119,6 +113,20 @@ class Upcycle(Method):
             row=row,
             experts=experts,
         )
+
+    def target(self, anatomy: Anatomy, weights: Weights) -> Builder:
+        """As in `Method`."""
+        return Anatomy.of(self._mixture(anatomy, self._row(anatomy))).builder
+
+    def _row(self, anatomy: Anatomy) -> Mixture:
+        """What the family becomes."""
+        builder = anatomy.builder
+        row = MIXTURES.get(builder.model_type)
+        if row is None or not isinstance(builder, HuggingFaceBuilder):
+            known = ", ".join(f"{dense} ({row.model_type})" for dense, row in MIXTURES.items())
+            raise MeristemError(f"upcycle: no mixture class is known for {builder.model_type}; known for {known}")
+        self._check(anatomy, row)
+        return row
 
     def _check(self, anatomy: Anatomy, row: Mixture) -> None:
         if self.shared_experts and not row.shared:
@@ -149,11 +157,13 @@ class Upcycle(Method):
             return row.normalises == "always"
         return self.norm_topk_prob is not False
 
-    def _target(self, builder: HuggingFaceBuilder, row: Mixture, model: nn.Module) -> nn.Module:
+    def _mixture(self, anatomy: Anatomy, row: Mixture) -> nn.Module:
         """The mixture without weights: its class has the head of the dense one, its config what both configs know."""
         import transformers
 
-        source = type(model).__name__
+        builder = anatomy.builder
+        assert isinstance(builder, HuggingFaceBuilder)
+        source = getattr(builder.model_class, "func", builder.model_class).__name__
         name = row.prefix[1] + source.removeprefix(row.prefix[0])
         model_class = getattr(transformers, name, None) if source.startswith(row.prefix[0]) else None
         if model_class is None:
