@@ -9,7 +9,7 @@ from meristem.algebra import AxisMap, UnitMap
 from meristem.growth import apply
 from meristem.growth.apply import grow_pieces, grow_tensor
 from meristem.growth.padding import pad
-from meristem.growth.plan import TensorPlan, Term
+from meristem.growth.tensor_plan import TensorPlan, Term
 
 N = 12
 MAPS = {

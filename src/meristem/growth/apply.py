@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from meristem.algebra import AxisMap, UnitMap
-from meristem.growth.plan import TensorPlan
 from meristem.growth.rounding import is_half, round_shares, rounds_exactly
+from meristem.growth.tensor_plan import TensorPlan
 
 PIECE = 1 << 22  # bytes of a source that are grown and written at once, where rows can be grown apart
 CACHED = 1 << 20  # bytes of it that are computed at once, to stay in the processor's cache

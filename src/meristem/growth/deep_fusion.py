@@ -23,8 +23,9 @@ from meristem.anatomy.trace import norm_before_head, run_watched
 from meristem.errors import MeristemError
 from meristem.growth.alibi import has_alibi
 from meristem.growth.differences import check_alike
+from meristem.growth.dimensions import axes_of
 from meristem.growth.modeling_grouped import group_sizes
-from meristem.growth.plan import GrowthPlan, axes_of
+from meristem.growth.plan import GrowthPlan
 from meristem.growth.tying import repair
 from meristem.growth.values import check_values
 
@@ -234,7 +235,7 @@ def _stream_sizes(
     anatomies: Sequence[Anatomy], models: Sequence[nn.Module], inputs: Mapping[str, Tensor]
 ) -> list[float]:
     """The root mean square of each parent's residual stream, averaged over its blocks."""
-    from meristem.growth.method import blocks_can_be_silent
+    from meristem.growth.silent_blocks import blocks_can_be_silent
 
     found = []
     for anatomy, model in zip(anatomies, models, strict=True):

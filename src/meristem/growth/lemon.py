@@ -16,10 +16,11 @@ from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.trace import Inputs
 from meristem.growth.depth import identity_layers
-from meristem.growth.method import Choices, Weights, blocks_can_be_silent
+from meristem.growth.layers import LayerMap
+from meristem.growth.method import Choices, Weights
 from meristem.growth.norm_statistics import normed_axes
 from meristem.growth.padding import HEADS, padded_heads, padded_hidden
-from meristem.growth.plan import LayerMap
+from meristem.growth.silent_blocks import silence
 from meristem.growth.targets import depth_targets
 from meristem.growth.width import NoisyWidthMethod
 
@@ -73,4 +74,4 @@ class LEMON(NoisyWidthMethod):
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
         """Unless norms stand in the way (see `norms_are_kept`), or config entries change."""
         kept = set(self.fields or ()) <= SHAPING and super().promises(anatomy, maps, model, inputs)
-        return kept and (not self.layer_maps(anatomy) or blocks_can_be_silent(anatomy, model, inputs))
+        return kept and not silence(anatomy, self.layer_maps(anatomy), model, inputs).obstacle

@@ -17,9 +17,9 @@ from meristem.anatomy.parts import is_part
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.lemon import LEMON
-from meristem.growth.method import blocks_can_be_silent
 from meristem.growth.norm_statistics import obstacles
 from meristem.growth.plan import GrowthPlan
+from meristem.growth.silent_blocks import silence
 from meristem.growth.targets import SIZED
 
 # Config entries that say where a checkpoint comes from or how it is run, and nothing about its function.
@@ -141,9 +141,8 @@ def rows(plan: GrowthPlan, model: nn.Module, inputs: Inputs = None) -> list[Axis
         if new != axis.size and not is_part(axis.name):
             why = blocked.get(axis.name) or blocked.get(axis.name.replace("group", "heads"), "")
             found.append(AxisRow(axis.name, axis.size, new, _rule(axis.kind, plan, axis.name), why))
-    silent = not plan.layers or blocks_can_be_silent(plan.source, model, inputs)
+    why = silence(plan.source, plan.layers, model, inputs).obstacle
     for axis, layers in plan.layers.items():
-        why = "" if silent else "a block that writes nothing does not leave the stream as it is (post-norm)"
         found.append(AxisRow(axis, plan.source.depths[axis], len(layers), "identity blocks, spread evenly", why))
     return found
 

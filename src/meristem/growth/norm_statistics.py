@@ -12,7 +12,7 @@ from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.conventions import NORM_EPS_FIELDS
 from meristem.anatomy.trace import Inputs
-from meristem.growth.plan import axes_of
+from meristem.growth.dimensions import axes_of
 from meristem.growth.stream import stream_of
 
 

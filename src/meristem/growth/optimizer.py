@@ -32,7 +32,8 @@ from meristem.growth.optimizer_families import (
     family_of,
     unknown_entry,
 )
-from meristem.growth.plan import GrowthPlan, TensorPlan
+from meristem.growth.plan import GrowthPlan
+from meristem.growth.tensor_plan import TensorPlan
 
 State = Mapping[str, Mapping[str, Tensor]]  # parameter name -> key ("exp_avg", "step", ...) -> tensor
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from meristem.algebra import AxisMap
 from meristem.errors import MeristemError, nearest
-from meristem.growth.plan import GrowthPlan, TensorPlan
+from meristem.growth.plan import GrowthPlan
+from meristem.growth.tensor_plan import TensorPlan
 
 Kind = Literal["old", "copied", "fresh"]
 KINDS: tuple[Kind, ...] = ("old", "copied", "fresh")  # a label is the place in this row; the larger one wins
@@ -112,6 +113,8 @@ def _layer_label(plan: GrowthPlan, tensor_plan: TensorPlan) -> int:
     if layer_map is None:
         return OLD
     place = plan.place(tensor_plan.name)
+    if layer_map[place].silent and not tensor_plan.silent:  # a gain that block has handed on (post-norm)
+        return OLD
     source = layer_map[place].sources[0][0]
     first = next(i for i, layer in enumerate(layer_map) if layer.sources[0][0] == source and not layer.silent)
     return OLD if place == first else COPIED

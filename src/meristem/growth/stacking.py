@@ -14,8 +14,9 @@ from meristem.anatomy import Anatomy
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.depth import fitting, identity_layers, in_order, repeat_all, repeat_each, repeat_span
-from meristem.growth.method import Method, Weights, blocks_can_be_silent
-from meristem.growth.plan import LayerMap
+from meristem.growth.layers import LayerMap
+from meristem.growth.method import Method, Weights
+from meristem.growth.silent_blocks import silence
 from meristem.growth.targets import depth_targets, depths_of
 
 
@@ -165,8 +166,8 @@ class IdentityBlocks(DepthMethod):
         return {axis: identity_layers(anatomy, axis, target) for axis, target in targets.items()}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-        """Unless blocks end in a norm, which changes even an unchanged stream (post-norm, as in BERT)."""
-        return blocks_can_be_silent(anatomy, model, inputs)
+        """Unless blocks that write nothing change the stream even so (see `silent_blocks`)."""
+        return not silence(anatomy, self.layer_maps(anatomy), model, inputs).obstacle
 
 
 def _spans(anatomy: Anatomy, method: str, layers: int, target: int | None, blocks: str) -> dict[str, int]:

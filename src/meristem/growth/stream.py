@@ -32,7 +32,7 @@ from meristem.anatomy.inputs import example_inputs
 from meristem.anatomy.norms import is_norm
 from meristem.anatomy.trace import Inputs, run_watched
 from meristem.errors import MeristemError
-from meristem.growth.plan import axes_of
+from meristem.growth.dimensions import axes_of
 
 # Operators that add their arguments up, or lay them side by side.
 SUMS = frozenset(

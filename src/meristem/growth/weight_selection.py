@@ -17,8 +17,9 @@ from meristem.anatomy import Anatomy, TensorAnatomy
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.depth import spread
+from meristem.growth.dimensions import axes_of
+from meristem.growth.layers import LayerMap, LayerSource
 from meristem.growth.method import Method, Weights
-from meristem.growth.plan import LayerMap, LayerSource, axes_of
 from meristem.growth.targets import depth_targets, width_targets
 
 
