@@ -156,6 +156,15 @@ class AxisMap:
         """Every old unit has the same number of copies and nothing else was added: what norms do not notice."""
         return self.twin_gram() is not None and self.norm_factor == 1 and not bool(self.write.sourceless().any())
 
+    @property
+    def padded_with_mean(self) -> bool:
+        """Whether new units carry a mean of old ones, which readers behind a norm do not hear."""
+        return self.heard is not self.write
+
+    def copied(self) -> AxisMap:
+        """The map that copies units in turn where this one pads, for units of the same number that no norm measures."""
+        return AxisMap.duplicate(torch.arange(self.new_size) % self.old_size, self.old_size)
+
     def preservation_error(self) -> float:
         """max |read^T . write - I|: zero when the growth of this axis keeps the function."""
         product = self.read.transposed_apply(self.write.matrix(), 0)

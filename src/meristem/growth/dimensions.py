@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from meristem.algebra import AxisMap, Layout
+from meristem.anatomy import Anatomy
 
 
 def expand(layout: Layout, maps: Mapping[str, AxisMap]) -> AxisMap:
@@ -41,3 +42,22 @@ def axes_of(layout: Layout) -> set[str]:
     for heads in [name for name in names if name.endswith("heads") and not name.endswith("kv_heads")]:
         names = (names - {heads}) | {heads.replace("heads", "kv_heads"), heads.replace("heads", "group")}
     return names
+
+
+def inner_layouts(anatomy: Anatomy) -> set[str]:
+    """Layouts such as "4 hidden" that some tensor writes, some reads, and no norm measures: feed-forward units, so many for each
+    of the stream. Where the stream is padded with its mean, these are copied, since what a nonlinearity makes of a mean is heard."""
+    by_role: dict[str, set[str]] = {}
+    for dimension in (d for tensor in anatomy.tensors.values() for d in tensor.dimensions):
+        if any(isinstance(factor, int) for term in dimension.layout.terms for factor in term):
+            by_role.setdefault(dimension.role, set()).add(str(dimension.layout))
+    return by_role.get("write", set()) & by_role.get("read", set()) - by_role.get("gain", set())
+
+
+def sizes_after(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, int]:
+    """The axis sizes of the large network."""
+    sizes = {**anatomy.sizes, **{axis: axis_map.new_size for axis, axis_map in maps.items()}}
+    for heads in [axis for axis in sizes if axis not in anatomy.sizes]:  # heads that are regrouped
+        sizes[heads.replace("heads", "group")] = sizes[heads] // sizes[heads.replace("heads", "kv_heads")]
+        del sizes[heads]
+    return sizes

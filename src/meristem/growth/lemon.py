@@ -33,7 +33,8 @@ SHAPING = frozenset(
 class LEMON(NoisyWidthMethod):
     """Whole copies as far as they go, the remainder of the hidden axis silent; heads and feed-forward units duplicated.
 
-    Exact for pre-norm networks at any ratio, for post-norm ones at whole ratios. What norms measure is kept by scaling the stream
+    Exact for pre-norm networks at any ratio, for post-norm ones at whole ratios of width and any depth (see `silent_blocks`). What
+    norms measure is kept by scaling the stream
     (see `stream`), so that eps stays as published.
 
     Args:

@@ -14,9 +14,10 @@ from meristem.anatomy import Anatomy
 from meristem.anatomy.streamed import weights_of
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
+from meristem.growth.dimensions import sizes_after
 from meristem.growth.layers import LayerMap, layer_order
 from meristem.growth.norm_statistics import keep_statistics, norms_are_kept
-from meristem.growth.plan import GrowthPlan, sizes_after
+from meristem.growth.plan import GrowthPlan
 from meristem.growth.silent_blocks import silence
 from meristem.growth.tying import repair
 from meristem.growth.values import check_values
@@ -99,6 +100,7 @@ class Method(ABC):
             scales=fix.scales,
             untied=fix.untied,
             silent=padding.silent,
+            own_maps=padding.own_maps,
             stream_norms=silence(anatomy, layers, model, inputs).norms,
         )
 

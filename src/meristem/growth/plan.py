@@ -18,7 +18,7 @@ from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy, BlockList, Builder, TensorAnatomy
 from meristem.anatomy.unit_lists import units_of
 from meristem.errors import AnatomyError
-from meristem.growth.dimensions import expand
+from meristem.growth.dimensions import expand, inner_layouts
 from meristem.growth.layers import LayerMap, LayerSource, share_map
 from meristem.growth.passing_on import StreamNorm, pass_on
 from meristem.growth.tensor_plan import TensorPlan, Term
@@ -52,6 +52,9 @@ class GrowthPlan:
     untied: bool = False
     perturbation: Perturbation | None = None
     silent: frozenset[str] = frozenset()  # tensors of the source whose new units have to stay zero: norms measure them
+    own_maps: Mapping[str, Mapping[str, AxisMap]] = field(
+        default_factory=dict
+    )  # of tensors that do not take those of `maps`
     stream_norms: Mapping[str, StreamNorm] = field(
         default_factory=dict
     )  # of post-norm blocks, where silent ones follow
@@ -180,13 +183,19 @@ class GrowthPlan:
         return factor if direction is not tensor else 1.0
 
     def _dimension_maps(self, tensor: TensorAnatomy) -> tuple[AxisMap | None, ...]:
-        maps = []
+        maps, own, inner = [], self.own_maps.get(tensor.name, {}), self._inner_layouts
         for dimension in tensor.dimensions:
-            moved = any(not self.axis_map(axis).is_identity() for axis in dimension.layout.axes())
-            axes = {axis: self.axis_map(axis) for axis in dimension.layout.axes()} if moved else {}
+            axes = {axis: own.get(axis) or self.axis_map(axis) for axis in dimension.layout.axes()}
+            if str(dimension.layout) in inner:
+                axes = {axis: m.copied() if m.padded_with_mean else m for axis, m in axes.items()}
+            moved = any(not axis_map.is_identity() for axis_map in axes.values())
             expanded = expand(dimension.layout, axes) if moved else None
             maps.append(replace(expanded, fresh=None) if expanded and tensor.name in self.silent else expanded)
         return tuple(maps)
+
+    @cached_property
+    def _inner_layouts(self) -> set[str]:
+        return inner_layouts(self.source)
 
     def axis_map(self, axis: str) -> AxisMap:
         if axis in self.maps:
@@ -237,12 +246,3 @@ class GrowthPlan:
         if following not in self.source.tensors:
             return (Term(own),)
         return Term(own, part="originals"), Term(following, part="copies")
-
-
-def sizes_after(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, int]:
-    """The axis sizes of the large network."""
-    sizes = {**anatomy.sizes, **{axis: axis_map.new_size for axis, axis_map in maps.items()}}
-    for heads in [axis for axis in sizes if axis not in anatomy.sizes]:  # heads that are regrouped
-        sizes[heads.replace("heads", "group")] = sizes[heads] // sizes[heads.replace("heads", "kv_heads")]
-        del sizes[heads]
-    return sizes

@@ -147,7 +147,8 @@ class MIDAS(DepthMethod):
 
 @dataclass(frozen=True)
 class IdentityBlocks(DepthMethod):
-    """New layers copy the one before them but write nothing: their output projections are zero. Exact for pre-norm.
+    """New layers copy the one before them but write nothing: their output projections are zero. Exact for pre-norm networks, and
+    for post-norm ones (BERT) up to eps / (2 v) per place, with v the variance that their norms measure; see `silent_blocks`.
 
     Wu et al.: "LLaMA Pro: Progressive LLaMA with Block Expansion", ACL 2024, arXiv:2401.02415; LEMON's depth growth.
 
