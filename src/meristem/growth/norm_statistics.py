@@ -14,7 +14,7 @@ from meristem.anatomy.conventions import NORM_EPS_FIELDS
 from meristem.anatomy.streamed import weights_of
 from meristem.anatomy.trace import Inputs
 from meristem.growth.dimensions import axes_of
-from meristem.growth.layer_scale import OwnMaps, folds, layer_scale_maps
+from meristem.growth.own_maps import OwnMaps, folds, own_maps
 from meristem.growth.stream import Stream, stream_of
 
 
@@ -59,8 +59,8 @@ def keep_statistics(
         return Statistics(_gain_scales(anatomy, maps), _eps_changes(anatomy, maps))
     stream = stream_of(model, anatomy, inputs)
     silent = frozenset(name for name in anatomy.tensors if stream.measures(anatomy, name) & padded)
-    own_maps = layer_scale_maps(anatomy, maps, stream, weights_of(model))
-    return Statistics(stream.scales(anatomy, maps), silent=silent, own_maps=own_maps)
+    own = own_maps(anatomy, maps, stream, weights_of(model))
+    return Statistics(stream.scales(anatomy, maps), silent=silent, own_maps=own)
 
 
 def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> dict[str, str]:

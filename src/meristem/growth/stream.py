@@ -223,9 +223,11 @@ class _Watch(TorchDispatchMode):
 
     def _names_parameters(self, path: str, anatomy: Anatomy):
         def hook(module: nn.Module, _: tuple) -> None:
-            for leaf, parameter in module._parameters.items():
-                tensor = anatomy.tensors.get(f"{path}.{leaf}" if path else leaf)
-                if parameter is not None and tensor is not None:
+            for name, parameter in module.named_parameters(
+                remove_duplicate=False
+            ):  # also of parts that are never called
+                tensor = anatomy.tensors.get(f"{path}.{name}" if path else name)
+                if tensor is not None:
                     self._parameters[parameter] = tensor.tied_to or tensor.name
 
         return hook
@@ -299,8 +301,9 @@ class _Watch(TorchDispatchMode):
         if not parameters:
             alone = [o for o in operands if self._made(o)]
             return self._made(alone[0]) if len(alone) == 1 else set()
-        for matrix in (parameter for parameter in parameters if parameter.dim() > 1):
-            self._stream.taken.setdefault(self._parameters[matrix], set()).update(taken)
+        matrices = {self._parameters[parameter] for parameter in parameters if parameter.dim() > 1}
+        for matrix in matrices:  # of two, one is a learned query
+            self._stream.taken.setdefault(matrix, set()).update(taken | (matrices - {matrix}))
         return self._joined({self._parameters[parameter] for parameter in parameters})
 
     def _product(self, operands: list[Tensor]) -> set[str]:

@@ -1,11 +1,14 @@
-"""Gains on a branch, unit by unit, where the stream is padded with the mean (DINOv2's, CaiT's and BEiT's layer scale).
+"""Tensors that do not take the map of their axis, where the stream is padded with its mean.
 
-What joins the stream is g_i y_i for unit i, y = W x + b. A new unit should add the mean of these. It cannot, if W, b and g are each
-padded with their own mean. With the gain of new units g' = mean |g_k|, it does if their rows of W and b are
+Layer scale. A gain on a branch (DINOv2, CaiT, BEiT) makes what joins the stream g_i y_i for unit i, y = W x + b. A new unit should add
+the mean of these. It cannot, if W, b and g are each padded with their own mean. With the gain of new units g' = mean |g_k|, it does
+if their rows of W and b are
 
     sum_k  g_k / (d g')  W_k
 
 so the writers get a map of their own, which knows the gains. The old units stay as they are.
+
+Readers without a norm before them (the query of SigLIP's pooling head) hear the mean that others do not, so they get no noise.
 """
 
 from __future__ import annotations
@@ -22,12 +25,25 @@ from meristem.growth.stream import Stream
 OwnMaps = Mapping[str, Mapping[str, AxisMap]]  # by the tensor's name in the small network, then by axis
 
 
-def layer_scale_maps(
+def own_maps(
     anatomy: Anatomy, maps: Mapping[str, AxisMap], stream: Stream, weights: Mapping[str, Tensor]
 ) -> dict[str, dict[str, AxisMap]]:
-    """The maps of tensors that do not take the map of their axis: gains on a branch, and what they multiply."""
+    """The maps of tensors that do not take the map of their axis: gains on a branch, what they multiply, and readers of the stream
+    itself."""
+    padded = {axis: m for axis, m in maps.items() if m.norm_factor != 1 and m.padded_with_mean}
+    found = _layer_scale(anatomy, padded, stream, weights)
+    for tensor in anatomy.tensors.values():
+        read = {axis for d in tensor.dimensions if d.role == "read" for axis in d.layout.axes() & set(padded)}
+        if read and any(name.rpartition(".")[0] not in stream.measured for name in stream.taken.get(tensor.name, ())):
+            found.setdefault(tensor.name, {}).update({axis: replace(padded[axis], twins=False) for axis in read})
+    return found
+
+
+def _layer_scale(
+    anatomy: Anatomy, maps: Mapping[str, AxisMap], stream: Stream, weights: Mapping[str, Tensor]
+) -> dict[str, dict[str, AxisMap]]:
     found: dict[str, dict[str, AxisMap]] = {}
-    for axis in (a for a, axis_map in maps.items() if axis_map.norm_factor != 1 and axis_map.padded_with_mean):
+    for axis in maps:
         for gain in stream.gains_in_the_stream(anatomy, axis):
             if not folds(anatomy, stream, gain, axis):
                 continue
