@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pico
 import pytest
 import torch
@@ -151,7 +153,7 @@ def test_moments_move_with_the_gain(moved):
     assert difference < 1e-9 if moved else difference > 1e-5
 
 
-def steps(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> list[float]:
+def steps(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: Iterable[int]) -> list[float]:
     losses = []
     for seed in seeds:
         tokens = torch.randint(3, 67, (4, 16), generator=torch.Generator().manual_seed(seed))

@@ -50,7 +50,7 @@ class TensorPlan:
         if self.roles[dimension] == "read":
             return axis_map.heard if dual else axis_map.read
         if dual:
-            return axis_map.read
+            return axis_map.gain_dual if self.roles[dimension] == "gain" else axis_map.read
         return {"gain": axis_map.gain, "shift": axis_map.heard}.get(self.roles[dimension], axis_map.write)
 
     def amplitude(self, dual: bool = False) -> float:
