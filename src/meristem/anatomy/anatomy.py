@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from meristem.algebra import Layout
 from meristem.anatomy.builder import Builder, FunctionBuilder
+from meristem.anatomy.heads import spelt_out
 from meristem.anatomy.infer import infer, structure_of_model
 from meristem.anatomy.norms import NormFacts
 from meristem.anatomy.overrides import Override
@@ -67,6 +69,10 @@ class Anatomy:
 
     def of_kind(self, kind: str) -> list[Axis]:
         return [axis for axis in self.axes.values() if axis.kind == kind]
+
+    def axes_of(self, layout: Layout) -> set[str]:
+        """The axes of a layout, with query heads spelt out as key-value heads and groups where the anatomy counts those."""
+        return spelt_out(layout.axes(), self.axes)
 
     def stream(self, tensor: TensorAnatomy) -> str:
         """The layout of the residual stream in the block of a tensor: what the block's first norm or reader takes in."""

@@ -52,6 +52,10 @@ class Builder(Protocol):
         """A config entry by name, or None."""
         ...
 
+    def field(self, axis: str) -> str:
+        """The name under which `fact` knows the size of an axis."""
+        ...
+
     def derived(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
         """{axis: size} that follow from these sizes, whatever is asked for them."""
         ...
@@ -108,7 +112,10 @@ class FunctionBuilder:
         return double_each(self._sizes)
 
     def fact(self, name: str) -> Any:
-        return None
+        return {**self._sizes, **self._depths}.get(name)
+
+    def field(self, axis: str) -> str:
+        return axis
 
     def derived(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
         return {}

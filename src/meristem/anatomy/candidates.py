@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 
 from meristem.algebra import Layout
+from meristem.anatomy.axis_ref import AxisRef, kind_of, part_of, rest_of
 from meristem.anatomy.conventions import ATTENTION_CLASS, DECODER_SCOPE, ENCODER_SCOPE, LAYOUTS
+from meristem.anatomy.heads import GROUP, HEAD_DIM, KV_HEADS, Heads, counts_heads
 from meristem.anatomy.overrides import Override
-from meristem.anatomy.parts import part_of, rest_of
 from meristem.anatomy.roles import owner_and_parameter
 
 Sizes = Mapping[str, int]
+HEAD_DIMS = (HEAD_DIM, "key_head_dim")  # the kinds of axes within a head
 
 
 def candidates(
@@ -34,21 +36,23 @@ def candidates(
             yield "override", Layout.parse(layout)
     groups = getattr(owners[path], "groups", 1)
     if side == "in" and isinstance(groups, int) and groups > 1:  # a convolution reads one group's share of its channels
-        yield from (("module", Layout(((part_of(a, groups),),))) for a in sizes if sizes[a] == size * groups)
+        yield from (
+            ("grouped convolution", Layout(((part_of(a, groups),),))) for a in sizes if sizes[a] == size * groups
+        )
     leaf = path.rpartition(".")[2] if parameter in ("weight", "bias") else parameter
     ancestors = [type(owners[ancestor]).__name__ for ancestor in _ancestors(path, parameter)]
     scopes = _scopes(path, sizes)
     for kind, pattern, where, layouts in LAYOUTS:
         if where == side and re.fullmatch(pattern, leaf) and any(re.search(kind, a) for a in ancestors):
             named = [Layout.parse(_scoped(layout, scope)) for layout in layouts for scope in scopes]
-            yield from (("convention", layout) for layout in named)
+            yield from ((f"convention of {leaf}", layout) for layout in named)
             if any(re.search(ATTENTION_CLASS, a) for a in ancestors):
-                yield from (("shape", layout) for layout in _per_head(size, sizes))
-                if any(axis.endswith("head_dim") for axis in sizes):
+                yield from _per_head(size, sizes)
+                if any(kind_of(axis) in HEAD_DIMS for axis in sizes):
                     return  # heads must not pass for plain units: a size that no head layout explains is an error
     if side == "out" and not getattr(owners[path], "is_concatenated", True):  # gate and up side by side for each unit
-        yield from (("module", Layout(((axis, 2),))) for axis in sizes if axis.endswith("ffn"))
-    yield from (("shape", layout) for layout in _simple(size, sizes))
+        yield from (("gate and up of each unit", Layout(((axis, 2),))) for axis in sizes if kind_of(axis) == "ffn")
+    yield from _simple(size, sizes)
 
 
 def _ancestors(path: str, parameter: str) -> list[str]:
@@ -60,7 +64,7 @@ def _ancestors(path: str, parameter: str) -> list[str]:
 
 def _scopes(path: str, sizes: Sizes) -> list[str]:
     """Scopes that have heads, the one that the path names first."""
-    scopes = [axis.removesuffix("kv_heads") for axis in sizes if axis.endswith("kv_heads")]
+    scopes = [AxisRef.parse(axis).scope for axis in sizes if kind_of(axis) == KV_HEADS]
     parts = path.split(".")
     named = next((f"{s}_" for s in (ENCODER_SCOPE, DECODER_SCOPE) if s in parts and f"{s}_" in scopes), "")
     return sorted(scopes, key=lambda scope: scope != named)
@@ -70,40 +74,46 @@ def _scoped(layout: str, scope: str) -> str:
     return re.sub(r"\b(kv_heads|heads|group|head_dim|key_head_dim)\b", lambda m: scope + m.group(), layout)
 
 
-def _per_head(size: int, sizes: Sizes) -> Iterator[Layout]:
+def _per_head(size: int, sizes: Sizes) -> Iterator[tuple[str, Layout]]:
     """Heads (or key-value heads) times a block of their own size (multi-latent attention)."""
     for axis, count in sizes.items():
-        if axis.endswith("heads") and size % count == 0:
-            yield Layout(((axis, size // count),))
-    for axis in (axis for axis in sizes if axis.endswith("kv_heads")):
-        width = sizes[axis] * sizes.get(head_dim := axis.replace("kv_heads", "head_dim"), 0)
+        if counts_heads(axis) and size % count == 0:
+            yield "a number for each head", Layout(((axis, size // count),))
+    for axis in (axis for axis in sizes if kind_of(axis) == KV_HEADS):
+        width = sizes[axis] * sizes.get(head_dim := Heads.of(axis).head_dim, 0)
         if width > size and width % size == 0 and sizes[axis] % (width // size) == 0:
-            yield Layout(((part_of(axis, width // size), head_dim),))  # only some of the heads
-    for axis in (axis for axis in sizes if axis.endswith("kv_heads") and sizes[axis] % 2 == 0):
+            yield "some of the heads", Layout(((part_of(axis, width // size), head_dim),))  # only some of the heads
+    for axis in (axis for axis in sizes if kind_of(axis) == KV_HEADS and sizes[axis] % 2 == 0):
         if size % (sizes[axis] // 2) == 0:
-            yield Layout(((part_of(axis, 2), size // (sizes[axis] // 2)),))
+            yield "half of the heads", Layout(((part_of(axis, 2), size // (sizes[axis] // 2)),))
 
 
-def _simple(size: int, sizes: Sizes) -> Iterator[Layout]:
+def _simple(size: int, sizes: Sizes) -> Iterator[tuple[str, Layout]]:
     """One axis, a multiple of one, heads times their size, an axis and a constant, two axes: the simplest first."""
-    yield from (Layout(((axis,),)) for axis in sizes)
-    plain = [axis for axis in sizes if not axis.endswith(("heads", "group"))]
-    yield from (Layout(((size // sizes[axis], axis),)) for axis in plain if size % sizes[axis] == 0)
+    yield from (("one axis", Layout(((axis,),))) for axis in sizes)
+    plain = [axis for axis in sizes if not counts_heads(axis) and kind_of(axis) != GROUP]
+    yield from (("a multiple of an axis", Layout(((size // sizes[a], a),))) for a in plain if size % sizes[a] == 0)
     yield from _per_head(size, sizes)
-    for heads in (axis for axis in sizes if axis.endswith("heads")):
-        for block in (axis for axis in sizes if axis.endswith("head_dim")):
-            yield Layout(((heads, block),))
+    for heads in (axis for axis in sizes if counts_heads(axis)):
+        for block in (axis for axis in sizes if kind_of(axis) in HEAD_DIMS):
+            yield "heads by their width", Layout(((heads, block),))
             if size % (sizes[heads] * sizes[block]) == 0:
-                yield Layout(((size // (sizes[heads] * sizes[block]), heads, block),))
+                yield "a multiple of all heads", Layout(((size // (sizes[heads] * sizes[block]), heads, block),))
     for axis in (axis for axis in sizes if size > sizes[axis]):
         rest = size - sizes[axis]
-        yield Layout(((rest,), (axis,)) if axis == "positions" else ((axis,), (rest,)))  # OPT begins to count at 2
+        terms = ((rest,), (axis,)) if axis == "positions" else ((axis,), (rest,))
+        yield "an axis and a constant", Layout(terms)  # OPT begins to count at 2
     for axis in plain:
         count, rest = divmod(size, sizes[axis])
         if count > 1 and 0 < rest < 16:
-            yield Layout(((count, axis), (rest,)))
-    yield from (Layout(((a,), (b,))) for a in plain for b in plain if sizes[a] + sizes[b] == size)
+            yield "a multiple of an axis and a constant", Layout(((count, axis), (rest,)))
+    pairs = [(a, b) for a in plain for b in plain]
+    yield from (
+        ("two axes, one behind the other", Layout(((a,), (b,)))) for a, b in pairs if sizes[a] + sizes[b] == size
+    )
     parts = [axis for axis in plain if sizes[axis] % size == 0]
-    yield from (Layout(((part_of(axis, sizes[axis] // size),),)) for axis in parts)
-    yield from (Layout(((a, b),)) for a in plain for b in plain if sizes[a] * sizes[b] == size)
-    yield from (Layout(((rest_of(a, sizes[a] - size),),)) for a in plain if sizes[a] > size)
+    yield from (("a part of an axis", Layout(((part_of(axis, sizes[axis] // size),),))) for axis in parts)
+    yield from (("each unit of two axes", Layout(((a, b),))) for a, b in pairs if sizes[a] * sizes[b] == size)
+    yield from (
+        ("an axis without its first units", Layout(((rest_of(a, sizes[a] - size),),))) for a in plain if sizes[a] > size
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from math import lcm
@@ -10,11 +9,10 @@ from math import lcm
 from torch import nn
 
 from meristem.algebra import Layout
-from meristem.anatomy.parts import divisor_of, is_frequencies, is_part, part_of, whole_of
+from meristem.anatomy.axis_ref import divisor_of, is_frequencies, is_part, kind_of, part_of, whole_of
+from meristem.anatomy.heads import HEAD_DIM, Heads, counted_by
 from meristem.anatomy.roles import owner_and_parameter
-from meristem.anatomy.structure import TensorAnatomy, kind_of
-
-KV_HEADS = re.compile(r"(?<!kv_)heads$")  # `heads` is `kv_heads group`
+from meristem.anatomy.structure import TensorAnatomy
 
 
 def in_groups(
@@ -44,7 +42,7 @@ def _groups(tensors: Mapping[str, TensorAnatomy], owners: Mapping[str, nn.Module
     for tensor in tensors.values():
         owner = owners[owner_and_parameter(tensor.name)[0]]
         if isinstance(owner, nn.GroupNorm) and 1 < owner.num_groups < owner.num_channels:
-            for axis in {KV_HEADS.sub("kv_heads", a) for d in tensor.dimensions for a in d.layout.axes()}:
+            for axis in {counted_by(a) for d in tensor.dimensions for a in d.layout.axes()}:
                 groups[whole_of(axis)] = lcm(owner.num_groups * divisor_of(axis), groups.get(whole_of(axis), 1))
         count = getattr(owner, "groups", 1)
         if not isinstance(count, int) or count == 1:
@@ -52,10 +50,8 @@ def _groups(tensors: Mapping[str, TensorAnatomy], owners: Mapping[str, nn.Module
         read = {a for d in tensor.dimensions if d.role == "read" for a in d.layout.axes()}
         if not any(axis == part_of(whole_of(axis), count) for axis in read):
             continue
-        written = {
-            a for d in tensor.dimensions if d.role == "write" for a in d.layout.axes() if kind_of(a) != "head_dim"
-        }
-        for axis in {whole_of(a) for a in read} | {KV_HEADS.sub("kv_heads", a) for a in written}:
+        written = {a for d in tensor.dimensions if d.role == "write" for a in d.layout.axes() if kind_of(a) != HEAD_DIM}
+        for axis in {whole_of(a) for a in read} | {counted_by(a) for a in written}:
             groups[axis] = lcm(count, groups.get(axis, 1))
     return groups
 
@@ -65,13 +61,9 @@ def _split(layout: Layout, groups: Mapping[str, int]) -> Layout:
     for term in layout.terms:
         factors: list[str | int | Layout] = []
         for factor in term:
-            if isinstance(factor, str) and KV_HEADS.sub("kv_heads", factor) in groups and factor not in groups:
-                kv_heads = KV_HEADS.sub("kv_heads", factor)
-                factors += [
-                    groups[kv_heads],
-                    part_of(kv_heads, groups[kv_heads]),
-                    kv_heads.replace("kv_heads", "group"),
-                ]
+            if isinstance(factor, str) and counted_by(factor) in groups and factor not in groups:
+                count = groups[counted_by(factor)]
+                factors += [count, part_of(counted_by(factor), count), Heads.of(factor).group]
             elif isinstance(factor, str) and factor in groups:
                 factors += [groups[factor], part_of(factor, groups[factor])]
             elif (

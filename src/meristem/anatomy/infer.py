@@ -17,18 +17,20 @@ import torch
 from torch import nn
 
 from meristem.algebra import Layout
+from meristem.anatomy.axis_ref import is_part, kind_of, whole_of
 from meristem.anatomy.builder import Builder
 from meristem.anatomy.candidates import Sizes, candidates
 from meristem.anatomy.conventions import GROWING
 from meristem.anatomy.fields import is_numbered
 from meristem.anatomy.groups import in_groups
+from meristem.anatomy.heads import with_heads
 from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.anatomy.instances import constructor_of
 from meristem.anatomy.norms import NormFacts, is_norm, norm_facts
 from meristem.anatomy.overrides import OVERRIDES, Override
-from meristem.anatomy.parts import is_part, whole_of, with_parts
 from meristem.anatomy.roles import owner_and_parameter, roles
-from meristem.anatomy.structure import Axis, BlockList, Dimension, Structure, TensorAnatomy, kind_of
+from meristem.anatomy.shared_names import names_of_parameters
+from meristem.anatomy.structure import Axis, BlockList, Dimension, Structure, TensorAnatomy
 from meristem.anatomy.uninitialised import uninitialised
 from meristem.anatomy.unit_lists import unit_lists
 from meristem.errors import AnatomyError, MeristemError
@@ -59,12 +61,12 @@ def structure_of_model(
 def infer(builder: Builder, override: Override) -> Structure:
     """The structure of what `builder` builds. Raises AnatomyError where a shape has no explanation."""
     base = _build(builder, builder.sizes, builder.depths)
-    probes = [Probe(with_parts(builder.sizes), _shapes(base), True)]
+    probes = [Probe(with_heads(builder.sizes), _shapes(base), True)]
     for sizes in builder.probes():
         moved = {axis for axis, size in sizes.items() if size != builder.sizes[axis]}
         try:
             shapes = _shapes(_build(builder, sizes, builder.depths))
-            probes.append(Probe(with_parts(sizes), shapes, any(kind_of(axis) in GROWING for axis in moved)))
+            probes.append(Probe(with_heads(sizes), shapes, any(kind_of(axis) in GROWING for axis in moved)))
         except (ValueError, RuntimeError, MeristemError):
             continue  # the architecture refuses this combination; the other probes still speak
     deeper = _deeper(builder)
@@ -117,7 +119,7 @@ class Probe:
 def _parts(axes: Mapping[str, Axis], tensors: Mapping[str, TensorAnatomy]) -> dict[str, Axis]:
     """The axes such as `over8_hidden` that some layout uses: an eighth of the hidden axis, with units of its own."""
     used = {a for t in tensors.values() for d in t.dimensions for a in d.layout.axes() if is_part(a)}
-    return {a: Axis(a, with_parts({n: x.size for n, x in axes.items()})[a], f"a part of {whole_of(a)}") for a in used}
+    return {a: Axis(a, with_heads({n: x.size for n, x in axes.items()})[a], f"a part of {whole_of(a)}") for a in used}
 
 
 @dataclass(frozen=True)
@@ -160,12 +162,9 @@ def _block_of(name: str, blocks: Sequence[BlockList]) -> tuple[str, int] | None:
 
 def _ties(model: nn.Module) -> dict[str, str]:
     """{name: the name of the same parameter that counts as its own}: the embedding's, else the first."""
-    groups: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(parameter), []).append(name)
     modules = dict(model.named_modules())
     tied = {}
-    for names in groups.values():
+    for names in names_of_parameters(model):
         embeddings = [n for n in names if isinstance(modules[n.rpartition(".")[0]], nn.Embedding)]
         own = (embeddings or names)[0]
         tied |= {name: own for name in names if name != own}
@@ -244,7 +243,7 @@ def _explain(
     """How it is known, and the first layout that has the measured size in every build."""
     sizes, size = measured[0]
     if all(other == size for _, other in measured):
-        return "shape", Layout.parse(size)
+        return "the same size in every build", Layout.parse(size)
     for source, layout in candidates(name, side, size, owners, sizes, override):
         if all(axis in sizes or is_part(axis) for axis in layout.axes()) and all(
             layout.size(sizes) == size for sizes, size in measured

@@ -7,14 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from meristem.algebra import Layout
-from meristem.anatomy.conventions import KINDS
+from meristem.anatomy.axis_ref import AxisRef
 from meristem.anatomy.norms import NormFacts
 from meristem.anatomy.roles import Role
-
-
-def kind_of(axis: str) -> str:
-    """ "ffn" for "decoder_ffn". An axis of another name ("channels", "width") counts as hidden: it can be widened."""
-    return next((kind for kind in KINDS if axis == kind or axis.endswith("_" + kind)), "hidden")
 
 
 def folded(name: str) -> str:
@@ -32,12 +27,12 @@ class Axis:
 
     @property
     def kind(self) -> str:
-        return kind_of(self.name)
+        return AxisRef.parse(self.name).kind
 
     @property
     def scope(self) -> str:
         """ "encoder_", "decoder_", "moe_" ... or ""."""
-        return self.name.removesuffix(self.kind) if self.name.endswith(self.kind) else ""
+        return AxisRef.parse(self.name).scope
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ class Dimension:
 
     layout: Layout
     role: Role
-    source: str  # "shape", "convention" or "override"
+    source: str  # the rule that explains it: "override", "convention of q_proj", "one axis" ...
 
 
 @dataclass(frozen=True)

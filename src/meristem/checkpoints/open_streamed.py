@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from meristem.anatomy.conventions import DEPTH_FIELDS, FIELDS
+from meristem.anatomy.shared_names import names_of_parameters
 from meristem.anatomy.streamed import Weights, streamed
 from meristem.checkpoints.architecture import architecture_of
 from meristem.checkpoints.source import Source, find_source
@@ -90,7 +91,7 @@ def weights_from(
     """
     state = model.state_dict()
     homes = {name: name for name in found}
-    for names in _twins(model):
+    for names in names_of_parameters(model):
         home = next((name for name in names if name in found), None)
         homes |= {name: home for name in names if home and name not in found}
     dtype = next((tensor.dtype for tensor in found.values() if tensor.is_floating_point()), torch.float32)
@@ -130,17 +131,9 @@ def _fresh(model: Any, name: str) -> torch.Tensor:
     return owner.get_parameter(leaf).detach()
 
 
-def _twins(model: nn.Module) -> list[list[str]]:
-    """The names of each parameter."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return list(names.values())
-
-
 def _check_ties(source: Source, model: nn.Module, found: Container[str], fetch: Callable[[str], torch.Tensor]) -> None:
     """Tensors that are one in memory and stored twice have to be stored alike."""
-    for names in _twins(model):
+    for names in names_of_parameters(model):
         stored = [name for name in names if name in found]
         for other in stored[1:]:
             if not torch.equal(fetch(stored[0]), fetch(other)):

@@ -17,13 +17,11 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy, Builder, TensorAnatomy
-from meristem.anatomy.parts import is_frequencies, is_part, skipped_by
-from meristem.anatomy.structure import kind_of
+from meristem.anatomy.axis_ref import is_frequencies, is_part, kind_of, skipped_by
 from meristem.anatomy.trace import norm_before_head, run_watched
 from meristem.errors import MeristemError
 from meristem.growth.alibi import has_alibi
 from meristem.growth.differences import check_alike
-from meristem.growth.dimensions import axes_of
 from meristem.growth.modeling_grouped import group_sizes
 from meristem.growth.plan import GrowthPlan
 from meristem.growth.tying import repair
@@ -192,10 +190,10 @@ def _own_units(anatomies: Sequence[Anatomy], parent: int, sizes: Mapping[str, in
     return maps
 
 
-def is_joined(tensor: TensorAnatomy, maps: Mapping[str, AxisMap], *, reads: bool) -> bool:
+def is_joined(anatomy: Anatomy, tensor: TensorAnatomy, maps: Mapping[str, AxisMap], *, reads: bool) -> bool:
     """Whether a tensor reads (or else: writes, scales, shifts) units that lie side by side."""
     return any(
-        bool(axes_of(d.layout) & set(maps))
+        bool(anatomy.axes_of(d.layout) & set(maps))
         for d in tensor.dimensions
         if (d.role == "read") == reads and d.role != "fixed"
     )
@@ -219,11 +217,11 @@ def _scales(
     for tensor in anatomy.tensors.values():
         if tensor.tied_to is not None and not untied:
             continue
-        if not is_joined(tensor, maps, reads=False):  # what all parents write to one place: the mean
+        if not is_joined(anatomy, tensor, maps, reads=False):  # what all parents write to one place: the mean
             times(tensor.name, weight)
         elif stretch != 1 and tensor.writes("hidden") and not any(d.role == "gain" for d in tensor.dimensions):
             times(tensor.name, stretch)
-    if not untied and any(t.tied_to and is_joined(t, maps, reads=True) for t in anatomy.tensors.values()):
+    if not untied and any(t.tied_to and is_joined(anatomy, t, maps, reads=True) for t in anatomy.tensors.values()):
         norm = norm_before_head(model)
         for part in ("weight", "bias"):
             if f"{norm}.{part}" in anatomy.tensors:  # the tied head reads with the embedding, so its share goes here

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 from meristem.algebra import AxisMap, Layout
 from meristem.anatomy import Anatomy
+from meristem.anatomy.axis_ref import kind_of
+from meristem.anatomy.heads import GROUP, HEAD_DIM, Heads, are_queries
 
 
 def expand(layout: Layout, maps: Mapping[str, AxisMap]) -> AxisMap:
     """The map of a whole dimension. New units within a head stay silent in queries, so that keys and values are free."""
-    within = [axis for axis in maps if axis.endswith("head_dim") and maps[axis].fresh is not None]
+    within = [axis for axis in maps if kind_of(axis) == HEAD_DIM and maps[axis].fresh is not None]
     if not within:
         return layout.expand(maps)
     queries = {**maps, **{axis: replace(maps[axis], fresh=None) for axis in within}}
@@ -25,23 +27,11 @@ def _expand_terms(layout: Layout, maps: Mapping[str, AxisMap], queries: Mapping[
             inner = _expand_terms(term[-1], maps, queries)
             grown = Layout((term[:-1],)).expand(maps).kron(inner) if term[:-1] else inner
         else:
-            is_query = any(str(factor).endswith("group") or _is_heads(str(factor)) for factor in term)
+            is_query = any(isinstance(f, str) and (kind_of(f) == GROUP or are_queries(f)) for f in term)
             grown = Layout((term,)).expand(queries if is_query else maps)
         total = grown if total is None else total.direct_sum(grown)
     assert total is not None
     return total
-
-
-def _is_heads(axis: str) -> bool:
-    return axis.endswith("heads") and not axis.endswith("kv_heads")
-
-
-def axes_of(layout: Layout) -> set[str]:
-    """The axes of a layout, with `heads` spelt out as `kv_heads group`."""
-    names = set(layout.axes())
-    for heads in [name for name in names if name.endswith("heads") and not name.endswith("kv_heads")]:
-        names = (names - {heads}) | {heads.replace("heads", "kv_heads"), heads.replace("heads", "group")}
-    return names
 
 
 def inner_layouts(anatomy: Anatomy) -> set[str]:
@@ -57,7 +47,7 @@ def inner_layouts(anatomy: Anatomy) -> set[str]:
 def sizes_after(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, int]:
     """The axis sizes of the large network."""
     sizes = {**anatomy.sizes, **{axis: axis_map.new_size for axis, axis_map in maps.items()}}
-    for heads in [axis for axis in sizes if axis not in anatomy.sizes]:  # heads that are regrouped
-        sizes[heads.replace("heads", "group")] = sizes[heads] // sizes[heads.replace("heads", "kv_heads")]
-        del sizes[heads]
+    for regrouped in [axis for axis in sizes if axis not in anatomy.sizes]:
+        heads = Heads.of(regrouped)
+        sizes[heads.group] = sizes.pop(regrouped) // sizes[heads.kv_heads]
     return sizes

@@ -14,12 +14,13 @@ from torch import nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
+from meristem.anatomy.heads import UNITS
 from meristem.anatomy.trace import Inputs
 from meristem.growth.depth import identity_layers
 from meristem.growth.layers import LayerMap
 from meristem.growth.method import Choices, Weights
 from meristem.growth.norm_statistics import normed_axes
-from meristem.growth.padding import HEADS, padded_heads, padded_hidden
+from meristem.growth.padding import padded_heads, padded_hidden
 from meristem.growth.silent_blocks import silence
 from meristem.growth.targets import depth_targets
 from meristem.growth.width import NoisyWidthMethod
@@ -63,7 +64,7 @@ class LEMON(NoisyWidthMethod):
         old = anatomy.sizes[axis]
         if anatomy.axes[axis].kind == "hidden":
             return padded_hidden(anatomy, axis, target, copies=target // old)
-        if target % old and anatomy.axes[axis].kind in HEADS and axis in normed_axes(anatomy):
+        if target % old and anatomy.axes[axis].kind in UNITS and axis in normed_axes(anatomy):
             return padded_heads(old, target)
         return AxisMap.duplicate(torch.arange(target) % old, old)
 

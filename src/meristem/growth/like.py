@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from meristem.anatomy import Anatomy
-from meristem.anatomy.huggingface import HuggingFaceBuilder, Reading
-from meristem.anatomy.parts import is_part
+from meristem.anatomy.axis_ref import is_part, kind_of
+from meristem.anatomy.config_heads import Reading
+from meristem.anatomy.heads import GROUP, KV_HEADS, UNITS, Heads
+from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.lemon import LEMON
@@ -111,7 +113,7 @@ def _shaping(builder: HuggingFaceBuilder, aim: HuggingFaceBuilder, sizes: Mappin
 
 def _reading(builder: HuggingFaceBuilder) -> Reading:
     """How to read the target's heads: as the network's, their number by the field where there is one."""
-    told = "kv_heads" in builder.paths and not builder.reading.fixed
+    told = "kv_heads" in builder.fields.paths and not builder.reading.fixed
     return replace(builder.reading, kv_heads=1 if builder.reading.kv_heads == 1 and not told else None)
 
 
@@ -139,7 +141,7 @@ def rows(plan: GrowthPlan, model: nn.Module, inputs: Inputs = None) -> list[Axis
     for axis in plan.source.axes.values():
         new = plan.target.sizes.get(axis.name, axis.size)
         if new != axis.size and not is_part(axis.name):
-            why = blocked.get(axis.name) or blocked.get(axis.name.replace("group", "heads"), "")
+            why = blocked.get(axis.name) or blocked.get(Heads.of(axis.name).heads, "")
             found.append(AxisRow(axis.name, axis.size, new, _rule(axis.kind, plan, axis.name), why))
     why = silence(plan.source, plan.layers, model, inputs).obstacle
     for axis, layers in plan.layers.items():
@@ -151,8 +153,8 @@ def _rule(kind: str, plan: GrowthPlan, axis: str) -> str:
     if kind == "hidden":
         padded = axis in plan.maps and plan.maps[axis].norm_factor != 1
         return "padded, the stream scaled" if padded else "copied"
-    if kind in ("kv_heads", "group", "heads"):
-        regrouped = axis.replace("kv_heads", "heads").replace("group", "heads") in plan.maps
+    if kind in UNITS:
+        regrouped = Heads.of(axis).heads in plan.maps
         silent = axis in plan.maps and plan.maps[axis].norm_factor != 1
         return "regrouped" if regrouped else "silent heads, since norms measure all" if silent else "heads copied"
     return {
@@ -173,7 +175,7 @@ def _differences(anatomy: Anatomy, aim: HuggingFaceBuilder) -> tuple[dict[str, i
         raise MeristemError(
             f"no rule grows these axes to the target's: {told}; the network's own sizes of them would work"
         )
-    heads = {a for a in sizes if anatomy.axes[a].kind in ("kv_heads", "group")}
+    heads = {a for a in sizes if anatomy.axes[a].kind in (KV_HEADS, GROUP)}
     smaller = {a: (anatomy.sizes[a], s) for a, s in sizes.items() if s < anatomy.sizes[a] and a not in heads}
     smaller |= {a: (anatomy.depths[a], n) for a, n in depths.items() if n < anatomy.depths[a]}
     smaller |= _fewer_heads(anatomy, aim)
@@ -186,8 +188,8 @@ def _differences(anatomy: Anatomy, aim: HuggingFaceBuilder) -> tuple[dict[str, i
 
 def _fewer_heads(anatomy: Anatomy, aim: HuggingFaceBuilder) -> dict[str, tuple[int, int]]:
     found = {}
-    for kv_heads in [a for a in aim.sizes if a.endswith("kv_heads") and a in anatomy.sizes]:
-        group, heads = kv_heads.replace("kv_heads", "group"), kv_heads.replace("kv_heads", "heads")
+    for kv_heads in [a for a in aim.sizes if kind_of(a) == KV_HEADS and a in anatomy.sizes]:
+        group, heads = Heads.of(kv_heads).group, Heads.of(kv_heads).heads
         old, new = (s[kv_heads] * s[group] for s in (anatomy.sizes, aim.sizes))
         if new < old:
             found[heads] = (old, new)

@@ -13,7 +13,6 @@ from meristem.anatomy import Anatomy
 from meristem.anatomy.conventions import NORM_EPS_FIELDS
 from meristem.anatomy.streamed import weights_of
 from meristem.anatomy.trace import Inputs
-from meristem.growth.dimensions import axes_of
 from meristem.growth.own_maps import OwnMaps, folds, own_maps
 from meristem.growth.stream import Stream, stream_of
 
@@ -31,7 +30,7 @@ class Statistics:
 def normed_axes(anatomy: Anatomy) -> set[str]:
     """The axes that some norm measures."""
     gains = (d for t in anatomy.tensors.values() for d in t.dimensions if d.role == "gain")
-    return {axis for dimension in gains for axis in axes_of(dimension.layout) | dimension.layout.axes()}
+    return {axis for dimension in gains for axis in anatomy.axes_of(dimension.layout) | dimension.layout.axes()}
 
 
 def norms_over(anatomy: Anatomy, axis: str) -> list[str]:
@@ -39,7 +38,7 @@ def norms_over(anatomy: Anatomy, axis: str) -> list[str]:
     return [
         p
         for p in anatomy.norms
-        if axis in axes_of(layout := anatomy.tensors[f"{p}.weight"].dimensions[0].layout) | layout.axes()
+        if axis in anatomy.axes_of(layout := anatomy.tensors[f"{p}.weight"].dimensions[0].layout) | layout.axes()
     ]
 
 
@@ -107,7 +106,9 @@ def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Modu
 
 def _gain_scales(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, float]:
     gains = [(t.name, d) for t in anatomy.tensors.values() for d in t.dimensions if d.role == "gain"]
-    factors = {name: math.prod(maps[a].norm_factor for a in axes_of(d.layout) if a in maps) for name, d in gains}
+    factors = {
+        name: math.prod(maps[a].norm_factor for a in anatomy.axes_of(d.layout) if a in maps) for name, d in gains
+    }
     return {name: factor for name, factor in factors.items() if factor != 1}
 
 

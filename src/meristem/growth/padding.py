@@ -16,8 +16,6 @@ from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy
 from meristem.errors import MeristemError
 
-HEADS = ("kv_heads", "group", "heads")  # the kinds of axes whose units are heads
-
 
 def padded_hidden(anatomy: Anatomy, axis: str, target: int, copies: int) -> AxisMap:
     """The hidden axis as `copies` copies and a silent pad.

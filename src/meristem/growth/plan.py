@@ -16,6 +16,8 @@ from torch import nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy, BlockList, Builder, TensorAnatomy
+from meristem.anatomy.heads import Heads
+from meristem.anatomy.shared_names import names_of_parameters
 from meristem.anatomy.unit_lists import units_of
 from meristem.errors import AnatomyError
 from meristem.growth.dimensions import expand, inner_layouts
@@ -104,10 +106,7 @@ class GrowthPlan:
     def _shared_names(self) -> dict[str, set[str]]:
         """For every name in the large network's state dict, all names of the same tensor."""
         model = self._large
-        groups: dict[int, set[str]] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            groups.setdefault(id(parameter), set()).add(name)
-        shared = {name: group for group in groups.values() for name in group}
+        shared = {name: set(names) for names in names_of_parameters(model) for name in names}
         return {name: shared.get(name, {name}) for name in model.state_dict()}
 
     @cached_property
@@ -205,8 +204,8 @@ class GrowthPlan:
             return share_map(self.layers[axis], depth) if axis in self.layers else AxisMap.identity(depth)
         if axis in self.source.axes:
             return AxisMap.identity(self.source.axes[axis].size)
-        kv_heads = axis.replace("heads", "kv_heads")  # elsewhere, `heads` is `kv_heads group`
-        return self.axis_map(kv_heads).kron(self.axis_map(kv_heads.replace("kv_heads", "group")))
+        heads = Heads.of(axis)
+        return self.axis_map(heads.kv_heads).kron(self.axis_map(heads.group))
 
     def _targets(self, tensor: TensorAnatomy) -> Targets:
         """(new name, its sources, silent) for every copy of the tensor that the large network holds."""

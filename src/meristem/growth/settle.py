@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from meristem.algebra import Layout
 from meristem.anatomy import Anatomy, Dimension, Multiplier, TensorAnatomy
+from meristem.anatomy.axis_ref import is_part, whole_of
 from meristem.anatomy.conventions import CONCATENATED, GROUPED
+from meristem.anatomy.heads import counts_heads
 from meristem.anatomy.inputs import example_inputs, logits_of
-from meristem.anatomy.parts import is_part, whole_of
 from meristem.anatomy.structure import folded
 from meristem.errors import MeristemError
 from meristem.growth.build import build
@@ -112,7 +113,7 @@ def _scaled_at(anatomy: Anatomy, parting: Parting) -> Iterator[str]:
 def _with_multiplier(anatomy: Anatomy, scaled: list[str], ratio: float) -> Anatomy:
     """`ratio` is what doubling the width changed the output of these tensors by."""
     axis = next((axis.name for axis in anatomy.of_kind("hidden")), next(iter(anatomy.axes)))
-    field = getattr(anatomy.builder, "paths", {}).get(axis, axis)
+    field = anatomy.builder.field(axis)
     in_every_block = [re.escape(folded(name)).replace(r"\*", r"\d+") for name in scaled]
     found = [Multiplier(pattern, field, math.log2(ratio)) for pattern in in_every_block]
     return replace(anatomy, override=replace(anatomy.override, multipliers=(*anatomy.override.multipliers, *found)))
@@ -143,7 +144,7 @@ def _orders(layout: Layout) -> Iterator[Layout]:
     for order in permutations(factors):
         if order != factors:
             yield Layout((order,))
-    if len(factors) == 2 and isinstance(factors[1], int) and str(factors[0]).endswith("heads"):
+    if len(factors) == 2 and isinstance(factors[1], int) and counts_heads(str(factors[0])):
         heads, number = factors[0], factors[1]  # per head: a block that is really several, each with all heads
         yield from (Layout(((c, heads, number // c),)) for c in (2, 3) if number % c == 0 and number > c)
 

@@ -32,7 +32,6 @@ from meristem.anatomy.inputs import example_inputs
 from meristem.anatomy.norms import is_norm
 from meristem.anatomy.trace import Inputs, run_watched
 from meristem.errors import MeristemError
-from meristem.growth.dimensions import axes_of
 
 # Operators that add their arguments up, or lay them side by side.
 SUMS = frozenset(
@@ -156,7 +155,9 @@ class Stream:
             given, factor = over.get(self.names.of(own), set()), 1.0
             taken = {axis for name in self.taken.get(own, ()) for axis in over.get(self.names.of(name), set())}
             for dimension in tensor.dimensions:
-                axes = {axis for axis in axes_of(dimension.layout) if axis in maps and maps[axis].norm_factor != 1}
+                axes = {
+                    axis for axis in anatomy.axes_of(dimension.layout) if axis in maps and maps[axis].norm_factor != 1
+                }
                 behind = (
                     axes if dimension.role == "gain" else axes & taken
                 )  # a gain stands behind the norm of just these
@@ -190,7 +191,7 @@ class Stream:
             path
             for path, facts in anatomy.norms.items()
             if facts.centres
-            and axis in axes_of(anatomy.tensors[f"{path}.weight"].dimensions[0].layout)
+            and axis in anatomy.axes_of(anatomy.tensors[f"{path}.weight"].dimensions[0].layout)
             and axis in over.get(self.names.of(f"{path}.weight"), set())
         ]
 
@@ -198,7 +199,7 @@ class Stream:
         over: dict[str, set[str]] = {}
         for norm, names in self.measured.items():
             tensor = anatomy.tensors.get(f"{norm}.weight")
-            axes = axes_of(tensor.dimensions[0].layout) if tensor is not None else _hidden(anatomy)
+            axes = anatomy.axes_of(tensor.dimensions[0].layout) if tensor is not None else _hidden(anatomy)
             for name in names:
                 over.setdefault(self.names.of(name), set()).update(axes)
         return over
@@ -352,8 +353,12 @@ def _watched(model: nn.Module, anatomy: Anatomy, inputs: Inputs) -> Stream:
 def _usual(anatomy: Anatomy) -> Stream:
     hidden = _hidden(anatomy)
     writes = [(t.name, d) for t in anatomy.tensors.values() for d in t.dimensions if d.role == "write"]
-    writers = {name for name, dimension in writes if axes_of(dimension.layout) & hidden}
-    norms = [path for path in anatomy.norms if axes_of(anatomy.tensors[f"{path}.weight"].dimensions[0].layout) & hidden]
+    writers = {name for name, dimension in writes if anatomy.axes_of(dimension.layout) & hidden}
+    norms = [
+        path
+        for path in anatomy.norms
+        if anatomy.axes_of(anatomy.tensors[f"{path}.weight"].dimensions[0].layout) & hidden
+    ]
     return Stream(measured=dict.fromkeys(norms, writers))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from meristem.anatomy import Anatomy, BlockList, TensorAnatomy
-from meristem.anatomy.parts import with_parts
+from meristem.anatomy.heads import with_heads
 from meristem.errors import AnatomyError
 from meristem.growth.plan import GrowthPlan
 
@@ -21,7 +21,7 @@ def grown_anatomy(plan: GrowthPlan) -> Anatomy:
         AnatomyError: if a tensor of the large network has another size than its axes say; the plan is then wrong.
     """
     source, target = plan.source, plan.target
-    sizes = with_parts(target.sizes)
+    sizes = with_heads(target.sizes)
     axes = {name: replace(axis, size=sizes[name]) for name, axis in source.axes.items()}
     blocks = tuple(
         BlockList(b.axis, b.prefix, len(plan.layers[b.axis]) if b.axis in plan.layers else b.length)

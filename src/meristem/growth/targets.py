@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from meristem.anatomy import Anatomy, Axis
-from meristem.anatomy.parts import is_part, skipped_by, whole_of
+from meristem.anatomy.axis_ref import is_part, skipped_by, whole_of
+from meristem.anatomy.heads import Heads
 from meristem.errors import MeristemError
 
 SIZED = (
@@ -130,7 +131,7 @@ def _whole(method: str, axis: str, target: int, size: int) -> int:
 def _heads(
     anatomy: Anatomy, method: str, kv_axis: str, width: int, asked_heads: int | None, asked_kv: int | None
 ) -> dict[str, int]:
-    group_axis = kv_axis.replace("kv_heads", "group")
+    group_axis = Heads.of(kv_axis).group
     kv_heads, group = anatomy.sizes[kv_axis], anatomy.sizes[group_axis]
     multi_query = kv_heads == 1 and group > 1
     heads = asked_heads or kv_heads * group * width
@@ -192,7 +193,7 @@ def _regrouped(anatomy: Anatomy, method: str, group: str, sizes: dict[str, int])
     Raises:
         MeristemError: if query heads are lost, or one would be left without a copy.
     """
-    kv_heads = group.replace("group", "kv_heads")
+    kv_heads = Heads.of(group).kv_heads
     old_kv, old_group, new_kv, new_group = anatomy.sizes[kv_heads], anatomy.sizes[group], sizes[kv_heads], sizes[group]
     if new_group >= old_group or new_kv <= old_kv:
         return False

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy, TensorAnatomy
+from meristem.anatomy.heads import Heads, are_queries
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.depth import spread
-from meristem.growth.dimensions import axes_of
 from meristem.growth.layers import LayerMap, LayerSource
 from meristem.growth.method import Method, Weights
 from meristem.growth.targets import depth_targets, width_targets
@@ -100,12 +100,12 @@ def magnitude(anatomy: Anatomy, axis: str, weights: Weights) -> Tensor:
 def _unit_squares(anatomy: Anatomy, tensor: TensorAnatomy, position: int, axis: str, weight: Tensor) -> Tensor:
     layout = tensor.dimensions[position].layout
     nothing = torch.zeros(anatomy.sizes[axis], dtype=torch.float64)
-    if axis not in axes_of(layout) or len(layout.terms) != 1:
+    if axis not in anatomy.axes_of(layout) or len(layout.terms) != 1:
         return nothing
     factors: list[str | int] = []
     for factor in layout.terms[0]:
-        if isinstance(factor, str) and factor.endswith("heads") and not factor.endswith("kv_heads"):
-            factors += [factor.replace("heads", "kv_heads"), factor.replace("heads", "group")]
+        if isinstance(factor, str) and are_queries(factor) and factor not in anatomy.axes:
+            factors += [Heads.of(factor).kv_heads, Heads.of(factor).group]
         elif isinstance(factor, str | int):
             factors.append(factor)
         else:

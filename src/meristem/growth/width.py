@@ -11,7 +11,8 @@ from torch import nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
-from meristem.anatomy.parts import is_frequencies, skipped_by, whole_of
+from meristem.anatomy.axis_ref import is_frequencies, skipped_by, whole_of
+from meristem.anatomy.heads import Heads
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.alibi import aligned_heads, has_alibi
@@ -137,7 +138,7 @@ class NoisyWidthMethod(WidthMethod):
 
 
 def _regrouped(anatomy: Anatomy, group: str, targets: Mapping[str, int]) -> dict[str, AxisMap]:
-    kv_heads, heads = group.replace("group", "kv_heads"), group.replace("group", "heads")
+    kv_heads, heads = Heads.of(group).kv_heads, Heads.of(group).heads
     kv, query = regrouped(anatomy.sizes[kv_heads], anatomy.sizes[group], targets[kv_heads], targets[group])
     for tensor in anatomy.tensors.values():
         if any(group in dimension.layout.axes() for dimension in tensor.dimensions):

@@ -13,9 +13,10 @@ import torch
 
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy
+from meristem.anatomy.heads import UNITS
 from meristem.growth.method import Weights
 from meristem.growth.norm_statistics import normed_axes
-from meristem.growth.padding import HEADS, padded_heads, padded_hidden
+from meristem.growth.padding import padded_heads, padded_hidden
 from meristem.growth.width import NoisyWidthMethod
 
 
@@ -38,7 +39,7 @@ class ZeroPadding(NoisyWidthMethod):
         old = anatomy.sizes[axis]
         if anatomy.axes[axis].kind == "hidden":
             return padded_hidden(anatomy, axis, target, copies=1)
-        if anatomy.axes[axis].kind in HEADS and axis in normed_axes(anatomy):
+        if anatomy.axes[axis].kind in UNITS and axis in normed_axes(anatomy):
             return padded_heads(old, target)
         kept = UnitMap.select(torch.arange(target) % old, old, (torch.arange(target) < old).double())
         return AxisMap(

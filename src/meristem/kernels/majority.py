@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from meristem.anatomy import Anatomy
-from meristem.anatomy.structure import kind_of
+from meristem.anatomy.axis_ref import kind_of
+from meristem.anatomy.shared_names import names_of_parameters
 from meristem.errors import MeristemError, nearest
 from meristem.kernels.heads import output_heads
 from meristem.kernels.mixture import Mixing, Mixture
@@ -165,9 +166,7 @@ def mixtures(model: nn.Module) -> Iterator[tuple[nn.Module, str, Mixture]]:
 def _weights(model: nn.Module) -> list[Weight]:
     """(path, module, parameter) of every weight that may have kernels: no output head, nothing shared, nothing frozen."""
     heads = output_heads(model)
-    uses: dict[int, int] = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    shared = {name for names in names_of_parameters(model) if len(names) > 1 for name in names}
     found = []
     for path, module in model.named_modules():
         kind = type(module).__name__
@@ -176,7 +175,7 @@ def _weights(model: nn.Module) -> list[Weight]:
         for name, parameter in module.named_parameters(recurse=False):
             linear = isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or kind == "Conv1D"
             expert = "xpert" in kind and parameter.dim() == 3
-            own = parameter.dim() >= 2 and uses[id(parameter)] == 1 and parameter.requires_grad
+            own = parameter.dim() >= 2 and f"{path}.{name}" not in shared and parameter.requires_grad
             if own and ((linear and name == "weight") or expert):
                 found.append((path, module, name))
     return found

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, Layout
 from meristem.anatomy import Anatomy
-from meristem.anatomy.parts import is_part, whole_of
-from meristem.anatomy.structure import kind_of
+from meristem.anatomy.axis_ref import is_part, kind_of, whole_of
+from meristem.anatomy.heads import KV_HEADS, Heads
 from meristem.errors import MeristemError
 from meristem.subnetworks.blocks import Blocks, lists_of_blocks
 from meristem.subnetworks.path import Path, generator
 
 CHUNKS = 16  # feed-forward units are kept or left in this many contiguous pieces, so that products stay dense
-SLICED = ("kv_heads", "ffn")  # the kinds of axes that live inside a block
+SLICED = (KV_HEADS, "ffn")  # the kinds of axes that live inside a block
 
 # Attributes that count heads or the width of all heads, in modules whose code does not ask the tensors for their shapes.
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_key_value_heads", "all_head_size",
@@ -175,15 +175,15 @@ def _selections(anatomy: Anatomy, purpose: str, path: Path) -> dict[str, AxisMap
         picked = torch.randperm(pieces, generator=rng)[:count].sort().values
         index = (picked[:, None] * chunk + torch.arange(chunk)).flatten()
         maps[axis] = AxisMap.select(index, size)
-        if kind == "kv_heads":
-            group = axis.replace("kv_heads", "group")
-            maps[axis.replace("kv_heads", "heads")] = maps[axis].kron(AxisMap.identity(anatomy.sizes[group]))
+        if kind == KV_HEADS:
+            heads = Heads.of(axis)
+            maps[heads.heads] = maps[axis].kron(AxisMap.identity(anatomy.sizes[heads.group]))
     return maps
 
 
 def _counts(block: nn.Module, width: float, anatomy: Anatomy) -> list[tuple[nn.Module, str, int]]:
     """(module, attribute, its value while the block is narrow) for what counts heads."""
-    heads = [axis for axis in anatomy.axes if kind_of(axis) == "kv_heads" and not is_part(axis)]
+    heads = [axis for axis in anatomy.axes if kind_of(axis) == KV_HEADS and not is_part(axis)]
     size = anatomy.sizes[heads[0]] if heads else 1
     kept = max(1, round(width * size))
     found = ((module, name, vars(module).get(name)) for module in block.modules() for name in HEAD_COUNTS)

@@ -1,0 +1,115 @@
+"""What the name of an axis says: its kind, its scope, and which part of a whole it is.
+
+Axes go by their names, in layouts ("2 ffn"), sizes and maps. Whoever needs to know more than that two names are equal
+asks an `AxisRef`; no other file takes names apart.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass, replace
+
+from meristem.anatomy.conventions import KINDS
+
+_PART = re.compile(r"(?:over(\d+)|(frequencies)|after(\d+))_(\w+)")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which units of a whole: a share (`over8_hidden`, an eighth), all but the first few (`after32_hidden`), or the
+    frequencies of sinusoidal positions of that width, a sine and a cosine for each (`frequencies_hidden`)."""
+
+    divisor: int = 1
+    skipped: int = 0
+    frequencies: bool = False
+
+    def size(self, whole: int) -> int:
+        """The number of units, of so many in the whole."""
+        return (whole - self.skipped) // self.divisor
+
+    def __str__(self) -> str:
+        if self.frequencies:
+            return "frequencies_"
+        return f"after{self.skipped}_" if self.skipped else f"over{self.divisor}_"
+
+
+@dataclass(frozen=True)
+class AxisRef:
+    """The name of an axis, taken apart: "encoder_kv_heads" has the kind "kv_heads" and the scope "encoder_".
+
+    `own` is the name of an axis that follows no convention ("channels"). It counts as hidden, since it can be widened.
+    """
+
+    kind: str
+    scope: str = ""
+    part: Part | None = None
+    own: str = ""
+
+    @staticmethod
+    @functools.cache
+    def parse(name: str) -> AxisRef:
+        """From a name such as "decoder_ffn" or "over8_hidden"."""
+        match = _PART.fullmatch(name)
+        if match:
+            divisor, frequencies, skipped, whole = match.groups()
+            part = Part(2 if frequencies else int(divisor or 1), int(skipped or 0), frequencies is not None)
+            return replace(AxisRef.parse(whole), part=part)
+        kind = next((kind for kind in KINDS if name == kind or name.endswith("_" + kind)), None)
+        return AxisRef("hidden", own=name) if kind is None else AxisRef(kind, name.removesuffix(kind))
+
+    @property
+    def whole(self) -> str:
+        """The name of the axis that it is a part of, or its own."""
+        return self.own or self.scope + self.kind
+
+    def of_kind(self, kind: str) -> str:
+        """The name of the axis of another kind in the same scope, of the same part: "encoder_group" for
+        "encoder_kv_heads"."""
+        return str(replace(self, kind=kind, own=""))
+
+    def __str__(self) -> str:
+        return f"{self.part or ''}{self.whole}"
+
+
+def kind_of(axis: str) -> str:
+    """ "ffn" for "decoder_ffn". An axis of another name ("channels", "width") counts as hidden: it can be widened."""
+    return AxisRef.parse(axis).kind
+
+
+def is_part(axis: str) -> bool:
+    """Whether it follows from another axis, as `over8_hidden` from `hidden`."""
+    return AxisRef.parse(axis).part is not None
+
+
+def whole_of(axis: str) -> str:
+    """The axis that it is a part of; itself, if it is no part."""
+    return AxisRef.parse(axis).whole
+
+
+def part_of(axis: str, divisor: int) -> str:
+    """The name of a share of an axis: one of `divisor` equal parts. Its kind is that of the whole, so it grows along."""
+    return f"{Part(divisor)}{axis}"
+
+
+def rest_of(axis: str, skipped: int) -> str:
+    """The name of an axis without its first units."""
+    return f"{Part(skipped=skipped)}{axis}"
+
+
+def divisor_of(axis: str) -> int:
+    """How many of it make the whole: 8 for `over8_hidden`, 2 for frequencies, 1 for `hidden`."""
+    part = AxisRef.parse(axis).part
+    return part.divisor if part else 1
+
+
+def is_frequencies(axis: str) -> bool:
+    """Whether it is the frequencies of sinusoidal positions."""
+    part = AxisRef.parse(axis).part
+    return part is not None and part.frequencies
+
+
+def skipped_by(axis: str) -> int:
+    """How many units of the whole stand before it: 32 for `after32_hidden`, else 0."""
+    part = AxisRef.parse(axis).part
+    return part.skipped if part else 0
