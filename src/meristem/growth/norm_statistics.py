@@ -14,7 +14,8 @@ from meristem.anatomy.conventions import NORM_EPS_FIELDS
 from meristem.anatomy.streamed import weights_of
 from meristem.anatomy.trace import Inputs
 from meristem.growth.own_maps import OwnMaps, folds, own_maps
-from meristem.growth.stream import Stream, stream_of
+from meristem.growth.stream import Stream
+from meristem.growth.stream_watch import stream_of
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,9 @@ def _config(entries: Any, name: str) -> Any:
         raise MeristemError(f'{name}: a config says its model_type, such as "llama", and this one does not')
     if kind not in CONFIG_MAPPING_NAMES:
         close = nearest(kind, CONFIG_MAPPING_NAMES)
-        raise MeristemError(f"{name}: transformers knows no model_type {kind!r}" + (f"; {close}" if "did you" in close else ""))
+        raise MeristemError(
+            f"{name}: transformers knows no model_type {kind!r}" + (f"; {close}" if "did you" in close else "")
+        )
     try:
         return AutoConfig.for_model(**entries)
     except Exception as error:  # strict dataclasses, validators, and what the classes do themselves
