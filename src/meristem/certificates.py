@@ -17,7 +17,6 @@ A growth is then also proved without any rounding, from the same weights in floa
 
 from __future__ import annotations
 
-import copy
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -28,11 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from meristem.anatomy.finite import not_finite
+from meristem.anatomy.precision import in_precision
 from meristem.errors import MeristemError, first_line
 
 FLOAT64_LIMIT = 500_000_000
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
 HUGE = 1e30  # of entries that stand for "never": they have to be the same, and do not set the scale
+OUTLYING = 1e3  # times the median: entries such as a mask's -1e4 or -1e9, which are judged by their own size alone
 Outputs = dict[str, Tensor]
 ROUNDINGS = 2  # the largest of many errors varies from draw to draw, and a list of methods rounds more than once
 
@@ -55,6 +56,8 @@ class Certificate:
         own_dtype_relative_error: the same error with both networks run in `stored_dtype`; None where that cannot run.
         unrounded_relative_error: of the same growth with weights that are not rounded, judged by `unrounded_tolerance`; None
             where the stored weights say the same, or where only the two stored networks are known.
+        blocks: None if both networks ran whole; else the blocks of the small one that ran, by the path of their list, and beside
+            them those of the large one that are made of them. All tensors were then checked by themselves (`growth.sampled`).
     """
 
     absolute_error: float
@@ -70,6 +73,7 @@ class Certificate:
     own_dtype_relative_error: float | None = None
     unrounded_relative_error: float | None = None
     unrounded_tolerance: float | None = None
+    blocks: Mapping[str, list[int]] | None = None
 
     @property
     def holds(self) -> bool:
@@ -91,6 +95,9 @@ class Certificate:
             line += f", KL {self.kl_divergence:.1e}, top-1 agreement {self.top1_agreement:.1%}"
         if unrounded is not None:
             line += f"; before rounding, {unrounded:.1e} (tolerance {self.unrounded_tolerance:.0e})"
+        if self.blocks is not None:
+            some = "; ".join(f"{', '.join(map(str, blocks))} of {path}" for path, blocks in self.blocks.items())
+            line += f"; of blocks {some}, and every tensor by algebra"
         if own is not None and not math.isfinite(own):
             line += f"; run in {self.stored_dtype}, a network gives results that are not finite"
         return line
@@ -148,7 +155,7 @@ def verify(
     )
 
 
-def _as_distributions(ours: Outputs, theirs: Outputs) -> dict[str, float | None]:
+def _as_distributions(ours: Outputs, theirs: Outputs) -> dict[str, Any]:
     """The divergence and the agreement of the logits, if the networks have such."""
     if "logits" not in ours or not ours["logits"].dim():
         return {"kl_divergence": None, "top1_agreement": None}
@@ -176,17 +183,22 @@ def error_in_high_precision(
 
 def relative_error(a: Tensor, b: Tensor) -> float:
     """max |a - b| / max |a| in float64. Entries that are infinite (or huge) are left out where they are the same; not a number
-    if any is not, infinite if only one is infinite."""
+    if any is not, infinite if only one is infinite. Entries far beyond all others, as masks write them, do not set the scale,
+    which would hide any error of the others behind it."""
     a, b = a.double().cpu(), b.double().cpu()
     if bool(a.isnan().any() | b.isnan().any()):
         return math.nan
     ordinary = a.isfinite() & b.isfinite() & (a.abs() < HUGE)
     if bool(((a != b) & ~ordinary).any()):
         return math.inf
-    if not bool(ordinary.any()):
-        return 0.0
-    error, scale = float((a - b)[ordinary].abs().max()), float(a[ordinary].abs().max())
-    return error / scale if scale else error
+    a, b = a[ordinary], b[ordinary]
+    sizes, errors = a.abs(), (a - b).abs()
+    outlying = sizes > OUTLYING * (sizes[sizes > 0].median() if bool(sizes.any()) else 0.0)
+    own = float((errors[outlying] / sizes[outlying]).max()) if bool(outlying.any()) else 0.0
+    if bool(outlying.all()):
+        return own
+    error, scale = float(errors[~outlying].max()), float(sizes[~outlying].max())
+    return max(own, error / scale if scale else error)
 
 
 def stored_dtype(model: nn.Module) -> torch.dtype:
@@ -217,7 +229,10 @@ def _in_high_precision(
             RuntimeError,
             TypeError,
             ValueError,
-        ) as error:  # an operator (grouped_mm) or a device (MPS) without float64
+            LookupError,
+            AttributeError,
+            AssertionError,
+        ) as error:  # an operator (grouped_mm) or a device (MPS) without float64; or a network whose parts do not fit together
             if dtype == torch.float32:
                 raise _unrunnable(small, big, inputs, error) from error
             continue
@@ -270,14 +285,14 @@ def _change_by_rounding(model: nn.Module, inputs: dict[str, Any], dtype: torch.d
         share = torch.rand(tensor.shape, generator=generator, dtype=torch.float32).to(tensor.device, dtype)
         return tensor.to(dtype) * (1 + (2 * share - 1) * (torch.finfo(stored).eps / 2))
 
-    shaken = with_weights(copy.deepcopy(model).to(dtype), moved)
+    shaken = with_weights(in_precision(model, dtype), moved)
     return _relative(outputs_in(model, inputs, dtype), outputs_in(shaken, inputs, dtype))
 
 
 def outputs_in(model: nn.Module, inputs: Mapping[str, Any], dtype: torch.dtype) -> Outputs:
     """The model's outputs computed in `dtype` by a copy of it (or by itself, if it has that dtype); float64 on the CPU."""
     if {parameter.dtype for parameter in model.parameters()} != {dtype}:
-        model = copy.deepcopy(model).to(dtype)
+        model = in_precision(model, dtype)
     return _plain_outputs(model, inputs)
 
 

@@ -85,7 +85,7 @@ def test_files_are_those_of_safetensors_byte_for_byte(tmp_path):
     tensors |= {"scalar": torch.tensor(3.0), "empty": torch.zeros(0, 4)}
     save_file(tensors, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
     shards = lay_out({name: tensor.to("meta") for name, tensor in tensors.items()})
-    write_shards(tmp_path, shards, ((name, ([0], tensor)) for name, tensor in tensors.items()), 0)
+    write_shards(tmp_path, shards, ((name, ([0], tensor)) for name, tensor in tensors.items()))
     assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
 
 

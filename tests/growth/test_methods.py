@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import replace
 
 import pico
@@ -10,7 +12,7 @@ import torch
 from table import FAMILIES, METHODS, WIDER, labelled, method_for, promises
 
 import meristem as ms
-from meristem.anatomy.inputs import example_inputs, logits_of
+from meristem.anatomy.inputs import example_inputs, logits_of, outputs_of
 from meristem.growth import METHODS as REGISTERED
 from meristem.growth import Growth
 from meristem.growth.block_steps import MISSED
@@ -35,6 +37,24 @@ def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: i
     return float(loss.detach())
 
 
+def gap(growth: Growth, inputs: dict) -> float:
+    """The largest error of all outputs, hidden states of the small network taken through the dense map of the axis that has grown."""
+    ours, theirs = outputs_of(growth.source, inputs), outputs_of(growth.model, inputs)
+    assert ours.keys() == theirs.keys()
+    errors = []
+    for name, a in ours.items():
+        b = theirs[name]
+        if a.shape == b.shape:
+            candidates = [a]
+        else:
+            assert a.shape[:-1] == b.shape[:-1]
+            maps = [plan.axis_map("hidden") for plan in growth.plans]
+            candidates = [a.double() @ functools.reduce(torch.matmul, reversed(sides)).double().T
+                          for sides in ([m.write.matrix() for m in maps], [m.heard.matrix() for m in maps])]  # fmt: skip
+        errors.append(min(float((c - b).abs().max() / c.abs().max()) for c in candidates))
+    return max(errors)
+
+
 @cases
 def test_function_and_promise(models, row, family):
     """Preserving methods to 1e-5 in float32; the others say that they are not, and the certificate how far off."""
@@ -43,17 +63,13 @@ def test_function_and_promise(models, row, family):
     promised = all(plan.preserves_function for plan in growth.plans)
     assert promised == promises(row, family)
     inputs = example_inputs(small)
-    a, b = logits_of(small, inputs), logits_of(growth.model, inputs)
-    error = float((a - b).abs().max() / a.abs().max())
+    error = gap(growth, inputs)
     if promised:
         assert error <= 1e-5
         assert growth.certificate.holds
     else:
-        assert torch.isfinite(b).all()
-        if family == "t5":  # which puts out its encoder's states too, and the largest error of all outputs counts
-            assert growth.certificate.relative_error >= 0.95 * error
-        else:
-            assert growth.certificate.relative_error == pytest.approx(error, rel=0.05, abs=1e-6)
+        assert math.isfinite(error)
+        assert growth.certificate.relative_error == pytest.approx(error, rel=1e-3, abs=1e-6)
 
 
 @cases

@@ -69,7 +69,7 @@ def test_a_killed_run_leaves_no_process(tmp_path, processes, extra):
 
 
 def test_a_process_that_starts_after_its_parent_has_gone_ends_at_once():
-    code = "from meristem.recipes.orphans import watching_parent; import time\nwith watching_parent(): time.sleep(60)"
+    code = "from meristem.orphans import watching_parent; import time\nwith watching_parent(): time.sleep(60)"
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "MERISTEM_PARENT": "1"}, timeout=50, check=False
     )

@@ -91,11 +91,19 @@ JOINING_FIELDS = (
     "adapter_out_dim",
     "output_hidden_size",
     "output_size",
+    "audio_hidden_size",
     "language_hidden_size",
     "llm_hidden_size",
     "reassemble_hidden_size",
 )
 OUTPUT_BESIDE = {"embed_dim": "hidden_size"}  # a part that has both fields hands on the second
+
+# The parts of a composed encoder-decoder that widen together, since one reads what the other writes without a projection.
+ENCODERS_AND_DECODERS = ("encoder", "decoder", "encoder_config", "decoder_config")
+# Further parts that are joined so, by the model type of the whole: one attends to the other, or both have to be as wide.
+JOINED_PARTS: dict[str, tuple[str, ...]] = {"pix2struct": ("vision_config",), "tipsv2": ("vision_config",)}
+# An encoder whose heads share out a width of its own (RT-DETR's, with positions in two dimensions) stays as wide as it is.
+ENCODER_WIDTH = "encoder_hidden_dim"
 
 # Fields that grow in proportion to an axis (numbers, or lists of such), so that what they share out keeps its size.
 PROPORTIONAL_FIELDS: dict[str, tuple[str, ...]] = {
@@ -106,7 +114,7 @@ PROPORTIONAL_FIELDS: dict[str, tuple[str, ...]] = {
         "coordinate_size",
         "shape_size",
     ),
-    "heads": ("num_attention_heads_per_layer",),
+    "heads": ("num_attention_heads_per_layer", "num_key_value_heads_per_layer"),
     "stage0_hidden": ("embedding_size", "stem_out_channels", "stage_out_channels.0", "stage_in_channels.1"),
     "stage1_hidden": ("stage_out_channels.1", "stage_in_channels.2"),
     "stage2_hidden": ("stage_out_channels.2", "stage_in_channels.3"),
@@ -208,6 +216,7 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 RAW_READERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"Hyper(Connection|Head)", r"(hc_)?fn", ("write", "read")),
     (r"AttentionResidual", r"query", ("read",)),
+    (r"Tapas", r"(column_)?output_weights", ("read",)),
     (r"AttentionResidual", r"query", ("write", "read")),
     (r"MultiheadAttention", r"in_proj_weight", ("write", "read")),
     (r"AdditiveAttention", r"w_g", ("read", "write")),

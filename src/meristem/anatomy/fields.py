@@ -9,7 +9,10 @@ from typing import Any
 from meristem.anatomy.conventions import (
     DEPTH_FIELDS,
     DEPTH_LISTS,
+    ENCODER_WIDTH,
+    ENCODERS_AND_DECODERS,
     FIELDS,
+    JOINED_PARTS,
     JOINING_FIELDS,
     JOINT_FIELDS,
     LEARNED,
@@ -79,9 +82,10 @@ def counterparts(config: Any, root: str) -> list[str]:
 
     Both read and write one stream's width: cross-attention, and often a shared embedding, join them.
     """
-    if not root or not config.is_encoder_decoder:
+    named = (*JOINED_PARTS.get(config.model_type, ()), *(ENCODERS_AND_DECODERS if config.is_encoder_decoder else ()))
+    if not root:
         return []
-    others = {f"{n}.": p for n, p in vars(config).items() if n in ("encoder", "decoder") and hasattr(p, "model_type")}
+    others = {f"{n}.": p for n, p in vars(config).items() if n in named and hasattr(p, "model_type")}
     texts = {name: "text_config." if hasattr(part, "text_config") else "" for name, part in others.items()}
     return [name + texts[name] for name in others if name != root]
 
@@ -155,7 +159,10 @@ def _find(
     config: Any, root: str, table: Mapping[str, tuple[str, ...]], moves: Callable[[Any], bool] | None = None
 ) -> dict[str, str]:
     found: dict[str, str] = {}
+    own_width = read_field(config, root + ENCODER_WIDTH) is not None
     for axis, names in table.items():
+        if own_width and axis == "encoder_heads":
+            continue
         present = [name for name in names if _sizes_at(read_field(config, root + name))]
         if moves is not None and (len(present) > 1 or (axis in LEARNED and present)):
             moving = [name for name in present if moves(_doubled(config, root + name))]

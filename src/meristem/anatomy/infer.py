@@ -85,10 +85,22 @@ def infer(builder: Builder, override: Override) -> Structure:
             ties.get(name),
         )
     tensors = in_groups(tensors, owners, _side_by_side(builder, override))
+    _check_width(builder, tensors)
     axes = {axis: Axis(axis, size, builder.describe_axis(axis)) for axis, size in builder.sizes.items()}
     axes |= _parts(axes, tensors)
     lists = unit_lists([(probe.sizes, probe.shapes) for probe in probes])
     return Structure(axes, tensors, blocks, _norms(owners), lists)
+
+
+def _check_width(builder: Builder, tensors: Mapping[str, TensorAnatomy]) -> None:
+    """Raises MeristemError if the width that the config names is that of no tensor, so that nothing would grow."""
+    used = {axis for t in tensors.values() for d in t.dimensions for axis in d.layout.axes()}
+    widths = [axis for axis in builder.sizes if kind_of(axis) == "hidden"]
+    if widths and not any(whole_of(axis) in widths if is_part(axis) else axis in widths for axis in used):
+        named = ", ".join(dict.fromkeys(builder.describe_axis(axis) for axis in widths))
+        raise MeristemError(
+            f"{builder.model_type} has no width field that Meristem knows: {named} is in its config and shapes none of its tensors"
+        )
 
 
 def _side_by_side(builder: Builder, override: Override) -> dict[str, int]:

@@ -73,6 +73,12 @@ OVERRIDES: Mapping[str, Override] = {
     "mpt": Override(alibi="attn_config.alibi"),
     "bloom": Override(alibi=True),
     "falcon": Override(alibi="alibi"),
+    "patchtsmixer": Override(  # a softmax over the width, whose shares are smaller in a wider network
+        multipliers=(
+            Multiplier(r".*feature_mixer\.mlp\.fc2\.(weight|bias)", "d_model", -1.0),
+            Multiplier(r".*feature_mixer\.gating_block\.attn_layer\.weight", "d_model", 1.0),
+        )
+    ),
     "reformer": Override(concatenated="axial_pos_embds_dim"),
     "swiftformer": Override(  # queries and keys of unit norm, scores times dim ** -0.5
         multipliers=(

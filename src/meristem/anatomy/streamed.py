@@ -11,12 +11,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Piece = tuple[list[int], Tensor]
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes in a file: a tensor that is stored there just as it is wanted."""
+
+    file: Path
+    start: int
+    bytes: int
+
+
+Piece = tuple[list[int], Tensor | Span]
 
 
 class Weights(Mapping[str, Tensor]):
@@ -26,18 +38,25 @@ class Weights(Mapping[str, Tensor]):
         dtypes: of every tensor, by the names of a state dict.
         make: returns the tensor of a name.
         pieces: yields it in pieces of whole rows, for those who need not have it whole (see `growth.apply.grow_pieces`).
+        span: where it is stored just as it is, if it is.
     """
 
     def __init__(
         self,
         dtypes: Mapping[str, torch.dtype],
         make: Callable[[str], Tensor],
-        pieces: Callable[[str], Iterator[Piece]] | None = None,
+        pieces: Callable[[str], Iterator[tuple[list[int], Tensor]]] | None = None,
+        span: Callable[[str], Span | None] | None = None,
     ) -> None:
         self.dtypes, self._make = dict(dtypes), make
         self._pieces = pieces or (lambda name: iter([([0], make(name))]))
+        self._span = span or (lambda _: None)
 
-    def pieces(self, name: str) -> Iterator[Piece]:
+    def span(self, name: str) -> Span | None:
+        """Where its bytes lie in a file, in its dtype and order; None if they have to be made."""
+        return self._span(name)
+
+    def pieces(self, name: str) -> Iterator[tuple[list[int], Tensor]]:
         """(first rows of all its places, rows) until the tensor is whole."""
         return self._pieces(name)
 

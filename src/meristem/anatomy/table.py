@@ -29,8 +29,8 @@ def tensor_rows(anatomy: Anatomy) -> list[tuple[str, str, str, str]]:
 
 def as_text(anatomy: Anatomy) -> str:
     """Both tables in plain columns."""
-    axes = _columns([("axis", "size", "from"), *axis_rows(anatomy)])
-    tensors = _columns([("tensor", "shape", "dimensions", "known by"), *tensor_rows(anatomy)])
+    axes = columns([("axis", "size", "from"), *axis_rows(anatomy)])
+    tensors = columns([("tensor", "shape", "dimensions", "known by"), *tensor_rows(anatomy)])
     return f"{anatomy.builder.model_type}\n\n{axes}\n\n{tensors}"
 
 
@@ -42,6 +42,7 @@ def _folded(tensor: TensorAnatomy) -> str:
     return folded(tensor.name) if tensor.block else tensor.name
 
 
-def _columns(rows: list[tuple[str, ...]]) -> str:
+def columns(rows: list[tuple[str, ...]]) -> str:
+    """Rows, the first of them headings, as plain aligned lines: a name that is cut short names nothing, and there may be many."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -84,39 +84,41 @@ def blocks_pass_through(
     names = [
         f"{prefix}.{name}" for prefix in block_prefixes for name, _ in model.get_submodule(prefix).named_children()
     ]
-    unchanged: list[bool] = []
+    calls: list[tuple[str, tuple, dict]] = []
 
-    def compare(name: str):
-        def hook(_: nn.Module, args: tuple, kwargs: dict, __) -> None:
-            own = None if args else next((k for k in kwargs if k.startswith("hidden")), None)
-            before: Any = args[0] if args else kwargs.get(own or "")
-            if not isinstance(before, Tensor) or not before.is_floating_point():
-                return
-            before = prepared(before)
-            args, kwargs = ((before, *args[1:]), kwargs) if own is None else (args, {**kwargs, own: before})
-            caches = {
-                k: None for k, v in kwargs.items() if k.startswith("past_key_value") or hasattr(v, "get_seq_length")
-            }
-            try:
-                with torch.no_grad():
-                    output = muted.get_submodule(name)(*args, **{**kwargs, **caches})
-            except (RuntimeError, ValueError, TypeError, AttributeError, KeyError):  # a block that needs its cache
-                unchanged.append(False)
-                return
-            output = tuple(output.values()) if isinstance(output, dict) else output
-            after: Any = output[0] if isinstance(output, tuple | list) else output
-            unchanged.append(before.shape == after.shape and torch.allclose(before, after, rtol=1e-3, atol=1e-5))
-
-        return hook
+    def keep(name: str):
+        return lambda _, args, kwargs, __: calls.append((name, args, kwargs))
 
     def hooks() -> list:
-        return [model.get_submodule(name).register_forward_hook(compare(name), with_kwargs=True) for name in names]
+        return [model.get_submodule(name).register_forward_hook(keep(name), with_kwargs=True) for name in names]
 
     try:
         run_watched(model, hooks, inputs)
     except MeristemError:
         return True
-    return bool(unchanged) and all(unchanged)
+    # run only now: while `model` runs, transformers collects what any block gives out (output_hidden_states)
+    unchanged = [_passes_through(muted.get_submodule(name), args, kwargs, prepared) for name, args, kwargs in calls]
+    judged = [verdict for verdict in unchanged if verdict is not None]
+    return bool(judged) and all(judged)
+
+
+def _passes_through(block: nn.Module, args: tuple, kwargs: dict, prepared: Callable[[Tensor], Tensor]) -> bool | None:
+    """Whether a block gives out what it takes in; None if it takes in no features, False if it cannot run by itself."""
+    own = None if args else next((k for k in kwargs if k.startswith("hidden")), None)
+    before: Any = args[0] if args else kwargs.get(own or "")
+    if not isinstance(before, Tensor) or not before.is_floating_point():
+        return None
+    before = prepared(before)
+    args, kwargs = ((before, *args[1:]), kwargs) if own is None else (args, {**kwargs, own: before})
+    caches = {k: None for k, v in kwargs.items() if k.startswith("past_key_value") or hasattr(v, "get_seq_length")}
+    try:
+        with torch.no_grad(), evaluating(block):
+            output = block(*args, **{**kwargs, **caches})
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError):  # a block that needs its cache
+        return False
+    output = tuple(output.values()) if isinstance(output, dict) else output
+    after: Any = output[0] if isinstance(output, tuple | list) else output
+    return before.shape == after.shape and torch.allclose(before, after, rtol=1e-3, atol=1e-5)
 
 
 def run_watched(model: nn.Module, hooks: Callable[[], Iterable], inputs: Inputs = None) -> None:

@@ -20,7 +20,7 @@ Made by [Meristem]({url}) with **{methods}**; loads with plain transformers{trus
 |---|---|
 | source | `{source}` |
 | function preserved | {preserved} |
-
+{new_layers}
 ```json
 {options}
 ```
@@ -44,6 +44,10 @@ def model_card(record: dict[str, Any]) -> str:
         methods=", then ".join(m["method"] for m in methods),
         source=source,
         preserved=_preserved(certificate),
+        new_layers="".join(
+            f"| new {axis.replace('_', ' ')}, counted from 0 | {', '.join(map(str, places))} |\n"
+            for axis, places in record.get("new_layers", {}).items()
+        ),
         options=json.dumps(methods, indent=2),
     )
 

@@ -32,6 +32,7 @@ from meristem.checkpoints.unplaced import check_unplaced
 from meristem.checkpoints.write import save_all_but_weights
 from meristem.errors import MeristemError, first_line
 from meristem.growth import Growth
+from meristem.growth.block_steps import MISSED
 from meristem.growth.build import build
 from meristem.growth.optimizer import dtypes_of, grow_state
 from meristem.growth.optimizer_families import stored_family
@@ -197,9 +198,12 @@ def _grown_content(growth: Growth, networks: Networks) -> tuple[dict[Keys, Any],
                 if reader.is_bytes(key):
                     put(place, io.BytesIO(), lambda k=key: reader.raw(k))
                 else:
-                    shape = family.shape_of(path[-1], shapes[name])
-                    like = torch.empty(shape, dtype=dtypes_of(state[name])[path[-1]], device="meta")
-                    put(place, like, lambda n=name, entry=path[-1]: state[n][entry])
+                    entries = [path[-1], MISSED] if path[-1] == "step" else [path[-1]]
+                    dtypes = dtypes_of(state[name])
+                    for entry in (entry for entry in entries if entry in dtypes):
+                        shape = shapes[name] if entry == MISSED else family.shape_of(entry, shapes[name])
+                        like = torch.empty(shape, dtype=dtypes[entry], device="meta")
+                        put((*place[:-1], entry), like, lambda n=name, entry=entry: state[n][entry])
     return content, makers
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from meristem.anatomy.conventions import DEPTH_FIELDS, FIELDS
 from meristem.anatomy.shared_names import names_of_parameters
-from meristem.anatomy.streamed import Weights, streamed
+from meristem.anatomy.streamed import Span, Weights, streamed
 from meristem.checkpoints.architecture import architecture_of
 from meristem.checkpoints.source import Source, find_source
 from meristem.checkpoints.stock import groups_on_disk
@@ -65,7 +65,11 @@ def read_weights(model: nn.Module, stored: StoredTensors, source: Source, drop: 
     def fetch(name: str) -> torch.Tensor:
         return groups[name].convert(model, stored)[name]
 
-    weights = weights_from(source, model, shapes, fetch)
+    def span(name: str) -> Span | None:
+        entry = stored.entries[groups[name].sources[0][0]]
+        return Span(entry.file, entry.start, entry.bytes) if groups[name].converter is None else None
+
+    weights = weights_from(source, model, shapes, fetch, span)
     _check_ties(source, model, groups, fetch)
     return weights
 
@@ -79,12 +83,17 @@ def without_weights(model_class: type, config: Any, source: Source) -> nn.Module
 
 
 def weights_from(
-    source: Source, model: nn.Module, found: Mapping[str, torch.Tensor], fetch: Callable[[str], torch.Tensor]
+    source: Source,
+    model: nn.Module,
+    found: Mapping[str, torch.Tensor],
+    fetch: Callable[[str], torch.Tensor],
+    span: Callable[[str], Span | None] = lambda _: None,
 ) -> Weights:
     """Every tensor of the architecture: fetched, or its own where checkpoints leave it out.
 
     Args:
         found: {name: a stand-in with its shape and dtype} of what can be fetched; tied tensors under one name or several.
+        span: where what can be fetched lies in a file, if it lies there as it is.
 
     Raises:
         MeristemError: if something is missing or has another shape.
@@ -113,7 +122,11 @@ def weights_from(
                 "config; config.json and the weights do not belong together"
             )
     dtypes = {name: found[homes[name]].dtype if name in homes else own[name].dtype for name in state}
-    return Weights(dtypes, lambda name: fetch(homes[name]) if name in homes else own[name])
+    return Weights(
+        dtypes,
+        lambda name: fetch(homes[name]) if name in homes else own[name],
+        span=lambda name: span(homes[name]) if name in homes else None,
+    )
 
 
 def _may_be_missing(model: nn.Module, name: str) -> bool:

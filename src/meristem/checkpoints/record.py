@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 from meristem.certificates import Certificate
 from meristem.checkpoints.source import Source
 from meristem.errors import MeristemError
-from meristem.growth import Growth
+from meristem.growth import METHODS, Growth
 from meristem.growth.fuse import Fusion
+from meristem.growth.method import Method
 from meristem.incubation import Incubation
 
 
@@ -44,9 +46,16 @@ def copy_record(source: str | Source) -> dict[str, Any]:
     return _record([{"method": "copy"}], {"source": source_record(source)}, None)
 
 
+def trained_record() -> dict[str, Any]:
+    """The same for a model that has been trained since."""
+    return _record([{"method": "train"}], {}, None)
+
+
 def growth_record(growth: Growth, source: str | Source, drop: Sequence[str] = ()) -> dict[str, Any]:
-    """The whole record; `drop` is what of the source was left out, if anything."""
-    return _record(growth.methods, {"source": source_record(source), **_dropped(drop)}, growth.certificate)
+    """The whole record; `drop` is what of the source was left out, if anything. Layers are counted from 0."""
+    added = {"new_layers": growth.new_layers} if growth.new_layers else {}
+    origin = {"source": source_record(source), **_dropped(drop), **added}
+    return {**_record(growth.methods, origin, growth.certificate), "provenance": growth.provenance.as_dict()}
 
 
 def fusion_record(fusion: Fusion, sources: Sequence[str | Source], drop: Sequence[str] = ()) -> dict[str, Any]:
@@ -55,11 +64,34 @@ def fusion_record(fusion: Fusion, sources: Sequence[str | Source], drop: Sequenc
     return _record(fusion.methods, origin, fusion.certificate)
 
 
+def average_record(sources: Sequence[str | Source], parts: Sequence[float]) -> dict[str, Any]:
+    """The same for a mean of checkpoints, with what each counts."""
+    return _record(
+        [{"method": "average", "weights": list(parts)}], {"sources": [source_record(s) for s in sources]}, None
+    )
+
+
 def assembly_record(incubations: Sequence[Incubation], sources: Sequence[str]) -> dict[str, Any]:
     """The same for a network assembled from incubated modules."""
     common = {key: value for key, value in incubations[0].record().items() if key != "module"}
     origin = {"sources": [source_record(source) for source in sources]}
     return _record([{"method": "deep_incubation", **common}], origin, None)
+
+
+def recorded_methods(directory: Path) -> list[Method]:
+    """The methods that made the model in a directory, as its `meristem.json` names them.
+
+    Raises:
+        MeristemError: if there is no record, or it names no growth that is known.
+    """
+    file = directory / "meristem.json"
+    try:
+        named = json.loads(file.read_text())["methods"]
+        return [METHODS[entry.pop("method")](**entry) for entry in named]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MeristemError(
+            f"{file} does not say how {directory} was grown, which a sampled proof has to know ({error!r}); leave out --sample"
+        ) from error
 
 
 def _dropped(drop: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ time is enough.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import queue
@@ -20,13 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meristem.anatomy.streamed import Piece
+from meristem.anatomy.streamed import Piece, Span
 from meristem.checkpoints.headers import DTYPES
 from meristem.checkpoints.stored import INDEX
 from meristem.errors import MeristemError
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 DEFAULT_SHARD_SIZE = "5GB"
+COPIED = 1 << 28  # bytes that the kernel is asked to copy at once
+NO_COPYING = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.ENOTSUP, errno.EPERM, errno.ETXTBSY)
 Progress = Callable[[int], None]  # called with the number of bytes just written
 
 
@@ -106,23 +109,31 @@ def write_shards(
     directory: Path,
     shards: Shards,
     pieces: Iterable[tuple[str, Piece]],
-    total_parameters: int,
     progress: Progress | None = None,
+    hidden: str = "",
 ) -> None:
-    """Write the files and, for several, their index.
+    """Write the files.
 
     One thread writes while the next piece is made; no more than one waits.
 
     Args:
         pieces: (name on disk, (first rows of all its places, contiguous rows)), in any order, until all of `shards` is there.
-        total_parameters: what the index says about the model.
+        hidden: what the name of a file begins with until it is whole.
 
     Raises:
         OSError: if the disk is full.
     """
-    with _one_thread(), _Writer(directory, shards, progress) as writer:
+    with _one_thread(), _Writer(directory, shards, progress, hidden) as writer:
         for piece in pieces:
             writer.put(piece)
+
+
+def write_index(directory: Path, shards: Shards, total_parameters: int) -> None:
+    """Which tensor is in which file, if there are several.
+
+    Args:
+        total_parameters: what the index says about the model.
+    """
     if len(shards.files) > 1:
         metadata = {"total_parameters": total_parameters, "total_size": sum(
             shards.sizes[file] - len(shards.headers[file]) for file in shards.files)}  # fmt: skip
@@ -144,8 +155,8 @@ def _one_thread() -> Iterator[None]:
 class _Writer:
     """Writes in a thread of its own; a failure there surfaces at the next `put` or at the end."""
 
-    def __init__(self, directory: Path, shards: Shards, progress: Progress | None) -> None:
-        self._directory, self._shards, self._progress = directory, shards, progress
+    def __init__(self, directory: Path, shards: Shards, progress: Progress | None, hidden: str) -> None:
+        self._directory, self._shards, self._progress, self._hidden = directory, shards, progress, hidden
         self._queue: queue.Queue[tuple[str, Piece] | None] = queue.Queue(maxsize=1)
         self._failure: BaseException | None = None
         self._open: dict[str, int] = {}
@@ -186,16 +197,44 @@ class _Writer:
         if self._left.get(file) == 0:
             return  # nothing but empty tensors was left of it
         if file not in self._open:
-            self._open[file] = os.open(self._directory / file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            self._open[file] = os.open(
+                self._directory / f"{self._hidden}{file}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644
+            )
             os.pwrite(self._open[file], self._shards.headers[file], 0)
             self._left[file] = self._shards.sizes[file] - len(self._shards.headers[file])
+        if isinstance(rows, Span):
+            self._copy(file, offset, rows)
+        else:
+            self._write_rows(file, offset, places, rows)
+        if not self._left[file]:
+            self._close(file)
+
+    def _write_rows(self, file: str, offset: int, places: list[int], rows: Tensor) -> None:
         data = rows.flatten().view(torch.uint8).numpy()
         for place in places:
             self._write_at(file, offset + place * (len(data) // max(1, len(rows)) if rows.dim() else 0), data)
-        if not self._left[file]:
-            handle = self._open.pop(file)
-            os.fsync(handle)
-            os.close(handle)
+
+    def _close(self, file: str) -> None:
+        handle = self._open.pop(file)
+        os.fsync(handle)
+        os.close(handle)
+        if self._hidden:
+            os.rename(self._directory / f"{self._hidden}{file}", self._directory / file)
+
+    def _copy(self, file: str, offset: int, span: Span) -> None:
+        """Bytes of another file, by the kernel, without a way through this process where the file systems can."""
+        with open(span.file, "rb", buffering=0) as source:
+            done = 0
+            while done < span.bytes:
+                count = _copy_range(
+                    source.fileno(), self._open[file], min(span.bytes - done, COPIED), span.start + done, offset + done
+                )
+                if not count:
+                    raise MeristemError(f"{span.file} became shorter while it was read")
+                done += count
+                self._left[file] -= count
+                if self._progress is not None:
+                    self._progress(count)
 
     def _write_at(self, file: str, offset: int, data: Any) -> None:
         left = memoryview(data)
@@ -205,3 +244,14 @@ class _Writer:
             self._left[file] -= written
             if self._progress is not None:
                 self._progress(written)
+
+
+def _copy_range(source: int, target: int, count: int, source_offset: int, target_offset: int) -> int:
+    """How many bytes were copied from one open file to the other: as many as the kernel does at once, or a small piece by hand."""
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(source, target, count, source_offset, target_offset)
+        except OSError as error:
+            if error.errno not in NO_COPYING:
+                raise
+    return os.pwrite(target, os.pread(source, min(count, 1 << 22), source_offset), target_offset)

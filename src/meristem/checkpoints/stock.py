@@ -96,7 +96,10 @@ class Written:
     def pieces(self, model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Piece]]:
         """(name on disk, (first rows of its places, rows)), contiguous, until all are whole."""
         (name, *_), (on_disk, *_) = self.names, self.layout
-        if self.direct and isinstance(weights, Weights):
+        span = weights.span(name) if self.direct and isinstance(weights, Weights) else None
+        if span is not None:
+            yield on_disk, ([0], span)
+        elif self.direct and isinstance(weights, Weights):
             yield from ((on_disk, (places, rows.contiguous())) for places, rows in weights.pieces(name))
         elif self.direct:
             yield on_disk, ([0], weights[name].contiguous())
@@ -118,6 +121,8 @@ def groups_to_write(model: nn.Module) -> list[Written]:
     placeholders = {name: tensor.to("meta") for name, tensor in model.state_dict().items() if name not in ignored}
     state: dict[str, Tensor] = remove_tied_weights_from_state_dict(placeholders, model)  # pyright: ignore[reportArgumentType]
     conversions = _conversions(model)
+    if conversions:
+        model._weight_conversions = conversions  # pyright: ignore[reportArgumentType]: else transformers collects them anew for each group that it converts
     reverse: list[Any] = [c.reverse_transform() for c in reversed(conversions) if isinstance(c, WeightConverter)]
     members: dict[str, list[str]] = {}
     cut_up: set[str] = set()

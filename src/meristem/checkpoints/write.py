@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,9 +11,18 @@ from typing import Any
 
 from meristem.anatomy.streamed import weights_of
 from meristem.checkpoints.companions import Companions, companions, copy_companions
-from meristem.checkpoints.directory import atomic_directory, write_json
+from meristem.checkpoints.directory import atomic_directory, check_place, write_json
 from meristem.checkpoints.open_streamed import read_weights, without_weights
-from meristem.checkpoints.shards import DEFAULT_SHARD_SIZE, Progress, Shards, check_space, lay_out, write_shards
+from meristem.checkpoints.shards import (
+    DEFAULT_SHARD_SIZE,
+    Progress,
+    Shards,
+    check_space,
+    lay_out,
+    write_index,
+    write_shards,
+)
+from meristem.checkpoints.shares import Processes, clear_shares, shared_files, write_own_share
 from meristem.checkpoints.source import Source
 from meristem.checkpoints.stock import Written, groups_to_write
 from meristem.checkpoints.stored import StoredTensors
@@ -30,6 +40,7 @@ def write_model(
     bar: Callable[[int], AbstractContextManager[Progress]] | None = None,
     sources: Sequence[str | Path] = (),
     trust_remote_code: bool = False,
+    processes: Processes | None = None,
 ) -> tuple[str, ...]:
     """Write a stock transformers directory: config, safetensors, what goes with them, model card and `meristem.json`.
 
@@ -43,6 +54,7 @@ def write_model(
         bar: opened with the number of bytes to write; what it gives is called with the number just written.
         sources: what the model is read from, so that `out` is not written over it.
         trust_remote_code: copy code from there, too; that of the model's own class always comes along.
+        processes: who writes the weights; this process alone by default. As a rank other than 0 it writes its files only.
 
     Returns:
         What `tokenizer_from` holds that was left behind.
@@ -53,13 +65,21 @@ def write_model(
     from meristem.checkpoints.card import model_card
 
     groups, shards = plan_files(model, max_shard_size)
-    with atomic_directory(out, overwrite, sources) as partial:
+    place = check_place(out, overwrite, sources)
+    if processes is not None and processes.rank:
+        write_own_share(place, shards, groups, model, processes, sources)
+        return ()
+    with atomic_directory(out, overwrite, sources) as partial, contextlib.ExitStack() as stack:
         check_space(partial, shards.bytes)
         save_all_but_weights(model, partial)
-        weights = weights_of(model)
-        pieces = (piece for group in groups for piece in group.pieces(model, weights))
+        if processes is not None:
+            write = stack.enter_context(shared_files(place, shards, groups, model, processes, sources))
+        else:
+            clear_shares(place)
+            write = functools.partial(_write_alone, model, groups, shards)
         with bar(shards.bytes) if bar else contextlib.nullcontext() as progress:
-            write_shards(partial, shards, pieces, model.num_parameters(), progress)
+            write(partial, progress)
+        write_index(partial, shards, model.num_parameters())
         beside = Companions((), ())
         if tokenizer_from is not None:
             beside = companions(tokenizer_from, trust_remote_code or _has_own_code(model), partial)
@@ -71,6 +91,13 @@ def write_model(
             more(partial)
         check_written(model, partial)
     return beside.left
+
+
+def _write_alone(
+    model: Any, groups: Sequence[Written], shards: Shards, directory: Path, progress: Progress | None
+) -> None:
+    weights = weights_of(model)
+    write_shards(directory, shards, (piece for group in groups for piece in group.pieces(model, weights)), progress)
 
 
 def _has_own_code(model: Any) -> bool:

@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +18,18 @@ from rich.table import Table
 from meristem.errors import MeristemError
 
 if TYPE_CHECKING:
+    from meristem.checkpoints.shares import Processes
     from meristem.checkpoints.source import Source
 
 
-def _quiet() -> None:
+def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-def read_options(given: dict[str, Any], extra: list[str]) -> dict[str, Any]:
-    """Method options from flags and from `--option name=value`; whole numbers and fractions are read as such.
+def read_options(given: dict[str, Any], extra: list[str], sizes: Sequence[str] = ()) -> dict[str, Any]:
+    """Method options from flags, from `--option name=value` and `--size axis=number`; whole numbers and fractions are read as such.
 
     Raises:
         MeristemError: for a factor that is no whole number, or an option that is not name=value.
@@ -39,10 +41,14 @@ def read_options(given: dict[str, Any], extra: list[str]) -> dict[str, Any]:
                 options[name] = int(options[name])
             except ValueError as error:
                 raise MeristemError(f"--{name} must be a whole number of at least 1, got {options[name]}") from error
-    return {**options, **_named_values("--option", extra)}
+    targets = _named_values("--size", sizes)
+    depths = {axis: size for axis, size in targets.items() if axis.endswith("layers")}
+    widths = {axis: size for axis, size in targets.items() if axis not in depths}
+    named = {option: found for option, found in (("sizes", widths), ("depths", depths)) if found}
+    return {**options, **named, **_named_values("--option", extra)}
 
 
-def _named_values(flag: str, entries: list[str]) -> dict[str, Any]:
+def _named_values(flag: str, entries: Sequence[str]) -> dict[str, Any]:
     """What a repeatable flag named: `name=value` each time."""
     options = {}
     for entry in entries:
@@ -63,21 +69,26 @@ def _number_or_text(value: str) -> Any:
 
 
 def inspect(source: str, trust_remote_code: bool, drop: Sequence[str] = ()) -> None:
-    _quiet()
+    quiet()
     from meristem.anatomy import Anatomy
-    from meristem.anatomy.table import axis_rows, tensor_rows
+    from meristem.anatomy.table import axis_rows, columns, tensor_rows
     from meristem.checkpoints import open_streamed
+    from meristem.checkpoints.provenance import shares
+    from meristem.checkpoints.source import find_source
     from meristem.growth import METHODS
 
-    anatomy = Anatomy.of(open_streamed(source, trust_remote_code, drop))
+    found = find_source(source, trust_remote_code)
+    anatomy = Anatomy.of(open_streamed(found, trust_remote_code, drop))
     console = Console()
     axes = Table("axis", "size", "from", title=f"{source}: {anatomy.builder.model_type}")
     for row in axis_rows(anatomy):
         axes.add_row(*row)
-    tensors = Table("tensor", "shape", "dimensions", "known by")
-    for row in tensor_rows(anatomy):
-        tensors.add_row(*(cell.replace("[", "\\[") for cell in row))
-    console.print(axes, tensors, f"growth methods: {', '.join(METHODS)}")
+    console.print(axes)
+    print(columns([("tensor", "shape", "dimensions", "known by"), *tensor_rows(anatomy)]))
+    told = shares(found.path)
+    if told:
+        console.print(told)
+    print(f"growth methods: {', '.join(METHODS)}")
 
 
 def grow(
@@ -93,12 +104,17 @@ def grow(
     drop: Sequence[str] = (),
     inputs: Path | None = None,
     target: tuple[str | None, bool] = (None, False),
+    processes: str | None = None,
+    sample: int | None = None,
 ) -> None:
     from meristem.checkpoints.directory import check_place
+    from meristem.checkpoints.shares import Processes
+
+    who = Processes.parse(processes) if processes is not None else None
 
     if not dry_run:
         check_place(out, overwrite, [source])
-    _quiet()
+    quiet()
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.distributed import is_distributed, open_distributed, write_distributed
     from meristem.checkpoints.record import growth_record
@@ -117,12 +133,18 @@ def grow(
         saved = read_trainer_state(found.path, small) if resumable else None
         aimed = _like(small, method, options, target) if target[0] else None
         chosen = aimed.method if aimed else chosen
-        growth = Growth.of(small, chosen, verify=prove and not dry_run, inputs=given)
+        growth = Growth.of(small, chosen, verify=prove and not dry_run, sample=sample, inputs=given)
     if aimed is not None:
         _print_axes(growth, aimed, given)
     if dry_run:
         _print_files(growth.model, max_shard_size)
         return
+    if who is not None:
+        if reader is not None:
+            raise MeristemError(
+                "--processes is for checkpoints in safetensors; a distributed one is written by one process"
+            )
+        who = replace(who, of=[growth.methods, list(drop)])
     more = functools.partial(grow_trainer_state, saved, growth) if saved is not None else None
     with ThreadPoolExecutor(1) as beside:  # the source is hashed while it is read anyway
         record = beside.submit(growth_record, growth, found, drop)
@@ -130,11 +152,15 @@ def grow(
             with console.status("writing"):
                 write_distributed(growth, reader, out, record.result, overwrite)
         else:
-            _write(growth.model, out, record.result, [found], overwrite, max_shard_size, trust, more)
+            _write(growth.model, out, record.result, [found], overwrite, max_shard_size, trust, more, who)
+    if who is not None and who.rank:
+        return
     before, after = (sum(p.numel() for p in model.parameters()) for model in (small, growth.model))
     resume = ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if more else ""
     names = ", ".join(recorded["method"] for recorded in growth.methods)
     print(f"{out}: {before:,} -> {after:,} parameters, {names}{resume}")
+    for axis, places in growth.new_layers.items():
+        print(f"new {axis.replace('_', ' ')}, counted from 0: {', '.join(map(str, places))}")
     if growth.certificate is not None:
         print(f"certificate: {growth.certificate.summary()}")
 
@@ -184,6 +210,7 @@ def _write(
     max_shard_size: str,
     trust: bool,
     more: Callable[[Path], None] | None = None,
+    processes: Processes | None = None,
 ) -> None:
     """The model directory, under a progress bar; what is no weight is the first source's."""
     from meristem.checkpoints import write_model
@@ -191,7 +218,7 @@ def _write(
 
     bar = functools.partial(bytes_bar, f"writing {out}")
     paths = [source.path for source in sources]
-    left = write_model(model, out, record, paths[0], overwrite, more, max_shard_size, bar, paths, trust)
+    left = write_model(model, out, record, paths[0], overwrite, more, max_shard_size, bar, paths, trust, processes)
     if left:
         print(
             f"meristem: left behind of {sources[0]}, being no part of the grown model: {', '.join(left)}",
@@ -201,16 +228,17 @@ def _write(
 
 def _print_files(model: Any, max_shard_size: str) -> None:
     """What would be written: every tensor, its size and its file."""
+    from meristem.anatomy.table import columns
     from meristem.checkpoints.write import plan_files
 
     groups, shards = plan_files(model, max_shard_size)
     layout = {name: like for group in groups for name, like in group.layout.items()}
-    table = Table("tensor", "shape", "dtype", "bytes", "file")
+    rows = [("tensor", "shape", "dtype", "bytes", "file")]
     for name, (file, _) in sorted(shards.places.items(), key=lambda place: place[1]):
         tensor = layout[name]
         size = tensor.numel() * tensor.dtype.itemsize
-        table.add_row(name, str(tuple(tensor.shape)), str(tensor.dtype).removeprefix("torch."), f"{size:,}", file)
-    Console().print(table)
+        rows.append((name, str(tuple(tensor.shape)), str(tensor.dtype).removeprefix("torch."), f"{size:,}", file))
+    print(columns(rows))
     print(f"{len(layout)} tensors, {shards.bytes:,} bytes in {len(shards.files)} files; nothing was written")
 
 
@@ -227,6 +255,7 @@ def fuse(
     max_shard_size: str,
     drop: Sequence[str] = (),
     allow_differences: bool = False,
+    experts: tuple[bool, int] = (False, 2),
 ) -> None:
     if len(sources) < 2:
         raise MeristemError(f"fuse wants at least two models and OUT, got {' '.join([*sources, str(out)])}")
@@ -237,14 +266,14 @@ def fuse(
         shares = [float(share) for share in weights.split(",")] if weights else None
     except ValueError as error:
         raise MeristemError(f"--weights wants numbers such as 0.7,0.3, got {weights!r}") from error
-    _quiet()
+    quiet()
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.record import fusion_record
     from meristem.checkpoints.source import find_source
     from meristem.growth.deep_fusion import DeepFusion
     from meristem.growth.fuse import fuse_with_certificate
 
-    method = DeepFusion(shares, norm, noise, seed, allow_differences)  # type: ignore[arg-type]
+    method = DeepFusion(shares, norm, noise, seed, allow_differences, *experts)  # type: ignore[arg-type]
     method.convex(len(sources))
     console = Console(stderr=True)
     with console.status("planning and measuring" if prove else "planning"):
@@ -261,6 +290,8 @@ def fuse(
         kept = (
             "the parents' mean, proved"
             if fusion.exact
+            else "gap to the parents' mean (a router weighs them, the rest is averaged)"
+            if method.experts
             else "gap to the parents' mean (their norms see all units together)"
         )
         print(f"{kept}: {fusion.certificate.summary()}")
@@ -309,7 +340,7 @@ def plan(
     inputs: Path | None = None,
     like: str | None = None,
 ) -> None:
-    _quiet()
+    quiet()
     from meristem.checkpoints import open_streamed
     from meristem.cli.inputs import read_inputs
     from meristem.recipes.costs import network_cost, planned_target, planning_inputs, routes
@@ -342,15 +373,27 @@ def plan(
     Console().print(networks, table)
 
 
-def verify(small: str, big: str, trust_remote_code: bool, drop: Sequence[str] = (), inputs: Path | None = None) -> int:
-    _quiet()
+def verify(
+    small: str,
+    big: str,
+    trust_remote_code: bool,
+    drop: Sequence[str] = (),
+    inputs: Path | None = None,
+    sample: int | None = None,
+) -> int:
+    quiet()
     from meristem.certificates import verify
     from meristem.checkpoints import open_streamed
+    from meristem.checkpoints.record import recorded_methods
     from meristem.cli.inputs import read_inputs
+    from meristem.growth.growth import sampled_certificate
 
     given = read_inputs(inputs) if inputs else None
     models = [open_streamed(source, trust_remote_code, drop) for source in (small, big)]
-    certificate = verify(models[0], models[1], given)
+    if sample is None:
+        certificate = verify(models[0], models[1], given)
+    else:
+        certificate = sampled_certificate(models[0], models[1], recorded_methods(Path(big)), sample, given)
     table = Table("measured", "value", title=f"{small} against {big}")
     for key, value in certificate.as_dict().items():
         table.add_row(key, f"{value:.3e}" if isinstance(value, float) else str(value))
@@ -359,7 +402,7 @@ def verify(small: str, big: str, trust_remote_code: bool, drop: Sequence[str] = 
 
 
 def run(file: Path, out: Path | None, executor: str | None, executor_options: list[str]) -> None:
-    _quiet()
+    quiet()
     from meristem.recipes.run import run
     from meristem.recipes.schema import load_recipe
 
@@ -393,7 +436,7 @@ def _executor(name: str | None, options: list[str], out: Path) -> Any:
 
 
 def race(file: Path, out: Path | None, executor: str | None = None, executor_options: Sequence[str] = ()) -> None:
-    _quiet()
+    quiet()
     from meristem.checkpoints.write import write_json
     from meristem.recipes.figure import draw_race
     from meristem.recipes.race import race, report
@@ -412,7 +455,7 @@ def race(file: Path, out: Path | None, executor: str | None = None, executor_opt
 
 
 def data(file: Path) -> None:
-    _quiet()
+    quiet()
     from meristem.recipes.describe import describe_data
     from meristem.recipes.schema import load_recipe
 
@@ -423,7 +466,7 @@ def data(file: Path) -> None:
 
 
 def diagnose(file: Path, node: str, bound: float, out: Path | None) -> None:
-    _quiet()
+    quiet()
     from meristem.recipes.diagnose import diagnose
     from meristem.recipes.schema import load_recipe
 

@@ -61,6 +61,17 @@ Layers = Annotated[
     Optional[str], typer.Option(help="Old layers in their new order, such as 0-23,8-31 (method stacking).")
 ]
 OwnLayers = Annotated[Optional[str], typer.Option(help="The same for this list of blocks only.")]
+Blocks = Annotated[
+    Optional[str], typer.Option(help="The lists of blocks whose depth changes: encoder, decoder, ... Default: all.")
+]
+Size = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--size",
+        metavar="AXIS=N",
+        help="Target of any axis or list of blocks by its name in `meristem inspect`: encoder_ffn=2048, decoder_layers=6.",
+    ),
+]
 LikeTarget = Annotated[
     Optional[str],
     typer.Option(
@@ -76,12 +87,28 @@ TakeFields = Annotated[
         help="Of --like: whose config entries hold that are no sizes (rope theta, eps, activation).",
     ),
 ]
+NumExperts = Annotated[Optional[int], typer.Option(help="Experts in each block (upcycle).")]
+ExpertsPerToken = Annotated[Optional[int], typer.Option(help="Experts that a token gets (upcycle).")]
 HiddenLayers = Annotated[Optional[int], typer.Option(help="Target number of layers.")]
 Prove = Annotated[
     bool,
     typer.Option("--verify/--no-verify", help="Measure that the function is kept, block by block, before writing."),
 ]
 ShardSize = Annotated[str, typer.Option(help="Of each weight file.")]
+Sample = Annotated[
+    Optional[int],
+    typer.Option(
+        "--sample",
+        help="Also --verify sample=N: prove with N blocks (first, last, others at random), and every tensor by algebra.",
+    ),
+]
+ProcessCount = Annotated[
+    Optional[str],
+    typer.Option(
+        "--processes",
+        help="Write with this many processes here, or as one of the ranks of torchrun or srun (ranks). Default: one.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the tensors, sizes and files; write nothing.")]
 MoreOptions = Annotated[
     Optional[list[str]], typer.Option("--option", help="Any further option of the method, as name=value.")
@@ -103,9 +130,12 @@ METHOD_FLAGS = (
     "vocab_size",
     "max_position_embeddings",
     "num_hidden_layers",
+    "num_experts",
+    "experts_per_token",
     "layers",
     "encoder_layers",
     "decoder_layers",
+    "blocks",
     "noise",
     "seed",
     "tied",
@@ -117,7 +147,7 @@ def _options(context: typer.Context) -> dict[str, Any]:
     from meristem.cli.commands import read_options
 
     given = {name: context.params.get(name) for name in METHOD_FLAGS}
-    return read_options(given, context.params.get("option") or [])
+    return read_options(given, context.params.get("option") or [], context.params.get("size") or [])
 
 
 @app.command()
@@ -149,16 +179,22 @@ def grow(
     vocab_size: VocabSize = None,
     max_position_embeddings: Positions = None,
     num_hidden_layers: HiddenLayers = None,
+    num_experts: NumExperts = None,
+    experts_per_token: ExpertsPerToken = None,
     layers: Layers = None,
     encoder_layers: OwnLayers = None,
     decoder_layers: OwnLayers = None,
+    blocks: Blocks = None,
+    size: Size = None,
     noise: Annotated[Optional[float], typer.Option(help="Symmetry-breaking noise (relative).")] = None,
     seed: Annotated[Optional[int], typer.Option(help="Seed of whatever the method draws.")] = None,
     tied: Annotated[Optional[str], typer.Option(help="A tied head: keep or untie.")] = None,
     option: MoreOptions = None,
     verify: Prove = True,
+    sample: Sample = None,
     inputs: Inputs = None,
     max_shard_size: ShardSize = "5GB",
+    processes: ProcessCount = None,
     dry_run: DryRun = False,
     drop: Drop = None,
     overwrite: Overwrite = False,
@@ -169,7 +205,7 @@ def grow(
 
     options, target = _options(context), (like, take_target_fields)
     flags = (overwrite, trust_remote_code, verify, max_shard_size, dry_run)
-    command(source, out, method, options, *flags, drop or [], inputs, target)
+    command(source, out, method, options, *flags, drop or [], inputs, target, processes, sample)
 
 
 @app.command()
@@ -182,6 +218,8 @@ def shrink(
     num_attention_heads: AttentionHeads = None,
     num_key_value_heads: KeyValueHeads = None,
     num_hidden_layers: HiddenLayers = None,
+    blocks: Blocks = None,
+    size: Size = None,
     option: MoreOptions = None,
     max_shard_size: ShardSize = "5GB",
     dry_run: DryRun = False,
@@ -211,6 +249,10 @@ def fuse(
         bool,
         typer.Option("--allow-differences", help="Fuse parents that compute differently, all as the first one does."),
     ] = False,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="The parents' feed-forward blocks become experts, all else is averaged.")
+    ] = False,
+    experts_per_token: ExpertsPerToken = None,
     max_shard_size: ShardSize = "5GB",
     drop: Drop = None,
     overwrite: Overwrite = False,
@@ -233,7 +275,27 @@ def fuse(
         max_shard_size,
         drop or [],
         allow_differences,
+        (experts, experts_per_token or 2),
     )
+
+
+@app.command()
+def average(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="A B ... OUT", help="Checkpoints, the oldest first, then the directory to write."),
+    ],
+    weights: Annotated[
+        str, typer.Option(help="mean, 1-sqrt or cosine: the decay that they stand for; or numbers such as 0.2,0.3,0.5.")
+    ] = "mean",
+    max_shard_size: ShardSize = "5GB",
+    overwrite: Overwrite = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Average checkpoints of one run, tensor by tensor, in place of a decay of the learning rate."""
+    from meristem.cli.average import average as command
+
+    command(sources[:-1], Path(sources[-1]), weights, max_shard_size, overwrite, trust_remote_code)
 
 
 @app.command()
@@ -297,6 +359,8 @@ def plan(
     vocab_size: VocabSize = None,
     max_position_embeddings: Positions = None,
     num_hidden_layers: HiddenLayers = None,
+    blocks: Blocks = None,
+    size: Size = None,
     option: MoreOptions = None,
     small_tokens: Annotated[Optional[str], typer.Option(help="Tokens before growing. Default: G_stack's law.")] = None,
     sequence_length: Annotated[int, typer.Option(help="For counting attention.")] = 256,
@@ -316,13 +380,14 @@ def verify(
     small: Annotated[str, typer.Argument(metavar="SMALL", help="The model before.")],
     big: Annotated[str, typer.Argument(metavar="BIG", help="The model after.")],
     inputs: Inputs = None,
+    sample: Sample = None,
     drop: Drop = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Measure whether two models compute the same function. Exit code 1 if they do not."""
     from meristem.cli.commands import verify as command
 
-    raise typer.Exit(command(small, big, trust_remote_code, drop or [], inputs))
+    raise typer.Exit(command(small, big, trust_remote_code, drop or [], inputs, sample))
 
 
 @app.command()
@@ -385,7 +450,7 @@ def demo(
 def main() -> None:
     """The entry point: every MeristemError becomes one clear message and exit code 2 (1 for a broken promise)."""
     try:
-        app()
+        app(_spelt_out(sys.argv[1:]))
     except MeristemError as error:
         _leave(str(error), 1 if isinstance(error, PreservationError) else 2)
     except OSError as error:
@@ -398,6 +463,18 @@ def main() -> None:
         if isinstance(error, SystemExit) and error.code != INTERRUPTED:
             raise
         _leave("interrupted; nothing is left half-written. Run the same command again", INTERRUPTED)
+
+
+def _spelt_out(arguments: list[str]) -> list[str]:
+    """`--verify sample=4` as `--sample 4`: a flag that may take a value would take whatever follows it."""
+    spelt: list[str] = []
+    for argument in arguments:
+        value = argument.removeprefix("--verify=")
+        if value.startswith("sample=") and (value != argument or spelt[-1:] == ["--verify"]):
+            spelt = [*(spelt if value != argument else spelt[:-1]), "--sample", value.removeprefix("sample=")]
+        else:
+            spelt.append(argument)
+    return spelt
 
 
 def _leave(message: str, code: int) -> None:

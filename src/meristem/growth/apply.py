@@ -7,7 +7,6 @@ the same lines.
 from __future__ import annotations
 
 import itertools
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -15,12 +14,15 @@ import torch
 from torch import Tensor
 
 from meristem.algebra import AxisMap, UnitMap
+from meristem.growth.draws import normal
+from meristem.growth.origins import Redrawn, Shards
 from meristem.growth.rounding import is_half, round_shares, rounds_exactly
-from meristem.growth.tensor_plan import TensorPlan
+from meristem.growth.tensor_plan import Drawn, TensorPlan
 
 PIECE = 1 << 22  # bytes of a source that are grown and written at once, where rows can be grown apart
 CACHED = 1 << 20  # bytes of it that are computed at once, to stay in the processor's cache
 Fetch = Callable[[str], Tensor]
+Look = Callable[[TensorPlan, Mapping[str, Tensor], int | None, Tensor], None]
 Moment = Literal["weight", "gradient", "second_moment", "magnitude", "direction", "displacement"]
 
 # How each kind of tensor changes the dual maps, and with which power of 1 / scale it goes. Weights, and differences of weights
@@ -47,6 +49,11 @@ def grow_tensor(plan: TensorPlan, fetch: Fetch, moment: Moment = "weight") -> Te
     to the old column (see `rounding`). Where new units are only scaled copies of old ones, the old ones are scaled and
     rounded, and then copied: the same numbers for a fraction of the work.
     """
+    if plan.beside:
+        return torch.cat([grow_tensor(part, fetch, moment) for part in plan.parts], plan.along)
+    if plan.drawn is not None:
+        return _drawn(plan, plan.drawn, fetch(plan.terms[0].source), moment)
+    fetch = _in_shards(fetch, plan.shards) if plan.shards else fetch
     maps = [plan.unit_map(dimension, dual=moment in DUAL) for dimension in range(len(plan.maps))]
     if moment in DUAL:
         maps = [unit_map and DUAL[moment][0](unit_map) for unit_map in maps]
@@ -60,19 +67,28 @@ def grow_tensor(plan: TensorPlan, fetch: Fetch, moment: Moment = "weight") -> Te
     return _computed(plan, fetch_once, moment, maps, UnitMap.apply).contiguous()
 
 
-def grow_pieces(plan: TensorPlan, fetch: Fetch) -> Iterator[tuple[list[int], Tensor]]:
+def grow_pieces(plan: TensorPlan, fetch: Fetch, look: Look | None = None) -> Iterator[tuple[list[int], Tensor]]:
     """A weight as `grow_tensor` makes it, in pieces of whole rows: (the first row of every place where the piece stands, piece).
 
     Where new rows are copies of old ones, a piece is made once for all its places, small enough to stay in the processor's
     cache until it is written. Other tensors come in one piece.
+
+    Args:
+        look: called with each piece before it is given (see `sampled.look`).
     """
     maps = [plan.unit_map(dimension) for dimension in range(len(plan.maps))]
     sources = {term.source: fetch(term.source) for term in plan.terms}
     first = sources[plan.terms[0].source]
+    if plan.beside or plan.drawn or plan.shards:
+        yield [0], grow_tensor(plan, fetch)
+        return
     rows = maps[0] if maps else None
     runs = [(0, len(first))] if rows is None and first.dim() else rows.runs if rows is not None else None
     if first.dim() < 2 or runs is None or not _makes_scaled_copies(plan, maps, "weight", first.dtype):
-        yield [0], grow_tensor(plan, sources.__getitem__)
+        whole = grow_tensor(plan, sources.__getitem__)
+        if look is not None:
+            look(plan, sources, None, whole)
+        yield [0], whole
         return
     row_bytes = max(1, first.numel() * first.element_size() // max(1, len(first)))
     ends = {0, len(first)} | {end for start, length in runs for end in (start, start + length)}
@@ -83,7 +99,17 @@ def grow_pieces(plan: TensorPlan, fetch: Fetch) -> Iterator[tuple[list[int], Ten
                 places.append(place + a - start)
             place += length
         if places:
-            yield places, _rows(plan, sources, maps, a, b, CACHED // row_bytes)
+            piece = _rows(plan, sources, maps, a, b, CACHED // row_bytes)
+            if look is not None:
+                look(plan, sources, a, piece)
+            yield places, piece
+
+
+def is_copy(plan: TensorPlan) -> bool:
+    """Whether a weight is its source, number for number."""
+    return (
+        all(m is None for m in plan.maps) and not plan.perturb and not _changes_numbers(plan, [None] * len(plan.maps))
+    )
 
 
 def _rows(plan: TensorPlan, sources: Mapping[str, Tensor], maps: Maps, first: int, last: int, step: int) -> Tensor:
@@ -139,6 +165,8 @@ def _changes_numbers(plan: TensorPlan, maps: Maps) -> bool:
 
 def _mixes_units(plan: TensorPlan, moment: Moment) -> bool:
     """Whether copies of one unit come out different: by noise, random new units, or other sources for further copies."""
+    if plan.redrawn is not None:
+        return True
     written = moment == "weight" and (
         _noisy_reader(plan) is not None
         or plan.perturb > 0
@@ -172,6 +200,8 @@ def _computed(
         return (total * plan.scale).to(dtype)
     if plan.begins:
         return torch.zeros_like(total, dtype=dtype)
+    if plan.redrawn is not None:  # what has been drawn anew has no past
+        total = total.masked_fill(plan.redrawn.mask(total.shape).to(total.device), 0)
     factor = (1 / plan.scale) ** DUAL[moment][1]
     return (total * (abs(factor) if moment == "magnitude" else factor)).to(dtype)
 
@@ -210,7 +240,28 @@ def _part(plan: TensorPlan, tensor: Tensor, part: str) -> Tensor:
     return torch.where(further.to(tensor.device) == (part == "copies"), tensor, 0)
 
 
+def _in_shards(fetch: Fetch, shards: Shards) -> Fetch:
+    return lambda name: shards(fetch(name))
+
+
+def _drawn(plan: TensorPlan, drawn: Drawn, like: Tensor, moment: Moment) -> Tensor:
+    """A tensor without sources, and moments that begin at zero."""
+    if moment != "weight" or not drawn.std:
+        return torch.zeros(drawn.shape, dtype=like.dtype, device=like.device)
+    rows = torch.empty(drawn.shape[0] // drawn.repeats, *drawn.shape[1:])
+    values = _noise(plan.name, plan.seed, rows, "drawn") * drawn.std
+    return values.repeat_interleave(drawn.repeats, 0).to(like.device, like.dtype)
+
+
+def _redrawn(plan: TensorPlan, redrawn: Redrawn, tensor: Tensor) -> Tensor:
+    """Some units drawn anew, with the mean and the standard deviation of the tensor (drop-upcycling)."""
+    values = _noise(plan.name, plan.seed, tensor, f"redrawn {plan.terms[0].source}") * tensor.std() + tensor.mean()
+    return torch.where(redrawn.mask(tensor.shape).to(tensor.device), values, tensor)
+
+
 def _finish_weight(plan: TensorPlan, tensor: Tensor) -> Tensor:
+    if plan.redrawn is not None:
+        tensor = _redrawn(plan, plan.redrawn, tensor)
     if plan.scale != 1:
         tensor = (tensor + plan.offset) * plan.scale - plan.offset
     tensor = _write_fresh_units(plan, _fill_units(plan, tensor))
@@ -262,7 +313,6 @@ def _write_fresh_units(plan: TensorPlan, tensor: Tensor) -> Tensor:
 
 
 def _noise(name: str, seed: int, like: Tensor, purpose: str) -> Tensor:
-    """Standard normal numbers that depend on the seed, the tensor's name and the purpose only: streamed, sharded and
-    in-memory growth draw the same."""
-    generator = torch.Generator().manual_seed(seed ^ zlib.crc32(f"{purpose} {name}".encode()))
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+    """Standard normal numbers that depend on the seed, the tensor's name, the purpose and the place only: streamed, sharded and
+    in-memory growth draw the same on every device."""
+    return normal(name, seed, purpose, like.shape).to(like.device, like.dtype)

@@ -7,6 +7,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,13 +16,13 @@ from torch.overrides import TorchFunctionMode
 
 from meristem.anatomy import Anatomy, Builder
 from meristem.anatomy.inputs import device_of
-from meristem.anatomy.streamed import Piece, Weights, is_streamed, streamed, weights_of
+from meristem.anatomy.streamed import Span, Weights, is_streamed, streamed, weights_of
 from meristem.anatomy.structure import folded
 from meristem.anatomy.uninitialised import tied, uninitialised, without_initial_weights
-from meristem.growth.apply import grow_pieces, grow_tensor
+from meristem.growth.apply import Look, grow_pieces, grow_tensor, is_copy
 from meristem.growth.plan import GrowthPlan
 
-LARGE = 1 << 22  # entries
+LARGE = (1 << 10, 1 << 22)  # entries; what is larger than the first is on the meta device, if no buffer is among it
 
 
 def in_float32(anatomy: Anatomy, model: nn.Module) -> nn.Module:
@@ -36,13 +37,16 @@ def in_float32(anatomy: Anatomy, model: nn.Module) -> nn.Module:
     return filled(anatomy.builder, Weights(dtypes, exact), like=model, rounded=False).eval()
 
 
-def build(plan: GrowthPlan, model: nn.Module) -> nn.Module:
+def build(plan: GrowthPlan, model: nn.Module, look: Look | None = None) -> nn.Module:
     """The large network of `plan`, with weights from `model`; each tensor keeps its source's dtype, place and `requires_grad`.
 
     Never randomly initialised: memory is touched once, by the grown weights. Of a streamed network the result is streamed
     too, and grows whatever of it is asked for.
+
+    Args:
+        look: called with each piece of a streamed network's weight as it is made to be written.
     """
-    grown = filled(plan.target, grown_weights(plan, model), like=model)
+    grown = filled(plan.target, grown_weights(plan, model, look), like=model)
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters(remove_duplicate=False)}
     for name, parameter in grown.named_parameters():
         parameter.requires_grad_(trained.get(plan.origin(name), parameter.requires_grad))
@@ -51,17 +55,21 @@ def build(plan: GrowthPlan, model: nn.Module) -> nn.Module:
     return grown
 
 
-def grown_weights(plan: GrowthPlan, model: nn.Module) -> Weights:
+def grown_weights(plan: GrowthPlan, model: nn.Module, look: Look | None = None) -> Weights:
     """The tensors of the large network by every name that its state dict has, tied ones included, made on demand."""
     weights = weights_of(model)
 
     def grown(name: str) -> Tensor:
         return grow_tensor(plan.tensors[plan.own_names[name]], weights.__getitem__)
 
-    def pieces(name: str) -> Iterator[Piece]:
-        return grow_pieces(plan.tensors[plan.own_names[name]], weights.__getitem__)
+    def pieces(name: str) -> Iterator[tuple[list[int], Tensor]]:
+        return grow_pieces(plan.tensors[plan.own_names[name]], weights.__getitem__, look)
 
-    return Weights(grown_dtypes(plan, model), grown, pieces)
+    def span(name: str) -> Span | None:
+        tensor = plan.tensors[plan.own_names[name]]
+        return weights.span(tensor.terms[0].source) if isinstance(weights, Weights) and is_copy(tensor) else None
+
+    return Weights(grown_dtypes(plan, model), grown, pieces, span)
 
 
 def grown_dtypes(plan: GrowthPlan, model: nn.Module) -> dict[str, torch.dtype]:
@@ -95,23 +103,35 @@ def skeleton(make: Callable[[], nn.Module]) -> nn.Module:
     """What `make` builds, with its parameters on the meta device and its buffers real, its ties made."""
     from accelerate import init_empty_weights
 
-    for large in (LargeOnMeta(), contextlib.nullcontext()):
+    def made(large: AbstractContextManager[Any]) -> nn.Module:
         with init_empty_weights(include_buffers=False), without_initial_weights(), large:
-            model = make()
+            return make()
+
+    for entries in LARGE:
+        model = made(LargeOnMeta(entries))
         if not any(buffer.is_meta for buffer in model.buffers()):
-            break  # else a large buffer is filled after it is made
-    return tied(model)  # outside: what is registered inside is never shared
+            return tied(model)  # outside: what is registered inside is never shared
+    return tied(made(contextlib.nullcontext()))  # a large buffer is filled after it is made
 
 
 class LargeOnMeta(TorchFunctionMode):
     """Large tensors that are made without values, as all large parameters are, get no memory either: the experts of one layer
-    may be larger than the machine's. Buffers are made with values, and stay real."""
+    may be larger than the machine's, and memory that is taken and given back piece by piece stays with the process. Buffers are
+    made with values, and stay real.
+
+    Args:
+        entries: how many make a tensor large.
+    """
+
+    def __init__(self, entries: int) -> None:
+        super().__init__()
+        self._entries = entries
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.empty and kwargs.get("device") is None:
             sizes = args[0] if len(args) == 1 and not isinstance(args[0], int) else args
-            if math.prod(kwargs.get("size", sizes)) > LARGE:
+            if math.prod(kwargs.get("size", sizes)) > self._entries:
                 kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)
 

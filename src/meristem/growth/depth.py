@@ -10,9 +10,29 @@ import torch
 from meristem.anatomy import Anatomy
 from meristem.errors import MeristemError
 from meristem.growth.layers import LayerMap, LayerSource, layer_order
+from meristem.growth.plan import GrowthPlan
 
 Kind = frozenset[tuple[str, tuple[int, ...]]]  # names and shapes of a layer's tensors
 Kinds = tuple[list[Kind], list[Kind]]  # of the old layers, and of the new ones
+
+
+def new_layers(plans: Sequence[GrowthPlan]) -> dict[str, list[int]]:
+    """{list of blocks: places in the grown network of the layers that are new}, after all these growths in turn.
+
+    New are silent layers, further copies of an old one, and copies of what an earlier growth has added.
+    """
+    new: dict[str, list[bool]] = {}
+    for plan in plans:
+        for axis, layer_map in plan.layers.items():
+            before = new.get(axis, [False] * plan.source.depths[axis])
+            after: list[bool] = []
+            taken: set[int] = set()
+            for layer, source in zip(layer_map, layer_order(layer_map), strict=True):
+                after.append(layer.silent or source in taken or before[source])
+                taken |= set() if layer.silent else {source}
+            new[axis] = after
+    found = {axis: [place for place, is_new in enumerate(flags) if is_new] for axis, flags in new.items()}
+    return {axis: places for axis, places in found.items() if places}
 
 
 def spread(old: int, new: int) -> list[tuple[int, int]]:

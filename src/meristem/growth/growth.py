@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from meristem.anatomy import Anatomy
+from meristem.anatomy.inputs import example_inputs
+from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
 from meristem.errors import MeristemError, PreservationError
 from meristem.growth.build import build, in_float32
+from meristem.growth.depth import new_layers
 from meristem.growth.expected import expected_outputs
 from meristem.growth.like import like as growth_like
 from meristem.growth.method import Method, Methods, as_list
@@ -22,6 +25,7 @@ from meristem.growth.optimizer import grown_optimizer
 from meristem.growth.plan import GrowthPlan
 from meristem.growth.provenance import Provenance
 from meristem.growth.rounding import is_half
+from meristem.growth.sampled import Kept, check_tensors, choose_blocks, grown_blocks, look, only
 from meristem.growth.settle import settle
 from meristem.growth.steps import Steps, take_steps
 
@@ -54,6 +58,7 @@ class Growth:
         like: Any = None,
         anatomy: Anatomy | None = None,
         verify: bool = True,
+        sample: int | None = None,
         inputs: Mapping[str, Tensor] | None = None,
     ) -> Growth:
         """Grow `model`, which is left as it is.
@@ -65,6 +70,8 @@ class Growth:
             anatomy: from `Anatomy.infer`, for networks outside transformers, or what an earlier growth knows.
             verify: measure the grown network, raise if a promise to preserve the function is not kept, and try out what
                 names and shapes leave open where a method promises nothing.
+            sample: prove with so many blocks of each list (the first, the last, others at random) instead of all, and check some
+                rows of every tensor by algebra (see `growth.sampled`): of a streamed network, as it is written.
             inputs: keyword arguments of the model's forward for all that is measured; random ones by default.
 
         Raises:
@@ -83,13 +90,16 @@ class Growth:
         certificate = None
         if verify and not steps.promised and any(plan.maps for plan in steps.plans):
             steps = _after_trial(model, methods, anatomy, steps, inputs)
+        kept = choose_blocks(anatomy, sample) if verify and sample is not None else None
         if verify and steps.promised:
-            certificate = certify(model, steps, inputs)
+            certificate = certify(model, steps, inputs, kept)
             if not certificate.holds:
-                steps, certificate = _second_try(model, methods, anatomy, inputs)
+                steps, certificate = _second_try(model, methods, anatomy, inputs, kept)
+            if kept is not None:
+                steps = _looked_at(model, steps)
         elif verify:
             with contextlib.suppress(MeristemError):  # inputs that cannot be guessed; nothing was promised
-                certificate = certify(model, steps, inputs)
+                certificate = certify(model, steps, inputs, kept)
         recorded = tuple(m.options() for m in methods)
         return Growth(model, steps.model, steps.anatomy, steps.plans, recorded, certificate)
 
@@ -97,6 +107,11 @@ class Growth:
     def provenance(self) -> Provenance:
         """Which entries of which tensor are old, copied or fresh."""
         return Provenance.of(self.plans)
+
+    @property
+    def new_layers(self) -> dict[str, list[int]]:
+        """{list of blocks: places of its new layers}: {"layers": [2, 5]}."""
+        return new_layers(self.plans)
 
     def grow_optimizer(self, optimizer: Optimizer, *, scale_learning_rate: bool = False) -> Optimizer:
         """An optimizer for `model`, with the state and the hyperparameters of the one that trained `source`.
@@ -123,7 +138,11 @@ def _after_trial(
 
 
 def _second_try(
-    model: nn.Module, methods: list[Method], anatomy: Anatomy, inputs: Mapping[str, Tensor] | None
+    model: nn.Module,
+    methods: list[Method],
+    anatomy: Anatomy,
+    inputs: Mapping[str, Tensor] | None,
+    kept: Kept | None = None,
 ) -> tuple[Steps, Certificate]:
     """Grow once more, with what a trial tells about the architecture that its names and shapes did not.
 
@@ -132,11 +151,11 @@ def _second_try(
     """
     settled, parting = settle(anatomy, model, inputs)
     steps = take_steps(model, methods, settled, inputs)
-    certificate = certify(model, steps, inputs)
+    certificate = certify(model, steps, inputs, kept)
     if not certificate.holds and any(plan.layers for plan in steps.plans):
         by_number = replace(settled, override=replace(settled.override, numbered=True))  # as shifted windows do (Swin)
         at_the_end = take_steps(model, methods, by_number, inputs)
-        proof = certify(model, at_the_end, inputs)
+        proof = certify(model, at_the_end, inputs, kept)
         steps, certificate = (at_the_end, proof) if proof.holds else (steps, certificate)
     if not certificate.holds:
         where = f"; cloned, {parting}" if parting else ""
@@ -147,14 +166,71 @@ def _second_try(
     return steps, certificate
 
 
-def certify(model: nn.Module, steps: Steps, inputs: Mapping[str, Tensor] | None) -> Certificate:
-    """Measure what was grown as it is stored and, where that is in half precision, as it would be without rounding."""
+def _looked_at(model: nn.Module, steps: Steps) -> Steps:
+    """The same steps, every tensor of whose result is checked: at once, or as it is written if the network is streamed."""
+    before = model
+    for plan in steps.plans[:-1]:
+        before = build(plan, before)
+    if is_streamed(steps.model):
+        return replace(steps, model=build(steps.plans[-1], before, look))
+    check_tensors(steps.plans[-1], weights_of(before), weights_of(steps.model))
+    return steps
+
+
+def certify(
+    model: nn.Module, steps: Steps, inputs: Mapping[str, Tensor] | None, kept: Kept | None = None
+) -> Certificate:
+    """Measure what was grown as it is stored and, where that is in half precision, as it would be without rounding.
+
+    Args:
+        kept: the blocks of `model` that run, of all those there are (see `growth.sampled`).
+    """
     expected = functools.partial(expected_outputs, steps.plans)
-    certificate = verify(model, steps.model, inputs, expected=expected)
+    inputs = inputs if inputs is not None or kept is None else example_inputs(model)
+    small, big = model, steps.model
+    if kept is not None:
+        grown = grown_blocks(steps.plans, kept)
+        small, big = only(model, kept), only(steps.model, grown)
+    certificate = verify(small, big, inputs, expected=expected)
+    if kept is not None:
+        certificate = replace(certificate, blocks=kept)
     if not is_half(stored_dtype(model)):
         return certificate
     current = exact = in_float32(steps.plans[0].source, model)
     for plan in steps.plans:
         current = build(plan, current)
+    if kept is not None:
+        exact, current = only(exact, kept), only(current, grown_blocks(steps.plans, kept))
     error, tolerance = error_in_high_precision(exact, current, inputs, expected=expected)
     return replace(certificate, unrounded_relative_error=error, unrounded_tolerance=tolerance)
+
+
+def sampled_certificate(
+    small: nn.Module, big: nn.Module, methods: Methods, sample: int, inputs: Mapping[str, Tensor] | None = None
+) -> Certificate:
+    """A sampled proof of two networks as they are stored, one of which was made of the other by these methods.
+
+    Every tensor that the maps can be undone of is read once, and checked against the small network's.
+
+    Args:
+        sample: how many blocks of each list run.
+
+    Raises:
+        MeristemError: if the methods do not make a network of `big`'s shape, or promise nothing.
+        PreservationError: naming the first tensor that is not what it was made of.
+    """
+    anatomy = Anatomy.of(small)
+    steps = take_steps(small, as_list(methods), anatomy, inputs)
+    if not steps.promised:
+        raise MeristemError(f"{', '.join(m.name for m in as_list(methods))} does not promise to keep the function")
+    before = small
+    for plan in steps.plans[:-1]:
+        before = build(plan, before)
+    shapes = {name: tuple(tensor.shape) for name, tensor in big.state_dict().items()}
+    odd = next((name for name, shape in steps.plans[-1].shapes.items() if shapes.get(name) != shape), None)
+    if odd is not None:
+        raise MeristemError(
+            f"{odd} is {shapes.get(odd)}, and the recorded growth makes {steps.plans[-1].shapes[odd]} of it"
+        )
+    check_tensors(steps.plans[-1], weights_of(before), weights_of(big))
+    return certify(small, replace(steps, model=big), inputs, choose_blocks(anatomy, sample))

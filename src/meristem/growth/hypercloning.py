@@ -22,9 +22,14 @@ class HyperCloning(NoisyWidthMethod):
 
     Heads and key-value heads are cloned whole, head_dim is kept; a single key-value head (multi-query) stays single.
     Targets have to be whole multiples of the present sizes.
+
+    Args:
+        noise: on the readers, in the null space of the copies, so that the function is kept. Without it (`noise=0.0`) the copies
+            get the same gradients in every step and stay equal for good: the large network trains as the small one would.
     """
 
     name: ClassVar[str] = "hypercloning"
+    noise: float = 0.1
 
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
         """A stack of identities. Raises MeristemError for a target that is no whole multiple."""

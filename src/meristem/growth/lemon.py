@@ -44,6 +44,7 @@ class LEMON(NoisyWidthMethod):
             eps over the mean square of the activations.
         num_hidden_layers: target depth; new layers are identity blocks behind the layer that they copy.
         depths: target depths by the name of the list of blocks: {"encoder_layers": 12, "decoder_layers": 6}.
+        blocks: the lists of blocks that num_hidden_layers is meant for: "all", or of an encoder-decoder "encoder" or "decoder".
         fields: further entries of the config, which may change the function.
         noise: symmetry-breaking noise on readers, in the null space; it also wakes the silent units.
     """
@@ -52,6 +53,7 @@ class LEMON(NoisyWidthMethod):
     noise: float = 0.1
     num_hidden_layers: int | None = None
     depths: Mapping[str, int] | None = None
+    blocks: str = "all"
     fields: Mapping[str, Any] | None = None
     norms: Literal["stream", "eps"] = "stream"
 
@@ -70,7 +72,8 @@ class LEMON(NoisyWidthMethod):
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Identity blocks, spread evenly."""
-        targets = depth_targets(anatomy, self.name, num_hidden_layers=self.num_hidden_layers, more=self.depths)
+        asked = (1, self.num_hidden_layers, self.depths)
+        targets = depth_targets(anatomy, self.name, *asked, blocks=self.blocks)
         return {axis: identity_layers(anatomy, axis, target) for axis, target in targets.items()}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:

@@ -36,6 +36,8 @@ class LiGO(WidthMethod):
 
     Args:
         num_hidden_layers, depth: target depth, or a factor for it; new layers start as whole-model copies (stacking).
+        depths: target depths by the name of the list of blocks: {"encoder_layers": 12, "decoder_layers": 6}.
+        blocks: the lists of blocks that get new layers: "all", or of an encoder-decoder "encoder" or "decoder" alone.
         steps: of the fit.
         learning_rate: of the fit (Adam on the maps).
     """
@@ -43,6 +45,8 @@ class LiGO(WidthMethod):
     name: ClassVar[str] = "ligo"
     num_hidden_layers: int | None = None
     depth: int = 1
+    depths: Mapping[str, int] | None = None
+    blocks: str = "all"
     steps: int = 100
     learning_rate: float = 3e-4
 
@@ -93,7 +97,8 @@ class LiGO(WidthMethod):
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Where the fit starts: whole-model copies."""
-        targets = depth_targets(anatomy, self.name, self.depth, self.num_hidden_layers)
+        asked = (self.depth, self.num_hidden_layers, self.depths)
+        targets = depth_targets(anatomy, self.name, *asked, blocks=self.blocks)
         return {axis: repeat_all(anatomy.depths[axis], target) for axis, target in targets.items()}
 
     def _starting_point(self, anatomy: Anatomy, weights: Weights) -> FittedLiGO:

@@ -70,11 +70,15 @@ def _as_tensor(key: str, value: Any, name: str) -> Tensor:
 
 
 def load_named_state(optimizer: Optimizer, model: nn.Module, state: State) -> None:
-    """Put a state by names into an optimizer of `model`; of a sharded network, every process keeps its part."""
+    """Put a state by names into an optimizer of `model`; of a sharded network, every process keeps its part. What the optimizer does
+    not train (frozen parameters) stays without."""
     parameters = dict(model.named_parameters())
     family = family_of(optimizer)
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, entries in state.items():
         parameter = parameters[name]
+        if id(parameter) not in trained:
+            continue
         loaded: dict[str, Any] = {
             key: as_part(value.to(parameter.device) if value.dim() else value, parameter)
             for key, value in entries.items()
@@ -126,7 +130,8 @@ def dtypes_of(entries: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
 def _has_beginners(tensor_plan: TensorPlan) -> bool:
     """Whether some entries of a grown tensor had no gradient before: silent or unread units, silent layers."""
     duals = (tensor_plan.unit_map(dimension, dual=True) for dimension in range(len(tensor_plan.maps)))
-    return tensor_plan.begins or any(m is not None and bool(m.sourceless().any()) for m in duals)
+    begins = tensor_plan.begins or tensor_plan.redrawn is not None
+    return begins or any(m is not None and bool(m.sourceless().any()) for m in duals)
 
 
 def _grown_entry(plan: GrowthPlan, tensor_plan: TensorPlan, state: State, own: str, family: Family, key: str) -> Tensor:
@@ -143,8 +148,18 @@ def _grown_entry(plan: GrowthPlan, tensor_plan: TensorPlan, state: State, own: s
         return entries[key] if entries else torch.zeros_like(like)
 
     if kind in ("row", "column"):
-        return _averaged(tensor_plan, fetch, reduced=-1 if kind == "row" else -2)
+        return _averaged_parts(tensor_plan, fetch, reduced=-1 if kind == "row" else -2)
     return grow_tensor(tensor_plan, fetch, "displacement" if kind == "weights" else kind)
+
+
+def _averaged_parts(tensor_plan: TensorPlan, fetch: Callable[[str], Tensor], reduced: int) -> Tensor:
+    """`_averaged` of a tensor that is laid together of several."""
+    parts = [_averaged(part, fetch, reduced) for part in tensor_plan.parts]
+    if len(parts) == 1:
+        return parts[0]
+    if tensor_plan.along == len(tensor_plan.maps) + reduced:  # averaged over all of them, which are alike in size
+        return torch.stack(parts).mean(0)
+    return torch.cat(parts, tensor_plan.along)
 
 
 def _averaged(tensor_plan: TensorPlan, fetch: Callable[[str], Tensor], reduced: int) -> Tensor:
@@ -159,7 +174,15 @@ def _averaged(tensor_plan: TensorPlan, fetch: Callable[[str], Tensor], reduced: 
     one = UnitMap.select(torch.zeros(1, dtype=torch.long), 1, factor**0.5)
     maps = list(tensor_plan.maps)
     maps[position] = AxisMap(one, one)
-    left_out = fetch(tensor_plan.terms[0].source).dim() < len(maps)
+    sources = len(maps) - (tensor_plan.shards is not None)  # dimensions that they have
+    left_out = fetch(tensor_plan.terms[0].source).dim() < sources
+    if tensor_plan.drawn is not None:
+        shape = list(tensor_plan.drawn.shape)
+        shape[reduced] = 1
+        like = fetch(tensor_plan.terms[0].source)
+        return (
+            torch.zeros(shape, dtype=like.dtype).squeeze(reduced) if left_out else torch.zeros(shape, dtype=like.dtype)
+        )
     grown = grow_tensor(
         replace(tensor_plan, maps=tuple(maps)),
         lambda name: fetch(name).unsqueeze(reduced) if left_out else fetch(name),

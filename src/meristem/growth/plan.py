@@ -7,6 +7,7 @@ methods: the target's config, tied heads, width constants, symmetry-breaking noi
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from meristem.algebra import AxisMap
+from meristem.algebra import AxisMap, Layout
 from meristem.anatomy import Anatomy, BlockList, Builder, TensorAnatomy
 from meristem.anatomy.heads import Heads
 from meristem.anatomy.shared_names import names_of_parameters
@@ -32,11 +33,13 @@ Targets = list[
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Matrices times `shrink`, plus noise of standard deviation `std`; with `mup`, less for those that read more units than before."""
+    """Matrices times `shrink`, plus noise of standard deviation `std`; with `mup`, less for those that read more units than before.
+    `only`: the tensors of the source that get the noise; None: all."""
 
     shrink: float
     std: float
     mup: bool = False
+    only: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class GrowthPlan:
     stream_norms: Mapping[str, StreamNorm] = field(
         default_factory=dict
     )  # of post-norm blocks, where silent ones follow
+    reached: Anatomy | None = None  # the target's anatomy, where its class is another than the source's
 
     @cached_property
     def tensors(self) -> dict[str, TensorPlan]:
@@ -97,10 +101,11 @@ class GrowthPlan:
     @cached_property
     def own_names(self) -> dict[str, str]:
         """{name in the large network's state dict: the name in `tensors` of the tensor that it shares}."""
-        return {
-            name: name if name in self.tensors else next(n for n in self.tensors if n in shared)
-            for name, shared in self._shared_names.items()
-        }
+        first: dict[str, str] = {}
+        for own in self.tensors:
+            for name in self._shared_names[own]:
+                first.setdefault(name, own)
+        return {name: name if name in self.tensors else first[name] for name in self._shared_names}
 
     @cached_property
     def _shared_names(self) -> dict[str, set[str]]:
@@ -166,6 +171,8 @@ class GrowthPlan:
         """The standard deviation of the noise on a matrix."""
         if self.perturbation is None or len(tensor.shape) < 2:
             return 0.0
+        if self.perturbation.only is not None and tensor.name not in self.perturbation.only:
+            return 0.0
         readers = [m for m, d in zip(maps, tensor.dimensions, strict=True) if d.role == "read" and m is not None]
         wider = math.prod(m.new_size / m.old_size for m in readers) if self.perturbation.mup else 1.0
         return self.perturbation.std / wider**0.5
@@ -182,15 +189,29 @@ class GrowthPlan:
         return factor if direction is not tensor else 1.0
 
     def _dimension_maps(self, tensor: TensorAnatomy) -> tuple[AxisMap | None, ...]:
-        maps, own, inner = [], self.own_maps.get(tensor.name, {}), self._inner_layouts
+        own, maps = self.own_maps.get(tensor.name), []
         for dimension in tensor.dimensions:
-            axes = {axis: own.get(axis) or self.axis_map(axis) for axis in dimension.layout.axes()}
-            if str(dimension.layout) in inner:
-                axes = {axis: m.copied() if m.padded_with_mean else m for axis, m in axes.items()}
-            moved = any(not axis_map.is_identity() for axis_map in axes.values())
-            expanded = expand(dimension.layout, axes) if moved else None
-            maps.append(replace(expanded, fresh=None) if expanded and tensor.name in self.silent else expanded)
+            layout = dimension.layout
+            own_map = self._expanded(layout, own) if own and layout.axes() & set(own) else self._layout_map(layout)
+            maps.append(replace(own_map, fresh=None) if own_map and tensor.name in self.silent else own_map)
         return tuple(maps)
+
+    def _layout_map(self, layout: Layout) -> AxisMap | None:
+        """The map of a whole dimension, made once for all tensors that have it; None: unchanged."""
+        if layout not in self._layout_maps:
+            self._layout_maps[layout] = self._expanded(layout, {})
+        return self._layout_maps[layout]
+
+    @cached_property
+    def _layout_maps(self) -> dict[Layout, AxisMap | None]:
+        return {}
+
+    def _expanded(self, layout: Layout, own: Mapping[str, AxisMap]) -> AxisMap | None:
+        """The map of a dimension, with `own` maps for some axes in the place of the plan's."""
+        axes = {axis: own.get(axis) or self.axis_map(axis) for axis in layout.axes()}
+        if str(layout) in self._inner_layouts:
+            axes = {axis: m.copied() if m.padded_with_mean else m for axis, m in axes.items()}
+        return expand(layout, axes) if any(not m.is_identity() for m in axes.values()) else None
 
     @cached_property
     def _inner_layouts(self) -> set[str]:
@@ -211,17 +232,35 @@ class GrowthPlan:
         """(new name, its sources, silent) for every copy of the tensor that the large network holds."""
         if tensor.block is None or tensor.block[0] not in self.layers:
             return [(tensor.name, (Term(tensor.name),), False)]
-        axis, index = tensor.block
-        prefix = next(b.prefix for b in self.source.blocks if b.axis == axis and tensor.name.startswith(b.prefix + "."))
-        rest = tensor.name[len(f"{prefix}.{index}.") :]
+        (axis, index), (prefix, rest) = tensor.block, self._home(tensor)
         targets = []
-        for new, layer in enumerate(self.layers[axis]):
-            if layer.sources[0][0] == index:  # each new tensor is planned once, where its first source stands
-                targets.append((f"{prefix}.{new}.{rest}", self._terms(prefix, rest, layer), layer.silent))
-        only_here = sum(f"{prefix}.{i}.{rest}" in self.source.tensors for i in range(self.source.depths[axis])) == 1
-        if only_here and tensor.name not in [name for name, _, _ in targets]:
+        for new, layer in self._following[axis].get(index, ()):  # each is planned once, where its first source stands
+            targets.append((f"{prefix}.{new}.{rest}", self._terms(prefix, rest, layer), layer.silent))
+        if self._alike[prefix, rest] == 1 and tensor.name not in [name for name, _, _ in targets]:
             targets.append((tensor.name, (Term(tensor.name),), False))  # what only one place has, it keeps
         return targets
+
+    @cached_property
+    def _following(self) -> dict[str, dict[int, list[tuple[int, LayerSource]]]]:
+        """For each axis of depth that changes: {old layer: the new layers, by number, whose first source it is}."""
+        following: dict[str, dict[int, list[tuple[int, LayerSource]]]] = {}
+        for axis, layers in self.layers.items():
+            of_axis = following.setdefault(axis, {})
+            for new, layer in enumerate(layers):
+                of_axis.setdefault(layer.sources[0][0], []).append((new, layer))
+        return following
+
+    @cached_property
+    def _alike(self) -> Counter[tuple[str, str]]:
+        """How many blocks of a list have a tensor: {(prefix of the list, name within a block): blocks}."""
+        return Counter(self._home(tensor) for tensor in self.source.tensors.values() if tensor.block is not None)
+
+    def _home(self, tensor: TensorAnatomy) -> tuple[str, str]:
+        """(prefix of the list of blocks that a tensor belongs to, its name within the block)."""
+        assert tensor.block is not None
+        axis, index = tensor.block
+        prefix = next(b.prefix for b in self.source.blocks if b.axis == axis and tensor.name.startswith(b.prefix + "."))
+        return prefix, tensor.name[len(f"{prefix}.{index}.") :]
 
     def _units(self, name: str) -> list[str]:
         """The names that a tensor takes in lists with a module for each unit of an axis: those of its unit's copies."""

@@ -12,13 +12,13 @@ A change is kept if the networks then part later, or not at all. The outcome is 
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import permutations
 
+import torch
 from torch import Tensor, nn
 
 from meristem.algebra import Layout
@@ -27,6 +27,7 @@ from meristem.anatomy.axis_ref import is_part, whole_of
 from meristem.anatomy.conventions import CONCATENATED, GROUPED
 from meristem.anatomy.heads import counts_heads
 from meristem.anatomy.inputs import example_inputs, logits_of
+from meristem.anatomy.precision import in_precision
 from meristem.anatomy.structure import folded
 from meristem.errors import MeristemError
 from meristem.growth.build import build
@@ -34,6 +35,7 @@ from meristem.growth.hypercloning import HyperCloning
 from meristem.growth.trial import Parting, first_parting
 
 ROUNDS = 12
+LAST = 12  # how many of the last modules outside of blocks may hold what scales an output
 FUSED = (CONCATENATED, GROUPED)
 
 
@@ -69,11 +71,11 @@ def settle(
 
 
 def _exact(model: nn.Module, inputs: Mapping[str, Tensor]) -> nn.Module:
-    exact = copy.deepcopy(model).double().eval()
+    exact = in_precision(model, torch.float64).eval()
     try:
         logits_of(exact, dict(inputs))
     except RuntimeError:  # an operator without a float64 kernel
-        exact = copy.deepcopy(model).float().eval()
+        exact = in_precision(model, torch.float32).eval()
     return exact
 
 
@@ -89,6 +91,8 @@ def _proposals(anatomy: Anatomy, parting: Parting) -> Iterator[Anatomy]:
             bias = name.removesuffix("weight") + "bias"
             if bias in anatomy.tensors:
                 yield _with_multiplier(anatomy, [name, bias], parting.ratio)
+    if not parting.module:
+        return
     near = [f"{module}." for module in (parting.module, *reversed(parting.before[-4:]))]
     close = [t for t in anatomy.tensors.values() if any(t.name.startswith(n) for n in near)]
     blocks = {t.block for t in close if t.block}
@@ -102,7 +106,14 @@ def _proposals(anatomy: Anatomy, parting: Parting) -> Iterator[Anatomy]:
 
 
 def _scaled_at(anatomy: Anatomy, parting: Parting) -> Iterator[str]:
-    """Which weight could take the factor up: the module's own if it is a reader or writer, else the writer before it."""
+    """Which weight could take the factor up: the module's own if it is a reader or writer, else the writer before it. Of an
+    output of the whole network, any single number, and the last writers."""
+    if not parting.module:
+        yield from (name for name, tensor in anatomy.tensors.items() if math.prod(tensor.shape) == 1)
+        weights = [f"{module}.weight" for module in reversed(parting.before)]
+        outside = [name for name in weights if name in anatomy.tensors and not anatomy.tensors[name].block]
+        yield from outside[:LAST]
+        return
     own = anatomy.tensors.get(f"{parting.module}.weight")
     if own is not None and not (parting.side == "input" and own.dimensions[0].role == "gain"):
         yield own.name

@@ -26,9 +26,12 @@ class DepthMethod(Method):
 
     Args:
         blocks: the lists of blocks that get them: "all", or of an encoder-decoder "encoder" or "decoder" alone.
+        depths: target depths by the name of the list: {"encoder_layers": 12, "decoder_layers": 6}; the others stay as they are, or
+            follow `num_hidden_layers`.
     """
 
     blocks: str = field(default="all", kw_only=True)
+    depths: Mapping[str, int] | None = field(default=None, kw_only=True)
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
         """None: the width stays. Raises MeristemError if no layer is added either."""
@@ -75,8 +78,8 @@ class Stacking(DepthMethod):
                 for axis, found in maps.items()
             }
         repeat = repeat_all if self.order == "stack" else repeat_each
-        factor = 1 if self.num_hidden_layers else self.depth
-        targets = depth_targets(anatomy, self.name, factor, self.num_hidden_layers, blocks=self.blocks)
+        factor = 1 if self.num_hidden_layers or self.depths else self.depth
+        targets = depth_targets(anatomy, self.name, factor, self.num_hidden_layers, self.depths, blocks=self.blocks)
         return {
             axis: self._fitting(anatomy, axis, functools.partial(repeat, anatomy.depths[axis]), target)
             for axis, target in targets.items()
@@ -90,7 +93,10 @@ class Stacking(DepthMethod):
                 raise MeristemError(
                     f"stacking: {anatomy.builder.model_type} has no {axis}; its lists of blocks: {', '.join(anatomy.depths)}"
                 )
-        every = {axis: own.get(axis) if own.get(axis) is not None else self.layers for axis in anatomy.depths}
+        chosen = depths_of(anatomy, self.name, self.blocks)
+        every = {
+            axis: self.layers if own.get(axis) is None and axis in chosen else own.get(axis) for axis in anatomy.depths
+        }
         return {axis: layers for axis, layers in every.items() if layers is not None}
 
     def _fitting(self, anatomy: Anatomy, axis: str, make: Callable[[int], LayerMap], target: int) -> LayerMap:
@@ -115,7 +121,7 @@ class GradualStacking(DepthMethod):
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Raises MeristemError if there are fewer layers than asked for."""
-        spans = _spans(anatomy, self.name, self.layers, self.num_hidden_layers, self.blocks)
+        spans = _spans(anatomy, self, self.layers, self.num_hidden_layers)
         depths = anatomy.depths
         return {axis: repeat_span(depths[axis], depths[axis] - span, depths[axis]) for axis, span in spans.items()}
 
@@ -139,7 +145,7 @@ class MIDAS(DepthMethod):
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Raises MeristemError if there are fewer layers than asked for."""
         maps = {}
-        for axis, span in _spans(anatomy, self.name, self.layers, self.num_hidden_layers, self.blocks).items():
+        for axis, span in _spans(anatomy, self, self.layers, self.num_hidden_layers).items():
             first = (anatomy.depths[axis] - span) // 2
             maps[axis] = repeat_span(anatomy.depths[axis], first, first + span)
         return maps
@@ -163,7 +169,8 @@ class IdentityBlocks(DepthMethod):
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Silent copies behind their originals, spread evenly."""
-        targets = depth_targets(anatomy, self.name, self.depth, self.num_hidden_layers, blocks=self.blocks)
+        asked = (self.depth, self.num_hidden_layers, self.depths)
+        targets = depth_targets(anatomy, self.name, *asked, blocks=self.blocks)
         return {axis: identity_layers(anatomy, axis, target) for axis, target in targets.items()}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
@@ -171,14 +178,15 @@ class IdentityBlocks(DepthMethod):
         return not silence(anatomy, self.layer_maps(anatomy), model, inputs).obstacle
 
 
-def _spans(anatomy: Anatomy, method: str, layers: int, target: int | None, blocks: str) -> dict[str, int]:
+def _spans(anatomy: Anatomy, method: DepthMethod, layers: int, target: int | None) -> dict[str, int]:
     """{axis: how many of its layers are copied}."""
-    if target is not None:
-        lengths = depth_targets(anatomy, method, num_hidden_layers=target, blocks=blocks)
+    name, blocks = method.name, method.blocks
+    if target is not None or method.depths:
+        lengths = depth_targets(anatomy, name, num_hidden_layers=target, more=method.depths, blocks=blocks)
         return {
-            axis: _span(method, length - anatomy.depths[axis], anatomy.depths[axis]) for axis, length in lengths.items()
+            axis: _span(name, length - anatomy.depths[axis], anatomy.depths[axis]) for axis, length in lengths.items()
         }
-    return {axis: _span(method, layers, depth) for axis, depth in depths_of(anatomy, method, blocks).items()}
+    return {axis: _span(name, layers, depth) for axis, depth in depths_of(anatomy, name, blocks).items()}
 
 
 def _span(method: str, layers: int, depth: int) -> int:

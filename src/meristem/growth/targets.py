@@ -264,8 +264,9 @@ def depth_targets(
     """
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
         raise MeristemError(f"{method}: depth must be a whole number of at least 1, got {depth!r}")
-    if num_hidden_layers is not None and (not isinstance(num_hidden_layers, int) or num_hidden_layers < 1):
-        raise MeristemError(f"{method}: num_hidden_layers must be a positive whole number, got {num_hidden_layers!r}")
+    for name, asked in {"num_hidden_layers": num_hidden_layers, **(more or {})}.items():
+        if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
+            raise MeristemError(f"{method}: {name} must be a positive whole number, got {asked!r}")
     if not anatomy.depths and (depth > 1 or num_hidden_layers):
         raise MeristemError(f"{method}: {anatomy.builder.model_type} has no list of repeated blocks")
     unknown = set(more or {}) - set(anatomy.depths)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
 from meristem.algebra import AxisMap, UnitMap
+from meristem.growth.origins import Redrawn, Shards
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,15 @@ class Term:
     source: str
     weight: float | Tensor = 1.0
     part: Literal["all", "originals", "copies"] = "all"  # which units it writes: first copies, further copies, or all
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A new matrix of this shape: normal numbers of this standard deviation (0: zeros), each row `repeats` times in turn."""
+
+    shape: tuple[int, ...]
+    std: float
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,17 @@ class TensorPlan:
     seed: int = 0
     perturb: float = 0.0  # standard deviation of noise on every entry
     silent: bool = False  # it belongs to a layer that writes nothing yet, so its gradient is zero
+    shards: Shards | None = None  # how its sources are seen before anything else
+    beside: tuple[TensorPlan, ...] = ()  # what is laid behind it along the dimension `along`
+    along: int = 0
+    redrawn: Redrawn | None = None  # units that keep nothing of their sources
+    further: bool = False  # a further copy of its source, whatever its maps say
+    drawn: Drawn | None = None  # it has no sources; the first term says only in which dtype it is, and when it trains
+
+    @property
+    def parts(self) -> tuple[TensorPlan, ...]:
+        """The tensors of which it is made, one behind the other."""
+        return (replace(self, beside=()), *self.beside)
 
     @property
     def begins(self) -> bool:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from meristem.algebra import UnitMap
 from meristem.anatomy import TensorAnatomy
-from meristem.anatomy.inputs import logits_of
+from meristem.anatomy.inputs import logits_of, outputs_of
+from meristem.growth.expected import expected_outputs
 from meristem.growth.plan import GrowthPlan
 
 CLOSE = 1e-4
@@ -25,7 +26,8 @@ CLOSE = 1e-4
 
 @dataclass(frozen=True)
 class Parting:
-    """The first activation that is not the mapped one. `ratio`: new = ratio . mapped, or None if no number does."""
+    """The first activation that is not the mapped one. `ratio`: new = ratio . mapped, or None if no number does. `module` is ""
+    where only an output of the whole network parts; `before` then ends in its name."""
 
     module: str
     side: Literal["input", "output"]
@@ -42,7 +44,11 @@ class Parting:
 
     def __str__(self) -> str:
         by = f"is {self.ratio:.6g} times" if self.ratio is not None else f"differs (by {self.error:.1e}) from"
-        return f"the {self.side} of {self.module} {by} the mapped one"
+        return (
+            f"the {self.side} of {self.module} {by} the mapped one"
+            if self.module
+            else f"output {self.before[-1]} {by} the mapped one"
+        )
 
 
 def first_parting(plan: GrowthPlan, model: nn.Module, grown: nn.Module, inputs: Mapping[str, Tensor]) -> Parting | None:
@@ -68,6 +74,22 @@ def first_parting(plan: GrowthPlan, model: nn.Module, grown: nn.Module, inputs: 
                 return Parting(name, side, ratio if error <= CLOSE else None, error, tuple(before))
         if side == "output":
             before.append(name)
+    return _parting_outputs(plan, model, grown, inputs, before)
+
+
+def _parting_outputs(
+    plan: GrowthPlan, model: nn.Module, grown: nn.Module, inputs: Mapping[str, Tensor], before: list[str]
+) -> Parting | None:
+    """The first output that parts by a number although every module agrees: a product of two features that have both grown."""
+    ours, theirs = outputs_of(model, dict(inputs)), outputs_of(grown, dict(inputs))
+    wanted = expected_outputs([plan], ours, theirs)
+    for name, output in wanted.items():
+        if name in theirs and output.shape == theirs[name].shape:
+            for constant in (0.0, 1.0):  # added afterwards, as a scalar bias is
+                a, b = theirs[name].double(), output.double()
+                ratio, error = _compare(a - constant * a.mean(), b - constant * b.mean())
+                if error <= CLOSE < abs(ratio - 1):
+                    return Parting("", "output", ratio, error, (*before, name))
     return None
 
 

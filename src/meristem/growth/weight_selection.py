@@ -30,6 +30,8 @@ class WeightSelection(Method):
     Args:
         hidden_size, intermediate_size, num_attention_heads, num_key_value_heads: target sizes.
         num_hidden_layers: target depth.
+        sizes, depths: any further targets by the name of their axis or list of blocks: {"encoder_ffn": 512}, {"decoder_layers": 2}.
+        blocks: the lists of blocks that num_hidden_layers is meant for: "all", or of an encoder-decoder "encoder" or "decoder".
         selection: "uniform" (evenly spaced units), "first", or "magnitude" (the units with the largest weights).
         layers: "first" layers (the paper's choice) or "uniform" ones.
     """
@@ -41,6 +43,9 @@ class WeightSelection(Method):
     num_attention_heads: int | None = None
     num_key_value_heads: int | None = None
     num_hidden_layers: int | None = None
+    sizes: Mapping[str, int] | None = None
+    depths: Mapping[str, int] | None = None
+    blocks: str = "all"
     selection: Literal["uniform", "first", "magnitude"] = "uniform"
     layers: Literal["first", "uniform"] = "first"
 
@@ -54,6 +59,7 @@ class WeightSelection(Method):
             self.intermediate_size,
             self.num_attention_heads,
             self.num_key_value_heads,
+            more=self.sizes,
             shrink=True,
         )
         if not targets and not self.layer_maps(anatomy):
@@ -65,7 +71,8 @@ class WeightSelection(Method):
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """The layers that stay."""
-        targets = depth_targets(anatomy, self.name, num_hidden_layers=self.num_hidden_layers, shrink=True)
+        asked = (1, self.num_hidden_layers, self.depths)
+        targets = depth_targets(anatomy, self.name, *asked, shrink=True, blocks=self.blocks)
         maps = {}
         for axis, target in targets.items():
             starts = [sum(times for _, times in spread(target, anatomy.depths[axis])[:i]) for i in range(target)]

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from meristem.errors import MeristemError
-from meristem.recipes.orphans import watching_parent
+from meristem.orphans import watching_parent
 
 
 def main() -> int:

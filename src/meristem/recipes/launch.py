@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from meristem.recipes.orphans import PARENT, watching_parent
+from meristem.orphans import PARENT, watching_parent
 
 
 def main() -> None:

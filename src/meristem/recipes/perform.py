@@ -18,10 +18,10 @@ from typing import Any
 from filelock import FileLock
 
 from meristem.errors import MeristemError
+from meristem.orphans import environment_of_child
 from meristem.recipes import status
 from meristem.recipes.code import code_revision
 from meristem.recipes.node import CHECKPOINTS, Job, NodeResult, has_finished
-from meristem.recipes.orphans import environment_of_child
 from meristem.recipes.sharding import is_first_process
 from meristem.recipes.tasks import Task, open_task
 

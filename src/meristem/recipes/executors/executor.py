@@ -10,9 +10,9 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from meristem.errors import MeristemError
+from meristem.orphans import environment_of_child
 from meristem.recipes import status
 from meristem.recipes.node import Job
-from meristem.recipes.orphans import environment_of_child
 from meristem.recipes.perform import COMMAND, NodeCrashed
 
 LOG = "log.txt"
