@@ -17,12 +17,12 @@ from meristem.anatomy import Anatomy
 from meristem.anatomy.heads import UNITS
 from meristem.anatomy.trace import Inputs
 from meristem.growth.depth import identity_layers
+from meristem.growth.depth_targets import depth_targets
 from meristem.growth.layers import LayerMap
 from meristem.growth.method import Choices, Weights
 from meristem.growth.norm_statistics import normed_axes
 from meristem.growth.padding import padded_heads, padded_hidden
 from meristem.growth.silent_blocks import silence
-from meristem.growth.targets import depth_targets
 from meristem.growth.width import NoisyWidthMethod
 
 SHAPING = frozenset(

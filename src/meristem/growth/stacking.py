@@ -14,10 +14,10 @@ from meristem.anatomy import Anatomy
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.depth import fitting, identity_layers, in_order, repeat_all, repeat_each, repeat_span
+from meristem.growth.depth_targets import depth_targets, depths_of
 from meristem.growth.layers import LayerMap
 from meristem.growth.method import Method, Weights
 from meristem.growth.silent_blocks import silence
-from meristem.growth.targets import depth_targets, depths_of
 
 
 @dataclass(frozen=True)
