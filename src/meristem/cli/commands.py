@@ -501,8 +501,16 @@ def diagnose(file: Path, node: str, bound: float, out: Path | None) -> None:
         )
 
 
+DEMO_SHOWS = (
+    "what this shows: a cloned network goes on from where the small one stood, and reaches the loss of the same network from random numbers "
+    "with less compute. It does not show that growing pays: at so short a budget the small network, trained on alone, would end below "
+    "both. docs/studies.md measures where it pays."
+)
+
+
 def demo(out: Path) -> None:
     race(Path(__file__).parent.parent / "recipes" / "demo.yaml", out)
+    print(DEMO_SHOWS)
 
 
 def machine() -> str:

@@ -79,12 +79,12 @@ def _train(job: Job, spec: TrainSpec, task: Task, callbacks: Sequence[Any]) -> O
         model = model if model is not None and all_sharded(model) else new()
     else:
         (parent,) = job.parent_directories
-        model, file, grown = _to_train(parent / "model", spec), parent / "optimizer.safetensors", load_result(parent)
+        model, file = _to_train(parent / "model", spec), parent / "optimizer.safetensors"
         origin = Origin(
             trained=True,
             read=sum(result.examples for result in ancestors_of(job).values()),
             optimizer_state=load_state(file) if file.exists() else None,
-            amplitudes=grown.details.get("amplitudes") if grown else None,
+            amplitudes=_amplitudes(parent),
             provenance=_provenance(parent),
         )
     return _trained(job, spec, task, model, origin, job.streams, callbacks)
@@ -110,6 +110,14 @@ def _provenance(parent: Path) -> Any:
 
     model = parent / "model"
     return read_provenance(model) if recorded_provenance(model) is not None else None
+
+
+def _amplitudes(directory: Path) -> Any:
+    """The scales that the last growth gave the weights of the node here, however often it was trained on since; None without a growth."""
+    result = load_result(directory)
+    while result is not None and "amplitudes" not in result.details:
+        result = load_result(directory.parent / result.parents[0]) if len(result.parents) == 1 else None
+    return result.details["amplitudes"] if result else None
 
 
 def _to_train(directory: Path, spec: TrainSpec) -> Any:
@@ -145,7 +153,7 @@ def _decay(job: Job, spec: DecaySpec, task: Task, callbacks: Sequence[Any]) -> O
         "step": last, "examples": whole.examples, "tokens": whole.tokens, "flops": whole.flops, "seconds": whole.seconds,
     }  # fmt: skip
     read = cost["examples"] + sum(result.examples for result in ancestors_of(before).values())
-    origin = Origin(True, read, load_state(place / OPTIMIZER), provenance=_provenance(parent))
+    origin = Origin(True, read, load_state(place / OPTIMIZER), _amplitudes(parent), _provenance(parent))
     streams = Streams(job.seed, run.seed)  # the run's own, so that its data go on
     outcome = _trained(job, spec.as_train(run), task, _to_train(place / MODEL, run), origin, streams, callbacks)
     return {**outcome, "taken": {parent.name: cost}}
