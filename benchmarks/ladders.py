@@ -116,8 +116,8 @@ def table(found: list[dict[str, Any]]) -> str:
     allowed = grow - count["cannot be exact"]
     lines = [
         f"{len(found)} adjacent rungs of {len({row['family'] for row in found})} families; in {count['shrinks']} some axis shrinks. "
-        f"**Of the {grow} that grow, {count['exact']} are exact ({count['exact'] / grow:.0%}); of the {allowed} for which mathematics "
-        f"allows it, {count['exact']} ({count['exact'] / allowed:.0%}).** For {count['cannot be exact']} no growth "
+        f"**Of the {grow} that grow, {count['exact']} are exact ({count['exact'] / grow:.0%}); of the {allowed} that no proof "
+        f"rules out, {count['exact']} ({count['exact'] / allowed:.0%}).** For {count['cannot be exact']} no growth "
         "that keeps the old units in their places does it ([proofs](theory.md#7-what-cannot-be-exact)); the table names the tensor.",
         "",
         "| family (widths, layers divided by) | rung | outcome | relative logit error | why not |",
