@@ -10,7 +10,7 @@ from meristem.growth import pieces
 from meristem.growth.apply import grow_tensor
 from meristem.growth.padding import pad
 from meristem.growth.pieces import grow_pieces
-from meristem.growth.plan import TensorPlan, Term
+from meristem.growth.tensor_plan import TensorPlan, Term
 
 N = 12
 MAPS = {

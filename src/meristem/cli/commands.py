@@ -177,14 +177,14 @@ def _named_methods(method: str | None, options: dict[str, Any]) -> list[Any]:
 
 def _like(model: Any, method: str | None, options: dict[str, Any], target: tuple[str | None, bool]) -> Any:
     """The growth to a target, from what --like names."""
-    from meristem.growth.like import like, read_target
+    from meristem.growth.like import OPTIONS, like
 
     name, take = target
-    sizes = sorted(set(options) - {"noise", "seed", "norms"})
+    sizes = sorted(set(options) - OPTIONS)
     if method not in (None, "lemon") or sizes:
         given = f"--method {method}" if method not in (None, "lemon") else f"--{sizes[0].replace('_', '-')}"
         raise MeristemError(f"--like takes every size from its target; leave out {given}")
-    return like(model, read_target(name), take_target_fields=take, **options)
+    return like(model, name, take_target_fields=take, **options)
 
 
 def _print_axes(growth: Any, found: Any, inputs: Any = None) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor
 from meristem.algebra import AxisMap, UnitMap
 from meristem.growth.draws import BLOCK, normal
 from meristem.growth.origins import Redrawn, Shards
-from meristem.growth.plan import Drawn, TensorPlan
 from meristem.growth.rounding import is_half, round_shares, rounds_exactly
+from meristem.growth.tensor_plan import Drawn, TensorPlan
 
 Fetch = Callable[[str], Tensor]
 Moment = Literal["weight", "gradient", "second_moment", "magnitude", "direction", "displacement"]

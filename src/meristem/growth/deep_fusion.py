@@ -246,7 +246,7 @@ def _stream_sizes(
     anatomies: Sequence[Anatomy], models: Sequence[nn.Module], inputs: Mapping[str, Tensor]
 ) -> list[float]:
     """The root mean square of each parent's residual stream, averaged over its blocks."""
-    from meristem.growth.method import blocks_can_be_silent
+    from meristem.growth.silent_blocks import blocks_can_be_silent
 
     found = []
     for anatomy, model in zip(anatomies, models, strict=True):

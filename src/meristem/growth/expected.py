@@ -2,7 +2,8 @@
 
 Logits, boxes and masks keep their shape and are compared as they are. Hidden states, as networks without a head put them
 out, have grown along some axis: the small network's are taken through the write map of that axis (under a padding that
-norms divide out, through what readers hear of it).
+norms divide out, through what readers hear of it; where the stream itself is given out, without a norm behind it, it comes as
+scaled as it is).
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def _mapped(a: Tensor, b: Tensor, plans: Sequence[GrowthPlan]) -> Iterator[Tenso
         yield _apply(axis_map.write, a, dimension)
         if axis_map.heard is not axis_map.write:
             yield _apply(axis_map.heard, a, dimension)
+        if axis_map.norm_factor != 1:
+            yield _apply(axis_map.write, a / axis_map.norm_factor, dimension)
 
 
 def _of_unit_norm(tensor: Tensor, dimension: int) -> bool:

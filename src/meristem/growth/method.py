@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy, Builder
-from meristem.anatomy.streamed import weights_of, with_weights
-from meristem.anatomy.trace import Inputs, blocks_pass_through
+from meristem.anatomy.streamed import weights_of
+from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
+from meristem.growth.dimensions import sizes_after
+from meristem.growth.layers import LayerMap, layer_order
 from meristem.growth.norm_statistics import keep_statistics, norms_are_kept
-from meristem.growth.plan import GrowthPlan, LayerMap, layer_order, sizes_after
+from meristem.growth.plan import GrowthPlan
+from meristem.growth.silent_blocks import silence
 from meristem.growth.tying import repair
 from meristem.growth.values import check_values
 
@@ -98,6 +100,8 @@ class Method(ABC):
             scales=fix.scales,
             untied=fix.untied,
             silent=padding.silent,
+            own_maps=padding.own_maps,
+            stream_norms=silence(anatomy, layers, model, inputs).norms,
         )
 
     def target(self, anatomy: Anatomy, weights: Weights) -> Builder:
@@ -109,14 +113,6 @@ class Method(ABC):
     def options(self) -> dict[str, Any]:
         """The method and its options, as recorded in `meristem.json`."""
         return {"method": self.name, **asdict(self)}
-
-
-def blocks_can_be_silent(anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> bool:
-    """Whether a block that writes nothing leaves the stream as it is: not if it ends in a norm (post-norm, as in BERT) or
-    scales its skip connection. The model is asked, with the writers of a copy silenced."""
-    writers = {t.name for t in anatomy.tensors.values() if t.block and t.writes(anatomy.stream(t))}
-    muted = with_weights(model, lambda name, tensor: torch.zeros_like(tensor) if name in writers else tensor)
-    return blocks_pass_through(model, muted, [block.prefix for block in anatomy.blocks], inputs)
 
 
 Methods = Method | Sequence[Method]

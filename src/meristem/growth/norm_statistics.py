@@ -11,17 +11,21 @@ from torch import nn
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.conventions import NORM_EPS_FIELDS
+from meristem.anatomy.streamed import weights_of
 from meristem.anatomy.trace import Inputs
-from meristem.growth.stream import stream_of
+from meristem.growth.own_maps import OwnMaps, folds, own_maps
+from meristem.growth.stream import Stream
+from meristem.growth.stream_watch import stream_of
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Scalars by tensor name, changes of the config, and tensors whose new units have to stay zero."""
+    """Scalars by tensor name, changes of the config, tensors whose new units have to stay zero, and those with maps of their own."""
 
     scales: Mapping[str, float] = field(default_factory=dict)
     changes: Mapping[str, float] = field(default_factory=dict)
     silent: frozenset[str] = frozenset()
+    own_maps: OwnMaps = field(default_factory=dict)
 
 
 def normed_axes(anatomy: Anatomy) -> set[str]:
@@ -55,7 +59,8 @@ def keep_statistics(
         return Statistics(_gain_scales(anatomy, maps), _eps_changes(anatomy, maps))
     stream = stream_of(model, anatomy, inputs)
     silent = frozenset(name for name in anatomy.tensors if stream.measures(anatomy, name) & padded)
-    return Statistics(stream.scales(anatomy, maps), silent=silent)
+    own = own_maps(anatomy, maps, stream, weights_of(model))
+    return Statistics(stream.scales(anatomy, maps), silent=silent, own_maps=own)
 
 
 def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> dict[str, str]:
@@ -77,11 +82,11 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
                 "silent; whole multiples are exact"
             )
         elif any(anatomy.norms[path].centres for path in over) and (
-            gains := stream_of(model, anatomy, inputs).gains_in_the_stream(anatomy, axis)
+            gains := _gains_that_do_not_fold(anatomy, stream_of(model, anatomy, inputs), axis)
         ):
             found[axis] = (
-                f"{gains[0]} multiplies what joins the stream unit by unit, so the mean that pads it is not the mean of the "
-                "products; whole multiples are exact"
+                f"{gains[0]} multiplies unit by unit what joins the stream and comes from no weight alone, so the mean that pads it "
+                "is not the mean of the products; whole multiples are exact"
             )
         elif foreign := stream_of(model, anatomy, inputs).unscalable(over):
             found[axis] = (
@@ -89,6 +94,10 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
                 "multiples are exact"
             )
     return found
+
+
+def _gains_that_do_not_fold(anatomy: Anatomy, stream: Stream, axis: str) -> list[str]:
+    return [gain for gain in stream.gains_in_the_stream(anatomy, axis) if not folds(anatomy, stream, gain, axis)]
 
 
 def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:

@@ -32,7 +32,8 @@ from meristem.growth.optimizer_families import (
     family_of,
     unknown_entry,
 )
-from meristem.growth.plan import GrowthPlan, TensorPlan
+from meristem.growth.plan import GrowthPlan
+from meristem.growth.tensor_plan import TensorPlan
 
 KEPT_BY_SCHEDULERS = ("initial_lr", "max_lr", "min_lr")  # rates in a parameter group that learning rates are set from
 State = Mapping[str, Mapping[str, Tensor]]  # parameter name -> key ("exp_avg", "step", ...) -> tensor

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from meristem.errors import MeristemError, nearest
 from meristem.growth.origins import COPIED, FRESH, KINDS, OLD, Kind, Piece, Units
-from meristem.growth.plan import GrowthPlan, TensorPlan
+from meristem.growth.plan import GrowthPlan
+from meristem.growth.tensor_plan import TensorPlan
 
 Pieces = tuple[Piece, ...]  # a tensor is these, laid behind each other
 
@@ -198,6 +199,8 @@ def _layer_label(plan: GrowthPlan, part: TensorPlan, name: str) -> int:
     if layer_map is None:
         return OLD
     place = plan.place(name)
+    if layer_map[place].silent and not part.silent:  # a gain that block has handed on (post-norm)
+        return OLD
     source = layer_map[place].sources[0][0]
     first = next(i for i, layer in enumerate(layer_map) if layer.sources[0][0] == source and not layer.silent)
     return OLD if place == first else COPIED

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from meristem.algebra import UnitMap
 from meristem.anatomy import Anatomy
 from meristem.errors import MeristemError, PreservationError
-from meristem.growth.plan import GrowthPlan, TensorPlan
+from meristem.growth.plan import GrowthPlan
+from meristem.growth.tensor_plan import TensorPlan
 
 ROWS = 4  # of each piece of a tensor that are taken back
 Kept = dict[str, list[int]]  # {path of a list of blocks: those that run}

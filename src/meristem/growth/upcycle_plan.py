@@ -21,7 +21,8 @@ from meristem.anatomy import TensorAnatomy
 from meristem.errors import MeristemError
 from meristem.growth.mixtures import Mixture
 from meristem.growth.origins import Redrawn, Shards
-from meristem.growth.plan import Drawn, GrowthPlan, TensorPlan, Term
+from meristem.growth.plan import GrowthPlan
+from meristem.growth.tensor_plan import Drawn, TensorPlan, Term
 
 ROUTER_STD = 0.02  # Komatsuzaki et al. 2022, arXiv:2212.05055
 EXPERT = re.compile(r"(.*)\.experts\.(?:(?:expert_)?(\d+)\.)?(\w+?)(?:\.weight)?$")  # block, its number if apart, leaf

@@ -18,9 +18,10 @@ from meristem.anatomy.heads import Heads, are_queries
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.depth import spread
+from meristem.growth.depth_targets import depth_targets
+from meristem.growth.layers import LayerMap, LayerSource
 from meristem.growth.method import Method, Weights
-from meristem.growth.plan import LayerMap, LayerSource
-from meristem.growth.targets import depth_targets, width_targets
+from meristem.growth.targets import width_targets
 
 
 @dataclass(frozen=True)
