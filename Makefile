@@ -1,7 +1,8 @@
 # Everything runs in .venv, which is made on first use.
 #   make demo      the main job, in minutes on two CPU cores       make test      the everyday tests
 #   make test-all  slow and multi-process tests too                make lint      ruff, the type checker, the import rules
-#   make bench     the small settings of all benchmarks
+#   make bench     the small settings of all benchmarks            make studies    what is missing of the studies, and their pages
+#   make test-third THIRD=0   one third of the slow tests          make gpu       what wants a GPU, in under eight minutes
 # torch is installed first and alone, because whatever else pulls it in may choose a build of several gigabytes.
 # On a machine with the plain package index, a CPU build comes with
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
@@ -10,8 +11,11 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 WORKERS ?= 2
+THIRD ?= $(shell echo $$(( $$(date +%s) / 86400 % 3 )))
+STUDIES ?=
+SETTING ?= tiny
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all test-third gpu lint format bench studies clean
 
 demo: .venv/installed
 	$(BIN)/meristem demo --out demo
@@ -21,6 +25,12 @@ test: .venv/installed
 
 test-all: .venv/installed
 	$(BIN)/pytest -n $(WORKERS) --timeout=1800
+
+test-third: .venv/installed
+	$(BIN)/pytest -n $(WORKERS) --timeout=1800 --third $(THIRD)
+
+gpu: .venv/installed
+	$(BIN)/python benchmarks/gpu.py
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
@@ -33,7 +43,11 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 
 bench: .venv/installed
-	for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark --small || exit 1; done
+	for benchmark in benchmarks/[a-z]*.py; do $(BIN)/python $$benchmark --small || exit 1; done
+
+studies: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks run $(STUDIES) --setting $(SETTING)
+	$(BIN)/python -m benchmarks report
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache

@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.colors import rgb_to_hsv
-from scipy.stats import ttest_1samp
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.ensemble import HistGradientBoostingClassifier, VotingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -37,7 +36,9 @@ from sklearn.preprocessing import StandardScaler
 sys.path.insert(0, str(Path(__file__).parent))
 
 from support import shared_data
-from support.paired import say, summary
+from support.picture import picture
+from support.statistics import summary, t_test
+from support.terminal import say
 
 from meristem.adaptive import AdaNetClassifier
 from meristem.checkpoints.write import write_json
@@ -195,8 +196,8 @@ def over_pairs(kept: dict[str, Any], reference: str) -> dict[str, Any]:
         shared = [f for f in map(str, FOLDS) if all(f in pair for pair in leads)]
         if len(shared) > 1:
             by_fold = [mean(pair[f] for pair in leads) for f in shared]
-            table[side] = {"lead": mean(every), "folds": len(every), "p": float(ttest_1samp(every, 0).pvalue),
-                           "p_of_fold_means": float(ttest_1samp(by_fold, 0).pvalue),
+            table[side] = {"lead": mean(every), "folds": len(every), "p": t_test(every),
+                           "p_of_fold_means": t_test(by_fold),
                            "pairs_ahead": sum(mean(pair.values()) > 0 for pair in leads)}  # fmt: skip
     return table
 
@@ -341,36 +342,30 @@ PARTS = {"pairs": pairs, "tables": tables, "framework": framework}
 
 def draw(result: dict[str, Any], file: Path) -> None:
     """Accuracies of all sides, a panel for each set, the paper's own beside them; and AdaNet's answers on the two spirals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     sets = {k: v for part in ("pairs", "tables") for k, v in result.get(part, {}).items() if "summary" in v}
     columns = min(5, len(sets) + 1)
     rows = -(-(len(sets) + 1) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 2.6 * rows), layout="constrained", squeeze=False)
-    for panel, (name, found) in zip(axes.flat, sets.items(), strict=False):
-        names = list(found["summary"])
-        means, deviations = ([found["summary"][n][key] for n in names] for key in ("mean", "sd"))
-        panel.errorbar(means, range(len(names)), xerr=deviations, fmt="o", label="here")
-        theirs = {n: accuracy for n, accuracy in found.get("paper", {}).items() if n in names}
-        panel.plot(theirs.values(), [names.index(n) for n in theirs], "x", color="grey", label="published")
-        panel.axvline(means[names.index("AdaNet")], color="lightgrey", linewidth=1, zorder=0)
-        panel.set_yticks(range(len(names)), names)
-        panel.set_title(name)
-        if theirs:
-            panel.legend(fontsize="small")
-    x, y = spirals()
-    grid = np.stack(np.meshgrid(*[np.linspace(-7, 7, 200)] * 2), -1).reshape(-1, 2)
-    learned = AdaNetClassifier(adanet_lambda=1e-4, random_state=0).fit(x, y).predict_proba(grid)[:, 1]
-    panel = axes.flat[len(sets)]
-    panel.imshow(learned.reshape(200, 200), extent=(-7, 7, -7, 7), origin="lower", cmap="coolwarm", alpha=0.6)
-    panel.scatter(*x.T, c=y, cmap="coolwarm", s=2)
-    panel.set_title("two spirals by AdaNet")
-    for unused in axes.flat[len(sets) + 1 :]:
-        unused.axis("off")
-    figure.savefig(file, dpi=110)
+    with picture(file, rows, columns, figsize=(4.2 * columns, 2.6 * rows), squeeze=False, dpi=110) as axes:
+        for panel, (name, found) in zip(axes.flat, sets.items(), strict=False):
+            names = list(found["summary"])
+            means, deviations = ([found["summary"][n][key] for n in names] for key in ("mean", "sd"))
+            panel.errorbar(means, range(len(names)), xerr=deviations, fmt="o", label="here")
+            theirs = {n: accuracy for n, accuracy in found.get("paper", {}).items() if n in names}
+            panel.plot(theirs.values(), [names.index(n) for n in theirs], "x", color="grey", label="published")
+            panel.axvline(means[names.index("AdaNet")], color="lightgrey", linewidth=1, zorder=0)
+            panel.set_yticks(range(len(names)), names)
+            panel.set_title(name)
+            if theirs:
+                panel.legend(fontsize="small")
+        x, y = spirals()
+        grid = np.stack(np.meshgrid(*[np.linspace(-7, 7, 200)] * 2), -1).reshape(-1, 2)
+        learned = AdaNetClassifier(adanet_lambda=1e-4, random_state=0).fit(x, y).predict_proba(grid)[:, 1]
+        panel = axes.flat[len(sets)]
+        panel.imshow(learned.reshape(200, 200), extent=(-7, 7, -7, 7), origin="lower", cmap="coolwarm", alpha=0.6)
+        panel.scatter(*x.T, c=y, cmap="coolwarm", s=2)
+        panel.set_title("two spirals by AdaNet")
+        for unused in axes.flat[len(sets) + 1 :]:
+            unused.axis("off")
 
 
 def main() -> None:

@@ -31,14 +31,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from support.picture import picture
+from support.terminal import say
+
 ROOT = Path(__file__).parents[1]
 PAUSE = 8.0  # seconds
 STEPS = 200  # before growth in mid-run, and after it
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-
-
-def say(*words: object) -> None:
-    print(*words, file=sys.stderr, flush=True)
 
 
 def make_source(path: Path, layers: int) -> dict[str, Any]:
@@ -241,32 +242,26 @@ def mid_run(folder: Path, seeds: int) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    speed = found["speed"]
-    gigabytes = speed["output_bytes"] / 1e9
-    sides = {
-        "cp -r": [c["seconds"] for c in speed["copied"]],
-        "cp -r; sync": [c["seconds_synced"] for c in speed["copied"]],
-        "grown from disk": [s["seconds"] for s in speed["streamed"]],
-        "through memory": [speed["through_memory"]["seconds"]],
-    }
-    for place, (name, seconds) in enumerate(sides.items()):
-        left.plot(seconds, [place] * len(seconds), "o", label=name)
-    left.set_yticks(range(len(sides)), list(sides))
-    left.set(xlim=(0, None), xlabel="seconds", title=f"{gigabytes:.1f} GB written")
-    steps = range(STEPS - 20, STEPS + 60)
-    for name in found["mid_run"]["runs"][0]:
-        mean = [statistics.mean(run[name][step] for run in found["mid_run"]["runs"]) for step in steps]
-        right.plot(steps, mean, label=name)
-    right.axvline(STEPS, color="grey", linewidth=0.8)
-    right.set(xlabel="step", ylabel="training loss", title="a Trainer run, grown in its middle")
-    right.legend()
-    figure.savefig(file, dpi=120)
+    with picture(file, 1, 2, figsize=(11, 4), dpi=120) as (left, right):
+        speed = found["speed"]
+        gigabytes = speed["output_bytes"] / 1e9
+        sides = {
+            "cp -r": [c["seconds"] for c in speed["copied"]],
+            "cp -r; sync": [c["seconds_synced"] for c in speed["copied"]],
+            "grown from disk": [s["seconds"] for s in speed["streamed"]],
+            "through memory": [speed["through_memory"]["seconds"]],
+        }
+        for place, (name, seconds) in enumerate(sides.items()):
+            left.plot(seconds, [place] * len(seconds), "o", label=name)
+        left.set_yticks(range(len(sides)), list(sides))
+        left.set(xlim=(0, None), xlabel="seconds", title=f"{gigabytes:.1f} GB written")
+        steps = range(STEPS - 20, STEPS + 60)
+        for name in found["mid_run"]["runs"][0]:
+            mean = [statistics.mean(run[name][step] for run in found["mid_run"]["runs"]) for step in steps]
+            right.plot(steps, mean, label=name)
+        right.axvline(STEPS, color="grey", linewidth=0.8)
+        right.set(xlabel="step", ylabel="training loss", title="a Trainer run, grown in its middle")
+        right.legend()
 
 
 def main() -> None:

@@ -37,7 +37,8 @@ from sklearn.preprocessing import StandardScaler
 sys.path.insert(0, str(Path(__file__).parent))
 
 from support import shared_data, update_speed
-from support.paired import say, summary
+from support.statistics import summary
+from support.terminal import say
 from support.update_speed import SIDES as UPDATES
 
 from meristem.adaptive import RBM, EnergyNetClassifier, InfiniteRBM

@@ -16,12 +16,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from support import shared_data
+from support.picture import picture
+from support.statistics import deviation
 from support.trained import ROOT, best_rate, total_curve
 
 
@@ -220,9 +222,9 @@ def row(sides: dict[str, Any], side: str) -> dict[str, Any]:
     gaps = [a - b for a, b in zip(ours["final"], scratch["final"], strict=True)]
     found: dict[str, Any] = {
         "eval_loss": mean(ours["final"]),
-        "std": stdev(ours["final"]) if len(gaps) > 1 else None,
+        "std": deviation(ours["final"]),
         "minus_scratch": mean(gaps),
-        "gap_std": stdev(gaps) if len(gaps) > 1 else None,
+        "gap_std": deviation(gaps),
         "flops_to_scratch": mean(a / b for a, b in zip(ours["flops"], scratch["flops"], strict=True)),
     }
     if side not in (*FUSED, "hypercloning"):
@@ -243,30 +245,24 @@ def row(sides: dict[str, Any], side: str) -> dict[str, Any]:
 
 
 def draw(content: dict[str, Any], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     names = [name for name in ("t5", "gpt") if name in content]
-    figure, panels = plt.subplots(1, len(names), figsize=(6.5 * len(names), 4.8), layout="constrained", squeeze=False)
-    for panel, name in zip(panels[0], names, strict=True):
-        sides = content[name]["sides"]
-        for number, (side, entry) in enumerate((s, e) for s, e in sides.items() if "curves" in e and s != "parent"):
-            curves = entry["curves"]
-            flops = [mean(c[i]["flops"] for c in curves) / 1e12 for i in range(len(curves[0]))]
-            losses = [mean(c[i]["eval_loss"] for c in curves) for i in range(len(curves[0]))]
-            style = {"color": "black", "linewidth": 2} if side == "scratch" else {"color": f"C{number}"}
-            panel.plot(flops, losses, label=side, **style)
-        panel.axhline(mean(sides["ensemble"]["final"]), color="gray", linestyle=":", label="ensemble of two small")
-        lowest = min(mean(entry["final"]) for entry in sides.values())
-        panel.set_ylim(lowest - 0.05, lowest + 1.2)
-        panel.set(
-            xlabel="total compute, TFLOPs (parents included)", ylabel="evaluation loss, nats per byte", title=name
-        )
-        panel.grid(alpha=0.25)
-        panel.legend(fontsize=8)
-    figure.savefig(file, dpi=150)
+    with picture(file, 1, len(names), figsize=(6.5 * len(names), 4.8), squeeze=False) as panels:
+        for panel, name in zip(panels[0], names, strict=True):
+            sides = content[name]["sides"]
+            for number, (side, entry) in enumerate((s, e) for s, e in sides.items() if "curves" in e and s != "parent"):
+                curves = entry["curves"]
+                flops = [mean(c[i]["flops"] for c in curves) / 1e12 for i in range(len(curves[0]))]
+                losses = [mean(c[i]["eval_loss"] for c in curves) for i in range(len(curves[0]))]
+                style = {"color": "black", "linewidth": 2} if side == "scratch" else {"color": f"C{number}"}
+                panel.plot(flops, losses, label=side, **style)
+            panel.axhline(mean(sides["ensemble"]["final"]), color="gray", linestyle=":", label="ensemble of two small")
+            lowest = min(mean(entry["final"]) for entry in sides.values())
+            panel.set_ylim(lowest - 0.05, lowest + 1.2)
+            panel.set(
+                xlabel="total compute, TFLOPs (parents included)", ylabel="evaluation loss, nats per byte", title=name
+            )
+            panel.grid(alpha=0.25)
+            panel.legend(fontsize=8)
 
 
 def main() -> None:

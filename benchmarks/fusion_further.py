@@ -16,13 +16,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fusion import SETTINGS, Study
 from support import shared_data
+from support.statistics import deviation
 from support.trained import ROOT, best_rate
 
 BOUND = 0.1  # of the conflict per step, `meristem diagnose`'s default
@@ -38,7 +39,7 @@ def final(nodes: dict[str, Any], metric: str = "eval_loss") -> float:
 
 
 def spread(values: list[float]) -> dict[str, Any]:
-    return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "values": values}
+    return {"mean": mean(values), "std": deviation(values), "values": values}
 
 
 def junction(content: dict[str, Any], size: str, seeds: list[int], out: Path) -> dict[str, Any]:

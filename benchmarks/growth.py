@@ -17,12 +17,14 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from support import shared_data
+from support.picture import picture
+from support.statistics import deviation
 from support.trained import ROOT, best_rate, llama, total_curve
 
 WIDE = {"width": 2, "optimizer": "carry"}
@@ -125,7 +127,7 @@ def compare(sides: dict[str, dict[str, Any]], seeds: list[int]) -> Iterator[tupl
                 "loss_after_growth": mean(c[0]["eval_loss"] for c in measured["curves"]),
                 "final_loss": mean(c[-1]["eval_loss"] for c in measured["curves"]),
                 "gap_to_scratch_at_equal_compute": mean(gaps),
-                "gap_std": stdev(gaps) if len(gaps) > 1 else None,
+                "gap_std": deviation(gaps),
                 "compute_saved_to_scratchs_final_loss": mean(known) if known else None,
                 "seeds_that_reached_it": f"{len(known)} of {len(seeds)}",
             },
@@ -133,26 +135,20 @@ def compare(sides: dict[str, dict[str, Any]], seeds: list[int]) -> Iterator[tupl
 
 
 def draw(sides: dict[str, dict[str, Any]], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    shown = {side: measured for side, measured in sides.items() if side not in SMALL}
-    for number, (side, measured) in enumerate(shown.items()):
-        curves = measured["curves"]
-        flops = [mean(c[i]["flops"] for c in curves) / 1e12 for i in range(len(curves[0]))]
-        losses = [mean(c[i]["eval_loss"] for c in curves) for i in range(len(curves[0]))]
-        style = {"color": f"C{number % 10}", "linestyle": "-" if number <= 10 else "--"}
-        style = {"color": "black", "linewidth": 2} if side == "scratch" else style
-        axes.plot(flops, losses, label=side, **style)
-    lowest = min(c[-1]["eval_loss"] for m in shown.values() for c in m["curves"])
-    axes.set(xlabel="total compute, TFLOPs (small model included)", ylabel="evaluation loss, nats per token")
-    axes.set_ylim(lowest - 0.05, lowest + 1.2)
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
-    figure.savefig(file, dpi=150)
+    with picture(file, figsize=(8, 5)) as axes:
+        shown = {side: measured for side, measured in sides.items() if side not in SMALL}
+        for number, (side, measured) in enumerate(shown.items()):
+            curves = measured["curves"]
+            flops = [mean(c[i]["flops"] for c in curves) / 1e12 for i in range(len(curves[0]))]
+            losses = [mean(c[i]["eval_loss"] for c in curves) for i in range(len(curves[0]))]
+            style = {"color": f"C{number % 10}", "linestyle": "-" if number <= 10 else "--"}
+            style = {"color": "black", "linewidth": 2} if side == "scratch" else style
+            axes.plot(flops, losses, label=side, **style)
+        lowest = min(c[-1]["eval_loss"] for m in shown.values() for c in m["curves"])
+        axes.set(xlabel="total compute, TFLOPs (small model included)", ylabel="evaluation loss, nats per token")
+        axes.set_ylim(lowest - 0.05, lowest + 1.2)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
 
 
 def main() -> None:

@@ -17,12 +17,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from support import shared_data
+from support.picture import picture
+from support.statistics import deviation
 from support.trained import ROOT, best_rate, llama, total_curve
 
 MODULES, PARTS = 4, (3, 1, 1)  # of the budget: meta network, each module, fine-tuning (300, 100, 100 epochs)
@@ -239,60 +241,54 @@ def row(sides: dict[str, Any], side: str, metric: str) -> dict[str, Any]:
              for c in ("flops", "seconds", "critical_path_flops", "critical_path_seconds")}  # fmt: skip
     return {
         metric: mean(values),
-        "std": stdev(values) if len(values) > 1 else None,
+        "std": deviation(values),
         "minus_end_to_end": mean(gaps),
-        "gap_std": stdev(gaps) if len(gaps) > 1 else None,
+        "gap_std": deviation(gaps),
         **{f"{cost}_to_end_to_end": value for cost, value in ratio.items()},
     }
 
 
 def draw(content: dict[str, Any], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
-    colours = {"end_to_end": "black", "meta": "tab:gray", "stacked": "tab:blue", "incubation": "tab:red",
-               "incubation_clone": "tab:orange"}  # fmt: skip
-    text = content.get("text", {}).get("sides", {})
-    for side, entry in text.items():
-        curves = entry["curves"]
-        flops = [mean(c[i]["flops"] for c in curves) / 1e12 for i in range(len(curves[0]))]
-        left.plot(
-            flops,
-            [mean(c[i]["eval_loss"] for c in curves) for i in range(len(curves[0]))],
-            color=colours[side],
-            label=side,
-        )
-    if text:
-        lowest = min(mean(entry["final"]["eval_loss"]) for entry in text.values())
-        left.set_ylim(lowest - 0.05, lowest + 1.5)
-        left.legend(fontsize=8)
-    left.set(xlabel="compute, TFLOPs (all nodes)", ylabel="evaluation loss, nats per byte", title="text")
-    names = [name for name in ("digits", "fashion_mnist", "cifar10") if "table" in content.get(name, {})]
-    for i, side in enumerate(SIDES):
-        for place, name in enumerate(names):
-            entry = content[name]["table"][side]
-            label = side if place == 0 else None
-            middle.errorbar(
-                place + 0.1 * (i - 2),
-                entry["eval_accuracy"],
-                entry["std"] or 0,
-                fmt="o",
+    with picture(file, 1, 3, figsize=(15, 4.5)) as (left, middle, right):
+        colours = {"end_to_end": "black", "meta": "tab:gray", "stacked": "tab:blue", "incubation": "tab:red",
+                   "incubation_clone": "tab:orange"}  # fmt: skip
+        text = content.get("text", {}).get("sides", {})
+        for side, entry in text.items():
+            curves = entry["curves"]
+            flops = [mean(c[i]["flops"] for c in curves) / 1e12 for i in range(len(curves[0]))]
+            left.plot(
+                flops,
+                [mean(c[i]["eval_loss"] for c in curves) for i in range(len(curves[0]))],
                 color=colours[side],
-                label=label,
+                label=side,
             )
-    middle.set_xticks(range(len(names)), names)
-    middle.set(ylabel="accuracy", title="images, equal FLOPs")
-    digits = content.get("digits", {})
-    for side in SIDES if "fractions" in digits else ():
-        shares = [100, *(100 * float(f) for f in digits["fractions"])]
-        finals = [digits["sides"][side]["final"], *(digits["fractions"][f][side] for f in digits["fractions"])]
-        values = [mean(final["eval_accuracy"]) for final in finals]
-        right.plot(shares, values, "o-", color=colours[side], label=side)
-    right.set(xlabel="share of the digits, %", ylabel="accuracy", title="less data, as many epochs")
-    figure.savefig(file, dpi=150)
+        if text:
+            lowest = min(mean(entry["final"]["eval_loss"]) for entry in text.values())
+            left.set_ylim(lowest - 0.05, lowest + 1.5)
+            left.legend(fontsize=8)
+        left.set(xlabel="compute, TFLOPs (all nodes)", ylabel="evaluation loss, nats per byte", title="text")
+        names = [name for name in ("digits", "fashion_mnist", "cifar10") if "table" in content.get(name, {})]
+        for i, side in enumerate(SIDES):
+            for place, name in enumerate(names):
+                entry = content[name]["table"][side]
+                label = side if place == 0 else None
+                middle.errorbar(
+                    place + 0.1 * (i - 2),
+                    entry["eval_accuracy"],
+                    entry["std"] or 0,
+                    fmt="o",
+                    color=colours[side],
+                    label=label,
+                )
+        middle.set_xticks(range(len(names)), names)
+        middle.set(ylabel="accuracy", title="images, equal FLOPs")
+        digits = content.get("digits", {})
+        for side in SIDES if "fractions" in digits else ():
+            shares = [100, *(100 * float(f) for f in digits["fractions"])]
+            finals = [digits["sides"][side]["final"], *(digits["fractions"][f][side] for f in digits["fractions"])]
+            values = [mean(final["eval_accuracy"]) for final in finals]
+            right.plot(shares, values, "o-", color=colours[side], label=side)
+        right.set(xlabel="share of the digits, %", ylabel="accuracy", title="less data, as many epochs")
 
 
 def main() -> None:

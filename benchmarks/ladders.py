@@ -17,6 +17,7 @@ import json
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 1e-5
 SMALL = ("SmolLM2", "Qwen3", "ViT")
-START, END = "<!-- table -->", "<!-- end of table -->"
+# Words of the reasons that are proved in docs/theory.md, section 7.
+IMPOSSIBLE = (
+    "(post-norm), so no padding of it is silent",
+    "through a nonlinearity or a table",
+    "does not hold the frequencies",
+)
 
 
 def model_of(family: str, rung: str):
@@ -51,8 +57,10 @@ def measure(family: str, rung: str, following: str) -> dict[str, Any]:
     from support.published import small_config
 
     from meristem.anatomy.inputs import logits_of
+    from meristem.certificates import verify
     from meristem.errors import MeristemError
     from meristem.growth import Growth
+    from meristem.growth.expected import expected_outputs
     from meristem.growth.like import like, rows
 
     start = time.perf_counter()
@@ -68,8 +76,13 @@ def measure(family: str, rung: str, following: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         growth.model.save_pretrained(directory)
         again = type(small).from_pretrained(directory).eval()
-    a, b = logits_of(small, inputs), logits_of(again, inputs)
-    error = float((a - b).abs().max() / a.abs().max())
+    if small.config.model_type.endswith(
+        ("_text_model", "_vision_model")
+    ):  # no logits: the stream, mapped to its new width
+        error = verify(small, again, inputs, expected=partial(expected_outputs, growth.plans)).relative_error
+    else:
+        a, b = logits_of(small, inputs), logits_of(again, inputs)
+        error = float((a - b).abs().max() / a.abs().max())
     expected = {name: tuple(tensor.shape) for name, tensor in type(small)(target).state_dict().items()}
     obstacles = [f"{r.axis}: {r.obstacle}" for r in rows(growth.plans[0], small, inputs) if r.obstacle]
     return {
@@ -84,17 +97,28 @@ def measure(family: str, rung: str, following: str) -> dict[str, Any]:
     }
 
 
+def kind_of(row: dict[str, Any]) -> str:
+    """What became of a rung: "exact", "cannot be exact" (docs/theory.md, section 7), "not exact", or "shrinks"."""
+    if row["outcome"] in ("exact", "shrinks"):
+        return row["outcome"]
+    return "cannot be exact" if any(words in row["reason"] for words in IMPOSSIBLE) else "not exact"
+
+
 def table(found: list[dict[str, Any]]) -> str:
     """The rows as Markdown, with the totals above."""
     from support.published import FAMILIES
 
-    grows = [row for row in found if row["outcome"] != "shrinks"]
-    exact = [row for row in grows if row["outcome"] == "exact"]
-    possible = [row for row in grows if row["outcome"] == "exact" or not row["reason"]]
+    count = {
+        kind: sum(kind_of(row) == kind for row in found)
+        for kind in ("exact", "cannot be exact", "not exact", "shrinks")
+    }
+    grow = len(found) - count["shrinks"]
+    allowed = grow - count["cannot be exact"]
     lines = [
-        f"{len(found)} adjacent rungs of {len({row['family'] for row in found})} families. In {len(found) - len(grows)} some axis "
-        f"shrinks. Of the other {len(grows)}, {len(exact)} are exact; for {len(grows) - len(possible)} the rules "
-        "above do not reach, with the tensor in the way named below.",
+        f"{len(found)} adjacent rungs of {len({row['family'] for row in found})} families; in {count['shrinks']} some axis shrinks. "
+        f"**Of the {grow} that grow, {count['exact']} are exact ({count['exact'] / grow:.0%}); of the {allowed} that no proof "
+        f"rules out, {count['exact']} ({count['exact'] / allowed:.0%}).** For {count['cannot be exact']} no growth "
+        "that keeps the old units in their places does it ([proofs](theory.md#7-what-cannot-be-exact)); the table names the tensor.",
         "",
         "| family (widths, layers divided by) | rung | outcome | relative logit error | why not |",
         "|---|---|---|---|---|",
@@ -104,9 +128,16 @@ def table(found: list[dict[str, Any]]) -> str:
         error = f"{row['error']:.1e}" if "error" in row else ""
         reason = row["reason"].replace("|", "/") if row["outcome"] != "exact" else ""
         lines.append(
-            f"| {row['family']} ({width}, {depth}) | {row['from']} -> {row['to']} | {row['outcome']} | {error} | {reason} |"
+            f"| {row['family']} ({width}, {depth}) | {row['from']} -> {row['to']} | {kind_of(row)} | {error} | {reason} |"
         )
     return "\n".join(lines)
+
+
+def between(page: str, name: str, text: str) -> str:
+    """The page with `text` between the two comments of this name."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, _, rest = page.partition(start)
+    return f"{before}{start}\n\n{text}\n\n{end}{rest.partition(end)[2]}"
 
 
 def main() -> None:
@@ -117,8 +148,13 @@ def main() -> None:
     logging.set_verbosity_error()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="*", choices=list(FAMILIES), help="only these; nothing is written")
+    parser.add_argument("--page", action="store_true", help="only the page, from results/ladders.json")
     parser.add_argument("--small", action="store_true", help="three families; nothing is written")
     arguments = parser.parse_args()
+    results, page = ROOT / "results" / "ladders.json", ROOT / "docs" / "ladders.md"
+    if arguments.page:
+        page.write_text(between(page.read_text(), "table", table(json.loads(results.read_text()))))
+        return
     chosen = arguments.families or (SMALL if arguments.small else list(FAMILIES))
     found = []
     for family in chosen:
@@ -131,10 +167,8 @@ def main() -> None:
             )
     if arguments.families or arguments.small:
         return
-    (ROOT / "results" / "ladders.json").write_text(json.dumps(found, indent=1) + "\n")
-    page = ROOT / "docs" / "ladders.md"
-    before, _, rest = page.read_text().partition(START)
-    page.write_text(f"{before}{START}\n\n{table(found)}\n\n{END}{rest.partition(END)[2]}")
+    results.write_text(json.dumps(found, indent=1) + "\n")
+    page.write_text(between(page.read_text(), "table", table(found)))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from support import shared_data
 from support.kernel_sides import KERNELS, Examples, Problem, Sides
+from support.picture import picture
+from support.statistics import sign_flip
 from support.trained import ROOT, llama
 
 import meristem as ms
@@ -231,14 +233,6 @@ def with_tests(found: dict[str, Any], higher: bool) -> dict[str, Any]:
     return found
 
 
-def sign_flip(differences: list[float]) -> float:
-    """The share of all sign patterns whose mean is at least as far from zero."""
-    seen = abs(sum(differences))
-    sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
-            for signs in itertools.product((1, -1), repeat=len(differences))]  # fmt: skip
-    return mean(s >= seen - 1e-12 for s in sums)
-
-
 def keep_memory() -> None:
     """Let glibc keep the large blocks that are freed, which it returns by default: a large tensor is new pages then, every time."""
     trim_threshold, mmap_threshold = -1, -3  # malloc.h's names
@@ -299,24 +293,16 @@ def cost(setting: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def draw(content: dict[str, Any], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     shown = [(part, content[part]) for part in COMPARED if "plain" in content.get(part, {})]
-    figure, axes = plt.subplots(
-        1, max(1, len(shown)), figsize=(5.5 * max(1, len(shown)), 4), layout="constrained", squeeze=False
-    )
-    for panel, (part, found) in zip(axes[0], shown, strict=False):
-        names = list(found)
-        panel.errorbar(
-            [found[n]["mean"] for n in names], range(len(names)), xerr=[found[n]["std"] for n in names], fmt="o"
-        )
-        panel.axvline(found["plain"]["mean"], color="grey", linewidth=1)
-        panel.set_yticks(range(len(names)), names)
-        panel.set(xlabel="evaluation loss" if part == "text" else "test accuracy", title=part)
-    figure.savefig(file, dpi=150)
+    with picture(file, 1, max(1, len(shown)), figsize=(5.5 * max(1, len(shown)), 4), squeeze=False) as axes:
+        for panel, (part, found) in zip(axes[0], shown, strict=False):
+            names = list(found)
+            panel.errorbar(
+                [found[n]["mean"] for n in names], range(len(names)), xerr=[found[n]["std"] for n in names], fmt="o"
+            )
+            panel.axvline(found["plain"]["mean"], color="grey", linewidth=1)
+            panel.set_yticks(range(len(names)), names)
+            panel.set(xlabel="evaluation loss" if part == "text" else "test accuracy", title=part)
 
 
 def main() -> None:

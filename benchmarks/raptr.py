@@ -17,12 +17,14 @@ import os
 import sys
 import time
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from support import shared_data
+from support.picture import picture
+from support.statistics import deviation
 from support.trained import ROOT, best_rate, llama, total_curve
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -175,7 +177,7 @@ def row(measured: dict[str, Any], side: str) -> dict[str, Any]:
         "learning_rate": measured[side]["learning_rate"],
         "final_loss": mean(c[-1]["eval_loss"] for c in ours),
         "relative_gap_to_full": mean(gaps),
-        "gap_std": stdev(gaps) if len(gaps) > 1 else None,
+        "gap_std": deviation(gaps),
         "flops_to_full": mean(a[-1]["flops"] / b[-1]["flops"] for a, b in zip(ours, full, strict=True)),
         "seconds_to_full": mean(a[-1]["seconds"] / b[-1]["seconds"] for a, b in zip(ours, full, strict=True)),
     }
@@ -266,32 +268,26 @@ def boundary(depths: tuple[int, ...] = (4, 8, 16, 32, 64), width: int = 64) -> d
 
 
 def draw(content: dict[str, Any], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
-    for panel, part in ((left, "loss"), (middle, "masked")):
-        for number, (side, measured) in enumerate(content.get(part, {}).get("sides", {}).items()):
-            curves = measured["curves"]
-            flops = [mean(c[i]["flops"] for c in curves) / 1e12 for i in range(len(curves[0]))]
-            values = [mean(c[i]["eval_loss"] for c in curves) for i in range(len(curves[0]))]
-            style = {"color": "black", "linewidth": 2} if side == "full" else {"color": f"C{number % 10}"}
-            panel.plot(flops, values, label=side, **style)
-        if part in content:
-            lowest = min(r["final_loss"] for r in content[part]["table"].values())
-            panel.set_ylim(lowest - 0.03, lowest + 0.8)
-        panel.set(xlabel="compute, TFLOPs", ylabel="evaluation loss, nats per token", title=TASKS[part])
-        panel.legend(fontsize=7)
-    for width, marker in ((1, "o"), (None, "s")):
-        rows = [r for r in content.get("time", []) if (r["width"] == 1) == (width == 1)]
-        label = "depth" if width == 1 else "width, both"
-        right.scatter([r["flops_ratio"] for r in rows], [r["time_ratio"] for r in rows], marker=marker, label=label)
-    right.plot([0, 1], [0, 1], color="grey", linewidth=1)
-    right.set(xlabel="FLOPs of a step / full step, counted", ylabel="time of a step / full step, measured")
-    right.legend(fontsize=8)
-    figure.savefig(file, dpi=150)
+    with picture(file, 1, 3, figsize=(16, 4.5)) as (left, middle, right):
+        for panel, part in ((left, "loss"), (middle, "masked")):
+            for number, (side, measured) in enumerate(content.get(part, {}).get("sides", {}).items()):
+                curves = measured["curves"]
+                flops = [mean(c[i]["flops"] for c in curves) / 1e12 for i in range(len(curves[0]))]
+                values = [mean(c[i]["eval_loss"] for c in curves) for i in range(len(curves[0]))]
+                style = {"color": "black", "linewidth": 2} if side == "full" else {"color": f"C{number % 10}"}
+                panel.plot(flops, values, label=side, **style)
+            if part in content:
+                lowest = min(r["final_loss"] for r in content[part]["table"].values())
+                panel.set_ylim(lowest - 0.03, lowest + 0.8)
+            panel.set(xlabel="compute, TFLOPs", ylabel="evaluation loss, nats per token", title=TASKS[part])
+            panel.legend(fontsize=7)
+        for width, marker in ((1, "o"), (None, "s")):
+            rows = [r for r in content.get("time", []) if (r["width"] == 1) == (width == 1)]
+            label = "depth" if width == 1 else "width, both"
+            right.scatter([r["flops_ratio"] for r in rows], [r["time_ratio"] for r in rows], marker=marker, label=label)
+        right.plot([0, 1], [0, 1], color="grey", linewidth=1)
+        right.set(xlabel="FLOPs of a step / full step, counted", ylabel="time of a step / full step, measured")
+        right.legend(fontsize=8)
 
 
 def main() -> None:

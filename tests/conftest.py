@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+pytest_plugins = ["measured"]
 torch.set_num_threads(1)
 settings.register_profile("house", deadline=None, max_examples=50)  # no test here asserts a time
 settings.load_profile("house")

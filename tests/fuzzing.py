@@ -9,7 +9,6 @@ import collections
 import contextlib
 import hashlib
 import io
-import json
 import os
 import random
 import shutil
@@ -19,33 +18,12 @@ import traceback
 from pathlib import Path
 
 import pico
-import torch
-from safetensors.torch import load_file, save_file
+from mutations import mutate
 
 from meristem.checkpoints import open_streamed
 from meristem.checkpoints.stored import StoredTensors
 from meristem.cli.main import main
 
-NASTY = [
-    -1,
-    0,
-    1,
-    3,
-    10**9,
-    10**14,
-    1e308,
-    float("nan"),
-    "x",
-    "",
-    None,
-    [],
-    {},
-    True,
-    [1],
-    {"a": 1},
-    "../../etc/passwd",
-    "é\n",
-]
 FLAGS = {
     "--width": ["0", "1", "2", "3", "-1", "1.5", "nan", "x", "", "99999999999999999999", "1e3"],
     "--depth": ["2", "0", "-3", "x"],
@@ -61,6 +39,8 @@ FLAGS = {
     "--tied": ["keep", "untie", "maybe", ""],
     "--option": ["noise=high", "noise", "=", "selection=best", "order=interpolate", "layers=1", "width=2", "name=x", "seed=1e9"],
     "--max-shard-size": ["5GB", "10KB", "0", "-1", "big", "", "1B"],
+    "--blocks": ["all", "layers", "decoder", "x", ""],
+    "--size": ["ffn=60", "hidden=64", "layers=3", "layers=x", "wings=3", "ffn", "=", "ffn=-1"],
     "--drop": ["*", "lm_head.*", "["],
     "--inputs": ["nowhere.json", ".", "/dev/null"],
     "--weights": ["0.5,0.5", "1,0", "a,b", "", "nan,nan", "0.1"],
@@ -68,55 +48,6 @@ FLAGS = {
     "--tokens": ["10M", "0", "many", "-5", "1e99"],
 }  # fmt: skip
 ALONE = ["--no-verify", "--dry-run", "--overwrite", "--trust-remote-code", "--allow-differences", "--frobnicate"]
-
-
-def mutate(path: Path, rng: random.Random) -> str:
-    """Do one thing to a model directory; returns its name."""
-    kind = rng.choice(["header", "truncated", "flipped", "config", "nested config", "stray tensor", "not finite", "missing", "strange file",
-                       "link", "not json"])  # fmt: skip
-    file, config = path / "model.safetensors", path / "config.json"
-    content = bytearray(file.read_bytes())
-    if kind in ("header", "flipped"):
-        header = 8 + int.from_bytes(content[:8], "little")
-        for _ in range(rng.randint(1, 5)):
-            content[rng.randrange(header if kind == "header" else len(content))] ^= 1 << rng.randrange(8)
-        file.write_bytes(content)
-    elif kind == "truncated":
-        file.write_bytes(content[: rng.randrange(len(content))])
-    elif kind in ("config", "nested config"):
-        entries = json.loads(config.read_text())
-        for _ in range(rng.randint(1, 3)):
-            place = (
-                entries["rope_parameters"] if kind.startswith("nested") and "rope_parameters" in entries else entries
-            )
-            if isinstance(place, dict):
-                place[rng.choice([*sorted(place), "auto_map", "attn_implementation", "num_experts", "new_entry"])] = (
-                    rng.choice(NASTY)
-                )
-        config.write_text(json.dumps(entries))
-    elif kind in ("stray tensor", "not finite"):
-        tensors = load_file(file)
-        name = rng.choice(sorted(tensors))
-        if kind == "not finite":
-            tensors[name].view(-1)[0] = rng.choice([float("nan"), float("inf")])
-        else:
-            tensors[rng.choice(["value_head.weight", name + "_2", "model.layers.9.x", "x"])] = torch.ones(3)
-        save_file(tensors, file, {"format": "pt"})
-    elif kind == "missing":
-        (rng.choice([file, config])).unlink()
-    elif kind == "strange file":
-        name = rng.choice(
-            ["tokenizer.json", "LICENSE", "generation_config.json", "adapter_config.json", "x.safetensors", ".metadata"]
-        )
-        with contextlib.suppress(FileExistsError):
-            rng.choice([os.mkfifo, os.mkdir, lambda p: Path(p).write_text(rng.choice(["", "{", "[]", "null"]))])(
-                path / name
-            )
-    elif kind == "link":
-        (path / "elsewhere").symlink_to(rng.choice(["/nowhere", "..", ".", "config.json", "elsewhere"]))
-    else:
-        config.write_text(config.read_text()[: rng.randrange(200)])
-    return kind
 
 
 def command_line(room: Path, rng: random.Random) -> list[str]:
@@ -142,9 +73,9 @@ def command_line(room: Path, rng: random.Random) -> list[str]:
 def furnish(room: Path, rng: random.Random) -> None:
     """SRC, another model, and what may already be where OUT is wanted."""
     for name, seed in (("small", 0), ("other", 1), ("there", 2)):
-        pico.build(
-            rng.choice(["llama", "llama", "gpt2", "bert"]) if name == "small" else "llama", seed
-        ).save_pretrained(room / name)
+        family = rng.choice(["llama", "llama", "gpt2", "bert"]) if name == "small" else "llama"
+        shard = "30KB" if name == "small" and rng.random() < 0.3 else "5GB"
+        pico.build(family, seed).save_pretrained(room / name, max_shard_size=shard)
     if rng.random() < 0.5:
         (room / "there" / "notes.txt").write_text("months of work")
     (room / "file").write_text("precious")

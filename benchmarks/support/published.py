@@ -10,7 +10,7 @@ from typing import Any
 
 WIDTHS = (
     "hidden_size", "n_embd", "d_model", "intermediate_size", "ffn_dim", "d_ff", "head_dim", "d_kv", "word_embed_proj_dim",
-    "query_pre_attn_scalar", "encoder_ffn_dim", "decoder_ffn_dim",
+    "query_pre_attn_scalar", "encoder_ffn_dim", "decoder_ffn_dim", "projection_size",
 )  # fmt: skip
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 VOCABULARY, POSITIONS = 512, 64
@@ -60,6 +60,16 @@ def plain(hidden: int, layers: int) -> dict:
 
 def bloom(hidden: int, heads: int, layers: int) -> dict:
     return {"hidden_size": hidden, "n_head": heads, "n_layer": layers}
+
+
+def tower(hidden: int, heads: int, layers: int, ffn: int | None = None) -> dict:
+    """One of the two networks of a CLIP or a SigLIP."""
+    return {
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "intermediate_size": ffn or 4 * hidden,
+    }
 
 
 Family = tuple[str, str, int, int, dict, dict[str, dict]]
@@ -124,7 +134,15 @@ FAMILIES: dict[str, Family] = {
     "BERT": ("BertForMaskedLM", "bert", 16, 2, {"pad_token_id": 0}, {
         "tiny": bert(128, 2, 2), "mini": bert(256, 4, 4), "small": bert(512, 8, 4), "medium": bert(512, 8, 8),
         "base": bert(768, 12, 12), "large": bert(1024, 16, 24)}),
-    "RoBERTa": ("RobertaForMaskedLM", "roberta", 16, 6, TOKENS, {"base": bert(768, 12, 12), "large": bert(1024, 16, 24)}),
+    "RoBERTa": ("RobertaForMaskedLM", "roberta", 16, 6, {**TOKENS, "layer_norm_eps": 1e-5}, {"base": bert(768, 12, 12), "large": bert(1024, 16, 24)}),
+    "CLIP text": ("CLIPTextModel", "clip_text_model", 8, 6, TOKENS, {
+        "B": tower(512, 8, 12), "L": tower(768, 12, 12), "H": tower(1024, 16, 24), "bigG": tower(1280, 20, 32)}),
+    "CLIP vision": ("CLIPVisionModel", "clip_vision_model", 8, 6, {"image_size": 16, "patch_size": 4}, {
+        "B": tower(768, 12, 12), "L": tower(1024, 16, 24), "H": tower(1280, 16, 32), "bigG": tower(1664, 16, 48, 8192)}),
+    "SigLIP text": ("SiglipTextModel", "siglip_text_model", 8, 6, TOKENS, {
+        "B": tower(768, 12, 12), "L": tower(1024, 16, 24), "So400m": tower(1152, 16, 27, 4304)}),
+    "SigLIP vision": ("SiglipVisionModel", "siglip_vision_model", 8, 6, {"image_size": 16, "patch_size": 4}, {
+        "B": tower(768, 12, 12), "L": tower(1024, 16, 24), "So400m": tower(1152, 16, 27, 4304)}),
     "Whisper": ("WhisperForConditionalGeneration", "whisper", 16, 4, {**TOKENS, **WHISPER}, {
         "tiny": whisper(384, 6, 4), "base": whisper(512, 8, 6), "small": whisper(768, 12, 12), "medium": whisper(1024, 16, 24)}),
 }  # fmt: skip
@@ -136,6 +154,8 @@ def small_config(family: str, rung: str) -> Any:
 
     _, model_type, width, depth, shared, rungs = FAMILIES[family]
     entries = {**shared, **rungs[rung]}
+    if model_type == "siglip_text_model":  # the width of what it gives out
+        entries["projection_size"] = entries["hidden_size"]
     entries |= {name: -(-entries[name] // depth) for name in DEPTHS if name in entries}
     entries |= {name: entries[name] // width for name in WIDTHS if name in entries}
     known = transformers.AutoConfig.for_model(model_type)

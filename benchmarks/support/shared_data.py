@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from support.trained import ROOT
 
+ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parents[3] / "shared" / "data"
 
 

@@ -108,6 +108,8 @@ SECTIONS = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 }  # of half a head
 RESNET = {"model_type": "resnet", "hidden_sizes": [16, 32, 64, 64], "embedding_size": 16, "depths": [1, 1, 1, 1]}
+OPT = {"model_type": "opt", "vocab_size": 96, "hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 96, "num_hidden_layers": 3,
+       "num_attention_heads": 4, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 SPECIAL: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "glm4v_text", "glm4v_moe_text", "glm_ocr_text",
                      "glm_image_text", "glm46v_text", "paddleocr_vl_text", "hunyuan_vl_text", "ernie4_5_vl_moe_text"), SECTIONS),
@@ -122,7 +124,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "layoutlmv3": {"hidden_size": 96, "coordinate_size": 16, "shape_size": 16, "input_size": 64, "image_size": 64},
     "lilt": {"hidden_size": 96},
     "hy_v4_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
-    **{composite: {"image_token_index": 3} for composite in ("blip-2", "instructblip", "instructblipvideo")},
+    **{composite: {"image_token_index": 3, "text_config": OPT} for composite in ("blip-2", "instructblip", "instructblipvideo")},
     **{encoder: {"intermediate_size": 256} for encoder in ("voxtral_encoder", "voxtral_realtime_encoder")},
     **{encoder: {"vocab_size": 96} for encoder in ("wav2vec2-bert", "wav2vec2-conformer")},
     "esm": {"vocab_size": 33, "token_dropout": False, "mask_token_id": 32, "pad_token_id": 1},
@@ -137,6 +139,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "reformer": {"axial_pos_shape": (8, 16), "axial_pos_embds_dim": (32, 32), "hidden_size": 64,
                  "lsh_attn_chunk_length": 8, "local_attn_chunk_length": 8, "attn_layers": ["local", "local", "local"]},
     "squeezebert": {"embedding_size": 64},
+    "swin2sr": {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4, "image_size": 16},
+    "vjepa2": {"crop_size": 32, "frames_per_clip": 4, "num_hidden_layers": 3, "pred_num_hidden_layers": 2, "pred_hidden_size": 32,
+               "pred_num_attention_heads": 2, "pred_num_mask_tokens": 2},
     "swin": {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 32, "patch_size": 2},
     "donut-swin": {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 32,
                    "patch_size": 2},

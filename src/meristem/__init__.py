@@ -27,6 +27,12 @@ _HOMES = {
     "grow_optimizer": "meristem.growth.grow",
     "Growth": "meristem.growth.growth",
     "Provenance": "meristem.growth.provenance",
+    "provenance": "meristem.checkpoints.provenance",
+    "average": "meristem.checkpoints.average",
+    "freeze_old": "meristem.growth.train_new",
+    "parameter_groups": "meristem.growth.train_new",
+    "MissedStepsCallback": "meristem.growth.missed_callback",
+    "TrainNewCallback": "meristem.growth.callback",
     "grow_sharded": "meristem.growth.sharded",
     "HyperCloning": "meristem.growth.hypercloning",
     "Net2Net": "meristem.growth.net2net",
@@ -39,6 +45,10 @@ _HOMES = {
     "GradualStacking": "meristem.growth.stacking",
     "MIDAS": "meristem.growth.stacking",
     "IdentityBlocks": "meristem.growth.stacking",
+    "GrowDontOverwrite": "meristem.growth.grow_dont_overwrite",
+    "MoreExperts": "meristem.growth.more_experts",
+    "rank_layers": "meristem.growth.rank_layers",
+    "Upcycle": "meristem.growth.upcycle",
     "WeightSelection": "meristem.growth.weight_selection",
     "subnetwork": "meristem.subnetworks.gate",
     "SubnetworkSchedule": "meristem.subnetworks.schedule",
@@ -71,11 +81,14 @@ if TYPE_CHECKING:
     from meristem.anatomy import Override as Override
     from meristem.certificates import Certificate as Certificate
     from meristem.certificates import verify as verify
+    from meristem.checkpoints.average import average as average
     from meristem.checkpoints.missed_steps import load_missed_steps as load_missed_steps
+    from meristem.checkpoints.provenance import provenance as provenance
     from meristem.errors import MeristemError as MeristemError
     from meristem.errors import PreservationError as PreservationError
     from meristem.growth.aki import AKI as AKI
     from meristem.growth.block_steps import count_blocks_apart as count_blocks_apart
+    from meristem.growth.callback import TrainNewCallback as TrainNewCallback
     from meristem.growth.deep_fusion import DeepFusion as DeepFusion
     from meristem.growth.fuse import fuse as fuse
     from meristem.growth.fuse import fuse_optimizer as fuse_optimizer
@@ -83,12 +96,16 @@ if TYPE_CHECKING:
     from meristem.growth.grow import grow as grow
     from meristem.growth.grow import grow_optimizer as grow_optimizer
     from meristem.growth.grow import shrink as shrink
+    from meristem.growth.grow_dont_overwrite import GrowDontOverwrite as GrowDontOverwrite
     from meristem.growth.growth import Growth as Growth
     from meristem.growth.hypercloning import HyperCloning as HyperCloning
     from meristem.growth.lemon import LEMON as LEMON
     from meristem.growth.ligo import LiGO as LiGO
+    from meristem.growth.missed_callback import MissedStepsCallback as MissedStepsCallback
+    from meristem.growth.more_experts import MoreExperts as MoreExperts
     from meristem.growth.net2net import Net2Net as Net2Net
     from meristem.growth.provenance import Provenance as Provenance
+    from meristem.growth.rank_layers import rank_layers as rank_layers
     from meristem.growth.rebasin import Rebasin as Rebasin
     from meristem.growth.sharded import grow_sharded as grow_sharded
     from meristem.growth.shrink_perturb import ShrinkZeroPadPerturb as ShrinkZeroPadPerturb
@@ -96,6 +113,9 @@ if TYPE_CHECKING:
     from meristem.growth.stacking import GradualStacking as GradualStacking
     from meristem.growth.stacking import IdentityBlocks as IdentityBlocks
     from meristem.growth.stacking import Stacking as Stacking
+    from meristem.growth.train_new import freeze_old as freeze_old
+    from meristem.growth.train_new import parameter_groups as parameter_groups
+    from meristem.growth.upcycle import Upcycle as Upcycle
     from meristem.growth.weight_selection import WeightSelection as WeightSelection
     from meristem.growth.zero_padding import ZeroPadding as ZeroPadding
     from meristem.incubation.assembly import assemble as assemble

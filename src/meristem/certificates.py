@@ -85,6 +85,12 @@ class Certificate:
             and (unrounded is None or self.unrounded_tolerance is None or unrounded <= self.unrounded_tolerance)
         )
 
+    @property
+    def holds_unrounded(self) -> bool:
+        """Whether the growth holds before its weights are rounded to the stored dtype, where that was measured."""
+        error, tolerance = self.unrounded_relative_error, self.unrounded_tolerance
+        return error is not None and tolerance is not None and error <= tolerance
+
     def summary(self) -> str:
         """One line for people."""
         own, unrounded = self.own_dtype_relative_error, self.unrounded_relative_error
@@ -132,6 +138,9 @@ def verify(
     """
     from meristem.anatomy.inputs import device_of, example_inputs
 
+    for network in (small, big):
+        if not isinstance(network, nn.Module):
+            raise MeristemError(f"verify compares two networks, got a {type(network).__name__}; pass its .model")
     described = "given" if inputs is not None else "random"
     inputs = dict(inputs) if inputs is not None else example_inputs(small)
     described += ": " + ", ".join(
@@ -155,7 +164,7 @@ def verify(
     )
 
 
-def _as_distributions(ours: Outputs, theirs: Outputs) -> dict[str, float | None]:
+def _as_distributions(ours: Outputs, theirs: Outputs) -> dict[str, Any]:
     """The divergence and the agreement of the logits, if the networks have such."""
     if "logits" not in ours or not ours["logits"].dim():
         return {"kl_divergence": None, "top1_agreement": None}

@@ -30,10 +30,11 @@ METHODS: dict[str, tuple[object, bool | set[str]]] = {  # row -> (method, promis
     "interpolation": (ms.Stacking(depth=2, order="interpolate"), False),
     "gradual stacking": (ms.GradualStacking(layers=1), False),
     "midas": (ms.MIDAS(layers=1), False),
-    "identity blocks": (ms.IdentityBlocks(depth=2), POST_NORM),
+    "identity blocks": (ms.IdentityBlocks(depth=2), True),
     "weight selection": (ms.WeightSelection(hidden_size=16, num_attention_heads=2, num_hidden_layers=1), False),
     "magnitude selection": (ms.WeightSelection(intermediate_size=22, selection="magnitude"), False),
-    "width then depth": ([ms.HyperCloning(width=2), ms.IdentityBlocks(depth=2)], POST_NORM),
+    "grow, don't overwrite": (ms.GrowDontOverwrite(noise=0.2), True),
+    "width then depth": ([ms.HyperCloning(width=2), ms.IdentityBlocks(depth=2)], True),
 }  # fmt: skip
 
 

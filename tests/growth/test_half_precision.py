@@ -68,7 +68,7 @@ def test_a_growth_that_only_rounding_hides_is_caught_before_rounding(monkeypatch
     monkeypatch.setattr(
         apply,
         "_finish_weight",
-        lambda plan, tensor: finish(plan, tensor) * (1.002 if plan.name == "lm_head.weight" else 1.0),
+        lambda plan, tensor, *rows: finish(plan, tensor, *rows) * (1.002 if plan.name == "lm_head.weight" else 1.0),
     )
     with pytest.raises(ms.PreservationError, match=r"before rounding, 2\.0e-03"):
         grown("llama", ms.LEMON(hidden_size=48), torch.bfloat16)

@@ -13,6 +13,8 @@ from test_stream import gap, with_eps
 
 import meristem as ms
 from meristem.algebra import Layout
+from meristem.anatomy.streamed import weights_of
+from meristem.checkpoints import open_streamed
 from meristem.growth import Growth
 from meristem.growth.apply import grow_tensor
 from meristem.growth.head_dim import head_dim_map
@@ -239,6 +241,99 @@ def test_bad_targets(target, message):
     family, changes = target
     with pytest.raises(ms.MeristemError, match=message):
         ms.grow(pico.build("llama"), like=pico.build(family, **changes).config)
+
+
+def entries(**changes) -> str:
+    return json.dumps({**pico.build("llama").config.to_dict(), **changes})
+
+
+@pytest.mark.parametrize("text, message", [
+    ("", "no JSON: Expecting value: line 1 column 1"),
+    ("[1, 2]", "a config says its model_type"),
+    ('{"hidden_size": 64}', "a config says its model_type"),
+    ('{"model_type": "lama"}', "no model_type 'lama'; did you mean 'llama'"),
+    (entries(hidden_size="64"), "transformers refuses this llama config: .*expected int, got str"),
+    (entries(hidden_size=-64), "the target's hidden_size is -64; a positive whole number would work"),
+    (entries(num_hidden_layers=0), "the target's num_hidden_layers is 0"),
+    (entries(num_attention_heads=5), "32. is not a multiple of the number of attention heads .5"),
+    (entries(hidden_size=10**9), "more than any network has"),
+    (entries(rope_parameters={"rope_type": "spiral"}), "builds no network: KeyError: 'spiral'"),
+    (entries(), "the network's own sizes, so there is nothing to grow"),
+    (entries(rms_norm_eps=1e-3), "nothing to grow; its config differs in rms_norm_eps"),
+    (entries(num_key_value_heads=1, num_attention_heads=8), "smaller on some axes: kv_heads 2 -> 1"),
+    (entries(head_dim=4), "smaller on some axes: head_dim 8 -> 4"),
+    (entries(head_dim=12), "does not hold the frequencies of head_dim 8.*16 for unscaled ones"),
+])  # fmt: skip
+def test_bad_target_files(text, message, tmp_path):
+    (tmp_path / "target.json").write_text(text)
+    with pytest.raises(ms.MeristemError, match=message) as caught:
+        ms.grow(pico.build("llama"), like=tmp_path / "target.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("target, message", [
+    (5, "got a int"),
+    ("/nonexistent/x", "there is no such file or directory"),
+    ({"hidden_size": 64}, "a config says its model_type"),
+])  # fmt: skip
+def test_what_names_no_config(target, message, tmp_path):
+    with pytest.raises(ms.MeristemError, match=message):
+        ms.grow(pico.build("llama"), like=target)
+    with pytest.raises(ms.MeristemError, match=r"no config\.json in this directory"):
+        ms.grow(pico.build("llama"), like=tmp_path)
+
+
+def test_networks_and_mappings_name_their_config():
+    wider = pico.build("llama", hidden_size=48, num_attention_heads=6, num_key_value_heads=3, head_dim=8)
+    for target in (wider, wider.config.to_dict()):
+        assert ms.grow(pico.build("llama"), like=target).config.hidden_size == 48
+
+
+@pytest.mark.parametrize("family, changes, message", [
+    ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": False}, "config differs in do_layer_norm_before, word_embed_proj_dim"),
+    ("vit", {"patch_size": 2}, "config differs in patch_size"),
+    ("vit", {"num_labels": 9}, "config differs in id2label"),
+    ("mixtral", {"num_local_experts": 2}, "experts 4 -> 2"),
+])  # fmt: skip
+def test_targets_of_other_kinds(family, changes, message):
+    with pytest.raises(ms.MeristemError, match=message):
+        ms.grow(pico.build(family), like=pico.build(family, **changes).config)
+
+
+def test_options_of_like():
+    with pytest.raises(ms.MeristemError, match="like= takes no width; beside the target it takes noise, norms, seed"):
+        like(pico.build("llama"), pico.build("llama", intermediate_size=88).config, width=2)
+
+
+def test_a_mixture_grows_to_a_wider_one():
+    small = pico.build("mixtral")
+    config = pico.build(
+        "mixtral", intermediate_size=88, hidden_size=48, num_attention_heads=6, num_key_value_heads=3, head_dim=8
+    ).config
+    growth = Growth.of(small, like=config)
+    assert growth.certificate.holds
+    assert gap(small, growth.model) <= 1e-5
+    assert (growth.model.config.intermediate_size, growth.model.config.num_local_experts) == (88, 4)
+
+
+def streamed_equals(small, growth, tmp_path) -> bool:
+    """Whether the growth that is streamed from disk to disk makes the same tensors."""
+    small.save_pretrained(tmp_path / "small")
+    streamed = ms.grow(open_streamed(tmp_path / "small"), like=growth.model.config, verify=False)
+    made = weights_of(streamed)
+    return all(torch.equal(made[name], tensor) for name, tensor in growth.model.state_dict().items())
+
+
+@pytest.mark.parametrize("family, changes", [
+    ("llama", {"head_dim": 16, "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 80, "num_hidden_layers": 3}),
+    ("qwen3", {"hidden_size": 48, "head_dim": 16, "num_attention_heads": 8, "num_key_value_heads": 4}),
+    ("bert", {"num_hidden_layers": 5}),
+])  # fmt: skip
+def test_new_axes_stream(family, changes, tmp_path):
+    small = pico.build(family)
+    growth = Growth.of(small, like=pico.build(family, **changes).config)
+    assert growth.certificate.holds
+    assert streamed_equals(small, growth, tmp_path)
 
 
 def test_a_tied_head_is_untied_where_the_target_is():

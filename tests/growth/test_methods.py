@@ -132,7 +132,8 @@ def test_the_state_holds_the_true_gradients(row, family):
             difference = (entries[key] - expected).abs()[trained]
             assert not difference.numel() or float(difference.max()) <= stated * scale, (name, key)
             assert not entries[key][~trained].any(), (name, key)
-        assert int(entries["step"]) == 7
+        begins = growth.plans[-1].tensors[name].begins  # then the count begins anew as well
+        assert int(entries["step"]) == (0 if begins else 7)
         assert MISSED not in entries or bool((entries[MISSED][~trained] == 7).all())
 
 
@@ -154,7 +155,8 @@ def test_training_goes_on_from_the_sources_loss(row, family):
 
 def test_every_registered_method_has_a_row():
     used = {m.name for method, _ in METHODS.values() for m in as_list(method)}
-    assert used >= set(REGISTERED)
+    of_some_families = {"upcycle", "more_experts"}  # of mixtures: their own files
+    assert used | of_some_families >= set(REGISTERED)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from meristem.algebra import AxisMap, UnitMap
-from meristem.growth import apply
-from meristem.growth.apply import grow_pieces, grow_tensor
+from meristem.growth import pieces
+from meristem.growth.apply import grow_tensor
 from meristem.growth.padding import pad
-from meristem.growth.plan import TensorPlan, Term
+from meristem.growth.pieces import grow_pieces
+from meristem.growth.tensor_plan import TensorPlan, Term
 
 N = 12
 MAPS = {
@@ -34,8 +35,8 @@ CASES = [
 
 @pytest.mark.parametrize("rows, columns, dtype", CASES, ids=str)
 def test_pieces_make_the_whole(rows, columns, dtype, monkeypatch):
-    monkeypatch.setattr(apply, "PIECE", 4 * N * 5)
-    monkeypatch.setattr(apply, "CACHED", 4 * N * 2)
+    monkeypatch.setattr(pieces, "PIECE", 4 * N * 5)
+    monkeypatch.setattr(pieces, "CACHED", 4 * N * 2)
     roles = ("write", "fixed") if dtype == torch.int64 else ("write", "read")
     source = (torch.randn(N, N, generator=torch.Generator().manual_seed(0)) * 9).to(dtype)
     for scale, noise in ((1.0, 0.0), (0.3, 0.0), (1.0, 0.1)) if dtype != torch.int64 else ((1.0, 0.0),):

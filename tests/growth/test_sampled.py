@@ -110,11 +110,11 @@ def test_damage_in_a_block_that_does_not_run_is_found(where, damage, tmp_path, m
 def test_a_maker_that_is_wrong_is_stopped_while_it_writes(tmp_path, monkeypatch):
     deep("llama").save_pretrained(tmp_path / "small")
     growth = ms.Growth.of(open_streamed(str(tmp_path / "small")), ms.HyperCloning(width=2, noise=0.0), sample=2)
-    from meristem.growth import apply
+    from meristem.growth import pieces
 
-    right = apply._rows
+    right = pieces._rows
     monkeypatch.setattr(
-        apply, "_rows", lambda plan, *rest: right(plan, *rest) * (1.01 if "layers.3.mlp.up" in plan.name else 1)
+        pieces, "_rows", lambda plan, *rest: right(plan, *rest) * (1.01 if "layers.3.mlp.up" in plan.name else 1)
     )
     with pytest.raises(ms.PreservationError, match=r"layers\.3\.mlp\.up_proj\.weight is not what it was made of"):
         write_model(growth.model, tmp_path / "big", {})

@@ -180,3 +180,38 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> l
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def dinov2(scales: str = "random") -> nn.Module:
+    config = transformers.Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4, num_labels=5,
+        layer_norm_eps=1e-2,
+    )  # fmt: skip
+    small = transformers.Dinov2ForImageClassification(config).eval()
+    pico.randomise(small)
+    for name, parameter in small.named_parameters():
+        if "lambda1" in name and scales == "of either sign":
+            parameter.data = torch.where(torch.arange(32) % 2 == 0, parameter.data, -parameter.data)
+        elif "lambda1" in name and scales == "zero":
+            parameter.data.zero_()
+    return small
+
+
+@pytest.mark.parametrize("scales", ["random", "of either sign", "zero"])
+def test_layer_scale_folds(scales):
+    """DINOv2: the rows of new units carry the mean of g_k W_k over the new gain, which is the mean of |g_k|."""
+    small = dinov2(scales)
+    growth = Growth.of(small, ms.LEMON(hidden_size=48, num_attention_heads=6))
+    assert growth.plans[0].preserves_function
+    assert gap(small, growth.model) <= 1e-5
+    assert all(row.obstacle == "" for row in rows(growth.plans[0], small))
+    ours, theirs, s = small.dinov2.encoder.layer[1], growth.model.dinov2.encoder.layer[1], (48 / 32) ** 0.5
+    gain, grown = ours.layer_scale2.lambda1, theirs.layer_scale2.lambda1
+    torch.testing.assert_close(grown[:32], gain * s)
+    torch.testing.assert_close(grown[32:], (gain.abs().mean() * s).expand(16))
+    if scales == "random":
+        bias = theirs.mlp.fc2.bias
+        torch.testing.assert_close(bias[:32], ours.mlp.fc2.bias)
+        torch.testing.assert_close(bias[32:] * grown[32:], ((gain * ours.mlp.fc2.bias).mean() * s).expand(16))
+        up = theirs.mlp.fc1.weight[:, :32]  # "4 hidden" units are copied, not padded with a mean that GELU bends
+        torch.testing.assert_close(up.view(4, 48, 32)[:, 32:], up.view(4, 48, 32)[:, :16])

@@ -168,3 +168,31 @@ def test_splits_share_no_text(tmp_path):
     documents = [set(bytes(tokens.astype("uint8")).split(b"\0")) - {b""} for tokens in sources]
     assert all(documents)
     assert len(set.union(*documents)) == sum(map(len, documents)) == 200
+
+
+class Scales(TrainerCallback):
+    """The learning rates of all parameter groups in each node's first step, relative to the largest."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        if state.global_step == 0:
+            rates = [group["lr"] for group in optimizer.param_groups]
+            self.seen.append(sorted({round(rate / max(rates), 6) for rate in rates}))
+
+
+def test_a_decay_and_a_later_stage_step_each_weight_as_its_growth_asks(tmp_path):
+    """What a growth by two reads with half its scale steps half as far, also when a decay or another stage goes on."""
+    stable = {**STABLE, "warmup": 0.0}
+    go_on = {key: value for key, value in stable.items() if key != "model"} | {"scale_learning_rate": True}
+    scales = Scales()
+    nodes = {
+        "small": {"train": stable},
+        "grown": {"grow": {"from": "small", "method": "hypercloning", "width": 2, "optimizer": "carry"}},
+        "run": {"train": {**go_on, "from": "grown"}},
+        "ending": {"decay": {"from": "run", "at": 128 * 20, "tokens": 128 * 4}},
+        "stage": {"train": {**go_on, "from": "run"}},
+    }
+    run(parse_recipe({"data": corpus(tmp_path), "nodes": nodes}), tmp_path / "out", callbacks=[scales])
+    assert scales.seen == [[1.0], [0.5, 1.0], [0.5, 1.0], [0.5, 1.0]]

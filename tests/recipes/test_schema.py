@@ -12,6 +12,14 @@ IMAGES = {"task": "image-classification", "source": "digits"}
 GROW = {"grow": {"from": "small", "method": "hypercloning", "width": 2}}
 
 
+def test_fuse_options_reach_the_method():
+    nodes = {"small": TRAIN, "both": {"fuse": {"from": ["small", "small"], "allow_differences": True, "noise": 0.2}}}
+    fuse = parse_recipe({"nodes": nodes}).nodes["both"].fuse
+    assert fuse.method(3) == ms.DeepFusion(noise=0.2, seed=3, allow_differences=True)
+    plain = parse_recipe({"nodes": {"small": TRAIN, "both": {"fuse": {"from": ["small", "small"]}}}}).nodes["both"].fuse
+    assert plain.method(0) == ms.DeepFusion()
+
+
 def test_a_good_recipe():
     recipe = parse_recipe({"nodes": {"big": {"train": {"from": "grown", "tokens": 10, "learning_rate": 1}},
                                      "grown": GROW, "small": TRAIN}, "race": {"challenger": "big", "baseline": "small"}})  # fmt: skip
@@ -33,7 +41,7 @@ def test_a_good_recipe():
     ({"nodes": {"a": {"grow": {**GROW["grow"], "from": "b"}}, "b": {"grow": {**GROW["grow"], "from": "a"}}}},
      "the nodes form a cycle: a -> b -> a"),
     ({"nodes": {}}, "nodes"),
-    ({"nodes": {"small": {}}}, "a node is exactly one of `checkpoint`, `train`, `grow`, `fuse`, `assemble` and `ensemble`"),
+    ({"nodes": {"small": {}}}, "a node is exactly one of `checkpoint`, `train`, `grow`, `fuse`, `average`, `assemble` and `ensemble`"),
     ({"nodes": {"small": {"checkpoint": {"sorce": "x"}}}}, "did you mean 'source'"),
     ({"nodes": {"small": {"train": {"tokens": 5, "learning_rate": 1}}}}, "give either `model`"),
     ({"nodes": {"small": {"train": {**TRAIN["train"], "tokens": "many"}}}}, "nodes.small.train.tokens"),

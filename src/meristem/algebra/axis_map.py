@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -155,6 +156,28 @@ class AxisMap:
     def is_uniform(self) -> bool:
         """Every old unit has the same number of copies and nothing else was added: what norms do not notice."""
         return self.twin_gram() is not None and self.norm_factor == 1 and not bool(self.write.sourceless().any())
+
+    @cached_property
+    def gain_dual(self) -> UnitMap:
+        """What the gradient of a per-feature factor rides. New unit i gives out w_i times what its source does, with g_i times
+        its factor, so what its factor multiplies is w_i / g_i of the source's, and the gradient of what it gives out r_i: the
+        product is r_i w_i / g_i, which for copies is r_i."""
+        read, gain = self.read, self.gain
+        if read.index is None or gain.index is None or gain.coefficient is None or read.coefficient is None:
+            return read
+        written = self.write.matrix().gather(1, read.index[:, None])[:, 0]
+        heard = (read.coefficient != 0) & (gain.coefficient != 0)
+        factor = torch.where(heard, written / torch.where(heard, gain.coefficient, 1.0), 1.0)
+        return UnitMap.select(read.index, self.old_size, read.coefficient * factor)
+
+    @property
+    def padded_with_mean(self) -> bool:
+        """Whether new units carry a mean of old ones, which readers behind a norm do not hear."""
+        return self.heard is not self.write
+
+    def copied(self) -> AxisMap:
+        """The map that copies units in turn where this one pads, for units of the same number that no norm measures."""
+        return AxisMap.duplicate(torch.arange(self.new_size) % self.old_size, self.old_size)
 
     def preservation_error(self) -> float:
         """max |read^T . write - I|: zero when the growth of this axis keeps the function."""

@@ -188,6 +188,13 @@ class UnitMap:
             return UnitMap(self.old_size, dense=change(self.dense))
         return UnitMap.select(self._index, self.old_size, change(self._coefficient))
 
+    def power_sums(self, power: int) -> Tensor:
+        """(old_size,) float64: for each old unit, the sum of the powers of its coefficients in all new ones."""
+        if self.dense is not None:
+            return (self.dense**power).sum(0)
+        sums = torch.zeros(self.old_size, dtype=torch.float64)
+        return sums.index_add_(0, self._index, self._coefficient**power)
+
     def sourceless(self) -> Tensor:
         """(new_size,) bool: new units that carry nothing."""
         if self.dense is not None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from meristem.anatomy.axis_ref import kind_of
-from meristem.anatomy.conventions import FIELDS, LINKED_FIELDS, PROPORTIONAL_FIELDS
+from meristem.anatomy.conventions import FIELDS, LINKED_BY_TYPE, LINKED_FIELDS, PROPORTIONAL_FIELDS
 from meristem.anatomy.fields import (
     axis_paths,
     counterparts,
@@ -88,7 +88,8 @@ class ConfigFields:
             path = root + self.paths[axis].removeprefix(self.root)
             if read_field(config, path) == old:
                 write_field(config, path, new)
-        joining = joining_paths(self.config, self.root) if axis == "hidden" else ()
+        joining = joining_paths(self.config, self.root) if axis == "hidden" else []
+        joining += LINKED_BY_TYPE.get(self.config.model_type, ()) if axis == "hidden" else ()
         for linked in (*self._anywhere(LINKED_FIELDS.get(axis, ())), *joining):
             if read_field(config, linked) == old:
                 write_field(config, linked, new)

@@ -101,7 +101,10 @@ OUTPUT_BESIDE = {"embed_dim": "hidden_size"}  # a part that has both fields hand
 # The parts of a composed encoder-decoder that widen together, since one reads what the other writes without a projection.
 ENCODERS_AND_DECODERS = ("encoder", "decoder", "encoder_config", "decoder_config")
 # Further parts that are joined so, by the model type of the whole: one attends to the other, or both have to be as wide.
-JOINED_PARTS: dict[str, tuple[str, ...]] = {"pix2struct": ("vision_config",), "tipsv2": ("vision_config",)}
+JOINED_PARTS: dict[str, tuple[str, ...]] = dict.fromkeys(("pix2struct", "tipsv2"), ("vision_config",))
+# Fields of a whole that hold its language model's width for a reason of their own, by its model type: OWL-ViT compares text, as
+# projected, with boxes of that width.
+LINKED_BY_TYPE: dict[str, tuple[str, ...]] = {"owlvit": ("projection_dim",), "owlv2": ("projection_dim",)}
 # An encoder whose heads share out a width of its own (RT-DETR's, with positions in two dimensions) stays as wide as it is.
 ENCODER_WIDTH = "encoder_hidden_dim"
 
@@ -216,6 +219,7 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 RAW_READERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"Hyper(Connection|Head)", r"(hc_)?fn", ("write", "read")),
     (r"AttentionResidual", r"query", ("read",)),
+    (r"ZambaMamba", r"x_proj_weight|dt_proj_weight", ("write", "write", "read")),  # a product for each head
     (r"Tapas", r"(column_)?output_weights", ("read",)),
     (r"AttentionResidual", r"query", ("write", "read")),
     (r"MultiheadAttention", r"in_proj_weight", ("write", "read")),

@@ -56,3 +56,18 @@ def norm_facts(module: nn.Module) -> NormFacts:
         weight.fill_(1.0)
         shift = float((probe(x + 3.0) - probe(x)).abs().max())
     return NormFacts(centres=shift < 1e-2, offset=offset, gain=gain)
+
+
+def norm_eps(module: nn.Module) -> float:
+    """What a norm adds to the mean square that it measures, found by measuring features of a mean square of 1e-6."""
+    probe = copy.deepcopy(module).to_empty(device="cpu").double()
+    weight = probe.get_parameter(gain_of(module) or "weight")
+    x = torch.randn(1, *weight.shape, generator=torch.Generator().manual_seed(0)).double()
+    x = 1e-3 * (x - x.mean()) / (x - x.mean()).square().mean().sqrt()
+    with torch.no_grad():
+        if getattr(probe, "bias", None) is not None:
+            probe.get_parameter("bias").zero_()
+        weight.zero_()
+        weight.fill_(0.0 if bool(probe(x).abs().max() > 1e-9) else 1.0)
+        given = float(probe(x).double().square().mean())
+    return max(0.0, 1e-6 / given - 1e-6)

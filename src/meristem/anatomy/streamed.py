@@ -37,7 +37,7 @@ class Weights(Mapping[str, Tensor]):
     Args:
         dtypes: of every tensor, by the names of a state dict.
         make: returns the tensor of a name.
-        pieces: yields it in pieces of whole rows, for those who need not have it whole (see `growth.apply.grow_pieces`).
+        pieces: yields it in pieces of whole rows, for those who need not have it whole (see `growth.pieces.grow_pieces`).
         span: where it is stored just as it is, if it is.
     """
 

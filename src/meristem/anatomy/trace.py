@@ -37,28 +37,46 @@ def norm_before_head(model: nn.Module, inputs: Inputs = None, otherwise: str = "
     return names[before[-1]] if before else None
 
 
-def ends_in_norm(model: nn.Module, block_prefixes: list[str], inputs: Inputs = None) -> bool:
-    """Whether the residual stream itself is normalised (post-norm, as in BERT): some block's output is a norm's output.
+def stream_norms(
+    model: nn.Module, norms: Iterable[str], block_prefixes: list[str], inputs: Inputs = None
+) -> dict[str, float]:
+    """The norms whose output is the output of a block (post-norm, as in BERT), with the least mean square that they measure (for
+    those that subtract the mean, variance).
 
-    Run on `inputs`, or one short random input; False for models whose inputs cannot be guessed.
+    Args:
+        norms: paths of the norms to look at.
+
+    Raises:
+        MeristemError: for models whose inputs cannot be guessed.
     """
     blocks = [block for prefix in block_prefixes for block in model.get_submodule(prefix).children()]
-    outputs: dict[nn.Module, Tensor] = {}
+    watched = {model.get_submodule(path): path for path in norms}
+    given: dict[int, tuple[str, float, Tensor]] = {}
+    found: dict[str, float] = {}
 
-    def keep(module: nn.Module, _, output) -> None:
-        outputs[module] = output[0] if isinstance(output, tuple | list) else output
+    def keep(module: nn.Module, args: tuple, output: Any) -> None:
+        if module in watched and args:
+            x = args[0].float()
+            least = float(min(x.var(-1, correction=0).min(), x.square().mean(-1).min()))
+            given[id(output)] = (watched[module], least, output)  # the tensor is kept, and with it its id
+        elif module in blocks:
+            first = output[0] if isinstance(output, tuple | list) else output
+            if id(first) in given:
+                path, least, _ = given[id(first)]
+                found[path] = min(found.get(path, least), least)
 
-    modules = [m for m in model.modules() if is_norm(m)] + blocks
-    try:
-        run_watched(model, lambda: [module.register_forward_hook(keep) for module in modules], inputs)
-    except MeristemError:
-        return False
-    normed = {id(outputs[m]) for m in modules if is_norm(m) and m in outputs}
-    return any(id(outputs[block]) in normed for block in blocks if block in outputs)
+    run_watched(model, lambda: [m.register_forward_hook(keep) for m in (*watched, *blocks)], inputs)
+    return found
 
 
-def blocks_pass_through(model: nn.Module, muted: nn.Module, block_prefixes: list[str], inputs: Inputs = None) -> bool:
-    """Whether every block of `muted` gives out what it takes in, on what the blocks of `model` take in.
+def blocks_pass_through(
+    model: nn.Module,
+    muted: nn.Module,
+    block_prefixes: list[str],
+    inputs: Inputs = None,
+    prepared: Callable[[Tensor], Tensor] = lambda stream: stream,
+) -> bool:
+    """Whether every block of `muted` gives out what it takes in, on what the blocks of `model` take in, `prepared`.
 
     Run on `inputs`, or one short random input; True for models whose inputs cannot be guessed, which leaves the judgement to the
     certificate, and False for blocks that cannot be watched. Blocks that change the shape are not judged, unless all do.
@@ -79,19 +97,26 @@ def blocks_pass_through(model: nn.Module, muted: nn.Module, block_prefixes: list
     except MeristemError:
         return True
     # run only now: while `model` runs, transformers collects what any block gives out (output_hidden_states)
-    unchanged = [_passes_through(muted.get_submodule(name), *call) for name, *call in calls]
+    unchanged = [
+        _passes_through(muted.get_submodule(name), args, kwargs, usual, prepared) for name, args, kwargs, usual in calls
+    ]
     judged = [verdict for verdict in unchanged if verdict is not None]
     return bool(judged) and all(judged)
 
 
-def _passes_through(block: nn.Module, args: tuple, kwargs: dict, usual: Any) -> bool | None:
+def _passes_through(
+    block: nn.Module, args: tuple, kwargs: dict, usual: Any, prepared: Callable[[Tensor], Tensor]
+) -> bool | None:
     """Whether a block gives out what it takes in; None if it takes in no features, or gives `usual`ly out another shape; False if
     it cannot run by itself."""
-    before: Any = args[0] if args else next((v for k, v in kwargs.items() if k.startswith("hidden")), None)
+    own = None if args else next((k for k in kwargs if k.startswith("hidden")), None)
+    before: Any = args[0] if args else kwargs.get(own or "")
     if not isinstance(before, Tensor) or not before.is_floating_point():
         return None
     if isinstance(usual, Tensor) and usual.shape != before.shape:
         return None
+    before = prepared(before)
+    args, kwargs = ((before, *args[1:]), kwargs) if own is None else (args, {**kwargs, own: before})
     caches = {k: None for k, v in kwargs.items() if k.startswith("past_key_value") or hasattr(v, "get_seq_length")}
     try:
         with torch.no_grad(), evaluating(block):

@@ -44,7 +44,7 @@ def builder_named(name: str) -> Callable[..., nn.Module]:
     if not callable(build):
         known = [own for own in vars(found) if callable(getattr(found, own)) and not own.startswith("_")]
         raise MeristemError(f"--build {name}: {module} has no function {function!r}; {nearest(function, known)}")
-    return build
+    return build  # pyright: ignore[reportReturnType]: what it returns is checked when it is called
 
 
 def load_weights(net: nn.Module, file: Path) -> nn.Module:

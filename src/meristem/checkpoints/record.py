@@ -46,16 +46,29 @@ def copy_record(source: str | Source) -> dict[str, Any]:
     return _record([{"method": "copy"}], {"source": source_record(source)}, None)
 
 
+def trained_record() -> dict[str, Any]:
+    """The same for a model that has been trained since."""
+    return _record([{"method": "train"}], {}, None)
+
+
 def growth_record(growth: Growth, source: str | Source, drop: Sequence[str] = ()) -> dict[str, Any]:
     """The whole record; `drop` is what of the source was left out, if anything. Layers are counted from 0."""
     added = {"new_layers": growth.new_layers} if growth.new_layers else {}
-    return _record(growth.methods, {"source": source_record(source), **_dropped(drop), **added}, growth.certificate)
+    origin = {"source": source_record(source), **_dropped(drop), **added}
+    return {**_record(growth.methods, origin, growth.certificate), "provenance": growth.provenance.as_dict()}
 
 
 def fusion_record(fusion: Fusion, sources: Sequence[str | Source], drop: Sequence[str] = ()) -> dict[str, Any]:
     """The same for a fused model: all its parents, and how far it is from their mean (`exact`: it promised to be that)."""
     origin = {"sources": [source_record(source) for source in sources], "exact": fusion.exact, **_dropped(drop)}
     return _record(fusion.methods, origin, fusion.certificate)
+
+
+def average_record(sources: Sequence[str | Source], parts: Sequence[float]) -> dict[str, Any]:
+    """The same for a mean of checkpoints, with what each counts."""
+    return _record(
+        [{"method": "average", "weights": list(parts)}], {"sources": [source_record(s) for s in sources]}, None
+    )
 
 
 def assembly_record(incubations: Sequence[Incubation], sources: Sequence[str]) -> dict[str, Any]:

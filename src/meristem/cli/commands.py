@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from meristem.checkpoints.source import Source
 
 
-def _quiet() -> None:
+def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -69,19 +69,25 @@ def _number_or_text(value: str) -> Any:
 
 
 def inspect(source: str, trust_remote_code: bool, drop: Sequence[str] = ()) -> None:
-    _quiet()
+    quiet()
     from meristem.anatomy import Anatomy
     from meristem.anatomy.table import axis_rows, columns, tensor_rows
     from meristem.checkpoints import open_streamed
+    from meristem.checkpoints.provenance import shares
+    from meristem.checkpoints.source import find_source
     from meristem.growth import METHODS
 
-    anatomy = Anatomy.of(open_streamed(source, trust_remote_code, drop))
+    found = find_source(source, trust_remote_code)
+    anatomy = Anatomy.of(open_streamed(found, trust_remote_code, drop))
     console = Console()
     axes = Table("axis", "size", "from", title=f"{source}: {anatomy.builder.model_type}")
     for row in axis_rows(anatomy):
         axes.add_row(*row)
     console.print(axes)
     print(columns([("tensor", "shape", "dimensions", "known by"), *tensor_rows(anatomy)]))
+    told = shares(found.path)
+    if told:
+        console.print(told)
     print(f"growth methods: {', '.join(METHODS)}")
 
 
@@ -108,7 +114,7 @@ def grow(
 
     if not dry_run:
         check_place(out, overwrite, [source])
-    _quiet()
+    quiet()
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.distributed import is_distributed, open_distributed, write_distributed
     from meristem.checkpoints.record import growth_record
@@ -116,6 +122,7 @@ def grow(
     from meristem.checkpoints.trainer_state import grow_trainer_state, is_trainer_checkpoint, read_trainer_state
     from meristem.cli.inputs import read_inputs
     from meristem.growth import Growth
+    from meristem.growth.optimizer import partly_new
 
     chosen = None if target[0] else _named_methods(method, options)
     given = read_inputs(inputs) if inputs else None
@@ -151,6 +158,8 @@ def grow(
         return
     before, after = (sum(p.numel() for p in model.parameters()) for model in (small, growth.model))
     resume = ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if more else ""
+    if saved is not None and saved.family.counts and partly_new(growth.plans):
+        resume += " and callbacks=[ms.MissedStepsCallback()], since some tensors are partly new"
     names = ", ".join(recorded["method"] for recorded in growth.methods)
     print(f"{out}: {before:,} -> {after:,} parameters, {names}{resume}")
     for axis, places in growth.new_layers.items():
@@ -168,14 +177,14 @@ def _named_methods(method: str | None, options: dict[str, Any]) -> list[Any]:
 
 def _like(model: Any, method: str | None, options: dict[str, Any], target: tuple[str | None, bool]) -> Any:
     """The growth to a target, from what --like names."""
-    from meristem.growth.like import like, read_target
+    from meristem.growth.like import OPTIONS, like
 
     name, take = target
-    sizes = sorted(set(options) - {"noise", "seed", "norms"})
+    sizes = sorted(set(options) - OPTIONS)
     if method not in (None, "lemon") or sizes:
         given = f"--method {method}" if method not in (None, "lemon") else f"--{sizes[0].replace('_', '-')}"
         raise MeristemError(f"--like takes every size from its target; leave out {given}")
-    return like(model, read_target(name), take_target_fields=take, **options)
+    return like(model, name, take_target_fields=take, **options)
 
 
 def _print_axes(growth: Any, found: Any, inputs: Any = None) -> None:
@@ -213,6 +222,7 @@ def _write(
     bar = functools.partial(bytes_bar, f"writing {out}")
     paths = [source.path for source in sources]
     left = write_model(model, out, record, paths[0], overwrite, more, max_shard_size, bar, paths, trust, processes)
+    left = [name for name in left if not (out / name).exists()]  # a Trainer's files are written by `more`
     if left:
         print(
             f"meristem: left behind of {sources[0]}, being no part of the grown model: {', '.join(left)}",
@@ -249,6 +259,7 @@ def fuse(
     max_shard_size: str,
     drop: Sequence[str] = (),
     allow_differences: bool = False,
+    experts: tuple[bool, int] = (False, 2),
 ) -> None:
     if len(sources) < 2:
         raise MeristemError(f"fuse wants at least two models and OUT, got {' '.join([*sources, str(out)])}")
@@ -259,14 +270,14 @@ def fuse(
         shares = [float(share) for share in weights.split(",")] if weights else None
     except ValueError as error:
         raise MeristemError(f"--weights wants numbers such as 0.7,0.3, got {weights!r}") from error
-    _quiet()
+    quiet()
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.record import fusion_record
     from meristem.checkpoints.source import find_source
     from meristem.growth.deep_fusion import DeepFusion
     from meristem.growth.fuse import fuse_with_certificate
 
-    method = DeepFusion(shares, norm, noise, seed, allow_differences)  # type: ignore[arg-type]
+    method = DeepFusion(shares, norm, noise, seed, allow_differences, *experts)  # type: ignore[arg-type]
     method.convex(len(sources))
     console = Console(stderr=True)
     with console.status("planning and measuring" if prove else "planning"):
@@ -283,6 +294,8 @@ def fuse(
         kept = (
             "the parents' mean, proved"
             if fusion.exact
+            else "gap to the parents' mean (a router weighs them, the rest is averaged)"
+            if method.experts
             else "gap to the parents' mean (their norms see all units together)"
         )
         print(f"{kept}: {fusion.certificate.summary()}")
@@ -331,7 +344,7 @@ def plan(
     inputs: Path | None = None,
     like: str | None = None,
 ) -> None:
-    _quiet()
+    quiet()
     from meristem.checkpoints import open_streamed
     from meristem.cli.inputs import read_inputs
     from meristem.recipes.costs import network_cost, planned_target, planning_inputs, routes
@@ -372,7 +385,7 @@ def verify(
     inputs: Path | None = None,
     sample: int | None = None,
 ) -> int:
-    _quiet()
+    quiet()
     from meristem.certificates import verify
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.record import recorded_methods
@@ -393,7 +406,7 @@ def verify(
 
 
 def run(file: Path, out: Path | None, executor: str | None, executor_options: list[str]) -> None:
-    _quiet()
+    quiet()
     from meristem.recipes.run import run
     from meristem.recipes.schema import load_recipe
 
@@ -427,7 +440,7 @@ def _executor(name: str | None, options: list[str], out: Path) -> Any:
 
 
 def race(file: Path, out: Path | None, executor: str | None = None, executor_options: Sequence[str] = ()) -> None:
-    _quiet()
+    quiet()
     from meristem.checkpoints.write import write_json
     from meristem.recipes.figure import draw_race
     from meristem.recipes.race import race, report
@@ -446,7 +459,7 @@ def race(file: Path, out: Path | None, executor: str | None = None, executor_opt
 
 
 def data(file: Path) -> None:
-    _quiet()
+    quiet()
     from meristem.recipes.describe import describe_data
     from meristem.recipes.schema import load_recipe
 
@@ -457,7 +470,7 @@ def data(file: Path) -> None:
 
 
 def diagnose(file: Path, node: str, bound: float, out: Path | None) -> None:
-    _quiet()
+    quiet()
     from meristem.recipes.diagnose import diagnose
     from meristem.recipes.schema import load_recipe
 
@@ -492,8 +505,16 @@ def diagnose(file: Path, node: str, bound: float, out: Path | None) -> None:
         )
 
 
+DEMO_SHOWS = (
+    "what this shows: a cloned network goes on from where the small one stood, and reaches the loss of the same network from random numbers "
+    "with less compute. It does not show that growing pays: at so short a budget the small network, trained on alone, would end below "
+    "both. docs/studies.md measures where it pays."
+)
+
+
 def demo(out: Path) -> None:
     race(Path(__file__).parent.parent / "recipes" / "demo.yaml", out)
+    print(DEMO_SHOWS)
 
 
 def machine() -> str:

@@ -87,6 +87,8 @@ TakeFields = Annotated[
         help="Of --like: whose config entries hold that are no sizes (rope theta, eps, activation).",
     ),
 ]
+NumExperts = Annotated[Optional[int], typer.Option(help="Experts in each block (upcycle).")]
+ExpertsPerToken = Annotated[Optional[int], typer.Option(help="Experts that a token gets (upcycle).")]
 HiddenLayers = Annotated[Optional[int], typer.Option(help="Target number of layers.")]
 Prove = Annotated[
     bool,
@@ -128,6 +130,8 @@ METHOD_FLAGS = (
     "vocab_size",
     "max_position_embeddings",
     "num_hidden_layers",
+    "num_experts",
+    "experts_per_token",
     "layers",
     "encoder_layers",
     "decoder_layers",
@@ -180,6 +184,8 @@ def grow(
     vocab_size: VocabSize = None,
     max_position_embeddings: Positions = None,
     num_hidden_layers: HiddenLayers = None,
+    num_experts: NumExperts = None,
+    experts_per_token: ExpertsPerToken = None,
     layers: Layers = None,
     encoder_layers: OwnLayers = None,
     decoder_layers: OwnLayers = None,
@@ -286,6 +292,10 @@ def fuse(
         bool,
         typer.Option("--allow-differences", help="Fuse parents that compute differently, all as the first one does."),
     ] = False,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="The parents' feed-forward blocks become experts, all else is averaged.")
+    ] = False,
+    experts_per_token: ExpertsPerToken = None,
     max_shard_size: ShardSize = "5GB",
     drop: Drop = None,
     overwrite: Overwrite = False,
@@ -308,7 +318,27 @@ def fuse(
         max_shard_size,
         drop or [],
         allow_differences,
+        (experts, experts_per_token or 2),
     )
+
+
+@app.command()
+def average(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="A B ... OUT", help="Checkpoints, the oldest first, then the directory to write."),
+    ],
+    weights: Annotated[
+        str, typer.Option(help="mean, 1-sqrt or cosine: the decay that they stand for; or numbers such as 0.2,0.3,0.5.")
+    ] = "mean",
+    max_shard_size: ShardSize = "5GB",
+    overwrite: Overwrite = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Average checkpoints of one run, tensor by tensor, in place of a decay of the learning rate."""
+    from meristem.cli.average import average as command
+
+    command(sources[:-1], Path(sources[-1]), weights, max_shard_size, overwrite, trust_remote_code)
 
 
 @app.command()

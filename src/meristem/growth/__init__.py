@@ -4,15 +4,18 @@ from meristem.growth.aki import AKI
 from meristem.growth.deep_fusion import DeepFusion
 from meristem.growth.fuse import fuse, fuse_with_certificate
 from meristem.growth.grow import grow, grow_optimizer, grow_with_certificate, shrink
+from meristem.growth.grow_dont_overwrite import GrowDontOverwrite
 from meristem.growth.growth import Growth
 from meristem.growth.hypercloning import HyperCloning
 from meristem.growth.lemon import LEMON
 from meristem.growth.ligo import LiGO
 from meristem.growth.method import Method
+from meristem.growth.more_experts import MoreExperts
 from meristem.growth.net2net import Net2Net
 from meristem.growth.rebasin import Rebasin
 from meristem.growth.shrink_perturb import ShrinkZeroPadPerturb
 from meristem.growth.stacking import MIDAS, GradualStacking, IdentityBlocks, Stacking
+from meristem.growth.upcycle import Upcycle
 from meristem.growth.weight_selection import WeightSelection
 from meristem.growth.zero_padding import ZeroPadding
 
@@ -30,6 +33,9 @@ METHODS: dict[str, type[Method]] = {
         GradualStacking,
         MIDAS,
         IdentityBlocks,
+        GrowDontOverwrite,
+        Upcycle,
+        MoreExperts,
         WeightSelection,
     )
 }
@@ -42,14 +48,17 @@ __all__ = [
     "DeepFusion",
     "Rebasin",
     "GradualStacking",
+    "GrowDontOverwrite",
     "Growth",
     "HyperCloning",
     "IdentityBlocks",
     "LiGO",
     "Method",
+    "MoreExperts",
     "Net2Net",
     "ShrinkZeroPadPerturb",
     "Stacking",
+    "Upcycle",
     "WeightSelection",
     "ZeroPadding",
     "fuse",

@@ -14,9 +14,9 @@ from torch import nn
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.trace import Inputs
+from meristem.growth.layers import LayerMap, LayerSource
 from meristem.growth.method import Weights
 from meristem.growth.net2net import duplication
-from meristem.growth.plan import LayerMap, LayerSource
 from meristem.growth.width import WidthMethod
 
 

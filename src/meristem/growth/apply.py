@@ -6,22 +6,21 @@ the same lines.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from meristem.algebra import AxisMap, UnitMap
-from meristem.growth.draws import normal
-from meristem.growth.plan import TensorPlan
+from meristem.growth.draws import BLOCK, normal
+from meristem.growth.origins import Redrawn, Shards
 from meristem.growth.rounding import is_half, round_shares, rounds_exactly
+from meristem.growth.tensor_plan import Drawn, TensorPlan
 
-PIECE = 1 << 22  # bytes of a source that are grown and written at once, where rows can be grown apart
-CACHED = 1 << 20  # bytes of it that are computed at once, to stay in the processor's cache
 Fetch = Callable[[str], Tensor]
-Look = Callable[[TensorPlan, Mapping[str, Tensor], int | None, Tensor], None]
 Moment = Literal["weight", "gradient", "second_moment", "magnitude", "direction", "displacement"]
 
 # How each kind of tensor changes the dual maps, and with which power of 1 / scale it goes. Weights, and differences of weights
@@ -48,6 +47,11 @@ def grow_tensor(plan: TensorPlan, fetch: Fetch, moment: Moment = "weight") -> Te
     to the old column (see `rounding`). Where new units are only scaled copies of old ones, the old ones are scaled and
     rounded, and then copied: the same numbers for a fraction of the work.
     """
+    if plan.beside:
+        return torch.cat([grow_tensor(part, fetch, moment) for part in plan.parts], plan.along)
+    if plan.drawn is not None:
+        return _drawn(plan, plan.drawn, fetch(plan.terms[0].source), moment)
+    fetch = _in_shards(fetch, plan.shards) if plan.shards else fetch
     maps = [plan.unit_map(dimension, dual=moment in DUAL) for dimension in range(len(plan.maps))]
     if moment in DUAL:
         maps = [unit_map and DUAL[moment][0](unit_map) for unit_map in maps]
@@ -56,76 +60,15 @@ def grow_tensor(plan: TensorPlan, fetch: Fetch, moment: Moment = "weight") -> Te
     def fetch_once(name: str) -> Tensor:
         return first if name == plan.terms[0].source else fetch(name)
 
-    if _makes_scaled_copies(plan, maps, moment, first.dtype):
-        return _scaled_copies(plan, fetch_once, moment, maps)
-    return _computed(plan, fetch_once, moment, maps, UnitMap.apply).contiguous()
-
-
-def grow_pieces(plan: TensorPlan, fetch: Fetch, look: Look | None = None) -> Iterator[tuple[list[int], Tensor]]:
-    """A weight as `grow_tensor` makes it, in pieces of whole rows: (the first row of every place where the piece stands, piece).
-
-    Where new rows are copies of old ones, a piece is made once for all its places, small enough to stay in the processor's
-    cache until it is written. Other tensors come in one piece.
-
-    Args:
-        look: called with each piece before it is given (see `sampled.look`).
-    """
-    maps = [plan.unit_map(dimension) for dimension in range(len(plan.maps))]
-    sources = {term.source: fetch(term.source) for term in plan.terms}
-    first = sources[plan.terms[0].source]
-    rows = maps[0] if maps else None
-    runs = [(0, len(first))] if rows is None and first.dim() else rows.runs if rows is not None else None
-    if first.dim() < 2 or runs is None or not _makes_scaled_copies(plan, maps, "weight", first.dtype):
-        whole = grow_tensor(plan, sources.__getitem__)
-        if look is not None:
-            look(plan, sources, None, whole)
-        yield [0], whole
-        return
-    row_bytes = max(1, first.numel() * first.element_size() // max(1, len(first)))
-    ends = {0, len(first)} | {end for start, length in runs for end in (start, start + length)}
-    for a, b in _cut(sorted(ends), PIECE // row_bytes):
-        places, place = [], 0
-        for start, length in runs:
-            if start <= a < start + length:
-                places.append(place + a - start)
-            place += length
-        if places:
-            piece = _rows(plan, sources, maps, a, b, CACHED // row_bytes)
-            if look is not None:
-                look(plan, sources, a, piece)
-            yield places, piece
-
-
-def is_copy(plan: TensorPlan) -> bool:
-    """Whether a weight is its source, number for number."""
-    return (
-        all(m is None for m in plan.maps) and not plan.perturb and not _changes_numbers(plan, [None] * len(plan.maps))
-    )
-
-
-def _rows(plan: TensorPlan, sources: Mapping[str, Tensor], maps: Maps, first: int, last: int, step: int) -> Tensor:
-    """The old rows from `first` to `last` (exclusive), scaled, with their columns in all new places."""
-    whole: Tensor | None = None
-    for a, b in _cut([first, last], step):
-        own = [maps[0] and maps[0].old_rows(a, b), *maps[1:]]
-        part = _scaled_copies(plan, lambda name, a=a, b=b: sources[name][a:b], "weight", own)
-        whole = part.new_empty(last - first, *part.shape[1:]) if whole is None else whole
-        whole[a - first : b - first] = part
-    assert whole is not None
-    return whole
-
-
-def _cut(ends: Sequence[int], step: int) -> Iterator[tuple[int, int]]:
-    """(a, b) of consecutive stretches no longer than `step` that stop at all `ends`."""
-    for start, end in itertools.pairwise(ends):
-        for a in range(start, end, max(1, step)):
-            yield a, min(a + max(1, step), end)
+    if makes_scaled_copies(plan, maps, moment, first.dtype):
+        return scaled_copies(plan, fetch_once, moment, maps)
+    return computed(plan, fetch_once, moment, maps, UnitMap.apply).contiguous()
 
 
 Maps = list[UnitMap | None]  # for each dimension; None: unchanged
 
 
-def _makes_scaled_copies(plan: TensorPlan, maps: Maps, moment: Moment, dtype: torch.dtype) -> bool:
+def makes_scaled_copies(plan: TensorPlan, maps: Maps, moment: Moment, dtype: torch.dtype) -> bool:
     """Whether every new unit is an old one times a factor that all its copies share, also after rounding."""
     if moment == "weight" and is_half(dtype) and _shared_reader(plan) is not None and not _rounds_exactly(plan, maps):
         return False
@@ -136,38 +79,45 @@ def _rounds_exactly(plan: TensorPlan, maps: Maps) -> bool:
     return all(m is None or rounds_exactly(m) for m, role in zip(maps, plan.roles, strict=True) if role == "read")
 
 
-def _scaled_copies(plan: TensorPlan, fetch: Fetch, moment: Moment, maps: Maps) -> Tensor:
-    if not _changes_numbers(plan, maps) and not (moment in DUAL and plan.begins):
+def scaled_copies(plan: TensorPlan, fetch: Fetch, moment: Moment, maps: Maps) -> Tensor:
+    if not changes_numbers(plan, maps) and not (moment in DUAL and plan.begins):
         return _copied(fetch(plan.terms[0].source), maps)
-    return _copied(_computed(plan, fetch, moment, maps, UnitMap.scale_sources), maps)
+    return _copied(computed(plan, fetch, moment, maps, UnitMap.scale_sources), maps)
 
 
-def _changes_numbers(plan: TensorPlan, maps: Maps) -> bool:
+def changes_numbers(plan: TensorPlan, maps: Maps) -> bool:
     """Whether there is anything to compute: else every number of the new tensor is one of the old one's."""
     term = plan.terms[0]
     alone = len(plan.terms) == 1 and isinstance(term.weight, float) and term.weight == 1 and term.part == "all"
     return (
         not alone
         or plan.scale != 1
-        or _noisy_reader(plan) is not None
+        or noisy_reader(plan) is not None
         or not all(m is None or m.copies_only for m in maps)
     )
 
 
 def _mixes_units(plan: TensorPlan, moment: Moment) -> bool:
     """Whether copies of one unit come out different: by noise, random new units, or other sources for further copies."""
+    if plan.redrawn is not None:
+        return True
     written = moment == "weight" and (
-        _noisy_reader(plan) is not None
+        noisy_reader(plan) is not None
         or plan.perturb > 0
         or any(m is not None and (m.fresh is not None or m.filled) for m in plan.maps)
     )
     return written or any(term.part != "all" for term in plan.terms)
 
 
-def _computed(
-    plan: TensorPlan, fetch: Fetch, moment: Moment, maps: Maps, along: Callable[[UnitMap, Tensor, int], Tensor]
+def computed(
+    plan: TensorPlan,
+    fetch: Fetch,
+    moment: Moment,
+    maps: Maps,
+    along: Callable[[UnitMap, Tensor, int], Tensor],
+    rows: Rows | None = None,
 ) -> Tensor:
-    """The sum of the terms, scaled; `along` does each dimension's share."""
+    """The sum of the terms, scaled; `along` does each dimension's share. `rows`: of which new rows the sources and maps are."""
     total: Tensor | None = None
     dtype = torch.float32
     for number, term in enumerate(plan.terms):
@@ -184,11 +134,15 @@ def _computed(
         total = mapped if total is None else total + mapped
     assert total is not None
     if moment == "weight":
-        return _rounded(plan, _finish_weight(plan, total), dtype)
+        if rows is None and noisy_reader(plan) is not None and rows_apart(plan, maps):
+            rows = Rows((0, len(total)), len(total), spread_of(plan, fetch(plan.terms[0].source), maps))
+        return _rounded(plan, _finish_weight(plan, total, rows), dtype)
     if moment == "displacement":
         return (total * plan.scale).to(dtype)
     if plan.begins:
         return torch.zeros_like(total, dtype=dtype)
+    if plan.redrawn is not None:  # what has been drawn anew has no past
+        total = total.masked_fill(plan.redrawn.mask(total.shape).to(total.device), 0)
     factor = (1 / plan.scale) ** DUAL[moment][1]
     return (total * (abs(factor) if moment == "magnitude" else factor)).to(dtype)
 
@@ -227,21 +181,87 @@ def _part(plan: TensorPlan, tensor: Tensor, part: str) -> Tensor:
     return torch.where(further.to(tensor.device) == (part == "copies"), tensor, 0)
 
 
-def _finish_weight(plan: TensorPlan, tensor: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a new tensor: (first, last), how many there are in all, and the standard deviation of all its entries before
+    noise."""
+
+    here: tuple[int, int]
+    of: int
+    spread: float
+
+
+def rows_apart(plan: TensorPlan, maps: Maps) -> bool:
+    """Whether every new row is made of one old row, noise included, so that rows can be made by themselves."""
+    plain = len(plan.terms) == 1 and isinstance(plan.terms[0].weight, float | int) and plan.terms[0].part == "all"
+    more = plan.perturb or plan.offset or plan.beside or plan.drawn or plan.shards or plan.redrawn
+    alone = all(m is None or m.dense is None for m in maps)
+    drawn = any(m is not None and (m.fresh is not None or m.filled) for m in plan.maps)
+    return plain and not more and alone and not drawn and len(maps) > 1 and _shared_reader(plan) not in (None, 0)
+
+
+def spread_of(plan: TensorPlan, source: Tensor, maps: Maps) -> float:
+    """The standard deviation of the entries of W' before noise, from W alone: each entry counts as often, and by as much, as the
+    maps copy it. Summed in float64 by blocks of rows."""
+    counts = [
+        (m.power_sums(1), m.power_sums(2)) if m is not None else (torch.ones(n, dtype=torch.float64),) * 2
+        for m, n in zip(maps, source.shape, strict=True)
+    ]
+    sums = [0.0, 0.0]
+    step = max(1, BLOCK // max(1, source[0].numel())) if len(source) else 1
+    for a in range(0, len(source), step):
+        block = source[a : a + step].double().cpu()
+        for power, values in enumerate((block, block.square())):
+            for dimension in range(source.dim() - 1, 0, -1):
+                values = values @ counts[dimension][power]
+            sums[power] += float(values @ counts[0][power][a : a + step])
+    factor = float(plan.terms[0].weight) * plan.scale
+    total = math.prod(m.new_size if m is not None else n for m, n in zip(maps, source.shape, strict=True))
+    variance = (sums[1] - sums[0] ** 2 / max(1, total)) / max(1, total - 1)
+    return abs(factor) * math.sqrt(max(0.0, variance))
+
+
+def _in_shards(fetch: Fetch, shards: Shards) -> Fetch:
+    return lambda name: shards(fetch(name))
+
+
+def _drawn(plan: TensorPlan, drawn: Drawn, like: Tensor, moment: Moment) -> Tensor:
+    """A tensor without sources, and moments that begin at zero."""
+    if moment != "weight" or not drawn.std:
+        return torch.zeros(drawn.shape, dtype=like.dtype, device=like.device)
+    rows = torch.empty(drawn.shape[0] // drawn.repeats, *drawn.shape[1:])
+    values = _noise(plan.name, plan.seed, rows, "drawn") * drawn.std
+    return values.repeat_interleave(drawn.repeats, 0).to(like.device, like.dtype)
+
+
+def _redrawn(plan: TensorPlan, redrawn: Redrawn, tensor: Tensor) -> Tensor:
+    """Some units drawn anew, with the mean and the standard deviation of the tensor (drop-upcycling)."""
+    values = _noise(plan.name, plan.seed, tensor, f"redrawn {plan.terms[0].source}") * tensor.std() + tensor.mean()
+    return torch.where(redrawn.mask(tensor.shape).to(tensor.device), values, tensor)
+
+
+def _finish_weight(plan: TensorPlan, tensor: Tensor, rows: Rows | None = None) -> Tensor:
+    if plan.redrawn is not None:
+        tensor = _redrawn(plan, plan.redrawn, tensor)
     if plan.scale != 1:
         tensor = (tensor + plan.offset) * plan.scale - plan.offset
     tensor = _write_fresh_units(plan, _with_unit_variances(plan, _fill_units(plan, tensor)))
     if plan.perturb:
         tensor = tensor + _noise(plan.name, plan.seed, tensor, "perturb") * plan.perturb
-    reader = _noisy_reader(plan)
+    reader = noisy_reader(plan)
     if reader is None:
         return tensor
     axis_map = plan.maps[reader]
     assert axis_map is not None
-    return tensor + null_noise(plan, tensor, axis_map, reader, plan.noise, plan.seed)
+    if rows is None:
+        return tensor + null_noise(plan, tensor, axis_map, reader, plan.noise, plan.seed)
+    drawn = normal(plan.name, plan.seed, "noise", (rows.of, *tensor.shape[1:]), rows.here).to(
+        tensor.device, tensor.dtype
+    )
+    return tensor + axis_map.project_noise(drawn * (plan.noise * rows.spread), reader)
 
 
-def _noisy_reader(plan: TensorPlan) -> int | None:
+def noisy_reader(plan: TensorPlan) -> int | None:
     """The dimension along which noise cancels, if this tensor gets any."""
     return _shared_reader(plan) if plan.noise and plan.scale != 0 else None
 

@@ -9,13 +9,15 @@ every entry, how many of the count's steps it has missed, and a hook behind each
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from meristem.growth.dtensors import whole
+from meristem.growth.dtensors import local, whole
 
 MISSED = "missed_steps"  # in an optimizer's state, shaped like the parameter
 FORGOTTEN = 1e-8  # a bias correction that is this close to 1 is none any more
@@ -30,24 +32,62 @@ def count_blocks_apart(optimizer: Optimizer) -> None:
     Args:
         optimizer: with `betas` and `eps` in its groups (Adam, AdamW); others keep no such counts.
     """
-    behind = {p: entries for p, entries in optimizer.state.items() if MISSED in entries}
-    counts = {p: float(entries["step"]) for p, entries in behind.items()}
-    longest = {p: float(whole(entries[MISSED].max())) for p, entries in behind.items()}
+    counting = _COUNTING.setdefault(optimizer, _Counting())
+    for parameter, entries in optimizer.state.items():
+        if MISSED in entries:
+            counting.counts[parameter] = float(entries["step"])
+            counting.longest[parameter] = float(whole(entries[MISSED].max()))
+    if not counting.hooked:
+        optimizer.register_step_post_hook(_correct_all)
+        counting.hooked = True
 
-    def correct(optimizer: Optimizer, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                entries = optimizer.state.get(parameter, {})
-                if MISSED not in entries:
-                    continue
-                count = float(entries["step"])
-                if count != counts[parameter]:  # a step that a gradient scaler left out moved nothing
-                    _correct(parameter, entries, group, count)
-                counts[parameter] = count
-                if max(group["betas"]) ** (count - longest[parameter]) < FORGOTTEN:
-                    del entries[MISSED]
 
-    optimizer.register_step_post_hook(correct)
+@torch.no_grad()
+def begin_anew(optimizer: Optimizer, parameter: Tensor, mask: Tensor) -> None:
+    """Set the moments of some entries of a parameter to zero, and let them count their steps from here.
+
+    Args:
+        mask: bool, shaped like this process's part of the parameter.
+    """
+    entries = optimizer.state.get(parameter, {})
+    for key, value in entries.items():
+        if isinstance(value, Tensor) and value.shape == parameter.shape and key != MISSED:
+            local(value).masked_fill_(mask, 0)
+    if "step" not in entries or "exp_avg_sq" not in entries or "betas" not in optimizer.param_groups[0]:
+        return  # nothing divides by a correction for the number of steps
+    if MISSED not in entries:
+        entries[MISSED] = torch.zeros_like(entries["exp_avg"], dtype=torch.float32)
+    local(entries[MISSED]).masked_fill_(mask, float(entries["step"]))
+    count_blocks_apart(optimizer)
+
+
+@dataclass
+class _Counting:
+    """Of one optimizer: the count of each parameter after its last step, and the most steps that an entry of it has missed."""
+
+    counts: dict[Tensor, float] = field(default_factory=dict)
+    longest: dict[Tensor, float] = field(default_factory=dict)
+    hooked: bool = False
+
+
+_COUNTING: WeakKeyDictionary[Optimizer, _Counting] = WeakKeyDictionary()
+
+
+def _correct_all(optimizer: Optimizer, *_: Any) -> None:
+    counting = _COUNTING.setdefault(optimizer, _Counting())  # a copy of an optimizer keeps its hooks, not its counts
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            entries = optimizer.state.get(parameter, {})
+            if MISSED not in entries:
+                continue
+            count = float(entries["step"])
+            if parameter not in counting.longest:  # its state was loaded after the hook was set
+                counting.longest[parameter] = float(whole(entries[MISSED].max()))
+            if count != counting.counts.get(parameter):  # a step that a gradient scaler left out moved nothing
+                _correct(parameter, entries, group, count)
+            counting.counts[parameter] = count
+            if max(group["betas"]) ** (count - counting.longest[parameter]) < FORGOTTEN:
+                del entries[MISSED]
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,10 +19,14 @@ from meristem.anatomy.inputs import device_of
 from meristem.anatomy.streamed import Span, Weights, is_streamed, streamed, weights_of
 from meristem.anatomy.structure import folded
 from meristem.anatomy.uninitialised import tied, uninitialised, without_initial_weights
-from meristem.growth.apply import Look, grow_pieces, grow_tensor, is_copy
+from meristem.growth.apply import grow_tensor
+from meristem.growth.pieces import Look, grow_pieces, is_copy
 from meristem.growth.plan import GrowthPlan
 
-LARGE = (1 << 10, 1 << 22)  # entries; what is larger than the first is on the meta device, if no buffer is among it
+LARGE = (
+    (1 << 10, 1 << 20),
+    (1 << 22, 1 << 62),
+)  # entries of tensors without values, and of zeros and ones, for `LargeOnMeta`
 
 
 def in_float32(anatomy: Anatomy, model: nn.Module) -> nn.Module:
@@ -102,12 +107,15 @@ def skeleton(make: Callable[[], nn.Module]) -> nn.Module:
     """What `make` builds, with its parameters on the meta device and its buffers real, its ties made."""
     from accelerate import init_empty_weights
 
-    for large in (*map(LargeOnMeta, LARGE), contextlib.nullcontext()):
+    def made(large: AbstractContextManager[Any]) -> nn.Module:
         with init_empty_weights(include_buffers=False), without_initial_weights(), large:
-            model = make()
+            return make()
+
+    for entries in LARGE:
+        model = made(LargeOnMeta(*entries))
         if not any(buffer.is_meta for buffer in model.buffers()):
-            break  # else a large buffer is filled after it is made
-    return tied(model)  # outside: what is registered inside is never shared
+            return tied(model)  # outside: what is registered inside is never shared
+    return tied(made(contextlib.nullcontext()))  # a large buffer is filled after it is made
 
 
 class LargeOnMeta(TorchFunctionMode):
@@ -117,17 +125,18 @@ class LargeOnMeta(TorchFunctionMode):
 
     Args:
         entries: how many make a tensor large.
+        filled: how many make one of zeros or ones large, as some classes make their parameters.
     """
 
-    def __init__(self, entries: int) -> None:
+    def __init__(self, entries: int, filled: int) -> None:
         super().__init__()
-        self._entries = entries
+        self._large = {torch.empty: entries, torch.zeros: filled, torch.ones: filled}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.empty and kwargs.get("device") is None:
+        if func in self._large and kwargs.get("device") is None:
             sizes = args[0] if len(args) == 1 and not isinstance(args[0], int) else args
-            if math.prod(kwargs.get("size", sizes)) > self._entries:
+            if math.prod(kwargs.get("size", sizes)) > self._large[func]:
                 kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)
 

@@ -46,6 +46,9 @@ class DeepFusion:
             (nothing to cancel it) when they differ.
         seed: of the noise.
         allow_differences: fuse networks whose configs say that they compute differently (see `differences`), all as the first does.
+        experts: fuse dense parents of one size as the experts of a mixture (see `fuse_experts`): their feed-forward blocks stay what they
+            are, each an expert, all other tensors are averaged, the router is new. The gap to the parents' mean is measured.
+        experts_per_token: how many of them a token gets.
     """
 
     name: ClassVar[str] = "deep_fusion"
@@ -54,9 +57,19 @@ class DeepFusion:
     noise: float | None = None
     seed: int = 0
     allow_differences: bool = False
+    experts: bool = False
+    experts_per_token: int = 2
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.experts and (self.norm != "plain" or self.noise):
+            raise MeristemError(
+                "experts and norm or noise do not go together: parents that become experts are not laid side by side"
+            )
+        if isinstance(self.experts_per_token, bool) or self.experts_per_token < 1:
+            raise MeristemError(
+                f"experts_per_token must be a whole number of at least 1, got {self.experts_per_token!r}"
+            )
 
     def convex(self, parents: int) -> tuple[float, ...]:
         """The weights of that many parents. Raises MeristemError unless they are positive and sum to 1."""
@@ -233,11 +246,11 @@ def _stream_sizes(
     anatomies: Sequence[Anatomy], models: Sequence[nn.Module], inputs: Mapping[str, Tensor]
 ) -> list[float]:
     """The root mean square of each parent's residual stream, averaged over its blocks."""
-    from meristem.growth.method import blocks_can_be_silent
+    from meristem.growth.silence import silencing
 
     found = []
     for anatomy, model in zip(anatomies, models, strict=True):
-        if not blocks_can_be_silent(anatomy, model):
+        if silencing(anatomy, model) is None:
             raise MeristemError('norm="equalised" needs pre-norm networks; these have a norm on the stream itself')
         sizes: list[float] = []
 

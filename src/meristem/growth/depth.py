@@ -11,7 +11,8 @@ import torch
 
 from meristem.anatomy import Anatomy
 from meristem.errors import MeristemError
-from meristem.growth.plan import GrowthPlan, LayerMap, LayerSource, layer_order
+from meristem.growth.layers import LayerMap, LayerSource, layer_order
+from meristem.growth.plan import GrowthPlan
 
 Kind = frozenset[tuple[str, tuple[int, ...]]]  # names and shapes of a layer's tensors
 Kinds = tuple[list[Kind], list[Kind]]  # of the old layers, and of the new ones

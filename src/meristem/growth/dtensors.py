@@ -19,3 +19,10 @@ def as_part(whole: Tensor, like: Tensor) -> Tensor:
     if isinstance(like, DTensor) and whole.shape == like.shape:
         return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return whole.clone()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor, in the same memory."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -2,7 +2,8 @@
 
 Logits, boxes and masks keep their shape and are compared as they are. Hidden states, as networks without a head put them
 out, have grown along some axis: the small network's are taken through the write map of that axis (under a padding that
-norms divide out, through what readers hear of it).
+norms divide out, through what readers hear of it; where the stream itself is given out, without a norm behind it, it comes as
+scaled as it is).
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def _mapped(a: Tensor, b: Tensor, plans: Sequence[GrowthPlan]) -> Iterator[Tenso
         return
     (dimension,) = moved
     for axis_map in _through(plans, a.shape[dimension], b.shape[dimension]):
+        if _of_unit_norm(a, dimension):  # as embeddings that a cosine compares are; copies would make it larger
+            yield torch.nn.functional.normalize(_apply(axis_map.write, a, dimension), dim=dimension)
         if axis_map.filled:  # what new tokens get is not compared
             new = axis_map.write.sourceless().view([-1 if d == dimension else 1 for d in range(b.dim())]).to(b.device)
             yield torch.where(new, b.double(), _apply(axis_map.write, a, dimension))
@@ -51,6 +54,13 @@ def _mapped(a: Tensor, b: Tensor, plans: Sequence[GrowthPlan]) -> Iterator[Tenso
         yield _apply(axis_map.write, a, dimension)
         if axis_map.heard is not axis_map.write:
             yield _apply(axis_map.heard, a, dimension)
+        if axis_map.norm_factor != 1:
+            yield _apply(axis_map.write, a / axis_map.norm_factor, dimension)
+
+
+def _of_unit_norm(tensor: Tensor, dimension: int) -> bool:
+    norms = tensor.double().norm(dim=dimension)
+    return torch.allclose(norms, torch.ones_like(norms), rtol=0, atol=1e-4)
 
 
 def _through(plans: Sequence[GrowthPlan], old: int, new: int) -> Iterator[AxisMap]:

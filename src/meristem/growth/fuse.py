@@ -14,13 +14,14 @@ from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.streamed import Weights, weights_of
 from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
-from meristem.errors import PreservationError
+from meristem.errors import MeristemError, PreservationError
 from meristem.growth.apply import grow_tensor, null_noise
 from meristem.growth.block_steps import MISSED
 from meristem.growth.build import filled, grown_dtypes, in_float32
 from meristem.growth.checks import check_inputs, check_number, check_same
 from meristem.growth.deep_fusion import SELF_FUSION_NOISE, DeepFusion
 from meristem.growth.differences import differences
+from meristem.growth.fuse_experts import expert_plans, mixture_of_parents
 from meristem.growth.growth import Growth, known
 from meristem.growth.optimizer import (
     State,
@@ -103,6 +104,8 @@ def fuse_with_certificate(
     weights = method.convex(len(parents))
     if inputs is None and (verify or method.norm == "equalised"):
         inputs = example_inputs(parents[0])
+    if method.experts:
+        return _as_experts(parents, anatomies, method, weights, verify, inputs)
     plans = method.plans(anatomies, parents, inputs or {})
     differ = any(differences(anatomies[0], other) for other in anatomies[1:])
     alike = _all_alike(parents) and not differ
@@ -137,6 +140,31 @@ def _averaged(parents: Sequence[nn.Module], method: Rebasin, inputs: Mapping[str
         "parents": len(parents),
     }
     return Fusion(fused, (), weights, certificate, False, (options,))
+
+
+def _as_experts(
+    parents: Sequence[nn.Module],
+    anatomies: Sequence[Anatomy],
+    method: DeepFusion,
+    weights: tuple[float, ...],
+    verify: bool,
+    inputs: Mapping[str, Tensor] | None,
+) -> Fusion:
+    """See `fuse_experts`. Parents that are one network are upcycled, which keeps its function."""
+    alike = _all_alike(parents)
+    plans = expert_plans(method, anatomies, parents, alike)
+    fused = mixture_of_parents(plans, parents, weights)
+    exact = plans[0].preserves_function and alike
+    certificate = None
+    if verify:
+        again = lambda exact: mixture_of_parents(plans, exact, weights)  # noqa: E731
+        certificate = _certify(plans, parents, weights, fused, inputs, again)
+    if certificate and exact and not certificate.holds:
+        raise PreservationError(
+            f"one network as several experts should compute what it did and does not: {certificate.summary()}"
+        )
+    options = {"method": method.name, **asdict(method), "weights": list(weights), "parents": len(parents)}
+    return Fusion(fused, tuple(plans), weights, certificate, exact, (options,))
 
 
 class MeanOfParents(nn.Module):
@@ -192,6 +220,8 @@ def fuse_state(fusion: Fusion, states: Sequence[State], family: Family | None = 
     Args:
         family: the row of the optimizer's table (`optimizer_families`); by default the first that has all entries of the state.
     """
+    if any(plan.reached is not None for plan in fusion.plans):
+        raise MeristemError("parents that became experts have optimizers of another network; start the mixture's anew")
     family = family or family_by_entries({key for s in states for entries in s.values() for key in entries} - {MISSED})
     total: dict[str, dict[str, Tensor]] = {}
     counts: dict[str, list[Tensor]] = {}

@@ -19,6 +19,7 @@ from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
 from meristem.errors import MeristemError, PreservationError
 from meristem.growth.build import build, in_float32
+from meristem.growth.causes import known_cause
 from meristem.growth.checks import check_guesses, check_inputs, check_same
 from meristem.growth.depth import new_layers
 from meristem.growth.expected import expected_outputs
@@ -172,8 +173,16 @@ def _second_try(
         proof = certify(model, interleaved, inputs, kept)
         if proof.holds:
             return interleaved, proof, other
+    cause = None if certificate.holds else known_cause(model, steps.plans)
+    if cause:
+        raise PreservationError(f"this growth does not keep the function ({certificate.summary()}): {cause}")
     if not certificate.holds:
         where = f"; cloned, {parting}" if parting else ""
+        if certificate.holds_unrounded:
+            raise PreservationError(
+                f"this growth preserves the function, but {certificate.stored_dtype} cannot hold its weights well enough: "
+                f"{certificate.summary()}. Grow a copy in float32 (model.float()), or pass verify=False (--no-verify)"
+            )
         raise PreservationError(
             f"this growth should preserve the function and does not: {certificate.summary()}. The anatomy of this "
             f"{anatomy.builder.model_type} is not understood{where}. {shown_by(anatomy)} shows what was inferred"

@@ -17,11 +17,12 @@ from meristem.anatomy import Anatomy
 from meristem.anatomy.heads import UNITS
 from meristem.anatomy.trace import Inputs
 from meristem.growth.depth import identity_layers
-from meristem.growth.method import Choices, Weights, blocks_can_be_silent
+from meristem.growth.depth_targets import depth_targets
+from meristem.growth.layers import LayerMap
+from meristem.growth.method import Choices, Weights
 from meristem.growth.norm_statistics import normed_axes
 from meristem.growth.padding import is_padded, padded_heads, padded_hidden
-from meristem.growth.plan import LayerMap
-from meristem.growth.targets import depth_targets
+from meristem.growth.silent_blocks import silence
 from meristem.growth.width import NoisyWidthMethod
 
 SHAPING = frozenset(
@@ -33,7 +34,8 @@ SHAPING = frozenset(
 class LEMON(NoisyWidthMethod):
     """Whole copies as far as they go, the remainder of the hidden axis silent; heads and feed-forward units duplicated.
 
-    Exact for pre-norm networks at any ratio, for post-norm ones at whole ratios. What norms measure is kept by scaling the stream
+    Exact for pre-norm networks at any ratio, for post-norm ones at whole ratios of width and any depth (see `silent_blocks`). What
+    norms measure is kept by scaling the stream
     (see `stream`), so that eps stays as published.
 
     Args:
@@ -77,4 +79,4 @@ class LEMON(NoisyWidthMethod):
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
         """Unless norms stand in the way (see `norms_are_kept`), or config entries change."""
         kept = set(self.fields or ()) <= SHAPING and super().promises(anatomy, maps, model, inputs)
-        return kept and (not self.layer_maps(anatomy) or blocks_can_be_silent(anatomy, model, inputs))
+        return kept and not silence(anatomy, self.layer_maps(anatomy), model, inputs).obstacle

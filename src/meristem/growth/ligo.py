@@ -21,9 +21,10 @@ from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.apply import grow_tensor
 from meristem.growth.depth import repeat_all
+from meristem.growth.depth_targets import depth_targets
+from meristem.growth.layers import LayerMap, LayerSource, layer_order
 from meristem.growth.method import Method, Weights
-from meristem.growth.plan import GrowthPlan, LayerMap, LayerSource, layer_order
-from meristem.growth.targets import depth_targets
+from meristem.growth.plan import GrowthPlan
 from meristem.growth.width import WidthMethod
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,18 +17,13 @@ from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.lemon import LEMON
-from meristem.growth.method import blocks_can_be_silent
 from meristem.growth.norm_statistics import obstacles
 from meristem.growth.plan import GrowthPlan
+from meristem.growth.silent_blocks import silence
+from meristem.growth.target_config import aimed_at, check_tokens, other_fields, read_target
 from meristem.growth.targets import SIZED
 
-# Config entries that say where a checkpoint comes from or how it is run, and nothing about its function.
-BOOKKEEPING = (
-    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "return_dict", "id2label",
-    "label2id", "task_specific_params", "finetuning_task", "problem_type", "_attn_implementation", "_attn_implementation_autoset",
-    "output_attentions", "output_hidden_states", "_commit_hash", "initializer_range", "initializer_factor", "auto_map",
-)  # fmt: skip
-TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+OPTIONS = frozenset({"noise", "seed", "norms"})  # of LEMON, beside what the target says
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ def like(
     """The growth of `model` to the shape of `target`.
 
     Args:
-        target: a transformers config, or the path of a config.json or a model directory, or a hub name.
+        target: a transformers config, or what names one (see `target_config.read_target`).
         anatomy: of the model, if known.
         take_target_fields: give the result all entries of the target's config, also those that change the function (rope
             theta, eps, activation); by default they stay the source's.
@@ -84,19 +77,28 @@ def like(
             f"the target is a {config.model_type}, the network a {builder.model_type}; a {builder.model_type} of any larger size "
             "would work"
         )
-    aim = HuggingFaceBuilder(builder.model_class, config, _reading(builder))
+    aim = aimed_at(builder, config, reading=_reading(builder))
+    unknown = set(options) - OPTIONS
+    if unknown:
+        raise MeristemError(f"like= takes no {min(unknown)}; beside the target it takes {', '.join(sorted(OPTIONS))}")
     sizes, depths = _differences(anatomy, aim)
-    _check_tokens(builder.config, config)
+    check_tokens(builder.config, config)
     method = LEMON(sizes=sizes or None, depths=depths or None, fields=_shaping(builder, aim, sizes) or None, **options)
     if "tie_word_embeddings" in (method.fields or {}):
         method = replace(method, tied="untie")
     reached = _reached(anatomy, sizes, depths, method.fields or {})
-    fields = _other_fields(reached.config, aim.config)
+    fields = other_fields(reached.config, aim.config)
     if take_target_fields:
         given = {name: theirs for name, (_, theirs) in fields.items()}
         method = replace(method, fields={**(method.fields or {}), **given} or None)
         reached = _reached(anatomy, sizes, depths, method.fields or {})
     _check_shapes(reached, aim)
+    if not (sizes or depths or method.fields):
+        told = ", ".join(fields)
+        raise MeristemError(
+            "the target has the network's own sizes, so there is nothing to grow"
+            + (f"; its config differs in {told}, which --take-target-fields takes over" if told else "")
+        )
     return Like(method, fields, take_target_fields)
 
 
@@ -117,23 +119,6 @@ def _reading(builder: HuggingFaceBuilder) -> Reading:
     return replace(builder.reading, kv_heads=1 if builder.reading.kv_heads == 1 and not told else None)
 
 
-def read_target(target: Any) -> Any:
-    """A transformers config from whatever names one. Raises MeristemError if nothing there is one."""
-    if hasattr(target, "model_type"):
-        return target
-    from transformers import AutoConfig
-
-    path = Path(str(target))
-    try:
-        if path.is_file():
-            return AutoConfig.for_model(**json.loads(path.read_text()))
-        return AutoConfig.from_pretrained(str(target), trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise MeristemError(
-            f"{target}: no config.json, model directory or hub name of a known model: {error}"
-        ) from error
-
-
 def rows(plan: GrowthPlan, model: nn.Module, inputs: Inputs = None) -> list[AxisRow]:
     """What a plan does to each axis, and where it cannot be exact."""
     blocked = obstacles(plan.source, plan.maps, model, inputs)
@@ -143,9 +128,8 @@ def rows(plan: GrowthPlan, model: nn.Module, inputs: Inputs = None) -> list[Axis
         if new != axis.size and not is_part(axis.name):
             why = blocked.get(axis.name) or blocked.get(Heads.of(axis.name).heads, "")
             found.append(AxisRow(axis.name, axis.size, new, _rule(axis.kind, plan, axis.name), why))
-    silent = not plan.layers or blocks_can_be_silent(plan.source, model, inputs)
+    why = silence(plan.source, plan.layers, model, inputs).obstacle
     for axis, layers in plan.layers.items():
-        why = "" if silent else "a block that writes nothing does not leave the stream as it is (post-norm)"
         found.append(AxisRow(axis, plan.source.depths[axis], len(layers), "identity blocks, spread evenly", why))
     return found
 
@@ -199,35 +183,12 @@ def _fewer_heads(anatomy: Anatomy, aim: HuggingFaceBuilder) -> dict[str, tuple[i
     return found
 
 
-def _check_tokens(ours: Any, theirs: Any) -> None:
-    """Raises MeristemError where the vocabulary and the special tokens differ: the ids then mean other words."""
-    special = [
-        name
-        for name in TOKENS
-        if isinstance(getattr(ours, name, None), int) and isinstance(getattr(theirs, name, None), int)
-    ]
-    moved = [name for name in special if getattr(ours, name) != getattr(theirs, name)]
-    sizes = [getattr(config.get_text_config(), "vocab_size", None) for config in (ours, theirs)]
-    if sizes[0] != sizes[1] and moved:
-        told = ", ".join(f"{name} {getattr(ours, name)} -> {getattr(theirs, name)}" for name in moved)
-        raise MeristemError(
-            f"the target has another tokenizer (vocab_size {sizes[0]} -> {sizes[1]}, {told}), so its ids mean other words; a target "
-            f"with vocab_size={sizes[0]} would work"
-        )
-
-
 def _reached(
     anatomy: Anatomy, sizes: Mapping[str, int], depths: Mapping[str, int], fields: Mapping[str, Any]
 ) -> HuggingFaceBuilder:
     builder = anatomy.builder
     assert isinstance(builder, HuggingFaceBuilder)
     return builder.resized({**anatomy.sizes, **sizes}, {**builder.depths, **depths}, fields)
-
-
-def _other_fields(ours: Any, theirs: Any) -> dict[str, tuple[Any, Any]]:
-    a, b = ours.to_dict(), theirs.to_dict()
-    names = [name for name in {**a, **b} if name not in BOOKKEEPING and a.get(name) != b.get(name)]
-    return {name: (a.get(name), b.get(name)) for name in names}
 
 
 def _check_shapes(reached: HuggingFaceBuilder, aim: HuggingFaceBuilder) -> None:
@@ -239,7 +200,7 @@ def _check_shapes(reached: HuggingFaceBuilder, aim: HuggingFaceBuilder) -> None:
         raise MeristemError(
             f"the target has other tensors than any growth of this network: {len(other)} differ, such as {name}, "
             f"{_told(ours.get(name))} against {_told(theirs.get(name))}; its config differs in "
-            f"{', '.join(_other_fields(reached.config, aim.config)) or 'no entry'}"
+            f"{', '.join(other_fields(reached.config, aim.config) or other_fields(reached.config, aim.config, ()))}"
         )
 
 

@@ -10,13 +10,15 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from meristem.algebra import AxisMap
-from meristem.anatomy import Anatomy
+from meristem.anatomy import Anatomy, Builder
 from meristem.anatomy.streamed import weights_of
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
+from meristem.growth.dimensions import sizes_after
+from meristem.growth.layers import LayerMap, layer_order
 from meristem.growth.norm_statistics import keep_statistics, norms_are_kept
-from meristem.growth.plan import GrowthPlan, LayerMap, layer_order, sizes_after
-from meristem.growth.silence import silencing
+from meristem.growth.plan import GrowthPlan
+from meristem.growth.silent_blocks import silence
 from meristem.growth.tying import repair
 from meristem.growth.values import check_values
 
@@ -88,7 +90,7 @@ class Method(ABC):
         fix = repair(anatomy, target, maps, model, choices.keep_tied, padding.scales, inputs)
         if fix.untied:
             target = anatomy.builder.resized(sizes, depths, {**changes, "tie_word_embeddings": False}, orders)
-        silent_blocks = any(layer.silent for layer_map in layers.values() for layer in layer_map)
+        silent = silence(anatomy, layers, model, inputs)
         return GrowthPlan(
             source=anatomy,
             target=target,
@@ -101,17 +103,20 @@ class Method(ABC):
             untied=fix.untied,
             silent=padding.silent,
             quiet=padding.quiet,
-            muted=silencing(anatomy, model, inputs) if silent_blocks else None,
+            muted=silent.muted,
+            own_maps=padding.own_maps,
+            stream_norms=silent.norms,
         )
+
+    def target(self, anatomy: Anatomy, weights: Weights) -> Builder:
+        """What builds the network that it makes, by its sizes alone and with none of the repairs that a plan finds out: for costs."""
+        sizes = sizes_after(anatomy, self.axis_maps(anatomy, weights))
+        lengths = {axis: len(layer_map) for axis, layer_map in self.layer_maps(anatomy).items()}
+        return anatomy.builder.resized(sizes, {**anatomy.builder.depths, **lengths}, self.choices().fields or {})
 
     def options(self) -> dict[str, Any]:
         """The method and its options, as recorded in `meristem.json`."""
         return {"method": self.name, **asdict(self)}
-
-
-def blocks_can_be_silent(anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> bool:
-    """Whether a block that writes nothing leaves the stream as it is, see `silencing`."""
-    return silencing(anatomy, model, inputs) is not None
 
 
 Methods = Method | Sequence[Method]

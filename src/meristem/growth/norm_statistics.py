@@ -11,18 +11,23 @@ from torch import nn
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy, TensorAnatomy
 from meristem.anatomy.conventions import NORM_EPS_FIELDS
+from meristem.anatomy.streamed import weights_of
 from meristem.anatomy.trace import Inputs
-from meristem.growth.stream import Stream, stream_of
+from meristem.growth.own_maps import OwnMaps, folds, own_maps
+from meristem.growth.stream import Stream
+from meristem.growth.stream_watch import stream_of
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Scalars by tensor name, changes of the config, tensors whose new units have to stay zero, and readers that get no noise."""
+    """Scalars by tensor name, changes of the config, tensors whose new units have to stay zero, readers that get no noise, and
+    tensors with maps of their own."""
 
     scales: Mapping[str, float] = field(default_factory=dict)
     changes: Mapping[str, float] = field(default_factory=dict)
     silent: frozenset[str] = frozenset()
     quiet: frozenset[str] = frozenset()
+    own_maps: OwnMaps = field(default_factory=dict)
 
 
 def normed_axes(anatomy: Anatomy) -> set[str]:
@@ -59,7 +64,9 @@ def keep_statistics(
         return Statistics(_gain_scales(anatomy, maps), _eps_changes(anatomy, maps))
     stream = stream_of(model, anatomy, inputs)
     silent = frozenset(name for name in anatomy.tensors if stream.measures(anatomy, name) & padded)
-    return Statistics(stream.scales(anatomy, maps), silent=silent, quiet=_behind_no_norm(anatomy, maps, stream))
+    own = own_maps(anatomy, maps, stream, weights_of(model))
+    quiet = _behind_no_norm(anatomy, maps, stream)
+    return Statistics(stream.scales(anatomy, maps), silent=silent, quiet=quiet, own_maps=own)
 
 
 def _behind_no_norm(anatomy: Anatomy, maps: Mapping[str, AxisMap], stream: Stream) -> frozenset[str]:
@@ -104,11 +111,11 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
                 "silent; whole multiples are exact"
             )
         elif any(anatomy.norms[path].centres for path in over) and (
-            gains := stream_of(model, anatomy, inputs).gains_in_the_stream(anatomy, axis)
+            gains := _gains_that_do_not_fold(anatomy, stream_of(model, anatomy, inputs), axis)
         ):
             found[axis] = (
-                f"{gains[0]} multiplies what joins the stream unit by unit, so the mean that pads it is not the mean of the "
-                "products; whole multiples are exact"
+                f"{gains[0]} multiplies unit by unit what joins the stream and comes from no weight alone, so the mean that pads it "
+                "is not the mean of the products; whole multiples are exact"
             )
         elif foreign := stream_of(model, anatomy, inputs).unscalable(over):
             found[axis] = (
@@ -116,6 +123,10 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
                 "multiples are exact"
             )
     return found
+
+
+def _gains_that_do_not_fold(anatomy: Anatomy, stream: Stream, axis: str) -> list[str]:
+    return [gain for gain in stream.gains_in_the_stream(anatomy, axis) if not folds(anatomy, stream, gain, axis)]
 
 
 def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:

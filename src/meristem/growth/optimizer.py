@@ -32,8 +32,10 @@ from meristem.growth.optimizer_families import (
     family_of,
     unknown_entry,
 )
-from meristem.growth.plan import GrowthPlan, TensorPlan
+from meristem.growth.plan import GrowthPlan
+from meristem.growth.tensor_plan import TensorPlan
 
+KEPT_BY_SCHEDULERS = ("initial_lr", "max_lr", "min_lr")  # rates in a parameter group that learning rates are set from
 State = Mapping[str, Mapping[str, Tensor]]  # parameter name -> key ("exp_avg", "step", ...) -> tensor
 
 
@@ -52,12 +54,19 @@ def named_state(optimizer: Optimizer, model: nn.Module) -> State:
     for parameter, entries in optimizer.state.items():
         name = names.get(id(parameter))
         if name is None:
-            raise MeristemError("the optimizer holds parameters that are not the model's; pass the model it trains")
+            raise _foreign()
         kept = {key: _as_tensor(key, value, name) for key, value in entries.items() if value is not None}
         for key in (key for key in kept if family.entries.get(key) == "weights"):
             kept[key] = kept[key] - parameter.detach()
         state[name] = kept
     return state
+
+
+def _foreign() -> MeristemError:
+    return MeristemError(
+        "the optimizer holds parameters that are not the model's; pass the one that trains the source of this growth (after an "
+        "earlier growth, what grow_optimizer of that one returned)"
+    )
 
 
 def _as_tensor(key: str, value: Any, name: str) -> Tensor:
@@ -69,11 +78,15 @@ def _as_tensor(key: str, value: Any, name: str) -> Tensor:
 
 
 def load_named_state(optimizer: Optimizer, model: nn.Module, state: State) -> None:
-    """Put a state by names into an optimizer of `model`; of a sharded network, every process keeps its part."""
+    """Put a state by names into an optimizer of `model`; of a sharded network, every process keeps its part. What the optimizer does
+    not train (frozen parameters) stays without."""
     parameters = dict(model.named_parameters())
     family = family_of(optimizer)
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, entries in state.items():
         parameter = parameters[name]
+        if id(parameter) not in trained:
+            continue
         loaded: dict[str, Any] = {
             key: as_part(value.to(parameter.device) if value.dim() else value, parameter)
             for key, value in entries.items()
@@ -109,7 +122,7 @@ def grow_state(plan: GrowthPlan, state: State, family: Family | None = None) -> 
         if own is None:
             continue
         dtypes = dtypes_of(state[own])
-        if family.counts and "step" in dtypes and _has_beginners(tensor_plan):
+        if family.counts and "step" in dtypes and not tensor_plan.begins and _has_beginners(tensor_plan):
             dtypes = {**dtypes, MISSED: torch.float32}
         grown[name] = Weights(dtypes, functools.partial(_grown_entry, plan, tensor_plan, state, own, family))
     return grown
@@ -125,7 +138,13 @@ def dtypes_of(entries: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
 def _has_beginners(tensor_plan: TensorPlan) -> bool:
     """Whether some entries of a grown tensor had no gradient before: silent or unread units, silent layers."""
     duals = (tensor_plan.unit_map(dimension, dual=True) for dimension in range(len(tensor_plan.maps)))
-    return tensor_plan.begins or any(m is not None and bool(m.sourceless().any()) for m in duals)
+    begins = tensor_plan.begins or tensor_plan.redrawn is not None
+    return begins or any(m is not None and bool(m.sourceless().any()) for m in duals)
+
+
+def partly_new(plans: Sequence[GrowthPlan]) -> bool:
+    """Whether some tensor holds entries that were trained and others that were not, so that one count of steps is not enough."""
+    return any(not t.begins and _has_beginners(t) for plan in plans for t in plan.tensors.values())
 
 
 def _grown_entry(plan: GrowthPlan, tensor_plan: TensorPlan, state: State, own: str, family: Family, key: str) -> Tensor:
@@ -134,7 +153,8 @@ def _grown_entry(plan: GrowthPlan, tensor_plan: TensorPlan, state: State, own: s
         return state[own]["step"].to(steps.device) - steps
     kind = family.entries[key]
     if kind == "scalar":
-        return state[own][key].clone()
+        value = state[own][key]
+        return torch.full_like(value, family.initial(key, float(value))) if tensor_plan.begins else value.clone()
     like = state[own][key]
 
     def fetch(name: str) -> Tensor:
@@ -142,8 +162,28 @@ def _grown_entry(plan: GrowthPlan, tensor_plan: TensorPlan, state: State, own: s
         return entries[key] if entries else torch.zeros_like(like)
 
     if kind in ("row", "column"):
-        return _averaged(tensor_plan, fetch, reduced=-1 if kind == "row" else -2)
-    return grow_tensor(tensor_plan, fetch, "displacement" if kind == "weights" else kind)
+        return _averaged_parts(tensor_plan, fetch, reduced=-1 if kind == "row" else -2)
+    grown = grow_tensor(tensor_plan, fetch, "displacement" if kind == "weights" else kind)
+    counted_anew = tensor_plan.begins and "step" in state[own]
+    if kind == "second_moment" and family.fills and not counted_anew and _has_beginners(tensor_plan):
+        return _filled(grown, own_steps(plan, tensor_plan.name, state, counted=False) > 0, like)
+    return grown
+
+
+def _filled(moment: Tensor, trained: Tensor, like: Tensor) -> Tensor:
+    """Second moments of which those of untrained entries are the mean of the others, or of the small tensor's."""
+    typical = moment[trained].mean() if bool(trained.any()) else like.mean()
+    return torch.where(trained.to(moment.device), moment, typical.to(moment))
+
+
+def _averaged_parts(tensor_plan: TensorPlan, fetch: Callable[[str], Tensor], reduced: int) -> Tensor:
+    """`_averaged` of a tensor that is laid together of several."""
+    parts = [_averaged(part, fetch, reduced) for part in tensor_plan.parts]
+    if len(parts) == 1:
+        return parts[0]
+    if tensor_plan.along == len(tensor_plan.maps) + reduced:  # averaged over all of them, which are alike in size
+        return torch.stack(parts).mean(0)
+    return torch.cat(parts, tensor_plan.along)
 
 
 def _averaged(tensor_plan: TensorPlan, fetch: Callable[[str], Tensor], reduced: int) -> Tensor:
@@ -158,7 +198,15 @@ def _averaged(tensor_plan: TensorPlan, fetch: Callable[[str], Tensor], reduced: 
     one = UnitMap.select(torch.zeros(1, dtype=torch.long), 1, factor**0.5)
     maps = list(tensor_plan.maps)
     maps[position] = AxisMap(one, one)
-    left_out = fetch(tensor_plan.terms[0].source).dim() < len(maps)
+    sources = len(maps) - (tensor_plan.shards is not None)  # dimensions that they have
+    left_out = fetch(tensor_plan.terms[0].source).dim() < sources
+    if tensor_plan.drawn is not None:
+        shape = list(tensor_plan.drawn.shape)
+        shape[reduced] = 1
+        like = fetch(tensor_plan.terms[0].source)
+        return (
+            torch.zeros(shape, dtype=like.dtype).squeeze(reduced) if left_out else torch.zeros(shape, dtype=like.dtype)
+        )
     grown = grow_tensor(
         replace(tensor_plan, maps=tuple(maps)),
         lambda name: fetch(name).unsqueeze(reduced) if left_out else fetch(name),
@@ -167,8 +215,12 @@ def _averaged(tensor_plan: TensorPlan, fetch: Callable[[str], Tensor], reduced: 
     return grown.squeeze(reduced) if left_out else grown
 
 
-def own_steps(plan: GrowthPlan, name: str, state: State) -> Tensor:
-    """How many steps each entry of a grown tensor has been trained: as many as its source (the mean of several); 0 without one."""
+def own_steps(plan: GrowthPlan, name: str, state: State, counted: bool = True) -> Tensor:
+    """How many steps each entry of a grown tensor has been trained: as many as its source (the mean of several); 0 without one.
+
+    Args:
+        counted: whether the state counts steps; otherwise 1 stands for any number.
+    """
     tensor_plan = plan.tensors[name]
 
     def summed(of: Callable[[Mapping[str, Tensor], torch.Size], Tensor]) -> Tensor:
@@ -179,7 +231,7 @@ def own_steps(plan: GrowthPlan, name: str, state: State) -> Tensor:
 
         return grow_tensor(tensor_plan, fetch, "second_moment")
 
-    steps = summed(lambda entries, shape: _steps(entries).expand(shape))
+    steps = summed(lambda entries, shape: _steps(entries).expand(shape) if counted else torch.ones(shape))
     sources = summed(lambda _, shape: torch.ones(shape))
     return torch.where(sources > 0, steps / sources.clamp(min=1e-30), 0).round()
 
@@ -252,6 +304,8 @@ def _grown_groups(
 ) -> list[dict[str, Any]]:
     """The parameter groups of the small network's optimizer, with the large network's parameters in them."""
     names = {id(parameter): name for name, parameter in small.named_parameters()}
+    if any(id(parameter) not in names for group in optimizer.param_groups for parameter in group["params"]):
+        raise _foreign()
     group_of = {names[id(p)]: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
     for plan in plans:
         group_of = {
@@ -270,7 +324,9 @@ def _grown_groups(
 
 def _emptied(group: Mapping[str, Any]) -> dict[str, Any]:
     """The hyperparameters of a group, without its parameters and their names."""
-    return {**{key: value for key, value in group.items() if key not in ("params", "param_names")}, "params": []}
+    kept = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+    own = {key: value.clone() if isinstance(value, Tensor) else value for key, value in kept.items()}
+    return {**own, "params": []}
 
 
 def scaled_groups(
@@ -307,8 +363,8 @@ def scaled_groups(
 
 def _scaled_group(group: Mapping[str, Any], changes: Mapping[str, float]) -> dict[str, Any]:
     scaled = _emptied(group)
-    if "initial_lr" in scaled and "lr" in changes:
-        changes = {**changes, "initial_lr": changes["lr"]}
+    if "lr" in changes:
+        changes = {**changes, **dict.fromkeys(KEPT_BY_SCHEDULERS, changes["lr"])}
     for key, factor in changes.items():
         if scaled.get(key) is not None:
             scaled[key] = scaled[key] * factor

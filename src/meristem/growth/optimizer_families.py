@@ -67,6 +67,8 @@ class Family:
         entries: how each entry of the state grows.
         changes: what a parameter group has to be multiplied by for an amplitude; None if no factors can do it.
         counts: an Adam whose bias corrections can be counted for blocks of a tensor (`block_steps`).
+        fills: untrained entries start with the mean second moment of the others, since the optimizer counts steps for whole tensors
+            and nothing corrects it (a first step would be 3 to 30 learning rates long).
         exact: "" if the grown optimizer follows the small one's trajectory; else what is approximate about it.
     """
 
@@ -74,7 +76,12 @@ class Family:
     entries: Mapping[str, Entry]
     changes: Callable[[Group, Amplitude], Changes] | None
     counts: bool = False
+    fills: bool = False
     exact: str = field(default="")
+
+    def initial(self, key: str, value: float) -> float:
+        """What a number for the whole tensor is before its first step; `value` for those that do not count steps."""
+        return {"step": 0.0, "mu_product": 1.0}.get(key, value)
 
     def shape_of(self, key: str, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of an entry of a parameter of this shape."""
@@ -155,11 +162,12 @@ FAMILIES: dict[str, Family] = {
         Family("AdamW", ADAM, _decoupled, counts=True),
         Family("SGD", {"momentum_buffer": "gradient"}, _proportional),
         Family("Adamax", {**ADAM, "exp_inf": "magnitude"}, _adaptive),
-        Family("NAdam", {**ADAM, "mu_product": "scalar"}, _adaptive),
+        Family("NAdam", {**ADAM, "mu_product": "scalar"}, _adaptive, fills=True),
         Family(
             "RAdam",
             ADAM,
             _adaptive,
+            fills=True,
             exact="its first five steps, which are not rectified, are proportional to gradients",
         ),
         Family(
@@ -180,7 +188,9 @@ FAMILIES: dict[str, Family] = {
             _relative,
             exact="noise between copies, and uneven copies, change the averages over rows and columns",
         ),
-        Family("AdamWScheduleFree", {"z": "weights", "exp_avg_sq": "second_moment"}, _schedule_free(_decoupled)),
+        Family(
+            "AdamWScheduleFree", {"z": "weights", "exp_avg_sq": "second_moment"}, _schedule_free(_decoupled), fills=True
+        ),
         Family("SGDScheduleFree", {"z": "weights"}, _schedule_free(_proportional)),
     )
 }

@@ -11,64 +11,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from meristem.algebra import AxisMap, Layout, UnitMap
+from meristem.algebra import AxisMap, Layout
 from meristem.anatomy import Anatomy, BlockList, Builder, TensorAnatomy
-from meristem.anatomy.axis_ref import kind_of
-from meristem.anatomy.heads import GROUP, HEAD_DIM, Heads, are_queries
+from meristem.anatomy.heads import Heads
 from meristem.anatomy.shared_names import names_of_parameters
 from meristem.anatomy.unit_lists import units_of
 from meristem.errors import AnatomyError
-
-
-@dataclass(frozen=True)
-class LayerSource:
-    """A new layer: a weighted sum of old layers; `silent` ones write nothing (identity blocks)."""
-
-    sources: tuple[tuple[int, float | Tensor], ...]  # (old layer, weight)
-    silent: bool = False
-    next_layer: int | None = None  # further copies of units are taken from this old layer (bert2BERT's AKI)
-
-    @staticmethod
-    def copy(layer: int) -> LayerSource:
-        return LayerSource(((layer, 1.0),))
-
-    @staticmethod
-    def identity(layer: int, silent: bool) -> LayerSource:
-        """A copy that writes nothing, if `silent`."""
-        return LayerSource(((layer, 1.0),), silent=silent)
-
-
-LayerMap = tuple[LayerSource, ...]
-
-
-def share_map(layer_map: LayerMap, old: int) -> AxisMap:
-    """The map of a dimension outside the blocks that has a share for each: new layers take the share of their source, and
-    what is read from the silent ones counts nothing."""
-    order = torch.tensor(layer_order(layer_map))
-    heard = torch.tensor([not layer.silent for layer in layer_map])
-    copies = torch.bincount(order[heard], minlength=old).clamp(min=1)
-    read = UnitMap.select(order, old, torch.where(heard, 1.0 / copies[order].double(), 0.0))
-    return AxisMap(UnitMap.select(order, old), read, twins=False)
-
-
-def layer_order(layer_map: LayerMap) -> list[int]:
-    """For each new layer, the old one whose place in per-layer config lists (`layer_types`) it takes."""
-    return [max(layer.sources, key=lambda source: float(source[1]))[0] for layer in layer_map]
-
-
-@dataclass(frozen=True)
-class Term:
-    """One small tensor that flows into a large one."""
-
-    source: str
-    weight: float | Tensor = 1.0
-    part: Literal["all", "originals", "copies"] = "all"  # which units it writes: first copies, further copies, or all
-
+from meristem.growth.dimensions import expand, inner_layouts
+from meristem.growth.layers import LayerMap, LayerSource, share_map
+from meristem.growth.passing_on import StreamNorm, pass_on
+from meristem.growth.tensor_plan import TensorPlan, Term
 
 Targets = list[
     tuple[str, tuple[Term, ...], bool]
@@ -76,72 +32,14 @@ Targets = list[
 
 
 @dataclass(frozen=True)
-class TensorPlan:
-    """How one tensor of the large network is made.
-
-    W' = scale . sum_k weight_k . (maps applied to source_k)  +  noise that no reader hears
-    """
-
-    name: str
-    terms: tuple[Term, ...]
-    maps: tuple[AxisMap | None, ...]  # one for each dimension; None: unchanged
-    roles: tuple[str, ...]
-    scale: float = 1.0
-    offset: float = 0.0  # a gain stored as weight = gain - offset (Gemma) is scaled as a gain
-    noise: float = 0.0  # relative to the standard deviation of the noiseless tensor
-    seed: int = 0
-    perturb: float = 0.0  # standard deviation of noise on every entry
-    silent: bool = False  # it belongs to a layer that writes nothing yet, so its gradient is zero
-
-    @property
-    def begins(self) -> bool:
-        """Whether none of its entries has been trained: moments start at zero."""
-        return self.silent or self.scale == 0
-
-    def unit_map(self, dimension: int, dual: bool = False) -> UnitMap | None:
-        """The matrix that dimension `dimension` rides, by its role; dual: that of its gradient."""
-        axis_map = self.maps[dimension]
-        if axis_map is None:
-            return None
-        if self.roles[dimension] == "read":
-            return axis_map.heard if dual else axis_map.read
-        if dual:
-            return axis_map.read
-        return {"gain": axis_map.gain, "shift": axis_map.heard, "variance": axis_map.heard}.get(
-            self.roles[dimension], axis_map.write
-        )
-
-    def amplitude(self, dual: bool = False) -> float:
-        """By what the weights (dual: their gradients) of this tensor are scaled.
-
-        Adam ignores the scale of gradients, so to follow the small network's trajectory its step has to be scaled like
-        the weights, and its eps like the gradients (theory: `docs/theory.md`, section 3).
-        """
-        factor = abs(self.scale) or 1.0  # silent outputs are zero for now, but they are to learn
-        factor = 1 / factor if dual else factor
-        for dimension in range(len(self.maps)):
-            unit_map = self.unit_map(dimension, dual)
-            factor *= unit_map.amplitude() if unit_map is not None else 1.0
-        return factor
-
-    def spread(self) -> float:
-        """By what copies stretch the singular values of the gradient beyond `amplitude(dual=True)`: sqrt(n) for n of each."""
-        factor = 1.0
-        for dimension in range(len(self.maps)):
-            unit_map = self.unit_map(dimension, dual=True)
-            if unit_map is not None and unit_map.amplitude():
-                squares = float(unit_map.squared().matrix().sum()) / unit_map.old_size
-                factor *= squares**0.5 / unit_map.amplitude()
-        return factor
-
-
-@dataclass(frozen=True)
 class Perturbation:
-    """Matrices times `shrink`, plus noise of standard deviation `std`; with `mup`, less for those that read more units than before."""
+    """Matrices times `shrink`, plus noise of standard deviation `std`; with `mup`, less for those that read more units than before.
+    `only`: the tensors of the source that get the noise; None: all."""
 
     shrink: float
     std: float
     mup: bool = False
+    only: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +59,13 @@ class GrowthPlan:
     silent: frozenset[str] = frozenset()  # tensors of the source whose new units have to stay zero: norms measure them
     quiet: frozenset[str] = frozenset()  # tensors of the source that get no noise: new units are not silent to them
     muted: frozenset[str] | None = None  # of the source, zero in silent layers; None: all that writes into the stream
+    own_maps: Mapping[str, Mapping[str, AxisMap]] = field(
+        default_factory=dict
+    )  # of tensors that do not take those of `maps`
+    stream_norms: Mapping[str, StreamNorm] = field(
+        default_factory=dict
+    )  # of post-norm blocks, where silent ones follow
+    reached: Anatomy | None = None  # the target's anatomy, where its class is another than the source's
 
     @cached_property
     def tensors(self) -> dict[str, TensorPlan]:
@@ -177,7 +82,7 @@ class GrowthPlan:
                 if name not in wanted:
                     continue  # only some blocks have it, such as T5's position bias in the first
                 maps = self._dimension_maps(tensor)
-                plans[name] = TensorPlan(
+                plan = TensorPlan(
                     name=name,
                     terms=terms,
                     maps=maps,
@@ -189,6 +94,7 @@ class GrowthPlan:
                     perturb=self._perturb(tensor, maps),
                     silent=silent,
                 )
+                plans[name] = self._with_norms_passed_on(plan, tensor)
         missing = [name for name, shared in wanted.items() if not shared & set(plans)]
         if missing:
             raise AnatomyError(f"no old tensor flows into {missing[0]} of the new network")
@@ -242,6 +148,12 @@ class GrowthPlan:
         block = self._block_of(name)
         return None if block is None else self.layers[block.axis]
 
+    def _with_norms_passed_on(self, plan: TensorPlan, tensor: TensorAnatomy) -> TensorPlan:
+        norm, block = self.stream_norms.get(tensor.name.rpartition(".")[0]), self._block_of(plan.name)
+        if norm is None or block is None:
+            return plan
+        return pass_on(norm, plan, block.prefix, self.layers[block.axis], self.place(plan.name))
+
     def _block_of(self, name: str) -> BlockList | None:
         grown = (block for block in self.source.blocks if block.axis in self.layers)
         return next((block for block in grown if name.startswith(block.prefix + ".")), None)
@@ -265,6 +177,8 @@ class GrowthPlan:
         """The standard deviation of the noise on a matrix."""
         if self.perturbation is None or len(tensor.shape) < 2:
             return 0.0
+        if self.perturbation.only is not None and tensor.name not in self.perturbation.only:
+            return 0.0
         readers = [m for m, d in zip(maps, tensor.dimensions, strict=True) if d.role == "read" and m is not None]
         wider = math.prod(m.new_size / m.old_size for m in readers) if self.perturbation.mup else 1.0
         return self.perturbation.std / wider**0.5
@@ -281,20 +195,33 @@ class GrowthPlan:
         return factor if direction is not tensor else 1.0
 
     def _dimension_maps(self, tensor: TensorAnatomy) -> tuple[AxisMap | None, ...]:
-        maps = (self._layout_map(dimension.layout) for dimension in tensor.dimensions)
-        return tuple(replace(m, fresh=None) if m and tensor.name in self.silent else m for m in maps)
+        own, maps = self.own_maps.get(tensor.name), []
+        for dimension in tensor.dimensions:
+            layout = dimension.layout
+            own_map = self._expanded(layout, own) if own and layout.axes() & set(own) else self._layout_map(layout)
+            maps.append(replace(own_map, fresh=None) if own_map and tensor.name in self.silent else own_map)
+        return tuple(maps)
 
     def _layout_map(self, layout: Layout) -> AxisMap | None:
         """The map of a whole dimension, made once for all tensors that have it; None: unchanged."""
         if layout not in self._layout_maps:
-            moved = any(not self.axis_map(axis).is_identity() for axis in layout.axes())
-            axes = {axis: self.axis_map(axis) for axis in layout.axes()} if moved else {}
-            self._layout_maps[layout] = expand(layout, axes) if moved else None
+            self._layout_maps[layout] = self._expanded(layout, {})
         return self._layout_maps[layout]
 
     @cached_property
     def _layout_maps(self) -> dict[Layout, AxisMap | None]:
         return {}
+
+    def _expanded(self, layout: Layout, own: Mapping[str, AxisMap]) -> AxisMap | None:
+        """The map of a dimension, with `own` maps for some axes in the place of the plan's."""
+        axes = {axis: own.get(axis) or self.axis_map(axis) for axis in layout.axes()}
+        if str(layout) in self._inner_layouts:
+            axes = {axis: m.copied() if m.padded_with_mean else m for axis, m in axes.items()}
+        return expand(layout, axes) if any(not m.is_identity() for m in axes.values()) else None
+
+    @cached_property
+    def _inner_layouts(self) -> set[str]:
+        return inner_layouts(self.source)
 
     def axis_map(self, axis: str) -> AxisMap:
         if axis in self.maps:
@@ -363,35 +290,3 @@ class GrowthPlan:
         if following not in self.source.tensors:
             return (Term(own),)
         return Term(own, part="originals"), Term(following, part="copies")
-
-
-def expand(layout: Layout, maps: Mapping[str, AxisMap]) -> AxisMap:
-    """The map of a whole dimension. New units within a head stay silent in queries, so that keys and values are free."""
-    within = [axis for axis in maps if kind_of(axis) == HEAD_DIM and maps[axis].fresh is not None]
-    if not within:
-        return layout.expand(maps)
-    queries = {**maps, **{axis: replace(maps[axis], fresh=None) for axis in within}}
-    return _expand_terms(layout.spread(), maps, queries)
-
-
-def _expand_terms(layout: Layout, maps: Mapping[str, AxisMap], queries: Mapping[str, AxisMap]) -> AxisMap:
-    total: AxisMap | None = None
-    for term in layout.terms:
-        if isinstance(term[-1], Layout):  # products that end in a sum
-            inner = _expand_terms(term[-1], maps, queries)
-            grown = Layout((term[:-1],)).expand(maps).kron(inner) if term[:-1] else inner
-        else:
-            is_query = any(isinstance(f, str) and (kind_of(f) == GROUP or are_queries(f)) for f in term)
-            grown = Layout((term,)).expand(queries if is_query else maps)
-        total = grown if total is None else total.direct_sum(grown)
-    assert total is not None
-    return total
-
-
-def sizes_after(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, int]:
-    """The axis sizes of the large network."""
-    sizes = {**anatomy.sizes, **{axis: axis_map.new_size for axis, axis_map in maps.items()}}
-    for regrouped in [axis for axis in sizes if axis not in anatomy.sizes]:
-        heads = Heads.of(regrouped)
-        sizes[heads.group] = sizes.pop(regrouped) // sizes[heads.kv_heads]
-    return sizes

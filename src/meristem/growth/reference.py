@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from meristem.growth.plan import TensorPlan
+from meristem.growth.tensor_plan import TensorPlan
 
 
 def reference_weight(plan: TensorPlan, fetch: Callable[[str], Tensor]) -> Tensor:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from meristem.algebra import UnitMap
 from meristem.anatomy import Anatomy
 from meristem.errors import MeristemError, PreservationError
-from meristem.growth.plan import GrowthPlan, TensorPlan
+from meristem.growth.plan import GrowthPlan
+from meristem.growth.tensor_plan import TensorPlan
 
 ROWS = 4  # of each piece of a tensor that are taken back
 Kept = dict[str, list[int]]  # {path of a list of blocks: those that run}
@@ -103,21 +104,29 @@ class _Skipped(nn.Module):
         return hidden if extras is None else (hidden, *extras)
 
 
-def look(plan: TensorPlan, sources: Mapping[str, Tensor], first: int | None, made: Tensor) -> None:
+def look(plan: TensorPlan, sources: Mapping[str, Tensor], where: int | tuple[int, int] | None, made: Tensor) -> None:
     """Check some rows of a weight as it is made.
 
     Args:
         sources: the whole tensors that it is made from.
-        first: the old row that `made`, old rows with their columns in all new places, begins with; None: `made` is the whole weight.
+        where: the old row that `made`, old rows with their columns in all new places, begins with; (first, last) if `made` are
+            these rows of the new tensor; None: `made` is the whole weight.
 
     Raises:
         PreservationError: if the dual maps do not take the rows back to the source's.
     """
     if not checkable(plan) or not made.numel() or not made.is_floating_point():
         return
-    if first is not None:
+    unit_map = plan.unit_map(0)
+    if isinstance(where, tuple):
         index = _some(len(made))
-        unit_map = plan.unit_map(0)
+        new = where[0] + index
+        old = new if unit_map is None or unit_map.index is None else unit_map.index[new]
+        factor = None if unit_map is None or unit_map.coefficient is None else unit_map.coefficient[new]
+        rows = made[index].double()
+        _compare(plan, _rows_of(sources, old), rows, rows.abs(), factor, made.dtype)
+    elif where is not None:
+        index, first = _some(len(made)), where
         factor = None if unit_map is None or unit_map.source_factor is None else unit_map.source_factor[first + index]
         rows = made[index].double()
         _compare(plan, _rows_of(sources, first + index), rows, rows.abs(), factor, made.dtype)
@@ -152,7 +161,8 @@ def checkable(plan: TensorPlan) -> bool:
     """Whether the duals of its maps undo them, so that the weight can be taken back."""
     alone = all(isinstance(term.weight, float | int) and term.part == "all" for term in plan.terms)
     pairs = ((plan.unit_map(d), plan.unit_map(d, dual=True)) for d in range(len(plan.maps)))
-    return alone and not plan.perturb and all(m is None or (u is not None and _undone(m, u)) for m, u in pairs)
+    more = plan.perturb or plan.beside or plan.drawn or plan.shards or plan.redrawn
+    return alone and not more and all(m is None or (u is not None and _undone(m, u)) for m, u in pairs)
 
 
 def _undone(unit_map: UnitMap, dual: UnitMap) -> bool:

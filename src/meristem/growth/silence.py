@@ -22,7 +22,7 @@ from meristem.anatomy import Anatomy
 from meristem.anatomy.streamed import is_streamed, with_weights
 from meristem.anatomy.trace import Inputs, blocks_pass_through, run_watched
 from meristem.errors import MeristemError
-from meristem.growth.stream import CONTRACTIONS, MOVES, PRODUCTS, SUMS
+from meristem.growth.stream_watch import CONTRACTIONS, MOVES, PRODUCTS, SUMS
 
 INPUT, FOREIGN = "<the block's input>", "<something that no weight of the block silences>"
 KEEP_ZERO = frozenset(

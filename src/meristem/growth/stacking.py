@@ -21,9 +21,10 @@ from meristem.growth.depth import (
     repeat_last,
     repeat_middle,
 )
-from meristem.growth.method import Method, Weights, blocks_can_be_silent
-from meristem.growth.plan import LayerMap
-from meristem.growth.targets import depth_targets, depths_of
+from meristem.growth.depth_targets import depth_targets, depths_of
+from meristem.growth.layers import LayerMap
+from meristem.growth.method import Method, Weights
+from meristem.growth.silent_blocks import silence
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ class MIDAS(DepthMethod):
 
 @dataclass(frozen=True)
 class IdentityBlocks(DepthMethod):
-    """New layers copy the one before them but write nothing: their output projections are zero. Exact for pre-norm.
+    """New layers copy the one before them but write nothing: their output projections are zero. Exact for pre-norm networks, and
+    for post-norm ones (BERT) up to eps / (2 v) per place, with v the variance that their norms measure; see `silent_blocks`.
 
     Wu et al.: "LLaMA Pro: Progressive LLaMA with Block Expansion", ACL 2024, arXiv:2401.02415; LEMON's depth growth.
 
@@ -177,8 +179,8 @@ class IdentityBlocks(DepthMethod):
         return {axis: identity_layers(anatomy, axis, target) for axis, target in targets.items()}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-        """Unless blocks end in a norm, which changes even an unchanged stream (post-norm, as in BERT)."""
-        return blocks_can_be_silent(anatomy, model, inputs)
+        """Unless blocks that write nothing change the stream even so (see `silent_blocks`)."""
+        return not silence(anatomy, self.layer_maps(anatomy), model, inputs).obstacle
 
 
 def _spans(anatomy: Anatomy, method: DepthMethod, layers: int, target: int | None) -> dict[str, int]:

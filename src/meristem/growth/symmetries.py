@@ -42,7 +42,7 @@ class Piece:
     def permuted(self, part: Tensor, permutations: Mapping[int, Tensor], besides: int | None = None) -> Tensor:
         """The part with its units in their new places, but for the axis `besides`."""
         for axis, group in enumerate(self.groups):
-            if group in permutations and axis != besides:
+            if group is not None and group in permutations and axis != besides:
                 part = part.index_select(axis, permutations[group].to(part.device))
         return part
 

@@ -83,13 +83,13 @@ def _parting_outputs(
     """The first output that parts by a number although every module agrees: a product of two features that have both grown."""
     ours, theirs = outputs_of(model, dict(inputs)), outputs_of(grown, dict(inputs))
     wanted = expected_outputs([plan], ours, theirs)
-    for name, output in wanted.items():
+    for number, (name, output) in enumerate(wanted.items(), start=1):
         if name in theirs and output.shape == theirs[name].shape:
             for constant in (0.0, 1.0):  # added afterwards, as a scalar bias is
                 a, b = theirs[name].double(), output.double()
                 ratio, error = _compare(a - constant * a.mean(), b - constant * b.mean())
                 if error <= CLOSE < abs(ratio - 1):
-                    return Parting("", "output", ratio, error, (*before, name))
+                    return Parting("", "output", ratio, error, (*before, *list(wanted)[:number]))
     return None
 
 

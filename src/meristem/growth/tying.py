@@ -19,7 +19,7 @@ from meristem.anatomy import Anatomy, Builder, TensorAnatomy
 from meristem.anatomy.builder import FunctionBuilder
 from meristem.anatomy.constants import width_constants
 from meristem.anatomy.trace import Inputs, norm_before_head
-from meristem.growth.stream import stream_of
+from meristem.growth.stream_watch import stream_of
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from meristem.anatomy.heads import Heads, are_queries
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.depth import spread
+from meristem.growth.depth_targets import depth_targets
+from meristem.growth.layers import LayerMap, LayerSource
 from meristem.growth.method import Method, Weights
-from meristem.growth.plan import LayerMap, LayerSource
-from meristem.growth.targets import depth_targets, width_targets
+from meristem.growth.targets import width_targets
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,10 @@ class WeightSelection(Method):
     Args:
         hidden_size, intermediate_size, num_attention_heads, num_key_value_heads: target sizes.
         num_hidden_layers: target depth.
-        sizes, depths: any further targets by the name of their axis or list of blocks: {"encoder_ffn": 512}, {"decoder_layers": 2}.
+        sizes, depths: any further targets by the name of their axis or list of blocks: {"encoder_ffn": 512}, {"channels": 8}, {"decoder_layers": 2}.
         blocks: the lists of blocks that num_hidden_layers is meant for: "all", or of an encoder-decoder "encoder" or "decoder".
         selection: "uniform" (evenly spaced units), "first", or "magnitude" (the units with the largest weights).
         layers: "first" layers (the paper's choice) or "uniform" ones.
-        sizes: targets by the names of their axes: {"channels": 8}.
         readers: "kept" as they are (the paper), or "rescaled" by old / new, so that sums over fewer units stay as large. Then the
             first units of what `HyperCloning` has made are the network that it was made from, exactly.
     """
@@ -52,7 +52,6 @@ class WeightSelection(Method):
     blocks: str = "all"
     selection: Literal["uniform", "first", "magnitude"] = "uniform"
     layers: Literal["first", "uniform"] = "first"
-    sizes: Mapping[str, int] | None = None
     readers: Literal["kept", "rescaled"] = "kept"
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:

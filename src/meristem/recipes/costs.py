@@ -15,7 +15,6 @@ from meristem.anatomy.inputs import example_inputs
 from meristem.anatomy.streamed import weights_of
 from meristem.errors import MeristemError, first_line
 from meristem.growth.method import Method
-from meristem.growth.plan import sizes_after
 from meristem.recipes.tasks.language import example_tokens
 
 
@@ -80,10 +79,7 @@ def planned_target(model: nn.Module, methods: Sequence[Method]) -> nn.Module:
     anatomy, weights = Anatomy.of(model), weights_of(model)
     target = _on_meta(anatomy.builder)
     for method in methods:
-        sizes = sizes_after(anatomy, method.axis_maps(anatomy, weights))
-        layers = {axis: len(layer_map) for axis, layer_map in method.layer_maps(anatomy).items()}
-        fields = method.choices().fields or {}
-        target = _on_meta(anatomy.builder.resized(sizes, {**anatomy.builder.depths, **layers}, fields))
+        target = _on_meta(method.target(anatomy, weights))
         anatomy, weights = Anatomy.of(target), target.state_dict()
     return target
 

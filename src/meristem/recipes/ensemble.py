@@ -64,7 +64,7 @@ def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:
     found = search.run()
     weights = {sub.name: w.float() for sub, w in zip(found.subnetworks, found.mixture_weights, strict=True)}
     alone = {name: {name: torch.tensor(1.0)} for name in networks}
-    mixed, *own = _judge(networks, [weights, *alone.values()], task, job.split)
+    mixed, *own = judge(networks, [weights, *alone.values()], task, job.split)
     content = {
         "mixture": spec.mixture,
         "members": {name: {"model": str(places[name]), "weights": w.tolist()} for name, w in weights.items()},
@@ -122,7 +122,7 @@ def _answers(networks: Mapping[str, nn.Module], examples: Ordered, task: Task) -
     return {name: torch.cat([part[name] for part in parts]) for name in networks}, torch.cat(targets)
 
 
-def _judge(
+def judge(
     networks: Mapping[str, nn.Module], mixtures: Sequence[Mapping[str, Tensor]], task: Task, split: Split
 ) -> list[dict[str, float]]:
     """Loss and accuracy of each mixture on the held-out examples, for each thing that is asked for; every network runs once."""

@@ -90,6 +90,13 @@ class MajoritySpec(BaseModel):
         return MajorityKernels.of({"start": start, **(self.__pydantic_extra__ or {}), "seed": seed})
 
 
+class FreshSpec(Strict):
+    """How the entries that a growth has added step: at a learning rate of their own, which rises over the first `warmup` of the run."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
 class IncubateSpec(Strict):
     """Which module of which division to train (Deep Incubation, see `incubation.incubate`).
 

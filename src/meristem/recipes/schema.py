@@ -14,6 +14,7 @@ from meristem.recipes.data_specs import TASKS, DataSpec, ImageSpec, PairSpec, St
 from meristem.recipes.method_specs import IncubateSpec
 from meristem.recipes.specs import (
     AssembleSpec,
+    AverageSpec,
     CheckpointSpec,
     EnsembleSpec,
     FuseSpec,
@@ -81,6 +82,15 @@ class Recipe(Strict):
         train = parent.train
         if node.assemble and not (train and train.incubate):
             raise ValueError(f"node {name!r} assembles {node.parents}, of which one incubates no module")
+        if node.average and node.average.last:
+            length = getattr(self.data, "sequence_length", 0)
+            every = train.step_at(train.keep_every, length) if train and train.keep_every else 0
+            kept = (train.steps(length) - 1) // every + 1 if train and every else 0
+            if kept < node.average.last:
+                raise ValueError(
+                    f"node {name!r} averages the last {node.average.last} checkpoints of {node.parents[0]!r}, which leaves {kept}; give that "
+                    "train node a smaller `keep_every`"
+                )
         carries = (parent.grow or parent.fuse) and (parent.grow or parent.fuse).optimizer == "carry"  # type: ignore[union-attr]
         try:
             if node.train and carries:
@@ -181,6 +191,7 @@ def _section(location: tuple) -> list[str]:
         "grow": GrowSpec,
         "fuse": FuseSpec,
         "assemble": AssembleSpec,
+        "average": AverageSpec,
         "ensemble": EnsembleSpec,
         "checkpoint": CheckpointSpec,
         "incubate": IncubateSpec,

@@ -71,10 +71,17 @@ class FuseSpec(Strict):
     weights: list[float] | None = None
     norm: Literal["plain", "equalised", "grouped"] = "plain"
     noise: float | None = None
+    allow_differences: bool = False
+    experts: bool = False
+    experts_per_token: int = 2
     optimizer: Literal["carry", "reset"] = "reset"
 
     @model_validator(mode="after")
     def _weights_fit(self) -> FuseSpec:
+        if self.experts and self.optimizer == "carry":
+            raise ValueError(
+                "experts and optimizer: carry do not go together: the parents' optimizers are those of other networks"
+            )
         try:
             self.method(0).convex(len(self.from_))
         except MeristemError as error:
@@ -84,13 +91,38 @@ class FuseSpec(Strict):
     def method(self, seed: int) -> DeepFusion:
         from meristem.growth.deep_fusion import DeepFusion
 
-        return DeepFusion(weights=self.weights, norm=self.norm, noise=self.noise, seed=seed)
+        more = {
+            "allow_differences": self.allow_differences,
+            "experts": self.experts,
+            "experts_per_token": self.experts_per_token,
+        }
+        return DeepFusion(weights=self.weights, norm=self.norm, noise=self.noise, seed=seed, **more)
 
 
 class AssembleSpec(Strict):
     """Put the modules together that other nodes incubated, in any order."""
 
     from_: Annotated[list[str], Field(alias="from", min_length=2)]
+
+
+class AverageSpec(Strict):
+    """The mean of checkpoints, in place of a decay: of the `last` that a train node with `keep_every` has left, its end among them, or of
+    several nodes, the oldest first. `weights`: mean, 1-sqrt or cosine, the decay that they stand for, or a number for each."""
+
+    from_: Annotated[str | list[str], Field(alias="from")]
+    last: Annotated[int, Field(gt=1)] | None = None
+    weights: Literal["mean", "1-sqrt", "cosine"] | list[Annotated[float, Field(ge=0)]] = "mean"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> AverageSpec:
+        if isinstance(self.from_, str) == (self.last is None):
+            raise ValueError("average takes `from: NODE` with `last: N`, or `from: [A, B, ...]` without")
+        if isinstance(self.from_, list) and len(set(self.from_)) < max(2, len(self.from_)):
+            raise ValueError(f"an average is of at least two nodes, each once, got {self.from_}")
+        count = self.last or len(self.from_)
+        if not isinstance(self.weights, str) and (len(self.weights) != count or not sum(self.weights)):
+            raise ValueError(f"{len(self.weights)} weights for {count} checkpoints; give one for each, not all zero")
+        return self
 
 
 class EnsembleSpec(Strict):
@@ -133,11 +165,12 @@ class ResourceSpec(Strict):
     gpus: Annotated[int, Field(ge=0)] = 0
 
 
-NodeKind = CheckpointSpec | TrainSpec | DecaySpec | GrowSpec | FuseSpec | AssembleSpec | EnsembleSpec
+NodeKind = CheckpointSpec | TrainSpec | DecaySpec | GrowSpec | FuseSpec | AverageSpec | AssembleSpec | EnsembleSpec
 
 
 class NodeSpec(Strict):
-    """One node: exactly one of `checkpoint`, `train`, `decay`, `grow`, `fuse`, `assemble` and `ensemble`; and perhaps what it may take."""
+    """One node: exactly one of `checkpoint`, `train`, `decay`, `grow`, `fuse`, `average`, `assemble` and `ensemble`; and perhaps what it may
+    take."""
 
     checkpoint: CheckpointSpec | None = None
 
@@ -145,6 +178,7 @@ class NodeSpec(Strict):
     decay: DecaySpec | None = None
     grow: GrowSpec | None = None
     fuse: FuseSpec | None = None
+    average: AverageSpec | None = None
     assemble: AssembleSpec | None = None
     ensemble: EnsembleSpec | None = None
     resources: ResourceSpec = ResourceSpec()
@@ -153,7 +187,7 @@ class NodeSpec(Strict):
     def _one_kind(self) -> NodeSpec:
         if len(self._kinds) != 1:
             raise ValueError(
-                "a node is exactly one of `checkpoint`, `train`, `grow`, `fuse`, `assemble` and `ensemble`, or a `decay`"
+                "a node is exactly one of `checkpoint`, `train`, `grow`, `fuse`, `average`, `assemble` and `ensemble`, or a `decay`"
             )
         if self.resources.processes > 1 and not (self.train or self.decay):
             raise ValueError("only a train node is shared by several processes (and a decay)")
@@ -164,7 +198,7 @@ class NodeSpec(Strict):
     @property
     def _kinds(self) -> dict[str, NodeKind]:
         given = {"checkpoint": self.checkpoint, "train": self.train, "decay": self.decay, "grow": self.grow}
-        given |= {"fuse": self.fuse, "assemble": self.assemble, "ensemble": self.ensemble}
+        given |= {"fuse": self.fuse, "average": self.average, "assemble": self.assemble, "ensemble": self.ensemble}
         return {kind: spec for kind, spec in given.items() if spec is not None}
 
     @property
@@ -182,13 +216,15 @@ class NodeSpec(Strict):
         several = self.fuse or self.assemble or self.ensemble
         if several:
             return several.from_
+        if self.average:
+            return [self.average.from_] if isinstance(self.average.from_, str) else self.average.from_
         parent = next((own.from_ for own in (self.grow, self.decay, self.train) if own), None)
         return [parent] if parent else []
 
     @property
     def reads_data(self) -> bool:
         """Whether its result depends on the recipe's data beside what its parents have read."""
-        return bool(self.train or self.decay or self.ensemble or (self.grow and self.grow.is_learned))
+        return bool(self.train or self.decay or self.ensemble or self.average or (self.grow and self.grow.is_learned))
 
     @property
     def seed(self) -> int:

@@ -22,6 +22,7 @@ from meristem.errors import MeristemError
 from meristem.growth.block_steps import count_blocks_apart
 from meristem.growth.optimizer import State, load_named_state, scaled_groups
 from meristem.growth.optimizer_families import family_of
+from meristem.growth.provenance import Provenance
 from meristem.recipes.guards import LossGuard, last_whole_checkpoint
 from meristem.recipes.left import KeepOnTheWay, leave, plain_optimizer
 from meristem.recipes.left import load_state as load_state
@@ -151,12 +152,14 @@ class Origin:
         read: examples that earlier nodes have read.
         optimizer_state: by parameter name.
         amplitudes: scales that a growth gave the weights (see `growth.optimizer.amplitudes`).
+        provenance: which entries of the model a growth has added.
     """
 
     trained: bool = False
     read: int = 0
     optimizer_state: State | None = None
     amplitudes: Mapping[str, tuple[float, float]] | None = None
+    provenance: Provenance | None = None
 
 
 def train(
@@ -192,7 +195,8 @@ def train(
     per_example, seed = task.tokens_per_example, streams.seed("training")
     arguments = _arguments(spec, directory / CHECKPOINTS, steps, seed, per_example, from_first)
     examples = task.training_set(steps * spec.batch_size, streams.seed("order"), origin.read)
-    setting = Setting(steps, spec.batch_size, arguments.per_device_train_batch_size, origin.trained, streams, examples)
+    micro_batch = arguments.per_device_train_batch_size
+    setting = Setting(steps, spec.batch_size, micro_batch, origin.trained, streams, examples, origin.provenance)
     model, flops = _prepared(model, spec, task, modifiers, setting)
     moments = (
         origin.optimizer_state if all(modifier.keeps_moments for modifier in modifiers) and not spec.incubate else None

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from meristem.errors import MeristemError, nearest
 from meristem.recipes.data_specs import Count, Strict
-from meristem.recipes.method_specs import IncubateSpec, MajoritySpec, SubnetworkSpec
+from meristem.recipes.method_specs import FreshSpec, IncubateSpec, MajoritySpec, SubnetworkSpec
 from meristem.recipes.trainer_keys import check_keys, features
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class TrainSpec(Strict):
     `scale_learning_rate` steps each weight in proportion to the scale that a growth gave it (see
     `growth.optimizer.amplitudes`); `learning_rates` are factors on the rate of the parameters whose names a regular expression matches,
     the first that does. `subnetwork` trains a part of the network at each step, `majority` several kernels in each layer.
+    `train_only` holds what a growth has not added (`fresh`: entries without a source train; `copied`: all new ones; `grown`: whole tensors
+    with new ones), `fresh` gives new entries a learning rate and a warm-up of their own (see `ms.freeze_old`).
     `incubate` trains one module of a larger network inside the meta network that `from` names. `seed` makes networks of one kind start
     differently. `trainer` reaches every further TrainingArguments field (bf16, gradient_accumulation_steps, report_to, ...).
     """
@@ -96,6 +98,8 @@ class TrainSpec(Strict):
     learning_rates: dict[str, Positive] = Field(default_factory=dict)
     seed: int = 0
     tune: TuneSpec | None = None
+    train_only: Literal["fresh", "copied", "grown", "all"] = "all"
+    fresh: FreshSpec | None = None
     subnetwork: SubnetworkSpec | None = None
     majority: MajoritySpec | None = None
     incubate: IncubateSpec | None = None
@@ -105,6 +109,8 @@ class TrainSpec(Strict):
     def _one_origin(self) -> TrainSpec:
         if (self.model is None) == (self.from_ is None):
             raise ValueError("give either `model` (a config to start from random numbers) or `from` (another node)")
+        if self.from_ is None and (self.train_only != "all" or self.fresh):
+            raise ValueError("train_only and fresh want `from`: a node whose model has been grown")
         if self.incubate and self.from_ is None:
             raise ValueError("incubate wants `from`: the node of the meta network")
         if (self.tokens is None) == (self.examples is None):
@@ -143,8 +149,11 @@ class TrainSpec(Strict):
         """Raises ValueError for methods that do not go together, with `more` features of the node that the spec does not see."""
         present = features(self.trainer) | more
         present |= {
-            name for name in ("scale_learning_rate", "subnetwork", "majority", "incubate") if getattr(self, name)
+            name
+            for name in ("scale_learning_rate", "subnetwork", "majority", "incubate", "fresh")
+            if getattr(self, name)
         }
+        present |= {"train_only"} if self.train_only != "all" else set()
         present |= {"cache_prefix"} if self.incubate and self.incubate.cache_prefix else set()
         for one in sorted(present):
             for other, why in CONFLICTS.get(one, {}).items():
@@ -199,6 +208,7 @@ class TrainSpec(Strict):
 
     def modifiers(self) -> list[Modifier]:
         """The training-time methods, in the order in which they make the network that is trained."""
+        from meristem.recipes.modifiers.growth import TrainNew
         from meristem.recipes.modifiers.incubation import Incubate
         from meristem.recipes.modifiers.majority import Majority
         from meristem.recipes.modifiers.subnetwork import Subnetwork
@@ -208,6 +218,9 @@ class TrainSpec(Strict):
             Incubate(self.incubate) if self.incubate else None,
             Subnetwork(self.subnetwork) if self.subnetwork else None,
             Majority(self.majority, fresh) if self.majority else None,
+            TrainNew(self.train_only, self.fresh, self.learning_rate or 1.0)
+            if self.fresh or self.train_only != "all"
+            else None,
         ]
         return [modifier for modifier in found if modifier]
 
@@ -233,11 +246,19 @@ CONFLICTS: dict[str, dict[str, str]] = {
     "compile": {
         "subnetwork": "a compiled network has its blocks built in; compile the blocks instead (`block.compile()`)"
     },
+    "fresh": {
+        "incubate": "the module is another network than the one that has grown",
+        "majority": "kernels are other tensors than those that have grown",
+    },
     "incubate": {
         "scale_learning_rate": "the module has no scales of a growth",
         "subnetwork": "a step that leaves out the module's blocks trains nothing, since all others are frozen",
+        "train_only": "the module is another network than the one that has grown",
     },
-    "majority": {"scale_learning_rate": "kernels begin anew, at the layer's own scale"},
+    "majority": {
+        "scale_learning_rate": "kernels begin anew, at the layer's own scale",
+        "train_only": "kernels are other tensors than those that have grown",
+    },
 }
 
 

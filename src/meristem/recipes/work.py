@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from meristem.anatomy import Anatomy
 from meristem.checkpoints import open_model, open_streamed
 from meristem.checkpoints.open import local_directory
@@ -19,7 +21,7 @@ from meristem.growth.optimizer import amplitudes, grow_state
 from meristem.incubation import Incubation, assemble
 from meristem.recipes.node import Job, NodeResult, ancestors_of, load_result
 from meristem.recipes.sharding import all_sharded, is_first_process, without_weights
-from meristem.recipes.specs import AssembleSpec, CheckpointSpec, EnsembleSpec, FuseSpec, GrowSpec
+from meristem.recipes.specs import AssembleSpec, AverageSpec, CheckpointSpec, EnsembleSpec, FuseSpec, GrowSpec
 from meristem.recipes.tasks import Task
 from meristem.recipes.train_spec import DecaySpec, TrainSpec
 from meristem.streams import Streams
@@ -45,6 +47,8 @@ def work(job: Job, task: Callable[[], Task], callbacks: Sequence[Any] = ()) -> O
         outcome = _checkpoint(job, spec)
     elif isinstance(spec, AssembleSpec):
         outcome = _assemble(job)
+    elif isinstance(spec, AverageSpec):
+        outcome = _average(job, spec, task())
     elif isinstance(spec, EnsembleSpec):
         from meristem.recipes.ensemble import ensemble
 
@@ -75,12 +79,13 @@ def _train(job: Job, spec: TrainSpec, task: Task, callbacks: Sequence[Any]) -> O
         model = model if model is not None and all_sharded(model) else new()
     else:
         (parent,) = job.parent_directories
-        model, file, grown = _to_train(parent / "model", spec), parent / "optimizer.safetensors", load_result(parent)
+        model, file = _to_train(parent / "model", spec), parent / "optimizer.safetensors"
         origin = Origin(
             trained=True,
             read=sum(result.examples for result in ancestors_of(job).values()),
             optimizer_state=load_state(file) if file.exists() else None,
-            amplitudes=grown.details.get("amplitudes") if grown else None,
+            amplitudes=_amplitudes(parent),
+            provenance=_provenance(parent),
         )
     return _trained(job, spec, task, model, origin, job.streams, callbacks)
 
@@ -91,7 +96,28 @@ def _trained(
     from meristem.recipes.train import train
 
     own = {"label": job.label, "streams": streams, "origin": origin, "split": job.split, "keep": job.keep}
-    return train(model, spec, task, job.directory, callbacks=callbacks, **own)
+    outcome = train(model, spec, task, job.directory, callbacks=callbacks, **own)
+    if origin.provenance is not None and not spec.incubate and is_first_process():  # it holds for the trained model too
+        from meristem.checkpoints.provenance import keep_provenance
+
+        keep_provenance(job.directory / "model", origin.provenance)
+    return outcome
+
+
+def _provenance(parent: Path) -> Any:
+    """Which entries of a node's model a growth has added; None if none has."""
+    from meristem.checkpoints.provenance import read_provenance, recorded_provenance
+
+    model = parent / "model"
+    return read_provenance(model) if recorded_provenance(model) is not None else None
+
+
+def _amplitudes(directory: Path) -> Any:
+    """The scales that the last growth gave the weights of the node here, however often it was trained on since; None without a growth."""
+    result = load_result(directory)
+    while result is not None and "amplitudes" not in result.details:
+        result = load_result(directory.parent / result.parents[0]) if len(result.parents) == 1 else None
+    return result.details["amplitudes"] if result else None
 
 
 def _to_train(directory: Path, spec: TrainSpec) -> Any:
@@ -127,7 +153,7 @@ def _decay(job: Job, spec: DecaySpec, task: Task, callbacks: Sequence[Any]) -> O
         "step": last, "examples": whole.examples, "tokens": whole.tokens, "flops": whole.flops, "seconds": whole.seconds,
     }  # fmt: skip
     read = cost["examples"] + sum(result.examples for result in ancestors_of(before).values())
-    origin = Origin(True, read, load_state(place / OPTIMIZER))
+    origin = Origin(True, read, load_state(place / OPTIMIZER), _amplitudes(parent), _provenance(parent))
     streams = Streams(job.seed, run.seed)  # the run's own, so that its data go on
     outcome = _trained(job, spec.as_train(run), task, _to_train(place / MODEL, run), origin, streams, callbacks)
     return {**outcome, "taken": {parent.name: cost}}
@@ -170,6 +196,33 @@ def _fuse(job: Job, spec: FuseSpec) -> Outcome:
         save_state(state, job.directory / "optimizer.safetensors")
     details = {"certificate": record["certificate"], "exact": fusion.exact}
     return {"parameters": _parameters(fusion.model), "details": details}
+
+
+def _average(job: Job, spec: AverageSpec, task: Task) -> Outcome:
+    """The mean of the last checkpoints of one node, or of several nodes' models, judged on the held-out examples."""
+    from meristem.checkpoints.average import average
+    from meristem.recipes.ensemble import judge
+    from meristem.recipes.left import MODEL
+
+    models = [parent / MODEL for parent in job.parent_directories]
+    if spec.last:
+        (parent,) = job.parent_directories
+        run = Job.load(parent).node.train
+        assert run is not None
+        every = run.step_at(run.keep_every or 0, task.tokens_per_example)  # decays may have branched off between
+        kept = sorted(
+            (p for p in (parent / "kept").glob("[0-9]*") if int(p.name) % every == 0), key=lambda p: int(p.name)
+        )
+        models = [*(place / MODEL for place in kept), *models][-spec.last :]
+        if len(models) < spec.last:
+            raise MeristemError(
+                f"{job.label}: {parent.name} has left {len(models)} checkpoints, {spec.last} are asked for; it was run before this "
+                "average was. Remove it to run it again"
+            )
+    parts = average([str(model) for model in models], job.directory / MODEL, spec.weights, overwrite=True)
+    model = open_model(str(job.directory / MODEL)).float()
+    (metrics,) = judge({"mean": model}, [{"mean": torch.tensor(1.0)}], task, job.split)
+    return {"parameters": _parameters(model), "metrics": metrics, "details": {"weights": parts}}
 
 
 def _assemble(job: Job) -> Outcome:

@@ -120,7 +120,7 @@ class Space:
 
     def sliced(self, dim: Dim, start: int, end: int) -> Dim:
         """The units from `start` to `end` (exclusive)."""
-        atoms = self.flat(dim)
+        atoms: tuple[int, ...] = self.flat(dim)
         if (start, end) == (0, self.size(dim)):
             return dim
         if len(atoms) > 1:
@@ -128,7 +128,7 @@ class Space:
             if start % inner or end % inner:
                 return self.fresh(end - start)
             return self.sliced(atoms[:1], start // inner, end // inner) + atoms[1:]
-        parts, place, found = self._cut(atoms[0], (start, end)), 0, []
+        parts, place, found = self._cut(next(iter(atoms)), (start, end)), 0, []
         for part in parts:
             if start <= place < end:
                 found.append(part)

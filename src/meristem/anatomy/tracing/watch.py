@@ -159,7 +159,7 @@ class Watch(TorchDispatchMode):
             self.space.join(self.of(a)[left], self.of(b)[right])
         for tensor, other, side in ((a, b, 0), (b, a, 1)):
             looked_up = (
-                other in self._origin and self._origin.get(tensor, ("", [], False))[2]
+                other in self._origin and self._origin.get(tensor, ("", [], False))[2]  # pyright: ignore[reportOptionalSubscript]
             )  # what a weight is applied to
             read = set() if looked_up else {pair[side] for pair in pairs}
             for place in range(tensor.dim()):
@@ -317,8 +317,8 @@ class Watch(TorchDispatchMode):
 
     def _broadcast(self, operands: list[Tensor], result: Tensor) -> None:
         """Dimensions that lie over each other run along the same units."""
-        dims = self._dims.get(result)
-        dims = dims if dims is not None and len(dims) == result.dim() else [()] * result.dim()
+        known = self._dims.get(result)
+        dims: list[Dim] = list(known) if known is not None and len(known) == result.dim() else [()] * result.dim()
         for operand in operands:
             own = (
                 [()] * (result.dim() - operand.dim()) + list(self.of(operand)) if operand.dim() <= result.dim() else []

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
     from meristem.data import Ordered
+    from meristem.growth.provenance import Provenance
     from meristem.streams import Streams
     from meristem.subnetworks import Path
 
@@ -27,6 +28,7 @@ class Setting:
         micro_batch: examples that one process runs at a time.
         trained: whether the network comes from another node.
         examples: what is read, in the order in which it is read.
+        provenance: which entries of the network a growth has added, where one has made it.
     """
 
     steps: int
@@ -35,6 +37,7 @@ class Setting:
     trained: bool
     streams: Streams
     examples: Ordered
+    provenance: Provenance | None = None
 
 
 class Modifier:

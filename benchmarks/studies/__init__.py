@@ -1,0 +1,1 @@
+"""Studies: a question with a gate, sides that are recipe nodes, one protocol, generated pages."""

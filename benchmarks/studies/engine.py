@@ -1,0 +1,175 @@
+"""Runs a study: the gate first, every side tuned by the same search, then fresh seeds. What the rows hold already is not run again."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from filelock import FileLock
+
+from benchmarks.studies.nodes import Prices, asked, is_readable, recipe_of
+from benchmarks.studies.rows import Row, Rows, identity
+from benchmarks.studies.statistics import gate_passes
+from benchmarks.studies.study import Setting, Side, Study
+from benchmarks.support.terminal import say
+
+FURTHER = 5  # learning rates at most that a search goes on by, at each edge
+
+
+class Engine:
+    """One study at one setting.
+
+    Args:
+        rows: what is measured already, and where more is kept.
+        out: for checkpoints, which can be thrown away.
+        seeds: reported ones; the setting's by default.
+        turn: which of several processes this is, that share rows and checkpoints: each begins elsewhere and waits for what another is at.
+    """
+
+    def __init__(
+        self, study: Study, setting: Setting, rows: Rows, out: Path, seeds: Sequence[int] = (), turn: int = 0
+    ) -> None:
+        self.study, self.setting, self.rows, self.out, self.turn = study, setting, rows, out, turn
+        self.seeds = list(seeds or setting.seeds)
+        self._prices: Prices | None = None
+        self._task: Any = None
+
+    def run(self) -> bool:
+        """Measure all that is missing. False if the gate fails: then only its own sides are measured."""
+        gate = self.study.gate
+        for name in self._in_turn((gate.better, *gate.worse)):
+            self.report(self.study.side(name))
+        self.rows.read()
+        if not any(gate_passes(self.study, self.setting, self.rows.found.values()).values()):
+            say(f"{self.study.name}: not testable at this size: {gate.says}: no")
+            return False
+        for side in self._in_turn(self.study.sides_of(self.setting)):
+            self.report(side)
+        return True
+
+    def _in_turn(self, values: Iterable[Any]) -> list[Any]:
+        values = list(values)
+        start = self.turn % len(values) if values else 0
+        return values[start:] + values[:start]
+
+    def report(self, side: Side) -> None:
+        """The side's losses on the reported seeds, at all budgets that it can be read at."""
+        budgets = [budget for budget in self.setting.budgets if is_readable(self.setting, side, budget)]
+        for seed in self._in_turn(self.seeds):
+            self.measure(side, self.rate_of(side), budgets, seed, "eval")
+
+    def rate_of(self, side: Side) -> float:
+        """The learning rate of the side's last stage, found by the search on the tuning seeds and the tuning split."""
+        if side.rate_of:
+            return self.rate_of(self.study.side(side.rate_of))
+        tune = self.setting.tune
+        losses: dict[float, float] = {}
+
+        def attempt(rates: Iterable[float]) -> float:
+            for rate in self._in_turn(rates):
+                found = [self.measure(side, rate, [tune.budget], seed, "tune")[0] for seed in tune.seeds]
+                losses[rate] = mean(row["loss"] if row["loss"] is not None else math.inf for row in found)
+            return min(losses, key=lambda rate: losses[rate])
+
+        best = attempt(tune.rates)
+        for _ in range(FURTHER):
+            edge = {min(losses): 0.5, max(losses): 2.0}.get(best)
+            if edge is None:
+                break
+            best = attempt([best * edge])
+        if not math.isfinite(losses[best]):
+            raise SystemExit(f"{side.name}: every learning rate diverged: {sorted(losses)}")
+        return best
+
+    def measure(self, side: Side, rate: float, budgets: Sequence[float], seed: int, split: str) -> list[Row]:
+        """A row for each budget."""
+        rates = [self.rate_of(self.study.side(stage.rate)) if stage.rate else rate for stage in side.stages]
+        ids = {b: identity(asked(self.setting, side, rates, b, seed, split)) for b in budgets}
+        if all(own in self.rows.found for own in ids.values()):
+            return [self.rows.found[ids[budget]] for budget in budgets]
+        self.out.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.out / f".{ids[budgets[-1]]}.lock"):
+            self.rows.read()
+            missing = [budget for budget in budgets if ids[budget] not in self.rows.found]
+            if missing:
+                said = ", ".join(f"{budget:g}" for budget in missing)
+                say(f"{self.study.name}, {side.name}: rate {rate:g}, seed {seed}, {split}, budgets {said}")
+                fixed = {"side": side.name, "split": split, "seed": seed, "rate": rate, "rates": rates}
+                made = self._run(side, rates, missing, seed, split)
+                self.rows.add([{"id": ids[b], **fixed, "budget": b, **made[b]} for b in missing])
+        return [self.rows.found[ids[budget]] for budget in budgets]
+
+    def _run(
+        self, side: Side, rates: Sequence[float], budgets: Sequence[float], seed: int, split: str
+    ) -> dict[float, Row]:
+        from meristem.errors import MeristemError
+        from meristem.recipes.guards import diverged
+        from meristem.recipes.node import has_finished
+        from meristem.recipes.perform import perform
+        from meristem.recipes.plan import jobs_of_seed
+        from meristem.recipes.schema import parse_recipe
+        from meristem.recipes.tasks import open_task
+
+        self._prices = self._prices or Prices.of(self.setting)
+        content, read = recipe_of(self.setting, self._prices, side, rates, budgets, seed)
+        recipe = parse_recipe(content)
+        self._task = self._task or open_task(recipe.data)
+        jobs = jobs_of_seed(recipe, self.out, self._task.fingerprint, seed, split)
+        for job in jobs.values():
+            if has_finished(job.directory):
+                continue
+            job.save()
+            try:
+                perform(job.directory, self._task)
+            except MeristemError:
+                if not diverged(job.directory):
+                    raise
+                return {budget: {"loss": None} for budget in budgets}
+        self._check_networks(side, jobs)
+        made = {budget: self._row(jobs, name) for budget, name in read.items()}
+        for name in jobs:
+            if name.startswith(("run", "at", "mean")):  # later runs begin from other nodes
+                shutil.rmtree(jobs[name].directory, ignore_errors=True)
+        return made
+
+    def _check_networks(self, side: Side, jobs: Any) -> None:
+        """Raises ValueError if a growth or a fusion has made another network than the one whose cost was counted."""
+        from meristem.recipes.node import load_result
+
+        assert self._prices is not None
+        for name, job in jobs.items():
+            if name.startswith("made"):
+                network = side.stages[int(name.removeprefix("made").partition("_")[0])].network
+                result, wanted = load_result(job.directory), self._prices.parameters[network]
+                if result is not None and result.parameters != wanted:
+                    raise ValueError(
+                        f"{side.name}: {name} has {result.parameters:,} parameters, the setting's {network!r} {wanted:,}"
+                    )
+
+    def _row(self, jobs: Any, name: str) -> Row:
+        from meristem.recipes.node import load_result, past
+
+        def load(directory: str) -> Any:
+            found = load_result(self.out / directory)
+            assert found is not None
+            return found
+
+        own = load(jobs[name].directory.name)
+        before = past(own.parents, own.taken, load).values()
+        parents = [result for result in before if not result.name.startswith("run")]
+        metrics = {key.removeprefix("eval_"): value for key, value in own.metrics.items()}
+        start = load(jobs["run"].directory.name) if "run" in jobs else own
+        return {
+            **metrics,
+            "loss_at_start": start.curve[0].get("eval_loss") if start.curve else None,
+            "flops": own.flops + sum(result.flops for result in before),
+            "parents_flops": sum(result.flops for result in parents),
+            "tokens": own.tokens + sum(result.tokens for result in before),
+            "seconds": round(own.seconds + sum(result.seconds for result in before), 1),
+            "parameters": own.parameters,
+            "revision": own.made_by["revision"][:12],
+        }

@@ -1,0 +1,64 @@
+"""Study 4: Deep Fusion, where a large network pays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.studies.study import Claim, Gate, Setting, Side, Stage, Study, Tune, llama, t5
+
+AT = 16  # both parents together; of a budget of 80: 20 %
+
+
+def fused(name: str, members: int, options: dict[str, Any], **train: Any) -> Side:
+    """Two small networks, or one twice, side by side in a large one."""
+    make = {"fuse": {"optimizer": "carry", **options}}
+    return Side(name, [Stage("small", until=AT, rate="small", members=members), Stage("large", make=make, train=train)])
+
+
+CLONED = {"grow": {"method": "hypercloning", "width": 2, "noise": 0.1, "optimizer": "carry"}}
+
+STUDY = Study(
+    name="fusion",
+    title="Deep Fusion",
+    question="Is a large network that is fused from two small ones better than the same network from random numbers, or grown from one of them, "
+    "at equal FLOPs?",
+    gate=Gate("the large network beats the small one alone at equal FLOPs, both tuned", better="scratch", worse=("small",)),
+    sides=[
+        Side("scratch", [Stage("large")]),
+        Side("small", [Stage("small")]),
+        fused("grouped", 2, {"norm": "grouped"}),
+        fused("equalised", 2, {"norm": "equalised"}),
+        fused("plain", 2, {}),
+        fused("self", 1, {"noise": 0.1}),
+        Side("hypercloning", [Stage("small", until=AT, rate="small"), Stage("large", make=CLONED)]),
+        fused("grouped_warmup", 2, {"norm": "grouped"}, warmup=0.05),
+        Side("ensemble", [Stage("small", rate="small", members=2)], rate_of="small", whole=True),
+    ],
+    claims=[
+        Claim("plain", "Deep Fusion, arXiv:2306.11903: standard training's quality or better, in significantly less time"),
+        Claim("self", "self-fusion, arXiv:2306.11903: standard training's quality or better"),
+        Claim("grouped", "ours: the exact form"),
+        Claim("equalised", "ours: norms equalised before"),
+        Claim("grouped_warmup", "dynamics: a warm-up at the junction helps"),
+    ],
+    settings={
+        "tiny": Setting(
+            networks={"large": llama(32, 3, 2), "small": llama(16, 3, 1)},
+            budgets=(40, 80),
+            tune=Tune(budget=40, seeds=(100,), rates=(4e-3, 8e-3, 16e-3)),
+        ),
+        "t5": Setting(
+            networks={"large": t5(32, 2, 2), "small": t5(16, 2, 1)}, budgets=(40, 80), task="span-corruption",
+            sequence_length=128, tune=Tune(budget=40, seeds=(100,), rates=(4e-3, 8e-3, 16e-3)),
+        ),
+        "medium": Setting(
+            networks={"large": llama(96, 4, 4), "small": llama(48, 4, 2)}, budgets=(40, 80), tune=Tune(budget=40),
+            sequence_length=128,
+        ),
+        "large": Setting(
+            networks={"large": llama(192, 6, 4), "small": llama(96, 6, 2)}, budgets=(40,),
+            tune=Tune(budget=40, seeds=(100,)), sequence_length=256, batch_size=64, trainer={"bf16": True},
+        ),
+    },
+    limits=["One text, bytes.", "The junction rule of `meristem diagnose` is not a side yet; its warm-up is."],
+)  # fmt: skip

@@ -1,0 +1,200 @@
+"""Pages from rows alone: one summary table over all studies, and a page for each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.studies.catalogue import studies
+from benchmarks.studies.nodes import is_readable
+from benchmarks.studies.picture import draw
+from benchmarks.studies.results import Finding, findings
+from benchmarks.studies.statistics import LEAST_SEEDS
+from benchmarks.studies.study import Claim, Study, layers_of
+
+PROTOCOL = """\
+Every side spends the same counted FLOPs, all of its parents included. A learning rate stays where it is and then falls to zero over the last
+{decay:.0%} of the budget (1 - sqrt), so each figure is that of a finished network; one stable run serves all budgets. Every side's rate comes from
+the same search, at a budget of {tune_budget:g}, on seed{s} {tune_seeds} and on a split that no result uses: {rates}, then on by factors of two at
+either edge while the edge is best. What the search costs is not counted in the sides' compute; it is {tune_flops:.1f} TFLOPs in all. Reported seeds: {seeds}.
+A budget of b is b tokens for each parameter of the target network, trained from random numbers ({unit:.3f} TFLOPs for each unit of b).
+
+Data: `{data}`, {task}, bytes, sequences of {length}, batches of {batch}. Networks: {networks}."""
+HEAD = "<!-- Written by `python -m benchmarks report` from results/studies/*.jsonl; do not edit. -->\n\n"
+
+
+def write_pages(root: Path) -> None:
+    """`docs/studies.md`, `docs/studies/NAME.md` and `results/studies/NAME.SETTING.png`."""
+    rows, docs = root / "results" / "studies", root / "docs" / "studies"
+    docs.mkdir(parents=True, exist_ok=True)
+    found = {study.name: findings(study, rows) for study in studies().values()}
+    for study in studies().values():
+        for finding in found[study.name]:
+            draw(finding, rows / f"{study.name}.{finding.name}.png")
+        (docs / f"{study.name}.md").write_text(
+            HEAD + study_page(study, found[study.name], docs, rows), encoding="utf-8"
+        )
+    (root / "docs" / "studies.md").write_text(HEAD + summary(found), encoding="utf-8")
+
+
+def summary(found: dict[str, list[Finding]]) -> str:
+    """Claim, gate, effect, verdict: one line for each claim of each study, at the largest setting that has a result."""
+    lines = [
+        "# Studies: what is claimed, and what we measured",
+        "",
+        "Each line is a published claim, tested where its gate passes: under the condition without which it could be neither confirmed nor",
+        "refuted. The effect is the loss minus the baseline's at equal compute (below zero is better), with the bootstrap's interval over",
+        "seeds; *saved* is the share of the baseline's compute to the same loss. Everything is counted, parents included. Budgets are in bytes",
+        "for each parameter of the target. `python -m benchmarks run NAME` measures what is missing, `python -m benchmarks report` writes these pages.",
+        "A study is one file in `benchmarks/studies/`: question, gate, sides (stages that are recipe nodes), settings. Its results are the rows of",
+        "`results/studies/NAME.SETTING.jsonl`, one for each side, seed, budget and rate; a row that is there is never measured again, on any machine.",
+        "",
+        *_table(["study", "claim", "gate", "effect", "saved", "verdict"], _summary_rows(found)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _summary_rows(found: dict[str, list[Finding]]) -> Iterable[list[str]]:
+    for study in studies().values():
+        link = f"[{study.title}](studies/{study.name}.md)"
+        if not found[study.name]:
+            yield [link, "", "not measured", "", "", "not run yet"]
+        for finding in found[study.name]:
+            where = f"{link} ({finding.name})"
+            if finding.gate_is_measured and finding.tested_at is None:
+                yield [
+                    where,
+                    f"{len(study.claims)} claims",
+                    f"{study.gate.says}: fails",
+                    "",
+                    "",
+                    "not testable at this size",
+                ]
+                continue
+            for claim in study.claims:
+                yield [
+                    where,
+                    f"`{claim.side}`: {claim.says}",
+                    finding.gate_in_words(),
+                    *_effect(finding, claim.side),
+                    finding.verdict(claim),
+                ]
+
+
+def _effect(finding: Finding, side: str) -> list[str]:
+    budget = finding.tested_at
+    gap = finding.gap(side, budget) if budget is not None else None
+    if budget is None or gap is None:
+        return ["", ""]
+    return [f"{gap} at {budget:g}", str(finding.saved(side, budget))]
+
+
+def study_page(study: Study, found: Sequence[Finding], docs: Path, rows: Path) -> str:
+    """Question, gate, protocol, table, verdict, limits; the largest setting first."""
+    parts = [
+        f"# {study.title}",
+        "",
+        f"**Question.** {study.question}",
+        "",
+        f"**Gate.** {study.gate.says[0].upper()}{study.gate.says[1:]}.",
+    ]
+    if not found:
+        parts += ["", "Not run yet."]
+    for finding in found:
+        parts += ["", f"## Setting `{finding.name}`", "", _protocol(finding), "", *_gate_table(finding)]
+        if finding.gate_is_measured and finding.tested_at is None:
+            parts += ["", "**Not testable at this size.**"]
+            continue
+        picture = os.path.relpath(rows / f"{study.name}.{finding.name}.png", docs)
+        parts += ["", f"![loss against compute]({picture})", "", *_results(finding), "", *_verdicts(finding)]
+    return "\n".join([*parts, "", "**Limits.** " + " ".join(study.limits), ""])
+
+
+def _protocol(finding: Finding) -> str:
+    setting, tune = finding.setting, finding.setting.tune
+    tuning = sum(row.get("flops", 0) for row in finding.rows if row["split"] == "tune") / 1e12
+    units = [r["flops"] / r["budget"] for r in finding.rows if r["side"] == finding.study.baseline and r.get("flops")]
+    return PROTOCOL.format(
+        decay=setting.decay, tune_budget=tune.budget, s="s" * (len(tune.seeds) > 1), tune_seeds=_listed(tune.seeds),
+        rates=_listed(f"{rate:g}" for rate in tune.rates), tune_flops=tuning, seeds=_listed(setting.seeds),
+        unit=sum(units) / max(1, len(units)) / 1e12, data=setting.data, task=setting.task, length=setting.sequence_length,
+        batch=setting.batch_size, networks="; ".join(_network(name, entries) for name, entries in setting.networks.items()),
+    )  # fmt: skip
+
+
+def _network(name: str, entries: Any) -> str:
+    width = next(entries[key] for key in ("hidden_size", "d_model") if key in entries)
+    return f"{name}, {entries['model_type']} of {layers_of(entries)} layers x {width} wide"
+
+
+def _gate_table(finding: Finding) -> list[str]:
+    gate, rows = finding.study.gate, []
+    for budget, passes in finding.gates.items():
+        gaps = [finding.gap(gate.better, budget, to=other) for other in gate.worse]
+        if all(gaps):
+            seeds = min(gap.seeds for gap in gaps if gap)
+            says = "passes" if passes else "fails" if seeds >= LEAST_SEEDS else "open"
+            rows.append([f"{budget:g}", *map(str, gaps), str(seeds), says])
+    return _table(["budget", *(f"{gate.better} minus {other}" for other in gate.worse), "seeds", "gate"], rows)
+
+
+def _results(finding: Finding) -> list[str]:
+    """Loss minus the baseline's, and compute saved, by side and budget; bold where the gate passes."""
+    budgets, base = finding.setting.budgets, finding.study.baseline
+    lines = []
+    for side in finding.study.sides:
+        cells = []
+        for budget in budgets:
+            gap = finding.gap(side.name, budget)
+            if gap is None:
+                cells.append("" if is_readable(finding.setting, side, budget) else "-")
+            elif side.name == base:
+                own = [
+                    r["loss"]
+                    for r in finding.rows
+                    if r["side"] == base and r["budget"] == budget and r["split"] == "eval"
+                ]
+                cells.append(f"loss {sum(own) / len(own):.4f}")
+            else:
+                seeds = f" ({gap.seeds} seeds)" if gap.seeds < 3 else ""
+                cells.append(f"{gap}, {finding.saved(side.name, budget)}{seeds}")
+        rates = sorted(
+            {f"{row['rate']:g}" for row in finding.rows if row["side"] == side.name and row["split"] == "eval"}
+        )
+        if any(cells) and rates:
+            lines.append([f"`{side.name}`", ", ".join(rates), *cells])
+    head = [f"budget {budget:g}" + ("" if finding.gates[budget] else " (gate not passed)") for budget in budgets]
+    return _table(["side", "rate", *head], lines)
+
+
+def _verdicts(finding: Finding) -> list[str]:
+    budget = finding.tested_at
+    if budget is None:
+        return ["**Verdict.** None yet: the gate is not measured on three seeds."]
+    said = [_said(finding, claim, budget) for claim in finding.study.claims]
+    return [
+        f"**Verdict** at {budget:g} bytes for each parameter, the largest budget at which the gate passes:",
+        "",
+        *said,
+    ]
+
+
+def _said(finding: Finding, claim: Claim, budget: float) -> str:
+    """One line: the claim, the verdict, the effect, the saving, and that with parents given."""
+    line, saved = f"- `{claim.side}` ({claim.says}): {finding.verdict(claim)}", finding.saved(claim.side, budget)
+    gap = finding.gap(claim.side, budget)
+    if gap is None:
+        return line
+    given = f"; {saved.given.mean:.0%} with the parents given" if saved.given else ""
+    return f"{line}; {gap}; saved: {saved}{given}"
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    line = lambda cells: "| " + " | ".join(cells) + " |"  # noqa: E731
+    return [line(head), "|" + "---|" * len(head), *map(line, rows)]

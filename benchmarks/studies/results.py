@@ -1,0 +1,91 @@
+"""What a study's rows say: the gate by budget, each claim's effect, a verdict in words. Pages and summary are made of these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.studies.nodes import asked
+from benchmarks.studies.rows import Row, Rows, identity
+from benchmarks.studies.statistics import LEAST_SEEDS, Saving, differences, gate_passes, losses, saving
+from benchmarks.studies.study import Claim, Setting, Study
+from benchmarks.support.statistics import Effect, effect
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A study at one setting, with its rows; those of another definition than today's are left out."""
+
+    study: Study
+    name: str
+    setting: Setting
+    rows: Sequence[Row]
+
+    @staticmethod
+    def of(study: Study, name: str, folder: Path) -> Finding:
+        setting, known = study.settings[name], {side.name: side for side in study.sides}
+        rows = [
+            row
+            for row in Rows(folder / f"{study.name}.{name}.jsonl").found.values()
+            if row["side"] in known
+            and row["id"]
+            == identity(asked(setting, known[row["side"]], row["rates"], row["budget"], row["seed"], row["split"]))
+        ]
+        return Finding(study, name, setting, rows)
+
+    @property
+    def gates(self) -> dict[float, bool]:
+        return gate_passes(self.study, self.setting, self.rows)
+
+    @property
+    def gate_is_measured(self) -> bool:
+        """At every budget, on enough seeds."""
+        sides = (self.study.gate.better, *self.study.gate.worse)
+        return all(
+            len(losses(self.rows, side).get(budget, {})) >= LEAST_SEEDS
+            for side in sides
+            for budget in self.setting.budgets
+        )
+
+    @property
+    def tested_at(self) -> float | None:
+        """The largest budget whose gate passes."""
+        return max((budget for budget, passes in self.gates.items() if passes), default=None)
+
+    def gap(self, side: str, budget: float, to: str | None = None) -> Effect | None:
+        """Loss minus the baseline's at equal FLOPs, paired by seed; None where there is no pair."""
+        theirs = losses(self.rows, to or self.study.baseline).get(budget, {})
+        paired = differences(losses(self.rows, side).get(budget, {}), theirs)
+        return effect(paired) if paired else None
+
+    def saved(self, side: str, budget: float) -> Saving:
+        return saving(self.rows, side, self.study.baseline, budget)
+
+    def gate_in_words(self) -> str:
+        if not self.rows:
+            return "not measured"
+        passing = [budget for budget, passes in self.gates.items() if passes]
+        if passing:
+            return f"passes at {', '.join(f'{budget:g}' for budget in passing)}"
+        return "fails" if self.gate_is_measured else "not measured yet"
+
+    def verdict(self, claim: Claim) -> str:
+        """In a few words; whatever the sign."""
+        budget = self.tested_at
+        if budget is None:
+            return "not testable at this size" if self.gate_is_measured else "not measured yet"
+        gap = self.gap(claim.side, budget)
+        if gap is None or gap.seeds < LEAST_SEEDS:
+            return "not measured yet"
+        if gap.high < 0:
+            return "holds here: a lower loss at equal compute"
+        if gap.low > 0:
+            return "does not hold here: a higher loss at equal compute"
+        return "no difference shown"
+
+
+def findings(study: Study, folder: Path) -> list[Finding]:
+    """Of every setting that has rows, the last and largest first."""
+    found = [Finding.of(study, name, folder) for name in reversed(study.settings)]
+    return [finding for finding in found if finding.rows]

@@ -1,0 +1,41 @@
+"""Results as JSON rows, one for each (side, seed, budget, learning rate, split): appended as they come, and never measured twice.
+
+A row is known by what was asked, not by caches or the code's revision, so that another machine goes on from the committed file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+Row = dict[str, Any]
+
+
+def identity(asked: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits of all that was asked."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Rows:
+    """The rows of one file, by their `id`; of several with one, the last."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[str, Row] = {}
+        self.read()
+
+    def read(self) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        self.found = {row["id"]: row for row in map(json.loads, filter(None, lines))}
+
+    def add(self, rows: Iterable[Row]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(self.path) + ".lock"), self.path.open("a", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row) + "\n")
+                self.found[row["id"]] = row

@@ -1,0 +1,115 @@
+"""What rows say in numbers: losses by budget and seed, paired differences, the gate, and the compute saved to the same loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from benchmarks.studies.rows import Row
+from benchmarks.studies.study import Setting, Study
+from benchmarks.support.statistics import Effect, effect
+
+LEAST_SEEDS = 3  # of a gate and of a verdict
+
+
+def losses(rows: Iterable[Row], side: str) -> dict[float, dict[int, float]]:
+    """{budget: {seed: loss}} of a side's reported rows; diverged ones count as infinite."""
+    found: dict[float, dict[int, float]] = {}
+    for row in rows:
+        if row["side"] == side and row["split"] == "eval":
+            found.setdefault(row["budget"], {})[row["seed"]] = math.inf if row["loss"] is None else row["loss"]
+    return dict(sorted(found.items()))
+
+
+def differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
+    """Seed by seed, of the seeds that both have."""
+    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+
+
+def gate_passes(study: Study, setting: Setting, rows: Iterable[Row]) -> dict[float, bool]:
+    """By budget: whether the gate's better side has a lower loss than each worse one, with the whole interval, on three seeds or more."""
+    rows = list(rows)
+    better, worse = losses(rows, study.gate.better), [losses(rows, side) for side in study.gate.worse]
+
+    def passes(budget: float) -> bool:
+        pairs = [differences(better.get(budget, {}), other.get(budget, {})) for other in worse]
+        return all(len(paired) >= LEAST_SEEDS and effect(paired).high < 0 for paired in pairs)
+
+    return {budget: passes(budget) for budget in setting.budgets}
+
+
+def curve_of(rows: Iterable[Row], side: str, seed: int) -> list[tuple[float, float]]:
+    """(FLOPs, loss) of one seed's decayed networks, by rising budget."""
+    own = [
+        r for r in rows if r["side"] == side and r["split"] == "eval" and r["seed"] == seed and r["loss"] is not None
+    ]
+    return [(row["flops"], row["loss"]) for row in sorted(own, key=lambda row: row["budget"])]
+
+
+def flops_to(curve: Sequence[tuple[float, float]], loss: float) -> float | None:
+    """FLOPs at which a curve of decayed networks first reaches a loss, log-linearly between its budgets; None if it never does, or has done
+    so before its first (see `is_before_first`)."""
+    for (before, high), (after, low) in pairwise(curve):
+        if low <= loss <= high:
+            share = (high - loss) / (high - low) if high > low else 0.0
+            return math.exp(math.log(before) + share * (math.log(after) - math.log(before)))
+    return None
+
+
+def is_before_first(curve: Sequence[tuple[float, float]], loss: float) -> bool:
+    """Whether the curve's first network is better than this already, so that only a bound is known."""
+    return bool(curve) and curve[0][1] < loss
+
+
+@dataclass(frozen=True)
+class Saving:
+    """The share of the baseline's compute that a side saves on the way to the baseline's loss at a budget.
+
+    Args:
+        given: the same where the parents are there already and count nothing.
+        reached: seeds that reached it, of `seeds`.
+        is_bound: whether some seed was there at its first reading, so that it saves at least this.
+    """
+
+    effect: Effect | None
+    given: Effect | None
+    reached: int
+    seeds: int
+    is_bound: bool
+
+    def __str__(self) -> str:
+        if self.effect is None:
+            return f"not reached ({self.reached} of {self.seeds})"
+        least = "at least " if self.is_bound else ""
+        some = f", {self.reached} of {self.seeds} seeds" if self.reached < self.seeds else ""
+        return f"{least}{self.effect.mean:.0%} [{self.effect.low:.0%}, {self.effect.high:.0%}]{some}"
+
+
+def saving(rows: Iterable[Row], side: str, baseline: str, budget: float) -> Saving:
+    """Everything counted: the side's FLOPs include its parents'; and beside that, as if these were given."""
+    rows = list(rows)
+    goals = {
+        r["seed"]: r
+        for r in rows
+        if r["side"] == baseline and r["split"] == "eval" and r["budget"] == budget and r["loss"]
+    }
+    found: list[float] = []
+    given: list[float] = []
+    seeds, bound = 0, False
+    own = [r for r in rows if r["side"] == side and r["split"] == "eval" and r["loss"]]
+    parents = {r["seed"]: r["parents_flops"] for r in sorted(own, key=lambda row: row["budget"] == budget)}
+    for seed, goal in sorted(goals.items()):
+        curve = curve_of(rows, side, seed)
+        if not curve:
+            continue
+        seeds += 1
+        spent = curve[0][0] if is_before_first(curve, goal["loss"]) else flops_to(curve, goal["loss"])
+        bound |= is_before_first(curve, goal["loss"])
+        if spent is not None:
+            found.append(1 - spent / goal["flops"])
+            given.append(1 - (spent - parents[seed]) / goal["flops"])
+    if not found:
+        return Saving(None, None, 0, seeds, bound)
+    return Saving(effect(found), effect(given), len(found), seeds, bound)

@@ -1,0 +1,128 @@
+"""`meristem average`: checkpoints of one run averaged, tensor by tensor, in place of a decay of the learning rate.
+
+A weighted mean of checkpoints that a constant rate has left is what a decaying rate would have made of the same gradients (WSM: Tian et
+al., arXiv:2507.17634; PMA: Li et al., arXiv:2505.12082): the steps before the oldest count whole, those behind it fall with what the
+younger checkpoints weigh together. So a shape of decay is a set of weights: equal ones are a linear decay over k - 1 intervals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from meristem.anatomy.streamed import Weights, streamed, weights_of
+from meristem.checkpoints.open_streamed import open_streamed
+from meristem.checkpoints.record import average_record
+from meristem.checkpoints.source import Source
+from meristem.checkpoints.write import write_model
+from meristem.errors import MeristemError, nearest
+from meristem.growth.build import skeleton
+
+SHAPES: Mapping[str, Callable[[float], float]] = {  # what a step counts after this share of the decay
+    "mean": lambda share: 1 - share,
+    "1-sqrt": lambda share: 1 - math.sqrt(share),
+    "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
+}
+
+
+def shares(count: int, weights: str | Sequence[float] = "mean") -> list[float]:
+    """What each of so many checkpoints counts, the oldest first; together one.
+
+    Args:
+        weights: "mean" (a linear decay), "1-sqrt" or "cosine": the decay that they stand for; or a number for each.
+
+    Raises:
+        MeristemError: for a shape that there is not, numbers that are not as many, negative, or all zero.
+    """
+    if isinstance(weights, str):
+        if weights not in SHAPES:
+            raise MeristemError(f"unknown weights {weights!r}; {nearest(weights, SHAPES)}")
+        left = [SHAPES[weights](number / count) for number in range(count + 1)]
+        return [before - after for before, after in pairwise(left)]
+    given = [float(weight) for weight in weights]
+    if len(given) != count:
+        raise MeristemError(f"{len(given)} weights for {count} checkpoints; give one for each")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in given) or not sum(given) > 0:
+        raise MeristemError(f"weights are numbers from zero on that do not sum to zero, got {given}")
+    return [weight / sum(given) for weight in given]
+
+
+def averaged(models: Sequence[nn.Module], parts: Sequence[float]) -> nn.Module:
+    """The weighted mean of streamed networks, streamed itself: each tensor is summed in float32 (float64 of float64) when it is asked for,
+    and has the dtype of the last network's.
+
+    Raises:
+        MeristemError: if they are not of one class, config and shapes, naming what differs.
+    """
+    first = models[-1]
+    sources = [weights_of(model) for model in models]
+    shapes = [{name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} for model in models]
+    for other, model in zip(shapes, models, strict=True):
+        if type(model) is not type(first):
+            raise MeristemError(f"a {type(model).__name__} and a {type(first).__name__} cannot be averaged")
+        different = next((name for name in {**shapes[-1], **other} if other.get(name) != shapes[-1].get(name)), None)
+        if different is not None:
+            raise MeristemError(
+                f"{different} is {other.get(different, 'missing')} in one of the checkpoints and "
+                f"{shapes[-1].get(different, 'missing')} in the last; checkpoints of one network can be averaged"
+            )
+
+    def mean(name: str) -> Tensor:
+        last = sources[-1][name]
+        if not last.is_floating_point():
+            return last  # a count, such as the batches that a batch norm has seen
+        wide = torch.float64 if last.dtype == torch.float64 else torch.float32
+        total = torch.zeros_like(last, dtype=wide)
+        for source, part in zip(sources, parts, strict=True):
+            if part:
+                total += source[name].to(wide) * part
+        return total.to(last.dtype)
+
+    dtypes = {name: tensor.dtype for name, tensor in first.state_dict().items()}
+    config: Any = first.config
+    made = streamed(skeleton(lambda: type(first)(config)), Weights(dtypes, mean))
+    if getattr(first, "generation_config", None) is not None:
+        made.generation_config = first.generation_config  # type: ignore[assignment]
+    return made
+
+
+def average(
+    sources: Sequence[str | Source],
+    out: Path,
+    weights: str | Sequence[float] = "mean",
+    *,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> list[float]:
+    """Write the weighted mean of model directories, the oldest first, to `out`; what is no weight is the last one's.
+
+    Args:
+        weights: as in `shares`.
+        options: further ones of `write_model`.
+
+    Returns:
+        What each counts.
+
+    Raises:
+        MeristemError: for fewer than two, checkpoints that are not of one network, or as `write_model`.
+    """
+    from meristem.checkpoints.source import find_source
+
+    if len(sources) < 2:
+        raise MeristemError(f"an average is of at least two checkpoints, got {len(sources)}")
+    parts = shares(len(sources), weights)
+    found = [find_source(source, trust_remote_code) if isinstance(source, str) else source for source in sources]
+    model = averaged([open_streamed(source, trust_remote_code) for source in found], parts)
+    paths = [source.path for source in found]
+    write_model(
+        model, out, lambda: average_record(found, parts), paths[-1], overwrite, sources=paths,
+        trust_remote_code=trust_remote_code, **options,
+    )  # fmt: skip
+    return parts

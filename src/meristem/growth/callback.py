@@ -1,0 +1,66 @@
+"""Training only what is new in transformers' own Trainer."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers import TrainerCallback
+
+from meristem.errors import MeristemError
+from meristem.growth.growth import Growth
+from meristem.growth.provenance import Provenance
+from meristem.growth.train_new import New, freeze_old, scale_fresh, start_at
+
+
+class TrainNewCallback(TrainerCallback):
+    """Freezes what a growth has not added, or gives what it has added a learning rate and a warm-up of its own (see `ms.freeze_old`).
+
+        Trainer(model=growth.model, ..., callbacks=[ms.TrainNewCallback(growth, train="copied")])
+
+    Whole tensors are frozen when the Trainer is made, before it wraps the model or makes an optimizer; parts of tensors when training
+    begins, after it has sharded them. A resumed run goes on as it would have.
+
+    Args:
+        provenance: of the growth that made the model, or the growth.
+        train: as in `ms.freeze_old`.
+        ratio: by what the steps of new entries are multiplied.
+        warmup: over so many steps they rise to that.
+        fresh: which entries these are: "copied": all that are not old; "fresh": those without a source only.
+    """
+
+    def __init__(
+        self,
+        provenance: Provenance | Growth,
+        train: New = "copied",
+        *,
+        ratio: float = 1.0,
+        warmup: int = 0,
+        fresh: Literal["fresh", "copied"] = "copied",
+    ) -> None:
+        if not ratio > 0 or warmup < 0:
+            raise MeristemError(f"ratio must be positive and warmup a number of steps, got {ratio} and {warmup}")
+        self.provenance = provenance.provenance if isinstance(provenance, Growth) else provenance
+        self.train: New = train
+        self.fresh: Literal["fresh", "copied"] = fresh
+        self.ratio, self.warmup = ratio, warmup
+        self._done: Any = None
+
+    def on_init_end(self, args, state, control, model: Any = None, **kwargs) -> None:
+        self._freeze(model)
+
+    def on_train_begin(self, args, state, control, model: Any = None, **kwargs) -> None:
+        if self._done is None or any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+            self._freeze(model)  # sharding has put other parameters in the place of those that were there
+        if self.ratio != 1 or self.warmup:
+            scale_fresh(model, self.provenance, self.ratio, self.warmup, self.fresh)
+        start_at(model, state.global_step)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        if self._done is not None:
+            self._done.remove()
+            self._done = None
+
+    def _freeze(self, model: Any) -> None:
+        if self._done is not None:
+            self._done.remove()
+        self._done = freeze_old(model, self.provenance, self.train)

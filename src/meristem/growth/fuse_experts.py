@@ -1,0 +1,83 @@
+"""Parents fused as experts (branch-train-mix): their feed-forward blocks become the experts of one mixture, all else is averaged.
+
+Sukhbaatar et al.: "Branch-Train-MiX: Mixing Expert LLMs into a Mixture-of-Experts LLM", 2024, arXiv:2403.07816.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from meristem.anatomy import Anatomy
+from meristem.anatomy.streamed import Weights, weights_of
+from meristem.errors import MeristemError
+from meristem.growth.apply import grow_tensor
+from meristem.growth.build import filled, grown_dtypes
+from meristem.growth.deep_fusion import DeepFusion
+from meristem.growth.differences import check_alike
+from meristem.growth.upcycle import Upcycle
+from meristem.growth.upcycle_plan import EXPERT, UpcyclePlan
+
+
+def expert_plans(
+    method: DeepFusion, anatomies: Sequence[Anatomy], models: Sequence[nn.Module], alike: bool
+) -> list[UpcyclePlan]:
+    """The upcycling of each parent by itself, to one mixture with an expert for each of them. `alike`: the parents are one network;
+    others get a random router, since a router of zeros would send every token to the same parent.
+
+    Raises:
+        MeristemError: if the parents are not of one architecture and size, their family has no mixture class, or fewer experts are
+            there than a token is to get.
+    """
+    first = anatomies[0]
+    for number, other in enumerate(anatomies[1:], start=2):
+        if not method.allow_differences:
+            check_alike(first, other, number)
+        different = [
+            name
+            for name in {**first.tensors, **other.tensors}
+            if name not in first.tensors
+            or name not in other.tensors
+            or first.tensors[name].shape != other.tensors[name].shape
+        ]
+        if different:
+            raise MeristemError(
+                f"parents that become experts have one size; {different[0]} of parent {number} differs from that of the first"
+            )
+    top = method.experts_per_token
+    if top > len(models):
+        raise MeristemError(
+            f"{len(models)} parents make {len(models)} experts, of which a token cannot get experts_per_token={top}; at most "
+            f"{len(models)} would work"
+        )
+    router = None if alike else "random"
+    upcycle = Upcycle(num_experts=len(models), experts_per_token=top, router=router, seed=method.seed)
+    return [upcycle.plan(anatomy, model) for anatomy, model in zip(anatomies, models, strict=True)]
+
+
+def mixture_of_parents(plans: Sequence[UpcyclePlan], models: Sequence[nn.Module], shares: Sequence[float]) -> nn.Module:
+    """The mixture: expert p is parent p's, the router is new, every other tensor is the parents' weighted mean. Streamed if they are."""
+    parents = [weights_of(model) for model in models]
+
+    def made(name: str, parent: int) -> Tensor:
+        return grow_tensor(plans[parent].tensors[name], parents[parent].__getitem__)
+
+    def fused(name: str) -> Tensor:
+        plan, match = plans[0].tensors[name], EXPERT.match(name)
+        if plan.drawn is not None:
+            return made(name, 0)
+        if plan.shards is not None:
+            return torch.stack([made(name, parent)[parent] for parent in range(len(parents))])
+        if match is not None and match.group(2) is not None:
+            return made(name, int(match.group(2)))
+        parts = [made(name, parent) for parent in range(len(parents))]
+        if not parts[0].is_floating_point():
+            return parts[0]
+        wide = torch.float64 if parts[0].dtype == torch.float64 else torch.float32
+        mean = torch.stack([share * part.to(wide) for share, part in zip(shares, parts, strict=True)]).sum(0)
+        return mean.to(parts[0].dtype)
+
+    own = plans[0].own_names
+    return filled(plans[0].target, Weights(grown_dtypes(plans[0], models[0]), lambda n: fused(own[n])), like=models[0])

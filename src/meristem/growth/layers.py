@@ -1,0 +1,46 @@
+"""Where the layers of a large network come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from meristem.algebra import AxisMap, UnitMap
+
+
+@dataclass(frozen=True)
+class LayerSource:
+    """A new layer: a weighted sum of old layers; `silent` ones write nothing (identity blocks)."""
+
+    sources: tuple[tuple[int, float | Tensor], ...]  # (old layer, weight)
+    silent: bool = False
+    next_layer: int | None = None  # further copies of units are taken from this old layer (bert2BERT's AKI)
+
+    @staticmethod
+    def copy(layer: int) -> LayerSource:
+        return LayerSource(((layer, 1.0),))
+
+    @staticmethod
+    def identity(layer: int, silent: bool) -> LayerSource:
+        """A copy that writes nothing, if `silent`."""
+        return LayerSource(((layer, 1.0),), silent=silent)
+
+
+LayerMap = tuple[LayerSource, ...]
+
+
+def share_map(layer_map: LayerMap, old: int) -> AxisMap:
+    """The map of a dimension outside the blocks that has a share for each: new layers take the share of their source, and
+    what is read from the silent ones counts nothing."""
+    order = torch.tensor(layer_order(layer_map))
+    heard = torch.tensor([not layer.silent for layer in layer_map])
+    copies = torch.bincount(order[heard], minlength=old).clamp(min=1)
+    read = UnitMap.select(order, old, torch.where(heard, 1.0 / copies[order].double(), 0.0))
+    return AxisMap(UnitMap.select(order, old), read, twins=False)
+
+
+def layer_order(layer_map: LayerMap) -> list[int]:
+    """For each new layer, the old one whose place in per-layer config lists (`layer_types`) it takes."""
+    return [max(layer.sources, key=lambda source: float(source[1]))[0] for layer in layer_map]

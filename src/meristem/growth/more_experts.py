@@ -1,0 +1,134 @@
+"""More experts in a mixture: copies of those that there are, with their rows of the router."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from meristem.algebra import AxisMap
+from meristem.anatomy import Anatomy, Builder
+from meristem.anatomy.trace import Inputs
+from meristem.errors import MeristemError
+from meristem.growth.method import Method, Weights
+from meristem.growth.plan import GrowthPlan, Perturbation
+
+PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k")
+
+
+@dataclass(frozen=True)
+class MoreExperts(Method):
+    """Experts duplicated, with tied rows of the router; behind the old ones, group by group.
+
+    "Expert growth", arXiv:2604.19835. With `experts_per_token` times as large as `num_experts`, all copies of a chosen expert are chosen
+    and share its weight, which preserves the function in every class, whether or not weights are normalised. With top-k as it was,
+    copies of the best expert crowd out the others: that is measured, not promised; noise on the router's rows lets copies part.
+
+    Args:
+        num_experts: the target.
+        experts_per_token: the target's top-k; by default as it is.
+        weights: how often each of the present experts is used (counts, or shares); experts get copies in proportion. By default all alike.
+        noise: the standard deviation of what is added to every row of the router.
+        seed: of the noise.
+    """
+
+    name: ClassVar[str] = "more_experts"
+    num_experts: int | None = None
+    experts_per_token: int | None = None
+    weights: Sequence[float] | str | None = None
+    noise: float = 0.0
+    seed: int = 0
+
+    def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
+        """Raises MeristemError for a network without experts, fewer than there are, or weights that are none."""
+        axis, old = self._axis(anatomy)
+        return {axis: AxisMap.duplicate(self._sources(old), old)}
+
+    def _axis(self, anatomy: Anatomy) -> tuple[str, int]:
+        found = anatomy.of_kind("experts")
+        if not found:
+            raise MeristemError(f"{self.name}: {anatomy.builder.model_type} has no experts; upcycle makes some of it")
+        old, target = found[0].size, self.num_experts
+        if isinstance(target, bool) or not isinstance(target, int) or target <= old:
+            raise MeristemError(f"{self.name}: num_experts must be more than the {old} that there are, got {target!r}")
+        top = self.experts_per_token
+        if top is not None and (isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= target):
+            raise MeristemError(f"{self.name}: experts_per_token must be from 1 to {target}, got {top!r}")
+        return found[0].name, old
+
+    def _sources(self, old: int) -> torch.Tensor:
+        """The old expert that each new one copies: all old ones first, then copies."""
+        assert self.num_experts is not None
+        further = self.num_experts - old
+        used = self._used(old)
+        if used is None:
+            return torch.cat([torch.arange(old), torch.arange(further) % old])
+        due = [share * self.num_experts for share in used]  # copies in proportion, one at least
+        copies = [1] * old
+        for _ in range(further):
+            copies[max(range(old), key=lambda expert: due[expert] / copies[expert])] += 1
+        more = [torch.full((count - 1,), expert) for expert, count in enumerate(copies)]
+        return torch.cat([torch.arange(old), *more])
+
+    def _used(self, old: int) -> list[float] | None:
+        """The share of each old expert in what tokens use."""
+        if self.weights is None:
+            return None
+        given = self.weights.split(",") if isinstance(self.weights, str) else list(self.weights)
+        try:
+            used = [float(weight) for weight in given]
+        except ValueError as error:
+            raise MeristemError(f"{self.name}: weights are numbers, got {self.weights!r}") from error
+        right = len(used) == old and all(math.isfinite(weight) and weight >= 0 for weight in used) and sum(used) > 0
+        if not right:
+            raise MeristemError(
+                f"{self.name}: weights are {old} numbers from zero on, how often each expert is used, got {self.weights!r}"
+            )
+        return [weight / sum(used) for weight in used]
+
+    def target(self, anatomy: Anatomy, weights: Weights) -> Builder:
+        """As in `Method`, with its top-k."""
+        found = super().target(anatomy, weights)
+        return found.resized(found.sizes, found.depths, self._top_k(anatomy))
+
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
+        """Whether every copy of a chosen expert is chosen too, as often as any other's."""
+        (axis,) = maps
+        (_, top), factor = self._per_token(anatomy), maps[axis].new_size / maps[axis].old_size
+        uniform = maps[axis].is_uniform()
+        return (
+            uniform and not self.noise and self.experts_per_token is not None and self.experts_per_token == top * factor
+        )
+
+    def _per_token(self, anatomy: Anatomy) -> tuple[str, int]:
+        for name in PER_TOKEN:
+            if isinstance(value := anatomy.builder.fact(name), int):
+                return name, value
+        return "", 1
+
+    def _top_k(self, anatomy: Anatomy) -> dict[str, int]:
+        """The entry of the target's config that says how many experts a token gets; none where that stays."""
+        if self.experts_per_token is None:
+            return {}
+        name, _ = self._per_token(anatomy)
+        if not name:
+            raise MeristemError(f"{self.name}: {anatomy.builder.model_type} has no field for experts_per_token")
+        return {name: self.experts_per_token}
+
+    def plan(self, anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> GrowthPlan:
+        """As in `Method`, with noise on the router's rows."""
+        plan = super().plan(anatomy, model, inputs)
+        plan = replace(plan, target=plan.target.resized(plan.target.sizes, plan.target.depths, self._top_k(anatomy)))
+        if not self.noise:
+            return plan
+        (axis,) = plan.maps
+        routers = frozenset(
+            tensor.name
+            for tensor in anatomy.tensors.values()
+            if len(tensor.shape) == 2 and str(tensor.dimensions[0].layout) == axis
+        )
+        return replace(plan, perturbation=Perturbation(1.0, self.noise, only=routers), seed=self.seed)

@@ -1,0 +1,56 @@
+"""The norms of the residual stream where silent blocks follow others (post-norm): who has which gain and bias.
+
+    block b       last norm: gain 1, bias 0
+    silent block  norms: gain sqrt(1 + eps), bias 0
+    silent block  ..., the last norm of the last: gain sqrt(1 + eps) times that of block b, and its bias
+
+Why that leaves the function as it is, and how well: `silent_blocks`. The moments of what moves move along, since their gradients are
+the same; those of the constants begin at zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from meristem.growth.layers import LayerMap
+from meristem.growth.tensor_plan import TensorPlan, Term
+
+
+@dataclass(frozen=True)
+class StreamNorm:
+    """A norm of the residual stream inside a post-norm block, as the small network has it.
+
+    Attributes:
+        last: the block gives out what it gives out.
+        centres, offset: as in `anatomy.norms.NormFacts`.
+        eps: what it adds to the mean square.
+        least: the least mean square that it has measured.
+    """
+
+    last: bool
+    centres: bool
+    offset: float
+    eps: float
+    least: float
+
+    @property
+    def unit(self) -> float:
+        """The stored gain under which it leaves a stream of mean square 1 as it is."""
+        return math.sqrt(1 + self.eps) - self.offset
+
+
+def pass_on(norm: StreamNorm, plan: TensorPlan, prefix: str, layer_map: LayerMap, place: int) -> TensorPlan:
+    """The plan of the gain or the bias of such a norm in block `place` of the list at `prefix`."""
+    is_gain = "gain" in plan.roles
+    silent = layer_map[place].silent
+    followed = place + 1 < len(layer_map) and layer_map[place + 1].silent
+    if not silent and not (norm.last and followed):
+        return plan
+    if norm.last and not followed:
+        giver = next(layer_map[i] for i in range(place - 1, -1, -1) if not layer_map[i].silent)
+        rest = plan.name[len(f"{prefix}.{place}.") :]
+        scale = plan.scale * (math.sqrt(1 + norm.eps) if is_gain else 1.0)
+        return replace(plan, terms=(Term(f"{prefix}.{giver.sources[0][0]}.{rest}"),), scale=scale, silent=False)
+    stored = (norm.unit if silent else 1 - norm.offset) if is_gain else 0.0
+    return replace(plan, scale=0.0, offset=-stored, silent=True)

@@ -1,0 +1,120 @@
+"""A weight made in pieces of whole rows, for those who write it and need not have it whole."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from meristem.algebra import UnitMap
+from meristem.growth.apply import (
+    Fetch,
+    Maps,
+    Rows,
+    changes_numbers,
+    computed,
+    grow_tensor,
+    makes_scaled_copies,
+    noisy_reader,
+    rows_apart,
+    scaled_copies,
+    spread_of,
+)
+from meristem.growth.plan import TensorPlan
+
+PIECE = 1 << 22  # bytes of a source that are grown and written at once, where rows can be grown apart
+CACHED = 1 << 20  # bytes of it that are computed at once, to stay in the processor's cache
+Look = Callable[[TensorPlan, Mapping[str, Tensor], int | tuple[int, int] | None, Tensor], None]
+
+
+def grow_pieces(plan: TensorPlan, fetch: Fetch, look: Look | None = None) -> Iterator[tuple[list[int], Tensor]]:
+    """A weight as `grow_tensor` makes it, in pieces of whole rows: (the first row of every place where the piece stands, piece).
+
+    Where new rows are copies of old ones, a piece is made once for all its places, small enough to stay in the processor's
+    cache until it is written. Other tensors come in one piece.
+
+    Args:
+        look: called with each piece before it is given (see `sampled.look`).
+    """
+    maps = [plan.unit_map(dimension) for dimension in range(len(plan.maps))]
+    sources = {term.source: fetch(term.source) for term in plan.terms}
+    first = sources[plan.terms[0].source]
+    if plan.beside or plan.drawn or plan.shards:
+        yield [0], grow_tensor(plan, fetch)
+        return
+    rows = maps[0] if maps else None
+    runs = [(0, len(first))] if rows is None and first.dim() else rows.runs if rows is not None else None
+    if first.dim() < 2 or runs is None or not makes_scaled_copies(plan, maps, "weight", first.dtype):
+        if first.dim() > 1 and noisy_reader(plan) is not None and rows_apart(plan, maps):
+            yield from _noisy_pieces(plan, first, maps, look)
+            return
+        whole = grow_tensor(plan, sources.__getitem__)
+        if look is not None:
+            look(plan, sources, None, whole)
+        yield [0], whole
+        return
+    row_bytes = max(1, first.numel() * first.element_size() // max(1, len(first)))
+    ends = {0, len(first)} | {end for start, length in runs for end in (start, start + length)}
+    for a, b in _cut(sorted(ends), PIECE // row_bytes):
+        places, place = [], 0
+        for start, length in runs:
+            if start <= a < start + length:
+                places.append(place + a - start)
+            place += length
+        if places:
+            piece = _rows(plan, sources, maps, a, b, CACHED // row_bytes)
+            if look is not None:
+                look(plan, sources, a, piece)
+            yield places, piece
+
+
+def _noisy_pieces(
+    plan: TensorPlan, source: Tensor, maps: Maps, look: Look | None
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Rows whose copies are all different, by their noise: each made by itself, a few at a time."""
+    rows, spread = maps[0], spread_of(plan, source, maps)
+    count = rows.new_size if rows is not None else len(source)
+    row_bytes = max(1, source[0].numel() * source.element_size())
+    for a, b in _cut([0, count], PIECE // row_bytes):
+        own, part = maps, source[a:b]
+        if rows is not None:
+            assert rows.index is not None
+            assert rows.coefficient is not None
+            part = source.index_select(0, rows.index[a:b].to(source.device))
+            own = [UnitMap.select(torch.arange(b - a), b - a, rows.coefficient[a:b]), *maps[1:]]
+        piece = computed(
+            plan, lambda _, part=part: part, "weight", own, UnitMap.apply, Rows((a, b), count, spread)
+        ).contiguous()
+        if look is not None:
+            look(plan, {plan.terms[0].source: source}, (a, b), piece)
+        yield [a], piece
+
+
+def is_copy(plan: TensorPlan) -> bool:
+    """Whether a weight is its source, number for number."""
+    return (
+        all(m is None for m in plan.maps)
+        and not (plan.perturb or plan.beside or plan.drawn or plan.shards or plan.redrawn)
+        and not changes_numbers(plan, [None] * len(plan.maps))
+    )
+
+
+def _rows(plan: TensorPlan, sources: Mapping[str, Tensor], maps: Maps, first: int, last: int, step: int) -> Tensor:
+    """The old rows from `first` to `last` (exclusive), scaled, with their columns in all new places."""
+    whole: Tensor | None = None
+    for a, b in _cut([first, last], step):
+        own = [maps[0] and maps[0].old_rows(a, b), *maps[1:]]
+        part = scaled_copies(plan, lambda name, a=a, b=b: sources[name][a:b], "weight", own)
+        whole = part.new_empty(last - first, *part.shape[1:]) if whole is None else whole
+        whole[a - first : b - first] = part
+    assert whole is not None
+    return whole
+
+
+def _cut(ends: Sequence[int], step: int) -> Iterator[tuple[int, int]]:
+    """(a, b) of consecutive stretches no longer than `step` that stop at all `ends`."""
+    for start, end in itertools.pairwise(ends):
+        for a in range(start, end, max(1, step)):
+            yield a, min(a + max(1, step), end)

@@ -1,0 +1,193 @@
+"""Sparse upcycling: a dense network becomes a mixture of experts of its family's class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from meristem.algebra import AxisMap
+from meristem.anatomy import Anatomy, Builder
+from meristem.anatomy.huggingface import HuggingFaceBuilder
+from meristem.anatomy.trace import Inputs
+from meristem.anatomy.uninitialised import uninitialised
+from meristem.errors import MeristemError
+from meristem.growth.method import Method, Weights
+from meristem.growth.mixtures import MIXTURES, Mixture
+from meristem.growth.upcycle_plan import Experts, UpcyclePlan
+
+# Entries of a config that say what class it is of, and where it comes from.
+OF_THE_SOURCE = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map", "_commit_hash")
+
+
+@dataclass(frozen=True)
+class Upcycle(Method):
+    """Every feed-forward block becomes experts, each a copy of it, and a new router that chooses among them.
+
+    Komatsuzaki et al.: "Sparse Upcycling", ICLR 2023, arXiv:2212.05055 (copies and a new router); He et al.: "Upcycling Large Language
+    Models into Mixture of Experts", arXiv:2410.07524 (granularity: shards of a copy, tied in the router); Nakamura et al.:
+    "Drop-Upcycling", ICLR 2025, arXiv:2502.19261 (`reinit`).
+
+    Preserves the function where a copy is chosen as a whole and the weights of what is chosen are known: with any router in classes
+    whose top-k weights sum to one (all of the table but Switch, unless `norm_topk_prob` is False), else with router="zero" and
+    granularity 1. `reinit` changes it, by design, and is measured.
+
+    Args:
+        num_experts: how many experts each block has.
+        experts_per_token: how many of them a token gets.
+        granularity: an expert is this share of the dense block: G shards, each in num_experts / G copies; `experts_per_token` is a
+            multiple of it.
+        router: "random": normal numbers of standard deviation 0.02; "zero"; None: random where that is exact, else zero.
+        reinit: the share of each expert's units that is drawn anew, with the mean and the standard deviation of their tensor.
+        shared_experts: 1: in classes that have one, the shared expert is the dense block and gives half of the output (its gate is
+            zero, a half behind the sigmoid), the others give the other half; 0: it is silent.
+        every: only every so manieth layer gets experts, in classes that know of it.
+        norm_topk_prob: whether the weights of the chosen experts sum to one, in classes where that is a choice.
+        seed: of the router and of what is drawn anew.
+    """
+
+    name: ClassVar[str] = "upcycle"
+    num_experts: int = 8
+    experts_per_token: int = 2
+    granularity: int = 1
+    router: Literal["random", "zero"] | None = None
+    reinit: float = 0.0
+    shared_experts: int = 0
+    every: int = 1
+    norm_topk_prob: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = {name: getattr(self, name) for name in ("num_experts", "experts_per_token", "granularity", "every")}
+        for name, value in counts.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise MeristemError(f"upcycle: {name} must be a whole number of at least 1, got {value!r}")
+        if self.experts_per_token > self.num_experts:
+            raise MeristemError(
+                f"upcycle: a token cannot get experts_per_token={self.experts_per_token} of num_experts={self.num_experts}; "
+                f"at most {self.num_experts} would work"
+            )
+        for name in ("num_experts", "experts_per_token"):
+            if counts[name] % self.granularity:
+                raise MeristemError(
+                    f"upcycle: {name}={counts[name]} is no multiple of granularity={self.granularity}, so some copy would lack a "
+                    f"shard; {name}={-(-counts[name] // self.granularity) * self.granularity} would work"
+                )
+        if not 0 <= self.reinit <= 1:
+            raise MeristemError(f"upcycle: reinit is a share from 0 to 1, got {self.reinit}")
+        if self.shared_experts not in (0, 1):
+            raise MeristemError(f"upcycle: shared_experts is 0 or 1, got {self.shared_experts!r}")
+
+    def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
+        """None: no axis changes, the class does."""
+        return {}
+
+    def plan(self, anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> UpcyclePlan:
+        """As in `Method`. Raises MeristemError for a family without a mixture class, or options that the class does not have."""
+        row = self._row(anatomy)
+        sums_to_one = self._sums_to_one(row)
+        zero = self.router == "zero" or (self.router is None and not sums_to_one)
+        scale = float(self.granularity)
+        if not sums_to_one:
+            scale *= self.num_experts / self.experts_per_token
+        half = 0.5 if self.shared_experts else 1.0
+        experts = Experts(
+            self.num_experts, self.experts_per_token, self.granularity, zero, scale * half,
+            1.0 if self.shared_experts else 0.0, self.reinit,
+        )  # fmt: skip
+        whole_copies = self.granularity == 1 or self.experts_per_token == self.num_experts
+        exact = not self.reinit and (whole_copies if zero else sums_to_one)
+        reached = Anatomy.of(self._mixture(anatomy, row))
+        return UpcyclePlan(
+            source=anatomy,
+            target=reached.builder,
+            maps={},
+            layers={},
+            preserves_function=exact,
+            seed=self.seed,
+            reached=reached,
+            row=row,
+            experts=experts,
+        )
+
+    def target(self, anatomy: Anatomy, weights: Weights) -> Builder:
+        """As in `Method`."""
+        return Anatomy.of(self._mixture(anatomy, self._row(anatomy))).builder
+
+    def _row(self, anatomy: Anatomy) -> Mixture:
+        """What the family becomes."""
+        builder = anatomy.builder
+        row = MIXTURES.get(builder.model_type)
+        if row is None or not isinstance(builder, HuggingFaceBuilder):
+            known = ", ".join(f"{dense} ({row.model_type})" for dense, row in MIXTURES.items())
+            raise MeristemError(f"upcycle: no mixture class is known for {builder.model_type}; known for {known}")
+        self._check(anatomy, row)
+        return row
+
+    def _check(self, anatomy: Anatomy, row: Mixture) -> None:
+        if self.shared_experts and not row.shared:
+            raise MeristemError(f"upcycle: {row.model_type} has no shared experts; shared_experts=0 would work")
+        if self.every > 1 and not (row.every or row.sparse_layers):
+            raise MeristemError(f"upcycle: {row.model_type} has experts in every layer; every=1 would work")
+        depth = max(anatomy.depths.values(), default=0)
+        if self.every > depth:
+            raise MeristemError(
+                f"upcycle: every={self.every} leaves no layer with experts; there are {depth}, so every={depth} would work"
+            )
+        if not row.per_token and (self.experts_per_token != 1 or self.granularity != 1):
+            raise MeristemError(
+                f"upcycle: a token of {row.model_type} gets one expert; experts_per_token=1 and granularity=1 would work"
+            )
+        if self.norm_topk_prob is not None and row.normalises in ("always", "never"):
+            does = "always" if row.normalises == "always" else "never"
+            raise MeristemError(f"upcycle: the weights of {row.model_type} {does} sum to one; leave norm_topk_prob out")
+        units = next((axis.size for axis in anatomy.axes.values() if axis.name == "ffn"), 0)
+        if units % self.granularity:
+            raise MeristemError(
+                f"upcycle: granularity={self.granularity} does not divide the {units} feed-forward units; "
+                f"{max(g for g in range(1, self.granularity + 1) if units % g == 0)} would"
+            )
+
+    def _sums_to_one(self, row: Mixture) -> bool:
+        if row.normalises in ("always", "never"):
+            return row.normalises == "always"
+        return self.norm_topk_prob is not False
+
+    def _mixture(self, anatomy: Anatomy, row: Mixture) -> nn.Module:
+        """The mixture without weights: its class has the head of the dense one, its config what both configs know."""
+        import transformers
+
+        builder = anatomy.builder
+        assert isinstance(builder, HuggingFaceBuilder)
+        source = getattr(builder.model_class, "func", builder.model_class).__name__
+        name = row.prefix[1] + source.removeprefix(row.prefix[0])
+        model_class = getattr(transformers, name, None) if source.startswith(row.prefix[0]) else None
+        if model_class is None:
+            raise MeristemError(f"upcycle: there is no {name} for this {source}")
+        config_class = model_class.config_class
+        given, known = builder.config.to_dict(), config_class().to_dict()
+        kept = {key: value for key, value in given.items() if key in known and key not in OF_THE_SOURCE}
+        config = config_class(**{**kept, **self._fields(builder.config, row), **row.fields})
+        with torch.device("meta"):
+            return uninitialised(lambda: model_class(config))
+
+    def _fields(self, config: Any, row: Mixture) -> dict[str, Any]:
+        """What the mixture's config says about its experts."""
+        dense = "d_ff" if row.ffn == "d_ff" else "intermediate_size"
+        units = getattr(config, dense)
+        fields: dict[str, Any] = {row.experts: self.num_experts, row.ffn: units // self.granularity}
+        if row.per_token:
+            fields[row.per_token] = self.experts_per_token
+        if row.normalises not in ("always", "never"):
+            fields[row.normalises] = self._sums_to_one(row)
+        if row.shared:
+            fields[row.shared] = units if self.shared_experts else units // self.granularity
+        if row.every:
+            fields[row.every] = self.every
+        for sparse, every in row.sparse_layers.items():
+            fields[sparse] = getattr(config, every) // self.every
+        return fields

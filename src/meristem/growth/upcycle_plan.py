@@ -1,0 +1,186 @@
+"""From a dense network to a mixture of experts, tensor by tensor: what both have keeps its name and its values, and every tensor that
+only the mixture has is explained by the dense feed-forward block in its place, or refused.
+
+With G = granularity, an expert is one of G shards of the dense block: expert e holds shard e mod G of copy e // G. For the k experts
+that a token gets, with weights w_e, the output is `scale` times the sum of w_e shard_e. Where the weights sum to one and the G experts
+of a copy have one router row, so that they are chosen together, scale = G gives the dense output for any router. Where weights are the
+softmax over all E experts, a router of zeros gives each 1 / E, and scale = G E / k.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from meristem.algebra import AxisMap, UnitMap
+from meristem.anatomy import TensorAnatomy
+from meristem.errors import MeristemError
+from meristem.growth.mixtures import Mixture
+from meristem.growth.origins import Redrawn, Shards
+from meristem.growth.plan import GrowthPlan
+from meristem.growth.tensor_plan import Drawn, TensorPlan, Term
+
+ROUTER_STD = 0.02  # Komatsuzaki et al. 2022, arXiv:2212.05055
+EXPERT = re.compile(r"(.*)\.experts\.(?:(?:expert_)?(\d+)\.)?(\w+?)(?:\.weight)?$")  # block, its number if apart, leaf
+SHARED = re.compile(r"(.*)\.shared_expert\.(.+)$")
+SHARED_GATE = re.compile(r"(.*)\.shared_expert_gate\.weight$")
+ROUTER = re.compile(r"(.*)\.(?:gate|router|router\.classifier)\.weight$")
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The numbers of an upcycling.
+
+    Args:
+        scale: of what experts write.
+        shared_scale: of what a shared expert writes; 0: it is silent.
+        reinit: the share of an expert's units that is drawn anew.
+    """
+
+    count: int
+    per_token: int
+    granularity: int
+    zero_router: bool
+    scale: float
+    shared_scale: float
+    reinit: float
+
+
+@dataclass(frozen=True)
+class UpcyclePlan(GrowthPlan):
+    """A plan whose target is of another class."""
+
+    row: Mixture | None = None
+    experts: Experts | None = None
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorPlan]:
+        """As in `GrowthPlan`. Raises MeristemError for tensors that one of both networks has no place for."""
+        assert self.reached is not None
+        plans = {tensor.name: self._plan(tensor) for tensor in self.reached.tensors.values() if tensor.tied_to is None}
+        used = {term.source for plan in plans.values() for part in plan.parts for term in part.terms if not part.drawn}
+        own = self.source.tensors
+        lost = [name for name in own if name not in used and (own[name].tied_to or name) not in used]
+        if lost:
+            raise MeristemError(
+                f"{self._class} has no place for {lost[0]} ({len(lost)} tensors of this {self.source.builder.model_type}); "
+                "a network without them can be upcycled"
+            )
+        return plans
+
+    @property
+    def _class(self) -> str:
+        return self.target.model_type
+
+    def _plan(self, tensor: TensorAnatomy) -> TensorPlan:
+        source = self.source.tensors.get(self._dense(tensor.name))
+        if source is not None and source.shape == tensor.shape:
+            return self._whole(tensor, source.name)
+        found = next((plan for explain in self._rules for plan in explain(tensor) if plan), None)
+        if found is None:
+            raise MeristemError(
+                f"{tensor.name} {tuple(tensor.shape)} of {self._class} is not explained by any tensor of this "
+                f"{self.source.builder.model_type}"
+            )
+        return found
+
+    @property
+    def _rules(self):
+        return (self._expert, self._shared, self._shared_gate, self._router)
+
+    def _whole(self, tensor: TensorAnatomy, source: str, scale: float = 1.0) -> TensorPlan:
+        maps = (None,) * len(tensor.shape)
+        return TensorPlan(tensor.name, (Term(source),), maps, tuple(d.role for d in tensor.dimensions), scale)
+
+    def _dense(self, name: str) -> str:
+        """What the dense network calls it."""
+        assert self.row is not None
+        for dense, mixture in self.row.renamed.items():
+            name = name.replace(mixture, dense)
+        return name
+
+    def _feed_forward(self, block: str) -> dict[str, TensorAnatomy]:
+        """{leaf such as "up_proj": matrix} of the dense block whose place a block of experts takes."""
+        prefix = self._dense(f"{block}.")
+        return {
+            name.removeprefix(prefix).removesuffix(".weight"): tensor
+            for name, tensor in self.source.tensors.items()
+            if name.startswith(prefix) and len(tensor.shape) == 2
+        }
+
+    def _expert(self, tensor: TensorAnatomy) -> Iterator[TensorPlan]:
+        """Experts, fused in one tensor or each by itself; `gate_up_proj` is `gate_proj` and behind it `up_proj`."""
+        match, options = EXPERT.match(tensor.name), self.experts
+        assert options is not None
+        if match is None:
+            return
+        block, number, leaf = match.groups()
+        dense = self._feed_forward(block)
+        leaves = [leaf] if leaf in dense else [f"{part}_proj" for part in leaf.removesuffix("_proj").split("_")]
+        if not all(name in dense for name in leaves):
+            return
+        parts = [self._experts_of(tensor, dense[name], block, number) for name in leaves]
+        yield replace(parts[0], beside=tuple(parts[1:]), along=1)
+
+    def _experts_of(self, tensor: TensorAnatomy, dense: TensorAnatomy, block: str, number: str | None) -> TensorPlan:
+        """All experts of a block in one tensor, or one of them by itself, with all units of the dense matrix."""
+        options = self.experts
+        assert options is not None
+        inner, roles = self._inner(dense), tuple(d.role for d in dense.dimensions)
+        plan = self._whole(tensor, dense.name, options.scale if roles[inner] == "read" else 1.0)
+        plan = replace(plan, seed=self.seed)
+        if number is not None:
+            redrawn = Redrawn(options.reinit, None, inner, self.seed, f"{block} {number}") if options.reinit else None
+            shared = UnitMap.select(torch.arange(dense.shape[0]), dense.shape[0], 1 / options.count)
+            share = AxisMap(UnitMap.identity(dense.shape[0]), shared)  # of the tokens, and with them of the gradient
+            return replace(plan, maps=(share, None), roles=("write", "fixed"), redrawn=redrawn, further=number != "0")
+        copies = AxisMap.duplicate(torch.arange(options.count) % options.granularity, options.granularity)
+        redrawn = Redrawn(options.reinit, 0, 1 + inner, self.seed, block) if options.reinit else None
+        shards = Shards(inner, options.granularity)
+        return replace(plan, maps=(copies, None, None), roles=("fixed", *roles), shards=shards, redrawn=redrawn)
+
+    def _inner(self, dense: TensorAnatomy) -> int:
+        """The dimension of a matrix that runs along feed-forward units."""
+        return next(i for i, d in enumerate(dense.dimensions) if "hidden" not in str(d.layout))
+
+    def _shared(self, tensor: TensorAnatomy) -> Iterator[TensorPlan]:
+        """A shared expert is the dense block, or the first units of it if it is silent."""
+        match, options = SHARED.match(tensor.name), self.experts
+        assert options is not None
+        if match is None:
+            return
+        dense = self._feed_forward(match.group(1)).get(match.group(2).removesuffix(".weight"))
+        if dense is None:
+            return
+        inner = self._inner(dense)
+        plan = self._whole(tensor, dense.name, options.shared_scale if dense.dimensions[inner].role == "read" else 1.0)
+        if tensor.shape == dense.shape:
+            yield plan
+            return
+        maps: list[AxisMap | None] = [None, None]
+        maps[inner] = AxisMap.select(torch.arange(tensor.shape[inner]), dense.shape[inner])
+        yield replace(plan, maps=tuple(maps), further=True)
+
+    def _shared_gate(self, tensor: TensorAnatomy) -> Iterator[TensorPlan]:
+        match = SHARED_GATE.match(tensor.name)
+        if match is not None:
+            yield self._from_nothing(tensor, match.group(1), 0.0)
+
+    def _router(self, tensor: TensorAnatomy) -> Iterator[TensorPlan]:
+        """New rows; the experts of one copy share theirs."""
+        match, options = ROUTER.match(tensor.name), self.experts
+        assert options is not None
+        if match is not None and tensor.shape[0] == options.count:
+            yield self._from_nothing(tensor, match.group(1), 0.0 if options.zero_router else ROUTER_STD)
+
+    def _from_nothing(self, tensor: TensorAnatomy, block: str, std: float) -> TensorPlan:
+        options = self.experts
+        assert options is not None
+        beside = next(iter(self._feed_forward(block).values()))
+        drawn = Drawn(tensor.shape, std, options.granularity if std else 1)
+        plan = self._whole(tensor, beside.name, scale=0.0)
+        return replace(plan, drawn=drawn, seed=self.seed)

@@ -1,0 +1,302 @@
+"""The studies' engine: equal compute, one search for all, rows that are never measured twice, statistics with known values, pages from rows."""
+
+import math
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.studies.catalogue import studies
+from benchmarks.studies.engine import Engine
+from benchmarks.studies.nodes import Prices, asked, is_readable, recipe_of
+from benchmarks.studies.page import study_page, summary
+from benchmarks.studies.results import Finding, findings
+from benchmarks.studies.rows import Rows, identity
+from benchmarks.studies.statistics import flops_to, gate_passes, saving
+from benchmarks.studies.study import Claim, Gate, Setting, Side, Stage, Study, Tune, layers_of, llama
+from benchmarks.support.statistics import effect, sign_flip, t_test
+
+SETTING = Setting(
+    networks={"large": llama(16, 2, 2), "small": llama(8, 2, 1)},
+    budgets=(2, 4),
+    tune=Tune(budget=2, rates=(1e-3, 2e-3, 4e-3), seeds=(100,)),
+    data="python-stdlib",
+    sequence_length=32,
+    eval_sequences=16,
+    batch_size=8,
+    warmup=4,
+)
+PADDED = {"grow": {"method": "zero_padding", "width": 2, "optimizer": "carry"}}
+STUDY = Study(
+    name="toy",
+    title="Toy",
+    question="Does it work?",
+    gate=Gate("large beats small", better="scratch", worse=("small",)),
+    sides=[
+        Side("scratch", [Stage("large")]),
+        Side("small", [Stage("small")]),
+        Side("grown", [Stage("small", until=1, rate="small"), Stage("large", make=PADDED)]),
+        Side("whole", [Stage("small", until=0.25, rate="small"), Stage("large", make=PADDED)], whole=True),
+        Side("mean", [Stage("small", rate="small", members=2)], rate_of="small", whole=True),
+        Side("fused", [Stage("small", until=1, rate="small", members=2), Stage("large", make={"fuse": {"norm": "grouped"}})]),
+        Side("part", [Stage("large", train={"subnetwork": {"kind": "layer_drop", "rate": 0.5}})], whole=True),
+        Side("learned", [Stage("small", until=0.5, rate="small"),
+                         Stage("large", make={"grow": {"method": "ligo", "width": 2, "steps": 3}})]),
+    ],
+    settings={"toy": SETTING},
+    claims=[Claim("grown", "a paper: saves half")],
+)  # fmt: skip
+
+
+def engine_at(path, study=STUDY, setting=SETTING, seeds=()):
+    return Engine(study, setting, Rows(path / "toy.toy.jsonl"), path / "out", seeds)
+
+
+def row(side, seed, budget, loss, flops=None, rate=1e-3):
+    rates = [rate] * len(STUDY.side(side).stages)
+    asked_for = asked(SETTING, STUDY.side(side), rates, budget, seed, "eval")
+    fixed = {"side": side, "split": "eval", "seed": seed, "rate": rate, "rates": rates, "budget": budget}
+    return {"id": identity(asked_for), **fixed, "loss": loss, "flops": flops or budget * 1e9, "parents_flops": 0}
+
+
+QUICK = ("grown", "fused")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(side.name, marks=[] if side.name in QUICK else pytest.mark.slow) for side in STUDY.sides]
+)
+def test_every_side_spends_its_budget_and_no_more(name, tmp_path):
+    """All that is counted, parents, fits and fusions included, within two optimizer steps of each kind; `part` in expectation."""
+    engine, side = engine_at(tmp_path), STUDY.side(name)
+    found = engine.measure(side, 2e-3, SETTING.budgets, 0, "eval") if not side.rate_of else None
+    if found is None:
+        engine.rate_of = lambda side: 2e-3
+        found = engine.measure(side, 2e-3, SETTING.budgets, 0, "eval")
+    spent = {own["budget"]: own["flops"] / Prices.of(SETTING).unit for own in found}
+    assert spent == pytest.approx({2: 2, 4: 4}, rel=0.25 if name == "part" else 0.03)
+    assert all(math.isfinite(own["loss"]) for own in found)
+    assert found[1]["loss"] < found[0]["loss"] < 5.6
+
+
+@pytest.fixture(autouse=True)
+def _no_search(monkeypatch, request):
+    if "every_side" in request.node.name:
+        monkeypatch.setattr(Engine, "rate_of", lambda self, side: 2e-3)
+
+
+def test_rows_that_are_there_are_not_measured_again_and_a_killed_run_keeps_them(tmp_path, monkeypatch):
+    engine = engine_at(tmp_path)
+    engine.measure(STUDY.side("scratch"), 2e-3, [2], 0, "eval")
+    again = engine_at(tmp_path)
+    ran = []
+
+    def stop(*arguments):
+        ran.append(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(again, "_run", stop)
+    assert again.measure(STUDY.side("scratch"), 2e-3, [2], 0, "eval") == list(engine.rows.found.values())
+    with pytest.raises(KeyboardInterrupt):
+        again.measure(STUDY.side("scratch"), 2e-3, [2, 4], 0, "eval")
+    assert [arguments[2] for arguments in ran] == [[4]]
+    assert len(Rows(tmp_path / "toy.toy.jsonl").found) == 1
+
+
+@pytest.mark.parametrize("best", [1e-3 / 4, 2e-3, 4e-3 * 4])
+def test_the_search_goes_on_at_either_edge(best, tmp_path, monkeypatch):
+    engine = engine_at(tmp_path)
+    monkeypatch.setattr(
+        engine, "measure", lambda side, rate, budgets, seed, split: [{"loss": abs(math.log2(rate / best))}]
+    )
+    assert engine.rate_of(STUDY.side("scratch")) == pytest.approx(best)
+
+
+def test_the_search_uses_no_reported_seed_and_no_reported_split(tmp_path, monkeypatch):
+    engine, used = engine_at(tmp_path), []
+    monkeypatch.setattr(
+        engine, "measure", lambda side, rate, budgets, seed, split: used.append((seed, split)) or [{"loss": rate}]
+    )
+    engine.rate_of(STUDY.side("scratch"))
+    assert set(used) == {(100, "tune")}
+    assert not {seed for seed, _ in used} & set(SETTING.seeds)
+
+
+def test_all_studies_tune_on_other_seeds_than_they_report():
+    for study in studies().values():
+        for setting in study.settings.values():
+            assert not set(setting.seeds) & set(setting.tune.seeds), study.name
+            assert len(setting.seeds) >= 3
+
+
+def test_the_interval_is_that_of_all_resamples():
+    """Of 1, 2, 6 there are 27 resamples; their means run from 1 to 6, the lowest and the highest once each."""
+    found = effect([1.0, 2.0, 6.0])
+    assert found.mean == 3.0
+    assert (found.low, found.high) == pytest.approx((1.0 + 0.65 / 3, 6.0 - 0.65 * 4 / 3))
+
+
+def test_flops_to_a_loss_lie_between_budgets_log_linearly():
+    curve = [(1e9, 3.0), (4e9, 2.0)]
+    assert flops_to(curve, 2.5) == pytest.approx(2e9)
+    assert flops_to(curve, 1.9) is None
+
+
+def test_the_saving_has_the_right_value_and_says_when_it_is_a_bound():
+    base = [row("scratch", seed, b, loss) for seed in range(3) for b, loss in ((2, 3.0), (4, 2.5))]
+    ours = [row("grown", seed, b, loss) for seed in range(3) for b, loss in ((2, 2.75), (4, 2.25))]
+    ours = [{**own, "parents_flops": 1e9} for own in ours]
+    found = saving([*base, *ours], "grown", "scratch", 4)
+    assert found.effect.mean == pytest.approx(1 - 2 * 2**0.5 / 4)
+    assert found.given.mean == pytest.approx(1 - (2 * 2**0.5 - 1) / 4)
+    assert (found.reached, found.is_bound) == (3, False)
+    assert saving([*base, *ours], "grown", "scratch", 2).is_bound
+
+
+@pytest.mark.parametrize("better, passes", [((2.0, 2.1, 2.2), True), ((2.0, 2.1, 2.6), False), ((2.0, 2.1), False)])
+def test_the_gate_wants_three_seeds_and_the_whole_interval(better, passes):
+    rows = [row("scratch", seed, 4, loss) for seed, loss in enumerate(better)]
+    rows += [row("small", seed, 4, 2.3) for seed in range(3)]
+    assert gate_passes(STUDY, SETTING, rows) == {2: False, 4: passes}
+
+
+def test_a_study_whose_gate_fails_says_so_and_measures_nothing_else(tmp_path, monkeypatch):
+    engine = engine_at(tmp_path)
+    engine.rows.add(
+        [row(side, s, b, loss) for side, loss in (("scratch", 2.4), ("small", 2.3)) for s in range(3) for b in (2, 4)]
+    )
+    monkeypatch.setattr(engine, "rate_of", lambda side: 1e-3)
+    monkeypatch.setattr(engine, "_run", lambda *arguments: pytest.fail("it ran something"))
+    assert engine.run() is False
+    finding = Finding.of(STUDY, "toy", tmp_path)
+    page = study_page(STUDY, [finding], tmp_path, tmp_path)
+    assert "**Not testable at this size.**" in page
+    assert "a paper" not in page
+
+
+def test_pages_say_what_the_rows_say(tmp_path, monkeypatch):
+    losses = {"scratch": (3.0, 2.5), "small": (2.9, 2.6), "grown": (2.75, 2.25)}
+    rows = [
+        row(side, s, b, loss + s / 100)
+        for side, own in losses.items()
+        for s in range(3)
+        for b, loss in zip((2, 4), own, strict=True)
+    ]
+    Rows(tmp_path / "toy.toy.jsonl").add([*rows, {**rows[0], "id": "of another definition", "loss": 9.0}])
+    monkeypatch.setattr("benchmarks.studies.page.studies", lambda: {"toy": STUDY})
+    said = summary({"toy": findings(STUDY, tmp_path)})
+    assert "passes at 4" in said
+    assert "-0.2500 [-0.2500, -0.2500] at 4" in said
+    assert "holds here" in said
+    assert "29% [29%, 29%]" in said
+    assert "9.0" not in study_page(STUDY, findings(STUDY, tmp_path), tmp_path, tmp_path)
+
+
+def cases():
+    return [(study, name) for study in studies().values() for name in study.settings]
+
+
+@pytest.mark.parametrize("study, name", cases(), ids=lambda value: getattr(value, "name", value))
+def test_the_sides_of_every_study_are_recipes(study, name, monkeypatch):
+    from meristem.recipes.schema import parse_recipe
+
+    monkeypatch.setattr("benchmarks.studies.nodes._source", lambda data: "python-stdlib")
+    setting = study.settings[name]
+    sizes = {
+        network: 12 * layers_of(entries) * entries.get("hidden_size", entries.get("d_model")) ** 2
+        for network, entries in setting.networks.items()
+    }
+    prices = Prices(
+        sizes, {n: s / (layers_of(setting.networks[n]) + 2) for n, s in sizes.items()}, sizes, setting.target
+    )
+    for side in study.sides:
+        budgets = [budget for budget in setting.budgets if is_readable(setting, side, budget)]
+        assert side.rate_of or setting.tune.budget in budgets, f"{side.name} cannot be tuned"
+        if not budgets:
+            continue
+        content, read = recipe_of(setting, prices, side, [1e-3] * len(side.stages), budgets, 0)
+        recipe = parse_recipe(content)
+        assert list(read) == budgets
+        assert set(read.values()) <= set(recipe.nodes)
+    assert {claim.side for claim in study.claims} <= {side.name for side in study.sides}
+
+
+def test_a_side_has_the_same_identity_whatever_runs_beside_it():
+    more = replace(SETTING, budgets=(2, 4, 8), networks={**SETTING.networks, "other": llama(32, 2, 2)})
+    one, other = (asked(setting, STUDY.side("grown"), [1e-3, 1e-3], 4, 0, "eval") for setting in (SETTING, more))
+    assert identity(one) == identity(other)
+    assert identity(one) != identity(asked(SETTING, STUDY.side("grown"), [1e-3, 2e-3], 4, 0, "eval"))
+
+
+def test_tests_of_paired_differences():
+    """Of three positive differences, 2 of 8 sign patterns are as far from zero; equal scores have no p."""
+    assert sign_flip([1.0, 2.0, 3.0]) == pytest.approx(2 / 8)
+    assert t_test([1.0, 2.0], [1.0, 2.0]) is None
+    assert t_test([1.0, 2.0, 3.0]) == pytest.approx(
+        0.0742, abs=1e-4
+    )  # t = 2 / (1 / sqrt(3)) = 3.46 with 2 degrees of freedom
+
+
+def test_processes_that_share_the_work_do_nothing_twice(tmp_path, monkeypatch):
+    """Two engines over the same files: every unit is run once, and both end with all rows."""
+    ran, lock = [], threading.Lock()
+
+    def pretend(self, side, rates, budgets, seed, split):
+        time.sleep(0.01)
+        with lock:
+            ran.append((side.name, rates[-1], seed, split))
+        return {
+            b: {"loss": 1 / b + ("small" in side.name) + abs(math.log2(rates[-1] / 2e-3)), "flops": b} for b in budgets
+        }
+
+    monkeypatch.setattr(Engine, "_run", pretend)
+    engines = [Engine(STUDY, SETTING, Rows(tmp_path / "rows.jsonl"), tmp_path / "out", turn=turn) for turn in range(2)]
+    threads = [threading.Thread(target=engine.run) for engine in engines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ran) == len(set(ran)) > 40
+    found = Rows(tmp_path / "rows.jsonl").found.values()
+    assert sum(row["split"] == "eval" for row in found) == len(STUDY.sides) * len(SETTING.seeds) * len(SETTING.budgets)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["run", "grwoth"], "no study 'grwoth'; studies are growth"),
+        (["run", "growth", "--setting", "huge"], "no setting 'huge'"),
+    ],
+)
+def test_what_is_not_there_is_named(words, said, capsys):
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_growth_that_makes_another_network_than_was_counted_is_an_error(tmp_path, monkeypatch):
+    grown = STUDY.side("grown")
+    wrong = {
+        "grow": {
+            "method": "zero_padding",
+            "hidden_size": 16,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "intermediate_size": 40,
+        }
+    }
+    side = replace(grown, stages=[grown.stages[0], replace(grown.stages[1], make=wrong)])
+    engine = engine_at(tmp_path)
+    engine.rate_of = lambda side: 2e-3
+    with pytest.raises(ValueError, match=r"grown: made1 has .* parameters, the setting's 'large' "):
+        engine.measure(side, 2e-3, [2], 0, "eval")
+    assert not engine.rows.found
+
+
+def test_a_budget_that_is_spent_before_its_last_stage_is_an_error(monkeypatch):
+    """LiGO's fit costs too: here eight examples in each of 3 steps, and no more is left."""
+    monkeypatch.setattr("benchmarks.studies.nodes._source", lambda data: data)
+    prices = Prices({"large": 4e3, "small": 1e3}, {"large": 1e3, "small": 300}, {"large": 400, "small": 100}, "large")
+    fit = 3 * 8 * SETTING.sequence_length / 400  # units
+    with pytest.raises(ValueError, match="spent before 'large' begins"):
+        recipe_of(SETTING, prices, STUDY.side("learned"), [1e-3, 1e-3], [(0.5 + fit) / 0.8], 0)

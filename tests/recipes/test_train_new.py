@@ -1,0 +1,82 @@
+"""Recipes that train only what has grown, and recipes that average what a constant rate has left."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small import MODEL, TRAIN, corpus
+
+import meristem as ms
+from meristem.checkpoints import open_model
+from meristem.recipes.run import run
+from meristem.recipes.schema import parse_recipe
+
+SHORT = {"tokens": 1280, "learning_rate": 3e-3, "batch_size": 4, "evaluations": 2}
+
+
+def places(folder):
+    return {place.name.split("-s0-")[0]: place for place in folder.glob("*-s0-*")}
+
+
+def test_old_entries_stay_through_two_trainings(tmp_path):
+    nodes = {
+        "small": {"train": TRAIN},
+        "grown": {"grow": {"from": "small", "method": "zero_padding", "intermediate_size": 48, "optimizer": "carry"}},
+        "new": {"train": {"from": "grown", "train_only": "fresh", "fresh": {"learning_rate": 1e-2, "warmup": 0.2}, **SHORT}},
+        "again": {"train": {"from": "new", "train_only": "copied", **SHORT}},
+        "all": {"train": {"from": "new", **SHORT}},
+    }  # fmt: skip
+    results = run(parse_recipe({"data": corpus(tmp_path), "nodes": nodes}), tmp_path / "out")
+    found = places(tmp_path / "out")
+    states = {name: open_model(str(place / "model")).state_dict() for name, place in found.items()}
+    provenance = ms.provenance(found["again"] / "model")
+    assert results[0]["new"].details["entries"] == provenance.counts()
+    for name, tensor in states["grown"].items():
+        old = provenance.mask(name, "old")
+        for node in ("new", "again"):
+            assert torch.equal(states[node][name][old], tensor[old]), name
+    up = "model.layers.0.mlp.up_proj.weight"
+    fresh = provenance.mask(up, "fresh")
+    assert not torch.equal(states["new"][up][fresh], states["grown"][up][fresh])
+    assert not torch.equal(states["all"][up][~fresh], states["grown"][up][~fresh])
+    losses = [point["eval_loss"] for point in results[0]["new"].curve]
+    assert losses[-1] < losses[0]
+
+
+def test_the_last_checkpoints_are_averaged(tmp_path):
+    constant = {"schedule": "constant_with_warmup", "warmup": 0.1}
+    nodes = {
+        "run": {"train": {**TRAIN, "tokens": 2560, "keep_every": 512, **constant}},
+        "mean": {"average": {"from": "run", "last": 3}},
+    }
+    results = run(parse_recipe({"data": corpus(tmp_path), "nodes": nodes}), tmp_path / "out")
+    found = places(tmp_path / "out")
+    parts = [found["run"] / "kept/12/model", found["run"] / "kept/16/model", found["run"] / "model"]
+    states = [open_model(str(part)).state_dict() for part in parts]
+    mean = open_model(str(found["mean"] / "model")).state_dict()
+    for name, tensor in mean.items():
+        torch.testing.assert_close(tensor, sum(state[name] for state in states) / 3)
+    assert results[0]["mean"].details["weights"] == pytest.approx([1 / 3] * 3)
+    assert results[0]["mean"].metrics["eval_loss"] < results[0]["run"].curve[0]["eval_loss"]
+
+
+@pytest.mark.parametrize("node, message", [
+    ({"train": {**TRAIN, "train_only": "fresh"}}, "train_only and fresh want `from`"),
+    ({"train": {"from": "small", **SHORT, "train_only": "new"}}, "'fresh', 'copied', 'grown' or 'all'"),
+    ({"train": {"from": "small", **SHORT, "fresh": {"rate": 1}}}, "unknown key 'rate'"),
+    ({"train": {"from": "small", **SHORT, "train_only": "fresh", "majority": {"kernels": 2}}}, "majority and train_only do not go together"),
+    ({"average": {"from": "small", "last": 3}}, "averages the last 3 checkpoints of 'small', which leaves 0"),
+    ({"average": {"from": "small"}}, "`from: NODE` with `last: N`"),
+    ({"average": {"from": ["small", "small"]}}, "at least two nodes, each once"),
+])  # fmt: skip
+def test_refusals(tmp_path, node, message):
+    with pytest.raises(ms.MeristemError) as error:
+        parse_recipe({"data": corpus(tmp_path), "nodes": {"small": {"train": TRAIN}, "node": node}})
+    assert message in str(error.value)
+
+
+def test_a_model_that_has_not_grown_says_so(tmp_path):
+    assert MODEL["hidden_size"] == 16
+    nodes = {"small": {"train": TRAIN}, "node": {"train": {"from": "small", **SHORT, "train_only": "fresh"}}}
+    with pytest.raises(ms.MeristemError, match="nothing records which entries of this one are new"):
+        run(parse_recipe({"data": corpus(tmp_path), "nodes": nodes}), tmp_path / "out")
