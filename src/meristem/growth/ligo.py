@@ -125,6 +125,7 @@ class FittedLiGO(Method):
     """
 
     name: ClassVar[str] = "ligo"
+    preserving: ClassVar[bool] = False
     write: dict[str, Tensor]
     read: dict[str, Tensor]
     mixture: dict[str, Tensor]

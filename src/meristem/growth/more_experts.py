@@ -37,6 +37,7 @@ class MoreExperts(Method):
     """
 
     name: ClassVar[str] = "more_experts"
+    preserving: ClassVar[bool] = False
     num_experts: int | None = None
     experts_per_token: int | None = None
     weights: Sequence[float] | str | None = None

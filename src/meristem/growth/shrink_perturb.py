@@ -43,6 +43,7 @@ class ShrinkZeroPadPerturb(WidthMethod):
     """
 
     name: ClassVar[str] = "shrink_zero_pad_perturb"
+    preserving: ClassVar[bool] = False
     shrink: float = 0.4
     perturb: float = 1.0
     mup: bool = False

@@ -50,6 +50,7 @@ class Upcycle(Method):
     """
 
     name: ClassVar[str] = "upcycle"
+    preserving: ClassVar[bool] = False
     num_experts: int = 8
     experts_per_token: int = 2
     granularity: int = 1
