@@ -126,13 +126,13 @@ def test_the_state_holds_the_true_gradients(row, family):
     assert set(state) <= set(dict(growth.model.named_parameters()))
     for name, gradient in true.items():
         entries = state[name]
-        trained = entries[MISSED] == 0 if MISSED in entries else torch.ones_like(gradient, dtype=torch.bool)
+        begins = growth.plans[-1].tensors[name].begins  # then the count begins anew as well
+        trained = entries[MISSED] == 0 if MISSED in entries else torch.full_like(gradient, not begins, dtype=torch.bool)
         scale, stated = max(float(gradient.abs().max()), 1e-6), stated_difference(row, family, name)
         for key, expected in (("exp_avg", gradient), ("exp_avg_sq", gradient**2)):
             difference = (entries[key] - expected).abs()[trained]
             assert not difference.numel() or float(difference.max()) <= stated * scale, (name, key)
             assert not entries[key][~trained].any(), (name, key)
-        begins = growth.plans[-1].tensors[name].begins  # then the count begins anew as well
         assert int(entries["step"]) == (0 if begins else 7)
         assert MISSED not in entries or bool((entries[MISSED][~trained] == 7).all())
 
