@@ -114,11 +114,13 @@ def test_the_largest_architecture_is_built_without_memory():
 
 
 def test_large_buffers_keep_their_values():
+    large = LARGE[0][0] + 1
+
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.weight = nn.Parameter(torch.empty(LARGE + 1))
-            self.register_buffer("table", torch.empty(LARGE + 1).fill_(3.0))
+            self.weight = nn.Parameter(torch.empty(large))
+            self.register_buffer("table", torch.empty(large).fill_(3.0))
 
     model = skeleton(Net)
     assert model.weight.is_meta

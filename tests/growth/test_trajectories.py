@@ -39,8 +39,7 @@ def small_of(family: str) -> nn.Module:
     return model.double().train(False)  # no dropout, gradients all the same
 
 
-POST_NORM = {("IdentityBlocks", "deberta"), ("LEMON in depth", "deberta"), ("LEMON in both", "deberta"),
-             ("ZeroPadding", "deberta"), ("two in a row", "deberta")}  # fmt: skip
+POST_NORM = {("ZeroPadding", "deberta")}
 STATED = {
     ("ZeroPadding", "gpt2"): 0.1
 }  # padding with the mean of all units, which Adam does not keep (docs/theory.md, section 2)
