@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-import torch
+from forks import forked
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import meristem as ms
@@ -18,13 +18,11 @@ from meristem.checkpoints.shares import Processes
 
 
 def grow(source: Path, out: Path, processes) -> int:
-    pid = os.fork()  # no thread of torch has run here yet
-    if pid == 0:
-        torch.set_num_threads(1)
+    def work() -> None:
         growth = ms.Growth.of(open_streamed(str(source)), ms.HyperCloning(width=2, noise=0.1), verify=False)
         write_model(growth.model, out, {}, max_shard_size="1MB", sources=[source], processes=processes)
-        os._exit(0)
-    return pid
+
+    return forked(work)
 
 
 def children(pid: int) -> list[int]:
@@ -50,15 +48,10 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def main(folder: Path) -> None:
     source, out = folder / "small", folder / "out"
-    pid = os.fork()
-    if pid == 0:
-        torch.set_num_threads(1)
-        config = LlamaConfig(
-            hidden_size=128, intermediate_size=352, num_hidden_layers=6, num_attention_heads=4, vocab_size=2000
-        )
-        LlamaForCausalLM(config).save_pretrained(source)
-        os._exit(0)
-    os.waitpid(pid, 0)
+    config = LlamaConfig(
+        hidden_size=128, intermediate_size=352, num_hidden_layers=6, num_attention_heads=4, vocab_size=2000
+    )
+    os.waitpid(forked(lambda: LlamaForCausalLM(config).save_pretrained(source)), 0)
     os.waitpid(grow(source, folder / "one", None), 0)
     rng, kills, statuses, rewritten = random.Random(0), 0, [], []
     identical, parents = True, 0

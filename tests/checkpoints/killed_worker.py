@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-import torch
+from forks import forked
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import meristem as ms
@@ -17,27 +17,21 @@ from meristem.growth import Growth
 
 
 def child(source: str, out: Path) -> int:
-    """A fork that grows; this process has run no thread of torch yet, so forking it is safe."""
-    pid = os.fork()
-    if pid == 0:
-        torch.set_num_threads(1)
+    """A fork that grows."""
+
+    def work() -> None:
         growth = Growth.of(open_streamed(source), ms.HyperCloning(width=2), verify=False)
         write_model(growth.model, out, {}, overwrite=True)
-        os._exit(0)
-    return pid
+
+    return forked(work)
 
 
 def main(folder: Path) -> None:
     source, out = str(folder / "small"), folder / "out"
-    pid = os.fork()
-    if pid == 0:
-        torch.set_num_threads(1)
-        config = LlamaConfig(
-            hidden_size=256, intermediate_size=704, num_hidden_layers=8, num_attention_heads=8, vocab_size=4000
-        )
-        LlamaForCausalLM(config).save_pretrained(source)
-        os._exit(0)
-    os.waitpid(pid, 0)
+    config = LlamaConfig(
+        hidden_size=256, intermediate_size=704, num_hidden_layers=8, num_attention_heads=8, vocab_size=4000
+    )
+    os.waitpid(forked(lambda: LlamaForCausalLM(config).save_pretrained(source)), 0)
     start = time.perf_counter()
     os.waitpid(child(source, out), 0)
     whole = time.perf_counter() - start

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pico
 import pytest
 import torch
 import transformers
+from stepping import steps
 from test_stream import gap
 from torch import nn
 
@@ -151,18 +150,6 @@ def test_moments_move_with_the_gain(moved):
     ours, theirs = steps(small, optimizer, range(12, 24)), steps(growth.model, grown, range(12, 24))
     difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
     assert difference < 1e-9 if moved else difference > 1e-5
-
-
-def steps(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: Iterable[int]) -> list[float]:
-    losses = []
-    for seed in seeds:
-        tokens = torch.randint(3, 67, (4, 16), generator=torch.Generator().manual_seed(seed))
-        optimizer.zero_grad()
-        loss = model(input_ids=tokens, labels=tokens).loss
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
 
 
 def test_new_blocks_learn():

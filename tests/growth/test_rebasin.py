@@ -28,9 +28,8 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("by", ["weights", "activations"])
-@pytest.mark.parametrize("build, inputs", [NETWORKS["resnet"], NETWORKS["einsum"], NETWORKS["se"]])
-def test_a_permuted_copy_is_found_again(build, inputs, by):
+def permuted_copies(build, inputs) -> tuple[nn.Module, nn.Module]:
+    """A network with random weights, and the same with its units in another order."""
     torch.manual_seed(0)
     net = build()
     randomise(net)
@@ -39,6 +38,13 @@ def test_a_permuted_copy_is_found_again(build, inputs, by):
     moved = copy.deepcopy(net)
     orders = {group: torch.randperm(size) for group, size in symmetries.sizes.items()}
     moved.load_state_dict(symmetries.apply(net.state_dict(), orders))
+    return net, moved
+
+
+@pytest.mark.parametrize("by", ["weights", "activations"])
+@pytest.mark.parametrize("build, inputs", [NETWORKS["resnet"], NETWORKS["einsum"], NETWORKS["se"]])
+def test_a_permuted_copy_is_found_again(build, inputs, by):
+    net, moved = permuted_copies(build, inputs)
     assert ms.verify(net, moved, inputs).holds
     back = align(net, moved, ms.Rebasin(by=by), inputs)
     apart = [n for n, t in net.state_dict().items() if not torch.allclose(t.float(), back.state_dict()[n].float())]
@@ -52,14 +58,7 @@ def test_a_permuted_copy_is_found_again(build, inputs, by):
 
 @pytest.mark.parametrize("build, inputs", NETWORKS.values(), ids=NETWORKS)
 def test_every_symmetry_keeps_the_function(build, inputs):
-    torch.manual_seed(0)
-    net = build()
-    randomise(net)
-    net.eval()
-    symmetries, _ = watched_symmetries(net, inputs)
-    moved = copy.deepcopy(net)
-    orders = {group: torch.randperm(size) for group, size in symmetries.sizes.items()}
-    moved.load_state_dict(symmetries.apply(net.state_dict(), orders))
+    net, moved = permuted_copies(build, inputs)
     assert not torch.equal(next(moved.parameters()), next(net.parameters()))
     assert ms.verify(net, moved, inputs).holds
 

@@ -6,6 +6,7 @@ import pico
 import pytest
 import torch
 import transformers
+from stepping import steps
 from torch import nn
 
 import meristem as ms
@@ -168,18 +169,6 @@ def test_the_padded_network_follows_the_small_ones_trajectory():
     grown = growth.grow_optimizer(optimizer, scale_learning_rate=True)
     ours, theirs = steps(small, optimizer, range(20, 40)), steps(growth.model, grown, range(20, 40))
     assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-6
-
-
-def steps(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> list[float]:
-    losses = []
-    for seed in seeds:
-        tokens = torch.randint(3, 67, (4, 16), generator=torch.Generator().manual_seed(seed))
-        optimizer.zero_grad()
-        loss = model(input_ids=tokens, labels=tokens).loss
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
 
 
 def dinov2(scales: str = "random") -> nn.Module:

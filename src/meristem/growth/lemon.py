@@ -22,7 +22,6 @@ from meristem.growth.layers import LayerMap
 from meristem.growth.method import Choices, Weights
 from meristem.growth.norm_statistics import normed_axes
 from meristem.growth.padding import is_padded, padded_heads, padded_hidden
-from meristem.growth.silent_blocks import silence
 from meristem.growth.width import NoisyWidthMethod
 
 SHAPING = frozenset(
@@ -78,5 +77,4 @@ class LEMON(NoisyWidthMethod):
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
         """Unless norms stand in the way (see `norms_are_kept`), or config entries change."""
-        kept = set(self.fields or ()) <= SHAPING and super().promises(anatomy, maps, model, inputs)
-        return kept and not silence(anatomy, self.layer_maps(anatomy), model, inputs).obstacle
+        return set(self.fields or ()) <= SHAPING and super().promises(anatomy, maps, model, inputs)

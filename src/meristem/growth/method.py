@@ -60,7 +60,8 @@ class Method(ABC):
         return {}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs) -> bool:
-        """Whether this growth claims to preserve the function; the claim is then proved, or the growth raises."""
+        """Whether this growth claims to preserve the function, as far as its maps tell; silent blocks are asked by `plan`. The claim
+        is then proved, or the growth raises."""
         return norms_are_kept(anatomy, maps, model, inputs)
 
     def choices(self) -> Choices:
@@ -96,7 +97,7 @@ class Method(ABC):
             target=target,
             maps=maps,
             layers=layers,
-            preserves_function=self.promises(anatomy, maps, model, inputs),
+            preserves_function=self.promises(anatomy, maps, model, inputs) and not silent.obstacle,
             noise=choices.noise,
             seed=choices.seed,
             scales=fix.scales,

@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.weak import WeakIdKeyDictionary
 
 from meristem.anatomy import Anatomy
 from meristem.anatomy.streamed import is_streamed, with_weights
 from meristem.anatomy.trace import Inputs, blocks_pass_through, run_watched
 from meristem.errors import MeristemError
-from meristem.growth.stream_watch import CONTRACTIONS, MOVES, PRODUCTS, SUMS
+from meristem.growth.named_pass import ATTENTION, CONTRACTIONS, PRODUCTS, NamedPass
 
 INPUT, FOREIGN = "<the block's input>", "<something that no weight of the block silences>"
 KEEP_ZERO = frozenset(
@@ -98,15 +96,16 @@ def _last_steps(anatomy: Anatomy, model: nn.Module, inputs: Inputs) -> frozenset
     return frozenset(watch.found & own) if watch.found - {INPUT, FOREIGN} <= own else frozenset()
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(NamedPass):
     """Names on tensors: those of the last affine steps that they are made of."""
+
+    forgets = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.found: set[str] = set()
-        self._parameters, self._made = WeakIdKeyDictionary(), WeakIdKeyDictionary()
         for name, parameter in model.named_parameters():
-            self._parameters[parameter] = name
+            self.parameters[parameter] = name
 
     def hooks(self, blocks: list[nn.Module]) -> Iterator[Any]:
         """What tells this watch where blocks begin and end."""
@@ -117,50 +116,27 @@ class _Watch(TorchDispatchMode):
     def _begin(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
         first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if first is not None:
-            self._made[first] = {INPUT}
+            self.made_of[first] = {INPUT}
 
     def _end(self, _: nn.Module, __: tuple, output: Any) -> None:
         first = next((value for value in tree_iter(output) if isinstance(value, Tensor)), None)
-        names = self._of(first) if first is not None else set()
+        names = self.made(first) if first is not None else set()
         if INPUT in names:  # else it has no skip connection, and cannot be silent
             self.found |= names
 
-    def _of(self, tensor: Tensor) -> set[str]:
-        name = self._parameters.get(tensor)
-        return {name} if name is not None else self._made.get(tensor) or set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        output = func(*args, **(kwargs or {}))
-        name = func._schema.name.partition("::")[2].removesuffix("_")
-        operands = [value for value in tree_iter((args, kwargs or {})) if isinstance(value, Tensor)]
-        made = self._result(name, operands)
-        for tensor in (value for value in tree_iter(output) if isinstance(value, Tensor)):
-            if isinstance(made, str):
-                self._parameters[tensor] = made
-            elif tensor not in self._parameters:
-                self._made[tensor] = made
-        return output
-
-    def _result(self, name: str, operands: list[Tensor]) -> set[str] | str:
-        """What an operator's output is made of; a string: it is (a view of) that parameter."""
-        if name in MOVES and operands:
-            if name != "embedding" and operands[0] in self._parameters:
-                return self._parameters[operands[0]]
-            return self._of(operands[0])
-        if name in SUMS:
-            return self._sum(operands)
-        weights = {self._parameters[o] for o in operands if o in self._parameters and o.dim()}
+    def other(self, name: str, operands: list[Tensor]) -> set[str]:
+        weights = {self.parameters[o] for o in operands if o in self.parameters and o.dim()}
         if name in CONTRACTIONS:
-            return weights or next((self._of(o) for o in operands if self._of(o)), set())
+            return weights or next((self.made(o) for o in operands if self.made(o)), set())
         if any(norm in name for norm in NORMS):
-            return weights or self._of(operands[0])
+            return weights or self.made(operands[0])
         if name in PRODUCTS:
-            return weights or next((self._of(o) for o in operands if self._of(o) - {INPUT, FOREIGN}), set())
-        if "scaled_dot_product" in name and len(operands) > 2:
-            return self._of(operands[2])
-        return self._of(operands[0]) if name in KEEP_ZERO and operands else set()
+            return weights or next((self.made(o) for o in operands if self.made(o) - {INPUT, FOREIGN}), set())
+        if ATTENTION in name and len(operands) > 2:
+            return self.made(operands[2])
+        return self.made(operands[0]) if name in KEEP_ZERO and operands else set()
 
-    def _sum(self, operands: list[Tensor]) -> set[str]:
-        names = set().union(*(self._of(operand) for operand in operands))
-        numbers = [o for o in operands if o.is_floating_point() and o.dim() and not self._of(o)]
+    def sum(self, operands: list[Tensor]) -> set[str]:
+        names = set().union(*(self.made(operand) for operand in operands))
+        numbers = [o for o in operands if o.is_floating_point() and o.dim() and not self.made(o)]
         return names | {FOREIGN} if names and any(bool(o.any()) for o in numbers) else names

@@ -24,7 +24,6 @@ from meristem.growth.depth import (
 from meristem.growth.depth_targets import depth_targets, depths_of
 from meristem.growth.layers import LayerMap
 from meristem.growth.method import Method, Weights
-from meristem.growth.silent_blocks import silence
 
 
 @dataclass(frozen=True)
@@ -179,8 +178,8 @@ class IdentityBlocks(DepthMethod):
         return {axis: identity_layers(anatomy, axis, target) for axis, target in targets.items()}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-        """Unless blocks that write nothing change the stream even so (see `silent_blocks`)."""
-        return not silence(anatomy, self.layer_maps(anatomy), model, inputs).obstacle
+        """Always: whether blocks that write nothing leave the stream as it is, the plan finds out (see `silent_blocks`)."""
+        return True
 
 
 def _spans(anatomy: Anatomy, method: DepthMethod, layers: int, target: int | None) -> dict[str, int]:

@@ -12,9 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.weak import WeakIdKeyDictionary
 
 from meristem.anatomy import Anatomy
 from meristem.anatomy.conventions import NORM_CLASS
@@ -22,44 +20,23 @@ from meristem.anatomy.inputs import example_inputs
 from meristem.anatomy.norms import is_norm
 from meristem.anatomy.trace import Inputs, run_watched
 from meristem.errors import MeristemError
+from meristem.growth.named_pass import ATTENTION, CONTRACTIONS, PRODUCTS, NamedPass
 from meristem.growth.stream import Stream, hidden_axes
 
-# Operators that add their arguments up, or lay them side by side.
-SUMS = frozenset([
-    "add", "sub", "rsub", "cat", "stack", "where", "masked_fill", "masked_scatter", "index_put", "index_add",
-    "scatter_add", "copy", "lerp",
-])  # fmt: skip
-# Operators that keep the values of their first argument and only move them about.
-MOVES = frozenset([
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "expand", "slice",
-    "select", "index", "index_select", "gather", "clone", "_to_copy", "detach", "unsqueeze", "squeeze", "alias",
-    "roll", "split", "split_with_sizes", "unbind", "chunk", "embedding", "neg", "flip", "constant_pad_nd",
-    "unfold", "dropout", "native_dropout", "mean", "sum", "avg_pool1d", "avg_pool2d", "repeat", "contiguous",
-    "lift_fresh", "narrow", "as_strided", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bicubic2d_aa",
-    "flatten", "slice_scatter", "select_scatter", "im2col", "diagonal", "cumsum",
-])  # fmt: skip
-PRODUCTS = frozenset(["mul", "div"])
-CONTRACTIONS = frozenset(
-    ["mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "convolution", "mv", "addmv", "dot", "_grouped_mm", "einsum"]
-)
-ATTENTION = "scaled_dot_product"
 
-
-class _Watch(TorchDispatchMode):
-    """Names on tensors, carried from operator to operator."""
+class _Watch(NamedPass):
+    """Names of parameters and norms, with what is measured, taken in and scaled noted in a `Stream`."""
 
     def __init__(self, stream: Stream) -> None:
         super().__init__()
         self._stream = stream
-        self._parameters = WeakIdKeyDictionary()  # tensor -> name of the parameter that it is or views
-        self._made_of = WeakIdKeyDictionary()  # tensor -> names of what it is made of
 
     def hooks(self, model: nn.Module, anatomy: Anatomy) -> Iterator[Any]:
         """What tells this watch about parameters and norms as they are called."""
         for name, parameter in model.named_parameters():  # those of lists of parameters, which are never called
             tensor = anatomy.tensors.get(name)
             if tensor is not None and not parameter.is_meta:
-                self._parameters[parameter] = tensor.tied_to or tensor.name
+                self.parameters[parameter] = tensor.tied_to or tensor.name
         for path, module in model.named_modules():
             yield module.register_forward_pre_hook(self._names_parameters(path, anatomy))
             if is_norm(module) or _is_plain_norm(module):
@@ -73,7 +50,7 @@ class _Watch(TorchDispatchMode):
             ):  # also of parts that are never called
                 tensor = anatomy.tensors.get(f"{path}.{name}" if path else name)
                 if tensor is not None:
-                    self._parameters[parameter] = tensor.tied_to or tensor.name
+                    self.parameters[parameter] = tensor.tied_to or tensor.name
 
         return hook
 
@@ -81,7 +58,7 @@ class _Watch(TorchDispatchMode):
         def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
             first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
             if first is not None:
-                self._stream.measured.setdefault(path, set()).update(self._made(first))
+                self._stream.measured.setdefault(path, set()).update(self.made(first))
 
         return hook
 
@@ -93,44 +70,21 @@ class _Watch(TorchDispatchMode):
                 self._stream.measured.setdefault(path, set()).add(path)
             self._stream.names.join(names)
             for tensor in (value for value in tree_iter(output) if isinstance(value, Tensor)):
-                self._made_of[tensor] = set(names)
+                self.made_of[tensor] = set(names)
 
         return hook
 
-    def _made(self, tensor: Tensor) -> set[str]:
-        parameter = self._parameters.get(tensor)
-        return {parameter} if parameter is not None else self._made_of.get(tensor) or set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        output = func(*args, **(kwargs or {}))
-        name = func._schema.name.partition("::")[2].removesuffix("_")
-        operands = [value for value in tree_iter((args, kwargs or {})) if isinstance(value, Tensor)]
-        made = self._result(name, operands)
-        for tensor in (value for value in tree_iter(output) if isinstance(value, Tensor)):
-            if isinstance(made, str):
-                self._parameters[tensor] = made
-            elif made:
-                self._made_of[tensor] = made
-        return output
-
-    def _result(self, name: str, operands: list[Tensor]) -> set[str] | str:
-        """What an operator's output is made of; a string: it is (a view of) that parameter."""
-        if name in MOVES and operands:
-            if name != "embedding" and operands[0] in self._parameters:
-                return self._parameters[operands[0]]
-            return self._made(operands[0])
-        if name in SUMS:
-            return self._sum(operands)
+    def other(self, name: str, operands: list[Tensor]) -> set[str]:
         if name in CONTRACTIONS:
             return self._contraction(operands)
         if name in PRODUCTS:
             return self._product(operands)
-        return self._made(operands[2]) if ATTENTION in name and len(operands) > 2 else set()
+        return self.made(operands[2]) if ATTENTION in name and len(operands) > 2 else set()
 
-    def _sum(self, operands: list[Tensor]) -> set[str]:
-        names = set().union(*(self._made(operand) for operand in operands))
-        widths = {operand.shape[-1] for operand in operands if operand.dim() and self._made(operand)}
-        for other in (o for o in operands if names and o.is_floating_point() and o.dim() > 1 and not self._made(o)):
+    def sum(self, operands: list[Tensor]) -> set[str]:
+        names = set().union(*(self.made(operand) for operand in operands))
+        widths = {operand.shape[-1] for operand in operands if operand.dim() and self.made(operand)}
+        for other in (o for o in operands if names and o.is_floating_point() and o.dim() > 1 and not self.made(o)):
             if other.shape[-1] in widths and bool(other.any()):
                 self._stream.foreign.append(f"foreign {len(self._stream.foreign)}")
                 names.add(self._stream.foreign[-1])
@@ -141,25 +95,25 @@ class _Watch(TorchDispatchMode):
         return names
 
     def _contraction(self, operands: list[Tensor]) -> set[str]:
-        parameters = [operand for operand in operands if operand in self._parameters]
-        taken = set().union(*(self._made(o) for o in operands if o not in self._parameters))
+        parameters = [operand for operand in operands if operand in self.parameters]
+        taken = set().union(*(self.made(o) for o in operands if o not in self.parameters))
         if not parameters:
-            alone = [o for o in operands if self._made(o)]
-            return self._made(alone[0]) if len(alone) == 1 else set()
-        matrices = {self._parameters[parameter] for parameter in parameters if parameter.dim() > 1}
+            alone = [o for o in operands if self.made(o)]
+            return self.made(alone[0]) if len(alone) == 1 else set()
+        matrices = {self.parameters[parameter] for parameter in parameters if parameter.dim() > 1}
         for matrix in matrices:  # of two, one is a learned query
             self._stream.taken.setdefault(matrix, set()).update(taken | (matrices - {matrix}))
-        return self._joined({self._parameters[parameter] for parameter in parameters})
+        return self._joined({self.parameters[parameter] for parameter in parameters})
 
     def _product(self, operands: list[Tensor]) -> set[str]:
-        named = [operand for operand in operands if self._made(operand)]
+        named = [operand for operand in operands if self.made(operand)]
         if len(named) == 1:
-            return self._made(named[0])
-        gains = [self._parameters[operand] for operand in named if operand in self._parameters]
+            return self.made(named[0])
+        gains = [self.parameters[operand] for operand in named if operand in self.parameters]
         if len(named) != 2 or len(gains) != 1:
             return set()
-        other = next(operand for operand in named if operand not in self._parameters)
-        self._stream.taken.setdefault(gains[0], set()).update(self._made(other))
+        other = next(operand for operand in named if operand not in self.parameters)
+        self._stream.taken.setdefault(gains[0], set()).update(self.made(other))
         self._stream.gains.add(gains[0])
         return {gains[0]}
 
