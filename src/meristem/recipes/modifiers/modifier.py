@@ -43,13 +43,10 @@ class Setting:
 class Modifier:
     """One method in one run. Each of its parts does nothing unless a method says otherwise.
 
-    `conflicts` names what it cannot go together with, and why: other methods ("subnetwork", "majority", "incubate", "cache_prefix"), what is
-    taken from a growth ("carry", "scale_learning_rate"), and the Trainer's ("bf16", "checkpointing", "accumulation", "compile", "processes",
-    "fsdp"). They are refused when the recipe is read.
+    What it cannot go together with stands in `train_spec.CONFLICTS`, and is refused when the recipe is read.
     """
 
     name: ClassVar[str]
-    conflicts: ClassVar[Mapping[str, str]] = {}
 
     def prepare(self, model: nn.Module, setting: Setting) -> nn.Module:
         """The network that is trained, made of the one that the methods before this one have left."""
