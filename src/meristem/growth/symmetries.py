@@ -55,7 +55,7 @@ class Symmetries:
     sizes: Mapping[int, int]
 
     def apply(self, state: Mapping[str, Tensor], permutations: Permutations) -> dict[str, Tensor]:
-        """The same network with its units in other places."""
+        """The same network with its units in other places; a parameter of several names moves under all of them."""
         found = {name: tensor.clone() for name, tensor in state.items()}
         for piece in self.pieces:
             if any(group in permutations for group in piece.groups):
@@ -64,16 +64,26 @@ class Symmetries:
                 for dimension, (start, length) in enumerate(piece.place):
                     target = target.narrow(dimension, start, length)
                 target.copy_(part.reshape(target.shape))
+        first: dict[tuple, str] = {}
+        known = {piece.name for piece in self.pieces}
+        for name in sorted(state, key=lambda name: name not in known):
+            tensor = state[name]
+            found[name] = found[first.setdefault((tensor.data_ptr(), tuple(tensor.shape)), name)]
         return found
 
 
-def watched_symmetries(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Symmetries, Watch]:
+def watched_symmetries(
+    model: nn.Module, inputs: Mapping[str, Any], watch: Watch | None = None
+) -> tuple[Symmetries, Watch]:
     """What a pass of `model` on these inputs shows.
+
+    Args:
+        watch: one that notes more than the dimensions; a plain one by default.
 
     Raises:
         MeristemError: if there is nothing to permute.
     """
-    watch = Watch(model)
+    watch = watch or Watch(model)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     ends: list[Tensor] = []
@@ -85,7 +95,7 @@ def watched_symmetries(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Sym
         return [*watch.hooks(model), model.register_forward_hook(keep, with_kwargs=True)]
 
     try:
-        with watch:
+        with torch.backends.mkldnn.flags(enabled=False), watch:  # whose recurrent layers are one operator
             run_watched(model, hooks, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -103,6 +113,7 @@ def _symmetries(watch: Watch, ends: Sequence[Tensor]) -> Symmetries:
     roles: dict[int, set[str]] = {}
     for name, dims in watch.parameters.items():
         for dim, votes in zip(dims, watch.votes[name], strict=True):
+            bound |= space.inside_products(dim)
             for atom in space.leaves(dim):
                 roles.setdefault(space.find(atom), set()).update(votes)
     free = {

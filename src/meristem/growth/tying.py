@@ -92,6 +92,7 @@ def _gram(head: TensorAnatomy, maps: Mapping[str, AxisMap]) -> float | None:
     axes = next(d.layout.axes() for d in head.dimensions if d.role == "read")
     factor: float | None = 1.0
     for axis in axes & set(maps):
-        gram = maps[axis].twin_gram()
+        whole = maps[axis].read is maps[axis].write is maps[axis].heard  # a cut: reading as it is written is right
+        gram = 1.0 if whole else maps[axis].twin_gram()
         factor = None if gram is None or factor is None else factor * gram
     return factor
