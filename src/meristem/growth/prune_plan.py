@@ -16,7 +16,7 @@ from torch import Tensor
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy.tracing.space import Dim, Space
 from meristem.growth.plan import GrowthPlan
-from meristem.growth.tensor_plan import TensorPlan
+from meristem.growth.tensor_plan import Drawn, TensorPlan
 
 Dims = Mapping[str, list[Dim]]  # of every tensor of the source, in the space of a watched pass
 Place = tuple[str, int]  # (tensor of the source, dimension)
@@ -27,11 +27,12 @@ class PrunePlan(GrowthPlan):
     """Attributes:
     orders: {(tensor of the source, dimension): the unit that moves to each place before the cut}.
     mixtures: {(tensor of the source, dimension): (old, new) how old units are made of those that stay, for its reader}.
-    corrections: tensors of the new network whose values were measured on data (statistics of batch norms).
+    measured: tensors of the new network whose values were measured on data (statistics of batch norms).
     """
 
     orders: Mapping[Place, Tensor] = field(default_factory=dict)
     mixtures: Mapping[Place, Tensor] = field(default_factory=dict)
+    measured: Mapping[str, Tensor] = field(default_factory=dict)
 
     @functools.cached_property
     def tensors(self) -> dict[str, TensorPlan]:
@@ -41,6 +42,9 @@ class PrunePlan(GrowthPlan):
     def _ordered(self, plan: TensorPlan) -> TensorPlan:
         first = plan.terms[0].source
         source = self.source.tensors[first].tied_to or first
+        if plan.name in self.measured:
+            values = self.measured[plan.name]
+            return replace(plan, drawn=Drawn(tuple(values.shape), 0.0, values=values))
         maps = tuple(self._map((source, place), own, plan.roles[place]) for place, own in enumerate(plan.maps))
         return replace(plan, maps=maps)
 

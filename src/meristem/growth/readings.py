@@ -6,6 +6,7 @@ seen, and where another mixture of units can take its place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,22 +26,43 @@ class Reading:
     Attributes:
         weight: the parameter's name.
         place: the dimension of the parameter.
+        whole: whether all of the parameter is read so, and not a slice of it (one expert).
         units: the units along it, in the space of the watched pass.
         moment: (n, n) float64, the mean of x x^T over all examples and positions.
-        gram: (n, n) float64, W^T W: how much of each unit, and of each two, comes out.
+        strength: (n,) float64, the sum of squares of the weights of each unit.
         count: examples times positions.
     """
 
     weight: str
     place: int
+    whole: bool
     units: Dim
     moment: Tensor
-    gram: Tensor
+    strength: Tensor
     count: int
 
+    def add(self, moment: Tensor, count: int) -> None:
+        """Further examples."""
+        total = self.count + count
+        self.moment = (self.moment * self.count + moment * count) / total
+        self.count = total
+
     def heard(self) -> Tensor:
-        """(n,) float64: the mean square of what each unit alone adds to what comes out."""
-        return self.moment.diagonal() * self.gram.diagonal()
+        """(n,) float64: the root mean square of what each unit alone adds to what comes out."""
+        return (self.moment.diagonal() * self.strength).sqrt()
+
+    def mixture(self, kept: Tensor, ridge: float) -> Tensor:
+        """(n, kept) float64: how all units are made of those that stay, with least squares: x = mixture . x[kept].
+
+        Args:
+            ridge: relative to the mean square of the units that stay.
+        """
+        own = self.moment[kept][:, kept]
+        own = own + ridge * own.diagonal().mean().clamp(min=1e-30) * torch.eye(len(kept), dtype=own.dtype)
+        return torch.linalg.solve(own, self.moment[kept]).T
+
+
+Readings = dict[tuple[str, int, int], Reading]  # by weight, dimension, and where the slice of it begins
 
 
 class ReadersWatch(Watch):
@@ -48,7 +70,7 @@ class ReadersWatch(Watch):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.readings: dict[tuple[str, int], Reading] = {}
+        self.readings: Readings = {}
 
     def _contract(
         self, a: Tensor, b: Tensor, pairs: Sequence[tuple[int, int]], shared: Sequence[tuple[int, int]]
@@ -68,22 +90,20 @@ class ReadersWatch(Watch):
         own = [i for i, root in enumerate(self._roots.get(name, [])) if root == private[place]]
         if rows or len(own) != 1 or taken.shape[dimension] == 1:
             return  # a part of a parameter, or a table that is looked up
-        columns = weight.detach().movedim(place, 0).flatten(1).double()
+        whole = math.prod(self.space.size(dim) for dim in self.parameters[name]) == weight.numel()
+        key = (name, own[0], 0 if whole else weight.storage_offset())
         values = taken.detach().movedim(dimension, 0).flatten(1).double()
-        moment = values @ values.T
-        key = (name, own[0])
+        moment = (values @ values.T / values.shape[1]).cpu()
         if key not in self.readings:
-            nothing = torch.zeros_like(moment)
-            self.readings[key] = Reading(name, own[0], self.of(weight)[place], nothing, columns @ columns.T, 0)
-        found = self.readings[key]
-        total = found.count + values.shape[1]
-        found.moment = (found.moment * found.count + moment) / total
-        found.count = total
+            strength = weight.detach().movedim(place, 0).flatten(1).double().square().sum(1).cpu()
+            units = self.of(weight)[place]
+            self.readings[key] = Reading(name, own[0], whole, units, torch.zeros_like(moment), strength, 0)
+        self.readings[key].add(moment, values.shape[1])
 
 
 def watched_readings(
     model: nn.Module, batches: Sequence[Mapping[str, Any]]
-) -> tuple[Symmetries, ReadersWatch, dict[tuple[str, int], Reading]]:
+) -> tuple[Symmetries, ReadersWatch, Readings]:
     """What a pass over each of these batches shows: the groups of units, the first watch, and what every weight takes in.
 
     Raises:
@@ -91,14 +111,10 @@ def watched_readings(
     """
     watch = ReadersWatch(model)
     symmetries, _ = watched_symmetries(model, batches[0], watch)
-    found = watch.readings
     for batch in batches[1:]:
         more = ReadersWatch(model)
         watched_symmetries(model, batch, more)
         for key, reading in more.readings.items():
-            if key in found:
-                first = found[key]
-                total = first.count + reading.count
-                first.moment = (first.moment * first.count + reading.moment * reading.count) / total
-                first.count = total
-    return symmetries, watch, found
+            if key in watch.readings:
+                watch.readings[key].add(reading.moment, reading.count)
+    return symmetries, watch, watch.readings

@@ -7,17 +7,21 @@ and so does what is looked up by number (tokens, positions, experts).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
+from meristem.anatomy.inputs import outputs_of
+from meristem.anatomy.modes import evaluating
 from meristem.anatomy.trace import run_watched
 from meristem.anatomy.tracing.space import Dim
 from meristem.anatomy.tracing.watch import Watch
+from meristem.certificates import relative_error
 from meristem.errors import MeristemError
 
 Permutations = dict[int, Tensor]  # group -> for each new place, the old unit
@@ -103,6 +107,30 @@ def watched_symmetries(
     if not found.sizes:
         raise MeristemError(f"{type(model).__name__} has no hidden units that change places: nothing can be aligned")
     return found, watch
+
+
+def proved(symmetries: Symmetries, model: nn.Module, inputs: Mapping[str, Any]) -> Symmetries:
+    """Those of the groups whose units really change places without anyone noticing on these inputs.
+
+    Something that a watched pass does not follow (a kernel of several products in one) may read a group in secret.
+    """
+
+    def holds(groups: Iterable[int]) -> bool:
+        moved, orders = copy.deepcopy(model), {g: torch.arange(symmetries.sizes[g]).flip(0) for g in groups}
+        state = symmetries.apply(model.state_dict(), orders)
+        for name, tensor in moved.state_dict().items():
+            tensor.copy_(state[name])
+        ours, theirs = outputs_of(model, inputs), outputs_of(moved, inputs)
+        return max(relative_error(ours[n], theirs[n]) for n in ours) < 1e-2
+
+    with evaluating(model):
+        if holds(symmetries.sizes):
+            return symmetries
+        kept = {group: size for group, size in symmetries.sizes.items() if holds([group])}
+    pieces = (
+        replace(p, groups=tuple(g if g in kept else None for g in p.groups)) for p in symmetries.pieces
+    )
+    return Symmetries(tuple(pieces), kept)
 
 
 def _symmetries(watch: Watch, ends: Sequence[Tensor]) -> Symmetries:
