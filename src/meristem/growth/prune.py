@@ -124,6 +124,11 @@ class Prune(Method):
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "batches"}
         return {"method": self.name, **own}
 
+    def passes(self, anatomy: Anatomy) -> int:
+        """How often each example goes through the network (or one with fewer blocks): for costs."""
+        tried = sum(sum(range(depth + 1, anatomy.depths[axis] + 1)) for axis, depth in self._depths(anatomy).items())
+        return tried + 2
+
     def _depths(self, anatomy: Anatomy) -> dict[str, int]:
         asked = (1, self.num_hidden_layers, self.depths)
         return depth_targets(anatomy, self.name, *asked, shrink=True, blocks=self.blocks)

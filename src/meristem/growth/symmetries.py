@@ -8,6 +8,7 @@ and so does what is looked up by number (tokens, positions, experts).
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -99,8 +100,10 @@ def watched_symmetries(
         return [*watch.hooks(model), model.register_forward_hook(keep, with_kwargs=True)]
 
     try:
-        with torch.backends.mkldnn.flags(enabled=False), watch:  # whose recurrent layers are one operator
-            run_watched(model, hooks, inputs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns when it puts these flags back
+            with torch.backends.mkldnn.flags(enabled=False), watch:  # whose recurrent layers are one operator
+                run_watched(model, hooks, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     found = _symmetries(watch, ends)
