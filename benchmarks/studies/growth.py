@@ -73,9 +73,9 @@ STUDY = Study(
         "large": Setting(
             networks={"large": llama(192, 6, 4), "small": llama(96, 6, 2)},
             budgets=(10, 20),
-            tune=Tune(budget=20, seeds=(100,)),
+            tune=Tune(budget=12, seeds=(100,), rates=(1e-3, 2e-3, 4e-3)),
             sequence_length=256,
-            batch_size=64,
+            batch_size=128,
             trainer={"bf16": True},
             sides=("zero_padding@8", "hypercloning@8"),
         ),
