@@ -156,6 +156,16 @@ def test_shrink_takes_back_copies_and_silent_units_in_turn():
         torch.testing.assert_close(back.state_dict()[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_shrink_keeps_a_tied_head_tied(family):
+    small = pico.build(family, tie_word_embeddings=True)
+    big = ms.grow(small, ms.HyperCloning(2, noise=0.0))
+    sizes = {axis: size for axis, size in ms.Anatomy.of(small).sizes.items() if size != ms.Anatomy.of(big).sizes[axis]}
+    back = ms.shrink(big, ms.WeightSelection(sizes=sizes, selection="first", readers="rescaled"))
+    assert back.config.tie_word_embeddings
+    assert gap(small, back) <= 1e-5
+
+
 def test_shrink_keeps_frequencies_tokens_and_places():
     """Whatever the selection: the units that turn by the smaller head's frequencies, and the first rows."""
     large = pico.build("llama", head_dim=16)

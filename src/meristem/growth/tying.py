@@ -92,6 +92,6 @@ def _gram(head: TensorAnatomy, maps: Mapping[str, AxisMap]) -> float | None:
     axes = next(d.layout.axes() for d in head.dimensions if d.role == "read")
     factor: float | None = 1.0
     for axis in axes & set(maps):
-        gram = maps[axis].twin_gram()
+        gram = maps[axis].tied_factor()
         factor = None if gram is None or factor is None else factor * gram
     return factor
