@@ -69,7 +69,7 @@ def measure(family: str, rung: str, following: str) -> dict[str, Any]:
     target = small_config(family, following)
     try:
         found = like(small, target)
-        growth = Growth.of(small, found.method, inputs=inputs)
+        growth = Growth.of(small, found.methods, inputs=inputs)
     except MeristemError as error:
         outcome = "shrinks" if "smaller on some axes" in str(error) else "refused"
         return {**row, "outcome": outcome, "reason": str(error)}

@@ -52,7 +52,7 @@ def test_sharded_networks_grow_as_whole_ones(tmp_path):
 def test_streamed_networks_grow_as_whole_ones(row, tmp_path):
     small, growth = grown(row, noise=0.1)
     small.save_pretrained(tmp_path)
-    family, _, sizes = AXES[row]
+    sizes = AXES[row][2]
     streamed = Growth.of(open_streamed(tmp_path), ms.LEMON(**sizes, noise=0.1))
     assert streamed.certificate.holds
     made = weights_of(streamed.model)
@@ -65,7 +65,9 @@ def test_growths_fuse_with_themselves(row):
     assert gap(small, ms.fuse([growth, growth])) <= 1e-5
 
 
-DIFFERENT = [row for row in AXES if not row.startswith("stream") and row not in ("regrouped", "head_dim under per-head norms")]
+DIFFERENT = [
+    row for row in AXES if not row.startswith("stream") and row not in ("regrouped", "head_dim under per-head norms")
+]
 
 
 @pytest.mark.parametrize("row", DIFFERENT)
@@ -131,7 +133,9 @@ def test_ligo_keeps_maps_where_units_have_places():
     fitted = ms.LiGO(**sizes, steps=5, learning_rate=1e-2).fit(small, patterns(small))
     queries = ms.grow(small, fitted).model.layers[0].self_attn.q_proj.weight.view(4, 16, 48)
     assert not queries[:, 1::2].any()  # new units of a head
-    with pytest.raises(ms.MeristemError, match="ligo: nothing to fit: head_dim, vocab keep fixed maps; name further sizes"):
+    with pytest.raises(
+        ms.MeristemError, match="ligo: nothing to fit: head_dim, vocab keep fixed maps; name further sizes"
+    ):
         ms.LiGO(head_dim=16, vocab_size=80).fit(small, patterns(small))
 
 
@@ -198,7 +202,9 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     tokens = torch.arange(3, 35).view(2, 16)
     model.zero_grad()
     logits = model(input_ids=tokens).logits[..., :67].double()
-    (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).sum().backward()
+    (
+        logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ).sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
@@ -210,4 +216,6 @@ def test_gradients_of_old_tokens_and_places_are_the_true_ones(row):
     growth = Growth.of(small, ms.LEMON(**sizes, noise=0.0))
     ours, theirs = gradients(small), gradients(growth.model)
     for name, plan in growth.plans[0].tensors.items():
-        torch.testing.assert_close(grow_tensor(plan, ours.__getitem__, "gradient"), theirs[name], rtol=1e-6, atol=1e-8, msg=name)
+        torch.testing.assert_close(
+            grow_tensor(plan, ours.__getitem__, "gradient"), theirs[name], rtol=1e-6, atol=1e-8, msg=name
+        )

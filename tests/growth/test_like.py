@@ -222,8 +222,8 @@ def test_other_fields_are_the_sources_or_the_targets():
     ).config
     kept, taken = like(small, config), like(small, config, take_target_fields=True)
     assert kept.fields == taken.fields == {"rms_norm_eps": (1e-6, 1e-3)}
-    assert Growth.of(small, kept.method).model.config.rms_norm_eps == 1e-6
-    growth = Growth.of(small, taken.method)
+    assert Growth.of(small, kept.methods).model.config.rms_norm_eps == 1e-6
+    growth = Growth.of(small, taken.methods)
     assert growth.model.config.rms_norm_eps == 1e-3
     assert not growth.plans[0].preserves_function
     assert growth.certificate.relative_error > 1e-3
@@ -343,6 +343,14 @@ def test_a_tied_head_is_untied_where_the_target_is():
     )
     assert growth.model.config.tie_word_embeddings is False
     assert gap(small, growth.model) <= 1e-5
+
+
+def test_untying_alone_is_a_growth():
+    small = pico.build("llama", tie_word_embeddings=True)
+    growth = Growth.of(small, like=pico.build("llama", tie_word_embeddings=False).config)
+    assert growth.certificate.holds
+    assert growth.model.config.tie_word_embeddings is False
+    assert torch.equal(growth.model.lm_head.weight, small.lm_head.weight)
 
 
 def test_the_chain_rule_holds_for_new_axes():

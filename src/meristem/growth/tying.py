@@ -65,7 +65,7 @@ def repair(
         factor = None
     else:
         factor = gram * constants.get(head.name, 1.0) * scales.get(head.tied_to, 1.0)
-    if factor is not None and math.isclose(factor, 1):
+    if factor is not None and math.isclose(factor, 1) and keep_tied:
         return Repair(scales)
     if factor is None or norm is None:
         return Repair({**scales, head.name: 1 / constants.get(head.name, 1.0)}, untied=True)

@@ -91,7 +91,7 @@ class WidthMethod(Method):
             MeristemError: for impossible targets, or none at all.
         """
         targets = self.targets(anatomy)
-        if not targets and not self.layer_maps(anatomy):
+        if not targets and not self.layer_maps(anatomy) and not self.choices().fields:
             raise MeristemError(f"{self.name}: nothing to grow; give width=2 or a target such as hidden_size=")
         moved = {axis for axis in targets if anatomy.axes[axis].kind == "group" and targets[axis] < anatomy.sizes[axis]}
         plain = [axis for axis in targets if not skipped_by(axis) and axis not in moved]
