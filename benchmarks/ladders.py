@@ -31,6 +31,7 @@ IMPOSSIBLE = (
     "(post-norm), so no padding of it is silent",
     "through a nonlinearity or a table",
     "does not hold the frequencies",
+    "by the angle of their outputs",
 )
 
 

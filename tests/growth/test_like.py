@@ -230,7 +230,7 @@ def test_other_fields_are_the_sources_or_the_targets():
 
 
 @pytest.mark.parametrize("target, message", [
-    (("gpt2", {}), "the target is a gpt2, the network a llama; a llama of any larger size would work"),
+    (("gpt2", {}), "the target is a gpt2, the network a llama; a llama of any larger size, or a mixtral, would work"),
     (("llama", {"num_hidden_layers": 1, "intermediate_size": 22}),
      "smaller on some axes: ffn 44 -> 22, layers 2 -> 1. The nearest target that works has ffn 44, layers 2"),
     (("llama", {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}), "heads 4 -> 2"),

@@ -90,7 +90,8 @@ def test_other_fields_of_experts_are_the_sources_or_the_targets():
     assert Growth.of(pico.build("mixtral"), kept.methods).model.config.num_experts_per_tok == 2
     config = Growth.of(pico.build("mixtral"), taken.methods).model.config
     assert (config.num_experts_per_tok, config.router_aux_loss_coef) == (3, 0.5)
-    target = pico.build("mixtral", intermediate_size=64, router_aux_loss_coef=0.5).config
+    same = {"rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    target = pico.build("mixtral", intermediate_size=64, router_aux_loss_coef=0.5, **same).config
     taken = like(dense("llama"), target, take_target_fields=True)
     growth = Growth.of(dense("llama"), taken.methods)
     assert growth.model.config.router_aux_loss_coef == 0.5

@@ -29,7 +29,7 @@ from meristem.growth.padding import lossless
 from meristem.growth.plan import GrowthPlan
 from meristem.growth.width import WidthMethod
 
-FIXED = ("head_dim", "vocab", "positions")  # kinds of axes that are not fitted
+FIXED = ("head_dim", "vocab", "positions", "projection")  # kinds of axes that are not fitted
 
 
 @dataclass(frozen=True)

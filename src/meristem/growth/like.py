@@ -145,12 +145,12 @@ def _mixture(
         reached = _reached(anatomy, lemon.sizes or {}, lemon.depths or {}, lemon.fields or {})
     made = upcycle.mixture(reached)
     aim = aimed_at(made, config, reading=made.reading)
-    fields = {**found.fields, **other_fields(made.config, aim.config)}
+    left = other_fields(made.config, aim.config)
     if take_target_fields:
-        upcycle = replace(upcycle, fields={name: theirs for name, (_, theirs) in fields.items()} or None)
+        upcycle = replace(upcycle, fields={name: theirs for name, (_, theirs) in left.items()} or None)
         made = upcycle.mixture(reached)
     _check_shapes(made, aim)
-    return Like((*found.methods, upcycle), fields, take_target_fields)
+    return Like((*found.methods, upcycle), {**found.fields, **left}, take_target_fields)
 
 
 def _shaping(builder: HuggingFaceBuilder, aim: HuggingFaceBuilder, sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -199,6 +199,7 @@ def _rule(kind: str, plan: GrowthPlan, axis: str) -> str:
         "head_dim": "old units where their frequencies are, new ones silent",
         "vocab": "new tokens take the mean of the old rows",
         "positions": "new positions continue the last",
+        "projection": "new units of the common space are zero",
     }.get(kind, "units copied")
 
 

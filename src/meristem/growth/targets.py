@@ -19,6 +19,7 @@ SIZED = (
     "head_dim",
     "vocab",
     "positions",
+    "projection",
     "rank",
 )  # the kinds that can change
 LARGEST_WIDTH = 1 << 26  # beyond that a number is a slip of the keyboard

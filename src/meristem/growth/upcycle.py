@@ -22,6 +22,7 @@ from meristem.growth.upcycle_plan import Experts, UpcyclePlan
 
 # Entries of a config that say what class it is of, and where it comes from.
 OF_THE_SOURCE = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map", "_commit_hash")
+UNDECLARED = ("head_dim",)  # entries that classes read without declaring them (Qwen3-MoE)
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,7 @@ class Upcycle(Method):
             raise MeristemError(f"upcycle: there is no {name} for this {source}")
         config_class = model_class.config_class
         given, known = builder.config.to_dict(), config_class().to_dict()
+        known = {*known, *UNDECLARED}
         kept = {key: value for key, value in given.items() if key in known and key not in OF_THE_SOURCE}
         config = config_class(**{**kept, **self._fields(builder.config, row), **row.fields, **(self.fields or {})})
         with torch.device("meta"):

@@ -20,7 +20,7 @@ from meristem.growth.head_dim import head_dim_map
 from meristem.growth.method import Choices, Method, Weights
 from meristem.growth.regrouping import regrouped
 from meristem.growth.targets import width_targets
-from meristem.growth.vocabulary import more_positions, more_tokens
+from meristem.growth.vocabulary import more_positions, more_tokens, wider_projection
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ class WidthMethod(Method):
             return _frequencies(self.name, axis, anatomy.sizes[axis], targets[axis])
         if anatomy.axes[axis].kind == "vocab":
             return more_tokens(anatomy.sizes[axis], targets[axis])
+        if anatomy.axes[axis].kind == "projection":
+            return wider_projection(anatomy.sizes[axis], targets[axis])
         if anatomy.axes[axis].kind == "positions":
             return more_positions(anatomy.sizes[axis], targets[axis], self.positions == "interpolate")
         if anatomy.axes[axis].kind == "head_dim":
