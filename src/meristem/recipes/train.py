@@ -92,15 +92,32 @@ class NodeTrainer(Trainer):
         amplitudes: Mapping[str, tuple[float, float]],
         rates: Mapping[str, float],
         guard: LossGuard,
+        modifiers: Sequence[Modifier] = (),
         **kwargs: Any,
     ) -> None:
-        self._amplitudes, self._rates, self._guard = amplitudes, rates, guard
+        self._amplitudes, self._rates, self._guard, self._modifiers = amplitudes, rates, guard, modifiers
         super().__init__(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         self._guard.see(loss, self.state.global_step + 1)
         return loss
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The task's own loss; in training, what the run's methods make of it."""
+        given = dict(inputs)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+
+        def share(rows: int) -> Any:
+            return rows * processes / num_items_in_batch if counted else 1.0
+
+        for modifier in self._modifiers if model.training else ():
+            loss = modifier.objective(loss, given, outputs, share)
+        return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, *args: Any, **kwargs: Any):
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -153,6 +170,7 @@ class Origin:
         optimizer_state: by parameter name.
         amplitudes: scales that a growth gave the weights (see `growth.optimizer.amplitudes`).
         provenance: which entries of the model a growth has added.
+        teacher: the directory of a model to learn from.
     """
 
     trained: bool = False
@@ -160,6 +178,7 @@ class Origin:
     optimizer_state: State | None = None
     amplitudes: Mapping[str, tuple[float, float]] | None = None
     provenance: Provenance | None = None
+    teacher: Path | None = None
 
 
 def train(
@@ -196,7 +215,18 @@ def train(
     arguments = _arguments(spec, directory / CHECKPOINTS, steps, seed, per_example, from_first)
     examples = task.training_set(steps * spec.batch_size, streams.seed("order"), origin.read)
     micro_batch = arguments.per_device_train_batch_size
-    setting = Setting(steps, spec.batch_size, micro_batch, origin.trained, streams, examples, origin.provenance)
+    setting = Setting(
+        steps,
+        spec.batch_size,
+        micro_batch,
+        origin.trained,
+        streams,
+        examples,
+        origin.provenance,
+        task.answers,
+        task.example(),
+        origin.teacher,
+    )
     model, flops = _prepared(model, spec, task, modifiers, setting)
     moments = (
         origin.optimizer_state if all(modifier.keeps_moments for modifier in modifiers) and not spec.incubate else None
@@ -225,6 +255,7 @@ def train(
         amplitudes=(origin.amplitudes or {}) if spec.scale_learning_rate else {},
         rates=spec.learning_rates,
         guard=guard,
+        modifiers=modifiers,
         **task.trainer_options(),
     )
     trainer.remove_callback(PrinterCallback)
@@ -292,8 +323,9 @@ def _prepared(
     with _checkpointing(plain, spec.trainer):
         micro: Iterator[int] = (counter.of(path) for path in paths) if paths is not None else iter(())
         whole = counter.of({}) if paths is None else 0
+        beside = each * sum(modifier.more_flops() for modifier in modifiers)
         steps = [
-            setting.micro_batch * (sum(islice(micro, each)) if paths is not None else each * whole)
+            setting.micro_batch * ((sum(islice(micro, each)) if paths is not None else each * whole) + beside)
             for _ in range(setting.steps)
         ]
     return model, list(accumulate(steps, initial=0))
