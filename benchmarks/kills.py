@@ -173,9 +173,9 @@ def one(
 
 
 def missing(rows: list[dict[str, Any]], wanted: dict[str, float], recipes: list[str]) -> Iterator[tuple[str, str, int]]:
-    """(recipe, way, number of the trial) while kills are wanted, each recipe before any comes again."""
+    """(recipe, way, number of the trial) while kills are wanted, each recipe before any comes again, small graphs first."""
     for number in range(50):
-        for name, way in itertools.product(recipes, wanted):
+        for way, name in itertools.product(wanted, recipes):
             done = sum(len(row["kills"]) for row in rows if row["way"] == way)
             if done < wanted[way] and not any(
                 (name, way, number) == (r["recipe"], r["way"], r["number"]) for r in rows
@@ -203,7 +203,7 @@ def main() -> None:
     rows = [row for row in found["trials"] if row["revision"] == code_revision()]  # of other code they show nothing
     known: dict[Any, Any] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True, prefix="kills-") as folder:
-        for name, way, number in missing(rows, wanted, list(recipes)):
+        for name, way, number in missing(rows, wanted, sorted(recipes, key=lambda name: len(recipes[name]["nodes"]))):
             row = one(name, recipes[name], way, number, Path(folder), known)
             rows.append({**row, "revision": code_revision()})
             say(name, way, number, f"{len(row['kills'])} kills, unequal {row['unequal']}")

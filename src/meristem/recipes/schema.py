@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from meristem.errors import MeristemError, nearest
-from meristem.recipes.data_specs import TASKS, DataSpec, ImageSpec, PairSpec, Strict, TextSpec
+from meristem.recipes.data_specs import TASKS, DataSpec, ImageSpec, PairSpec, SourceSpec, Strict, TextSpec
 from meristem.recipes.method_specs import IncubateSpec
 from meristem.recipes.specs import (
     AssembleSpec,
@@ -181,6 +181,7 @@ def _section(location: tuple) -> list[str]:
     """The keys known at a place of the recipe."""
     sections = {
         "data": TextSpec,
+        "sources": SourceSpec,
         "decay": DecaySpec,
         "tune": TuneSpec,
         "on": OnSpec,
