@@ -4,8 +4,8 @@
     python benchmarks/kills.py --small                # 6 kills of one recipe, in one process
 
 The recipes are those of the page with less data (see `support.small_recipes`). Each runs undisturbed once. A trial then runs the same
-command in an empty directory and sends SIGKILL at a moment drawn evenly from the undisturbed run's duration, start-up included; then runs
-the same command again, which is killed as well, until it ends by itself. Ways to run, and who is killed:
+command in an empty directory and sends SIGKILL at a moment drawn evenly from half the undisturbed run's duration; then runs the same command
+again, which goes on from there, which is killed as well, until it ends by itself. Ways to run, and who is killed:
 
 `single`: the command itself.
 `torchrun`: two processes share each train node; the command, the launcher, torchrun or one of its workers.
@@ -121,7 +121,7 @@ def trial(file: Path, out: Path, way: str, duration: float, draw: random.Random,
     process, again = start(file, out, way, log), 0
     try:
         for number in itertools.count():
-            moment = draw.uniform(0, duration) if number < MOST else CRASH_SECONDS
+            moment = draw.uniform(0, duration / 2) if number < MOST else CRASH_SECONDS
             process.join(moment)
             if process.exitcode == 0:
                 return

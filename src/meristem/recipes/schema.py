@@ -22,7 +22,7 @@ from meristem.recipes.specs import (
     NodeSpec,
     ResourceSpec,
 )
-from meristem.recipes.train_spec import DecaySpec, OnSpec, TrainSpec, TuneSpec
+from meristem.recipes.train_spec import DecaySpec, EarlyStopSpec, OnSpec, SpikesSpec, TrainSpec, TuneSpec
 
 
 class RaceSpec(Strict):
@@ -197,6 +197,8 @@ def _section(location: tuple) -> list[str]:
         "checkpoint": CheckpointSpec,
         "incubate": IncubateSpec,
         "resources": ResourceSpec,
+        "early_stop": EarlyStopSpec,
+        "spikes": SpikesSpec,
     }
     names = [part for part in location if part in sections]
     if names:
