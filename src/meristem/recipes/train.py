@@ -233,7 +233,7 @@ def train(
         }
 
     keeping = KeepOnTheWay(keep, modifiers, task, directory, costs)
-    own = [guard, stopwatch, keeping, ProgressLine(label), StatusFile(directory)]
+    own = [guard, stopwatch, keeping, ProgressLine(label), StatusFile(directory, flops)]
     own += [CarriedState(moments)] if moments else []
     trainer = NodeTrainer(
         model=model,
