@@ -41,7 +41,7 @@ class TextSpec(Strict):
 
     `documents`: `across`, a sequence is cut out of the text wherever documents begin, and is read as one; `within`, it is cut the same way, and
     attention and positions stay within each document; `whole`, documents are put together so that none is cut that fits into a sequence, and
-    each is read by itself.
+    each is read by itself. `prefix_lm`, of ul2: for decoders, which read the input in both directions; as the recipe's networks are, if not given.
     """
 
     task: Literal["causal-lm", "masked-lm", "span-corruption", "ul2"] = "causal-lm"
@@ -54,6 +54,7 @@ class TextSpec(Strict):
     sequence_length: Annotated[int, Field(gt=1)] = 256
     eval_sequences: Annotated[int, Field(gt=0)] = 64
     corrupted: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    prefix_lm: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -67,6 +68,12 @@ class TextSpec(Strict):
             if value.get(key) not in (None, name, "text", False):
                 raise ValueError(f"give either `{key}` or `sources`, each with its own `{key}`")
         return {**value, "source": name}
+
+    @model_validator(mode="after")
+    def _is_prefix_lm(self) -> TextSpec:
+        if self.prefix_lm is not None and self.task != "ul2":
+            raise ValueError(f"prefix_lm goes with task ul2, this is {self.task}")
+        return self
 
     @model_validator(mode="after")
     def _documents_fit(self) -> TextSpec:

@@ -41,6 +41,16 @@ class Recipe(Strict):
     race: RaceSpec | None = None
     seeds: list[int] = [0]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _objective_follows_networks(cls, value: Any) -> Any:
+        """UL2's for decoders, where the new networks are decoders."""
+        data = value.get("data") if isinstance(value, dict) else None
+        if not isinstance(data, dict) or data.get("task") != "ul2" or data.get("prefix_lm") is not None:
+            return value
+        decoders = are_decoders(value.get("nodes"))
+        return value if decoders is None else {**value, "data": {**data, "prefix_lm": decoders}}
+
     @model_validator(mode="after")
     def _is_a_graph(self) -> Recipe:
         for name, node in self.nodes.items():
@@ -139,6 +149,29 @@ class Recipe(Strict):
             if other in found:
                 found |= set(self.nodes[other].parents)
         return [other for other in self.order() if other in found]
+
+
+def are_decoders(nodes: Any) -> bool | None:
+    """Whether the networks that these nodes begin are decoders, not encoder-decoders; None if that is not known.
+
+    Raises:
+        ValueError: if some are and some are not.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    )
+
+    trains = [node.get("train") for node in nodes.values() if isinstance(node, dict)] if isinstance(nodes, dict) else []
+    models = [train["model"] for train in trains if isinstance(train, dict) and isinstance(train.get("model"), dict)]
+    types = [str(model.get("model_type")) for model in models]
+    both = [kind for kind in types if kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES]
+    alone = [kind for kind in types if kind not in both and kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
+    if both and alone:
+        raise ValueError(
+            f"ul2 reads otherwise for {both[0]} (an encoder-decoder) than for {alone[0]} (a decoder); give each a recipe of its own"
+        )
+    return bool(alone) if both or alone else None
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from meristem.data import CorruptedSpans, Denoisers, MaskedSequences, Ordered, Sequences
+from meristem.data import CorruptedSpans, Denoisers, MaskedSequences, Ordered, PrefixDenoisers, Sequences
 from meristem.data.corruption import span_numbers
-from meristem.data.denoisers import sentinels_wanted
+from meristem.data.denoisers import prefix_lm_length, sentinels_wanted
 from meristem.errors import MeristemError
 from meristem.recipes.data_specs import TextSpec
 from meristem.recipes.sharding import is_first_process
-from meristem.recipes.tasks.apart import check_documents_apart
+from meristem.recipes.tasks.apart import check_documents_apart, check_prefix_is_seen
 from meristem.recipes.tasks.task import (
     Split,
     Task,
@@ -155,12 +155,44 @@ class MixtureOfDenoisers(_WithSentinels):
 
     def check(self, model: nn.Module, label: str) -> None:
         if not model.config.is_encoder_decoder:  # type: ignore[union-attr]
-            raise MeristemError(f"{label}: ul2 wants an encoder-decoder, {type(model).__name__} is none")
+            raise MeristemError(
+                f"{label}: this ul2 is for encoder-decoders, {type(model).__name__} is none; say prefix_lm: true under data"
+            )
         super().check(model, label)
 
     def asked(self, sequences: Sequences) -> Ordered:
         assert self.corpus.end_token is not None
         return Denoisers(sequences, self.sentinels, self.corpus.end_token, self.corpus.pad_token)
+
+
+class PrefixDenoising(_WithSentinels):
+    """The same by a decoder that reads the input in both directions (see `data.PrefixDenoisers`)."""
+
+    head = "AutoModelForCausalLM"
+
+    def __init__(self, data: TextSpec) -> None:
+        super().__init__(data)
+        self.use_sentinels(sentinels_wanted(data.sequence_length))
+
+    def defaults(self) -> dict[str, Any]:
+        longer = {"max_position_embeddings": prefix_lm_length(self.data.sequence_length)}
+        return {**Language.defaults(self), **longer}
+
+    def check(self, model: nn.Module, label: str) -> None:
+        if model.config.is_encoder_decoder:  # type: ignore[union-attr]
+            raise MeristemError(
+                f"{label}: this ul2 is for decoders, {type(model).__name__} has an encoder; say prefix_lm: false under data"
+            )
+        super().check(model, label)
+        if is_first_process():
+            check_prefix_is_seen(model, label)
+
+    def asked(self, sequences: Sequences) -> Ordered:
+        assert self.corpus.end_token is not None
+        return PrefixDenoisers(sequences, self.sentinels, self.corpus.end_token, self.corpus.pad_token)
+
+    def answers(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return super().answers(logits[:, :-1], labels[:, 1:])
 
 
 def causal_language_model(entries: Mapping[str, Any], vocab_size: int, sequence_length: int, seed: int) -> nn.Module:
