@@ -405,13 +405,13 @@ def verify(
     return 0 if certificate.holds else 1
 
 
-def run(file: Path, out: Path | None, executor: str | None, executor_options: list[str]) -> None:
+def run(file: Path, out: Path | None, executor: str | None, executor_options: list[str], watch: bool = False) -> None:
     quiet()
     from meristem.recipes.run import run
     from meristem.recipes.schema import load_recipe
 
     recipe, out = load_recipe(file), out or Path("runs") / file.stem
-    results = run(recipe, out, executor=_executor(executor, executor_options, out))
+    results = run(recipe, out, executor=_executor(executor, executor_options, out), watch=watch)
     table = Table("node", "seed", "parameters", "examples", "TFLOPs", "seconds", "eval loss", title=str(file))
     for seed, nodes in results.items():
         for name, node in nodes.items():
