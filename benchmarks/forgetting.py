@@ -8,7 +8,7 @@ fine-tuning; a low-rank update of every matrix; LLaMA-Pro (identity blocks, only
 units duplicated in all layers: G-Freeze trains the copies, G-Train the whole grown matrices). (Its copies differ by a little noise that
 cancels; alike, they would get alike gradients for ever.) All take the same steps on the same batches; each has its learning rate found by the same search, on a seed that no result uses: three rates, then factors of three onwards
 while the best stands at an end. Every run records the loss on both texts as it goes, so the picture shows what each gives for what.
-Resumable: what is done is not done again. Writes results/forgetting.json and .png.
+Resumable: what is done is not done again; every run is a line of results/forgetting.jsonl. Writes results/forgetting.json and .png.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def draw(done: Done, found: dict[str, Any], start: dict[str, float], file: Path)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs/forgetting/runs.jsonl", help="where runs are kept")
+    parser.add_argument("--runs", type=Path, default=ROOT / "results/forgetting.jsonl", help="where runs are kept")
     parser.add_argument("--report", action="store_true", help="of what is done, without running anything")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
