@@ -18,7 +18,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -186,9 +186,10 @@ def best_rate(side: str, done: Done) -> float:
             return best
 
 
-def summary(done: Done) -> dict[str, Any]:
+def summary(done: Done, first: Sequence[str] = ()) -> dict[str, Any]:
+    """What is known of each side; sides of `first` are run before the others."""
     found = {}
-    for side in SIDES:
+    for side in [*first, *(side for side in SIDES if side not in first)]:
         try:
             rate = best_rate(side, done)
             rows = [done.of(side, rate, seed) for seed in SEEDS]
@@ -201,7 +202,7 @@ def summary(done: Done) -> dict[str, Any]:
             **{f"{text}_sd": stdev(point[text] for point in last) for text in ("new", "old")},
             "seeds": last,
         }  # fmt: skip
-    return found
+    return {side: found[side] for side in SIDES if side in found}
 
 
 def draw(done: Done, found: dict[str, Any], start: dict[str, float], file: Path) -> None:
@@ -232,10 +233,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=ROOT / "results/forgetting.jsonl", help="where runs are kept")
     parser.add_argument("--report", action="store_true", help="of what is done, without running anything")
+    parser.add_argument("--first", nargs="+", default=[], choices=SIDES, help="sides to begin with")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     done = Done(arguments.runs, None if arguments.report else Texts)
-    found = summary(done)
+    found = summary(done, arguments.first)
     start = done.of("plain fine-tuning", found["plain fine-tuning"]["rate"], SEEDS[0])["curve"][0]
     report = {"steps": STEPS, "tokens": STEPS * BATCH * LENGTH, "before": start, "sides": found}
     (ROOT / "results/forgetting.json").write_text(json.dumps(report, indent=2) + "\n")
