@@ -21,7 +21,7 @@ from meristem.growth.build import filled, grown_dtypes, in_float32
 from meristem.growth.checks import check_inputs, check_number, check_same
 from meristem.growth.deep_fusion import SELF_FUSION_NOISE, DeepFusion
 from meristem.growth.differences import differences
-from meristem.growth.fuse_experts import expert_plans, mixture_of_parents
+from meristem.growth.fuse_experts import expert_plans, mixture_of_parents, state_of_mixture
 from meristem.growth.growth import Growth, known
 from meristem.growth.optimizer import (
     State,
@@ -37,6 +37,7 @@ from meristem.growth.plan import GrowthPlan
 from meristem.growth.provenance import Provenance
 from meristem.growth.rebasin import Rebasin, rebasin
 from meristem.growth.rounding import is_half, round_shares
+from meristem.growth.upcycle_plan import UpcyclePlan
 
 
 @dataclass(frozen=True)
@@ -232,14 +233,17 @@ def fuse_state(fusion: Fusion, states: Sequence[State], family: Family | None = 
     zero in cross blocks; the step count is the largest of the parents', and other blocks have missed steps of it (see
     `block_steps`).
 
-    The gradient of the mean's loss at a parent's own block is its weight times the parent's, as far as their outputs agree.
+    The gradient of the mean's loss at a parent's own block is its weight times the parent's, as far as their outputs agree. Of parents
+    that became experts: see `fuse_experts.state_of_mixture`.
 
     Args:
         family: the row of the optimizer's table (`optimizer_families`); by default the first that has all entries of the state.
     """
-    if any(plan.reached is not None for plan in fusion.plans):
-        raise MeristemError("parents that became experts have optimizers of another network; start the mixture's anew")
+    if not fusion.plans:
+        raise MeristemError("a mean of aligned networks has no optimizer to carry: its units stand elsewhere; start it anew")
     family = family or family_by_entries({key for s in states for entries in s.values() for key in entries} - {MISSED})
+    if fusion.as_experts:
+        return state_of_mixture([p for p in fusion.plans if isinstance(p, UpcyclePlan)], fusion.weights, states, family)
     total: dict[str, dict[str, Tensor]] = {}
     counts: dict[str, list[Tensor]] = {}
     for plan, weight, state in zip(fusion.plans, fusion.weights, states, strict=True):
