@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meristem.anatomy.unit_lists import units_of
 from meristem.growth.origins import COPIED, FRESH, NOWHERE, OLD, Piece, Units
 from meristem.growth.plan import GrowthPlan
 from meristem.growth.tensor_plan import TensorPlan
@@ -129,7 +130,7 @@ def _layer_label(plan: GrowthPlan, part: TensorPlan, name: str) -> int:
     """What follows from the layer alone: the first copy of a layer is old, silenced outputs are fresh."""
     if part.scale == 0:
         return FRESH
-    if len(part.terms) > 1 or part.further:
+    if len(part.terms) > 1 or part.further or _of_further_unit(plan, name):
         return COPIED
     layer_map = plan.layer_map(name)
     if layer_map is None:
@@ -140,6 +141,15 @@ def _layer_label(plan: GrowthPlan, part: TensorPlan, name: str) -> int:
     source = layer_map[place].sources[0][0]
     first = next(i for i, layer in enumerate(layer_map) if layer.sources[0][0] == source and not layer.silent)
     return OLD if place == first else COPIED
+
+
+def _of_further_unit(plan: GrowthPlan, name: str) -> bool:
+    """Whether a tensor belongs to a module of one unit (a head's own norm, an expert), and an earlier unit copies the same."""
+    for axis, unit, _, _ in units_of(name, plan.source.unit_lists):
+        index = plan.axis_map(axis).write.index
+        if index is not None and bool((index[:unit] == index[unit]).any()):
+            return True
+    return False
 
 
 def step_of_parents(plans: Sequence[GrowthPlan], same_as: Sequence[int], as_experts: bool) -> Step:
