@@ -108,7 +108,10 @@ def test_experts_keep_their_parents_own_moments_and_steps():
             step(parent, optimizers[-1], tokens)
     fusion = ms.fuse_with_certificate(parents, ms.DeepFusion(weights=[0.7, 0.3], experts=True))
     optimizer = ms.fuse_optimizer(fusion, optimizers, parents)
-    before, after = [named_state(o, p) for o, p in zip(optimizers, parents, strict=True)], named_state(optimizer, fusion.model)
+    before, after = (
+        [named_state(o, p) for o, p in zip(optimizers, parents, strict=True)],
+        named_state(optimizer, fusion.model),
+    )
     down, query = "model.layers.1.mlp.{}down_proj", "model.layers.1.self_attn.q_proj.weight"
     experts = after[down.format("experts.")]
     for number, own in enumerate(before):
@@ -132,13 +135,19 @@ def test_separate_experts_take_their_own_parents_state():
     parents = [pico.build("t5", seed=seed) for seed in range(2)]
     fusion = ms.fuse_with_certificate(parents, ms.DeepFusion(experts=True, experts_per_token=1))
     states = [
-        {n: {"exp_avg": torch.randn_like(p), "step": torch.tensor(float(4 + seed))} for n, p in parent.named_parameters()}
+        {
+            n: {"exp_avg": torch.randn_like(p), "step": torch.tensor(float(4 + seed))}
+            for n, p in parent.named_parameters()
+        }
         for seed, parent in enumerate(parents)
     ]
     found, block = fuse_state(fusion, states), "decoder.block.1.layer.2."
     for seed, state in enumerate(states):
         for part, scale in (("wi", 1.0), ("wo", 2.0)):  # the router gives each a half, so outputs are doubled
-            expert, own = found[f"{block}mlp.experts.expert_{seed}.{part}.weight"], state[f"{block}DenseReluDense.{part}.weight"]
+            expert, own = (
+                found[f"{block}mlp.experts.expert_{seed}.{part}.weight"],
+                state[f"{block}DenseReluDense.{part}.weight"],
+            )
             torch.testing.assert_close(expert["exp_avg"], own["exp_avg"] / 2 / scale)
             assert expert["step"] == 4 + seed
             assert MISSED not in expert

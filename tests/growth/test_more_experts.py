@@ -49,8 +49,21 @@ def switch():
     import transformers
 
     torch.manual_seed(0)
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 44, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4, "vocab_size": 67}
-    sparse = {"num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 1, "num_experts": 3, "expert_capacity": 1 << 20}
+    sizes = {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 44,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "vocab_size": 67,
+    }
+    sparse = {
+        "num_sparse_encoder_layers": 2,
+        "num_sparse_decoder_layers": 1,
+        "num_experts": 3,
+        "expert_capacity": 1 << 20,
+    }
     config = transformers.SwitchTransformersConfig(**sizes, **sparse, decoder_start_token_id=0)
     model = transformers.SwitchTransformersForConditionalGeneration(config)
     pico.randomise(model)

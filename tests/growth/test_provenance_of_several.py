@@ -36,7 +36,9 @@ def blocks(rows, columns):
 
 def test_each_parents_block_is_old_and_what_lies_between_is_fresh():
     """Parents of different widths: the up projection holds (44, 32) of the first, (60, 24) of the second."""
-    other = pico.build("llama", seed=1, hidden_size=24, intermediate_size=60, num_attention_heads=3, num_key_value_heads=3)
+    other = pico.build(
+        "llama", seed=1, hidden_size=24, intermediate_size=60, num_attention_heads=3, num_key_value_heads=3
+    )
     first = pico.build("llama", num_key_value_heads=4)
     fusion = fuse_with_certificate([first, other])
     found = written(ms.provenance(fusion))
@@ -120,9 +122,15 @@ def twice(tmp_path_factory):
     """Grown in width on the command line, and what came of it in depth and width once more."""
     folder = tmp_path_factory.mktemp("twice")
     pico.build("llama").save_pretrained(folder / "a")
-    assert meristem("grow", folder / "a", folder / "b", "--method", "zero_padding", "--intermediate-size", "60").returncode == 0
+    assert (
+        meristem("grow", folder / "a", folder / "b", "--method", "zero_padding", "--intermediate-size", "60").returncode
+        == 0
+    )
     options = ("--intermediate-size", "120", "--num-hidden-layers", "4")
-    assert meristem("grow", folder / "b", folder / "c", "--method", "hypercloning,identity_blocks", *options).returncode == 0
+    assert (
+        meristem("grow", folder / "b", folder / "c", "--method", "hypercloning,identity_blocks", *options).returncode
+        == 0
+    )
     return folder
 
 

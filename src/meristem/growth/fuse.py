@@ -240,7 +240,9 @@ def fuse_state(fusion: Fusion, states: Sequence[State], family: Family | None = 
         family: the row of the optimizer's table (`optimizer_families`); by default the first that has all entries of the state.
     """
     if not fusion.plans:
-        raise MeristemError("a mean of aligned networks has no optimizer to carry: its units stand elsewhere; start it anew")
+        raise MeristemError(
+            "a mean of aligned networks has no optimizer to carry: its units stand elsewhere; start it anew"
+        )
     family = family or family_by_entries({key for s in states for entries in s.values() for key in entries} - {MISSED})
     if fusion.as_experts:
         return state_of_mixture([p for p in fusion.plans if isinstance(p, UpcyclePlan)], fusion.weights, states, family)
@@ -278,9 +280,7 @@ def _same_as(models: Sequence[nn.Module]) -> tuple[int, ...]:
             for name, tensor in states[other].items()
         )
 
-    return tuple(
-        next(i for i in range(n + 1) if models[i] is models[n] or alike(i, n)) for n in range(len(models))
-    )
+    return tuple(next(i for i in range(n + 1) if models[i] is models[n] or alike(i, n)) for n in range(len(models)))
 
 
 def _norm_over_all(anatomy: Anatomy, grouped: bool) -> bool:

@@ -103,7 +103,9 @@ class MoreExperts(Method):
         """Whether every copy of a chosen expert is chosen too, as often as any other's; or one of them, as loud as all."""
         (axis,) = maps
         (_, top), factor = self._per_token(anatomy), maps[axis].new_size / maps[axis].old_size
-        grown = _one_per_token(anatomy) or (self.experts_per_token is not None and self.experts_per_token == top * factor)
+        grown = _one_per_token(anatomy) or (
+            self.experts_per_token is not None and self.experts_per_token == top * factor
+        )
         return maps[axis].is_uniform() and not self.noise and grown
 
     def _per_token(self, anatomy: Anatomy) -> tuple[str, int]:
@@ -127,7 +129,7 @@ class MoreExperts(Method):
         plan = replace(plan, target=plan.target.resized(plan.target.sizes, plan.target.depths, self._top_k(anatomy)))
         (axis,) = plan.maps
         if _one_per_token(anatomy):  # one copy is chosen, with its share of what the router gave the old expert
-            louder = {name: plan.maps[axis].new_size / plan.maps[axis].old_size for name in self._writers(anatomy, axis)}
+            louder = dict.fromkeys(self._writers(anatomy, axis), plan.maps[axis].new_size / plan.maps[axis].old_size)
             plan = replace(plan, scales={**plan.scales, **louder})
         if not self.noise:
             return plan
@@ -140,7 +142,9 @@ class MoreExperts(Method):
 
     def _writers(self, anatomy: Anatomy, axis: str) -> list[str]:
         """What experts that are modules of their own write with."""
-        own = {name for name in anatomy.tensors if any(found == axis for found, *_ in units_of(name, anatomy.unit_lists))}
+        own = {
+            name for name in anatomy.tensors if any(found == axis for found, *_ in units_of(name, anatomy.unit_lists))
+        }
         return [name for name in own if anatomy.tensors[name].writes(anatomy.stream(anatomy.tensors[name]))]
 
 

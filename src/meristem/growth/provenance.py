@@ -81,7 +81,7 @@ class Provenance:
     def since_first(self) -> Provenance:
         """The same network held against the first one there was: what any of the growths has added is new.
 
-            ms.freeze_old(model, ms.provenance("OUT").since_first)
+        ms.freeze_old(model, ms.provenance("OUT").since_first)
         """
         if self.before is None:
             return self

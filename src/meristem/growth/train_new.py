@@ -49,7 +49,10 @@ class Frozen:
 
 
 def freeze_old(
-    model: nn.Module, provenance: Provenance | Growth | Fusion, train: New = "copied", layers: Collection[int] | None = None
+    model: nn.Module,
+    provenance: Provenance | Growth | Fusion,
+    train: New = "copied",
+    layers: Collection[int] | None = None,
 ) -> Frozen:
     """From now on, only what a growth has added to `model` trains. Everything else stays as it is, bit by bit, whatever optimizer steps:
     weights, moments and all; the norm by which gradients are clipped is that of what moves.
@@ -164,7 +167,11 @@ def start_at(model: nn.Module, step: int) -> None:
 
 
 def scale_fresh(
-    model: nn.Module, provenance: Provenance | Growth | Fusion, ratio: float, warmup: int, fresh: Literal["fresh", "copied"]
+    model: nn.Module,
+    provenance: Provenance | Growth | Fusion,
+    ratio: float,
+    warmup: int,
+    fresh: Literal["fresh", "copied"],
 ) -> None:
     """What `parameter_groups` does, for an optimizer that is made by others: all new entries step by a ratio and a warm-up."""
     for _, parameter, labels in _parameters(model, _of(model, provenance)):
