@@ -2,7 +2,7 @@
 
     python benchmarks/support/step_times.py cuda [--tiny]
 
-Prints one line of JSON: {side: {"milliseconds": ..., "of_full": ..., "peak_gigabytes": ...}}.
+Prints a line of JSON after each part, the last with all: {side: {"milliseconds": ..., "of_full": ..., "peak_gigabytes": ...}}.
 """
 
 from __future__ import annotations
@@ -171,12 +171,15 @@ def growth(setting: Setting, device: torch.device) -> dict[str, Any]:
 
 def main() -> None:
     device, setting = torch.device(sys.argv[1]), TINY if "--tiny" in sys.argv else Setting()
-    found = {
-        "growth": growth(setting, device),
-        "steps": measure(setting, device, compiled=False),
-        "steps, blocks compiled": measure(setting, device, compiled=True) if "--tiny" not in sys.argv else {},
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "growth": lambda: growth(setting, device),
+        "steps": lambda: measure(setting, device, compiled=False),
+        "steps, blocks compiled": lambda: measure(setting, device, compiled=True) if setting is not TINY else {},
     }
-    print(json.dumps(found), flush=True)
+    found: dict[str, Any] = {}
+    for name, part in parts.items():
+        found[name] = part()
+        print(json.dumps(found), flush=True)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
