@@ -85,8 +85,7 @@ def inspect(source: str, trust_remote_code: bool, drop: Sequence[str] = ()) -> N
         axes.add_row(*row)
     console.print(axes)
     print(columns([("tensor", "shape", "dimensions", "known by"), *tensor_rows(anatomy)]))
-    told = shares(found.path)
-    if told:
+    for told in shares(found.path):
         console.print(told)
     print(f"growth methods: {', '.join(METHODS)}")
 

@@ -76,9 +76,12 @@ class GrowthPlan:
             if tensor.tied_to is not None and not self.untied:
                 continue
             targets = (
-                (unit, terms, silent) for name, terms, silent in self._targets(tensor) for unit in self._units(name)
+                (unit, terms, silent, len(units))
+                for name, terms, silent in self._targets(tensor)
+                for units in [self._units(name)]
+                for unit in units
             )
-            for name, terms, silent in targets:
+            for name, terms, silent, copies in targets:
                 if name not in wanted:
                     continue  # only some blocks have it, such as T5's position bias in the first
                 maps = self._dimension_maps(tensor)
@@ -93,6 +96,7 @@ class GrowthPlan:
                     seed=self.seed,
                     perturb=self._perturb(tensor, maps),
                     silent=silent,
+                    copies=copies,
                 )
                 plans[name] = self._with_norms_passed_on(plan, tensor)
         missing = [name for name, shared in wanted.items() if not shared & set(plans)]
