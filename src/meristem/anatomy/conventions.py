@@ -189,18 +189,29 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     (r"DeltaNet", r"in_proj_z", "out", (QUERY,)),
     (
         ATTENTION_CLASS,
-        r"q_proj|query|q|q_lin|linear_q|linear_pos|wq|to_q|project_q|q_head|query_proj|g_proj",
+        r"q_proj|query|q|q_lin|linear_q|linear_pos|wq|to_q|project_q|q_head|query_proj|g_proj|"
+        r"q_(content|pos|pos_sine)_proj|(self|cross)_attn_query_(content|pos|pos_sine)_proj",
         "out",
         (QUERY, GATED_QUERY),
     ),
-    (ATTENTION_CLASS, r"k_proj|key|k|k_lin|linear_k|wk|to_k|project_k|k_head|key_proj", "out", (KEY_VALUE,)),
-    (ATTENTION_CLASS, r"v_proj|value|v|v_lin|linear_v|wv|to_v|project_v|v_head|value_proj", "out", (KEY_VALUE,)),
+    (
+        ATTENTION_CLASS,
+        r"k_proj|key|k|k_lin|linear_k|wk|to_k|project_k|k_head|key_proj|k_(content|pos)_proj|(self|cross)_attn_key_(content|pos)_proj",
+        "out",
+        (KEY_VALUE,),
+    ),
+    (
+        ATTENTION_CLASS,
+        r"v_proj|value|v|v_lin|linear_v|wv|to_v|project_v|v_head|value_proj|(self|cross)_attn_value_proj",
+        "out",
+        (KEY_VALUE,),
+    ),
     (ATTENTION_CLASS, r"c_attn|qkv_proj|qkv|Wqkv|in_proj", "out", (CONCATENATED,)),
     (r"MultiheadAttention", r"in_proj_(weight|bias)", "out", (CONCATENATED,)),
     (ATTENTION_CLASS, r"query_key_value", "out", (GROUPED, CONCATENATED)),
     (
         ATTENTION_CLASS,
-        r"o_proj|out_proj|o|dense|c_proj|proj|wo|out_lin|linear_out|to_out|attention_out",
+        r"o_proj|out_proj|o|dense|c_proj|proj|wo|out_lin|linear_out|to_out|attention_out|output_proj",
         "in",
         (QUERY,),
     ),

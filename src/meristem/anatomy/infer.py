@@ -22,7 +22,7 @@ from meristem.anatomy.builder import Builder
 from meristem.anatomy.candidates import Sizes, candidates
 from meristem.anatomy.conventions import GROWING
 from meristem.anatomy.fields import is_numbered
-from meristem.anatomy.groups import in_groups
+from meristem.anatomy.groups import in_groups, in_pairs
 from meristem.anatomy.heads import with_heads
 from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.anatomy.instances import constructor_of
@@ -92,6 +92,7 @@ def infer(builder: Builder, override: Override, trace: Traced | None = None) -> 
         )
     if trace is not None:
         check_conflicts(trace, tensors)
+    tensors = in_pairs(tensors) if override.paired else tensors
     tensors = in_groups(tensors, owners, _side_by_side(builder, override) | dict(trace.groups if trace else {}))
     _check_width(builder, tensors)
     axes = {axis: Axis(axis, size, builder.describe_axis(axis)) for axis, size in builder.sizes.items()}

@@ -7,6 +7,8 @@ Each entry says one fact about the mathematics of a model type, as data:
 - `numbered`: what a layer computes depends on its number, so new layers can only stand behind all others;
 - `concatenated`: a config list of widths (or the width of each) that are laid side by side to make up the stream, so that each
   grows in its place;
+- `paired`: sines and cosines of the width are added to what some layers read, and not to the stream: the stream grows in pairs
+  of units, so that the first copy of each is where its old frequency is, and those layers read the first copies only;
 - `transposed`: linear layers (regular expression on the path) whose weight the forward pass multiplies from the right;
 - `roles`: a tensor name (regular expression, whole name) and the role of each of its dimensions: "write" for one that produces
   features, "read" for one that is summed over, "gain", "shift", or "fixed";
@@ -38,6 +40,7 @@ class Override:
     alibi: bool | str = False
     numbered: bool = False
     concatenated: str | None = None
+    paired: bool = False
     transposed: str | None = None
     roles: tuple[tuple[str, tuple[str, ...]], ...] = ()
     multipliers: tuple[Multiplier, ...] = field(default=())
@@ -48,6 +51,13 @@ RESIDUAL_WRITERS = r".*\.\d+\..*\.(o_proj|out_proj|down_proj|fc2)\.(weight|bias)
 # Relative positions that a projection reads: sinusoids of the width, whose old frequencies stand among the new ones.
 SINES_THEN_COSINES, SINES_AND_COSINES = "2 frequencies_hidden", "frequencies_hidden 2"
 
+def _detr(*readers: str) -> Override:
+    """Positions in two dimensions, added to what `readers` (regular expressions on the path) take in."""
+    return Override(layouts=tuple((reader, "in", SINES_AND_COSINES) for reader in readers), paired=True)
+
+
+ENCODER_QUERIES = r"encoder\.layers\.\d+\.self_attn\.[qk]_proj"
+
 OVERRIDES: Mapping[str, Override] = {
     "codegen": Override(  # four parts of the heads, each [query, value, key]
         layouts=(
@@ -56,7 +66,18 @@ OVERRIDES: Mapping[str, Override] = {
         )
     ),
     "convbert": Override(layouts=((r"attention\.output\.dense\.weight", "in", "2 over2_kv_heads head_dim"),)),
+    "conditional_detr": _detr(ENCODER_QUERIES, r"encoder_attn\.(k_pos|q_pos_sine)_proj"),
     "cvt": Override(multipliers=(Multiplier(r".*\.projection_query\.(weight|bias)", "embed_dim.0", -0.5),)),
+    "dab-detr": Override(
+        layouts=(
+            (ENCODER_QUERIES, "in", SINES_AND_COSINES),
+            (r"cross_attn_(key_pos|query_pos_sine)_proj", "in", SINES_AND_COSINES),
+            (r"ref_point_head\.layers\.0", "in", f"2 {SINES_AND_COSINES}"),  # of place and size
+        ),
+        paired=True,
+    ),
+    "deformable_detr": _detr(r"encoder\.layers\.\d+\.self_attn\.(sampling_offsets|attention_weights)"),
+    "detr": _detr(ENCODER_QUERIES, r"encoder_attn\.k_proj"),
     "diffllama": Override(  # heads in two halves whose difference is taken
         layouts=(
             (r"self_attn\.q_proj", "out", "2 over2_kv_heads group head_dim"),
@@ -90,6 +111,7 @@ OVERRIDES: Mapping[str, Override] = {
             Multiplier(r".*\.attn\.proj\.bias", "embed_dims.0", 0.5),
         )
     ),
+    "table-transformer": _detr(ENCODER_QUERIES, r"encoder_attn\.k_proj"),
     "t5": Override(multipliers=(Multiplier(r"lm_head\.weight", "d_model", -0.5, when="scale_decoder_outputs"),)),
     "wav2vec2-conformer": Override(layouts=((r"linear_pos", "in", SINES_AND_COSINES),)),
     "xlnet": Override(
