@@ -119,6 +119,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     **{series: {"prediction_length": 8, "context_length": 16}
        for series in ("autoformer", "informer", "time_series_transformer")},
     **{dense: {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]} for dense in ("beit", "data2vec-vision")},
+    **{encoder: {"num_blocks": 2} for encoder in ("eomt", "eomt_dinov3", "videomt")},
     "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
     "oneformer": {"conv_dim": 64, "mask_dim": 64, "hidden_dim": 64},
     "layoutlmv3": {"hidden_size": 96, "coordinate_size": 16, "shape_size": 16, "input_size": 64, "image_size": 64},

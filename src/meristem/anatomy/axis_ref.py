@@ -76,6 +76,16 @@ class AxisRef:
         return f"{self.part or ''}{self.whole}"
 
 
+BETWEEN, LAST = "between_", "last_"
+
+
+def layers_of(axis: str) -> str | None:
+    """The axis of depth that a table follows which has no entry for some of its layers: "layers" for `between_layers`, with one
+    for all but the last, and for `last_layers`, with one for the last few; None for any other axis."""
+    prefix = next((prefix for prefix in (BETWEEN, LAST) if axis.startswith(prefix)), None)
+    return None if prefix is None else axis.removeprefix(prefix)
+
+
 def kind_of(axis: str) -> str:
     """ "ffn" for "decoder_ffn". An axis of another name ("channels", "width") counts as hidden: it can be widened."""
     return AxisRef.parse(axis).kind

@@ -105,11 +105,12 @@ class ConfigFields:
         """The paths of fields that stand at the top of a config or in the part that is grown."""
         return [path for name in names for path in dict.fromkeys((name, self.root + name))]
 
-    def write_depth(self, config: Any, axis: str, depth: int, order: list[int] | None) -> None:
+    def write_depth(self, config: Any, axis: str, depth: int, order: list[int] | None, first: int = 0) -> None:
         """Set a number of layers, and what the config says of each layer.
 
         Args:
             order: for each new layer the old one whose place it takes; by default the last one is repeated.
+            first: as in `follow_layers`.
         """
         old, path = self.depths[axis], self.depth_paths[axis]
         order = order or [min(i, old - 1) for i in range(depth)]
@@ -119,7 +120,7 @@ class ConfigFields:
         for part in path.split(".")[:-1]:
             owner = owner if part == "depths" else read_field(owner, part)
         if not axis.startswith("stage") and axis != "decoder_layers":
-            follow_layers(owner, order, old)
+            follow_layers(owner, order, old, first)
         exceptions = owner.to_dict().get("per_layer_config") if hasattr(owner, "to_dict") else None
         if isinstance(read_field(config, path), int):
             write_field(config, path, depth)

@@ -143,6 +143,10 @@ LAYER_NUMBERS = (
 )
 # Lists of numbers of layers behind which something is taken out of the stream.
 LAYER_OUTPUTS = r"_?out_indices|backbone_out_indices|out_layers"
+# Classes that number what stands before the layers as 1, and not as 0.
+OUTPUTS_FROM_ONE = r"(Beit|Data2VecVision)ForSemanticSegmentation"
+# How many of the last layers do more than the others.
+LAST_LAYERS = r"num_blocks"
 # Where a part of the config has one of these, later layers take in what earlier layers of other parts gave out, by number.
 NUMBERED_FIELDS = ("deepstack_visual_indexes", "deepstack_layer_map")
 

@@ -239,6 +239,10 @@ def _dimensions(
     if override.transposed and re.fullmatch(override.transposed, path) and parameter == "weight":
         found_roles = tuple(reversed(found_roles))
     for position, role in enumerate(found_roles):
+        some = _some_of_the_layers(name, position, tensor.shape[position], depths, override)
+        if some:
+            yield Dimension(Layout(((some,),)), role, "override")
+            continue
         side = "in" if role == "read" else "out"
         axis = _depth_axis(name, position, tensor.shape[position], depths)
         share = depths[axis].length if axis else 1
@@ -257,6 +261,16 @@ def _dimensions(
                 f"{seen}, and no layout of the axes {', '.join(probes[0].sizes)} gives that; "
                 "declare one with an Override(layouts=...) entry"
             )
+
+
+def _some_of_the_layers(
+    name: str, position: int, size: int, depths: Mapping[str, Depth], override: Override
+) -> str | None:
+    """The axis of a dimension outside the blocks that has an entry for all but the last block, or for the last few."""
+    which = next((which for pattern, which in override.shares if re.fullmatch(pattern, name)), None)
+    longer = (axis for axis, depth in depths.items() if name in depth.deeper and depth.deeper[name][position] == size + 1)
+    axis = next(longer, None)
+    return f"{which}_{axis}" if which and axis else None
 
 
 def _depth_axis(name: str, position: int, size: int, depths: Mapping[str, Depth]) -> str | None:

@@ -9,6 +9,8 @@ Each entry says one fact about the mathematics of a model type, as data:
   grows in its place;
 - `paired`: sines and cosines of the width are added to what some layers read, and not to the stream: the stream grows in pairs
   of units, so that the first copy of each is where its old frequency is, and those layers read the first copies only;
+- `shares`: a tensor name (regular expression, whole name) outside the blocks that has an entry for some of them, and which:
+  "between" (all but the last) or "last" (the last few);
 - `transposed`: linear layers (regular expression on the path) whose weight the forward pass multiplies from the right;
 - `roles`: a tensor name (regular expression, whole name) and the role of each of its dimensions: "write" for one that produces
   features, "read" for one that is summed over, "gain", "shift", or "fixed";
@@ -41,6 +43,7 @@ class Override:
     numbered: bool = False
     concatenated: str | None = None
     paired: bool = False
+    shares: tuple[tuple[str, str], ...] = ()
     transposed: str | None = None
     roles: tuple[tuple[str, tuple[str, ...]], ...] = ()
     multipliers: tuple[Multiplier, ...] = field(default=())
@@ -86,6 +89,7 @@ OVERRIDES: Mapping[str, Override] = {
         ),
         numbered=True,  # lambda_init
     ),
+    **dict.fromkeys(("eomt", "eomt_dinov3", "videomt"), Override(shares=((r"(.*\.)?attn_mask_probs", "last"),))),
     "esmc": Override(multipliers=(Multiplier(RESIDUAL_WRITERS, "num_hidden_layers", -0.5),)),
     "minicpm3": Override(multipliers=(Multiplier(RESIDUAL_WRITERS, "num_hidden_layers", -0.5),)),
     "funnel": Override(layouts=((r"r_kernel", "in", SINES_THEN_COSINES),)),
@@ -123,6 +127,7 @@ OVERRIDES: Mapping[str, Override] = {
             (r"rel_attn\.o$", "in", "head_dim"),
         )
     ),
+    "yolos": Override(shares=((r".*\.mid_position_embeddings", "between"),)),
     "zamba": Override(  # each unit's state and gate side by side
         layouts=(
             (r"mamba\.in_proj", "out", "ssm_heads 2 ssm_head_dim 2"),
