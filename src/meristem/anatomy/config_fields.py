@@ -85,8 +85,9 @@ class ConfigFields:
     def write(self, config: Any, axis: str, old: int, new: int) -> None:
         """Set the field of an axis, those that hold the same number, and those that keep their proportion to it."""
         for root in self.counterparts:
-            path = root + self.paths[axis].removeprefix(self.root)
-            if read_field(config, path) == old:
+            names = (self.paths[axis].removeprefix(self.root), *FIELDS.get(axis, ()))
+            path = next((root + name for name in names if read_field(config, root + name) is not None), None)
+            if path is not None and read_field(config, path) == old:
                 write_field(config, path, new)
         joining = joining_paths(self.config, self.root) if axis == "hidden" else []
         joining += LINKED_BY_TYPE.get(self.config.model_type, ()) if axis == "hidden" else ()

@@ -116,6 +116,7 @@ PROPORTIONAL_FIELDS: dict[str, tuple[str, ...]] = {
         "attention_hidden_size",
         "coordinate_size",
         "shape_size",
+        "merged_hidden_size",
     ),
     "heads": ("num_attention_heads_per_layer", "num_key_value_heads_per_layer"),
     "stage0_hidden": ("embedding_size", "stem_out_channels", "stage_out_channels.0", "stage_in_channels.1"),

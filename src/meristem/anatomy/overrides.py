@@ -108,6 +108,7 @@ OVERRIDES: Mapping[str, Override] = {
         )
     ),
     "reformer": Override(concatenated="axial_pos_embds_dim"),
+    "rf_detr": Override(layouts=((r"ref_point_head\.layers\.0", "in", f"2 {SINES_AND_COSINES}"),)),  # of place and size
     "swiftformer": Override(  # queries and keys of unit norm, scores times dim ** -0.5
         multipliers=(
             Multiplier(r".*\.w_g", "embed_dims.0", -1.0),
