@@ -90,7 +90,7 @@ class ConfigFields:
             if path is not None and read_field(config, path) == old:
                 write_field(config, path, new)
         joining = joining_paths(self.config, self.root) if axis == "hidden" else []
-        joining += LINKED_BY_TYPE.get(self.config.model_type, ()) if axis == "hidden" else ()
+        joining += LINKED_BY_TYPE.get(self.config.model_type, ()) if kind_of(axis) == "hidden" else ()
         for linked in (*self._anywhere(LINKED_FIELDS.get(axis, ())), *joining):
             if read_field(config, linked) == old:
                 write_field(config, linked, new)

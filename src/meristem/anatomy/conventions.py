@@ -36,7 +36,13 @@ FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "dense_ffn": ("intermediate_size_mlp", "dense_intermediate_size", "prefix_dense_intermediate_size"),
     "encoder_heads": ("encoder_attention_heads", "num_encoder_attention_heads", "encoder_num_attention_heads"),
-    "decoder_heads": ("decoder_attention_heads", "num_decoder_attention_heads", "decoder_num_attention_heads"),
+    "decoder_heads": (
+        "decoder_attention_heads",
+        "num_decoder_attention_heads",
+        "decoder_num_attention_heads",
+        "decoder_self_attention_heads",
+    ),
+    "cross_heads": ("decoder_cross_attention_heads",),  # a decoder whose cross-attention has heads of its own
     "encoder_kv_heads": ("encoder_num_key_value_heads",),
     "decoder_kv_heads": ("decoder_num_key_value_heads",),
     "swa_heads": ("swa_num_attention_heads",),  # sliding-window layers with heads of their own
@@ -103,8 +109,12 @@ ENCODERS_AND_DECODERS = ("encoder", "decoder", "encoder_config", "decoder_config
 # Further parts that are joined so, by the model type of the whole: one attends to the other, or both have to be as wide.
 JOINED_PARTS: dict[str, tuple[str, ...]] = dict.fromkeys(("pix2struct", "tipsv2"), ("vision_config",))
 # Fields of a whole that hold its language model's width for a reason of their own, by its model type: OWL-ViT compares text, as
-# projected, with boxes of that width.
-LINKED_BY_TYPE: dict[str, tuple[str, ...]] = {"owlvit": ("projection_dim",), "owlv2": ("projection_dim",)}
+# projected, with boxes of that width; GLPN projects a stage's features to the decoder's width only where they differ.
+LINKED_BY_TYPE: dict[str, tuple[str, ...]] = {
+    "owlvit": ("projection_dim",),
+    "owlv2": ("projection_dim",),
+    "glpn": ("decoder_hidden_size",),
+}
 # An encoder whose heads share out a width of its own (RT-DETR's, with positions in two dimensions) stays as wide as it is.
 ENCODER_WIDTH = "encoder_hidden_dim"
 
@@ -248,4 +258,4 @@ RAW_READERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 ROUTER_CLASS = r"Router|Gate"
 NORM_CLASS = r"Norm"
 NORM_GAINS = ("weight", "scale", "gamma", "gain", "g")  # what the gain of a norm is called, the usual name first
-ENCODER_SCOPE, DECODER_SCOPE = "encoder", "decoder"
+ENCODER_SCOPE, DECODER_SCOPE, CROSS_SCOPE = "encoder", "decoder", "cross"

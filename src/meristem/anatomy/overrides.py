@@ -95,6 +95,7 @@ OVERRIDES: Mapping[str, Override] = {
     "funnel": Override(layouts=((r"r_kernel", "in", SINES_THEN_COSINES),)),
     "inkling2_text": Override(multipliers=(Multiplier(r".*\.query", "hidden_size", -0.5),)),
     "layoutlmv3": Override(concatenated="coordinate_size"),  # left, top, right, bottom, height and width of a word
+    "llama4_vision_model": Override(layouts=((r"vision_adapter\.mlp\.fc1", "in", "4 over4_ffn"),)),  # four patches
     "longcat_flash": Override(multipliers=(Multiplier(r".*\.(q|kv)_b_proj\.weight", "hidden_size", 0.5),)),
     "mobilebert": Override(transposed=r"cls\.predictions\.dense"),
     "neomme": Override(transposed=r"unembedding_projection"),
@@ -108,7 +109,12 @@ OVERRIDES: Mapping[str, Override] = {
         )
     ),
     "reformer": Override(concatenated="axial_pos_embds_dim"),
-    "rf_detr": Override(layouts=((r"ref_point_head\.layers\.0", "in", f"2 {SINES_AND_COSINES}"),)),  # of place and size
+    "rf_detr": Override(
+        layouts=(
+            (r"ref_point_head\.layers\.0", "in", f"2 {SINES_AND_COSINES}"),  # of place and size
+            (r"projector_layer\.conv1\.(conv|norm)", "out", "2 over2_hidden"),  # split in two
+        )
+    ),
     "swiftformer": Override(  # queries and keys of unit norm, scores times dim ** -0.5
         multipliers=(
             Multiplier(r".*\.w_g", "embed_dims.0", -1.0),
