@@ -157,6 +157,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "regnet": {"hidden_sizes": [16, 32, 64, 64], "embedding_size": 16, "groups_width": 8},
     "convnext": {"hidden_sizes": [16, 32, 48, 64]},
     "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16},
+    "glpn": {"hidden_sizes": [32, 64, 160, 256], "decoder_hidden_size": 64},  # its own: no two the same when one is doubled
     "focalnet": {"embed_dim": 16, "hidden_sizes": [16, 32, 64, 128]},
     "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320},
     "perceiver": {"num_latents": 8, "d_latents": 32, "d_model": 32, "num_self_attends_per_block": 2,

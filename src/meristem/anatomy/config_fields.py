@@ -92,7 +92,7 @@ class ConfigFields:
         joining = joining_paths(self.config, self.root) if axis == "hidden" else []
         joining += LINKED_BY_TYPE.get(self.config.model_type, ()) if kind_of(axis) == "hidden" else ()
         for linked in (*self._anywhere(LINKED_FIELDS.get(axis, ())), *joining):
-            if read_field(config, linked) == old:
+            if read_field(self.config, linked) == old:
                 write_field(config, linked, new)
         for path in self._anywhere(PROPORTIONAL_FIELDS.get(axis, ())):
             value = read_field(config, path)

@@ -68,13 +68,7 @@ def infer(builder: Builder, override: Override, trace: Traced | None = None) -> 
     """
     base = _build(builder, builder.sizes, builder.depths)
     probes = [Probe(with_heads(builder.sizes), _shapes(base), True)]
-    for sizes in builder.probes():
-        moved = {axis for axis, size in sizes.items() if size != builder.sizes[axis]}
-        try:
-            shapes = _shapes(_build(builder, sizes, builder.depths))
-            probes.append(Probe(with_heads(sizes), shapes, any(kind_of(axis) in GROWING for axis in moved)))
-        except (ValueError, RuntimeError, MeristemError):
-            continue  # the architecture refuses this combination; the other probes still speak
+    probes += [probe for sizes in builder.probes() for probe in _probed(builder, sizes, probes[0].shapes)]
     deeper = _deeper(builder)
     blocks = _find_blocks(builder, base, deeper)
     depths = {axis: Depth(builder.depths[axis], _shapes(model)) for axis, model in deeper.items()}
@@ -100,6 +94,21 @@ def infer(builder: Builder, override: Override, trace: Traced | None = None) -> 
     lists = unit_lists([(probe.sizes, probe.shapes) for probe in probes])
     measured = trace.measured if trace is not None else {}
     return Structure(axes, tensors, blocks, _norms(owners), lists, measured, _guessed(tensors, owners, override, trace))
+
+
+def _probed(builder: Builder, sizes: Sizes, own: Mapping[str, tuple[int, ...]]) -> Iterator[Probe]:
+    """The build at these sizes; nothing, if the architecture refuses them: the other probes still speak. Where tensors of the
+    network at hand are not there (widths that have become equal need no projection), the same axes go further, too."""
+    moved = {axis: size - builder.sizes[axis] for axis, size in sizes.items() if size != builder.sizes[axis]}
+    further = {**sizes, **{axis: size + moved[axis] for axis, size in sizes.items() if axis in moved}}
+    for tried in (sizes, further):
+        try:
+            shapes = _shapes(_build(builder, tried, builder.depths))
+        except (ValueError, RuntimeError, MeristemError):
+            return
+        yield Probe(with_heads(tried), shapes, any(kind_of(axis) in GROWING for axis in moved))
+        if own.keys() <= shapes.keys() or min(further.values()) < 1:
+            return
 
 
 def _guessed(

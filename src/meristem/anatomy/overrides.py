@@ -93,7 +93,10 @@ OVERRIDES: Mapping[str, Override] = {
     "esmc": Override(multipliers=(Multiplier(RESIDUAL_WRITERS, "num_hidden_layers", -0.5),)),
     "minicpm3": Override(multipliers=(Multiplier(RESIDUAL_WRITERS, "num_hidden_layers", -0.5),)),
     "funnel": Override(layouts=((r"r_kernel", "in", SINES_THEN_COSINES),)),
-    "inkling2_text": Override(multipliers=(Multiplier(r".*\.query", "hidden_size", -0.5),)),
+    **dict.fromkeys(
+        ("inkling2_text", "inkling2_loop_text"),
+        Override(multipliers=(Multiplier(r".*\.query", "hidden_size", -0.5),)),
+    ),
     "layoutlmv3": Override(concatenated="coordinate_size"),  # left, top, right, bottom, height and width of a word
     "llama4_vision_model": Override(layouts=((r"vision_adapter\.mlp\.fc1", "in", "4 over4_ffn"),)),  # four patches
     "longcat_flash": Override(multipliers=(Multiplier(r".*\.(q|kv)_b_proj\.weight", "hidden_size", 0.5),)),
