@@ -26,7 +26,7 @@ def grown(model, method, inputs):
 def test_detr_reads_old_frequencies_only(noise):
     model, inputs = tiny("DetrForObjectDetection")
     growth = grown(model, ms.HyperCloning(width=2, noise=noise), inputs)
-    assert growth.certificate.relative_error < 1e-12
+    assert growth.certificate.relative_error < (1e-6 if noise else 1e-12)  # noise is rounded to float32
     old, new = model.state_dict(), growth.model.state_dict()
     norm = "model.encoder.layers.0.self_attn_layer_norm.weight"
     pairs = torch.arange(64).view(32, 2).repeat(1, 2).flatten()  # 0 1 0 1 2 3 2 3 ...
@@ -65,11 +65,11 @@ def test_yolos_adds_its_positions_behind_the_layers_that_had_them():
 
 def test_eomt_keeps_the_last_blocks_that_see_queries():
     model, inputs = tiny("EomtForUniversalSegmentation")
-    model.attn_mask_probs = torch.nn.Buffer(torch.tensor([0.25, 0.75]))
+    model.attn_mask_probs = torch.nn.Buffer(torch.tensor([1.0, 2.0]))
     growth = grown(model, ms.IdentityBlocks(depth=2), inputs)
     assert growth.certificate.relative_error == 0
     assert (model.config.num_blocks, growth.model.config.num_blocks) == (2, 4)
-    assert growth.model.attn_mask_probs.tolist() == [0.25, 0.25, 0.75, 0.75]
+    assert growth.model.attn_mask_probs.tolist() == [1.0, 1.0, 2.0, 2.0]
 
 
 @pytest.mark.parametrize(
