@@ -51,10 +51,12 @@ def trained_record() -> dict[str, Any]:
     return _record([{"method": "train"}], {}, None)
 
 
-def growth_record(growth: Growth, source: str | Source, drop: Sequence[str] = ()) -> dict[str, Any]:
-    """The whole record; `drop` is what of the source was left out, if anything. Layers are counted from 0."""
+def growth_record(growth: Growth, source: str | Source | dict[str, Any], drop: Sequence[str] = ()) -> dict[str, Any]:
+    """The whole record; `source` may be what `source_record` has said of it, `drop` is what of it was left out, if anything. Layers
+    are counted from 0."""
     added = {"new_layers": growth.new_layers} if growth.new_layers else {}
-    origin = {"source": source_record(source), **_dropped(drop), **added}
+    known = source if isinstance(source, dict) else source_record(source)
+    origin = {"source": known, **_dropped(drop), **added}
     return {**_record(growth.methods, origin, growth.certificate), "provenance": growth.provenance.as_dict()}
 
 

@@ -72,6 +72,25 @@ def grow_pieces(plan: TensorPlan, fetch: Fetch, look: Look | None = None) -> Ite
             yield places, piece
 
 
+def grow_whole(plan: TensorPlan, fetch: Fetch) -> Tensor:
+    """The tensor that `grow_tensor` makes; where rows can be made apart, piece by piece, so that nothing but itself is large."""
+    maps = [plan.unit_map(dimension) for dimension in range(len(plan.maps))]
+    more = plan.beside or plan.drawn or plan.shards
+    if more or not maps or noisy_reader(plan) is None or not rows_apart(plan, maps):
+        return grow_tensor(plan, fetch)
+    source = fetch(plan.terms[0].source)
+    count = maps[0].new_size if maps[0] is not None else len(source)
+    made: Tensor | None = None
+    for (place,), piece in grow_pieces(plan, lambda _: source):
+        if made is None:
+            if len(piece) == count:
+                return piece
+            made = piece.new_empty(count, *piece.shape[1:])
+        made[place : place + len(piece)] = piece
+    assert made is not None
+    return made
+
+
 def _noisy_pieces(
     plan: TensorPlan, source: Tensor, maps: Maps, look: Look | None
 ) -> Iterator[tuple[list[int], Tensor]]:
