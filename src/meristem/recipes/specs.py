@@ -78,10 +78,6 @@ class FuseSpec(Strict):
 
     @model_validator(mode="after")
     def _weights_fit(self) -> FuseSpec:
-        if self.experts and self.optimizer == "carry":
-            raise ValueError(
-                "experts and optimizer: carry do not go together: the parents' optimizers are those of other networks"
-            )
         try:
             self.method(0).convex(len(self.from_))
         except MeristemError as error:

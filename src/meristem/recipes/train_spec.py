@@ -56,6 +56,22 @@ class TuneSpec(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+class EarlyStopSpec(Strict):
+    """End a run after `patience` evaluations whose loss on the split `tune` is not lower by `min_delta` than the best one's."""
+
+    patience: Annotated[int, Field(gt=0)] = 3
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class SpikesSpec(Strict):
+    """What becomes of a step whose loss is over `sigma` standard deviations above the mean of the last `window` steps: it is left out
+    (`skip`), or ends the node (`end`)."""
+
+    sigma: Positive = 6.0
+    window: Annotated[int, Field(gt=1)] = 128
+    action: Literal["skip", "end"] = "skip"
+
+
 def _is_number(value: Any) -> bool:
     try:
         return not isinstance(value, bool) and math.isfinite(float(value))
@@ -69,7 +85,8 @@ class TrainSpec(Strict):
     `schedule` of the learning rate: cosine, linear, constant_with_warmup, or wsd: warm-up, a stable phase, and a decay over the last share
     `decay` of the run in the form `decay_shape` (Hu et al. 2024, arXiv:2404.06395; 1-sqrt: Haegele et al. 2024, arXiv:2405.18392). `tune`
     chooses numbers first. `evaluations` spread over the run; `checkpoint_every` so many tokens (or examples, as the budget is given) the run
-    can be resumed from, by default at every evaluation; `keep_every` so many it leaves model and optimizer for decays to branch off.
+    can be resumed from, by default at every evaluation; `keep_every` so many it leaves model and optimizer for decays to branch off. `early_stop` ends it when it no longer gets better, `spikes`
+    leaves out steps whose loss jumps.
 
     `scale_learning_rate` steps each weight in proportion to the scale that a growth gave it (see
     `growth.optimizer.amplitudes`); `learning_rates` are factors on the rate of the parameters whose names a regular expression matches,
@@ -96,6 +113,8 @@ class TrainSpec(Strict):
     keep_every: Count | None = None
     scale_learning_rate: bool = False
     learning_rates: dict[str, Positive] = Field(default_factory=dict)
+    early_stop: EarlyStopSpec | None = None
+    spikes: SpikesSpec | None = None
     seed: int = 0
     tune: TuneSpec | None = None
     train_only: Literal["fresh", "copied", "grown", "all"] = "all"
@@ -144,6 +163,14 @@ class TrainSpec(Strict):
         self.check_conflicts(set())
         if self.majority and self.subnetwork and (self.subnetwork.__pydantic_extra__ or {}).get("widths"):
             raise ValueError("majority and subnetwork do not go together with `widths`: kernels are not sliced")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_can_be_left_out(self) -> TrainSpec:
+        if self.spikes and self.spikes.action == "skip" and self.trainer.get("fp16"):
+            raise ValueError(
+                "spikes: {action: skip} and fp16 do not go together: its scaler wants gradients in every step; use bf16"
+            )
         return self
 
     def check_conflicts(self, more: set[str]) -> None:
@@ -309,6 +336,8 @@ class DecaySpec(Strict):
             raise ValueError(
                 f"decays {self.from_!r}, which learns from {run.distill.teacher!r}; give that node `schedule: wsd` with a decay of its own"
             )
+        if run.early_stop:
+            raise ValueError(f"decays {self.from_!r}, which ends nobody knows when (early_stop)")
         if run.majority or run.incubate:
             raise ValueError(
                 f"decays {self.from_!r}, which trains {'kernels' if run.majority else 'a module'}: that ends with its own run"

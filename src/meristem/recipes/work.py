@@ -102,7 +102,7 @@ def _trained(
     own = {"label": job.label, "streams": streams, "origin": origin, "split": job.split, "keep": job.keep}
     outcome = train(model, spec, task, job.directory, callbacks=callbacks, **own)
     if origin.provenance is not None and not spec.incubate and is_first_process():  # it holds for the trained model too
-        from meristem.checkpoints.provenance import keep_provenance
+        from meristem.checkpoints.record import keep_provenance
 
         keep_provenance(job.directory / "model", origin.provenance)
     return outcome
