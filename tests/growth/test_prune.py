@@ -27,7 +27,7 @@ def chain(width: int, depth: int = 1) -> nn.Module:
     return nn.Sequential(nn.Linear(8, width), nn.ReLU(), *hidden, nn.Linear(width, 3))
 
 
-@pytest.mark.parametrize("readers", ["fitted", "kept"])
+@pytest.mark.parametrize("readers", ["in_turn", "at_once", "kept"])
 def test_units_that_are_never_active_go_without_a_trace(readers):
     """Other ones in each layer, and with large weights, so that no look at weights would choose them."""
     torch.manual_seed(0)

@@ -89,6 +89,14 @@ def watched_symmetries(
         MeristemError: if there is nothing to permute.
     """
     watch = watch or Watch(model)
+    found = _symmetries(watch, watched(model, inputs, watch))
+    if not found.sizes:
+        raise MeristemError(f"{type(model).__name__} has no hidden units that change places: nothing can be aligned")
+    return found, watch
+
+
+def watched(model: nn.Module, inputs: Mapping[str, Any], watch: Watch) -> list[Tensor]:
+    """Run the network under a watch, and return what it takes in and gives out."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     ends: list[Tensor] = []
@@ -106,10 +114,7 @@ def watched_symmetries(
                 run_watched(model, hooks, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    found = _symmetries(watch, ends)
-    if not found.sizes:
-        raise MeristemError(f"{type(model).__name__} has no hidden units that change places: nothing can be aligned")
-    return found, watch
+    return ends
 
 
 def proved(symmetries: Symmetries, model: nn.Module, inputs: Mapping[str, Any]) -> Symmetries:
