@@ -44,6 +44,17 @@ class Piece:
             tensor = tensor.narrow(dimension, start, length)
         return tensor.reshape(self.shape)
 
+    def dimension(self, axis: int) -> int:
+        """The dimension of the tensor that an axis of the shape is a factor of."""
+        units, dimension = 1, 0
+        for place, size in enumerate(self.shape):
+            while units == self.place[dimension][1]:
+                units, dimension = 1, dimension + 1
+            if place == axis:
+                break
+            units *= size
+        return dimension
+
     def permuted(self, part: Tensor, permutations: Mapping[int, Tensor], besides: int | None = None) -> Tensor:
         """The part with its units in their new places, but for the axis `besides`."""
         for axis, group in enumerate(self.groups):
