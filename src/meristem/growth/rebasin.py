@@ -220,7 +220,9 @@ def _correlations(first: nn.Module, other: nn.Module, inputs: Mapping[str, Any])
     likeness = {pair: torch.zeros(size, dtype=torch.float64) for pair, size in counterparts.sizes.items()}
     for (dims, a), (its_dims, b) in zip(ours, theirs, strict=True):
         for dimension, (dim, its_dim) in enumerate(zip(dims, its_dims, strict=True)):
-            atoms, its_atoms = ([w.space.find(x) for x in w.space.flat(d)] for w, d in ((watch, dim), (its_watch, its_dim)))
+            atoms, its_atoms = (
+                [w.space.find(x) for x in w.space.flat(d)] for w, d in ((watch, dim), (its_watch, its_dim))
+            )
             pair = (atoms[0], its_atoms[0]) if len(atoms) == len(its_atoms) == 1 else None
             if pair in likeness:
                 rows = [t.movedim(dimension, 0).flatten(1).double() for t in (a, b)]

@@ -79,7 +79,9 @@ class Counterparts:
                         )
             found += pairs
         if len({a for a, _ in sizes}) < len(sizes) or len({b for _, b in sizes}) < len(sizes):
-            raise MeristemError("the networks are not built alike: units that belong together in the one do not in the other")
+            raise MeristemError(
+                "the networks are not built alike: units that belong together in the one do not in the other"
+            )
         return Counterparts(tuple(found), sizes)
 
     def pairs(self, ours: Piece, theirs: Piece) -> list[Pair | None]:
