@@ -111,7 +111,7 @@ def test_depth_is_promised_and_exact(kind, method):
 ])  # fmt: skip
 def test_only_the_last_step_is_silent_so_that_new_blocks_learn(kind, kept, zero):
     """Two steps: the first moves what is zero, then what stands before it has gradients."""
-    net, growth = grown(kind, ms.IdentityBlocks(depth=2))
+    _, growth = grown(kind, ms.IdentityBlocks(depth=2))
     model, depth = growth.model.train(), growth.anatomy.depths["n"]
     state = model.state_dict()
     silent = [i for i in range(depth) if not state[zero.format(i)].any()]

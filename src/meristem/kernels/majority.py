@@ -165,7 +165,9 @@ def batch_norms_have_learned(model: nn.Module) -> bool:
     directions that stand out, however long they were trained."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.weight is not None]
     return any(
-        m.num_batches_tracked is not None and int(m.num_batches_tracked) > 0 and float(m.weight.std(correction=0)) > 0
+        m.num_batches_tracked is not None
+        and int(m.num_batches_tracked) > 0
+        and float(m.weight.detach().std(correction=0)) > 0
         for m in norms
         if not m.weight.is_meta
     )
