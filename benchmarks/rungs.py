@@ -162,7 +162,7 @@ def draw(found: list[dict[str, Any]], ladders: list[dict[str, Any]], path: Path)
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained", width_ratios=(3, 2))
-    colours = {"exact": "tab:green", "cannot be exact": "tab:orange", "not exact": "tab:red", "shrinks": "lightgray"}
+    colours = {"exact": "tab:green", "cannot be exact": "tab:orange", "open": "tab:red", "shrinks": "lightgray"}
     families = list(dict.fromkeys(row["family"] for row in ladders))[::-1]
     for kind, colour in colours.items():
         rows = [row for row in ladders if kind_of(row) == kind]
