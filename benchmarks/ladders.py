@@ -177,7 +177,9 @@ def main() -> None:
     logging.set_verbosity_error()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="*", choices=list(FAMILIES), help="only these; nothing is written")
-    parser.add_argument("--update", action="store_true", help="write the rows of --families beside those that are known")
+    parser.add_argument(
+        "--update", action="store_true", help="write the rows of --families beside those that are known"
+    )
     parser.add_argument("--page", action="store_true", help="only the page, from results/ladders.json")
     parser.add_argument("--small", action="store_true", help="three families; nothing is written")
     arguments = parser.parse_args()

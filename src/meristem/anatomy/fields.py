@@ -151,7 +151,9 @@ def depth_paths(config: Any, root: str, moves: Callable[[Any], bool]) -> dict[st
     found |= _by_type(config, DEPTHS_BY_TYPE, moves)
     if set(found) == {"layers"} and root.startswith(DECODER_SCOPE):  # the encoder has a config of its own
         for part in counterparts(config, root):
-            layers, width = (_find(config, part, table).get(axis) for table, axis in ((DEPTH_FIELDS, "layers"), (FIELDS, "hidden")))
+            layers, width = (
+                _find(config, part, table).get(axis) for table, axis in ((DEPTH_FIELDS, "layers"), (FIELDS, "hidden"))
+            )
             if part.startswith(ENCODER_SCOPE) and layers and width and moves(_doubled(config, width)):
                 return {"encoder_layers": layers, "decoder_layers": found["layers"]}
     if not found:
