@@ -97,7 +97,7 @@ def test_old_layers_stand_at_places_of_their_kind():
 def test_what_cannot_stand_in_order_is_refused():
     small = made(transformers.GraniteMoeHybridForCausalLM(granite([MAMBA, "attention"] * 2)))
     with pytest.raises(
-        ms.MeristemError, match="the target has other tensors than any growth of this network.*layer_types"
+        ms.MeristemError, match=r"the target has other tensors than any growth of this network.*layer_types"
     ):
         ms.grow(small, like=granite(["attention", MAMBA, MAMBA, MAMBA, MAMBA, "attention"]))
     with pytest.raises(
