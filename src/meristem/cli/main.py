@@ -442,11 +442,14 @@ def run(
     out: RunDirectory = None,
     executor: ExecutorName = None,
     executor_option: ExecutorOptions = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep OUT/report.html up to date while the run goes on.")
+    ] = False,
 ) -> None:
     """Run a recipe; finished nodes are not run again, killed ones resume."""
     from meristem.cli.commands import run as command
 
-    command(recipe, out, executor, executor_option or [])
+    command(recipe, out, executor, executor_option or [], watch)
 
 
 @app.command()
