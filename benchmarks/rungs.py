@@ -98,7 +98,7 @@ def worker(name: str, source: Path, out: Path, sample: int | None) -> None:
 
     torch.set_num_threads(1)
     own, start = peak_bytes(), time.perf_counter()
-    growth = Growth.of(open_streamed(source), like=config_of(name, 1), sample=sample)
+    growth = Growth.of(open_streamed(str(source)), like=config_of(name, 1), sample=sample)
     proved = time.perf_counter()
     write_model(growth.model, out, lambda: growth_record(growth, str(source)))
     written = time.perf_counter()
@@ -222,6 +222,7 @@ def main() -> None:
     from ladders import between
 
     results = ROOT / "results" / "rungs.json"
+    found: list[dict[str, Any]] = []
     known = {row["rung"]: row for row in json.loads(results.read_text())} if results.exists() else {}
     for name in arguments.rungs:
         with tempfile.TemporaryDirectory(dir=arguments.work) as work:
