@@ -84,7 +84,7 @@ def test_networks_of_stages(build):
         meta.train()(pixel_values=images)  # running statistics that are not those of a new network
     incubations, trained = [], []
     for module in range(3):
-        incubation = ms.incubate(meta, division, module, seed=module)
+        incubation = ms.incubate(meta, division, module)
         hybrid = incubation.model
         before = {name: tensor.clone() for name, tensor in hybrid.state_dict().items()}
         optimizer = torch.optim.AdamW([p for p in hybrid.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
@@ -203,7 +203,7 @@ def test_only_the_module_changes_and_assembly_takes_it_over(family):
     meta, division = meta_of(family), ms.divide(7, 3)
     inputs, incubations = example_inputs(meta), []
     for module in range(3):
-        incubation = ms.incubate(meta, division, module, seed=module)
+        incubation = ms.incubate(meta, division, module)
         hybrid = incubation.model
         before = {name: p.detach().clone() for name, p in hybrid.named_parameters()}
         optimizer = torch.optim.AdamW([p for p in hybrid.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
