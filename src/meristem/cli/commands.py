@@ -85,8 +85,7 @@ def inspect(source: str, trust_remote_code: bool, drop: Sequence[str] = ()) -> N
         axes.add_row(*row)
     console.print(axes)
     print(columns([("tensor", "shape", "dimensions", "known by"), *tensor_rows(anatomy)]))
-    told = shares(found.path)
-    if told:
+    for told in shares(found.path):
         console.print(told)
     print(f"growth methods: {', '.join(METHODS)}")
 
@@ -133,7 +132,7 @@ def grow(
         small, reader = open_distributed(found, trust, drop) if sharded else (open_streamed(found, trust, drop), None)
         saved = read_trainer_state(found.path, small) if resumable else None
         aimed = _like(small, method, options, target) if target[0] else None
-        chosen = aimed.method if aimed else chosen
+        chosen = aimed.methods if aimed else chosen
         growth = Growth.of(small, chosen, verify=prove and not dry_run, sample=sample, inputs=given)
     if aimed is not None:
         _print_axes(growth, aimed, given)
@@ -192,7 +191,7 @@ def _print_axes(growth: Any, found: Any, inputs: Any = None) -> None:
     from meristem.growth.like import rows
 
     table = Table("axis", "from", "to", "rule", "exact", title="axes")
-    for row in rows(growth.plans[0], growth.source, inputs):
+    for row in (row for plan in growth.plans for row in rows(plan, growth.source, inputs)):
         table.add_row(row.axis, f"{row.old:,}", f"{row.new:,}", row.rule, row.obstacle or "yes")
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
@@ -358,7 +357,7 @@ def plan(
             raise MeristemError(f"{name} takes a count such as 10M, got {count!r}")
     model = open_streamed(source, trust, drop)
     aimed = _like(model, method, options, (like, False)) if like else None
-    chosen = [aimed.method] if aimed else _named_methods(method, options)
+    chosen = list(aimed.methods) if aimed else _named_methods(method, options)
     targets = (planned_target(model, methods) for methods in ([], chosen))
     given = read_inputs(inputs) if inputs else planning_inputs(model, sequence_length)
     small, large = (network_cost(target, given) for target in targets)

@@ -46,6 +46,7 @@ class Growth:
         plans: one for each method.
         methods: the methods and their options, as recorded in `meristem.json`.
         certificate: what was measured; None if nothing was.
+        before: the provenance of `source`, if that was grown itself.
     """
 
     source: nn.Module
@@ -54,6 +55,7 @@ class Growth:
     plans: tuple[GrowthPlan, ...]
     methods: tuple[dict[str, Any], ...]
     certificate: Certificate | None
+    before: Provenance | None = None
 
     @staticmethod
     def of(
@@ -83,6 +85,7 @@ class Growth:
             MeristemError: when the targets do not fit the network.
             PreservationError: when a growth that promises to preserve the function does not.
         """
+        before = model.provenance if isinstance(model, Growth) else None
         model, anatomy = known(model, anatomy)
         check_inputs(inputs)
         if (method is None) == (like is None):
@@ -92,7 +95,7 @@ class Growth:
             raise MeristemError("no growth method given")
         anatomy = (anatomy or Anatomy.of(model)).watched(inputs)
         check_same(model, anatomy)
-        methods = methods or [growth_like(model, like, anatomy).method]
+        methods = methods or list(growth_like(model, like, anatomy).methods)
         steps = take_steps(model, methods, anatomy, inputs)
         check_guesses(steps.plans[0])
         certificate = None
@@ -110,12 +113,12 @@ class Growth:
                 certificate = certify(model, steps, inputs, kept)
         _say_what_is_lost(methods, steps, certificate)
         recorded = tuple(m.options() for m in methods)
-        return Growth(model, steps.model, steps.anatomy, steps.plans, recorded, certificate)
+        return Growth(model, steps.model, steps.anatomy, steps.plans, recorded, certificate, before)
 
     @property
     def provenance(self) -> Provenance:
-        """Which entries of which tensor are old, copied or fresh."""
-        return Provenance.of(self.plans)
+        """Which entries of which tensor are old, copied or fresh; of a growth's growth, `before` tells the same of the first."""
+        return Provenance.of(self.plans, self.before)
 
     @property
     def new_layers(self) -> dict[str, list[int]]:

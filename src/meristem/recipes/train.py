@@ -95,9 +95,10 @@ class NodeTrainer(Trainer):
         rates: Mapping[str, float],
         guard: LossGuard,
         spikes: SpikesSpec | None = None,
+        modifiers: Sequence[Modifier] = (),
         **kwargs: Any,
     ) -> None:
-        self._amplitudes, self._rates, self._guard = amplitudes, rates, guard
+        self._amplitudes, self._rates, self._guard, self._modifiers = amplitudes, rates, guard, modifiers
         self.spikes = Spikes(spikes, self._mean, guard.end) if spikes else None
         super().__init__(*args, **kwargs)
         if self.spikes:
@@ -109,6 +110,22 @@ class NodeTrainer(Trainer):
         if self.spikes:
             self.spikes.see(loss)
         return loss
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The task's own loss; in training, what the run's methods make of it."""
+        given = dict(inputs)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+
+        def share(rows: int) -> Any:
+            return rows * processes / num_items_in_batch if counted else 1.0
+
+        for modifier in self._modifiers if model.training else ():
+            loss = modifier.objective(loss, given, outputs, share)
+        return (loss, outputs) if return_outputs else loss
 
     def _mean(self, loss: torch.Tensor) -> torch.Tensor:
         """Over all processes."""
@@ -165,6 +182,7 @@ class Origin:
         optimizer_state: by parameter name.
         amplitudes: scales that a growth gave the weights (see `growth.optimizer.amplitudes`).
         provenance: which entries of the model a growth has added.
+        teacher: the directory of a model to learn from.
     """
 
     trained: bool = False
@@ -172,6 +190,7 @@ class Origin:
     optimizer_state: State | None = None
     amplitudes: Mapping[str, tuple[float, float]] | None = None
     provenance: Provenance | None = None
+    teacher: Path | None = None
 
 
 def train(
@@ -209,7 +228,18 @@ def train(
     last = last_whole_checkpoint(directory / CHECKPOINTS)
     examples = task.training_set(steps * spec.batch_size, streams.seed("order"), origin.read)
     micro_batch = arguments.per_device_train_batch_size
-    setting = Setting(steps, spec.batch_size, micro_batch, origin.trained, streams, examples, origin.provenance)
+    setting = Setting(
+        steps,
+        spec.batch_size,
+        micro_batch,
+        origin.trained,
+        streams,
+        examples,
+        origin.provenance,
+        task.answers,
+        task.example(),
+        origin.teacher,
+    )
     read = examples
     if ended := stopped_at(last):  # it was killed between its last step and its result
         arguments.max_steps, read = (
@@ -244,6 +274,7 @@ def train(
         amplitudes=(origin.amplitudes or {}) if spec.scale_learning_rate else {},
         rates=spec.learning_rates,
         guard=guard,
+        modifiers=modifiers,
         spikes=spec.spikes,
         **task.trainer_options(),
     )
@@ -319,8 +350,9 @@ def _prepared(
     with _checkpointing(plain, spec.trainer):
         micro: Iterator[int] = (counter.of(path) for path in paths) if paths is not None else iter(())
         whole = counter.of({}) if paths is None else 0
+        beside = each * sum(modifier.more_flops() for modifier in modifiers)
         steps = [
-            setting.micro_batch * (sum(islice(micro, each)) if paths is not None else each * whole)
+            setting.micro_batch * ((sum(islice(micro, each)) if paths is not None else each * whole) + beside)
             for _ in range(setting.steps)
         ]
     return model, list(accumulate(steps, initial=0))

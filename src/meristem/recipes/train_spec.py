@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from meristem.errors import MeristemError, nearest
 from meristem.recipes.data_specs import Count, Strict
-from meristem.recipes.method_specs import FreshSpec, IncubateSpec, MajoritySpec, SubnetworkSpec
+from meristem.recipes.method_specs import DistillSpec, FreshSpec, IncubateSpec, MajoritySpec, SubnetworkSpec
 from meristem.recipes.trainer_keys import check_keys, features
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class TrainSpec(Strict):
     the first that does. `subnetwork` trains a part of the network at each step, `majority` several kernels in each layer.
     `train_only` holds what a growth has not added (`fresh`: entries without a source train; `copied`: all new ones; `grown`: whole tensors
     with new ones), `fresh` gives new entries a learning rate and a warm-up of their own (see `ms.freeze_old`).
-    `incubate` trains one module of a larger network inside the meta network that `from` names. `seed` makes networks of one kind start
+    `distill` adds the distance from another node's answers to the loss. `incubate` trains one module of a larger network inside the meta network that `from` names. `seed` makes networks of one kind start
     differently. `trainer` reaches every further TrainingArguments field (bf16, gradient_accumulation_steps, report_to, ...).
     """
 
@@ -122,6 +122,7 @@ class TrainSpec(Strict):
     subnetwork: SubnetworkSpec | None = None
     majority: MajoritySpec | None = None
     incubate: IncubateSpec | None = None
+    distill: DistillSpec | None = None
     trainer: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -177,7 +178,7 @@ class TrainSpec(Strict):
         present = features(self.trainer) | more
         present |= {
             name
-            for name in ("scale_learning_rate", "subnetwork", "majority", "incubate", "fresh")
+            for name in ("scale_learning_rate", "subnetwork", "majority", "incubate", "fresh", "distill")
             if getattr(self, name)
         }
         present |= {"train_only"} if self.train_only != "all" else set()
@@ -235,6 +236,7 @@ class TrainSpec(Strict):
 
     def modifiers(self) -> list[Modifier]:
         """The training-time methods, in the order in which they make the network that is trained."""
+        from meristem.recipes.modifiers.distillation import Distill
         from meristem.recipes.modifiers.growth import TrainNew
         from meristem.recipes.modifiers.incubation import Incubate
         from meristem.recipes.modifiers.majority import Majority
@@ -248,6 +250,7 @@ class TrainSpec(Strict):
             TrainNew(self.train_only, self.fresh, self.learning_rate or 1.0)
             if self.fresh or self.train_only != "all"
             else None,
+            Distill(self.distill) if self.distill else None,
         ]
         return [modifier for modifier in found if modifier]
 
@@ -272,6 +275,10 @@ CONFLICTS: dict[str, dict[str, str]] = {
     },
     "compile": {
         "subnetwork": "a compiled network has its blocks built in; compile the blocks instead (`block.compile()`)"
+    },
+    "distill": {
+        "fsdp": "each process holds a whole teacher, which is what sharding is there to avoid",
+        "incubate": "the module stands in a meta network that has another depth than the teacher's; distil after assembling",
     },
     "fresh": {
         "incubate": "the module is another network than the one that has grown",
@@ -324,6 +331,10 @@ class DecaySpec(Strict):
         if not run.warmup * budget <= self.at <= budget:
             raise ValueError(
                 f"branches off at {self.at:,} {given}; {self.from_!r} is stable from {run.warmup * budget:,.0f} to {budget:,}"
+            )
+        if run.distill:
+            raise ValueError(
+                f"decays {self.from_!r}, which learns from {run.distill.teacher!r}; give that node `schedule: wsd` with a decay of its own"
             )
         if run.early_stop:
             raise ValueError(f"decays {self.from_!r}, which ends nobody knows when (early_stop)")
