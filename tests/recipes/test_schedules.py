@@ -164,7 +164,7 @@ def test_splits_share_no_text(tmp_path):
     }
     task = open_task(parse_recipe(content).data)
     parts = [task.training_set(200 * 12, 0, 0), task.evaluation_set("tune"), task.evaluation_set("eval")]
-    sources = [part.tokens for part in parts]
+    sources = [part.windows.array for part in parts]
     documents = [set(bytes(tokens.astype("uint8")).split(b"\0")) - {b""} for tokens in sources]
     assert all(documents)
     assert len(set.union(*documents)) == sum(map(len, documents)) == 200
