@@ -16,11 +16,11 @@ from small import MODEL, TRAIN, corpus
 import meristem as ms
 from meristem.checkpoints import open_model
 from meristem.recipes import run
+from meristem.recipes.conflicts import CONFLICTS
 from meristem.recipes.node import load_result
 from meristem.recipes.plan import plan_jobs
 from meristem.recipes.schema import parse_recipe
 from meristem.recipes.tasks import open_task
-from meristem.recipes.train_spec import CONFLICTS
 
 FSDP = {"fsdp": True, "fsdp_config": {
     "state_dict_type": "FULL_STATE_DICT", "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
