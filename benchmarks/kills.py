@@ -58,7 +58,7 @@ def _run(file: Path, out: Path, way: str, log: Path) -> None:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
     os.environ["RAY_TMPDIR"] = str(log.parent.parent / "r")  # a socket's path has to be short
-    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # on a busy machine
+    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112 on a busy machine
     from meristem.cli.main import main
 
     sys.argv = ["meristem", "run", str(file), "--out", str(out), *WAYS[way]]
