@@ -42,7 +42,7 @@ from support.small_recipes import published, small
 WAYS = {"single": [], "torchrun": [], "ray": ["--executor", "ray", "--executor-option", "slots=2"]}
 SHARES = {"single": 0.5, "torchrun": 0.3, "ray": 0.2}  # of the kills
 MOST = 8  # kills in one trial
-GONE_SECONDS = 20.0  # for what a killed process had started
+GONE_SECONDS = 90.0  # for what a killed process had started; Ray's own agents look for their parent at long intervals
 CRASH_SECONDS = 300.0
 
 

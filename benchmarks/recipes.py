@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from checkpoints import ENVIRONMENT, ROOT, say
 
-SEQUENCE, BATCH, VOCABULARY = 256, 8, 50257
+SEQUENCE, BATCH, VOCABULARY = 256, 8, 4096
 MODEL = {"model_type": "llama", "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4,
          "num_key_value_heads": 2}  # fmt: skip
 ARCHITECTURES = {  # model type -> its class with a loss
@@ -223,7 +223,7 @@ def main() -> None:
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         if "tokens" in arguments.parts:
-            found["tokens"] = tokens_part(Path(folder), 200 << 20 if small else 2 * 10**9, 10 if small else 40)
+            found["tokens"] = tokens_part(Path(folder), 200 << 20 if small else 2 * 10**9, 5 if small else 20)
         if "loader" in arguments.parts:
             found["loader"] = loader_part(Path(folder), 1.0 if small else 5.0)
     if "flops" in arguments.parts:
