@@ -132,7 +132,7 @@ def grow(
         small, reader = open_distributed(found, trust, drop) if sharded else (open_streamed(found, trust, drop), None)
         saved = read_trainer_state(found.path, small) if resumable else None
         aimed = _like(small, method, options, target) if target[0] else None
-        chosen = aimed.method if aimed else chosen
+        chosen = aimed.methods if aimed else chosen
         growth = Growth.of(small, chosen, verify=prove and not dry_run, sample=sample, inputs=given)
     if aimed is not None:
         _print_axes(growth, aimed, given)
@@ -191,7 +191,7 @@ def _print_axes(growth: Any, found: Any, inputs: Any = None) -> None:
     from meristem.growth.like import rows
 
     table = Table("axis", "from", "to", "rule", "exact", title="axes")
-    for row in rows(growth.plans[0], growth.source, inputs):
+    for row in (row for plan in growth.plans for row in rows(plan, growth.source, inputs)):
         table.add_row(row.axis, f"{row.old:,}", f"{row.new:,}", row.rule, row.obstacle or "yes")
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
@@ -357,7 +357,7 @@ def plan(
             raise MeristemError(f"{name} takes a count such as 10M, got {count!r}")
     model = open_streamed(source, trust, drop)
     aimed = _like(model, method, options, (like, False)) if like else None
-    chosen = [aimed.method] if aimed else _named_methods(method, options)
+    chosen = list(aimed.methods) if aimed else _named_methods(method, options)
     targets = (planned_target(model, methods) for methods in ([], chosen))
     given = read_inputs(inputs) if inputs else planning_inputs(model, sequence_length)
     small, large = (network_cost(target, given) for target in targets)
@@ -404,13 +404,13 @@ def verify(
     return 0 if certificate.holds else 1
 
 
-def run(file: Path, out: Path | None, executor: str | None, executor_options: list[str]) -> None:
+def run(file: Path, out: Path | None, executor: str | None, executor_options: list[str], watch: bool = False) -> None:
     quiet()
     from meristem.recipes.run import run
     from meristem.recipes.schema import load_recipe
 
     recipe, out = load_recipe(file), out or Path("runs") / file.stem
-    results = run(recipe, out, executor=_executor(executor, executor_options, out))
+    results = run(recipe, out, executor=_executor(executor, executor_options, out), watch=watch)
     table = Table("node", "seed", "parameters", "examples", "TFLOPs", "seconds", "eval loss", title=str(file))
     for seed, nodes in results.items():
         for name, node in nodes.items():

@@ -227,6 +227,8 @@ def _in_shards(fetch: Fetch, shards: Shards) -> Fetch:
 
 def _drawn(plan: TensorPlan, drawn: Drawn, like: Tensor, moment: Moment) -> Tensor:
     """A tensor without sources, and moments that begin at zero."""
+    if moment == "weight" and drawn.values is not None:
+        return drawn.values.to(like.device, like.dtype, copy=True)
     if moment != "weight" or not drawn.std:
         return torch.zeros(drawn.shape, dtype=like.dtype, device=like.device)
     rows = torch.empty(drawn.shape[0] // drawn.repeats, *drawn.shape[1:])

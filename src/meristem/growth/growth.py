@@ -95,7 +95,7 @@ class Growth:
             raise MeristemError("no growth method given")
         anatomy = (anatomy or Anatomy.of(model)).watched(inputs)
         check_same(model, anatomy)
-        methods = methods or [growth_like(model, like, anatomy).method]
+        methods = methods or list(growth_like(model, like, anatomy).methods)
         steps = take_steps(model, methods, anatomy, inputs)
         check_guesses(steps.plans[0])
         certificate = None

@@ -97,7 +97,7 @@ class MoreExperts(Method):
     def target(self, anatomy: Anatomy, weights: Weights) -> Builder:
         """As in `Method`, with its top-k."""
         found = super().target(anatomy, weights)
-        return found.resized(found.sizes, found.depths, self._top_k(anatomy))
+        return found.resized(found.sizes, found.depths, self.top_k(anatomy))
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
         """Whether every copy of a chosen expert is chosen too, as often as any other's; or one of them, as loud as all."""
@@ -114,7 +114,7 @@ class MoreExperts(Method):
                 return name, value
         return "", 1
 
-    def _top_k(self, anatomy: Anatomy) -> dict[str, int]:
+    def top_k(self, anatomy: Anatomy) -> dict[str, int]:
         """The entry of the target's config that says how many experts a token gets; none where that stays."""
         if self.experts_per_token is None:
             return {}
@@ -126,7 +126,7 @@ class MoreExperts(Method):
     def plan(self, anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> GrowthPlan:
         """As in `Method`, with noise on the router's rows."""
         plan = super().plan(anatomy, model, inputs)
-        plan = replace(plan, target=plan.target.resized(plan.target.sizes, plan.target.depths, self._top_k(anatomy)))
+        plan = replace(plan, target=plan.target.resized(plan.target.sizes, plan.target.depths, self.top_k(anatomy)))
         (axis,) = plan.maps
         if _one_per_token(anatomy):  # one copy is chosen, with its share of what the router gave the old expert
             louder = dict.fromkeys(self._writers(anatomy, axis), plan.maps[axis].new_size / plan.maps[axis].old_size)

@@ -22,11 +22,13 @@ class Term:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A new matrix of this shape: normal numbers of this standard deviation (0: zeros), each row `repeats` times in turn."""
+    """A new matrix of this shape: normal numbers of this standard deviation (0: zeros), each row `repeats` times in turn; or these
+    values, that were measured."""
 
     shape: tuple[int, ...]
     std: float
     repeats: int = 1
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True)
