@@ -153,6 +153,11 @@ class Done:
         lines = file.read_text().splitlines() if file.exists() else []
         self.rows = [json.loads(line) for line in lines if line.endswith("}")]
 
+    @property
+    def runs(self) -> bool:
+        """Whether what is missing is made."""
+        return self._open is not None
+
     def of(self, side: str, rate: float, seed: int) -> dict[str, Any]:
         for row in self.rows:
             if (row["side"], row["rate"], row["seed"]) == (side, rate, seed):
@@ -177,8 +182,6 @@ def best_rate(side: str, done: Done) -> float:
     def final(rate: float) -> float:
         return done.of(side, rate, SEARCH_SEED)["curve"][-1]["new"]
 
-    for rate in GENTLE:
-        done.of(side, rate, SEARCH_SEED)
     while True:
         best = min(rates, key=final)
         if best == rates[0]:
@@ -195,6 +198,8 @@ def summary(done: Done, kept: dict[str, Any], first: Sequence[str] = ()) -> dict
     found = dict(kept)
     for side in [*first, *(side for side in SIDES if side not in first)]:
         try:
+            for gentle in GENTLE if done.runs else ():
+                done.of(side, gentle, SEARCH_SEED)
             rate = best_rate(side, done)
             rows = [done.of(side, rate, seed) for seed in SEEDS]
         except Missing:

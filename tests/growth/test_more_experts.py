@@ -223,9 +223,17 @@ def test_stock_classes_want_feed_forward_blocks_alike(name):
     """So chosen layers are chosen by what trains. Where this fails, `per_layer_config` has come to be read, and can be written."""
     import transformers
 
-    sizes = {"vocab_size": 67, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = {
+        "vocab_size": 67,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     changed = {1: {"intermediate_size": 88}}
-    config = getattr(transformers, f"{name}Config")(**sizes, pad_token_id=0, intermediate_size=44, per_layer_config=changed)
+    config = getattr(transformers, f"{name}Config")(
+        **sizes, pad_token_id=0, intermediate_size=44, per_layer_config=changed
+    )
     model_class = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")
     with torch.device("meta"), pytest.raises(Exception, match="'intermediate_size' is a per-layer attribute"):
         model_class(config)
