@@ -232,6 +232,17 @@ def test_the_command_line_streams_it_in_the_layout_of_experts_on_disk(tmp_path):
     assert json.loads((tmp_path / "big/meristem.json").read_text())["certificate"]["holds"]
 
 
+@pytest.mark.parametrize("given, exact", [("false", False), ("True", True)])
+def test_the_command_line_takes_truth_values(given, exact, tmp_path):
+    """Whether weights sum to one is a truth value, of which every usual spelling is understood."""
+    dense("qwen3").save_pretrained(tmp_path / "small")
+    options = ("--num-experts", "4", "--option", f"norm_topk_prob={given}", "--dry-run")
+    assert meristem("grow", tmp_path / "small", tmp_path / "big", "--method", "upcycle", *options).returncode == 0
+    done = meristem("grow", tmp_path / "small", tmp_path / "big", "--method", "upcycle", *options[:-1])
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "big" / "config.json").read_text())["norm_topk_prob"] is exact
+
+
 def test_what_grows_behind_it_is_exact_with_every_expert_there(tmp_path):
     """A public script for block expansion loses 2 tensors of a mixture and writes 8 wrong ones."""
     small = dense("llama")
