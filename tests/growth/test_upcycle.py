@@ -293,6 +293,15 @@ def test_refusals(message):
         ms.grow(model, ms.Upcycle(**options))
 
 
+def test_units_that_grouped_products_do_not_take_are_named():
+    """66 units of float32 are no whole number of 16 bytes; padded to 68 they run."""
+    small = pico.build("llama", intermediate_size=66)
+    with pytest.raises(ms.MeristemError, match="grouped products of experts want units of whole 16 bytes"):
+        ms.grow(small, ms.Upcycle())
+    big = ms.grow(small, [ms.ZeroPadding(intermediate_size=68), ms.Upcycle()])
+    assert error(small, big) <= 1e-5
+
+
 def test_what_it_will_cost_counts_what_a_token_meets():
     """Twice the feed-forward FLOPs at top-2, however many experts there are; all of their parameters."""
     from meristem.recipes.costs import network_cost, planned_target, planning_inputs
