@@ -210,7 +210,9 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, help="where checkpoints are written and deleted; a temporary directory by default"
     )
-    parser.add_argument("--sample", type=int, help="prove with so many blocks, and check some rows of every tensor as it is written")
+    parser.add_argument(
+        "--sample", type=int, help="prove with so many blocks, and check some rows of every tensor as it is written"
+    )
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:

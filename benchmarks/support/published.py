@@ -165,7 +165,9 @@ FAMILIES: dict[str, Family] = {
 
 def _divided(entries: dict, width: int, depth: int) -> dict:
     """The entries with widths and depths divided, also those of nested configs."""
-    entries = {name: _divided(value, width, depth) if isinstance(value, dict) else value for name, value in entries.items()}
+    entries = {
+        name: _divided(value, width, depth) if isinstance(value, dict) else value for name, value in entries.items()
+    }
     entries |= {name: -(-entries[name] // depth) for name in DEPTHS if name in entries}
     return entries | {name: entries[name] // width for name in WIDTHS if name in entries}
 

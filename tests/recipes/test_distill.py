@@ -61,9 +61,7 @@ def test_a_run_minimises_the_mixture_and_counts_the_teacher(tmp_path, monkeypatc
     inputs, loss = seen[10 + 10 + 5]  # after the steps of wide, small and plain
     with torch.no_grad():
         ours, theirs = student(**inputs), teacher(**inputs)
-    student_p, teacher_p = (
-        functional.log_softmax(out.logits[:, :-1].flatten(0, 1) / 3, -1) for out in (ours, theirs)
-    )
+    student_p, teacher_p = (functional.log_softmax(out.logits[:, :-1].flatten(0, 1) / 3, -1) for out in (ours, theirs))
     soft = 9 * float((teacher_p.exp() * (teacher_p - student_p)).sum(-1).mean())
     assert loss == pytest.approx(0.75 * float(ours.loss) + 0.25 * soft, rel=1e-4)
     more = 20 * forward_flops(teacher, open_task(recipe.data).example())
@@ -72,7 +70,9 @@ def test_a_run_minimises_the_mixture_and_counts_the_teacher(tmp_path, monkeypatc
     assert results["taught"].curve[0]["eval_loss"] == pytest.approx(results["plain"].curve[0]["eval_loss"])
     apart = results["taught"].metrics["eval_loss"] - results["plain"].metrics["eval_loss"]
     assert abs(apart) > 1e-5
-    assert results["accumulated"].metrics["eval_loss"] == pytest.approx(results["taught"].metrics["eval_loss"], rel=1e-5)
+    assert results["accumulated"].metrics["eval_loss"] == pytest.approx(
+        results["taught"].metrics["eval_loss"], rel=1e-5
+    )
     assert not any("teacher" in name for name in open_model(str(found["taught"] / "model")).state_dict())
 
 

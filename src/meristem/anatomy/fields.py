@@ -115,8 +115,16 @@ def joining_paths(config: Any, root: str) -> list[str]:
         names = [name for name in JOINING_FIELDS if name not in main and name not in joint]
         names += [] if path else ["hidden_size"]
         names += [output for width, output in OUTPUT_BESIDE.items() if {width, output} <= vars(part).keys()]
+        names = [name for name in names if not _of_sibling(config, path, name, root)]
         found += [path + name for name in names if isinstance(vars(part).get(name), int)]
     return found
+
+
+def _of_sibling(config: Any, path: str, name: str, root: str) -> bool:
+    """Whether a field such as "audio_hidden_size" says the width of the "audio_config" beside the part that it stands in."""
+    parent = path.rstrip(".").rpartition(".")[0]
+    sibling = f"{parent}.{name.removesuffix('_hidden_size')}_config"
+    return bool(parent) and f"{sibling}." != root and read_field(config, sibling) is not None
 
 
 def _parts(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from meristem.errors import MeristemError
+from meristem.errors import MeristemError, PreservationError
 
 if TYPE_CHECKING:
     from meristem.checkpoints.shares import Processes
@@ -119,9 +119,9 @@ def grow(
     quiet()
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.distributed import is_distributed, open_distributed, write_distributed
-    from meristem.checkpoints.record import growth_record
+    from meristem.checkpoints.record import growth_record, source_record
     from meristem.checkpoints.source import find_source
-    from meristem.checkpoints.trainer_state import grow_trainer_state, is_trainer_checkpoint, read_trainer_state
+    from meristem.checkpoints.trainer_state import is_trainer_checkpoint, read_trainer_state
     from meristem.cli.inputs import read_inputs
     from meristem.growth import Growth
     from meristem.growth.optimizer import partly_new
@@ -136,7 +136,8 @@ def grow(
         saved = read_trainer_state(found.path, small) if resumable else None
         aimed = _like(small, method, options, target) if target[0] else None
         chosen = aimed.methods if aimed else chosen
-        growth = Growth.of(small, chosen, verify=prove and not dry_run, sample=sample, inputs=given)
+        prove, later = prove and not dry_run, sample is None and who is None and not sharded
+        growth = Growth.of(small, chosen, verify=prove, sample=sample, inputs=given, later=later)
     if aimed is not None:
         _print_axes(growth, aimed, given)
     if dry_run:
@@ -148,16 +149,31 @@ def grow(
                 "--processes is for checkpoints in safetensors; a distributed one is written by one process"
             )
         who = replace(who, of=[growth.methods, list(drop)])
-    more = functools.partial(grow_trainer_state, saved, growth) if saved is not None else None
     with ThreadPoolExecutor(1) as beside:  # the source is hashed while it is read anyway
-        record = beside.submit(growth_record, growth, found, drop)
+        hashed = beside.submit(source_record, found)
         if reader is not None:
             with console.status("writing"):
-                write_distributed(growth, reader, out, record.result, overwrite)
+                write_distributed(
+                    growth, reader, out, lambda: growth_record(growth, found, drop, hashed.result()), overwrite
+                )
         else:
-            _write(growth.model, out, record.result, [found], overwrite, max_shard_size, trust, more, who)
+            try:
+                growth = _write_growth(
+                    growth, out, hashed.result, found, drop, overwrite, max_shard_size, trust, saved, who
+                )
+            except PreservationError:
+                if growth.pending is None:
+                    raise
+                with console.status(
+                    "planning and proving once more"
+                ):  # what a trial tells may help; or the error says more
+                    growth = Growth.of(small, chosen, inputs=given)
+                growth = _write_growth(
+                    growth, out, hashed.result, found, drop, overwrite, max_shard_size, trust, saved, who
+                )
     if who is not None and who.rank:
         return
+    more = saved is not None
     before, after = (sum(p.numel() for p in model.parameters()) for model in (small, growth.model))
     resume = ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if more else ""
     if saved is not None and saved.family.counts and partly_new(growth.plans):
@@ -168,6 +184,35 @@ def grow(
         print(f"new {axis.replace('_', ' ')}, counted from 0: {', '.join(map(str, places))}")
     if growth.certificate is not None:
         print(f"certificate: {growth.certificate.summary()}")
+
+
+def _write_growth(
+    growth: Any,
+    out: Path,
+    hashed: Callable[[], dict[str, Any]],
+    source: Source,
+    drop: Sequence[str],
+    overwrite: bool,
+    max_shard_size: str,
+    trust: bool,
+    saved: Any,
+    processes: Processes | None,
+) -> Any:
+    """The growth as it is written: proved meanwhile, if that is left to do."""
+    from meristem.checkpoints.record import growth_record
+    from meristem.checkpoints.trainer_state import grow_trainer_state
+
+    written = [growth]
+
+    def prove() -> None:
+        written[0] = growth.prove()
+
+    _write(
+        growth.model, out, lambda: growth_record(written[0], source, drop, hashed()), [source], overwrite, max_shard_size, trust,
+        functools.partial(grow_trainer_state, saved, growth) if saved is not None else None, processes,
+        prove if growth.pending is not None else None,
+    )  # fmt: skip
+    return written[0]
 
 
 def _named_methods(method: str | None, options: dict[str, Any]) -> list[Any]:
@@ -216,6 +261,7 @@ def _write(
     trust: bool,
     more: Callable[[Path], None] | None = None,
     processes: Processes | None = None,
+    prove: Callable[[], object] | None = None,
 ) -> None:
     """The model directory, under a progress bar; what is no weight is the first source's."""
     from meristem.checkpoints import write_model
@@ -223,7 +269,9 @@ def _write(
 
     bar = functools.partial(bytes_bar, f"writing {out}")
     paths = [source.path for source in sources]
-    left = write_model(model, out, record, paths[0], overwrite, more, max_shard_size, bar, paths, trust, processes)
+    left = write_model(
+        model, out, record, paths[0], overwrite, more, max_shard_size, bar, paths, trust, processes, prove
+    )
     left = [name for name in left if not (out / name).exists()]  # a Trainer's files are written by `more`
     if left:
         print(
@@ -317,7 +365,7 @@ def learn(
         import pandas  # noqa: F401
         import skops  # noqa: F401
     except ImportError as error:
-        raise MeristemError(f"learning from tables needs {error.name}: pip install 'meristem[adaptive]'") from None
+        raise MeristemError(f"learning from tables needs {error.name}: pip install 'meristem-nn[adaptive]'") from None
     from meristem.adaptive.learn import learn as learn_table
     from meristem.adaptive.tables import open_table
     from meristem.adaptive.tables.columns import lines

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy, Builder, TensorAnatomy
-from meristem.anatomy.axis_ref import is_frequencies, is_part, kind_of, skipped_by
+from meristem.anatomy.axis_ref import are_pairs, is_frequencies, is_part, kind_of, skipped_by
 from meristem.anatomy.heads import Heads
 from meristem.anatomy.trace import norm_before_head, run_watched
 from meristem.errors import MeristemError
@@ -163,7 +163,7 @@ def joined_sizes(anatomies: Sequence[Anatomy]) -> dict[str, int]:
         _check_pair(first, other, number)
     if has_alibi(first):
         raise MeristemError("networks with ALiBi cannot be fused: a head's slope follows from the number of heads")
-    odd = [axis for axis in first.axes if is_frequencies(axis) or skipped_by(axis)]
+    odd = [axis for axis in first.axes if is_frequencies(axis) or are_pairs(axis) or skipped_by(axis)]
     if odd:
         raise MeristemError(f"{first.builder.model_type} cannot be fused: {odd[0]} does not lie side by side")
     return {

@@ -130,9 +130,7 @@ def proved(symmetries: Symmetries, model: nn.Module, inputs: Mapping[str, Any]) 
         if holds(symmetries.sizes):
             return symmetries
         kept = {group: size for group, size in symmetries.sizes.items() if holds([group])}
-    pieces = (
-        replace(p, groups=tuple(g if g in kept else None for g in p.groups)) for p in symmetries.pieces
-    )
+    pieces = (replace(p, groups=tuple(g if g in kept else None for g in p.groups)) for p in symmetries.pieces)
     return Symmetries(tuple(pieces), kept)
 
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
-from meristem.anatomy.axis_ref import is_frequencies, skipped_by, whole_of
+from meristem.anatomy.axis_ref import are_pairs, is_frequencies, skipped_by, whole_of
 from meristem.anatomy.heads import Heads
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
@@ -107,8 +108,8 @@ class WidthMethod(Method):
         return not moved and super().promises(anatomy, maps, model, inputs)
 
     def _map(self, anatomy: Anatomy, axis: str, targets: Mapping[str, int], weights: Weights) -> AxisMap:
-        if is_frequencies(axis):
-            return _frequencies(self.name, axis, anatomy.sizes[axis], targets[axis])
+        if is_frequencies(axis) or are_pairs(axis):
+            return _sinusoids(self.name, axis, anatomy.sizes[axis], targets[axis])
         if anatomy.axes[axis].kind == "vocab":
             return more_tokens(anatomy.sizes[axis], targets[axis])
         if anatomy.axes[axis].kind == "projection":
@@ -152,13 +153,18 @@ def _regrouped(anatomy: Anatomy, group: str, targets: Mapping[str, int]) -> dict
     return {kv_heads: kv, heads: query}
 
 
-def _frequencies(method: str, axis: str, old: int, target: int) -> AxisMap:
+def _sinusoids(method: str, axis: str, old: int, target: int) -> AxisMap:
+    """Frequencies stay where the wider table has them; the units that they are added to become neighbours of their copies, so
+    that the first copy of each is where its frequency is."""
     if target % old:
         raise MeristemError(
             f"{method}: sinusoidal positions keep their frequencies only if {whole_of(axis)} grows by a whole factor; "
             f"asked for {2 * old} -> {2 * target}, {2 * old * max(1, round(target / old))} would work"
         )
-    return AxisMap.spaced(old, target // old)
+    times = target // old
+    if are_pairs(axis):
+        return AxisMap.duplicate(torch.arange(old).repeat_interleave(times), old)
+    return AxisMap.spaced(old, times)
 
 
 def _alibi_maps(anatomy: Anatomy, targets: Mapping[str, int]) -> dict[str, AxisMap]:

@@ -52,7 +52,10 @@ def check_prefix_is_seen(model: nn.Module, label: str) -> None:
         plain, *changed = (_logits(model, other, attention_mask=mask) for other in (
             tokens, *(_changed(tokens, place) for place in (LENGTH - 1, LENGTH + 2)),
         ))  # fmt: skip
-    seen, unseen = _gap(changed[0][:, : LENGTH - 1], plain[:, : LENGTH - 1]), _gap(changed[1][:, : LENGTH + 2], plain[:, : LENGTH + 2])
+    seen, unseen = (
+        _gap(changed[0][:, : LENGTH - 1], plain[:, : LENGTH - 1]),
+        _gap(changed[1][:, : LENGTH + 2], plain[:, : LENGTH + 2]),
+    )
     if not (seen > TOLERANCE and unseen <= max(TOLERANCE, SHARE * seen)):
         raise MeristemError(
             f"{said}: its tokens change by {seen:.1e} with its last one, those before a token behind it by {unseen:.1e}; use an "
