@@ -225,7 +225,8 @@ def draw(done: Done, found: dict[str, Any], start: dict[str, float], file: Path)
         colour = f"C{number}"
         for row in (row for row in done.rows if row["side"] == side and row["seed"] == SEARCH_SEED):
             points = row["curve"][1:]
-            axes.plot([p["new"] for p in points], [p["old"] for p in points], color=colour, alpha=0.25, lw=1)
+            axes.plot([p["new"] for p in points], [p["old"] for p in points], color=colour, alpha=0.5, lw=1)
+            axes.plot(points[-1]["new"], points[-1]["old"], ".", color=colour, ms=4)
         if side not in found:
             continue
         ends = found[side]["seeds"]
@@ -233,7 +234,7 @@ def draw(done: Done, found: dict[str, Any], start: dict[str, float], file: Path)
     axes.axhline(start["old"], color="grey", lw=0.8, ls="--", label="before tuning")
     axes.set_xlabel("loss on the new text (tinyshakespeare, held out)")
     axes.set_ylabel("loss on the old text (stories)")
-    axes.set_title(f"stories260K, {STEPS} steps; lines: every rate that was tried")
+    axes.set_title(f"stories260K, {STEPS} steps; dots: seeds at the chosen rate; lines: every rate, to its end")
     axes.legend(frameon=False)
     figure.savefig(file, dpi=150)
 
