@@ -55,11 +55,14 @@ def _named_values(flag: str, entries: Sequence[str]) -> dict[str, Any]:
         name, equals, value = entry.partition("=")
         if not equals:
             raise MeristemError(f"{flag} takes name=value, got {entry!r}")
-        options[name.replace("-", "_")] = _number_or_text(value)
+        options[name.replace("-", "_")] = _typed(value)
     return options
 
 
-def _number_or_text(value: str) -> Any:
+def _typed(value: str) -> Any:
+    """A number or a truth value where it reads as one; otherwise the text."""
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
     for kind in (int, float):
         try:
             return kind(value)
