@@ -50,6 +50,7 @@ _HOMES = {
     "rank_layers": "meristem.growth.rank_layers",
     "Upcycle": "meristem.growth.upcycle",
     "WeightSelection": "meristem.growth.weight_selection",
+    "Prune": "meristem.growth.prune",
     "subnetwork": "meristem.subnetworks.gate",
     "SubnetworkSchedule": "meristem.subnetworks.schedule",
     "BottomLayers": "meristem.subnetworks.schedule",
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
     from meristem.growth.more_experts import MoreExperts as MoreExperts
     from meristem.growth.net2net import Net2Net as Net2Net
     from meristem.growth.provenance import Provenance as Provenance
+    from meristem.growth.prune import Prune as Prune
     from meristem.growth.rank_layers import rank_layers as rank_layers
     from meristem.growth.rebasin import Rebasin as Rebasin
     from meristem.growth.sharded import grow_sharded as grow_sharded

@@ -17,6 +17,7 @@ A growth is then also proved without any rounding, from the same weights in floa
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from meristem.anatomy.finite import not_finite
 from meristem.anatomy.precision import in_precision
+from meristem.anatomy.streamed import run_together
 from meristem.errors import MeristemError, first_line
 
 FLOAT64_LIMIT = 500_000_000
@@ -52,7 +54,8 @@ class Certificate:
         inputs: which inputs, and whether they were given or random.
         device: where both ran.
         stored_dtype: of the weights.
-        rounding_allowance: what rounding weights to a half-precision `stored_dtype` may change; 0 for other dtypes.
+        rounding_allowance: what rounding weights to a half-precision `stored_dtype` may change; 0 for other dtypes, and where the
+            stored weights agree without it.
         own_dtype_relative_error: the same error with both networks run in `stored_dtype`; None where that cannot run.
         unrounded_relative_error: of the same growth with weights that are not rounded, judged by `unrounded_tolerance`; None
             where the stored weights say the same, or where only the two stored networks are known.
@@ -84,6 +87,11 @@ class Certificate:
             and (own is None or math.isfinite(own))
             and (unrounded is None or self.unrounded_tolerance is None or unrounded <= self.unrounded_tolerance)
         )
+
+    @property
+    def holds_as_stored(self) -> bool:
+        """Whether the stored weights agree without an allowance for their rounding, so that nothing is left to prove before it."""
+        return self.relative_error <= self.tolerance - self.rounding_allowance
 
     @property
     def holds_unrounded(self) -> bool:
@@ -147,9 +155,11 @@ def verify(
         f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else name for name, value in inputs.items()
     )
     stored = stored_dtype(big)
-    ours, theirs, dtype = _in_high_precision(small, big, inputs, expected)
-    allowance = ROUNDINGS * _change_by_rounding(small, inputs, dtype, stored) if stored.itemsize < 4 else 0.0
-    error = _relative(ours, theirs)
+    passes = _Passes(small, big, inputs, expected)
+    ours, theirs, dtype = passes.in_high_precision(also_in=stored)
+    error, allowance = _relative(ours, theirs), 0.0
+    if stored.itemsize < 4 and not error <= TOLERANCE[dtype]:
+        allowance = ROUNDINGS * _change_by_rounding(small, inputs, dtype, stored)
     return Certificate(
         absolute_error=max(float((ours[name] - theirs[name]).abs().nan_to_num(torch.inf).max()) for name in ours),
         relative_error=error,
@@ -160,7 +170,7 @@ def verify(
         device=str(device_of(big)),
         stored_dtype=_name(stored),
         rounding_allowance=allowance,
-        own_dtype_relative_error=error if stored == dtype else _in_own_dtype(small, big, inputs, expected, theirs),
+        own_dtype_relative_error=error if stored == dtype else passes.in_own_dtype(theirs),
     )
 
 
@@ -186,7 +196,7 @@ def error_in_high_precision(
     from meristem.anatomy.inputs import example_inputs
 
     inputs = dict(inputs) if inputs is not None else example_inputs(small)
-    ours, theirs, dtype = _in_high_precision(small, big, inputs, expected)
+    ours, theirs, dtype = _Passes(small, big, inputs, expected).in_high_precision()
     return _relative(ours, theirs), TOLERANCE[dtype]
 
 
@@ -226,30 +236,61 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _in_high_precision(
-    small: nn.Module, big: nn.Module, inputs: dict[str, Any], expected: Expected | None
-) -> tuple[Outputs, Outputs, torch.dtype]:
-    """What `big` should put out and does, as float64 on the CPU, and the dtype that both were computed in."""
-    count = sum(parameter.numel() for parameter in big.parameters())
-    for dtype in (torch.float64, torch.float32) if count <= FLOAT64_LIMIT else (torch.float32,):
-        try:
-            ours, theirs = outputs_in(small, inputs, dtype), outputs_in(big, inputs, dtype)
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-            LookupError,
-            AttributeError,
-            AssertionError,
-        ) as error:  # an operator (grouped_mm) or a device (MPS) without float64; or a network whose parts do not fit together
-            if dtype == torch.float32:
-                raise _unrunnable(small, big, inputs, error) from error
-            continue
-        broken = [name for name, output in ours.items() if bool(output.isnan().any())]
-        if broken:
-            raise not_finite(small, broken[0])
-        return *_comparable(ours, theirs, expected), dtype
-    raise AssertionError
+class _Passes:
+    """Two networks run on the same inputs, in high precision and as they are stored: all passes of streamed networks side by side,
+    so that each weight is made once."""
+
+    def __init__(self, small: nn.Module, big: nn.Module, inputs: dict[str, Any], expected: Expected | None) -> None:
+        self._small, self._big, self._inputs, self._expected = small, big, inputs, expected
+        self._own: list[Any] | None = None  # what both put out as they are stored, or the errors
+
+    def in_high_precision(self, also_in: torch.dtype | None = None) -> tuple[Outputs, Outputs, torch.dtype]:
+        """What `big` should put out and does, as float64 on the CPU, and the dtype that both were computed in.
+
+        Args:
+            also_in: the stored dtype, if both are to run in it as well.
+        """
+        count = sum(parameter.numel() for parameter in self._big.parameters())
+        for dtype in (torch.float64, torch.float32) if count <= FLOAT64_LIMIT else (torch.float32,):
+            ours, theirs, *own = self._run(dtype, also_in not in (None, dtype) and self._own is None)
+            self._own = own or self._own
+            error = next((found for found in (ours, theirs) if isinstance(found, Exception)), None)
+            if isinstance(
+                error, UNRUNNABLE
+            ):  # an operator (grouped_mm) or a device (MPS) without float64; or parts that do not fit
+                if dtype == torch.float32:
+                    raise _unrunnable(self._small, self._big, self._inputs, error) from error
+                continue
+            if error is not None:
+                raise error
+            broken = [name for name, output in ours.items() if bool(output.isnan().any())]
+            if broken:
+                raise not_finite(self._small, broken[0])
+            return *_comparable(ours, theirs, self._expected), dtype
+        raise AssertionError
+
+    def in_own_dtype(self, precise: Outputs) -> float | None:
+        """The relative error of both networks run as they are stored, after `in_high_precision(also_in=)`; infinite where `big`
+        overflows and `precise`, what it computes in high precision, does not; None where an operator has no kernel for it."""
+        own = self._own if self._own is not None else self._run(None, True)
+        error = next((found for found in own if isinstance(found, Exception)), None)
+        if isinstance(error, RuntimeError):
+            return None
+        if error is not None:
+            raise error
+        ours, theirs = _comparable(*own, self._expected)
+        overflows = (~theirs[name].isfinite() & (precise[name].abs() < HUGE) for name in theirs if name in precise)
+        return math.inf if any(bool(places.any()) for places in overflows) else _relative(ours, theirs)
+
+    def _run(self, dtype: torch.dtype | None, own: bool) -> list[Any]:
+        """Outputs of both in `dtype` and, if asked for, in their own; or the errors."""
+        networks = (self._small, self._big)
+        calls = [functools.partial(outputs_in, n, self._inputs, dtype) for n in networks if dtype is not None]
+        calls += [functools.partial(_plain_outputs, n, self._inputs) for n in networks if own]
+        return run_together(networks, calls)
+
+
+UNRUNNABLE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 
 
 def _unrunnable(small: nn.Module, big: nn.Module, inputs: dict[str, Any], error: Exception) -> MeristemError:
@@ -274,19 +315,6 @@ def _comparable(ours: Outputs, theirs: Outputs, expected: Expected | None) -> tu
             shapes = f"shapes {tuple(output.shape)} and {tuple(theirs[name].shape)}"
             raise MeristemError(f"the outputs cannot be compared: {name} has {shapes}")
     return ours, theirs
-
-
-def _in_own_dtype(
-    small: nn.Module, big: nn.Module, inputs: dict[str, Any], expected: Expected | None, precise: Outputs
-) -> float | None:
-    """The relative error of both networks run as they are stored; infinite where `big` overflows and `precise`, what it computes in
-    high precision, does not."""
-    try:
-        ours, theirs = _comparable(_plain_outputs(small, inputs), _plain_outputs(big, inputs), expected)
-        overflows = (~theirs[name].isfinite() & (precise[name].abs() < HUGE) for name in theirs if name in precise)
-        return math.inf if any(bool(places.any()) for places in overflows) else _relative(ours, theirs)
-    except RuntimeError:  # an operator without a kernel for it
-        return None
 
 
 def _change_by_rounding(model: nn.Module, inputs: dict[str, Any], dtype: torch.dtype, stored: torch.dtype) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 
@@ -31,11 +32,13 @@ def calls(small: Path, big: Path) -> list[tuple[str, str]]:
             seen.setdefault((str(Path(code.co_filename).relative_to(SOURCE)), code.co_name))
 
     before = sys.getprofile()
+    threading.setprofile(watch)  # the passes of a proof run in threads
     sys.setprofile(watch)
     try:
         app(["grow", str(small), str(big), "--width", "2"], standalone_mode=False)
     finally:
         sys.setprofile(before)
+        threading.setprofile(None)  # pyright: ignore[reportArgumentType]
     return list(seen)
 
 

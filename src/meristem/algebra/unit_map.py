@@ -7,6 +7,7 @@ Entries are float64: 1/3 is rounded once, in the dtype of the tensor it is appli
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -138,10 +139,40 @@ class UnitMap:
         bounds = [0, *breaks.tolist(), len(self._index)]
         return [(int(self._index[i]), j - i) for i, j in itertools.pairwise(bounds)]
 
+    @cached_property
+    def repeated(self) -> tuple[int, tuple[int, int]] | None:
+        """Whether the new units are the old ones several times over: (0, (times, old_size)) one whole behind the other,
+        (1, (old_size, times)) each beside its copies, so that the new axis unflattens to these sizes; None if neither."""
+        if self.dense is not None or not self.old_size or self.new_size % self.old_size or not self.new_size:
+            return None
+        times, old = self.new_size // self.old_size, torch.arange(self.old_size)
+        if torch.equal(self._index, old.repeat(times)):
+            return 0, (times, self.old_size)
+        return (1, (self.old_size, times)) if torch.equal(self._index, old.repeat_interleave(times)) else None
+
+    @cached_property
+    def carriers(self) -> Tensor | None:
+        """(old_size, most copies) the new units that carry each old one, in ascending order, -1 where there are fewer; None if any is
+        carried with another weight than 1."""
+        if self.dense is not None or not bool(((self._coefficient == 0) | (self._coefficient == 1)).all()):
+            return None
+        carrying = torch.nonzero(self._coefficient).flatten()
+        sources = self._index[carrying]
+        order = torch.argsort(sources, stable=True)
+        counts = torch.bincount(sources, minlength=self.old_size)
+        table = torch.full((self.old_size, max(1, int(counts.max()))), -1)
+        place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[sources[order]]
+        table[sources[order], place] = carrying[order]
+        return table
+
     def transposed_apply(self, tensor: Tensor, dim: int) -> Tensor:
         """Map dimension `dim` back, from new_size to old_size, by the transposed matrix."""
         if self.dense is not None:
             return UnitMap(self.new_size, dense=self.dense.T).apply(tensor, dim)
+        if self.copies_only and self.repeated is not None:
+            along, sizes = self.repeated
+            parts = tensor.unflatten(dim, sizes).unbind(dim % tensor.dim() + along)
+            return functools.reduce(torch.add, parts) if len(parts) > 1 else parts[0].clone()
         weighted = tensor * _along(self._coefficient, tensor, dim)
         size = list(tensor.shape)
         size[dim] = self.old_size

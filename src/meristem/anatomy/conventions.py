@@ -70,6 +70,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
 
 # Further fields that hold the same number and have to move with the axis while they do.
 LINKED_FIELDS: dict[str, tuple[str, ...]] = {
+    "projection": ("text_config.projection_dim", "vision_config.projection_dim"),
+    "vision_hidden": ("text_config.projection_size",),
     "bottleneck_hidden": ("intra_bottleneck_size",),
     "hidden": (
         "word_embed_proj_dim",
@@ -115,6 +117,26 @@ LINKED_BY_TYPE: dict[str, tuple[str, ...]] = {
     "owlv2": ("projection_dim",),
     "glpn": ("decoder_hidden_size",),
 }
+# Further axes by the model type of the whole, with the path of the field that sets each: the space that two towers are compared in,
+# and the width of the tower beside the text's.
+_TOWER = {
+    "vision_hidden": "vision_config.hidden_size",
+    "vision_heads": "vision_config.num_attention_heads",
+    "vision_ffn": "vision_config.intermediate_size",
+}
+AXES_BY_TYPE: dict[str, dict[str, str]] = {
+    "clip": {"projection": "projection_dim", **_TOWER},
+    "clip_text_model": {"projection": "projection_dim"},
+    "clip_vision_model": {"projection": "projection_dim"},
+    "siglip": _TOWER,
+    "siglip_text_model": {"projection": "projection_size"},
+    "siglip2_text_model": {"projection": "projection_size"},
+}
+DEPTHS_BY_TYPE: dict[str, dict[str, str]] = {
+    name: {"vision_layers": "vision_config.num_hidden_layers"} for name in ("clip", "siglip")
+}
+# Axes along which the outputs of two towers are compared by their angle, as they leave a stream that norms measure.
+COMPARED_BY_TYPE: dict[str, tuple[str, ...]] = {"siglip": ("vision_hidden",)}
 # An encoder whose heads share out a width of its own (RT-DETR's, with positions in two dimensions) stays as wide as it is.
 ENCODER_WIDTH = "encoder_hidden_dim"
 
@@ -176,6 +198,7 @@ KINDS = (
     "vocab",
     "state",
     "positions",
+    "projection",
 )
 
 LEARNED = ("positions", "rank")  # axes that count only where their field shapes a tensor

@@ -9,14 +9,17 @@ run with all their weights (`run_whole`).
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from meristem.anatomy.lockstep import side_by_side, take_turns
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Weights(Mapping[str, Tensor]):
         self.dtypes, self._make = dict(dtypes), make
         self._pieces = pieces or (lambda name: iter([([0], make(name))]))
         self._span = span or (lambda _: None)
+        self._takers, self._tell = 1, None
+        self._kept: dict[str, tuple[Tensor, int]] = {}  # what further takers will ask for, and how many
 
     def span(self, name: str) -> Span | None:
         """Where its bytes lie in a file, in its dtype and order; None if they have to be made."""
@@ -63,7 +68,33 @@ class Weights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.dtypes:
             raise KeyError(name)
-        return self._make(name)
+        tensor, takers = self._kept.pop(name, (None, self._takers))
+        if tensor is None:
+            tensor = self._make(name)
+            if self._tell is not None:
+                self._tell(name, tensor)
+        if takers > 1:
+            self._kept[name] = (tensor, takers - 1)
+        return tensor
+
+    @contextlib.contextmanager
+    def shared(self, takers: int) -> Iterator[None]:
+        """Inside, each tensor is kept until it has been asked for so many times."""
+        self._takers = takers
+        try:
+            yield
+        finally:
+            self._takers = 1
+            self._kept.clear()
+
+    @contextlib.contextmanager
+    def told(self, tell: Callable[[str, Tensor], None]) -> Iterator[None]:
+        """Inside, `tell` is called with each tensor that is made."""
+        self._tell = tell
+        try:
+            yield
+        finally:
+            self._tell = None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.dtypes)
@@ -139,13 +170,20 @@ class _Station:
         self._placeholders: list[tuple[dict[str, Any], str, Tensor]] = []
 
     def arrive(self, module: nn.Module, _: tuple) -> None:
+        take_turns()
+        made: dict[int, nn.Parameter] = {}  # tied ones are one
         for path, leaf, name in self._entries_if_whole if self._stream.whole else self._entries:
             owner = module.get_submodule(path)
             held: dict[str, Any] = owner._buffers if leaf in owner._buffers else owner._parameters
             placeholder = held[leaf]
-            tensor = self._stream.weights[name].to(placeholder.dtype)
             self._placeholders.append((held, leaf, placeholder))
+            if id(placeholder) in made:
+                held[leaf] = made[id(placeholder)]
+                continue
+            tensor = self._stream.weights[name].to(placeholder.dtype)
             held[leaf] = tensor if held is owner._buffers else nn.Parameter(tensor, requires_grad=False)
+            if held is owner._parameters:
+                made[id(placeholder)] = held[leaf]
 
     def leave(self, module: nn.Module, _: tuple, __: Any) -> None:
         while self._placeholders:
@@ -181,3 +219,22 @@ def _stations(model: nn.Module) -> list[tuple[nn.Module, Entries]]:
 
 def _joined(*names: str) -> str:
     return ".".join(name for name in names if name)
+
+
+def run_together(networks: Sequence[nn.Module], calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What the calls return, or the exceptions that they raise: passes through these networks, or through copies of them in other
+    precisions, one after another; those through streamed networks side by side, as many through each, with each weight made once."""
+    if not all(is_streamed(network) for network in networks):
+        return [_outcome(call) for call in calls]
+    with contextlib.ExitStack() as stack:
+        for weights in {id(network.stream.weights): network.stream.weights for network in networks}.values():  # type: ignore[union-attr]
+            times = sum(network.stream.weights is weights for network in networks)  # type: ignore[union-attr]
+            stack.enter_context(weights.shared(times * len(calls) // len(networks)))  # type: ignore[union-attr]
+        return side_by_side(calls)
+
+
+def _outcome(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001: the caller judges it
+        return error

@@ -123,7 +123,7 @@ def write_shards(
     Raises:
         OSError: if the disk is full.
     """
-    with _one_thread(), _Writer(directory, shards, progress, hidden) as writer:
+    with one_thread(), Writer(directory, shards, progress, hidden) as writer:
         for piece in pieces:
             writer.put(piece)
 
@@ -142,7 +142,7 @@ def write_index(directory: Path, shards: Shards, total_parameters: int) -> None:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Pieces are small: threads that share one would wait for each other, in the way of the one that writes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -152,10 +152,10 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class _Writer:
+class Writer:
     """Writes in a thread of its own; a failure there surfaces at the next `put` or at the end."""
 
-    def __init__(self, directory: Path, shards: Shards, progress: Progress | None, hidden: str) -> None:
+    def __init__(self, directory: Path, shards: Shards, progress: Progress | None, hidden: str = "") -> None:
         self._directory, self._shards, self._progress, self._hidden = directory, shards, progress, hidden
         self._queue: queue.Queue[tuple[str, Piece] | None] = queue.Queue(maxsize=1)
         self._failure: BaseException | None = None
@@ -163,7 +163,7 @@ class _Writer:
         self._left: dict[str, int] = {}  # bytes
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> _Writer:
+    def __enter__(self) -> Writer:
         self._thread.start()
         return self
 

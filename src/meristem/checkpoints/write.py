@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from meristem.anatomy.streamed import weights_of
+from torch import Tensor
+
+from meristem.anatomy.streamed import Piece, Weights, weights_of
 from meristem.checkpoints.companions import Companions, companions, copy_companions
 from meristem.checkpoints.directory import atomic_directory, check_place, write_json
 from meristem.checkpoints.open_streamed import read_weights, without_weights
@@ -17,8 +19,10 @@ from meristem.checkpoints.shards import (
     DEFAULT_SHARD_SIZE,
     Progress,
     Shards,
+    Writer,
     check_space,
     lay_out,
+    one_thread,
     write_index,
     write_shards,
 )
@@ -41,6 +45,7 @@ def write_model(
     sources: Sequence[str | Path] = (),
     trust_remote_code: bool = False,
     processes: Processes | None = None,
+    prove: Callable[[], object] | None = None,
 ) -> tuple[str, ...]:
     """Write a stock transformers directory: config, safetensors, what goes with them, model card and `meristem.json`.
 
@@ -54,6 +59,7 @@ def write_model(
         bar: opened with the number of bytes to write; what it gives is called with the number just written.
         sources: what the model is read from, so that `out` is not written over it.
         trust_remote_code: copy code from there, too; that of the model's own class always comes along.
+        prove: called while the weights are written, before `record`: what it makes of a streamed model's weights need not be made again.
         processes: who writes the weights; this process alone by default. As a rank other than 0 it writes its files only.
 
     Returns:
@@ -73,10 +79,12 @@ def write_model(
         check_space(partial, shards.bytes)
         save_all_but_weights(model, partial)
         if processes is not None:
+            if prove is not None:
+                prove()
             write = stack.enter_context(shared_files(place, shards, groups, model, processes, sources))
         else:
             clear_shares(place)
-            write = functools.partial(_write_alone, model, groups, shards)
+            write = functools.partial(_write_alone, model, groups, shards, prove)
         with bar(shards.bytes) if bar else contextlib.nullcontext() as progress:
             write(partial, progress)
         write_index(partial, shards, model.num_parameters())
@@ -94,10 +102,39 @@ def write_model(
 
 
 def _write_alone(
-    model: Any, groups: Sequence[Written], shards: Shards, directory: Path, progress: Progress | None
+    model: Any,
+    groups: Sequence[Written],
+    shards: Shards,
+    prove: Callable[[], object] | None,
+    directory: Path,
+    progress: Progress | None,
 ) -> None:
+    """All weights; first those that `prove` makes, as it makes them."""
     weights = weights_of(model)
-    write_shards(directory, shards, (piece for group in groups for piece in group.pieces(model, weights)), progress)
+
+    def rest(written: set[str]) -> Iterator[tuple[str, Piece]]:
+        return (piece for group in groups if not written & set(group.layout) for piece in group.pieces(model, weights))
+
+    if prove is None or not isinstance(weights, Weights):
+        if prove is not None:
+            prove()
+        write_shards(directory, shards, rest(set()), progress)
+        return
+    on_disk = {group.names[0]: name for group in groups if group.direct for name in group.layout}
+    written: set[str] = set()
+    with Writer(directory, shards, progress) as writer:
+
+        def write(name: str, tensor: Tensor) -> None:
+            file_name = on_disk.get(name)
+            if file_name is not None and file_name not in written and weights.span(name) is None:
+                written.add(file_name)
+                writer.put((file_name, ([0], tensor.contiguous())))
+
+        with weights.told(write):
+            prove()
+        with one_thread():
+            for piece in rest(written):
+                writer.put(piece)
 
 
 def _has_own_code(model: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from meristem.errors import MeristemError
+from meristem.errors import MeristemError, PreservationError
 
 if TYPE_CHECKING:
     from meristem.checkpoints.shares import Processes
@@ -85,8 +85,7 @@ def inspect(source: str, trust_remote_code: bool, drop: Sequence[str] = ()) -> N
         axes.add_row(*row)
     console.print(axes)
     print(columns([("tensor", "shape", "dimensions", "known by"), *tensor_rows(anatomy)]))
-    told = shares(found.path)
-    if told:
+    for told in shares(found.path):
         console.print(told)
     print(f"growth methods: {', '.join(METHODS)}")
 
@@ -117,9 +116,9 @@ def grow(
     quiet()
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.distributed import is_distributed, open_distributed, write_distributed
-    from meristem.checkpoints.record import growth_record
+    from meristem.checkpoints.record import growth_record, source_record
     from meristem.checkpoints.source import find_source
-    from meristem.checkpoints.trainer_state import grow_trainer_state, is_trainer_checkpoint, read_trainer_state
+    from meristem.checkpoints.trainer_state import is_trainer_checkpoint, read_trainer_state
     from meristem.cli.inputs import read_inputs
     from meristem.growth import Growth
     from meristem.growth.optimizer import partly_new
@@ -133,8 +132,9 @@ def grow(
         small, reader = open_distributed(found, trust, drop) if sharded else (open_streamed(found, trust, drop), None)
         saved = read_trainer_state(found.path, small) if resumable else None
         aimed = _like(small, method, options, target) if target[0] else None
-        chosen = aimed.method if aimed else chosen
-        growth = Growth.of(small, chosen, verify=prove and not dry_run, sample=sample, inputs=given)
+        chosen = aimed.methods if aimed else chosen
+        prove, later = prove and not dry_run, sample is None and who is None and not sharded
+        growth = Growth.of(small, chosen, verify=prove, sample=sample, inputs=given, later=later)
     if aimed is not None:
         _print_axes(growth, aimed, given)
     if dry_run:
@@ -146,16 +146,31 @@ def grow(
                 "--processes is for checkpoints in safetensors; a distributed one is written by one process"
             )
         who = replace(who, of=[growth.methods, list(drop)])
-    more = functools.partial(grow_trainer_state, saved, growth) if saved is not None else None
     with ThreadPoolExecutor(1) as beside:  # the source is hashed while it is read anyway
-        record = beside.submit(growth_record, growth, found, drop)
+        hashed = beside.submit(source_record, found)
         if reader is not None:
             with console.status("writing"):
-                write_distributed(growth, reader, out, record.result, overwrite)
+                write_distributed(
+                    growth, reader, out, lambda: growth_record(growth, found, drop, hashed.result()), overwrite
+                )
         else:
-            _write(growth.model, out, record.result, [found], overwrite, max_shard_size, trust, more, who)
+            try:
+                growth = _write_growth(
+                    growth, out, hashed.result, found, drop, overwrite, max_shard_size, trust, saved, who
+                )
+            except PreservationError:
+                if growth.pending is None:
+                    raise
+                with console.status(
+                    "planning and proving once more"
+                ):  # what a trial tells may help; or the error says more
+                    growth = Growth.of(small, chosen, inputs=given)
+                growth = _write_growth(
+                    growth, out, hashed.result, found, drop, overwrite, max_shard_size, trust, saved, who
+                )
     if who is not None and who.rank:
         return
+    more = saved is not None
     before, after = (sum(p.numel() for p in model.parameters()) for model in (small, growth.model))
     resume = ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if more else ""
     if saved is not None and saved.family.counts and partly_new(growth.plans):
@@ -166,6 +181,35 @@ def grow(
         print(f"new {axis.replace('_', ' ')}, counted from 0: {', '.join(map(str, places))}")
     if growth.certificate is not None:
         print(f"certificate: {growth.certificate.summary()}")
+
+
+def _write_growth(
+    growth: Any,
+    out: Path,
+    hashed: Callable[[], dict[str, Any]],
+    source: Source,
+    drop: Sequence[str],
+    overwrite: bool,
+    max_shard_size: str,
+    trust: bool,
+    saved: Any,
+    processes: Processes | None,
+) -> Any:
+    """The growth as it is written: proved meanwhile, if that is left to do."""
+    from meristem.checkpoints.record import growth_record
+    from meristem.checkpoints.trainer_state import grow_trainer_state
+
+    written = [growth]
+
+    def prove() -> None:
+        written[0] = growth.prove()
+
+    _write(
+        growth.model, out, lambda: growth_record(written[0], source, drop, hashed()), [source], overwrite, max_shard_size, trust,
+        functools.partial(grow_trainer_state, saved, growth) if saved is not None else None, processes,
+        prove if growth.pending is not None else None,
+    )  # fmt: skip
+    return written[0]
 
 
 def _named_methods(method: str | None, options: dict[str, Any]) -> list[Any]:
@@ -192,7 +236,7 @@ def _print_axes(growth: Any, found: Any, inputs: Any = None) -> None:
     from meristem.growth.like import rows
 
     table = Table("axis", "from", "to", "rule", "exact", title="axes")
-    for row in rows(growth.plans[0], growth.source, inputs):
+    for row in (row for plan in growth.plans for row in rows(plan, growth.source, inputs)):
         table.add_row(row.axis, f"{row.old:,}", f"{row.new:,}", row.rule, row.obstacle or "yes")
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
@@ -214,6 +258,7 @@ def _write(
     trust: bool,
     more: Callable[[Path], None] | None = None,
     processes: Processes | None = None,
+    prove: Callable[[], object] | None = None,
 ) -> None:
     """The model directory, under a progress bar; what is no weight is the first source's."""
     from meristem.checkpoints import write_model
@@ -221,7 +266,9 @@ def _write(
 
     bar = functools.partial(bytes_bar, f"writing {out}")
     paths = [source.path for source in sources]
-    left = write_model(model, out, record, paths[0], overwrite, more, max_shard_size, bar, paths, trust, processes)
+    left = write_model(
+        model, out, record, paths[0], overwrite, more, max_shard_size, bar, paths, trust, processes, prove
+    )
     left = [name for name in left if not (out / name).exists()]  # a Trainer's files are written by `more`
     if left:
         print(
@@ -315,7 +362,7 @@ def learn(
         import pandas  # noqa: F401
         import skops  # noqa: F401
     except ImportError as error:
-        raise MeristemError(f"learning from tables needs {error.name}: pip install 'meristem[adaptive]'") from None
+        raise MeristemError(f"learning from tables needs {error.name}: pip install 'meristem-nn[adaptive]'") from None
     from meristem.adaptive.learn import learn as learn_table
     from meristem.adaptive.tables import open_table
     from meristem.adaptive.tables.columns import lines
@@ -358,7 +405,7 @@ def plan(
             raise MeristemError(f"{name} takes a count such as 10M, got {count!r}")
     model = open_streamed(source, trust, drop)
     aimed = _like(model, method, options, (like, False)) if like else None
-    chosen = [aimed.method] if aimed else _named_methods(method, options)
+    chosen = list(aimed.methods) if aimed else _named_methods(method, options)
     targets = (planned_target(model, methods) for methods in ([], chosen))
     given = read_inputs(inputs) if inputs else planning_inputs(model, sequence_length)
     small, large = (network_cost(target, given) for target in targets)
@@ -405,13 +452,13 @@ def verify(
     return 0 if certificate.holds else 1
 
 
-def run(file: Path, out: Path | None, executor: str | None, executor_options: list[str]) -> None:
+def run(file: Path, out: Path | None, executor: str | None, executor_options: list[str], watch: bool = False) -> None:
     quiet()
     from meristem.recipes.run import run
     from meristem.recipes.schema import load_recipe
 
     recipe, out = load_recipe(file), out or Path("runs") / file.stem
-    results = run(recipe, out, executor=_executor(executor, executor_options, out))
+    results = run(recipe, out, executor=_executor(executor, executor_options, out), watch=watch)
     table = Table("node", "seed", "parameters", "examples", "TFLOPs", "seconds", "eval loss", title=str(file))
     for seed, nodes in results.items():
         for name, node in nodes.items():

@@ -19,8 +19,7 @@ from meristem.anatomy.inputs import device_of
 from meristem.anatomy.streamed import Span, Weights, is_streamed, streamed, weights_of
 from meristem.anatomy.structure import folded
 from meristem.anatomy.uninitialised import tied, uninitialised, without_initial_weights
-from meristem.growth.apply import grow_tensor
-from meristem.growth.pieces import Look, grow_pieces, is_copy
+from meristem.growth.pieces import Look, grow_pieces, grow_whole, is_copy
 from meristem.growth.plan import GrowthPlan
 
 LARGE = (
@@ -64,7 +63,7 @@ def grown_weights(plan: GrowthPlan, model: nn.Module, look: Look | None = None) 
     weights = weights_of(model)
 
     def grown(name: str) -> Tensor:
-        return grow_tensor(plan.tensors[plan.own_names[name]], weights.__getitem__)
+        return grow_whole(plan.tensors[plan.own_names[name]], weights.__getitem__)
 
     def pieces(name: str) -> Iterator[tuple[list[int], Tensor]]:
         return grow_pieces(plan.tensors[plan.own_names[name]], weights.__getitem__, look)

@@ -1,23 +1,28 @@
 """Random numbers by their place: any rows of any tensor, on any device, in any order, are drawn the same.
 
 Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") makes the n-th number from a key and n alone. Here the
-key is a hash of the seed, the purpose and the tensor's name, and each block of rows counts from a place of its own.
+key is a hash of the seed, the purpose and the tensor's name, and each block of rows counts from a place of its own. Sixteen bits of
+Philox choose one of 65,536 equally likely quantiles of the normal distribution, whole numbers and a table, so that every machine
+draws the same; their variance is 0.99998, the largest is 4.3.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
 BLOCK = 1 << 16  # entries of a block of rows, or one row
-MANY = 16  # blocks that are worth several threads
+
+
+def rows_of_a_block(shape: Sequence[int]) -> int:
+    """How many rows of a tensor of this shape are drawn together; who asks for whole blocks wastes none."""
+    return max(1, BLOCK // max(1, math.prod(shape[1:])))
 
 
 def normal(name: str, seed: int, purpose: str, shape: Sequence[int], rows: tuple[int, int] | None = None) -> Tensor:
@@ -30,27 +35,23 @@ def normal(name: str, seed: int, purpose: str, shape: Sequence[int], rows: tuple
     Returns:
         A tensor of `shape`, with these rows only.
     """
-    first, last = rows or (0, shape[0] if len(shape) else 1)
-    width = math.prod(shape[1:])
-    step = max(1, BLOCK // max(1, width))
+    count = shape[0] if len(shape) else 1
+    first, last = rows or (0, count)
+    width, step = math.prod(shape[1:]), rows_of_a_block(shape)
     key = np.frombuffer(hashlib.blake2b(f"{seed} {purpose} {name}".encode(), digest_size=16).digest(), dtype="<u8")
     drawn = np.empty((last - first, width), dtype=np.float32)
-
-    def draw(block: int) -> None:
-        begin, end = block * step, min((block + 1) * step, shape[0] if len(shape) else 1)
+    for block in range(first // step, -(-last // step)) if last > first and width else ():
+        begin, end = block * step, min((block + 1) * step, count)
         a, b = max(begin, first), min(end, last)
-        numbers = np.random.Generator(np.random.Philox(counter=[0, 0, 0, block], key=key))
-        if (a, b) == (begin, end):
-            numbers.standard_normal(out=drawn[a - first : b - first], dtype=np.float32)
-        else:  # what of the block is not asked for is drawn, too
-            whole = numbers.standard_normal((end - begin, width), dtype=np.float32)
-            drawn[a - first : b - first] = whole[a - begin : b - begin]
-
-    blocks = range(first // step, -(-last // step)) if last > first and width else range(0)
-    if len(blocks) < MANY:
-        for block in blocks:
-            draw(block)
-    else:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            list(pool.map(draw, blocks))
+        entries = slice((a - begin) * width, (b - begin) * width)
+        raw = np.random.Philox(counter=[0, 0, 0, block], key=key).random_raw(-(-entries.stop // 4))
+        bits = raw.astype("<u8", copy=False).view("<u2")[entries]
+        np.take(_quantiles(), bits, out=drawn[a - first : b - first].reshape(-1), mode="clip")
     return torch.from_numpy(drawn).view([last - first, *shape[1:]] if len(shape) else [])
+
+
+@functools.cache
+def _quantiles() -> np.ndarray:
+    """(65536,) float32: the normal numbers in the middle of equally likely stretches, in ascending order."""
+    middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
+    return torch.special.ndtri(middles).float().numpy()

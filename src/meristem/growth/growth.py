@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,6 +45,8 @@ class Growth:
         plans: one for each method.
         methods: the methods and their options, as recorded in `meristem.json`.
         certificate: what was measured; None if nothing was.
+        before: the provenance of `source`, if that was grown itself.
+        pending: measures it, where that was left for `prove`.
     """
 
     source: nn.Module
@@ -54,6 +55,8 @@ class Growth:
     plans: tuple[GrowthPlan, ...]
     methods: tuple[dict[str, Any], ...]
     certificate: Certificate | None
+    before: Provenance | None = None
+    pending: Callable[[], Certificate | None] | None = field(default=None, repr=False, compare=False)
 
     @staticmethod
     def of(
@@ -65,6 +68,7 @@ class Growth:
         verify: bool = True,
         sample: int | None = None,
         inputs: Mapping[str, Tensor] | None = None,
+        later: bool = False,
     ) -> Growth:
         """Grow `model`, which is left as it is.
 
@@ -78,11 +82,13 @@ class Growth:
             sample: prove with so many blocks of each list (the first, the last, others at random) instead of all, and check some
                 rows of every tensor by algebra (see `growth.sampled`): of a streamed network, as it is written.
             inputs: keyword arguments of the model's forward for all that is measured; random ones by default.
+            later: leave measuring to `prove`, which a streamed network's writer calls: what the proof makes of it is written.
 
         Raises:
             MeristemError: when the targets do not fit the network.
             PreservationError: when a growth that promises to preserve the function does not.
         """
+        before = model.provenance if isinstance(model, Growth) else None
         model, anatomy = known(model, anatomy)
         check_inputs(inputs)
         if (method is None) == (like is None):
@@ -92,30 +98,40 @@ class Growth:
             raise MeristemError("no growth method given")
         anatomy = (anatomy or Anatomy.of(model)).watched(inputs)
         check_same(model, anatomy)
-        methods = methods or [growth_like(model, like, anatomy).method]
+        methods = methods or list(growth_like(model, like, anatomy).methods)
         steps = take_steps(model, methods, anatomy, inputs)
         check_guesses(steps.plans[0])
         certificate = None
         if verify and not steps.promised and any(plan.maps for plan in steps.plans):
             steps = _after_trial(model, methods, anatomy, steps, inputs)
         kept = choose_blocks(anatomy, sample) if verify and sample is not None else None
+        recorded = tuple(m.options() for m in methods)
+        if verify and later:
+            pending = functools.partial(_measured, model, steps, methods, inputs, kept)
+            return Growth(model, steps.model, steps.anatomy, steps.plans, recorded, None, before, pending)
         if verify and steps.promised:
             certificate = certify(model, steps, inputs, kept)
             if not certificate.holds:
                 steps, certificate, methods = _second_try(model, methods, anatomy, inputs, kept)
             if kept is not None:
                 steps = _looked_at(model, steps)
+            recorded = tuple(m.options() for m in methods)
         elif verify:
-            with contextlib.suppress(MeristemError):  # inputs that cannot be guessed; nothing was promised
-                certificate = certify(model, steps, inputs, kept)
-        _say_what_is_lost(methods, steps, certificate)
-        recorded = tuple(m.options() for m in methods)
-        return Growth(model, steps.model, steps.anatomy, steps.plans, recorded, certificate)
+            certificate = _measured(model, steps, methods, inputs, kept)
+        return Growth(model, steps.model, steps.anatomy, steps.plans, recorded, certificate, before)
+
+    def prove(self) -> Growth:
+        """This growth with the certificate that `Growth.of(later=True)` has left open; itself where nothing is open.
+
+        Raises:
+            PreservationError: if a promise is not kept. `Growth.of` without `later` may know another way to grow this network.
+        """
+        return self if self.pending is None else replace(self, certificate=self.pending(), pending=None)
 
     @property
     def provenance(self) -> Provenance:
-        """Which entries of which tensor are old, copied or fresh."""
-        return Provenance.of(self.plans)
+        """Which entries of which tensor are old, copied or fresh; of a growth's growth, `before` tells the same of the first."""
+        return Provenance.of(self.plans, self.before)
 
     @property
     def new_layers(self) -> dict[str, list[int]]:
@@ -144,6 +160,30 @@ def _after_trial(
     except MeristemError:  # it cannot be cloned, or its inputs cannot be guessed: what names and shapes say has to do
         return steps
     return steps if settled is anatomy else take_steps(model, methods, settled, inputs)
+
+
+def _measured(
+    model: nn.Module,
+    steps: Steps,
+    methods: Sequence[Method],
+    inputs: Mapping[str, Tensor] | None,
+    kept: Kept | None,
+) -> Certificate | None:
+    """What holds of these steps; None where nothing was promised and inputs cannot be guessed.
+
+    Raises:
+        PreservationError: if a promise is not kept.
+    """
+    try:
+        certificate = certify(model, steps, inputs, kept)
+    except MeristemError:
+        if steps.promised:
+            raise
+        return None
+    if steps.promised and not certificate.holds:
+        raise PreservationError(f"this growth should preserve the function and does not: {certificate.summary()}")
+    _say_what_is_lost(methods, steps, certificate)
+    return certificate
 
 
 def _second_try(
@@ -238,7 +278,7 @@ def certify(
     certificate = verify(small, big, inputs, expected=expected)
     if kept is not None:
         certificate = replace(certificate, blocks=kept)
-    if not is_half(stored_dtype(model)):
+    if not is_half(stored_dtype(model)) or certificate.holds_as_stored:
         return certificate
     current = exact = in_float32(steps.plans[0].source, model)
     for plan in steps.plans:

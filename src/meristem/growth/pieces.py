@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -22,6 +23,7 @@ from meristem.growth.apply import (
     scaled_copies,
     spread_of,
 )
+from meristem.growth.draws import rows_of_a_block
 from meristem.growth.plan import TensorPlan
 
 PIECE = 1 << 22  # bytes of a source that are grown and written at once, where rows can be grown apart
@@ -70,26 +72,59 @@ def grow_pieces(plan: TensorPlan, fetch: Fetch, look: Look | None = None) -> Ite
             yield places, piece
 
 
+def grow_whole(plan: TensorPlan, fetch: Fetch) -> Tensor:
+    """The tensor that `grow_tensor` makes; where rows can be made apart, piece by piece, so that nothing but itself is large."""
+    maps = [plan.unit_map(dimension) for dimension in range(len(plan.maps))]
+    more = plan.beside or plan.drawn or plan.shards
+    if more or not maps or noisy_reader(plan) is None or not rows_apart(plan, maps):
+        return grow_tensor(plan, fetch)
+    source = fetch(plan.terms[0].source)
+    count = maps[0].new_size if maps[0] is not None else len(source)
+    made: Tensor | None = None
+    for (place,), piece in grow_pieces(plan, lambda _: source):
+        if made is None:
+            if len(piece) == count:
+                return piece
+            made = piece.new_empty(count, *piece.shape[1:])
+        made[place : place + len(piece)] = piece
+    assert made is not None
+    return made
+
+
 def _noisy_pieces(
     plan: TensorPlan, source: Tensor, maps: Maps, look: Look | None
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Rows whose copies are all different, by their noise: each made by itself, a few at a time."""
     rows, spread = maps[0], spread_of(plan, source, maps)
     count = rows.new_size if rows is not None else len(source)
-    row_bytes = max(1, source[0].numel() * source.element_size())
-    for a, b in _cut([0, count], PIECE // row_bytes):
-        own, part = maps, source[a:b]
-        if rows is not None:
-            assert rows.index is not None
-            assert rows.coefficient is not None
-            part = source.index_select(0, rows.index[a:b].to(source.device))
-            own = [UnitMap.select(torch.arange(b - a), b - a, rows.coefficient[a:b]), *maps[1:]]
-        piece = computed(
-            plan, lambda _, part=part: part, "weight", own, UnitMap.apply, Rows((a, b), count, spread)
-        ).contiguous()
+    shape = [count, *(size if m is None else m.new_size for m, size in zip(maps[1:], source.shape[1:], strict=True))]
+    together = rows_of_a_block(shape)
+    row_bytes = max(1, math.prod(shape[1:]) * source.element_size())
+    for a, b in _cut([0, count], max(1, PIECE // (row_bytes * together)) * together):
+        piece = source.new_empty(b - a, *shape[1:])
+        for c, d in _cut([a, b], together):
+            part, own = _old_rows(source, rows, c, d)
+            piece[c - a : d - a] = computed(
+                plan, lambda _, part=part: part, "weight", [own, *maps[1:]], UnitMap.apply, Rows((c, d), count, spread)
+            )
         if look is not None:
             look(plan, {plan.terms[0].source: source}, (a, b), piece)
         yield [a], piece
+
+
+def _old_rows(source: Tensor, rows: UnitMap | None, first: int, last: int) -> tuple[Tensor, UnitMap | None]:
+    """What the new rows from `first` to `last` are made of, and the map that is left to do."""
+    if rows is None:
+        return source[first:last], None
+    assert rows.index is not None
+    assert rows.coefficient is not None
+    index, coefficient = rows.index[first:last], rows.coefficient[first:last]
+    at = int(index[0])
+    consecutive = int(index[-1]) - at == len(index) - 1 and bool((index[1:] > index[:-1]).all())
+    part = source[at : at + len(index)] if consecutive else source.index_select(0, index.to(source.device))
+    if bool((coefficient == 1).all()):
+        return part, None
+    return part, UnitMap.select(torch.arange(len(index)), len(index), coefficient)
 
 
 def is_copy(plan: TensorPlan) -> bool:

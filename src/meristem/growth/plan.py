@@ -77,9 +77,12 @@ class GrowthPlan:
             if tensor.tied_to is not None and not self.untied:
                 continue
             targets = (
-                (unit, terms, silent) for name, terms, silent in self._targets(tensor) for unit in self._units(name)
+                (unit, terms, silent, len(units))
+                for name, terms, silent in self._targets(tensor)
+                for units in [self._units(name)]
+                for unit in units
             )
-            for name, terms, silent in targets:
+            for name, terms, silent, copies in targets:
                 if name not in wanted:
                     continue  # only some blocks have it, such as T5's position bias in the first
                 maps = self._dimension_maps(tensor)
@@ -94,6 +97,7 @@ class GrowthPlan:
                     seed=self.seed,
                     perturb=self._perturb(tensor, maps),
                     silent=silent,
+                    copies=copies,
                 )
                 plans[name] = self._with_norms_passed_on(plan, tensor)
         missing = [name for name, shared in wanted.items() if not shared & set(plans)]
@@ -241,7 +245,9 @@ class GrowthPlan:
         """The map of a table with an entry for some of the layers."""
         depth_axis = layers_of(axis)
         assert depth_axis is not None
-        dimensions = ((t, i) for t in self.source.tensors.values() for i, d in enumerate(t.dimensions) if axis in d.layout.axes())
+        dimensions = (
+            (t, i) for t in self.source.tensors.values() for i, d in enumerate(t.dimensions) if axis in d.layout.axes()
+        )
         count = next(tensor.shape[position] for tensor, position in dimensions)
         if depth_axis not in self.layers:
             return AxisMap.identity(count)

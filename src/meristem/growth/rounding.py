@@ -8,12 +8,19 @@ is so large beside a weight that no such grid exists, that entry's noise shrinks
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from meristem.algebra import UnitMap
 
 HALF = (torch.bfloat16, torch.float16)
+BITS = {  # as whole numbers of this type: those of the exponent, and those of the mantissa
+    torch.float32: (torch.int32, 0x7F800000, 0x007FFFFF),
+    torch.float64: (torch.int64, 0x7FF0000000000000, 0x000FFFFFFFFFFFFF),
+}
 
 
 def is_half(dtype: torch.dtype) -> bool:
@@ -33,62 +40,72 @@ def round_shares(tensor: Tensor, dtype: torch.dtype, heard: UnitMap, dim: int) -
     """`tensor` in `dtype`, with heard^T . result = heard^T . tensor rounded once, along `dim`.
 
     Args:
-        tensor: float32 weights, with the new units along `dim`.
+        tensor: weights in float32 or float64, with the new units along `dim`.
         dtype: bfloat16 or float16.
         heard: what readers hear of each new unit. Units that they hear with another weight than 1 or 0 are rounded plainly.
     """
-    copies = _copies(heard)
-    if copies is None:
-        return tensor.to(dtype)
-    units, shares = tensor.movedim(dim, 0), copies.shape[1]
-    split = units[copies.clamp(min=0).flatten().to(tensor.device)].unflatten(0, copies.shape)  # (old, shares, ...)
-    there = (copies >= 0).view(*copies.shape, *[1] * (units.dim() - 1)).to(tensor.device)
-    split = torch.where(there, split, 0)
-    total = split.sum(1).to(dtype).to(tensor.dtype)
-    rounded = _shares_of(split, there, total, dtype) if shares > 1 else split
+    if heard.copies_only and heard.repeated is not None:
+        along, sizes = heard.repeated
+        split = tensor.unflatten(dim, sizes)
+        parts = split.unbind(dim % tensor.dim() + along)
+        result = torch.empty_like(split, dtype=dtype)
+        for place, part in zip(result.unbind(dim % tensor.dim() + along), _exact_shares(parts, dtype), strict=True):
+            place.copy_(part)
+        return result.flatten(dim % tensor.dim(), dim % tensor.dim() + 1)
+    carriers = heard.carriers
+    return tensor.to(dtype) if carriers is None else _round_uneven(tensor, dtype, carriers, dim)
+
+
+def _round_uneven(tensor: Tensor, dtype: torch.dtype, carriers: Tensor, dim: int) -> Tensor:
+    """The same where old units have different numbers of copies: those with as many as each other at a time."""
+    units = tensor.movedim(dim, 0)
     result = units.to(dtype)
-    result[copies[copies >= 0].to(tensor.device)] = rounded[(copies >= 0).to(tensor.device)].to(dtype)
+    counts = (carriers >= 0).sum(1)
+    for count in counts.unique().tolist():
+        table = carriers[counts == count, :count].to(tensor.device)
+        if count:
+            parts = [units[table[:, number]] for number in range(count)]
+            for number, part in enumerate(_exact_shares(parts, dtype)):
+                result[table[:, number]] = part.to(dtype)
     return result.movedim(0, dim)
 
 
-def _shares_of(split: Tensor, there: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
-    """`split` (old units, shares, ...) moved by less than a digit of `dtype` so that its shares sum to `total` exactly."""
+def _exact_shares(parts: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """`parts`, which are shares of one sum, in their own dtype with numbers of `dtype`, each moved by less than a digit so that they add up
+    to their sum, rounded once, exactly."""
+    total = functools.reduce(torch.add, parts).to(dtype).to(parts[0].dtype)
+    count = len(parts)
+    if count == 1:
+        return [total]
     digits = 1 - int(torch.tensor(torch.finfo(dtype).eps).log2())  # of the significand, the hidden one included
-    count = there.sum(1).clamp(min=1)
-    mean = total / count
-    deviation = torch.where(there, split - mean[:, None], 0)
     finest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-    unit = _power_of_two(total.abs(), torch.floor) * 2.0 ** (1 - digits)  # what the last digit of `total` counts
-    room = unit * (2**digits - count) - mean.abs()  # how far a share may lie from the mean on the grid of `unit`
-    largest = deviation.abs().amax(1)
-    deviation = deviation * torch.where(largest > room, room.clamp(min=0) / largest.clamp(min=1e-38), 1)[:, None]
-    shares = torch.where(there, mean[:, None] + deviation, 0)
-    grid = _power_of_two(shares.abs().amax(1) * (1 + count / 2**digits), torch.ceil) * 2.0**-digits
-    grid = torch.minimum(grid, unit).clamp(min=finest)
-    shares = torch.round(shares / grid[:, None]) * grid[:, None]
-    last = there & (there.cumsum(1) == count[:, None])
-    return torch.where(last, (total - torch.where(last, 0, shares).sum(1))[:, None], shares)
+    mean = total / count
+    deviations = [part - mean for part in parts]
+    unit = _power_of_two_below(total.abs()).mul_(2.0 ** (1 - digits))  # what the last digit of `total` counts
+    room = (unit * (2**digits - count)).sub_(mean.abs())  # how far a share may lie from the mean on the grid of `unit`
+    largest = _largest(deviations)
+    if largest.numel() and not bool((room - largest).amin() >= 0):
+        shrunk = torch.where(largest > room, room.clamp(min=0) / largest.clamp(min=1e-38), 1)
+        deviations = [deviation * shrunk for deviation in deviations]
+    shares = [deviation.add_(mean) for deviation in deviations]
+    grid = _power_of_two_above(_largest(shares).mul_(1 + count / 2**digits)).mul_(2.0**-digits)
+    grid = torch.minimum(grid, unit).clamp_(min=finest)
+    kept = [share.div_(grid).round_().mul_(grid) for share in shares[:-1]]
+    return [*kept, functools.reduce(torch.sub, kept, total)]
 
 
-def _power_of_two(size: Tensor, towards) -> Tensor:
-    """The power of two below (torch.floor) or above (torch.ceil) each positive number; 0 for 0."""
-    mantissa, exponent = torch.frexp(size)  # size = mantissa * 2^exponent, 0.5 <= mantissa < 1
-    exponent = exponent - 1 if towards is torch.floor else exponent - (mantissa == 0.5).to(exponent.dtype)
-    return torch.where(size > 0, torch.ldexp(torch.ones_like(size), exponent), 0)
+def _largest(parts: Sequence[Tensor]) -> Tensor:
+    """Entry by entry the largest size."""
+    return functools.reduce(torch.maximum, [part.abs() for part in parts])
 
 
-def _copies(heard: UnitMap) -> Tensor | None:
-    """(old units, most copies) the new units that carry each old one, -1 where there are fewer; None if weights differ."""
-    if heard.dense is not None or heard.index is None or heard.coefficient is None:
-        return None
-    if not bool(((heard.coefficient == 0) | (heard.coefficient == 1)).all()):
-        return None
-    carriers = torch.nonzero(heard.coefficient).flatten()
-    sources = heard.index[carriers]
-    order = torch.argsort(sources, stable=True)
-    counts = torch.bincount(sources, minlength=heard.old_size)
-    table = torch.full((heard.old_size, max(1, int(counts.max()))), -1)
-    starts = counts.cumsum(0) - counts
-    place = torch.arange(len(order)) - starts[sources[order]]
-    table[sources[order], place] = carriers[order]
-    return table
+def _power_of_two_below(size: Tensor) -> Tensor:
+    """The power of two at or below each positive number; 0 for 0 and for what has no leading digit."""
+    whole, exponent, _ = BITS[size.dtype]
+    return size.view(whole).bitwise_and(exponent).view(size.dtype)
+
+
+def _power_of_two_above(size: Tensor) -> Tensor:
+    """The power of two at or above each positive number; 0 for 0."""
+    whole, exponent, mantissa = BITS[size.dtype]
+    return size.view(whole).add(mantissa).bitwise_and_(exponent).view(size.dtype)

@@ -65,7 +65,7 @@ def repair(
         factor = None
     else:
         factor = gram * constants.get(head.name, 1.0) * scales.get(head.tied_to, 1.0)
-    if factor is not None and math.isclose(factor, 1):
+    if factor is not None and math.isclose(factor, 1) and keep_tied:
         return Repair(scales)
     if factor is None or norm is None:
         return Repair({**scales, head.name: 1 / constants.get(head.name, 1.0)}, untied=True)
@@ -98,6 +98,6 @@ def _gram(head: TensorAnatomy, maps: Mapping[str, AxisMap]) -> float | None:
     axes = next(d.layout.axes() for d in head.dimensions if d.role == "read")
     factor: float | None = 1.0
     for axis in axes & set(maps):
-        gram = maps[axis].twin_gram()
+        gram = maps[axis].tied_factor()
         factor = None if gram is None or factor is None else factor * gram
     return factor

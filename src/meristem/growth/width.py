@@ -21,7 +21,7 @@ from meristem.growth.head_dim import head_dim_map
 from meristem.growth.method import Choices, Method, Weights
 from meristem.growth.regrouping import regrouped
 from meristem.growth.targets import width_targets
-from meristem.growth.vocabulary import more_positions, more_tokens
+from meristem.growth.vocabulary import more_positions, more_tokens, wider_projection
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class WidthMethod(Method):
             MeristemError: for impossible targets, or none at all.
         """
         targets = self.targets(anatomy)
-        if not targets and not self.layer_maps(anatomy):
+        if not targets and not self.layer_maps(anatomy) and not self.choices().fields:
             raise MeristemError(f"{self.name}: nothing to grow; give width=2 or a target such as hidden_size=")
         moved = {axis for axis in targets if anatomy.axes[axis].kind == "group" and targets[axis] < anatomy.sizes[axis]}
         plain = [axis for axis in targets if not skipped_by(axis) and axis not in moved]
@@ -112,6 +112,8 @@ class WidthMethod(Method):
             return _sinusoids(self.name, axis, anatomy.sizes[axis], targets[axis])
         if anatomy.axes[axis].kind == "vocab":
             return more_tokens(anatomy.sizes[axis], targets[axis])
+        if anatomy.axes[axis].kind == "projection":
+            return wider_projection(anatomy.sizes[axis], targets[axis])
         if anatomy.axes[axis].kind == "positions":
             return more_positions(anatomy.sizes[axis], targets[axis], self.positions == "interpolate")
         if anatomy.axes[axis].kind == "head_dim":

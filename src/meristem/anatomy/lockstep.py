@@ -1,0 +1,88 @@
+"""Several passes through streamed networks at once, block by block: each weight is made once for all of them.
+
+Each pass runs in a thread of its own, and one at a time has the turn. It hands the turn on whenever it comes to a block, before it
+takes the block's weights, so that all passes go through the blocks together, and a weight is kept only until the last of them
+has taken it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+_OF_THIS_THREAD = threading.local()
+
+
+def take_turns() -> None:
+    """Called by a pass that has come to a block: the others come to theirs. Nothing happens where one runs alone."""
+    pass_ = getattr(_OF_THIS_THREAD, "turns", None)
+    if pass_ is not None:
+        turns, number = pass_
+        turns.hand_on(number)
+
+
+def side_by_side(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What the calls return, or the exception that each has raised; they take turns at every block of a streamed network.
+
+    What they draw at random is what each would draw alone.
+    """
+    turns, results, threads_of_torch = _Turns(len(calls)), [None] * len(calls), torch.get_num_threads()
+    state = torch.get_rng_state()
+
+    def run(number: int) -> None:
+        torch.set_num_threads(threads_of_torch)  # a setting of the thread
+        with turns.of(number):
+            _OF_THIS_THREAD.turns = (turns, number)
+            try:
+                results[number] = calls[number]()
+            except Exception as error:  # noqa: BLE001: the caller judges it
+                results[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    turns.begin()
+    for thread in threads:
+        thread.join()
+    torch.set_rng_state(state)
+    return results
+
+
+class _Turns:
+    """Who of several passes runs."""
+
+    def __init__(self, count: int) -> None:
+        self._begun = [threading.Semaphore(0) for _ in range(count)]
+        self._left = list(range(count))
+
+    def begin(self) -> None:
+        if self._left:
+            self._begun[self._left[0]].release()
+
+    @contextlib.contextmanager
+    def of(self, number: int) -> Iterator[None]:
+        """From the first turn of a pass to its last."""
+        self._begun[number].acquire()
+        try:
+            yield
+        finally:
+            following = self._after(number)
+            self._left.remove(number)
+            if following != number:
+                self._begun[following].release()
+
+    def hand_on(self, number: int) -> None:
+        following = self._after(number)
+        if following == number:
+            return
+        state = torch.get_rng_state()
+        self._begun[following].release()
+        self._begun[number].acquire()
+        torch.set_rng_state(state)
+
+    def _after(self, number: int) -> int:
+        return self._left[(self._left.index(number) + 1) % len(self._left)]
