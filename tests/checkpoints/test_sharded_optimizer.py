@@ -19,13 +19,6 @@ def step(model, optimizer):
     optimizer.step()
 
 
-def optimizer_of(model):
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for parameter in model.parameters():  # a state to load into, as FSDP makes it
-        parameter.grad = torch.zeros_like(parameter)
-    return optimizer
-
-
 @pytest.fixture
 def checkpoint(tmp_path):
     model = pico.build("llama").train()
@@ -58,7 +51,7 @@ def test_grows_as_it_is(tmp_path, checkpoint, flags, method):
     assert (out / "trainer_state.json").read_text() == '{"global_step": 3}'
     assert (out / "scheduler.pt").is_file()
     big = type(small).from_pretrained(out).train()
-    loaded = optimizer_of(big)
+    loaded = torch.optim.AdamW(big.parameters(), lr=1e-3)
     state = {"optimizer": get_optimizer_state_dict(big, loaded)}
     dcp.load(state, checkpoint_id=out / "optimizer_0", no_dist=True)
     set_optimizer_state_dict(big, loaded, state["optimizer"])
