@@ -120,6 +120,7 @@ def grow(
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.distributed import is_distributed, open_distributed, write_distributed
     from meristem.checkpoints.record import growth_record, source_record
+    from meristem.checkpoints.sharded_optimizer import read_sharded_optimizer
     from meristem.checkpoints.source import find_source
     from meristem.checkpoints.trainer_state import is_trainer_checkpoint, read_trainer_state
     from meristem.cli.inputs import read_inputs
@@ -133,7 +134,8 @@ def grow(
         found = find_source(source, trust)
         sharded, resumable = is_distributed(found.path), is_trainer_checkpoint(found.path, drop)
         small, reader = open_distributed(found, trust, drop) if sharded else (open_streamed(found, trust, drop), None)
-        saved = read_trainer_state(found.path, small) if resumable else None
+        shards = None if sharded else read_sharded_optimizer(found.path, small, drop)
+        saved = read_trainer_state(found.path, small) if resumable else shards
         aimed = _like(small, method, options, target) if target[0] else None
         chosen = aimed.methods if aimed else chosen
         prove, later = prove and not dry_run, sample is None and who is None and not sharded
@@ -200,8 +202,10 @@ def _write_growth(
 ) -> Any:
     """The growth as it is written: proved meanwhile, if that is left to do."""
     from meristem.checkpoints.record import growth_record
-    from meristem.checkpoints.trainer_state import grow_trainer_state
+    from meristem.checkpoints.sharded_optimizer import grow_sharded_optimizer
+    from meristem.checkpoints.trainer_state import TrainerState, grow_trainer_state
 
+    grow_saved = grow_trainer_state if isinstance(saved, TrainerState) else grow_sharded_optimizer
     written = [growth]
 
     def prove() -> None:
@@ -209,7 +213,7 @@ def _write_growth(
 
     _write(
         growth.model, out, lambda: growth_record(written[0], source, drop, hashed()), [source], overwrite, max_shard_size, trust,
-        functools.partial(grow_trainer_state, saved, growth) if saved is not None else None, processes,
+        functools.partial(grow_saved, saved, growth) if saved is not None else None, processes,
         prove if growth.pending is not None else None,
     )  # fmt: skip
     return written[0]
