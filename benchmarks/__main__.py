@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     running.add_argument("--setting", default="tiny")
     running.add_argument("--seeds", type=int, nargs="+", default=[], help="reported ones; the setting's by default")
     running.add_argument("--workers", type=int, default=1, help="processes side by side, which share the work")
+    running.add_argument("--ungated", action="store_true", help="do not wait for the gate's own sides")
     running.add_argument("--out", type=Path, default=ROOT / "runs" / "studies", help="checkpoints, to be thrown away")
     running.add_argument("--rows", type=Path, default=ROOT / "results" / "studies", help="where results are kept")
     verbs.add_parser("report", help="pages and pictures, from the rows alone")
@@ -47,28 +48,16 @@ def _run(given: argparse.Namespace) -> int:
         settings = dict.fromkeys(setting for name in names for setting in known[name].settings)
         print(f"there is no setting {given.setting!r}; settings are {', '.join(settings)}", file=sys.stderr)
         return 2
+    from benchmarks.studies.measure import measure
+
     spawn = multiprocessing.get_context("spawn")
-    others = [
-        spawn.Process(target=_measure, args=(found, given, turn), daemon=True) for turn in range(1, given.workers)
-    ]
+    others = [spawn.Process(target=measure, args=(found, given, turn), daemon=True) for turn in range(1, given.workers)]
     for other in others:
         other.start()
-    _measure(found, given, 0)
+    measure(found, given, 0)
     for other in others:
         other.join()
     return max([0, *(abs(other.exitcode or 0) for other in others)])
-
-
-def _measure(names: list[str], given: argparse.Namespace, turn: int) -> None:
-    """What is missing of these studies, in one process of several."""
-    from benchmarks.studies.catalogue import studies
-    from benchmarks.studies.engine import Engine
-    from benchmarks.studies.rows import Rows
-
-    for name in names:
-        study, rows = studies()[name], Rows(given.rows / f"{name}.{given.setting}.jsonl")
-        out = given.out / f"{name}-{given.setting}"
-        Engine(study, study.settings[given.setting], rows, out, given.seeds, turn).run()
 
 
 if __name__ == "__main__":

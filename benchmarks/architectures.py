@@ -175,7 +175,7 @@ def main() -> None:
         write_json(name, {"machine": machine(), "seed": arguments.seed, "rows": rows})
         return
     classes = {c.name: c for c in auto_classes()}
-    done = judged(arguments.rows) or published(arguments.out)
+    done = published(arguments.out) | judged(arguments.rows)  # rows are there if a sweep was killed
     waiting = arguments.classes or [n for n in classes if n not in done or done[n]["outcome"] in arguments.again]
     random.Random(0).shuffle(waiting)  # what was judged when a sweep stops is a fair sample
     if len(waiting) > 9:
@@ -190,6 +190,7 @@ def main() -> None:
     rows = [{**done[name], "tasks": entry.tasks} for name, entry in classes.items() if name in done]
     content = {"machine": machine(), "transformers": transformers.__version__, "tolerance": TOLERANCE}
     write_json(arguments.out, {**content, "classes": len(classes), "rows": rows})
+    arguments.rows.unlink(missing_ok=True)  # they stand in the JSON now
     write_page(page, rows, len(classes))
     print(report(rows, len(classes)))
 

@@ -8,7 +8,7 @@ fine-tuning; a low-rank update of every matrix; LLaMA-Pro (identity blocks, only
 units duplicated in all layers: G-Freeze trains the copies, G-Train the whole grown matrices). (Its copies differ by a little noise that
 cancels; alike, they would get alike gradients for ever.) All take the same steps on the same batches; each has its learning rate found by the same search, on a seed that no result uses: three rates, then factors of three onwards
 while the best stands at an end. Every run records the loss on both texts as it goes, so the picture shows what each gives for what.
-Resumable: what is done is not done again. Writes results/forgetting.json and .png.
+Resumable: what is done is not done again; every run is a line of results/forgetting.jsonl. Writes results/forgetting.json and .png.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -186,9 +186,10 @@ def best_rate(side: str, done: Done) -> float:
             return best
 
 
-def summary(done: Done) -> dict[str, Any]:
+def summary(done: Done, first: Sequence[str] = ()) -> dict[str, Any]:
+    """What is known of each side; sides of `first` are run before the others."""
     found = {}
-    for side in SIDES:
+    for side in [*first, *(side for side in SIDES if side not in first)]:
         try:
             rate = best_rate(side, done)
             rows = [done.of(side, rate, seed) for seed in SEEDS]
@@ -201,7 +202,7 @@ def summary(done: Done) -> dict[str, Any]:
             **{f"{text}_sd": stdev(point[text] for point in last) for text in ("new", "old")},
             "seeds": last,
         }  # fmt: skip
-    return found
+    return {side: found[side] for side in SIDES if side in found}
 
 
 def draw(done: Done, found: dict[str, Any], start: dict[str, float], file: Path) -> None:
@@ -230,12 +231,13 @@ def draw(done: Done, found: dict[str, Any], start: dict[str, float], file: Path)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs/forgetting/runs.jsonl", help="where runs are kept")
+    parser.add_argument("--runs", type=Path, default=ROOT / "results/forgetting.jsonl", help="where runs are kept")
     parser.add_argument("--report", action="store_true", help="of what is done, without running anything")
+    parser.add_argument("--first", nargs="+", default=[], choices=SIDES, help="sides to begin with")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     done = Done(arguments.runs, None if arguments.report else Texts)
-    found = summary(done)
+    found = summary(done, arguments.first)
     start = done.of("plain fine-tuning", found["plain fine-tuning"]["rate"], SEEDS[0])["curve"][0]
     report = {"steps": STEPS, "tokens": STEPS * BATCH * LENGTH, "before": start, "sides": found}
     (ROOT / "results/forgetting.json").write_text(json.dumps(report, indent=2) + "\n")

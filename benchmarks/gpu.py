@@ -26,15 +26,19 @@ BUDGET = 460.0  # seconds in all
 
 @dataclass(frozen=True)
 class Part:
-    """A command, below the repository, and how many seconds it may take."""
+    """A command, below the repository, and how many seconds it may take. One that `resumes` has not failed when they are over."""
 
     command: tuple[str, ...]
     limit: float
+    resumes: bool = False
 
 
 PARTS: dict[str, Part] = {
-    "tests": Part(("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--timeout=200", "tests"), 200),
-    "steps": Part(("benchmarks/support/step_times.py", "cuda"), 260),
+    "steps": Part(("-m", "benchmarks.support.step_times", "cuda"), 95),
+    "tests": Part(("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/growth/device_suite.py"), 100),
+    "growth": Part(
+        ("-m", "benchmarks", "run", "growth", "--setting", "large", "--workers", "10", "--ungated"), 480, resumes=True
+    ),
 }
 
 
@@ -87,7 +91,7 @@ def main() -> None:
         )
         print(name, json.dumps(parts[name]), flush=True)
         (arguments.results / "gpu.json").write_text(json.dumps({**card, "parts": parts}, indent=2) + "\n")
-    if any(part["exit_code"] != 0 for part in parts.values()):
+    if any(part["exit_code"] not in ((0, None) if PARTS[name].resumes else (0,)) for name, part in parts.items()):
         raise SystemExit(1)
 
 

@@ -31,6 +31,7 @@ IMPOSSIBLE = (
     "(post-norm), so no padding of it is silent",
     "through a nonlinearity or a table",
     "does not hold the frequencies",
+    "by the angle of their outputs",
 )
 
 
@@ -69,7 +70,7 @@ def measure(family: str, rung: str, following: str) -> dict[str, Any]:
     target = small_config(family, following)
     try:
         found = like(small, target)
-        growth = Growth.of(small, found.method, inputs=inputs)
+        growth = Growth.of(small, found.methods, inputs=inputs)
     except MeristemError as error:
         outcome = "shrinks" if "smaller on some axes" in str(error) else "refused"
         return {**row, "outcome": outcome, "reason": str(error)}

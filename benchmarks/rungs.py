@@ -87,7 +87,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def worker(name: str, source: Path, out: Path) -> None:
+def worker(name: str, source: Path, out: Path, sample: int | None) -> None:
     """Grow and write, and report on it as one line of JSON."""
     import torch
     import transformers  # noqa: F401
@@ -98,7 +98,7 @@ def worker(name: str, source: Path, out: Path) -> None:
 
     torch.set_num_threads(1)
     own, start = peak_bytes(), time.perf_counter()
-    growth = Growth.of(open_streamed(source), like=config_of(name, 1))
+    growth = Growth.of(open_streamed(source), like=config_of(name, 1), sample=sample)
     proved = time.perf_counter()
     write_model(growth.model, out, lambda: growth_record(growth, str(source)))
     written = time.perf_counter()
@@ -130,11 +130,11 @@ def loads(name: str, out: Path) -> bool:
     return not info["missing_keys"] and not info["unexpected_keys"] and found == wanted
 
 
-def measure(name: str, work: Path) -> dict[str, Any]:
+def measure(name: str, work: Path, sample: int | None = None) -> dict[str, Any]:
     source, out = work / "source", work / "out"
     try:
         make_source(name, source)
-        command = [sys.executable, __file__, "--worker", name, str(source), str(out)]
+        command = [sys.executable, __file__, "--worker", name, str(source), str(out), str(sample or 0)]
         done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
@@ -210,10 +210,14 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, help="where checkpoints are written and deleted; a temporary directory by default"
     )
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--sample", type=int, help="prove with so many blocks, and check some rows of every tensor as it is written"
+    )
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        worker(arguments.worker[0], Path(arguments.worker[1]), Path(arguments.worker[2]))
+        name, source, out, sample = arguments.worker
+        worker(name, Path(source), Path(out), int(sample) or None)
         return
     from ladders import between
 
@@ -221,7 +225,7 @@ def main() -> None:
     known = {row["rung"]: row for row in json.loads(results.read_text())} if results.exists() else {}
     for name in arguments.rungs:
         with tempfile.TemporaryDirectory(dir=arguments.work) as work:
-            known[name] = measure(name, Path(work))
+            known[name] = measure(name, Path(work), arguments.sample)
         print(json.dumps(known[name]), flush=True)
         found = [known[rung] for rung in RUNGS if rung in known]
         results.write_text(json.dumps(found, indent=1) + "\n")

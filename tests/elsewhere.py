@@ -83,15 +83,22 @@ def _copy_from(source, target, non_blocking=False) -> Tensor:
     return target
 
 
-MAY_MIX = ("copy_", "_to_copy", "index.Tensor", "index_put", "_local_scalar_dense", "set_data")
+MAY_MIX = ("copy_", "_to_copy", "_local_scalar_dense", "set_data")
 
 
 def run(function, args, kwargs):
     """One operator: on the CPU, with its result where its arguments are or where it is asked to be."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     away = [tensor for tensor in tensors if isinstance(tensor, Away)]
-    plain = [tensor for tensor in tensors if not isinstance(tensor, Away) and tensor.dim() > 0]
     name = str(function)
+    scalars_may_mix = "_fused_" not in name  # a fused optimizer step reads even the count of steps on the device
+    plain = [t for t in tensors if not isinstance(t, Away) and not (scalars_may_mix and t.dim() == 0)]
+    if (
+        "aten.index." in name or "aten.index_put" in name
+    ):  # a tensor on a GPU takes indices from the CPU, and no other way about
+        plain = (
+            plain if not isinstance(args[0], Away) else [t for t in args[2:3] if not isinstance(t, Away) and t.dim()]
+        )
     if away and plain and not any(part in name for part in MAY_MIX):
         raise RuntimeError(f"Expected all tensors to be on the same device, but found {DEVICE} and cpu in {name}")
     asked = kwargs.get("device")

@@ -71,13 +71,13 @@ STUDY = Study(
             sequence_length=128,
         ),
         "large": Setting(
-            networks={"large": llama(192, 6, 4), "small": llama(96, 6, 2)},
+            networks={"large": llama(256, 4, 4), "small": llama(128, 4, 2)},
             budgets=(10, 20),
-            tune=Tune(budget=20, seeds=(100,)),
+            tune=Tune(budget=12, seeds=(100,)),
             sequence_length=256,
-            batch_size=64,
+            batch_size=256,
             trainer={"bf16": True},
-            sides=("zero_padding@8", "hypercloning@8"),
+            sides=("zero_padding@8", "zero_padding@4", "hypercloning@8"),
         ),
     },
     limits=[

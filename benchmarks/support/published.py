@@ -10,7 +10,7 @@ from typing import Any
 
 WIDTHS = (
     "hidden_size", "n_embd", "d_model", "intermediate_size", "ffn_dim", "d_ff", "head_dim", "d_kv", "word_embed_proj_dim",
-    "query_pre_attn_scalar", "encoder_ffn_dim", "decoder_ffn_dim", "projection_size",
+    "query_pre_attn_scalar", "encoder_ffn_dim", "decoder_ffn_dim", "projection_size", "projection_dim",
 )  # fmt: skip
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 VOCABULARY, POSITIONS = 512, 64
@@ -70,6 +70,14 @@ def tower(hidden: int, heads: int, layers: int, ffn: int | None = None) -> dict:
         "num_hidden_layers": layers,
         "intermediate_size": ffn or 4 * hidden,
     }
+
+
+def towers(text: dict, vision: dict, projection: int | None = None) -> dict:
+    """A whole CLIP or SigLIP: the text tower of a SigLIP gives out what is as wide as the other."""
+    space = {"projection_dim": projection} if projection else {"projection_size": vision["hidden_size"]}
+    images = {"image_size": 16, "patch_size": 4}
+    nested = {"text_config": {**TOKENS, **text, **space}, "vision_config": {**images, **vision}}
+    return {**nested, "projection_dim": projection} if projection else nested
 
 
 Family = tuple[str, str, int, int, dict, dict[str, dict]]
@@ -143,9 +151,25 @@ FAMILIES: dict[str, Family] = {
         "B": tower(768, 12, 12), "L": tower(1024, 16, 24), "So400m": tower(1152, 16, 27, 4304)}),
     "SigLIP vision": ("SiglipVisionModel", "siglip_vision_model", 8, 6, {"image_size": 16, "patch_size": 4}, {
         "B": tower(768, 12, 12), "L": tower(1024, 16, 24), "So400m": tower(1152, 16, 27, 4304)}),
+    "CLIP": ("CLIPModel", "clip", 8, 6, {}, {
+        "B": towers(tower(512, 8, 12), tower(768, 12, 12), 512), "L": towers(tower(768, 12, 12), tower(1024, 16, 24), 768),
+        "H": towers(tower(1024, 16, 24), tower(1280, 16, 32), 1024),
+        "bigG": towers(tower(1280, 20, 32), tower(1664, 16, 48, 8192), 1280)}),
+    "SigLIP": ("SiglipModel", "siglip", 8, 6, {}, {
+        "B": towers(tower(768, 12, 12), tower(768, 12, 12)), "L": towers(tower(1024, 16, 24), tower(1024, 16, 24)),
+        "So400m": towers(tower(1152, 16, 27, 4304), tower(1152, 16, 27, 4304))}),
     "Whisper": ("WhisperForConditionalGeneration", "whisper", 16, 4, {**TOKENS, **WHISPER}, {
         "tiny": whisper(384, 6, 4), "base": whisper(512, 8, 6), "small": whisper(768, 12, 12), "medium": whisper(1024, 16, 24)}),
 }  # fmt: skip
+
+
+def _divided(entries: dict, width: int, depth: int) -> dict:
+    """The entries with widths and depths divided, also those of nested configs."""
+    entries = {
+        name: _divided(value, width, depth) if isinstance(value, dict) else value for name, value in entries.items()
+    }
+    entries |= {name: -(-entries[name] // depth) for name in DEPTHS if name in entries}
+    return entries | {name: entries[name] // width for name in WIDTHS if name in entries}
 
 
 def small_config(family: str, rung: str) -> Any:
@@ -156,11 +180,12 @@ def small_config(family: str, rung: str) -> Any:
     entries = {**shared, **rungs[rung]}
     if model_type == "siglip_text_model":  # the width of what it gives out
         entries["projection_size"] = entries["hidden_size"]
-    entries |= {name: -(-entries[name] // depth) for name in DEPTHS if name in entries}
-    entries |= {name: entries[name] // width for name in WIDTHS if name in entries}
+    entries = _divided(entries, width, depth)
     known = transformers.AutoConfig.for_model(model_type)
     sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS, "n_positions": POSITIONS}
     entries |= {name: size for name, size in sizes.items() if hasattr(known, name)}
     if model_type in ("bert", "roberta", "vit", "dinov2", "gpt_neox", "phi"):
         entries.pop("head_dim", None)
+    if "text_config" in entries:
+        entries["text_config"] |= {"vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS}
     return transformers.AutoConfig.for_model(model_type, **entries)

@@ -119,6 +119,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     **{series: {"prediction_length": 8, "context_length": 16}
        for series in ("autoformer", "informer", "time_series_transformer")},
     **{dense: {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]} for dense in ("beit", "data2vec-vision")},
+    **{encoder: {"num_blocks": 2} for encoder in ("eomt", "eomt_dinov3", "videomt")},
     "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
     "oneformer": {"conv_dim": 64, "mask_dim": 64, "hidden_dim": 64},
     "layoutlmv3": {"hidden_size": 96, "coordinate_size": 16, "shape_size": 16, "input_size": 64, "image_size": 64},
@@ -156,6 +157,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "regnet": {"hidden_sizes": [16, 32, 64, 64], "embedding_size": 16, "groups_width": 8},
     "convnext": {"hidden_sizes": [16, 32, 48, 64]},
     "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16},
+    "glpn": {"hidden_sizes": [32, 64, 160, 256], "decoder_hidden_size": 64},  # its own: no two the same when one is doubled
     "focalnet": {"embed_dim": 16, "hidden_sizes": [16, 32, 64, 128]},
     "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320},
     "perceiver": {"num_latents": 8, "d_latents": 32, "d_model": 32, "num_self_attends_per_block": 2,

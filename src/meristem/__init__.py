@@ -50,6 +50,7 @@ _HOMES = {
     "rank_layers": "meristem.growth.rank_layers",
     "Upcycle": "meristem.growth.upcycle",
     "WeightSelection": "meristem.growth.weight_selection",
+    "Prune": "meristem.growth.prune",
     "subnetwork": "meristem.subnetworks.gate",
     "SubnetworkSchedule": "meristem.subnetworks.schedule",
     "BottomLayers": "meristem.subnetworks.schedule",
@@ -116,6 +117,7 @@ if TYPE_CHECKING:
     from meristem.growth.train_new import freeze_old as freeze_old
     from meristem.growth.train_new import parameter_groups as parameter_groups
     from meristem.growth.upcycle import Upcycle as Upcycle
+    from meristem.growth.prune import Prune as Prune
     from meristem.growth.weight_selection import WeightSelection as WeightSelection
     from meristem.growth.zero_padding import ZeroPadding as ZeroPadding
     from meristem.incubation.assembly import assemble as assemble

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 import pico
 import pytest
 import torch
-from elsewhere import DEVICE, Elsewhere
 from test_optimizer import batches
 from torch import nn
 
 import meristem as ms
-from meristem.growth.optimizer import named_state
+from meristem.growth.optimizer import load_named_state, named_state
 
 GPU = pytest.param(
     torch.device("cuda"),
@@ -21,10 +19,15 @@ GPU = pytest.param(
 )
 
 
-@pytest.fixture(params=[DEVICE, GPU], ids=["elsewhere", "cuda"])
+@pytest.fixture(params=["elsewhere", GPU], ids=["elsewhere", "cuda"])
 def device(request) -> Iterator[torch.device]:
-    with Elsewhere() if request.param == DEVICE else nullcontext():
+    if request.param != "elsewhere":
         yield request.param
+        return
+    from elsewhere import DEVICE, Elsewhere  # not before: autograd on a GPU fails where another backend is registered
+
+    with Elsewhere():
+        yield DEVICE
 
 
 def places(model: nn.Module) -> set[torch.device]:
@@ -114,23 +117,55 @@ def test_the_optimizer_follows_there(device, method):
     theirs.step()  # and the correction behind it runs there too
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_a_trajectory_on_a_gpu():
-    """Grown on the GPU in mid-run, in float32: the first losses are the small network's."""
-    small = pico.build("llama").cuda()
-    optimizer = torch.optim.AdamW(small.parameters(), lr=1e-3)
+@pytest.mark.parametrize("options", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_a_trajectory_there(device, options, noise):
+    """Grown in mid-run, in float32: the first losses are the small network's."""
+    small = pico.build("llama").to(device)
+    optimizer = torch.optim.AdamW(small.parameters(), lr=1e-3, **options)
     for tokens in batches(12, 0):
-        step_on_gpu(small, optimizer, tokens)
-    growth = ms.Growth.of(small, ms.HyperCloning(width=2, noise=0.0))
+        step_there(small, optimizer, tokens, device)
+    growth = ms.Growth.of(small, ms.HyperCloning(width=2, noise=noise))
     carried = growth.grow_optimizer(optimizer, scale_learning_rate=True)
-    gaps = [abs(step_on_gpu(small, optimizer, t) - step_on_gpu(growth.model, carried, t)) for t in batches(10, 1)]
+    gaps = [
+        abs(step_there(small, optimizer, t, device) - step_there(growth.model, carried, t, device))
+        for t in batches(10, 1)
+    ]
     assert max(gaps) < 1e-3
 
 
-def step_on_gpu(model: nn.Module, optimizer: torch.optim.Optimizer, tokens: torch.Tensor) -> float:
+@pytest.mark.parametrize(
+    "options", [{"foreach": False}, {"fused": True}, {"capturable": True, "foreach": False}], ids=str
+)
+def test_a_state_from_a_file_goes_where_its_optimizer_counts(device, options):
+    """Recipes read a grown state on the CPU; fused and capturable optimizers count their steps beside the weights."""
+    model = pico.build("llama").to(device)
+    tokens = next(iter(batches(1, 0)))
+    before = torch.optim.AdamW(model.parameters(), lr=1e-3, **options)
+    step_there(model, before, tokens, device)
+    on_cpu = {
+        name: {key: value.cpu() for key, value in entries.items()}
+        for name, entries in named_state(before, model).items()
+    }
+    after = torch.optim.AdamW(model.parameters(), lr=1e-3, **options)
+    load_named_state(after, model, on_cpu)
+    step_there(model, after, tokens, device)
+    for parameter in model.parameters():
+        assert float(after.state[parameter]["step"]) == 2
+        assert after.state[parameter]["step"].device == before.state[parameter]["step"].device
+
+
+@pytest.mark.parametrize("method", [ms.HyperCloning(width=2, noise=0.1), ms.LEMON(width=2), ms.IdentityBlocks(depth=2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sampled_proof_there(device, method, dtype):
+    growth = ms.Growth.of(pico.build("llama").to(dtype).to(device), method, sample=2)
+    assert growth.certificate.holds
+    assert growth.certificate.device.startswith(device.type)
+
+
+def step_there(model: nn.Module, optimizer: torch.optim.Optimizer, tokens: torch.Tensor, device: torch.device) -> float:
     optimizer.zero_grad()
-    loss = model(input_ids=tokens.cuda(), labels=tokens.cuda()).loss
+    loss = model(input_ids=tokens.to(device), labels=tokens.to(device)).loss
     loss.backward()
     optimizer.step()
     return loss.item()

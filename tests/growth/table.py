@@ -5,6 +5,8 @@ Sizes fit the pico models: hidden 32, 4 heads of 8, feed-forward 44 (gpt2: 128),
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 import meristem as ms
@@ -33,6 +35,7 @@ METHODS: dict[str, tuple[object, bool | set[str]]] = {  # row -> (method, promis
     "identity blocks": (ms.IdentityBlocks(depth=2), True),
     "weight selection": (ms.WeightSelection(hidden_size=16, num_attention_heads=2, num_hidden_layers=1), False),
     "magnitude selection": (ms.WeightSelection(intermediate_size=22, selection="magnitude"), False),
+    "prune": (ms.Prune(intermediate_size=22, num_hidden_layers=1), False),
     "grow, don't overwrite": (ms.GrowDontOverwrite(noise=0.2), True),
     "width then depth": ([ms.HyperCloning(width=2), ms.IdentityBlocks(depth=2)], True),
 }  # fmt: skip
@@ -47,6 +50,8 @@ def labelled(model: torch.nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
 def method_for(row: str, small: torch.nn.Module):
     """The row's method; the one that learns its growth is fitted on `small` for two steps."""
     method = METHODS[row][0]
+    if isinstance(method, ms.Prune):
+        return replace(method, batches=[labelled(small)])
     return method.fit(small, [labelled(small)]) if isinstance(method, ms.LiGO) else method
 
 

@@ -7,9 +7,13 @@ import pytest
 import torch
 import transformers
 from command_line import meristem
+from test_optimizer import batches, step
 from test_upcycle import UNITS, dense, error, reloaded
 
 import meristem as ms
+from meristem.growth.block_steps import MISSED
+from meristem.growth.fuse import fuse_state
+from meristem.growth.optimizer import named_state
 
 
 def test_each_expert_is_one_parents_block_and_the_rest_their_mean():
@@ -62,6 +66,105 @@ def test_the_command_line(tmp_path):
     assert not info["missing_keys"]
     assert type(model).__name__ == "MixtralForCausalLM"
     assert model.dtype == torch.bfloat16
+
+
+def gradients(model) -> dict:
+    """A state whose moments are the gradient of one batch."""
+    tokens = batches(1, 0)[0]
+    model.train()(input_ids=tokens, labels=tokens).loss.backward()
+    return {
+        n: {"exp_avg": p.grad, "exp_avg_sq": p.grad**2, "step": torch.tensor(3.0)} for n, p in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_the_state_of_one_network_as_experts_is_that_of_true_gradients(family):
+    small = dense(family)
+    fusion = ms.fuse_with_certificate([small, small], ms.DeepFusion(experts=True))
+    found, true = fuse_state(fusion, [gradients(small)] * 2), gradients(fusion.model)
+    for name, entries in true.items():
+        carried = found[name]
+        if name.endswith(".mlp.gate.weight"):
+            assert not carried["exp_avg"].any()
+            assert carried["step"] == 0
+            continue
+        if "experts" in name:  # a token gives each expert its own weight, one of two on average
+            torch.testing.assert_close(carried["exp_avg"].sum(0), entries["exp_avg"].sum(0), rtol=1e-3, atol=1e-5)
+            for own, expected in zip(carried["exp_avg"], entries["exp_avg"], strict=True):
+                assert float((own - expected).norm() / expected.norm()) < 0.1
+        else:
+            torch.testing.assert_close(carried["exp_avg"], entries["exp_avg"], rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(carried["exp_avg_sq"], entries["exp_avg_sq"], rtol=2e-3, atol=1e-8)
+        assert carried["step"] == 3
+        assert MISSED not in carried
+
+
+def test_experts_keep_their_parents_own_moments_and_steps():
+    """Trained for 3 and for 5 steps: an expert's moments are its parent's, of half of the tokens; elsewhere they are the mean."""
+    parents, optimizers = [pico.build("llama", seed=seed, **UNITS).train() for seed in range(2)], []
+    for number, parent in enumerate(parents):
+        optimizers.append(torch.optim.AdamW(parent.parameters(), lr=1e-3))
+        for tokens in batches(3 + 2 * number, number):
+            step(parent, optimizers[-1], tokens)
+    fusion = ms.fuse_with_certificate(parents, ms.DeepFusion(weights=[0.7, 0.3], experts=True))
+    optimizer = ms.fuse_optimizer(fusion, optimizers, parents)
+    before, after = (
+        [named_state(o, p) for o, p in zip(optimizers, parents, strict=True)],
+        named_state(optimizer, fusion.model),
+    )
+    down, query = "model.layers.1.mlp.{}down_proj", "model.layers.1.self_attn.q_proj.weight"
+    experts = after[down.format("experts.")]
+    for number, own in enumerate(before):
+        dense_one = own[down.format("") + ".weight"]
+        torch.testing.assert_close(experts["exp_avg"][number], dense_one["exp_avg"] / 2)
+        torch.testing.assert_close(experts["exp_avg_sq"][number], dense_one["exp_avg_sq"] / 4)
+    assert experts["step"] == 5
+    assert experts[MISSED][0].unique().tolist() == [2]
+    assert experts[MISSED][1].unique().tolist() == [0]
+    for key in ("exp_avg", "exp_avg_sq"):
+        torch.testing.assert_close(after[query][key], 0.7 * before[0][query][key] + 0.3 * before[1][query][key])
+    assert after[query]["step"] == 3
+    router = fusion.model.model.layers[0].mlp.gate.weight
+    assert not after["model.layers.0.mlp.gate.weight"]["exp_avg"].any()
+    rows = router.detach().clone()
+    step(fusion.model.train(), optimizer, batches(1, 5)[0])
+    assert float((router.detach() - rows).abs().median()) == pytest.approx(1e-3, rel=0.05)  # a first step
+
+
+def test_separate_experts_take_their_own_parents_state():
+    parents = [pico.build("t5", seed=seed) for seed in range(2)]
+    fusion = ms.fuse_with_certificate(parents, ms.DeepFusion(experts=True, experts_per_token=1))
+    states = [
+        {
+            n: {"exp_avg": torch.randn_like(p), "step": torch.tensor(float(4 + seed))}
+            for n, p in parent.named_parameters()
+        }
+        for seed, parent in enumerate(parents)
+    ]
+    found, block = fuse_state(fusion, states), "decoder.block.1.layer.2."
+    for seed, state in enumerate(states):
+        for part, scale in (("wi", 1.0), ("wo", 2.0)):  # the router gives each a half, so outputs are doubled
+            expert, own = (
+                found[f"{block}mlp.experts.expert_{seed}.{part}.weight"],
+                state[f"{block}DenseReluDense.{part}.weight"],
+            )
+            torch.testing.assert_close(expert["exp_avg"], own["exp_avg"] / 2 / scale)
+            assert expert["step"] == 4 + seed
+            assert MISSED not in expert
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adafactor, torch.optim.Adagrad])
+def test_other_optimizers_carry_over_too(optimizer):
+    parents, optimizers = [pico.build("llama", seed=seed, **UNITS).train() for seed in range(2)], []
+    for number, parent in enumerate(parents):
+        options = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
+        optimizers.append(optimizer(parent.parameters(), lr=1e-3, **options))
+        step(parent, optimizers[-1], batches(1, number)[0])
+    fusion = ms.fuse_with_certificate(parents, ms.DeepFusion(experts=True))
+    fused = ms.fuse_optimizer(fusion, optimizers, parents)
+    for tokens in batches(2, 7):
+        step(fusion.model.train(), fused, tokens)
+    assert all(p.isfinite().all() for p in fusion.model.parameters())
 
 
 def test_refusals():

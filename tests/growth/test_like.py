@@ -222,15 +222,15 @@ def test_other_fields_are_the_sources_or_the_targets():
     ).config
     kept, taken = like(small, config), like(small, config, take_target_fields=True)
     assert kept.fields == taken.fields == {"rms_norm_eps": (1e-6, 1e-3)}
-    assert Growth.of(small, kept.method).model.config.rms_norm_eps == 1e-6
-    growth = Growth.of(small, taken.method)
+    assert Growth.of(small, kept.methods).model.config.rms_norm_eps == 1e-6
+    growth = Growth.of(small, taken.methods)
     assert growth.model.config.rms_norm_eps == 1e-3
     assert not growth.plans[0].preserves_function
     assert growth.certificate.relative_error > 1e-3
 
 
 @pytest.mark.parametrize("target, message", [
-    (("gpt2", {}), "the target is a gpt2, the network a llama; a llama of any larger size would work"),
+    (("gpt2", {}), "the target is a gpt2, the network a llama; a llama of any larger size, or a mixtral, would work"),
     (("llama", {"num_hidden_layers": 1, "intermediate_size": 22}),
      "smaller on some axes: ffn 44 -> 22, layers 2 -> 1. The nearest target that works has ffn 44, layers 2"),
     (("llama", {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}), "heads 4 -> 2"),
@@ -343,6 +343,14 @@ def test_a_tied_head_is_untied_where_the_target_is():
     )
     assert growth.model.config.tie_word_embeddings is False
     assert gap(small, growth.model) <= 1e-5
+
+
+def test_untying_alone_is_a_growth():
+    small = pico.build("llama", tie_word_embeddings=True)
+    growth = Growth.of(small, like=pico.build("llama", tie_word_embeddings=False).config)
+    assert growth.certificate.holds
+    assert growth.model.config.tie_word_embeddings is False
+    assert torch.equal(growth.model.lm_head.weight, small.lm_head.weight)
 
 
 def test_the_chain_rule_holds_for_new_axes():

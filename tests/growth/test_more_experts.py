@@ -12,6 +12,7 @@ from test_upcycle import error, reloaded
 from torch import optim
 
 import meristem as ms
+from meristem.growth.optimizer import grow_state
 from meristem.growth.rank_layers import effective_rank
 
 QWEN = {**pico.LLAMA, "head_dim": 8, "moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2}
@@ -42,6 +43,81 @@ def test_all_copies_of_a_chosen_expert_share_its_weight(small, options, tmp_path
     masks = growth.provenance.masks("model.layers.1.mlp.experts.down_proj")
     assert masks["old"][:4].all()
     assert masks["copied"][4:].all()
+
+
+def switch():
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 44,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "vocab_size": 67,
+    }
+    sparse = {
+        "num_sparse_encoder_layers": 2,
+        "num_sparse_decoder_layers": 1,
+        "num_experts": 3,
+        "expert_capacity": 1 << 20,
+    }
+    config = transformers.SwitchTransformersConfig(**sizes, **sparse, decoder_start_token_id=0)
+    model = transformers.SwitchTransformersForConditionalGeneration(config)
+    pico.randomise(model)
+    return model.eval()
+
+
+def test_switch_gets_more_experts_each_a_module_of_its_own(tmp_path):
+    """One expert for a token: of tied copies the first is chosen, with its part of the old weight, and is as loud as all."""
+    small = switch()
+    growth = ms.Growth.of(small, ms.MoreExperts(num_experts=6))
+    assert growth.plans[0].preserves_function
+    assert error(small, reloaded(growth.model, tmp_path)) <= 1e-5
+    experts, before = growth.model.decoder.block[1].layer[2].mlp.experts, small.decoder.block[1].layer[2].mlp.experts
+    for number in range(6):
+        own, source = experts[f"expert_{number}"], before[f"expert_{number % 3}"]
+        assert torch.equal(own.wi.weight, source.wi.weight)
+        torch.testing.assert_close(own.wo.weight, 2 * source.wo.weight)
+        labels = growth.provenance.labels(f"decoder.block.1.layer.2.mlp.experts.expert_{number}.wi.weight")
+        assert (labels == (0 if number < 3 else 1)).all()
+    router = growth.provenance.labels("decoder.block.1.layer.2.mlp.router.classifier.weight")
+    assert (router[:3] == 0).all()
+    assert (router[3:] == 1).all()
+    state = {n: {"exp_avg": torch.ones_like(p), "exp_avg_sq": torch.ones_like(p)} for n, p in small.named_parameters()}
+    grown = grow_state(growth.plans[0], state)
+    for part, share in (("wi", 2), ("wo", 4)):  # half of the tokens, and twice as loud
+        own = grown[f"decoder.block.1.layer.2.mlp.experts.expert_4.{part}.weight"]
+        torch.testing.assert_close(own["exp_avg"], torch.full_like(own["exp_avg"], 1 / share))
+        torch.testing.assert_close(own["exp_avg_sq"], torch.full_like(own["exp_avg"], 1 / share**2))
+    uneven = ms.Growth.of(small, ms.MoreExperts(num_experts=4))
+    assert not uneven.plans[0].preserves_function
+    with pytest.raises(ms.MeristemError, match="switch_transformers has no field for experts_per_token"):
+        ms.grow(small, ms.MoreExperts(num_experts=6, experts_per_token=2))
+
+
+def test_norms_of_single_heads_share_their_gradient():
+    """StableLM has a norm for each head, a module of its own: a head's copies get their share of its gradient, and are copies."""
+    import transformers
+
+    torch.manual_seed(0)
+    small = transformers.StableLmForCausalLM(transformers.StableLmConfig(**pico.LLAMA, qk_layernorm=True))
+    pico.randomise(small)
+    growth, tokens = ms.Growth.of(small.eval(), ms.HyperCloning(width=2, noise=0.0)), batches(1, 0)[0]
+    for model in (small, growth.model):
+        model(input_ids=tokens, labels=tokens).loss.backward()
+    state = {n: {"exp_avg": p.grad, "exp_avg_sq": p.grad**2} for n, p in small.named_parameters()}
+    found = grow_state(growth.plans[0], state)
+    norms = [n for n, _ in growth.model.named_parameters() if ".q_layernorm.norms." in n]
+    assert len(norms) == 16
+    for name in norms:
+        true = growth.model.get_parameter(name).grad
+        torch.testing.assert_close(found[name]["exp_avg"], true, rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(found[name]["exp_avg_sq"], true**2, rtol=2e-3, atol=1e-12)
+    counts = [int(growth.provenance.mask(name, "copied").sum()) for name in norms]
+    assert counts == ([0] * 4 + [8] * 4) * 2
 
 
 def test_a_fixed_top_k_is_measured():
@@ -140,6 +216,27 @@ def test_llama_pro_trains_its_new_blocks_and_nothing_else(tmp_path):
     back = reloaded(growth.model, tmp_path)
     frozen = ms.freeze_old(back, growth.provenance)
     assert frozen.moving == sum(p.numel() for layer in (1, 3) for p in back.model.layers[layer].parameters())
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen3", "Olmo2", "Gemma3Text", "Gemma4Text", "Granite", "Phi3"])
+def test_stock_classes_want_feed_forward_blocks_alike(name):
+    """So chosen layers are chosen by what trains. Where this fails, `per_layer_config` has come to be read, and can be written."""
+    import transformers
+
+    sizes = {
+        "vocab_size": 67,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    changed = {1: {"intermediate_size": 88}}
+    config = getattr(transformers, f"{name}Config")(
+        **sizes, pad_token_id=0, intermediate_size=44, per_layer_config=changed
+    )
+    model_class = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")
+    with torch.device("meta"), pytest.raises(Exception, match="'intermediate_size' is a per-layer attribute"):
+        model_class(config)
 
 
 def test_layers_are_ranked_by_the_effective_rank_of_their_updates():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pico
 import pytest
 import torch
-from table import METHODS
+from table import METHODS, method_for
 
 import meristem as ms
 from meristem.growth.apply import grow_tensor
@@ -22,7 +22,7 @@ NOT_WEIGHTS = {"ligo", "aki", "shrink, zero-pad, perturb"}  # fitted first, copi
 def test_fast_and_plain_agree(row, family):
     small = pico.build(family).double()
     weights = small.state_dict()
-    method = as_list(METHODS[row][0])[0]
+    method = as_list(method_for(row, small))[0]
     method = replace(method, noise=0.0) if hasattr(method, "noise") else method
     plan = method.plan(ms.Anatomy.of(small), small)
     for name, tensor in plan.tensors.items():

@@ -216,7 +216,11 @@ def test_a_trainer_resumes_it(tmp_path):
 def test_two_processes_hold_as_one_does(mode, tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
+    """AdamW, SGD and Muon: old entries bit-equal and clipping by the norm of what moves in the worker, norms and losses here."""
     alone = [float(loss) for loss in losses_of(WORKER, mode, 1, tmp_path / "one")]
     together = [float(loss) for loss in losses_of(WORKER, mode, 2, tmp_path / "two")]
-    assert together == pytest.approx(alone, abs=2e-5)
-    assert alone[-1] < alone[1]  # losses stand behind the norms that gradients were clipped by
+    assert len(alone) == len(together) == 3 * 8
+    assert together[:16] == pytest.approx(alone[:16], abs=2e-5)
+    assert together[16:] == pytest.approx(alone[16:], rel=1e-3)  # Muon makes its steps in bfloat16
+    for start in (0, 8, 16):  # of each optimizer
+        assert alone[start + 7] < alone[start + 1]  # losses stand behind the norms that gradients were clipped by

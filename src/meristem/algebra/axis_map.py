@@ -195,6 +195,17 @@ class AxisMap:
         heard = self.heard.transposed_apply(noise, dim)
         return noise - self.read.apply(heard, dim)
 
+    def tied_factor(self) -> float | None:
+        """What a tied head multiplies by, reading with the writer's map instead of `read`; None if that is no number."""
+        if self.new_size >= self.old_size:
+            return self.twin_gram()
+        heard, read = self.heard.matrix(), self.read.matrix()
+        kept = read != 0
+        if not torch.equal(heard != 0, kept):
+            return None
+        factors = heard[kept] / read[kept]
+        return float(factors[0]) if torch.allclose(factors, factors[0]) else None
+
     def twin_gram(self) -> float | None:
         """c where heard^T . write = c I, else None: what a tied head multiplies by, reading with the writer's map."""
         if self.heard is self.write:

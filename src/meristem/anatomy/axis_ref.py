@@ -12,17 +12,19 @@ from dataclasses import dataclass, replace
 
 from meristem.anatomy.conventions import KINDS
 
-_PART = re.compile(r"(?:over(\d+)|(frequencies)|after(\d+))_(\w+)")
+_PART = re.compile(r"(?:over(\d+)|(frequencies|pairs)|after(\d+))_(\w+)")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which units of a whole: a share (`over8_hidden`, an eighth), all but the first few (`after32_hidden`), or the
-    frequencies of sinusoidal positions of that width, a sine and a cosine for each (`frequencies_hidden`)."""
+    """Which units of a whole: a share (`over8_hidden`, an eighth), all but the first few (`after32_hidden`), the frequencies
+    of sinusoidal positions of that width, a sine and a cosine for each (`frequencies_hidden`), or the pairs of units that such a
+    sine and cosine are added to (`pairs_hidden`)."""
 
     divisor: int = 1
     skipped: int = 0
     frequencies: bool = False
+    pairs: bool = False
 
     def size(self, whole: int) -> int:
         """The number of units, of so many in the whole."""
@@ -31,6 +33,8 @@ class Part:
     def __str__(self) -> str:
         if self.frequencies:
             return "frequencies_"
+        if self.pairs:
+            return "pairs_"
         return f"after{self.skipped}_" if self.skipped else f"over{self.divisor}_"
 
 
@@ -52,8 +56,8 @@ class AxisRef:
         """From a name such as "decoder_ffn" or "over8_hidden"."""
         match = _PART.fullmatch(name)
         if match:
-            divisor, frequencies, skipped, whole = match.groups()
-            part = Part(2 if frequencies else int(divisor or 1), int(skipped or 0), frequencies is not None)
+            divisor, halves, skipped, whole = match.groups()
+            part = Part(2 if halves else int(divisor or 1), int(skipped or 0), halves == "frequencies", halves == "pairs")
             return replace(AxisRef.parse(whole), part=part)
         kind = next((kind for kind in KINDS if name == kind or name.endswith("_" + kind)), None)
         return AxisRef("hidden", own=name) if kind is None else AxisRef(kind, name.removesuffix(kind))
@@ -70,6 +74,16 @@ class AxisRef:
 
     def __str__(self) -> str:
         return f"{self.part or ''}{self.whole}"
+
+
+BETWEEN, LAST = "between_", "last_"
+
+
+def layers_of(axis: str) -> str | None:
+    """The axis of depth that a table follows which has no entry for some of its layers: "layers" for `between_layers`, with one
+    for all but the last, and for `last_layers`, with one for the last few; None for any other axis."""
+    prefix = next((prefix for prefix in (BETWEEN, LAST) if axis.startswith(prefix)), None)
+    return None if prefix is None else axis.removeprefix(prefix)
 
 
 def kind_of(axis: str) -> str:
@@ -98,7 +112,7 @@ def rest_of(axis: str, skipped: int) -> str:
 
 
 def divisor_of(axis: str) -> int:
-    """How many of it make the whole: 8 for `over8_hidden`, 2 for frequencies, 1 for `hidden`."""
+    """How many of it make the whole: 8 for `over8_hidden`, 2 for frequencies and pairs, 1 for `hidden`."""
     part = AxisRef.parse(axis).part
     return part.divisor if part else 1
 
@@ -107,6 +121,17 @@ def is_frequencies(axis: str) -> bool:
     """Whether it is the frequencies of sinusoidal positions."""
     part = AxisRef.parse(axis).part
     return part is not None and part.frequencies
+
+
+def are_pairs(axis: str) -> bool:
+    """Whether it is the pairs of units that sines and cosines are added to."""
+    part = AxisRef.parse(axis).part
+    return part is not None and part.pairs
+
+
+def pairs_of(axis: str) -> str:
+    """The name of the pairs of an axis: the units 2i and 2i + 1 of `hidden` are pair i of `pairs_hidden`."""
+    return f"{Part(2, pairs=True)}{axis}"
 
 
 def skipped_by(axis: str) -> int:

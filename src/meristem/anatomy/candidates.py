@@ -9,7 +9,7 @@ from torch import nn
 
 from meristem.algebra import Layout
 from meristem.anatomy.axis_ref import AxisRef, kind_of, part_of, rest_of
-from meristem.anatomy.conventions import ATTENTION_CLASS, DECODER_SCOPE, ENCODER_SCOPE, LAYOUTS
+from meristem.anatomy.conventions import ATTENTION_CLASS, CROSS_SCOPE, DECODER_SCOPE, ENCODER_SCOPE, LAYOUTS
 from meristem.anatomy.heads import GROUP, HEAD_DIM, KV_HEADS, Heads, counts_heads
 from meristem.anatomy.overrides import Override
 from meristem.anatomy.roles import owner_and_parameter
@@ -66,7 +66,8 @@ def _scopes(path: str, sizes: Sizes) -> list[str]:
     """Scopes that have heads, the one that the path names first."""
     scopes = [AxisRef.parse(axis).scope for axis in sizes if kind_of(axis) == KV_HEADS]
     parts = path.split(".")
-    named = next((f"{s}_" for s in (ENCODER_SCOPE, DECODER_SCOPE) if s in parts and f"{s}_" in scopes), "")
+    parts += [CROSS_SCOPE] if any(part.startswith(CROSS_SCOPE) for part in parts) else []
+    named = next((f"{s}_" for s in (CROSS_SCOPE, ENCODER_SCOPE, DECODER_SCOPE) if s in parts and f"{s}_" in scopes), "")
     return sorted(scopes, key=lambda scope: scope != named)
 
 
@@ -113,6 +114,8 @@ def _simple(size: int, sizes: Sizes) -> Iterator[tuple[str, Layout]]:
     )
     parts = [axis for axis in plain if sizes[axis] % size == 0]
     yield from (("a part of an axis", Layout(((part_of(axis, sizes[axis] // size),),))) for axis in parts)
+    halves = [axis for axis in plain if sizes[axis] % 2 == 0 and size % (sizes[axis] // 2) == 0]
+    yield from (("halves of an axis", Layout(((size // (sizes[a] // 2), part_of(a, 2)),))) for a in halves)
     yield from (("each unit of two axes", Layout(((a, b),))) for a, b in pairs if sizes[a] * sizes[b] == size)
     yield from (
         ("an axis without its first units", Layout(((rest_of(a, sizes[a] - size),),))) for a in plain if sizes[a] > size

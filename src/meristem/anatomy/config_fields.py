@@ -85,13 +85,14 @@ class ConfigFields:
     def write(self, config: Any, axis: str, old: int, new: int) -> None:
         """Set the field of an axis, those that hold the same number, and those that keep their proportion to it."""
         for root in self.counterparts:
-            path = root + self.paths[axis].removeprefix(self.root)
-            if read_field(config, path) == old:
+            names = (self.paths[axis].removeprefix(self.root), *FIELDS.get(axis, ()))
+            path = next((root + name for name in names if read_field(config, root + name) is not None), None)
+            if path is not None and read_field(config, path) == old:
                 write_field(config, path, new)
         joining = joining_paths(self.config, self.root) if axis == "hidden" else []
-        joining += LINKED_BY_TYPE.get(self.config.model_type, ()) if axis == "hidden" else ()
+        joining += LINKED_BY_TYPE.get(self.config.model_type, ()) if kind_of(axis) == "hidden" else ()
         for linked in (*self._anywhere(LINKED_FIELDS.get(axis, ())), *joining):
-            if read_field(config, linked) == old:
+            if read_field(self.config, linked) == old:
                 write_field(config, linked, new)
         for path in self._anywhere(PROPORTIONAL_FIELDS.get(axis, ())):
             value = read_field(config, path)
@@ -105,11 +106,12 @@ class ConfigFields:
         """The paths of fields that stand at the top of a config or in the part that is grown."""
         return [path for name in names for path in dict.fromkeys((name, self.root + name))]
 
-    def write_depth(self, config: Any, axis: str, depth: int, order: list[int] | None) -> None:
+    def write_depth(self, config: Any, axis: str, depth: int, order: list[int] | None, first: int = 0) -> None:
         """Set a number of layers, and what the config says of each layer.
 
         Args:
             order: for each new layer the old one whose place it takes; by default the last one is repeated.
+            first: as in `follow_layers`.
         """
         old, path = self.depths[axis], self.depth_paths[axis]
         order = order or [min(i, old - 1) for i in range(depth)]
@@ -119,7 +121,7 @@ class ConfigFields:
         for part in path.split(".")[:-1]:
             owner = owner if part == "depths" else read_field(owner, part)
         if not axis.startswith("stage") and axis != "decoder_layers":
-            follow_layers(owner, order, old)
+            follow_layers(owner, order, old, first)
         exceptions = owner.to_dict().get("per_layer_config") if hasattr(owner, "to_dict") else None
         if isinstance(read_field(config, path), int):
             write_field(config, path, depth)

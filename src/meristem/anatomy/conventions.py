@@ -36,7 +36,13 @@ FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "dense_ffn": ("intermediate_size_mlp", "dense_intermediate_size", "prefix_dense_intermediate_size"),
     "encoder_heads": ("encoder_attention_heads", "num_encoder_attention_heads", "encoder_num_attention_heads"),
-    "decoder_heads": ("decoder_attention_heads", "num_decoder_attention_heads", "decoder_num_attention_heads"),
+    "decoder_heads": (
+        "decoder_attention_heads",
+        "num_decoder_attention_heads",
+        "decoder_num_attention_heads",
+        "decoder_self_attention_heads",
+    ),
+    "cross_heads": ("decoder_cross_attention_heads",),  # a decoder whose cross-attention has heads of its own
     "encoder_kv_heads": ("encoder_num_key_value_heads",),
     "decoder_kv_heads": ("decoder_num_key_value_heads",),
     "swa_heads": ("swa_num_attention_heads",),  # sliding-window layers with heads of their own
@@ -64,6 +70,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
 
 # Further fields that hold the same number and have to move with the axis while they do.
 LINKED_FIELDS: dict[str, tuple[str, ...]] = {
+    "projection": ("text_config.projection_dim", "vision_config.projection_dim"),
+    "vision_hidden": ("text_config.projection_size",),
     "bottleneck_hidden": ("intra_bottleneck_size",),
     "hidden": (
         "word_embed_proj_dim",
@@ -103,8 +111,32 @@ ENCODERS_AND_DECODERS = ("encoder", "decoder", "encoder_config", "decoder_config
 # Further parts that are joined so, by the model type of the whole: one attends to the other, or both have to be as wide.
 JOINED_PARTS: dict[str, tuple[str, ...]] = dict.fromkeys(("pix2struct", "tipsv2"), ("vision_config",))
 # Fields of a whole that hold its language model's width for a reason of their own, by its model type: OWL-ViT compares text, as
-# projected, with boxes of that width.
-LINKED_BY_TYPE: dict[str, tuple[str, ...]] = {"owlvit": ("projection_dim",), "owlv2": ("projection_dim",)}
+# projected, with boxes of that width; GLPN projects a stage's features to the decoder's width only where they differ.
+LINKED_BY_TYPE: dict[str, tuple[str, ...]] = {
+    "owlvit": ("projection_dim",),
+    "owlv2": ("projection_dim",),
+    "glpn": ("decoder_hidden_size",),
+}
+# Further axes by the model type of the whole, with the path of the field that sets each: the space that two towers are compared in,
+# and the width of the tower beside the text's.
+_TOWER = {
+    "vision_hidden": "vision_config.hidden_size",
+    "vision_heads": "vision_config.num_attention_heads",
+    "vision_ffn": "vision_config.intermediate_size",
+}
+AXES_BY_TYPE: dict[str, dict[str, str]] = {
+    "clip": {"projection": "projection_dim", **_TOWER},
+    "clip_text_model": {"projection": "projection_dim"},
+    "clip_vision_model": {"projection": "projection_dim"},
+    "siglip": _TOWER,
+    "siglip_text_model": {"projection": "projection_size"},
+    "siglip2_text_model": {"projection": "projection_size"},
+}
+DEPTHS_BY_TYPE: dict[str, dict[str, str]] = {
+    name: {"vision_layers": "vision_config.num_hidden_layers"} for name in ("clip", "siglip")
+}
+# Axes along which the outputs of two towers are compared by their angle, as they leave a stream that norms measure.
+COMPARED_BY_TYPE: dict[str, tuple[str, ...]] = {"siglip": ("vision_hidden",)}
 # An encoder whose heads share out a width of its own (RT-DETR's, with positions in two dimensions) stays as wide as it is.
 ENCODER_WIDTH = "encoder_hidden_dim"
 
@@ -116,6 +148,7 @@ PROPORTIONAL_FIELDS: dict[str, tuple[str, ...]] = {
         "attention_hidden_size",
         "coordinate_size",
         "shape_size",
+        "merged_hidden_size",
     ),
     "heads": ("num_attention_heads_per_layer", "num_key_value_heads_per_layer"),
     "stage0_hidden": ("embedding_size", "stem_out_channels", "stage_out_channels.0", "stage_in_channels.1"),
@@ -143,6 +176,10 @@ LAYER_NUMBERS = (
 )
 # Lists of numbers of layers behind which something is taken out of the stream.
 LAYER_OUTPUTS = r"_?out_indices|backbone_out_indices|out_layers"
+# Classes that number what stands before the layers as 1, and not as 0.
+OUTPUTS_FROM_ONE = r"(Beit|Data2VecVision)ForSemanticSegmentation"
+# How many of the last layers do more than the others.
+LAST_LAYERS = r"num_blocks"
 # Where a part of the config has one of these, later layers take in what earlier layers of other parts gave out, by number.
 NUMBERED_FIELDS = ("deepstack_visual_indexes", "deepstack_layer_map")
 
@@ -161,6 +198,7 @@ KINDS = (
     "vocab",
     "state",
     "positions",
+    "projection",
 )
 
 LEARNED = ("positions", "rank")  # axes that count only where their field shapes a tensor
@@ -189,18 +227,29 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     (r"DeltaNet", r"in_proj_z", "out", (QUERY,)),
     (
         ATTENTION_CLASS,
-        r"q_proj|query|q|q_lin|linear_q|linear_pos|wq|to_q|project_q|q_head|query_proj|g_proj",
+        r"q_proj|query|q|q_lin|linear_q|linear_pos|wq|to_q|project_q|q_head|query_proj|g_proj|"
+        r"q_(content|pos|pos_sine)_proj|(self|cross)_attn_query_(content|pos|pos_sine)_proj",
         "out",
         (QUERY, GATED_QUERY),
     ),
-    (ATTENTION_CLASS, r"k_proj|key|k|k_lin|linear_k|wk|to_k|project_k|k_head|key_proj", "out", (KEY_VALUE,)),
-    (ATTENTION_CLASS, r"v_proj|value|v|v_lin|linear_v|wv|to_v|project_v|v_head|value_proj", "out", (KEY_VALUE,)),
+    (
+        ATTENTION_CLASS,
+        r"k_proj|key|k|k_lin|linear_k|wk|to_k|project_k|k_head|key_proj|k_(content|pos)_proj|(self|cross)_attn_key_(content|pos)_proj",
+        "out",
+        (KEY_VALUE,),
+    ),
+    (
+        ATTENTION_CLASS,
+        r"v_proj|value|v|v_lin|linear_v|wv|to_v|project_v|v_head|value_proj|(self|cross)_attn_value_proj",
+        "out",
+        (KEY_VALUE,),
+    ),
     (ATTENTION_CLASS, r"c_attn|qkv_proj|qkv|Wqkv|in_proj", "out", (CONCATENATED,)),
     (r"MultiheadAttention", r"in_proj_(weight|bias)", "out", (CONCATENATED,)),
     (ATTENTION_CLASS, r"query_key_value", "out", (GROUPED, CONCATENATED)),
     (
         ATTENTION_CLASS,
-        r"o_proj|out_proj|o|dense|c_proj|proj|wo|out_lin|linear_out|to_out|attention_out",
+        r"o_proj|out_proj|o|dense|c_proj|proj|wo|out_lin|linear_out|to_out|attention_out|output_proj",
         "in",
         (QUERY,),
     ),
@@ -232,4 +281,4 @@ RAW_READERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 ROUTER_CLASS = r"Router|Gate"
 NORM_CLASS = r"Norm"
 NORM_GAINS = ("weight", "scale", "gamma", "gain", "g")  # what the gain of a norm is called, the usual name first
-ENCODER_SCOPE, DECODER_SCOPE = "encoder", "decoder"
+ENCODER_SCOPE, DECODER_SCOPE, CROSS_SCOPE = "encoder", "decoder", "cross"

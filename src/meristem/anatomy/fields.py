@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from meristem.anatomy.conventions import (
+    AXES_BY_TYPE,
     DEPTH_FIELDS,
     DEPTH_LISTS,
+    DEPTHS_BY_TYPE,
     ENCODER_WIDTH,
     ENCODERS_AND_DECODERS,
     FIELDS,
@@ -113,8 +115,16 @@ def joining_paths(config: Any, root: str) -> list[str]:
         names = [name for name in JOINING_FIELDS if name not in main and name not in joint]
         names += [] if path else ["hidden_size"]
         names += [output for width, output in OUTPUT_BESIDE.items() if {width, output} <= vars(part).keys()]
+        names = [name for name in names if not _of_sibling(config, path, name, root)]
         found += [path + name for name in names if isinstance(vars(part).get(name), int)]
     return found
+
+
+def _of_sibling(config: Any, path: str, name: str, root: str) -> bool:
+    """Whether a field such as "audio_hidden_size" says the width of the "audio_config" beside the part that it stands in."""
+    parent = path.rstrip(".").rpartition(".")[0]
+    sibling = f"{parent}.{name.removesuffix('_hidden_size')}_config"
+    return bool(parent) and f"{sibling}." != root and read_field(config, sibling) is not None
 
 
 def _parts(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -133,7 +143,7 @@ def axis_paths(config: Any, root: str, moves: Callable[[Any], bool]) -> dict[str
         moves: whether a changed config builds another network; asked where several fields could set an axis, since some
             are only derived from others.
     """
-    return _find(config, root, FIELDS, moves)
+    return _find(config, root, FIELDS, moves) | _by_type(config, AXES_BY_TYPE, moves)
 
 
 def depth_paths(config: Any, root: str, moves: Callable[[Any], bool]) -> dict[str, str]:
@@ -144,6 +154,7 @@ def depth_paths(config: Any, root: str, moves: Callable[[Any], bool]) -> dict[st
         root, moves: as in `axis_paths`.
     """
     found = _find(config, root, DEPTH_FIELDS, moves)
+    found |= _by_type(config, DEPTHS_BY_TYPE, moves)
     if not found:
         lists = [name for name in DEPTH_LISTS if isinstance(read_field(config, root + name), list | tuple)]
         found = {"layers": root + lists[0]} if lists else {}
@@ -153,6 +164,18 @@ def depth_paths(config: Any, root: str, moves: Callable[[Any], bool]) -> dict[st
         elif "decoder_layers" in found:
             found["encoder_layers"] = found.pop("layers")
     return found
+
+
+def _by_type(config: Any, table: Mapping[str, Mapping[str, str]], moves: Callable[[Any], bool]) -> dict[str, str]:
+    """{axis: path} of what only this type of model has, where the network at hand has it."""
+    named = {
+        axis: path for axis, path in table.get(config.model_type, {}).items() if _sizes_at(read_field(config, path))
+    }
+    found = {axis: path for axis, path in named.items() if moves(_doubled(config, path))}
+    heads = {
+        axis: path for axis, path in named.items() if axis.endswith("_heads")
+    }  # which share out a width, and move nothing
+    return found | {axis: path for axis, path in heads.items() if axis.replace("heads", "hidden") in found}
 
 
 def _find(

@@ -9,7 +9,7 @@ from math import lcm
 from torch import nn
 
 from meristem.algebra import Layout
-from meristem.anatomy.axis_ref import divisor_of, is_frequencies, is_part, kind_of, part_of, whole_of
+from meristem.anatomy.axis_ref import are_pairs, divisor_of, is_frequencies, is_part, kind_of, pairs_of, part_of, whole_of
 from meristem.anatomy.heads import HEAD_DIM, Heads, counted_by
 from meristem.anatomy.roles import owner_and_parameter
 from meristem.anatomy.structure import TensorAnatomy
@@ -69,6 +69,7 @@ def _split(layout: Layout, groups: Mapping[str, int]) -> Layout:
             elif (
                 isinstance(factor, str)
                 and not is_frequencies(factor)
+                and not are_pairs(factor)  # neighbours, so that a group of channels holds both copies of each of its own
                 and is_part(factor)
                 and whole_of(factor) in groups
             ):
@@ -83,3 +84,17 @@ def _part_in_groups(part: str, groups: int) -> list[str | int]:
     """A larger part of an axis, in terms of the parts that its groups see."""
     count = divisor_of(part)
     return [groups // count, part_of(whole_of(part), groups)] if groups % count == 0 else [part]
+
+
+def in_pairs(tensors: Mapping[str, TensorAnatomy]) -> dict[str, TensorAnatomy]:
+    """The same tensors, with the stream as pairs of units wherever it occurs (see `Override.paired`)."""
+
+    def paired(layout: Layout) -> Layout:
+        split = {"hidden": (pairs_of("hidden"), 2)}
+        terms = (tuple(f for factor in term for f in split.get(factor, (factor,))) for term in layout.terms)  # type: ignore
+        return Layout(tuple(terms)).simplified()
+
+    return {
+        name: replace(tensor, dimensions=tuple(replace(d, layout=paired(d.layout)) for d in tensor.dimensions))
+        for name, tensor in tensors.items()
+    }

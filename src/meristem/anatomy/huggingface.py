@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -13,6 +14,7 @@ from torch import nn
 from meristem.anatomy.config_fields import ConfigFields
 from meristem.anatomy.config_heads import ConfigHeads, Reading
 from meristem.anatomy.fields import read_field, write_field
+from meristem.anatomy.conventions import OUTPUTS_FROM_ONE
 from meristem.anatomy.heads import counts_heads
 from meristem.anatomy.probing import Shapes, probes, with_derived_fields
 from meristem.anatomy.validity import check_config
@@ -81,8 +83,9 @@ class HuggingFaceBuilder:
         for scope in self.heads.scopes:
             self.heads.check(scope, sizes)
             self.heads.write(config, scope, sizes)
+        first = 1 if re.fullmatch(OUTPUTS_FROM_ONE, getattr(self.model_class, "__name__", "")) else 0
         for axis, depth in depths.items():
-            self.fields.write_depth(config, axis, depth, (orders or {}).get(axis))
+            self.fields.write_depth(config, axis, depth, (orders or {}).get(axis), first)
         return config
 
     def _config_of(self, sizes: Mapping[str, int]) -> Any:

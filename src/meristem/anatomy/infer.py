@@ -22,7 +22,7 @@ from meristem.anatomy.builder import Builder
 from meristem.anatomy.candidates import Sizes, candidates
 from meristem.anatomy.conventions import GROWING
 from meristem.anatomy.fields import is_numbered
-from meristem.anatomy.groups import in_groups
+from meristem.anatomy.groups import in_groups, in_pairs
 from meristem.anatomy.heads import with_heads
 from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.anatomy.instances import constructor_of
@@ -68,13 +68,7 @@ def infer(builder: Builder, override: Override, trace: Traced | None = None) -> 
     """
     base = _build(builder, builder.sizes, builder.depths)
     probes = [Probe(with_heads(builder.sizes), _shapes(base), True)]
-    for sizes in builder.probes():
-        moved = {axis for axis, size in sizes.items() if size != builder.sizes[axis]}
-        try:
-            shapes = _shapes(_build(builder, sizes, builder.depths))
-            probes.append(Probe(with_heads(sizes), shapes, any(kind_of(axis) in GROWING for axis in moved)))
-        except (ValueError, RuntimeError, MeristemError):
-            continue  # the architecture refuses this combination; the other probes still speak
+    probes += [probe for sizes in builder.probes() for probe in _probed(builder, sizes, probes[0].shapes)]
     deeper = _deeper(builder)
     blocks = _find_blocks(builder, base, deeper)
     depths = {axis: Depth(builder.depths[axis], _shapes(model)) for axis, model in deeper.items()}
@@ -92,6 +86,7 @@ def infer(builder: Builder, override: Override, trace: Traced | None = None) -> 
         )
     if trace is not None:
         check_conflicts(trace, tensors)
+    tensors = in_pairs(tensors) if override.paired else tensors
     tensors = in_groups(tensors, owners, _side_by_side(builder, override) | dict(trace.groups if trace else {}))
     _check_width(builder, tensors)
     axes = {axis: Axis(axis, size, builder.describe_axis(axis)) for axis, size in builder.sizes.items()}
@@ -99,6 +94,21 @@ def infer(builder: Builder, override: Override, trace: Traced | None = None) -> 
     lists = unit_lists([(probe.sizes, probe.shapes) for probe in probes])
     measured = trace.measured if trace is not None else {}
     return Structure(axes, tensors, blocks, _norms(owners), lists, measured, _guessed(tensors, owners, override, trace))
+
+
+def _probed(builder: Builder, sizes: Sizes, own: Mapping[str, tuple[int, ...]]) -> Iterator[Probe]:
+    """The build at these sizes; nothing, if the architecture refuses them: the other probes still speak. Where tensors of the
+    network at hand are not there (widths that have become equal need no projection), the same axes go further, too."""
+    moved = {axis: size - builder.sizes[axis] for axis, size in sizes.items() if size != builder.sizes[axis]}
+    further = {**sizes, **{axis: size + moved[axis] for axis, size in sizes.items() if axis in moved}}
+    for tried in (sizes, further):
+        try:
+            shapes = _shapes(_build(builder, tried, builder.depths))
+        except (ValueError, RuntimeError, MeristemError):
+            return
+        yield Probe(with_heads(tried), shapes, any(kind_of(axis) in GROWING for axis in moved))
+        if own.keys() <= shapes.keys() or min(further.values()) < 1:
+            return
 
 
 def _guessed(
@@ -238,6 +248,10 @@ def _dimensions(
     if override.transposed and re.fullmatch(override.transposed, path) and parameter == "weight":
         found_roles = tuple(reversed(found_roles))
     for position, role in enumerate(found_roles):
+        some = _some_of_the_layers(name, position, tensor.shape[position], depths, override)
+        if some:
+            yield Dimension(Layout(((some,),)), role, "override")
+            continue
         side = "in" if role == "read" else "out"
         axis = _depth_axis(name, position, tensor.shape[position], depths)
         share = depths[axis].length if axis else 1
@@ -256,6 +270,16 @@ def _dimensions(
                 f"{seen}, and no layout of the axes {', '.join(probes[0].sizes)} gives that; "
                 "declare one with an Override(layouts=...) entry"
             )
+
+
+def _some_of_the_layers(
+    name: str, position: int, size: int, depths: Mapping[str, Depth], override: Override
+) -> str | None:
+    """The axis of a dimension outside the blocks that has an entry for all but the last block, or for the last few."""
+    which = next((which for pattern, which in override.shares if re.fullmatch(pattern, name)), None)
+    longer = (axis for axis, depth in depths.items() if name in depth.deeper and depth.deeper[name][position] == size + 1)
+    axis = next(longer, None)
+    return f"{which}_{axis}" if which and axis else None
 
 
 def _depth_axis(name: str, position: int, size: int, depths: Mapping[str, Depth]) -> str | None:

@@ -6,24 +6,27 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from meristem.anatomy.conventions import LAYER_LISTS, LAYER_NUMBERS, LAYER_OUTPUTS
+from meristem.anatomy.conventions import LAST_LAYERS, LAYER_LISTS, LAYER_NUMBERS, LAYER_OUTPUTS
 
 
-def follow_layers(config: Any, order: Sequence[int], old: int) -> None:
+def follow_layers(config: Any, order: Sequence[int], old: int, first: int = 0) -> None:
     """Rewrite the lists of `config` for new layers that take the places of old ones.
 
     Args:
         config: of the part whose layers change, changed in place; its own count of layers is not written.
         order: for each new layer, the old one whose place it takes.
         old: how many layers there were.
+        first: the number by which the class at hand calls what stands before the first layer.
     """
     for name, value in list(vars(config).items()):
+        if re.fullmatch(LAST_LAYERS, name) and isinstance(value, int):
+            setattr(config, name, sum(source >= old - value for source in order) + max(0, value - old))
         if not isinstance(value, list | tuple):
             continue
         if re.fullmatch(LAYER_NUMBERS, name):
             setattr(config, name, type(value)(new for new, source in enumerate(order) if source in value))
         elif re.fullmatch(LAYER_OUTPUTS, name) and all(isinstance(entry, int) for entry in value):
-            setattr(config, name, type(value)(_behind(entry, order, old) for entry in value))
+            setattr(config, name, type(value)(_behind(entry - first, order, old) + first for entry in value))
         elif re.fullmatch(LAYER_LISTS, name) and len(value) == old:
             setattr(config, name, type(value)(value[i] for i in order))
     _rename_stages(config, len(order), old)

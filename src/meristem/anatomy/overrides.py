@@ -7,6 +7,10 @@ Each entry says one fact about the mathematics of a model type, as data:
 - `numbered`: what a layer computes depends on its number, so new layers can only stand behind all others;
 - `concatenated`: a config list of widths (or the width of each) that are laid side by side to make up the stream, so that each
   grows in its place;
+- `paired`: sines and cosines of the width are added to what some layers read, and not to the stream: the stream grows in pairs
+  of units, so that the first copy of each is where its old frequency is, and those layers read the first copies only;
+- `shares`: a tensor name (regular expression, whole name) outside the blocks that has an entry for some of them, and which:
+  "between" (all but the last) or "last" (the last few);
 - `transposed`: linear layers (regular expression on the path) whose weight the forward pass multiplies from the right;
 - `roles`: a tensor name (regular expression, whole name) and the role of each of its dimensions: "write" for one that produces
   features, "read" for one that is summed over, "gain", "shift", or "fixed";
@@ -38,6 +42,8 @@ class Override:
     alibi: bool | str = False
     numbered: bool = False
     concatenated: str | None = None
+    paired: bool = False
+    shares: tuple[tuple[str, str], ...] = ()
     transposed: str | None = None
     roles: tuple[tuple[str, tuple[str, ...]], ...] = ()
     multipliers: tuple[Multiplier, ...] = field(default=())
@@ -48,6 +54,13 @@ RESIDUAL_WRITERS = r".*\.\d+\..*\.(o_proj|out_proj|down_proj|fc2)\.(weight|bias)
 # Relative positions that a projection reads: sinusoids of the width, whose old frequencies stand among the new ones.
 SINES_THEN_COSINES, SINES_AND_COSINES = "2 frequencies_hidden", "frequencies_hidden 2"
 
+def _detr(*readers: str) -> Override:
+    """Positions in two dimensions, added to what `readers` (regular expressions on the path) take in."""
+    return Override(layouts=tuple((reader, "in", SINES_AND_COSINES) for reader in readers), paired=True)
+
+
+ENCODER_QUERIES = r"encoder\.layers\.\d+\.self_attn\.[qk]_proj"
+
 OVERRIDES: Mapping[str, Override] = {
     "codegen": Override(  # four parts of the heads, each [query, value, key]
         layouts=(
@@ -56,7 +69,18 @@ OVERRIDES: Mapping[str, Override] = {
         )
     ),
     "convbert": Override(layouts=((r"attention\.output\.dense\.weight", "in", "2 over2_kv_heads head_dim"),)),
+    "conditional_detr": _detr(ENCODER_QUERIES, r"encoder_attn\.(k_pos|q_pos_sine)_proj"),
     "cvt": Override(multipliers=(Multiplier(r".*\.projection_query\.(weight|bias)", "embed_dim.0", -0.5),)),
+    "dab-detr": Override(
+        layouts=(
+            (ENCODER_QUERIES, "in", SINES_AND_COSINES),
+            (r"cross_attn_(key_pos|query_pos_sine)_proj", "in", SINES_AND_COSINES),
+            (r"ref_point_head\.layers\.0", "in", f"2 {SINES_AND_COSINES}"),  # of place and size
+        ),
+        paired=True,
+    ),
+    "deformable_detr": _detr(r"encoder\.layers\.\d+\.self_attn\.(sampling_offsets|attention_weights)"),
+    "detr": _detr(ENCODER_QUERIES, r"encoder_attn\.k_proj"),
     "diffllama": Override(  # heads in two halves whose difference is taken
         layouts=(
             (r"self_attn\.q_proj", "out", "2 over2_kv_heads group head_dim"),
@@ -65,11 +89,16 @@ OVERRIDES: Mapping[str, Override] = {
         ),
         numbered=True,  # lambda_init
     ),
+    **dict.fromkeys(("eomt", "eomt_dinov3", "videomt"), Override(shares=((r"(.*\.)?attn_mask_probs", "last"),))),
     "esmc": Override(multipliers=(Multiplier(RESIDUAL_WRITERS, "num_hidden_layers", -0.5),)),
     "minicpm3": Override(multipliers=(Multiplier(RESIDUAL_WRITERS, "num_hidden_layers", -0.5),)),
     "funnel": Override(layouts=((r"r_kernel", "in", SINES_THEN_COSINES),)),
-    "inkling2_text": Override(multipliers=(Multiplier(r".*\.query", "hidden_size", -0.5),)),
+    **dict.fromkeys(
+        ("inkling2_text", "inkling2_loop_text"),
+        Override(multipliers=(Multiplier(r".*\.query", "hidden_size", -0.5),)),
+    ),
     "layoutlmv3": Override(concatenated="coordinate_size"),  # left, top, right, bottom, height and width of a word
+    "llama4_vision_model": Override(layouts=((r"vision_adapter\.mlp\.fc1", "in", "4 over4_ffn"),)),  # four patches
     "longcat_flash": Override(multipliers=(Multiplier(r".*\.(q|kv)_b_proj\.weight", "hidden_size", 0.5),)),
     "mobilebert": Override(transposed=r"cls\.predictions\.dense"),
     "neomme": Override(transposed=r"unembedding_projection"),
@@ -83,6 +112,12 @@ OVERRIDES: Mapping[str, Override] = {
         )
     ),
     "reformer": Override(concatenated="axial_pos_embds_dim"),
+    "rf_detr": Override(
+        layouts=(
+            (r"ref_point_head\.layers\.0", "in", f"2 {SINES_AND_COSINES}"),  # of place and size
+            (r"projector_layer\.conv1\.(conv|norm)", "out", "2 over2_hidden"),  # split in two
+        )
+    ),
     "swiftformer": Override(  # queries and keys of unit norm, scores times dim ** -0.5
         multipliers=(
             Multiplier(r".*\.w_g", "embed_dims.0", -1.0),
@@ -90,6 +125,7 @@ OVERRIDES: Mapping[str, Override] = {
             Multiplier(r".*\.attn\.proj\.bias", "embed_dims.0", 0.5),
         )
     ),
+    "table-transformer": _detr(ENCODER_QUERIES, r"encoder_attn\.k_proj"),
     "t5": Override(multipliers=(Multiplier(r"lm_head\.weight", "d_model", -0.5, when="scale_decoder_outputs"),)),
     "wav2vec2-conformer": Override(layouts=((r"linear_pos", "in", SINES_AND_COSINES),)),
     "xlnet": Override(
@@ -101,6 +137,7 @@ OVERRIDES: Mapping[str, Override] = {
             (r"rel_attn\.o$", "in", "head_dim"),
         )
     ),
+    "yolos": Override(shares=((r".*\.mid_position_embeddings", "between"),)),
     "zamba": Override(  # each unit's state and gate side by side
         layouts=(
             (r"mamba\.in_proj", "out", "ssm_heads 2 ssm_head_dim 2"),

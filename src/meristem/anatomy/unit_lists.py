@@ -1,4 +1,5 @@
-"""Lists with a module for each unit of an axis of width, such as one norm for each head (StableLM's q_layernorm.norms)."""
+"""Lists with a module for each unit of an axis of width, such as one norm for each head (StableLM's q_layernorm.norms.0) or one expert
+(Switch's experts.expert_0)."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 Lengths = dict[str, int]
+NUMBER = re.compile(r"(?<=[._])\d+(?=\.)")  # that ends a part of a name
+FOLDED = re.compile(r"(?<=[._])\d+(?=\.|$)")
 
 
 def unit_lists(builds: Sequence[tuple[Mapping[str, int], Iterable[str]]]) -> dict[str, str]:
@@ -29,7 +32,7 @@ def unit_lists(builds: Sequence[tuple[Mapping[str, int], Iterable[str]]]) -> dic
 
 def units_of(name: str, lists: Mapping[str, str]) -> Iterator[tuple[str, int, int, int]]:
     """(axis, unit, where its number begins in the name, where it ends) for every such list that a tensor belongs to."""
-    for match in re.finditer(r"(?<=\.)\d+(?=\.)", name):
+    for match in NUMBER.finditer(name):
         axis = lists.get(_folded(name[: match.start() - 1]))
         if axis is not None:
             yield axis, int(match.group()), match.start(), match.end()
@@ -39,11 +42,11 @@ def _lengths(names: Iterable[str]) -> Lengths:
     """{prefix: how many numbers follow it}."""
     lengths: dict[str, int] = defaultdict(int)
     for name in names:
-        for match in re.finditer(r"(?<=\.)\d+(?=\.)", name):
+        for match in NUMBER.finditer(name):
             prefix = name[: match.start() - 1]
             lengths[prefix] = max(lengths[prefix], int(match.group()) + 1)
     return lengths
 
 
 def _folded(prefix: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", prefix)
+    return FOLDED.sub("*", prefix)

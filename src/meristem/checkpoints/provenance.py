@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from meristem.checkpoints.directory import write_json
-from meristem.checkpoints.record import trained_record
 from meristem.errors import MeristemError
 from meristem.growth import Growth
+from meristem.growth.fuse import Fusion
 from meristem.growth.provenance import Provenance
 
 RECORD = "meristem.json"
 
 
-def provenance(of: Growth | nn.Module | str | Path) -> Provenance:
+def provenance(of: Growth | Fusion | nn.Module | str | Path) -> Provenance:
     """Which entries of a model are old, copied or fresh, as the growth that made it has recorded.
 
         masks = ms.provenance("OUT").masks("model.layers.0.mlp.up_proj.weight")  # {"old": ..., "copied": ..., "fresh": ...}
 
+    Of a model that was grown several times it tells what the last growth has added; `.before` tells the same of the growth before it, and
+    `.since_first` what all of them have added.
+
     Args:
-        of: a growth, the directory that one was written to, or a model that was loaded from such a directory.
+        of: a growth or a fusion, the directory that one was written to, or a model that was loaded from such a directory.
 
     Raises:
         MeristemError: if nothing there records it, or what is recorded belongs to another model.
     """
-    if isinstance(of, Growth):
+    if isinstance(of, Growth | Fusion):
         return of.provenance
     if not isinstance(of, nn.Module):
         return read_provenance(Path(of))
@@ -68,17 +71,31 @@ def recorded_provenance(directory: Path) -> dict[str, Any] | None:
     return record.get("provenance") if isinstance(record, dict) else None
 
 
-def shares(directory: Path) -> str | None:
-    """One sentence about the share of entries of each kind, if a growth has recorded it."""
-    recorded = recorded_provenance(directory)
-    counts = recorded.get("entries") if isinstance(recorded, dict) else None
-    if not isinstance(counts, dict) or not all(isinstance(n, int) for n in counts.values()) or not sum(counts.values()):
+def provenance_before(directory: Path, model: nn.Module) -> Provenance | None:
+    """What is recorded of a network that is about to grow; None where nothing is, or what is there belongs to another one or cannot be
+    read, so that a growth does not fail for what it can do without."""
+    try:
+        recorded = recorded_provenance(directory)
+        found = Provenance.of_dict(recorded) if recorded is not None else None
+        if found is not None:
+            found.check(model)
+    except MeristemError as error:
+        warnings.warn(f"what this model's own growth has added is not carried along: {error}", stacklevel=2)
         return None
-    total = sum(counts.values())
-    told = ", ".join(f"{kind} {count / total:.1%} ({count:,})" for kind, count in counts.items())
-    return f"provenance: {told}"
+    return found
 
 
-def keep_provenance(directory: Path, provenance: Provenance) -> None:
-    """Record it beside a model that was trained after the growth."""
-    write_json(directory / RECORD, {**trained_record(), "provenance": provenance.as_dict()})
+def shares(directory: Path) -> list[str]:
+    """A sentence about the share of entries of each kind for each growth that is recorded, the last one first."""
+    recorded, told = recorded_provenance(directory), []
+    while isinstance(recorded, dict):
+        counts = recorded.get("entries")
+        if not isinstance(counts, dict) or not all(isinstance(n, int) for n in counts.values()):
+            break
+        total = sum(counts.values())
+        if not total:
+            break
+        kinds = ", ".join(f"{kind} {count / total:.1%} ({count:,})" for kind, count in counts.items())
+        told.append(f"{'the growth before it' if told else 'provenance'}: {kinds}")
+        recorded = recorded.get("before")
+    return told

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from meristem.certificates import Certificate
+from meristem.checkpoints.directory import write_json
+from meristem.checkpoints.provenance import provenance_before
 from meristem.checkpoints.source import Source
 from meristem.errors import MeristemError
 from meristem.growth import METHODS, Growth
 from meristem.growth.fuse import Fusion
 from meristem.growth.method import Method
+from meristem.growth.provenance import Provenance
 from meristem.incubation import Incubation
 
 
@@ -51,19 +54,31 @@ def trained_record() -> dict[str, Any]:
     return _record([{"method": "train"}], {}, None)
 
 
-def growth_record(growth: Growth, source: str | Source | dict[str, Any], drop: Sequence[str] = ()) -> dict[str, Any]:
-    """The whole record; `source` may be what `source_record` has said of it, `drop` is what of it was left out, if anything. Layers
-    are counted from 0."""
+def keep_provenance(directory: Path, provenance: Provenance) -> None:
+    """Record what a growth had added beside a model that was trained after it."""
+    write_json(directory / "meristem.json", {**trained_record(), "provenance": provenance.as_dict()})
+
+
+def growth_record(
+    growth: Growth, source: str | Source, drop: Sequence[str] = (), hashed: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The whole record; `drop` is what of the source was left out, if anything. Layers are counted from 0. What the source's own record
+    says of an earlier growth is kept within the provenance, as what was before.
+
+    Args:
+        hashed: what `source_record` has said of the source already.
+    """
     added = {"new_layers": growth.new_layers} if growth.new_layers else {}
-    known = source if isinstance(source, dict) else source_record(source)
-    origin = {"source": known, **_dropped(drop), **added}
-    return {**_record(growth.methods, origin, growth.certificate), "provenance": growth.provenance.as_dict()}
+    origin = {"source": hashed or source_record(source), **_dropped(drop), **added}
+    place = Path(source) if isinstance(source, str) else source.path
+    found = growth.provenance.after(provenance_before(place, growth.source))
+    return {**_record(growth.methods, origin, growth.certificate), "provenance": found.as_dict()}
 
 
 def fusion_record(fusion: Fusion, sources: Sequence[str | Source], drop: Sequence[str] = ()) -> dict[str, Any]:
     """The same for a fused model: all its parents, and how far it is from their mean (`exact`: it promised to be that)."""
     origin = {"sources": [source_record(source) for source in sources], "exact": fusion.exact, **_dropped(drop)}
-    return _record(fusion.methods, origin, fusion.certificate)
+    return {**_record(fusion.methods, origin, fusion.certificate), "provenance": fusion.provenance.as_dict()}
 
 
 def average_record(sources: Sequence[str | Source], parts: Sequence[float]) -> dict[str, Any]:

@@ -85,8 +85,7 @@ def inspect(source: str, trust_remote_code: bool, drop: Sequence[str] = ()) -> N
         axes.add_row(*row)
     console.print(axes)
     print(columns([("tensor", "shape", "dimensions", "known by"), *tensor_rows(anatomy)]))
-    told = shares(found.path)
-    if told:
+    for told in shares(found.path):
         console.print(told)
     print(f"growth methods: {', '.join(METHODS)}")
 
@@ -133,7 +132,7 @@ def grow(
         small, reader = open_distributed(found, trust, drop) if sharded else (open_streamed(found, trust, drop), None)
         saved = read_trainer_state(found.path, small) if resumable else None
         aimed = _like(small, method, options, target) if target[0] else None
-        chosen = aimed.method if aimed else chosen
+        chosen = aimed.methods if aimed else chosen
         prove, later = prove and not dry_run, sample is None and who is None and not sharded
         growth = Growth.of(small, chosen, verify=prove, sample=sample, inputs=given, later=later)
     if aimed is not None:
@@ -151,7 +150,7 @@ def grow(
         hashed = beside.submit(source_record, found)
         if reader is not None:
             with console.status("writing"):
-                write_distributed(growth, reader, out, lambda: growth_record(growth, hashed.result(), drop), overwrite)
+                write_distributed(growth, reader, out, lambda: growth_record(growth, found, drop, hashed.result()), overwrite)
         else:
             try:
                 growth = _write_growth(
@@ -204,7 +203,7 @@ def _write_growth(
         written[0] = growth.prove()
 
     _write(
-        growth.model, out, lambda: growth_record(written[0], hashed(), drop), [source], overwrite, max_shard_size, trust,
+        growth.model, out, lambda: growth_record(written[0], source, drop, hashed()), [source], overwrite, max_shard_size, trust,
         functools.partial(grow_trainer_state, saved, growth) if saved is not None else None, processes,
         prove if growth.pending is not None else None,
     )  # fmt: skip
@@ -235,7 +234,7 @@ def _print_axes(growth: Any, found: Any, inputs: Any = None) -> None:
     from meristem.growth.like import rows
 
     table = Table("axis", "from", "to", "rule", "exact", title="axes")
-    for row in rows(growth.plans[0], growth.source, inputs):
+    for row in (row for plan in growth.plans for row in rows(plan, growth.source, inputs)):
         table.add_row(row.axis, f"{row.old:,}", f"{row.new:,}", row.rule, row.obstacle or "yes")
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
@@ -404,7 +403,7 @@ def plan(
             raise MeristemError(f"{name} takes a count such as 10M, got {count!r}")
     model = open_streamed(source, trust, drop)
     aimed = _like(model, method, options, (like, False)) if like else None
-    chosen = [aimed.method] if aimed else _named_methods(method, options)
+    chosen = list(aimed.methods) if aimed else _named_methods(method, options)
     targets = (planned_target(model, methods) for methods in ([], chosen))
     given = read_inputs(inputs) if inputs else planning_inputs(model, sequence_length)
     small, large = (network_cost(target, given) for target in targets)
@@ -451,13 +450,13 @@ def verify(
     return 0 if certificate.holds else 1
 
 
-def run(file: Path, out: Path | None, executor: str | None, executor_options: list[str]) -> None:
+def run(file: Path, out: Path | None, executor: str | None, executor_options: list[str], watch: bool = False) -> None:
     quiet()
     from meristem.recipes.run import run
     from meristem.recipes.schema import load_recipe
 
     recipe, out = load_recipe(file), out or Path("runs") / file.stem
-    results = run(recipe, out, executor=_executor(executor, executor_options, out))
+    results = run(recipe, out, executor=_executor(executor, executor_options, out), watch=watch)
     table = Table("node", "seed", "parameters", "examples", "TFLOPs", "seconds", "eval loss", title=str(file))
     for seed, nodes in results.items():
         for name, node in nodes.items():

@@ -260,6 +260,9 @@ def shrink(
     intermediate_size: IntermediateSize = None,
     num_attention_heads: AttentionHeads = None,
     num_key_value_heads: KeyValueHeads = None,
+    head_dim: HeadDim = None,
+    vocab_size: VocabSize = None,
+    max_position_embeddings: Positions = None,
     num_hidden_layers: HiddenLayers = None,
     blocks: Blocks = None,
     size: Size = None,
@@ -439,11 +442,14 @@ def run(
     out: RunDirectory = None,
     executor: ExecutorName = None,
     executor_option: ExecutorOptions = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep OUT/report.html up to date while the run goes on.")
+    ] = False,
 ) -> None:
     """Run a recipe; finished nodes are not run again, killed ones resume."""
     from meristem.cli.commands import run as command
 
-    command(recipe, out, executor, executor_option or [])
+    command(recipe, out, executor, executor_option or [], watch)
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from meristem.data.corpus import Corpus, open_corpus
 from meristem.data.corruption import CorruptedSpans, MaskedSequences
-from meristem.data.denoisers import Denoisers
+from meristem.data.denoisers import Denoisers, PrefixDenoisers
 from meristem.data.images import Images, LabelledImages, open_images
 from meristem.data.order import Ordered
 from meristem.data.pairs import PaddedPairs, Pairs, open_pairs
@@ -18,6 +18,7 @@ __all__ = [
     "Ordered",
     "PaddedPairs",
     "Pairs",
+    "PrefixDenoisers",
     "Sequences",
     "open_corpus",
     "open_images",

@@ -37,6 +37,7 @@ class Corpus:
     end_token: int | None = None
     documents: int | None = None
     bytes: int | None = None
+    separator: int | None = None  # the last token of each document, where it has one of its own
 
     @property
     def tokens(self) -> int:
@@ -71,7 +72,8 @@ def open_corpus(source: str, tokenizer: str = "bytes", text_column: str = "text"
     description = f"{source}: {found.documents} documents, {_sizes(train, tune, held_out)}"
     special = encoding.pad_token, encoding.mask_token, encoding.sentinels, encoding.end_token
     known = encoding.vocab_size, found.fingerprint, description
-    return Corpus(train, tune, held_out, *known, *special, found.documents, found.bytes)
+    separator = int(encoding.separator[0]) if len(encoding.separator) else None
+    return Corpus(train, tune, held_out, *known, *special, found.documents, found.bytes, separator)
 
 
 def _sizes(train: np.ndarray, tune: np.ndarray, held_out: np.ndarray) -> str:
@@ -99,7 +101,8 @@ def _of_tokens(path: Path, tokenizer: str) -> Corpus:
     pad, mask, end = (said.get(key, getattr(encoding, key, None)) for key in ("pad_token", "mask_token", "end_token"))
     description = f"{path}: tokens on disk, {_sizes(whole, arrays['tune'], arrays['eval'])}"
     special = pad or 0, mask, encoding.sentinels if encoding else (), end
-    return Corpus(whole, arrays["tune"], arrays["eval"], said["vocab_size"], digest.hexdigest(), description, *special)
+    known = said["vocab_size"], digest.hexdigest(), description
+    return Corpus(whole, arrays["tune"], arrays["eval"], *known, *special, separator=end)
 
 
 def _documents(source: str, text_column: str, stream: bool) -> tuple[str | None, Iterable[str]]:

@@ -60,6 +60,15 @@ class Denoisers(Ordered):
         )
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        inputs, target = self.parts(position)
+        return {
+            "input_ids": padded(inputs, self.lengths[0], self.pad_token),
+            "attention_mask": padded(np.ones_like(inputs), self.lengths[0], 0),
+            "labels": padded(target, self.lengths[1], IGNORED),
+        }
+
+    def parts(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """Input, with the kind of its denoiser first, and target, both with an end."""
         tokens = self.sequences[position]["input_ids"].numpy()
         draw = np.random.default_rng((self.order.seed, 4, position + self.order.offset))
         denoiser = MIXTURE[int(draw.integers(len(MIXTURE)))]
@@ -70,9 +79,31 @@ class Denoisers(Ordered):
             inputs, target = np.append(inputs, self.end_token), np.append(target, self.end_token)
         else:
             inputs, target = corrupted(tokens, noise, spans, self.sentinels, self.end_token, draw)
-        inputs = np.concatenate([[self.sentinels[-len(KINDS) :][KINDS.index(denoiser.kind)]], inputs])
+        kind = self.sentinels[-len(KINDS) :][KINDS.index(denoiser.kind)]
+        return np.concatenate([[kind], inputs]), target
+
+
+def prefix_lm_length(sequence_length: int) -> int:
+    """Tokens of an input with its target behind it, of the denoiser with the most."""
+    return sequence_length + 3 + 2 * max(denoiser.numbers(sequence_length)[1] for denoiser in MIXTURE)
+
+
+class PrefixDenoisers(Denoisers):
+    """The same for a decoder, as a prefix language model (UL2, section 3.1.1; Raffel et al. 2020, section 3.2.1): the input, which is read in both
+    directions, and behind it the target, which alone is asked for. `attention_mask` (1, length, length) says which token sees which."""
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        inputs, target = self.parts(position)
+        length = prefix_lm_length(self.sequences.sequence_length)
+        labels = np.concatenate([np.full_like(inputs, IGNORED), target])
         return {
-            "input_ids": padded(inputs, self.lengths[0], self.pad_token),
-            "attention_mask": padded(np.ones_like(inputs), self.lengths[0], 0),
-            "labels": padded(target, self.lengths[1], IGNORED),
+            "input_ids": padded(np.concatenate([inputs, target]), length, self.pad_token),
+            "attention_mask": prefix_mask(length, len(inputs)),
+            "labels": padded(labels, length, IGNORED),
         }
+
+
+def prefix_mask(length: int, prefix: int) -> torch.Tensor:
+    """(1, length, length), true where the token of the row sees that of the column: those before it, itself, and all of the prefix."""
+    places = torch.arange(length)
+    return ((places[None] <= places[:, None]) | (places[None] < prefix))[None]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 from torch.utils.data import Dataset
 
@@ -48,6 +51,60 @@ class Order:
             mixed = ((mixed ^ mixed >> 29) * 0x94D049BB133111EB) & WORD
             left, right = right, left ^ (mixed >> 32 & mask)
         return left << half | right
+
+
+BLOCK = 1000  # places in which the shares of several sources are exact
+
+
+class WeightedOrder(Order):
+    """Several sources, each in an order of its own, in shares that hold for every stretch of the run: of any first `n` places a source with
+    share `w` has `n w`, give or take a few. Like `Order`, a pure function of (seed, position).
+
+    Args:
+        examples: of each source; numbered through, the first source's first.
+        weights: of each source, above zero. Shares are whole thousandths, at least one.
+        seed, offset: see `Order`.
+    """
+
+    def __init__(self, examples: Sequence[int], weights: Sequence[float], seed: int = 0, offset: int = 0) -> None:
+        super().__init__(sum(examples), seed, offset)
+        self.shares = shares_of(weights)
+        self._starts = [sum(examples[:source]) for source in range(len(examples))]
+        self._own = [Order(count, stream(seed, "source", source)) for source, count in enumerate(examples)]
+        self._block: tuple[int, np.ndarray, np.ndarray] = (-1, np.array([]), np.array([]))
+
+    def at(self, position: int) -> int:
+        block, place = divmod(position + self.offset, BLOCK)
+        if self._block[0] != block:
+            self._block = (block, *self._of_block(block))
+        source = int(self._block[1][place])
+        before = block * self.shares[source] + int(self._block[2][place])
+        return self._starts[source] + self._own[source].at(before)
+
+    def source_at(self, position: int) -> int:
+        """Which source is read at this position of the run."""
+        number = self.at(position)
+        return max(source for source, start in enumerate(self._starts) if start <= number)
+
+    def _of_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """The source at each place, and how often it has come before in this block: each source's turns are spread evenly, with a draw for
+        each."""
+        draw = np.random.default_rng((self.seed, 5, block))
+        sources = np.repeat(np.arange(len(self.shares)), self.shares)
+        turns = np.concatenate([np.arange(share) for share in self.shares])
+        moments = (turns + draw.random(BLOCK)) / np.array(self.shares)[sources]
+        order = np.argsort(moments, kind="stable")
+        return sources[order], turns[order]
+
+
+def shares_of(weights: Sequence[float]) -> list[int]:
+    """Of a block, how many places each source has: thousandths that add up, none of them zero."""
+    exact = [weight / sum(weights) * (BLOCK - len(weights)) for weight in weights]
+    whole = [math.floor(share) + 1 for share in exact]
+    nearest = [weight / sum(weights) * BLOCK for weight in weights]
+    while sum(whole) < BLOCK:
+        whole[max(range(len(whole)), key=lambda source: nearest[source] - whole[source])] += 1
+    return whole
 
 
 TUNE_SHARE = 10  # one training example in ten is kept for tuning

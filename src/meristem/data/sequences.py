@@ -2,44 +2,57 @@
 
 from __future__ import annotations
 
-import mmap
-
 import numpy as np
 import torch
 
-from meristem.data.encoding import IGNORED
-from meristem.data.order import Order, Ordered
-from meristem.errors import MeristemError
-
-RELEASE = 512  # reads after which a memory-mapped array lets go of the pages it has touched
+from meristem.data.encoding import IGNORED, padded
+from meristem.data.order import Ordered
+from meristem.data.windows import Consecutive, Windows
 
 
 class Sequences(Ordered):
-    """Non-overlapping windows of a token array, shuffled; longer than the data, it goes round again in a new order.
+    """Pieces of a corpus, shuffled; longer than the data, it goes round again in a new order.
 
     Args:
-        tokens: 1-D array.
-        sequence_length: tokens in each window.
-        count: how many windows this run reads.
+        windows: the pieces, or a 1-D array that is cut into consecutive ones.
+        sequence_length: tokens in each sequence.
+        count: how many sequences this run reads.
         seed, offset: see `Order`.
+        separator: the token that ends a document, where each is to be read by itself: `position_ids` then count from its start (so that
+            transformers keeps attention within it), and its first token is not asked for.
+        pad_token: behind pieces that are shorter than a sequence; not asked for.
     """
 
-    def __init__(self, tokens: np.ndarray, sequence_length: int, count: int, seed: int = 0, offset: int = 0) -> None:
-        windows = len(tokens) // sequence_length
-        if windows == 0:
-            raise MeristemError(f"the corpus has {len(tokens)} tokens, less than one sequence of {sequence_length}")
-        super().__init__(count, Order(windows, seed, offset))
-        self.tokens, self.sequence_length = tokens, sequence_length
-        self._mapped, self._reads = getattr(tokens, "_mmap", None), 0
+    def __init__(
+        self,
+        windows: Windows | np.ndarray,
+        sequence_length: int,
+        count: int,
+        seed: int = 0,
+        offset: int = 0,
+        separator: int | None = None,
+        pad_token: int = 0,
+    ) -> None:
+        self.windows = windows if isinstance(windows, Windows) else Consecutive(windows, sequence_length)
+        super().__init__(count, self.windows.order(seed, offset))
+        self.sequence_length, self.separator, self.pad_token = sequence_length, separator, pad_token
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        self._reads += 1
-        if self._mapped is not None and self._reads % RELEASE == 0:
-            self._mapped.madvise(
-                mmap.MADV_DONTNEED
-            )  # pages that were read stay in the system's cache, not in this process
-        start = self.order.at(position) * self.sequence_length
-        window = torch.from_numpy(self.tokens[start : start + self.sequence_length].astype(np.int64))
+        tokens = self.windows.tokens(self.order.at(position))
+        window = padded(tokens, self.sequence_length, self.pad_token)
         labels = window.clone()
-        labels[0] = IGNORED  # nothing stands before it; Trainer counts it for some models (GPT-2) unless it is told
-        return {"input_ids": window, "labels": labels}
+        labels[len(tokens) :] = IGNORED
+        if self.separator is None:
+            labels[0] = IGNORED  # nothing stands before it; Trainer counts it for some models (GPT-2) unless it is told
+            return {"input_ids": window, "labels": labels}
+        positions = positions_in_documents(window, self.separator)
+        labels[positions == 0] = IGNORED
+        return {"input_ids": window, "labels": labels, "position_ids": positions}
+
+
+def positions_in_documents(tokens: torch.Tensor, separator: int) -> torch.Tensor:
+    """The place of each token (length,) in its document; the separator is the last of its own."""
+    places = torch.arange(len(tokens))
+    begins = torch.zeros_like(places)
+    begins[1:] = torch.where(tokens[:-1] == separator, places[1:], 0)
+    return places - torch.cummax(begins, 0).values

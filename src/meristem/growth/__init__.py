@@ -12,6 +12,7 @@ from meristem.growth.ligo import LiGO
 from meristem.growth.method import Method
 from meristem.growth.more_experts import MoreExperts
 from meristem.growth.net2net import Net2Net
+from meristem.growth.prune import Prune
 from meristem.growth.rebasin import Rebasin
 from meristem.growth.shrink_perturb import ShrinkZeroPadPerturb
 from meristem.growth.stacking import MIDAS, GradualStacking, IdentityBlocks, Stacking
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
         Upcycle,
         MoreExperts,
         WeightSelection,
+        Prune,
     )
 }
 
@@ -56,6 +58,7 @@ __all__ = [
     "Method",
     "MoreExperts",
     "Net2Net",
+    "Prune",
     "ShrinkZeroPadPerturb",
     "Stacking",
     "Upcycle",

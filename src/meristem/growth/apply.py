@@ -37,9 +37,9 @@ def grow_tensor(plan: TensorPlan, fetch: Fetch, moment: Moment = "weight") -> Te
     """One tensor of the large network, in the dtype of its source.
 
     weight:         scale . (maps applied) + null-space noise
-    gradient:       (1 / scale) . (dual maps applied), which is the true gradient of the large network
-    second_moment:  (1 / scale)^2 . (dual maps squared, applied); exact when each new unit has one source
-    magnitude:      |1 / scale| . (dual maps without signs, applied): averages of |gradient|
+    gradient:       (1 / (scale copies)) . (dual maps applied), which is the true gradient of the large network
+    second_moment:  (1 / (scale copies))^2 . (dual maps squared, applied); exact when each new unit has one source
+    magnitude:      |1 / (scale copies)| . (dual maps without signs, applied): averages of |gradient|
     direction:      (signs of the dual maps, applied): averages of steps that do not depend on the size of gradients
     displacement:   scale . (maps applied), nothing else: differences of weights
 
@@ -80,7 +80,7 @@ def _rounds_exactly(plan: TensorPlan, maps: Maps) -> bool:
 
 
 def scaled_copies(plan: TensorPlan, fetch: Fetch, moment: Moment, maps: Maps) -> Tensor:
-    if not changes_numbers(plan, maps) and not (moment in DUAL and plan.begins):
+    if not changes_numbers(plan, maps) and not (moment in DUAL and (plan.begins or plan.copies > 1)):
         return _copied(fetch(plan.terms[0].source), maps)
     return _copied(computed(plan, fetch, moment, maps, UnitMap.scale_sources), maps)
 
@@ -143,7 +143,7 @@ def computed(
         return torch.zeros_like(total, dtype=dtype)
     if plan.redrawn is not None:  # what has been drawn anew has no past
         total = total.masked_fill(plan.redrawn.mask(total.shape).to(total.device), 0)
-    factor = (1 / plan.scale) ** DUAL[moment][1]
+    factor = (1 / (plan.scale * plan.copies)) ** DUAL[moment][1]
     return (total * (abs(factor) if moment == "magnitude" else factor)).to(dtype)
 
 
@@ -227,6 +227,8 @@ def _in_shards(fetch: Fetch, shards: Shards) -> Fetch:
 
 def _drawn(plan: TensorPlan, drawn: Drawn, like: Tensor, moment: Moment) -> Tensor:
     """A tensor without sources, and moments that begin at zero."""
+    if moment == "weight" and drawn.values is not None:
+        return drawn.values.to(like.device, like.dtype, copy=True)
     if moment != "weight" or not drawn.std:
         return torch.zeros(drawn.shape, dtype=like.dtype, device=like.device)
     rows = torch.empty(drawn.shape[0] // drawn.repeats, *drawn.shape[1:])

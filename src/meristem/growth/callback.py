@@ -7,6 +7,7 @@ from typing import Any, Literal
 from transformers import TrainerCallback
 
 from meristem.errors import MeristemError
+from meristem.growth.fuse import Fusion
 from meristem.growth.growth import Growth
 from meristem.growth.provenance import Provenance
 from meristem.growth.train_new import New, freeze_old, scale_fresh, start_at
@@ -30,7 +31,7 @@ class TrainNewCallback(TrainerCallback):
 
     def __init__(
         self,
-        provenance: Provenance | Growth,
+        provenance: Provenance | Growth | Fusion,
         train: New = "copied",
         *,
         ratio: float = 1.0,
@@ -39,7 +40,7 @@ class TrainNewCallback(TrainerCallback):
     ) -> None:
         if not ratio > 0 or warmup < 0:
             raise MeristemError(f"ratio must be positive and warmup a number of steps, got {ratio} and {warmup}")
-        self.provenance = provenance.provenance if isinstance(provenance, Growth) else provenance
+        self.provenance = provenance.provenance if isinstance(provenance, Growth | Fusion) else provenance
         self.train: New = train
         self.fresh: Literal["fresh", "copied"] = fresh
         self.ratio, self.warmup = ratio, warmup

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy, Builder, TensorAnatomy
-from meristem.anatomy.axis_ref import is_frequencies, is_part, kind_of, skipped_by
+from meristem.anatomy.axis_ref import are_pairs, is_frequencies, is_part, kind_of, skipped_by
+from meristem.anatomy.heads import Heads
 from meristem.anatomy.trace import norm_before_head, run_watched
 from meristem.errors import MeristemError
 from meristem.growth.alibi import has_alibi
@@ -29,6 +30,11 @@ from meristem.growth.values import check_values
 
 JOINED = ("hidden", "ffn", "kv_heads", "heads")  # the kinds of axes that lie side by side; all others have to agree
 SELF_FUSION_NOISE = 0.1
+AGREES_BY = {
+    "head_dim": "head_dim",
+    "vocab": "vocab_size",
+    "positions": "max_position_embeddings",
+}  # kind: option of a growth
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ def joined_sizes(anatomies: Sequence[Anatomy]) -> dict[str, int]:
         _check_pair(first, other, number)
     if has_alibi(first):
         raise MeristemError("networks with ALiBi cannot be fused: a head's slope follows from the number of heads")
-    odd = [axis for axis in first.axes if is_frequencies(axis) or skipped_by(axis)]
+    odd = [axis for axis in first.axes if is_frequencies(axis) or are_pairs(axis) or skipped_by(axis)]
     if odd:
         raise MeristemError(f"{first.builder.model_type} cannot be fused: {odd[0]} does not lie side by side")
     return {
@@ -178,7 +184,8 @@ def _check_pair(first: Anatomy, other: Anatomy, number: int) -> None:
     for axis, size in first.sizes.items():
         theirs = other.sizes.get(axis)
         if theirs is None or (kind_of(axis) not in JOINED and theirs != size):
-            raise differ(first.axes[axis].source, size, theirs)
+            error = differ(first.axes[axis].source, size, theirs)
+            raise MeristemError(f"{error}{_agreeing(first, other, number, axis)}")
     for name, tensor in first.tensors.items():
         theirs = other.tensors.get(name)
         layouts = [str(d.layout) for d in tensor.dimensions]
@@ -186,6 +193,22 @@ def _check_pair(first: Anatomy, other: Anatomy, number: int) -> None:
             raise differ(f"the tensor {name}", layouts, theirs and [str(d.layout) for d in theirs.dimensions])
     if set(first.tensors) != set(other.tensors):
         raise differ("their tensors", "none", sorted(set(other.tensors) - set(first.tensors))[:3])
+
+
+def _agreeing(first: Anatomy, other: Anatomy, number: int, axis: str) -> str:
+    """Which growth makes two networks agree in an axis."""
+    ours, theirs, kind = first.sizes[axis], other.sizes.get(axis), kind_of(axis)
+    if theirs is None or kind not in (*AGREES_BY, "group"):
+        return ""
+    if kind == "group":  # fewer query heads for each key-value head, by more of the latter
+        smaller = 1 if ours > theirs else number
+        kv_heads = (first if smaller == 1 else other).sizes[Heads.of(axis).kv_heads]
+        heads = kv_heads * max(ours, theirs)
+        options = f"num_attention_heads={heads}, num_key_value_heads={heads // min(ours, theirs)}"
+        return f". Grow network {smaller} first, by {options}" if heads % min(ours, theirs) == 0 else ""
+    smaller = 1 if ours < theirs else number
+    said = " if both have one tokenizer" if kind == "vocab" else ""
+    return f". Grow network {smaller} first, by {AGREES_BY[kind]}={max(ours, theirs)}{said}"
 
 
 def _own_units(anatomies: Sequence[Anatomy], parent: int, sizes: Mapping[str, int]) -> dict[str, AxisMap]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from meristem.algebra import AxisMap, UnitMap
+from meristem.anatomy.axis_ref import are_pairs, is_frequencies
 from meristem.certificates import relative_error
 from meristem.growth.plan import GrowthPlan
 
@@ -72,7 +73,11 @@ def _through(plans: Sequence[GrowthPlan], old: int, new: int) -> Iterator[AxisMa
                 total = plan.axis_map(axis).after(total)
         times = old // total.old_size
         if old == times * total.old_size and new == times * total.new_size:
-            yield AxisMap.identity(times).kron(total) if times > 1 else total
+            if are_pairs(axis) or is_frequencies(axis):  # the two units of a pair, or a sine and its cosine, side by side
+                if times == 2:
+                    yield total.kron(AxisMap.identity(2))
+            else:
+                yield AxisMap.identity(times).kron(total) if times > 1 else total
 
 
 def _apply(unit_map: UnitMap, tensor: Tensor, dimension: int) -> Tensor:

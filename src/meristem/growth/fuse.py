@@ -21,7 +21,7 @@ from meristem.growth.build import filled, grown_dtypes, in_float32
 from meristem.growth.checks import check_inputs, check_number, check_same
 from meristem.growth.deep_fusion import SELF_FUSION_NOISE, DeepFusion
 from meristem.growth.differences import differences
-from meristem.growth.fuse_experts import expert_plans, mixture_of_parents
+from meristem.growth.fuse_experts import expert_plans, mixture_of_parents, state_of_mixture
 from meristem.growth.growth import Growth, known
 from meristem.growth.optimizer import (
     State,
@@ -34,15 +34,18 @@ from meristem.growth.optimizer import (
 )
 from meristem.growth.optimizer_families import Entry, Family, family_by_entries, family_of
 from meristem.growth.plan import GrowthPlan
+from meristem.growth.provenance import Provenance
 from meristem.growth.rebasin import Rebasin, rebasin
 from meristem.growth.rounding import is_half, round_shares
+from meristem.growth.upcycle_plan import UpcyclePlan
 
 
 @dataclass(frozen=True)
 class Fusion:
     """A fused network, the plan of each parent, and how far its logits are from the parents' weighted mean.
 
-    `exact`: it promises to be that mean (self-fusion, or nothing normalises over all parents' units together).
+    `exact`: it promises to be that mean (self-fusion, or nothing normalises over all parents' units together). `same_as`: for each
+    parent, the number of the first that is the same network, weight for weight.
     """
 
     model: nn.Module
@@ -51,6 +54,19 @@ class Fusion:
     certificate: Certificate | None
     exact: bool
     methods: tuple[dict[str, Any], ...]
+    same_as: tuple[int, ...] = ()
+
+    @property
+    def as_experts(self) -> bool:
+        """Whether the parents are the experts of a mixture."""
+        return any(plan.reached is not None for plan in self.plans)
+
+    @property
+    def provenance(self) -> Provenance:
+        """Which entries are old (a parent's), copied (a parent's once more, or mixed of several) or fresh."""
+        if not self.plans:
+            return Provenance.of_mean(self.model)
+        return Provenance.of_parents(self.plans, self.same_as, self.as_experts)
 
 
 def fuse(
@@ -108,7 +124,8 @@ def fuse_with_certificate(
         return _as_experts(parents, anatomies, method, weights, verify, inputs)
     plans = method.plans(anatomies, parents, inputs or {})
     differ = any(differences(anatomies[0], other) for other in anatomies[1:])
-    alike = _all_alike(parents) and not differ
+    same_as = _same_as(parents)
+    alike = not any(same_as) and not differ
     noise = method.noise if method.noise is not None else SELF_FUSION_NOISE
     noise = noise if alike else 0.0
     fused = _build(plans, parents, noise, method.seed)
@@ -125,7 +142,7 @@ def fuse_with_certificate(
             "the printed anatomy (print(anatomy), `meristem inspect`) shows what was inferred"
         )
     options = {"method": method.name, **asdict(method), "weights": list(weights), "parents": len(parents)}
-    return Fusion(fused, tuple(plans), weights, certificate, exact, (options,))
+    return Fusion(fused, tuple(plans), weights, certificate, exact, (options,), same_as)
 
 
 def _averaged(parents: Sequence[nn.Module], method: Rebasin, inputs: Mapping[str, Any], measured: bool) -> Fusion:
@@ -151,7 +168,8 @@ def _as_experts(
     inputs: Mapping[str, Tensor] | None,
 ) -> Fusion:
     """See `fuse_experts`. Parents that are one network are upcycled, which keeps its function."""
-    alike = _all_alike(parents)
+    same_as = _same_as(parents)
+    alike = not any(same_as)
     plans = expert_plans(method, anatomies, parents, alike)
     fused = mixture_of_parents(plans, parents, weights)
     exact = plans[0].preserves_function and alike
@@ -164,7 +182,7 @@ def _as_experts(
             f"one network as several experts should compute what it did and does not: {certificate.summary()}"
         )
     options = {"method": method.name, **asdict(method), "weights": list(weights), "parents": len(parents)}
-    return Fusion(fused, tuple(plans), weights, certificate, exact, (options,))
+    return Fusion(fused, tuple(plans), weights, certificate, exact, (options,), same_as)
 
 
 class MeanOfParents(nn.Module):
@@ -215,14 +233,19 @@ def fuse_state(fusion: Fusion, states: Sequence[State], family: Family | None = 
     zero in cross blocks; the step count is the largest of the parents', and other blocks have missed steps of it (see
     `block_steps`).
 
-    The gradient of the mean's loss at a parent's own block is its weight times the parent's, as far as their outputs agree.
+    The gradient of the mean's loss at a parent's own block is its weight times the parent's, as far as their outputs agree. Of parents
+    that became experts: see `fuse_experts.state_of_mixture`.
 
     Args:
         family: the row of the optimizer's table (`optimizer_families`); by default the first that has all entries of the state.
     """
-    if any(plan.reached is not None for plan in fusion.plans):
-        raise MeristemError("parents that became experts have optimizers of another network; start the mixture's anew")
+    if not fusion.plans:
+        raise MeristemError(
+            "a mean of aligned networks has no optimizer to carry: its units stand elsewhere; start it anew"
+        )
     family = family or family_by_entries({key for s in states for entries in s.values() for key in entries} - {MISSED})
+    if fusion.as_experts:
+        return state_of_mixture([p for p in fusion.plans if isinstance(p, UpcyclePlan)], fusion.weights, states, family)
     total: dict[str, dict[str, Tensor]] = {}
     counts: dict[str, list[Tensor]] = {}
     for plan, weight, state in zip(fusion.plans, fusion.weights, states, strict=True):
@@ -247,18 +270,17 @@ def fuse_state(fusion: Fusion, states: Sequence[State], family: Family | None = 
     return total
 
 
-def _all_alike(models: Sequence[nn.Module]) -> bool:
-    """Whether all are one network, weight for weight."""
-    shapes, weights = models[0].state_dict(), weights_of(models[0])
+def _same_as(models: Sequence[nn.Module]) -> tuple[int, ...]:
+    """For each network the number of the first that is the same, weight for weight."""
+    states, weights = [model.state_dict() for model in models], [weights_of(model) for model in models]
 
-    def alike(model: nn.Module) -> bool:
-        others = weights_of(model)
-        return all(
-            tensor.shape == shapes[name].shape and torch.equal(others[name], weights[name])
-            for name, tensor in model.state_dict().items()
+    def alike(one: int, other: int) -> bool:
+        return states[one].keys() == states[other].keys() and all(
+            tensor.shape == states[one][name].shape and torch.equal(weights[one][name], weights[other][name])
+            for name, tensor in states[other].items()
         )
 
-    return all(model is models[0] or alike(model) for model in models)
+    return tuple(next(i for i in range(n + 1) if models[i] is models[n] or alike(i, n)) for n in range(len(models)))
 
 
 def _norm_over_all(anatomy: Anatomy, grouped: bool) -> bool:

@@ -5,7 +5,7 @@ Sukhbaatar et al.: "Branch-Train-MiX: Mixing Expert LLMs into a Mixture-of-Exper
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,12 @@ from meristem.anatomy import Anatomy
 from meristem.anatomy.streamed import Weights, weights_of
 from meristem.errors import MeristemError
 from meristem.growth.apply import grow_tensor
+from meristem.growth.block_steps import MISSED
 from meristem.growth.build import filled, grown_dtypes
 from meristem.growth.deep_fusion import DeepFusion
 from meristem.growth.differences import check_alike
+from meristem.growth.optimizer import State, grow_state, own_steps
+from meristem.growth.optimizer_families import Family
 from meristem.growth.upcycle import Upcycle
 from meristem.growth.upcycle_plan import EXPERT, UpcyclePlan
 
@@ -65,19 +68,63 @@ def mixture_of_parents(plans: Sequence[UpcyclePlan], models: Sequence[nn.Module]
         return grow_tensor(plans[parent].tensors[name], parents[parent].__getitem__)
 
     def fused(name: str) -> Tensor:
-        plan, match = plans[0].tensors[name], EXPERT.match(name)
-        if plan.drawn is not None:
-            return made(name, 0)
-        if plan.shards is not None:
-            return torch.stack([made(name, parent)[parent] for parent in range(len(parents))])
-        if match is not None and match.group(2) is not None:
-            return made(name, int(match.group(2)))
-        parts = [made(name, parent) for parent in range(len(parents))]
-        if not parts[0].is_floating_point():
-            return parts[0]
-        wide = torch.float64 if parts[0].dtype == torch.float64 else torch.float32
-        mean = torch.stack([share * part.to(wide) for share, part in zip(shares, parts, strict=True)]).sum(0)
-        return mean.to(parts[0].dtype)
+        return _joined(plans[0], name, lambda parent: made(name, parent), shares)
 
     own = plans[0].own_names
     return filled(plans[0].target, Weights(grown_dtypes(plans[0], models[0]), lambda n: fused(own[n])), like=models[0])
+
+
+def state_of_mixture(
+    plans: Sequence[UpcyclePlan], shares: Sequence[float], states: Sequence[State], family: Family
+) -> dict[str, dict[str, Tensor]]:
+    """The parents' optimizer states as the mixture's: an expert's own moments, of its share of the tokens; elsewhere the parents' weighted
+    mean; none for the router. Steps are counted for each expert as its parent has counted them, and of a mean as the youngest has.
+
+    Of parents that are one network this is, on average over tokens, what the mixture's own gradients would have left. Of others it is that
+    as far as the parents' gradients agree.
+    """
+    grown = [grow_state(plan, state, family) for plan, state in zip(plans, states, strict=True)]
+    total: dict[str, dict[str, Tensor]] = {}
+    for name in (name for name in grown[0] if all(name in own for own in grown)):
+        fused = total.setdefault(name, {})
+        for key in (key for key in grown[0][name] if key != MISSED):
+            if key == "step":
+                continue
+            if family.entries[key] == "scalar":
+                fused[key] = grown[0][name][key]
+            else:
+                fused[key] = _joined(plans[0], name, lambda p, n=name, k=key: grown[p][n][k], shares)
+        if "step" in grown[0][name]:
+            steps = _steps_of(plans, name, states)
+            fused["step"] = steps.max().to(grown[0][name]["step"])
+            if family.counts and (steps < steps.max()).any():
+                fused[MISSED] = steps.max() - steps
+    return total
+
+
+def _joined(plan: UpcyclePlan, name: str, made: Callable[[int], Tensor], shares: Sequence[float]) -> Tensor:
+    """One tensor of the mixture, or an entry of its optimizer state, of what each parent's upcycling makes of it."""
+    tensor_plan, match = plan.tensors[name], EXPERT.match(name)
+    if tensor_plan.drawn is not None:
+        return made(0)
+    if match is not None and match.group(2) is not None:
+        return made(int(match.group(2)))
+    parts = [made(parent) for parent in range(len(shares))]
+    if tensor_plan.shards is not None:
+        return torch.stack([part[parent] for parent, part in enumerate(parts)])
+    if not parts[0].is_floating_point():
+        return parts[0]
+    wide = torch.float64 if parts[0].dtype == torch.float64 else torch.float32
+    mean = torch.stack([share * part.to(wide) for share, part in zip(shares, parts, strict=True)]).sum(0)
+    return mean.to(parts[0].dtype)
+
+
+def _steps_of(plans: Sequence[UpcyclePlan], name: str, states: Sequence[State]) -> Tensor:
+    """How many steps each entry of the mixture's tensor has been trained."""
+    own = [own_steps(plan, name, state) for plan, state in zip(plans, states, strict=True)]
+    match = EXPERT.match(name)
+    if match is not None and match.group(2) is not None:
+        return own[int(match.group(2))]
+    if plans[0].tensors[name].shards is not None:
+        return torch.stack([steps[parent] for parent, steps in enumerate(own)])
+    return torch.stack(own).amin(0)

@@ -45,7 +45,8 @@ class Growth:
         plans: one for each method.
         methods: the methods and their options, as recorded in `meristem.json`.
         certificate: what was measured; None if nothing was.
-        pending: measures it, where that was left for `prove`.
+        before: the provenance of `source`, if that was grown itself.
+        pending: measures the certificate, where that was left for `prove`.
     """
 
     source: nn.Module
@@ -54,6 +55,7 @@ class Growth:
     plans: tuple[GrowthPlan, ...]
     methods: tuple[dict[str, Any], ...]
     certificate: Certificate | None
+    before: Provenance | None = None
     pending: Callable[[], Certificate | None] | None = field(default=None, repr=False, compare=False)
 
     @staticmethod
@@ -86,6 +88,7 @@ class Growth:
             MeristemError: when the targets do not fit the network.
             PreservationError: when a growth that promises to preserve the function does not.
         """
+        before = model.provenance if isinstance(model, Growth) else None
         model, anatomy = known(model, anatomy)
         check_inputs(inputs)
         if (method is None) == (like is None):
@@ -95,7 +98,7 @@ class Growth:
             raise MeristemError("no growth method given")
         anatomy = (anatomy or Anatomy.of(model)).watched(inputs)
         check_same(model, anatomy)
-        methods = methods or [growth_like(model, like, anatomy).method]
+        methods = methods or list(growth_like(model, like, anatomy).methods)
         steps = take_steps(model, methods, anatomy, inputs)
         check_guesses(steps.plans[0])
         certificate = None
@@ -105,7 +108,7 @@ class Growth:
         recorded = tuple(m.options() for m in methods)
         if verify and later:
             pending = functools.partial(_measured, model, steps, methods, inputs, kept)
-            return Growth(model, steps.model, steps.anatomy, steps.plans, recorded, None, pending)
+            return Growth(model, steps.model, steps.anatomy, steps.plans, recorded, None, before, pending)
         if verify and steps.promised:
             certificate = certify(model, steps, inputs, kept)
             if not certificate.holds:
@@ -115,7 +118,7 @@ class Growth:
             recorded = tuple(m.options() for m in methods)
         elif verify:
             certificate = _measured(model, steps, methods, inputs, kept)
-        return Growth(model, steps.model, steps.anatomy, steps.plans, recorded, certificate)
+        return Growth(model, steps.model, steps.anatomy, steps.plans, recorded, certificate, before)
 
     def prove(self) -> Growth:
         """This growth with the certificate that `Growth.of(later=True)` has left open; itself where nothing is open.
@@ -127,8 +130,8 @@ class Growth:
 
     @property
     def provenance(self) -> Provenance:
-        """Which entries of which tensor are old, copied or fresh."""
-        return Provenance.of(self.plans)
+        """Which entries of which tensor are old, copied or fresh; of a growth's growth, `before` tells the same of the first."""
+        return Provenance.of(self.plans, self.before)
 
     @property
     def new_layers(self) -> dict[str, list[int]]:

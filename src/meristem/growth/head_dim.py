@@ -68,6 +68,42 @@ def head_dim_map(
     )
 
 
+def smaller_head_dim_map(
+    anatomy: Anatomy, axis: str, sizes: Mapping[str, int], fields: Mapping[str, Any] | None = None, undo: bool = False
+) -> AxisMap:
+    """The way back: of a head, the units whose frequencies the smaller table has.
+
+    Args:
+        sizes: of all axes of the small network.
+        undo: scale them, and what norms of single heads measure, to undo `head_dim_map`; else they stay as they are.
+
+    Raises:
+        MeristemError: if a frequency of the smaller head is not in the larger one's table.
+    """
+    large = anatomy.builder
+    small = large.resized(sizes, large.depths, fields or {})
+    ours, theirs = (_with_buffers(builder) for builder in (small, large))
+    old, new = large.sizes[axis], sizes[axis]
+    try:
+        index = _places(anatomy, ours, theirs, new, old)
+    except MeristemError as error:
+        works = max(part for part in range(1, old) if old % part == 0)
+        raise MeristemError(
+            f"the rotary table of head_dim {old} does not hold the frequencies of head_dim {new}, which would turn the units of "
+            f"{large.model_type} by others; a whole part works unless the scaling of its positions depends on head_dim: {works}"
+        ) from error
+    if not undo:
+        return AxisMap.select(index, old)
+    factor = math.sqrt(_score_scale(ours, theirs, math.sqrt(old / new)))
+    return AxisMap(
+        UnitMap.select(index, old, torch.full((new,), 1 / factor, dtype=torch.float64)),
+        UnitMap.select(index, old, torch.full((new,), factor, dtype=torch.float64)),
+        gain=UnitMap.select(index, old),
+        twins=False,
+        norm_factor=math.sqrt(old / new) / factor,
+    )
+
+
 def _with_buffers(builder: Builder) -> nn.Module:
     return skeleton(functools.partial(builder.build, builder.sizes, builder.depths))
 

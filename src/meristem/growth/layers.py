@@ -41,6 +41,23 @@ def share_map(layer_map: LayerMap, old: int) -> AxisMap:
     return AxisMap(UnitMap.select(order, old), read, twins=False)
 
 
+def between_map(layer_map: LayerMap, old: int) -> AxisMap:
+    """The map of a table with an entry for each layer but the last, added to what it gives out (YOLOS): each entry follows its
+    layer, and behind silent ones nothing is added. What stood last had none."""
+    order = torch.tensor(layer_order(layer_map[:-1]))
+    heard = torch.tensor([not layer.silent for layer in layer_map[:-1]]) & (order < old - 1)
+    entries = UnitMap.select(order.clamp(max=old - 2), old - 1, heard.double())
+    return AxisMap(entries, entries, twins=False)
+
+
+def last_map(layer_map: LayerMap, old: int, count: int) -> AxisMap:
+    """The map of a table with an entry for each of the last `count` of `old` layers (EoMT): new layers take the entry of their
+    source."""
+    order = layer_order(layer_map)
+    entries = UnitMap.select(torch.tensor([*range(count - old), *(i - old + count for i in order if i >= old - count)]), count)
+    return AxisMap(entries, entries, twins=False)
+
+
 def layer_order(layer_map: LayerMap) -> list[int]:
     """For each new layer, the old one whose place in per-layer config lists (`layer_types`) it takes."""
     return [max(layer.sources, key=lambda source: float(source[1]))[0] for layer in layer_map]

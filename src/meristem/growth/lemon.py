@@ -9,19 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
-from meristem.anatomy.heads import UNITS
 from meristem.anatomy.trace import Inputs
 from meristem.growth.depth import identity_layers
 from meristem.growth.depth_targets import depth_targets
 from meristem.growth.layers import LayerMap
 from meristem.growth.method import Choices, Weights
-from meristem.growth.norm_statistics import normed_axes
-from meristem.growth.padding import is_padded, padded_heads, padded_hidden
+from meristem.growth.padding import lossless
 from meristem.growth.width import NoisyWidthMethod
 
 SHAPING = frozenset(
@@ -62,12 +59,7 @@ class LEMON(NoisyWidthMethod):
 
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
         """Padding for the hidden axis, cyclic duplication for the others."""
-        old = anatomy.sizes[axis]
-        if is_padded(anatomy, axis):
-            return padded_hidden(anatomy, axis, target, copies=target // old)
-        if target % old and anatomy.axes[axis].kind in UNITS and axis in normed_axes(anatomy):
-            return padded_heads(old, target)
-        return AxisMap.duplicate(torch.arange(target) % old, old)
+        return lossless(anatomy, axis, target)
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """Identity blocks, spread evenly."""

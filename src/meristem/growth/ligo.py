@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy
+from meristem.anatomy.axis_ref import is_frequencies, kind_of
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.apply import grow_tensor
@@ -24,15 +25,19 @@ from meristem.growth.depth import repeat_all
 from meristem.growth.depth_targets import depth_targets
 from meristem.growth.layers import LayerMap, LayerSource, layer_order
 from meristem.growth.method import Method, Weights
+from meristem.growth.padding import lossless
 from meristem.growth.plan import GrowthPlan
 from meristem.growth.width import WidthMethod
+
+FIXED = ("head_dim", "vocab", "positions", "projection")  # kinds of axes that are not fitted
 
 
 @dataclass(frozen=True)
 class LiGO(WidthMethod):
     """Learned linear growth: `ms.grow(small, ms.LiGO(width=2).fit(small, batches))`.
 
-    Does not preserve the function: it leaves it, downhill. Heads are mixed whole (one number for each pair of heads).
+    Does not preserve the function: it starts at one that does, at any ratio, and leaves it, downhill. Heads are mixed whole (one
+    number for each pair of heads); head_dim, vocabulary and positions keep the maps that they start with.
 
     Args:
         num_hidden_layers, depth: target depth, or a factor for it; new layers start as whole-model copies (stacking).
@@ -69,10 +74,14 @@ class LiGO(WidthMethod):
         """
         anatomy = anatomy or Anatomy.of(model)
         fitted = self._starting_point(anatomy, model.state_dict())
+        leaves = [*fitted.write.values(), *fitted.read.values(), *fitted.mixture.values()]
+        if not leaves:
+            raise MeristemError(
+                f"ligo: nothing to fit: {', '.join(fitted.start)} keep fixed maps; name further sizes such as hidden_size=, or use lemon"
+            )
         plan = fitted.plan(anatomy, model)
         skeleton = plan.target.build(plan.target.sizes, plan.target.depths).train()
         state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-        leaves = [*fitted.write.values(), *fitted.read.values(), *fitted.mixture.values()]
         optimizer = torch.optim.Adam([leaf.requires_grad_() for leaf in leaves], lr=self.learning_rate)
         for _, batch in zip(range(self.steps), itertools.cycle(batches), strict=False):
             step = replace(plan, maps=fitted.axis_maps(anatomy, {}), layers=fitted.layer_maps(anatomy))
@@ -89,8 +98,8 @@ class LiGO(WidthMethod):
         return fitted
 
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
-        """Where the fit starts: cyclic duplication."""
-        return AxisMap.duplicate(torch.arange(target) % anatomy.sizes[axis], anatomy.sizes[axis])
+        """Where the fit starts: LEMON's map, which keeps the function at any ratio."""
+        return lossless(anatomy, axis, target)
 
     def plan(self, anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> GrowthPlan:
         """Raises MeristemError: it has to be fitted first."""
@@ -110,18 +119,25 @@ class LiGO(WidthMethod):
             for new, old in enumerate(layer_order(layer_map)):
                 mixture[axis][new, old] = 1.0
         return FittedLiGO(
-            write={axis: axis_map.write.matrix().float() for axis, axis_map in maps.items()},
-            read={axis: axis_map.read.matrix().float() for axis, axis_map in maps.items()},
+            write={axis: maps[axis].write.matrix().float() for axis in maps if _learns(axis)},
+            read={axis: maps[axis].read.matrix().float() for axis in maps if _learns(axis)},
             mixture=mixture,
             fitted_with=self.options(),
+            start=dict(maps),
         )
+
+
+def _learns(axis: str) -> bool:
+    """Whether the maps of an axis are fitted: not where units have a place of their own (a frequency, a token, a position)."""
+    return kind_of(axis) not in FIXED and not is_frequencies(axis)
 
 
 @dataclass(frozen=True, eq=False)
 class FittedLiGO(Method):
     """LiGO's learned maps: `write` and `read` (new, old) for each axis, `mixture` (new, old) for each axis of depth.
 
-    `losses` are those of the fit, `fitted_with` the options that led to it.
+    `losses` are those of the fit, `fitted_with` the options that led to it, `start` the maps from which it set out: what they say
+    about norms stays, and axes that are not fitted keep them.
     """
 
     name: ClassVar[str] = "ligo"
@@ -130,16 +146,20 @@ class FittedLiGO(Method):
     read: dict[str, Tensor]
     mixture: dict[str, Tensor]
     fitted_with: dict[str, Any]
+    start: dict[str, AxisMap] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
-        """The learned pairs."""
-        return {
-            axis: AxisMap(
-                UnitMap(write.shape[1], dense=write.double()), UnitMap(write.shape[1], dense=self.read[axis].double())
-            )
-            for axis, write in self.write.items()
-        }
+        """The learned pairs, and the fixed ones."""
+        return {axis: self._map(axis, start) for axis, start in self.start.items()}
+
+    def _map(self, axis: str, start: AxisMap) -> AxisMap:
+        if axis not in self.write:
+            return start
+        write, read = (UnitMap(m.shape[1], dense=m.double()) for m in (self.write[axis], self.read[axis]))
+        gain = write if start.gain is start.write else start.gain
+        heard = write if start.heard is start.write else start.heard
+        return AxisMap(write, read, gain, heard, twins=False, norm_factor=start.norm_factor)
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """The learned mixture of old layers for each new one."""

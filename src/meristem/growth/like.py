@@ -17,6 +17,16 @@ from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.lemon import LEMON
+from meristem.growth.like_experts import (
+    changes_experts,
+    expert_rows,
+    mixture_row,
+    more_experts,
+    upcycling,
+    without_experts,
+)
+from meristem.growth.method import Method
+from meristem.growth.mixtures import MIXTURES, Mixture
 from meristem.growth.norm_statistics import obstacles
 from meristem.growth.plan import GrowthPlan
 from meristem.growth.silent_blocks import silence
@@ -31,12 +41,12 @@ class Like:
     """How to grow to a target.
 
     Attributes:
-        method: the growth.
+        methods: the growths, in their order; one of LEMON where no experts are made or copied.
         fields: {config entry: (the source's, the target's)} that differ, change no shape, and are no size.
         taken: whether the result has the target's.
     """
 
-    method: LEMON
+    methods: tuple[Method, ...]
     fields: Mapping[str, tuple[Any, Any]]
     taken: bool
 
@@ -65,41 +75,82 @@ def like(
         options: further options of LEMON (noise, seed, norms).
 
     Raises:
-        MeristemError: if the target is of another model type, smaller on some axis, or differs where no axis does.
+        MeristemError: if the target is of another model type (and no mixture of experts of the network's family), smaller on some axis, or differs where no axis does.
     """
     anatomy = anatomy or Anatomy.of(model)
     builder = anatomy.builder
     if not isinstance(builder, HuggingFaceBuilder):
         raise MeristemError(f"like= wants a transformers model; {builder.model_type} has no config")
     config = read_target(target)
-    if config.model_type != builder.model_type:
-        raise MeristemError(
-            f"the target is a {config.model_type}, the network a {builder.model_type}; a {builder.model_type} of any larger size "
-            "would work"
-        )
-    aim = aimed_at(builder, config, reading=_reading(builder))
     unknown = set(options) - OPTIONS
     if unknown:
         raise MeristemError(f"like= takes no {min(unknown)}; beside the target it takes {', '.join(sorted(OPTIONS))}")
+    row = mixture_row(builder, config)
+    if config.model_type != builder.model_type and row is None:
+        mixture = f", or a {MIXTURES[builder.model_type].model_type}," if builder.model_type in MIXTURES else ""
+        raise MeristemError(
+            f"the target is a {config.model_type}, the network a {builder.model_type}; a {builder.model_type} of any larger size"
+            f"{mixture} would work"
+        )
+    found = _same_class(anatomy, config, take_target_fields, options) if row is None else None
+    found = found or _mixture(anatomy, row, config, take_target_fields, options)
+    if not found.methods:
+        told = ", ".join(found.fields)
+        raise MeristemError(
+            "the target has the network's own sizes, so there is nothing to grow"
+            + (f"; its config differs in {told}, which --take-target-fields takes over" if told else "")
+        )
+    return found
+
+
+def _same_class(anatomy: Anatomy, config: Any, take_target_fields: bool, options: Mapping[str, Any]) -> Like:
+    """The growth to a target of the network's own class; no methods where the sizes are its own."""
+    builder = anatomy.builder
+    assert isinstance(builder, HuggingFaceBuilder)
+    aim = aimed_at(builder, config, reading=_reading(builder))
+    experts = more_experts(anatomy, aim, take_target_fields, options.get("seed", 0))
     sizes, depths = _differences(anatomy, aim)
     check_tokens(builder.config, config)
     method = LEMON(sizes=sizes or None, depths=depths or None, fields=_shaping(builder, aim, sizes) or None, **options)
     if "tie_word_embeddings" in (method.fields or {}):
         method = replace(method, tied="untie")
-    reached = _reached(anatomy, sizes, depths, method.fields or {})
+    also: dict[str, Any] = {}
+    if experts is not None:
+        counted = {axis.name: aim.sizes[axis.name] for axis in anatomy.of_kind("experts") if axis.name in aim.sizes}
+        sizes, also = {**sizes, **counted}, experts.top_k(anatomy)
+    reached = _reached(anatomy, sizes, depths, {**(method.fields or {}), **also})
     fields = other_fields(reached.config, aim.config)
     if take_target_fields:
         given = {name: theirs for name, (_, theirs) in fields.items()}
         method = replace(method, fields={**(method.fields or {}), **given} or None)
-        reached = _reached(anatomy, sizes, depths, method.fields or {})
+        reached = _reached(anatomy, sizes, depths, {**(method.fields or {}), **also})
     _check_shapes(reached, aim)
-    if not (sizes or depths or method.fields):
-        told = ", ".join(fields)
-        raise MeristemError(
-            "the target has the network's own sizes, so there is nothing to grow"
-            + (f"; its config differs in {told}, which --take-target-fields takes over" if told else "")
-        )
-    return Like(method, fields, take_target_fields)
+    grows = bool(method.sizes or depths or method.fields)
+    return Like((*([method] if grows else []), *([experts] if experts else [])), fields, take_target_fields)
+
+
+def _mixture(
+    anatomy: Anatomy, row: Mixture | None, config: Any, take_target_fields: bool, options: Mapping[str, Any]
+) -> Like:
+    """The growth of a dense network to a mixture: to the mixture's sizes, then to its experts."""
+    builder = anatomy.builder
+    assert isinstance(builder, HuggingFaceBuilder)
+    assert row is not None
+    dense, upcycle = upcycling(builder, row, config)
+    upcycle = replace(upcycle, seed=options.get("seed", 0))
+    found = _same_class(anatomy, dense, take_target_fields, options)
+    lemon = next(iter(found.methods), None)
+    reached = builder
+    if isinstance(lemon, LEMON):
+        reached = _reached(anatomy, lemon.sizes or {}, lemon.depths or {}, lemon.fields or {})
+    made = upcycle.mixture(reached)
+    aim = aimed_at(made, config, reading=made.reading)
+    left = other_fields(made.config, aim.config)
+    if take_target_fields:
+        upcycle = replace(upcycle, fields={name: theirs for name, (_, theirs) in left.items()} or None)
+        made = upcycle.mixture(reached)
+    _check_shapes(made, aim)
+    return Like((*found.methods, upcycle), {**found.fields, **left}, take_target_fields)
 
 
 def _shaping(builder: HuggingFaceBuilder, aim: HuggingFaceBuilder, sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -121,6 +172,8 @@ def _reading(builder: HuggingFaceBuilder) -> Reading:
 
 def rows(plan: GrowthPlan, model: nn.Module, inputs: Inputs = None) -> list[AxisRow]:
     """What a plan does to each axis, and where it cannot be exact."""
+    if changes_experts(plan):
+        return [AxisRow(*row) for row in expert_rows(plan)]
     blocked = obstacles(plan.source, plan.maps, model, inputs)
     found = []
     for axis in plan.source.axes.values():
@@ -146,12 +199,14 @@ def _rule(kind: str, plan: GrowthPlan, axis: str) -> str:
         "head_dim": "old units where their frequencies are, new ones silent",
         "vocab": "new tokens take the mean of the old rows",
         "positions": "new positions continue the last",
+        "projection": "new units of the common space are zero",
     }.get(kind, "units copied")
 
 
 def _differences(anatomy: Anatomy, aim: HuggingFaceBuilder) -> tuple[dict[str, int], dict[str, int]]:
     """The sizes and depths of the target that are not the network's."""
-    sizes = {axis: size for axis, size in aim.sizes.items() if size != anatomy.sizes.get(axis)}
+    other = {axis: size for axis, size in aim.sizes.items() if size != anatomy.sizes.get(axis)}
+    sizes = without_experts(anatomy, other)
     lengths = {axis: aim.depths[axis] for axis in anatomy.depths if axis in aim.depths}
     depths = {axis: length for axis, length in lengths.items() if length != anatomy.depths[axis]}
     fixed = [a for a in sizes if a not in anatomy.axes or anatomy.axes[a].kind not in SIZED]

@@ -13,8 +13,10 @@ from torch import nn
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy, Builder
 from meristem.anatomy.trace import Inputs
+from meristem.anatomy.unit_lists import units_of
 from meristem.errors import MeristemError
 from meristem.growth.method import Method, Weights
+from meristem.growth.mixtures import MIXTURES
 from meristem.growth.plan import GrowthPlan, Perturbation
 
 PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k")
@@ -26,7 +28,8 @@ class MoreExperts(Method):
 
     "Expert growth", arXiv:2604.19835. With `experts_per_token` times as large as `num_experts`, all copies of a chosen expert are chosen
     and share its weight, which preserves the function in every class, whether or not weights are normalised. With top-k as it was,
-    copies of the best expert crowd out the others: that is measured, not promised; noise on the router's rows lets copies part.
+    copies of the best expert crowd out the others: that is measured, not promised; noise on the router's rows lets copies part. Where a
+    token gets one expert always (Switch), the first copy is chosen, and writes as many times as loud: exact for whole multiples.
 
     Args:
         num_experts: the target.
@@ -94,16 +97,16 @@ class MoreExperts(Method):
     def target(self, anatomy: Anatomy, weights: Weights) -> Builder:
         """As in `Method`, with its top-k."""
         found = super().target(anatomy, weights)
-        return found.resized(found.sizes, found.depths, self._top_k(anatomy))
+        return found.resized(found.sizes, found.depths, self.top_k(anatomy))
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-        """Whether every copy of a chosen expert is chosen too, as often as any other's."""
+        """Whether every copy of a chosen expert is chosen too, as often as any other's; or one of them, as loud as all."""
         (axis,) = maps
         (_, top), factor = self._per_token(anatomy), maps[axis].new_size / maps[axis].old_size
-        uniform = maps[axis].is_uniform()
-        return (
-            uniform and not self.noise and self.experts_per_token is not None and self.experts_per_token == top * factor
+        grown = _one_per_token(anatomy) or (
+            self.experts_per_token is not None and self.experts_per_token == top * factor
         )
+        return maps[axis].is_uniform() and not self.noise and grown
 
     def _per_token(self, anatomy: Anatomy) -> tuple[str, int]:
         for name in PER_TOKEN:
@@ -111,7 +114,7 @@ class MoreExperts(Method):
                 return name, value
         return "", 1
 
-    def _top_k(self, anatomy: Anatomy) -> dict[str, int]:
+    def top_k(self, anatomy: Anatomy) -> dict[str, int]:
         """The entry of the target's config that says how many experts a token gets; none where that stays."""
         if self.experts_per_token is None:
             return {}
@@ -123,13 +126,28 @@ class MoreExperts(Method):
     def plan(self, anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> GrowthPlan:
         """As in `Method`, with noise on the router's rows."""
         plan = super().plan(anatomy, model, inputs)
-        plan = replace(plan, target=plan.target.resized(plan.target.sizes, plan.target.depths, self._top_k(anatomy)))
+        plan = replace(plan, target=plan.target.resized(plan.target.sizes, plan.target.depths, self.top_k(anatomy)))
+        (axis,) = plan.maps
+        if _one_per_token(anatomy):  # one copy is chosen, with its share of what the router gave the old expert
+            louder = dict.fromkeys(self._writers(anatomy, axis), plan.maps[axis].new_size / plan.maps[axis].old_size)
+            plan = replace(plan, scales={**plan.scales, **louder})
         if not self.noise:
             return plan
-        (axis,) = plan.maps
         routers = frozenset(
             tensor.name
             for tensor in anatomy.tensors.values()
             if len(tensor.shape) == 2 and str(tensor.dimensions[0].layout) == axis
         )
         return replace(plan, perturbation=Perturbation(1.0, self.noise, only=routers), seed=self.seed)
+
+    def _writers(self, anatomy: Anatomy, axis: str) -> list[str]:
+        """What experts that are modules of their own write with."""
+        own = {
+            name for name in anatomy.tensors if any(found == axis for found, *_ in units_of(name, anatomy.unit_lists))
+        }
+        return [name for name in own if anatomy.tensors[name].writes(anatomy.stream(anatomy.tensors[name]))]
+
+
+def _one_per_token(anatomy: Anatomy) -> bool:
+    """Whether a token gets one expert in this class, whatever its config says."""
+    return anatomy.builder.model_type in {row.model_type for row in MIXTURES.values() if not row.per_token}

@@ -10,7 +10,7 @@ from torch import nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy, TensorAnatomy
-from meristem.anatomy.conventions import NORM_EPS_FIELDS
+from meristem.anatomy.conventions import COMPARED_BY_TYPE, NORM_EPS_FIELDS
 from meristem.anatomy.streamed import weights_of
 from meristem.anatomy.trace import Inputs
 from meristem.growth.own_maps import OwnMaps, folds, own_maps
@@ -105,6 +105,11 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
             found[axis] = f"{mixed[0]} measures it together with others, or in groups; whole multiples are exact"
         elif maps[axis].heard is maps[axis].write and any(anatomy.norms[path].centres for path in over):
             found[axis] = f"{over[0]} subtracts the mean, which new units of zero move"
+        elif axis in COMPARED_BY_TYPE.get(anatomy.builder.model_type, ()):
+            found[axis] = (
+                "the two towers are compared by the angle of their outputs, which the mean that pads them changes; whole multiples "
+                "are exact"
+            )
         elif blocked := stream_of(model, anatomy, inputs).norms_in_the_stream(anatomy, axis):
             found[axis] = (
                 f"{blocked[0]} subtracts the mean, and what it gives out is measured again (post-norm), so no padding of it is "

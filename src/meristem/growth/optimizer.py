@@ -82,13 +82,14 @@ def load_named_state(optimizer: Optimizer, model: nn.Module, state: State) -> No
     not train (frozen parameters) stays without."""
     parameters = dict(model.named_parameters())
     family = family_of(optimizer)
-    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    group_of = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     for name, entries in state.items():
         parameter = parameters[name]
-        if id(parameter) not in trained:
+        if id(parameter) not in group_of:
             continue
+        counted_there = any(group_of[id(parameter)].get(key) for key in ("fused", "capturable"))
         loaded: dict[str, Any] = {
-            key: as_part(value.to(parameter.device) if value.dim() else value, parameter)
+            key: as_part(value.to(parameter.device if value.dim() or counted_there else "cpu"), parameter)
             for key, value in entries.items()
         }
         for key, value in loaded.items():

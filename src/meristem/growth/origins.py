@@ -141,7 +141,7 @@ class Redrawn:
 class Piece:
     """One rectangle of a tensor: the tensors that flow into it, the label that its layer alone gives it, and its units.
 
-    `units` has None for a dimension that did not change.
+    `units` has None for a dimension that did not change; `parent` is the number of the network that the tensors are of, in a fusion.
     """
 
     sources: tuple[str, ...]
@@ -150,6 +150,7 @@ class Piece:
     shape: tuple[int, ...]
     shards: Shards | None = None
     redrawn: Redrawn | None = None
+    parent: int = 0
 
     def as_dict(self, tables: dict[Units, int]) -> dict[str, Any]:
         """For JSON; `tables` collects the maps of units, each once."""
@@ -162,6 +163,7 @@ class Piece:
             "units": " ".join(names),
             **({"shards": f"{shards.dimension}/{shards.count}"} if shards else {}),
             **({"redrawn": vars(redrawn)} if redrawn else {}),
+            **({"parent": self.parent} if self.parent else {}),
         }
 
     @staticmethod
@@ -175,6 +177,7 @@ class Piece:
             tuple(int(size) for size in shape.split("x")) if shape else (),
             Shards(*map(int, content["shards"].split("/"))) if "shards" in content else None,
             Redrawn(**content["redrawn"]) if "redrawn" in content else None,
+            int(content.get("parent", 0)),
         )
 
     def own_labels(self) -> Tensor:

@@ -15,7 +15,9 @@ import torch
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.axis_ref import kind_of
+from meristem.anatomy.heads import UNITS
 from meristem.errors import MeristemError
+from meristem.growth.norm_statistics import normed_axes
 
 
 def is_padded(anatomy: Anatomy, axis: str) -> bool:
@@ -24,6 +26,16 @@ def is_padded(anatomy: Anatomy, axis: str) -> bool:
     if not anatomy.traced:
         return kind_of(axis) == "hidden"
     return axis in anatomy.measured or any(axis in anatomy.axes_over(path) for path in anatomy.norms)
+
+
+def lossless(anatomy: Anatomy, axis: str, target: int) -> AxisMap:
+    """The map of an axis that keeps what norms measure at any ratio: padded where they look, else copied in turn."""
+    old = anatomy.sizes[axis]
+    if is_padded(anatomy, axis):
+        return padded_hidden(anatomy, axis, target, copies=target // old)
+    if target % old and anatomy.axes[axis].kind in UNITS and axis in normed_axes(anatomy):
+        return padded_heads(old, target)
+    return AxisMap.duplicate(torch.arange(target) % old, old)
 
 
 def padded_hidden(anatomy: Anatomy, axis: str, target: int, copies: int) -> AxisMap:

@@ -17,12 +17,13 @@ from torch import nn
 
 from meristem.algebra import AxisMap, Layout
 from meristem.anatomy import Anatomy, BlockList, Builder, TensorAnatomy
+from meristem.anatomy.axis_ref import BETWEEN, layers_of
 from meristem.anatomy.heads import Heads
 from meristem.anatomy.shared_names import names_of_parameters
 from meristem.anatomy.unit_lists import units_of
 from meristem.errors import AnatomyError
 from meristem.growth.dimensions import expand, inner_layouts
-from meristem.growth.layers import LayerMap, LayerSource, share_map
+from meristem.growth.layers import LayerMap, LayerSource, between_map, last_map, share_map
 from meristem.growth.passing_on import StreamNorm, pass_on
 from meristem.growth.tensor_plan import TensorPlan, Term
 
@@ -76,9 +77,12 @@ class GrowthPlan:
             if tensor.tied_to is not None and not self.untied:
                 continue
             targets = (
-                (unit, terms, silent) for name, terms, silent in self._targets(tensor) for unit in self._units(name)
+                (unit, terms, silent, len(units))
+                for name, terms, silent in self._targets(tensor)
+                for units in [self._units(name)]
+                for unit in units
             )
-            for name, terms, silent in targets:
+            for name, terms, silent, copies in targets:
                 if name not in wanted:
                     continue  # only some blocks have it, such as T5's position bias in the first
                 maps = self._dimension_maps(tensor)
@@ -93,6 +97,7 @@ class GrowthPlan:
                     seed=self.seed,
                     perturb=self._perturb(tensor, maps),
                     silent=silent,
+                    copies=copies,
                 )
                 plans[name] = self._with_norms_passed_on(plan, tensor)
         missing = [name for name, shared in wanted.items() if not shared & set(plans)]
@@ -229,10 +234,23 @@ class GrowthPlan:
         if axis in self.source.depths:
             depth = self.source.depths[axis]
             return share_map(self.layers[axis], depth) if axis in self.layers else AxisMap.identity(depth)
+        if layers_of(axis) in self.source.depths:
+            return self._entries_map(axis)
         if axis in self.source.axes:
             return AxisMap.identity(self.source.axes[axis].size)
         heads = Heads.of(axis)
         return self.axis_map(heads.kv_heads).kron(self.axis_map(heads.group))
+
+    def _entries_map(self, axis: str) -> AxisMap:
+        """The map of a table with an entry for some of the layers."""
+        depth_axis = layers_of(axis)
+        assert depth_axis is not None
+        dimensions = ((t, i) for t in self.source.tensors.values() for i, d in enumerate(t.dimensions) if axis in d.layout.axes())
+        count = next(tensor.shape[position] for tensor, position in dimensions)
+        if depth_axis not in self.layers:
+            return AxisMap.identity(count)
+        layers, old = self.layers[depth_axis], self.source.depths[depth_axis]
+        return between_map(layers, old) if axis.startswith(BETWEEN) else last_map(layers, old, count)
 
     def _targets(self, tensor: TensorAnatomy) -> Targets:
         """(new name, its sources, silent) for every copy of the tensor that the large network holds."""

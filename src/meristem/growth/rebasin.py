@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from meristem.anatomy.inputs import outputs_of
 from meristem.certificates import verify
 from meristem.errors import MeristemError, PreservationError
+from meristem.growth.batch_statistics import new_statistics
 from meristem.growth.symmetries import Permutations, Symmetries, watched_symmetries
 from meristem.growth.values import check_values
 
@@ -79,7 +79,7 @@ def rebasin(models: Sequence[nn.Module], method: Rebasin, inputs: Mapping[str, A
             sum(w * p.float() for w, p in zip(weights, parts, strict=True)) if tensor.is_floating_point() else parts[0]
         )
         tensor.copy_(mean)  # pyright: ignore[reportArgumentType]
-    _new_statistics(fused, method.batches if method.batches is not None else [inputs])
+    new_statistics(fused, method.batches if method.batches is not None else [inputs])
     return fused
 
 
@@ -184,22 +184,3 @@ class _Record(TorchDispatchMode):
         if func._schema.name.partition("::")[2].removesuffix("_") in NONLINEAR:
             self.seen += [next(value for value in tree_iter(output) if isinstance(value, Tensor))]
         return output
-
-
-def _new_statistics(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> None:
-    """The running statistics of batch norms, as means over these batches."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms:
-        return
-    modes, momenta = [(m, m.training) for m in model.modules()], [m.momentum for m in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a mean over all batches
-        norm.train()
-    for batch in batches:
-        outputs_of(model, batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    for module, training in modes:
-        module.training = training

@@ -142,9 +142,9 @@ def look(plan: TensorPlan, sources: Mapping[str, Tensor], where: int | tuple[int
             return
         new = torch.nonzero(torch.isin(dual.index, index) & (dual.coefficient != 0)).flatten()
         places = torch.searchsorted(index, dual.index[new])
-        weighted = made[new].double() * dual.coefficient[new].view(-1, *[1] * (made.dim() - 1))
+        weighted = made[new].double() * dual.coefficient[new].to(made.device).view(-1, *[1] * (made.dim() - 1))
         empty = weighted.new_zeros(len(index), *made.shape[1:])
-        back, spread = (empty.index_add(0, places, part) for part in (weighted, weighted.abs()))
+        back, spread = (empty.index_add(0, places.to(made.device), part) for part in (weighted, weighted.abs()))
         _compare(plan, _rows_of(sources, index), back, spread, None, made.dtype)
 
 
@@ -200,8 +200,8 @@ def _compare(
     for term in plan.terms:
         expected += sources[term.source].double() * float(term.weight)
     if factor is not None:
-        expected *= factor.view(-1, *[1] * (back.dim() - 1))
-    ones = torch.ones(_new_shape(plan, back), dtype=torch.float64)
+        expected *= factor.to(back.device).view(-1, *[1] * (back.dim() - 1))
+    ones = torch.ones(_new_shape(plan, back), dtype=torch.float64, device=back.device)
     heard = _back(plan, ones, ones, [0])[0] if plan.offset else 0.0  # an offset is not mapped, but each new unit has it
     expected = (expected + plan.offset * heard) * plan.scale
     allowed = 4 * torch.finfo(stored).eps * float(spread.max()) + torch.finfo(stored).tiny

@@ -7,17 +7,22 @@ and so does what is looked up by number (tokens, positions, experts).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import copy
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
+from meristem.anatomy.inputs import outputs_of
+from meristem.anatomy.modes import evaluating
 from meristem.anatomy.trace import run_watched
 from meristem.anatomy.tracing.space import Dim
 from meristem.anatomy.tracing.watch import Watch
+from meristem.certificates import relative_error
 from meristem.errors import MeristemError
 
 Permutations = dict[int, Tensor]  # group -> for each new place, the old unit
@@ -55,7 +60,7 @@ class Symmetries:
     sizes: Mapping[int, int]
 
     def apply(self, state: Mapping[str, Tensor], permutations: Permutations) -> dict[str, Tensor]:
-        """The same network with its units in other places."""
+        """The same network with its units in other places; a parameter of several names moves under all of them."""
         found = {name: tensor.clone() for name, tensor in state.items()}
         for piece in self.pieces:
             if any(group in permutations for group in piece.groups):
@@ -64,16 +69,26 @@ class Symmetries:
                 for dimension, (start, length) in enumerate(piece.place):
                     target = target.narrow(dimension, start, length)
                 target.copy_(part.reshape(target.shape))
+        first: dict[tuple, str] = {}
+        known = {piece.name for piece in self.pieces}
+        for name in sorted(state, key=lambda name: name not in known):
+            tensor = state[name]
+            found[name] = found[first.setdefault((tensor.data_ptr(), tuple(tensor.shape)), name)]
         return found
 
 
-def watched_symmetries(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Symmetries, Watch]:
+def watched_symmetries(
+    model: nn.Module, inputs: Mapping[str, Any], watch: Watch | None = None
+) -> tuple[Symmetries, Watch]:
     """What a pass of `model` on these inputs shows.
+
+    Args:
+        watch: one that notes more than the dimensions; a plain one by default.
 
     Raises:
         MeristemError: if there is nothing to permute.
     """
-    watch = Watch(model)
+    watch = watch or Watch(model)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     ends: list[Tensor] = []
@@ -85,14 +100,38 @@ def watched_symmetries(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Sym
         return [*watch.hooks(model), model.register_forward_hook(keep, with_kwargs=True)]
 
     try:
-        with watch:
-            run_watched(model, hooks, inputs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns when it puts these flags back
+            with torch.backends.mkldnn.flags(enabled=False), watch:  # whose recurrent layers are one operator
+                run_watched(model, hooks, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     found = _symmetries(watch, ends)
     if not found.sizes:
         raise MeristemError(f"{type(model).__name__} has no hidden units that change places: nothing can be aligned")
     return found, watch
+
+
+def proved(symmetries: Symmetries, model: nn.Module, inputs: Mapping[str, Any]) -> Symmetries:
+    """Those of the groups whose units really change places without anyone noticing on these inputs.
+
+    Something that a watched pass does not follow (a kernel of several products in one) may read a group in secret.
+    """
+
+    def holds(groups: Iterable[int]) -> bool:
+        moved, orders = copy.deepcopy(model), {g: torch.arange(symmetries.sizes[g]).flip(0) for g in groups}
+        state = symmetries.apply(model.state_dict(), orders)
+        for name, tensor in moved.state_dict().items():
+            tensor.copy_(state[name])
+        ours, theirs = outputs_of(model, inputs), outputs_of(moved, inputs)
+        return max(relative_error(ours[n], theirs[n]) for n in ours) < 1e-2
+
+    with evaluating(model):
+        if holds(symmetries.sizes):
+            return symmetries
+        kept = {group: size for group, size in symmetries.sizes.items() if holds([group])}
+    pieces = (replace(p, groups=tuple(g if g in kept else None for g in p.groups)) for p in symmetries.pieces)
+    return Symmetries(tuple(pieces), kept)
 
 
 def _symmetries(watch: Watch, ends: Sequence[Tensor]) -> Symmetries:
@@ -103,6 +142,7 @@ def _symmetries(watch: Watch, ends: Sequence[Tensor]) -> Symmetries:
     roles: dict[int, set[str]] = {}
     for name, dims in watch.parameters.items():
         for dim, votes in zip(dims, watch.votes[name], strict=True):
+            bound |= space.inside_products(dim)
             for atom in space.leaves(dim):
                 roles.setdefault(space.find(atom), set()).update(votes)
     free = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from meristem.anatomy import Anatomy, BlockList, TensorAnatomy
+from meristem.anatomy.axis_ref import layers_of
 from meristem.anatomy.heads import with_heads
 from meristem.errors import AnatomyError
 from meristem.growth.plan import GrowthPlan
@@ -30,6 +31,8 @@ def grown_anatomy(plan: GrowthPlan) -> Anatomy:
         for b in source.blocks
     )
     sizes.update({block.axis: block.length for block in blocks})
+    used = {a for t in source.tensors.values() for d in t.dimensions for a in d.layout.axes()}
+    sizes.update({axis: plan.axis_map(axis).new_size for axis in used if layers_of(axis)})
     tensors = {name: _grown(plan, name, shape) for name, shape in plan.shapes.items()}
     for tensor in tensors.values():
         for position, dimension in enumerate(tensor.dimensions):

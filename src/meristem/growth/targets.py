@@ -19,6 +19,7 @@ SIZED = (
     "head_dim",
     "vocab",
     "positions",
+    "projection",
     "rank",
 )  # the kinds that can change
 LARGEST_WIDTH = 1 << 26  # beyond that a number is a slip of the keyboard
@@ -66,7 +67,7 @@ def width_targets(
             hidden = own_axes(anatomy, "hidden")[0].size
             factor = width if hidden_size is None else _whole(method, axis.name, hidden_size, hidden)
             sizes |= heads_targets(anatomy, method, axis.name, factor, None, None)
-    sizes |= head_dim_targets(anatomy, method, sizes, head_dim, num_attention_heads, None if shrink else hidden_size)
+    sizes |= head_dim_targets(anatomy, method, sizes, head_dim, num_attention_heads, hidden_size)
     sizes |= _named(anatomy, method, more or {})
     sizes |= _derived(anatomy, method, sizes, intermediate_size)
     sizes |= _parts(anatomy, method, sizes)
@@ -120,6 +121,12 @@ def _check_side(anatomy: Anatomy, method: str, sizes: dict[str, int], shrink: bo
         if size > LARGEST_WIDTH:
             raise MeristemError(
                 f"{method}: {axis} of {size:,} is more than any network has ({LARGEST_WIDTH:,} at most)"
+            )
+        if shrink and anatomy.axes[axis].kind == "group" and size > anatomy.sizes[axis]:
+            kv_heads = sizes.get(Heads.of(axis).kv_heads, anatomy.sizes[Heads.of(axis).kv_heads])
+            raise MeristemError(
+                f"{method}: {kv_heads * size} heads on {kv_heads} key-value heads would put query heads on key-value heads that they "
+                f"were not trained with; {kv_heads * anatomy.sizes[axis]} heads on {kv_heads} would work"
             )
         if (size > anatomy.sizes[axis]) if shrink else (size < anatomy.sizes[axis]):
             raise MeristemError(

@@ -22,11 +22,13 @@ class Term:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A new matrix of this shape: normal numbers of this standard deviation (0: zeros), each row `repeats` times in turn."""
+    """A new matrix of this shape: normal numbers of this standard deviation (0: zeros), each row `repeats` times in turn; or these
+    values, that were measured."""
 
     shape: tuple[int, ...]
     std: float
     repeats: int = 1
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class TensorPlan:
     along: int = 0
     redrawn: Redrawn | None = None  # units that keep nothing of their sources
     further: bool = False  # a further copy of its source, whatever its maps say
+    copies: int = 1  # modules that are copies of one unit's, this one among them, and share its gradient
     drawn: Drawn | None = None  # it has no sources; the first term says only in which dtype it is, and when it trains
 
     @property
@@ -82,7 +85,7 @@ class TensorPlan:
         the weights, and its eps like the gradients (theory: `docs/theory.md`, section 3).
         """
         factor = abs(self.scale) or 1.0  # silent outputs are zero for now, but they are to learn
-        factor = 1 / factor if dual else factor
+        factor = 1 / (factor * self.copies) if dual else factor
         for dimension in range(len(self.maps)):
             unit_map = self.unit_map(dimension, dual)
             factor *= unit_map.amplitude() if unit_map is not None else 1.0

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from meristem.errors import MeristemError, nearest
 from meristem.growth.dtensors import as_part, local
 from meristem.growth.entry_rates import forget, hold, known_rates, rates_of
+from meristem.growth.fuse import Fusion
 from meristem.growth.growth import Growth
 from meristem.growth.origins import COPIED, FRESH
 from meristem.growth.provenance import Provenance
@@ -48,7 +49,10 @@ class Frozen:
 
 
 def freeze_old(
-    model: nn.Module, provenance: Provenance | Growth, train: New = "copied", layers: Collection[int] | None = None
+    model: nn.Module,
+    provenance: Provenance | Growth | Fusion,
+    train: New = "copied",
+    layers: Collection[int] | None = None,
 ) -> Frozen:
     """From now on, only what a growth has added to `model` trains. Everything else stays as it is, bit by bit, whatever optimizer steps:
     weights, moments and all; the norm by which gradients are clipped is that of what moves.
@@ -101,7 +105,7 @@ def freeze_old(
 
 def parameter_groups(
     model: nn.Module,
-    provenance: Provenance | Growth,
+    provenance: Provenance | Growth | Fusion,
     *,
     learning_rate: float,
     fresh_learning_rate: float | None = None,
@@ -163,7 +167,11 @@ def start_at(model: nn.Module, step: int) -> None:
 
 
 def scale_fresh(
-    model: nn.Module, provenance: Provenance | Growth, ratio: float, warmup: int, fresh: Literal["fresh", "copied"]
+    model: nn.Module,
+    provenance: Provenance | Growth | Fusion,
+    ratio: float,
+    warmup: int,
+    fresh: Literal["fresh", "copied"],
 ) -> None:
     """What `parameter_groups` does, for an optimizer that is made by others: all new entries step by a ratio and a warm-up."""
     for _, parameter, labels in _parameters(model, _of(model, provenance)):
@@ -172,11 +180,11 @@ def scale_fresh(
             scale_new(parameter, new, ratio, warmup, False)
 
 
-def _of(model: nn.Module, provenance: Provenance | Growth) -> Provenance:
-    found = provenance.provenance if isinstance(provenance, Growth) else provenance
+def _of(model: nn.Module, provenance: Provenance | Growth | Fusion) -> Provenance:
+    found = provenance.provenance if isinstance(provenance, Growth | Fusion) else provenance
     if not isinstance(found, Provenance):
         raise MeristemError(
-            f"a provenance or a Growth is wanted, got {type(found).__name__}; ms.provenance(directory) reads one"
+            f"a provenance, a Growth or a Fusion is wanted, got {type(found).__name__}; ms.provenance(directory) reads one"
         )
     found.check(_inner(model))
     return found

@@ -80,16 +80,19 @@ def first_parting(plan: GrowthPlan, model: nn.Module, grown: nn.Module, inputs: 
 def _parting_outputs(
     plan: GrowthPlan, model: nn.Module, grown: nn.Module, inputs: Mapping[str, Tensor], before: list[str]
 ) -> Parting | None:
-    """The first output that parts by a number although every module agrees: a product of two features that have both grown."""
+    """The first output that parts although every module agrees: by a number, a product of two features that have both grown; by
+    none, what a module that runs several times made of a later call."""
     ours, theirs = outputs_of(model, dict(inputs)), outputs_of(grown, dict(inputs))
     wanted = expected_outputs([plan], ours, theirs)
     for number, (name, output) in enumerate(wanted.items(), start=1):
         if name in theirs and output.shape == theirs[name].shape:
-            for constant in (0.0, 1.0):  # added afterwards, as a scalar bias is
-                a, b = theirs[name].double(), output.double()
-                ratio, error = _compare(a - constant * a.mean(), b - constant * b.mean())
+            a, b, upto = theirs[name].double(), output.double(), (*before, *list(wanted)[:number])
+            plain, shifted = (_compare(a - c * a.mean(), b - c * b.mean()) for c in (0.0, 1.0))  # a scalar bias added afterwards
+            for ratio, error in (plain, shifted):
                 if error <= CLOSE < abs(ratio - 1):
-                    return Parting("", "output", ratio, error, (*before, *list(wanted)[:number]))
+                    return Parting("", "output", ratio, error, upto)
+            if min(plain[1], shifted[1]) > CLOSE:
+                return Parting("", "output", None, plain[1], upto)
     return None
 
 

@@ -54,7 +54,7 @@ def repair(
             scales |= {own: statistics.get(own, 1.0) / ratio, name: statistics.get(own, 1.0) / ratio}
         elif tensor.tied_to is None:
             scales[name] = statistics.get(name, 1.0) / ratio
-    head = next((t for t in anatomy.tensors.values() if t.tied_to and t.reads), None)
+    head = next((t for t in anatomy.tensors.values() if t.reads and _reads_as_written(anatomy, t)), None)
     if head is None or head.tied_to is None:
         return Repair(scales)
     gram = _gram(head, maps)
@@ -65,12 +65,18 @@ def repair(
         factor = None
     else:
         factor = gram * constants.get(head.name, 1.0) * scales.get(head.tied_to, 1.0)
-    if factor is not None and math.isclose(factor, 1):
+    if factor is not None and math.isclose(factor, 1) and keep_tied:
         return Repair(scales)
     if factor is None or norm is None:
         return Repair({**scales, head.name: 1 / constants.get(head.name, 1.0)}, untied=True)
     gains = [name for name in anatomy.tensors if name.rpartition(".")[0] == norm]
     return Repair({**scales, **{gain: scales.get(gain, 1.0) / factor for gain in gains}})
+
+
+def _reads_as_written(anatomy: Anatomy, tensor: TensorAnatomy) -> bool:
+    """Whether a tensor is another one's memory that does not read, as an embedding's. Heads of several layers that share one
+    reader (DETR's) all take its map, and need no repair."""
+    return tensor.tied_to is not None and not anatomy.tensors[tensor.tied_to].reads
 
 
 def _directly(anatomy: Anatomy, norm: str, head: TensorAnatomy, model: nn.Module, inputs: Inputs) -> bool:
@@ -92,6 +98,6 @@ def _gram(head: TensorAnatomy, maps: Mapping[str, AxisMap]) -> float | None:
     axes = next(d.layout.axes() for d in head.dimensions if d.role == "read")
     factor: float | None = 1.0
     for axis in axes & set(maps):
-        gram = maps[axis].twin_gram()
+        gram = maps[axis].tied_factor()
         factor = None if gram is None or factor is None else factor * gram
     return factor

@@ -15,12 +15,14 @@ from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.anatomy.trace import Inputs
 from meristem.anatomy.uninitialised import uninitialised
 from meristem.errors import MeristemError
+from meristem.growth.differences import INERT
 from meristem.growth.method import Method, Weights
 from meristem.growth.mixtures import MIXTURES, Mixture
 from meristem.growth.upcycle_plan import Experts, UpcyclePlan
 
 # Entries of a config that say what class it is of, and where it comes from.
 OF_THE_SOURCE = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map", "_commit_hash")
+UNDECLARED = ("head_dim",)  # entries that classes read without declaring them (Qwen3-MoE)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Upcycle(Method):
             zero, a half behind the sigmoid), the others give the other half; 0: it is silent.
         every: only every so manieth layer gets experts, in classes that know of it.
         norm_topk_prob: whether the weights of the chosen experts sum to one, in classes where that is a choice.
+        fields: further entries of the mixture's config, which may change the function.
         seed: of the router and of what is drawn anew.
     """
 
@@ -59,6 +62,7 @@ class Upcycle(Method):
     shared_experts: int = 0
     every: int = 1
     norm_topk_prob: bool | None = None
+    fields: Mapping[str, Any] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -102,7 +106,8 @@ class Upcycle(Method):
         )  # fmt: skip
         whole_copies = self.granularity == 1 or self.experts_per_token == self.num_experts
         exact = not self.reinit and (whole_copies if zero else sums_to_one)
-        reached = Anatomy.of(self._mixture(anatomy, row))
+        exact = exact and all(INERT.fullmatch(name) for name in self.fields or {})
+        reached = Anatomy.of(self._mixture(anatomy.builder, row))
         return UpcyclePlan(
             source=anatomy,
             target=reached.builder,
@@ -117,7 +122,12 @@ class Upcycle(Method):
 
     def target(self, anatomy: Anatomy, weights: Weights) -> Builder:
         """As in `Method`."""
-        return Anatomy.of(self._mixture(anatomy, self._row(anatomy))).builder
+        return Anatomy.of(self._mixture(anatomy.builder, self._row(anatomy))).builder
+
+    def mixture(self, builder: HuggingFaceBuilder) -> HuggingFaceBuilder:
+        """What builds the mixture of the dense network that `builder` builds."""
+        made = self._mixture(builder, MIXTURES[builder.model_type])
+        return HuggingFaceBuilder(type(made), made.config)
 
     def _row(self, anatomy: Anatomy) -> Mixture:
         """What the family becomes."""
@@ -158,11 +168,10 @@ class Upcycle(Method):
             return row.normalises == "always"
         return self.norm_topk_prob is not False
 
-    def _mixture(self, anatomy: Anatomy, row: Mixture) -> nn.Module:
+    def _mixture(self, builder: Builder, row: Mixture) -> nn.Module:
         """The mixture without weights: its class has the head of the dense one, its config what both configs know."""
         import transformers
 
-        builder = anatomy.builder
         assert isinstance(builder, HuggingFaceBuilder)
         source = getattr(builder.model_class, "func", builder.model_class).__name__
         name = row.prefix[1] + source.removeprefix(row.prefix[0])
@@ -171,8 +180,9 @@ class Upcycle(Method):
             raise MeristemError(f"upcycle: there is no {name} for this {source}")
         config_class = model_class.config_class
         given, known = builder.config.to_dict(), config_class().to_dict()
+        known = {*known, *UNDECLARED}
         kept = {key: value for key, value in given.items() if key in known and key not in OF_THE_SOURCE}
-        config = config_class(**{**kept, **self._fields(builder.config, row), **row.fields})
+        config = config_class(**{**kept, **self._fields(builder.config, row), **row.fields, **(self.fields or {})})
         with torch.device("meta"):
             return uninitialised(lambda: model_class(config))
 

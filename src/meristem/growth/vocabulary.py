@@ -18,6 +18,12 @@ def more_tokens(old: int, new: int) -> AxisMap:
     return AxisMap(rows, rows, twins=False, filled=True)
 
 
+def wider_projection(old: int, new: int) -> AxisMap:
+    """The space that two towers are compared in: old units first, zeros behind them, which no length or angle notices."""
+    rows = UnitMap.select(torch.arange(new) % old, old, (torch.arange(new) < old).double())
+    return AxisMap(rows, rows, twins=False)
+
+
 def more_positions(old: int, new: int, interpolate: bool = False) -> AxisMap:
     """Old rows first and the last one again for each new position, or every row between its two nearest."""
     if not interpolate:

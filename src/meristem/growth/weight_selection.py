@@ -5,6 +5,7 @@ Xu, Chen, Vishniakov, Yin, Shen, Darrell, Liu, Liu: "Initializing Models with La
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -19,9 +20,13 @@ from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.depth import spread
 from meristem.growth.depth_targets import depth_targets
+from meristem.growth.head_dim import smaller_head_dim_map
 from meristem.growth.layers import LayerMap, LayerSource
 from meristem.growth.method import Method, Weights
+from meristem.growth.norm_statistics import normed_axes
 from meristem.growth.targets import width_targets
+
+ROWS = ("vocab", "positions")  # kinds of axes whose units stand for a token or a place
 
 
 @dataclass(frozen=True)
@@ -29,14 +34,17 @@ class WeightSelection(Method):
     """Some units of every axis, the same ones in every tensor; heads stay whole. Does not preserve the function.
 
     Args:
-        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads: target sizes.
+        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim, vocab_size, max_position_embeddings: target
+            sizes. Of a head, the units whose frequencies the smaller head has stay; of the vocabulary and of positions, the first.
         num_hidden_layers: target depth.
         sizes, depths: any further targets by the name of their axis or list of blocks: {"encoder_ffn": 512}, {"channels": 8}, {"decoder_layers": 2}.
         blocks: the lists of blocks that num_hidden_layers is meant for: "all", or of an encoder-decoder "encoder" or "decoder".
         selection: "uniform" (evenly spaced units), "first", or "magnitude" (the units with the largest weights).
         layers: "first" layers (the paper's choice) or "uniform" ones.
-        readers: "kept" as they are (the paper), or "rescaled" by old / new, so that sums over fewer units stay as large. Then the
-            first units of what `HyperCloning` has made are the network that it was made from, exactly.
+        readers: "kept" as they are (the paper); "rescaled" by old / new, so that sums over fewer units stay as large: then the
+            first units of what `HyperCloning` has made are the network that it was made from, exactly; or "silent": the units that go
+            are silent, as padding leaves them (`ZeroPadding`, `LEMON` below twice the width), so that norms measure what they did.
+            With the latter two, head_dim goes back the way that it grew.
     """
 
     name: ClassVar[str] = "weight_selection"
@@ -46,16 +54,20 @@ class WeightSelection(Method):
     intermediate_size: int | None = None
     num_attention_heads: int | None = None
     num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    vocab_size: int | None = None
+    max_position_embeddings: int | None = None
     num_hidden_layers: int | None = None
     sizes: Mapping[str, int] | None = None
     depths: Mapping[str, int] | None = None
     blocks: str = "all"
     selection: Literal["uniform", "first", "magnitude"] = "uniform"
     layers: Literal["first", "uniform"] = "first"
-    readers: Literal["kept", "rescaled"] = "kept"
+    readers: Literal["kept", "rescaled", "silent"] = "kept"
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
         """Rows of the identity. Raises MeristemError for targets above the present sizes, or none."""
+        rows = {"vocab": self.vocab_size, "positions": self.max_position_embeddings}
         targets = width_targets(
             anatomy,
             self.name,
@@ -64,20 +76,26 @@ class WeightSelection(Method):
             self.intermediate_size,
             self.num_attention_heads,
             self.num_key_value_heads,
-            more=self.sizes,
+            self.head_dim,
+            more={**{axis: size for axis, size in rows.items() if size is not None}, **(self.sizes or {})},
             shrink=True,
         )
         if not targets and not self.layer_maps(anatomy):
             raise MeristemError(f"{self.name}: nothing to shrink; give a target such as hidden_size=")
-        return {
-            axis: self._map(self._kept(anatomy, axis, target, weights), anatomy.sizes[axis])
-            for axis, target in targets.items()
-        }
+        return {axis: self._map(anatomy, axis, targets, weights) for axis in targets}
 
-    def _map(self, kept: Tensor, old: int) -> AxisMap:
-        if self.readers == "kept":
-            return AxisMap.select(kept, old)
-        return AxisMap(UnitMap.select(kept, old), UnitMap.select(kept, old, old / len(kept)), twins=False)
+    def _map(self, anatomy: Anatomy, axis: str, targets: Mapping[str, int], weights: Weights) -> AxisMap:
+        old, target, kind = anatomy.sizes[axis], targets[axis], anatomy.axes[axis].kind
+        if kind in ROWS:
+            return AxisMap.select(torch.arange(target), old)
+        if kind == "head_dim":
+            return smaller_head_dim_map(anatomy, axis, {**anatomy.sizes, **targets}, undo=self.readers != "kept")
+        kept = self._kept(anatomy, axis, target, weights)
+        if self.readers == "rescaled":
+            return AxisMap(UnitMap.select(kept, old), UnitMap.select(kept, old, old / target), twins=False)
+        units = UnitMap.select(kept, old)
+        measured = self.readers == "silent" and axis in normed_axes(anatomy)
+        return AxisMap(units, units, norm_factor=math.sqrt(old / target) if measured else 1.0)
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
         """The layers that stay."""

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
-from meristem.anatomy.axis_ref import is_frequencies, skipped_by, whole_of
+from meristem.anatomy.axis_ref import are_pairs, is_frequencies, skipped_by, whole_of
 from meristem.anatomy.heads import Heads
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
@@ -20,7 +21,7 @@ from meristem.growth.head_dim import head_dim_map
 from meristem.growth.method import Choices, Method, Weights
 from meristem.growth.regrouping import regrouped
 from meristem.growth.targets import width_targets
-from meristem.growth.vocabulary import more_positions, more_tokens
+from meristem.growth.vocabulary import more_positions, more_tokens, wider_projection
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class WidthMethod(Method):
             MeristemError: for impossible targets, or none at all.
         """
         targets = self.targets(anatomy)
-        if not targets and not self.layer_maps(anatomy):
+        if not targets and not self.layer_maps(anatomy) and not self.choices().fields:
             raise MeristemError(f"{self.name}: nothing to grow; give width=2 or a target such as hidden_size=")
         moved = {axis for axis in targets if anatomy.axes[axis].kind == "group" and targets[axis] < anatomy.sizes[axis]}
         plain = [axis for axis in targets if not skipped_by(axis) and axis not in moved]
@@ -107,10 +108,12 @@ class WidthMethod(Method):
         return not moved and super().promises(anatomy, maps, model, inputs)
 
     def _map(self, anatomy: Anatomy, axis: str, targets: Mapping[str, int], weights: Weights) -> AxisMap:
-        if is_frequencies(axis):
-            return _frequencies(self.name, axis, anatomy.sizes[axis], targets[axis])
+        if is_frequencies(axis) or are_pairs(axis):
+            return _sinusoids(self.name, axis, anatomy.sizes[axis], targets[axis])
         if anatomy.axes[axis].kind == "vocab":
             return more_tokens(anatomy.sizes[axis], targets[axis])
+        if anatomy.axes[axis].kind == "projection":
+            return wider_projection(anatomy.sizes[axis], targets[axis])
         if anatomy.axes[axis].kind == "positions":
             return more_positions(anatomy.sizes[axis], targets[axis], self.positions == "interpolate")
         if anatomy.axes[axis].kind == "head_dim":
@@ -150,13 +153,18 @@ def _regrouped(anatomy: Anatomy, group: str, targets: Mapping[str, int]) -> dict
     return {kv_heads: kv, heads: query}
 
 
-def _frequencies(method: str, axis: str, old: int, target: int) -> AxisMap:
+def _sinusoids(method: str, axis: str, old: int, target: int) -> AxisMap:
+    """Frequencies stay where the wider table has them; the units that they are added to become neighbours of their copies, so
+    that the first copy of each is where its frequency is."""
     if target % old:
         raise MeristemError(
             f"{method}: sinusoidal positions keep their frequencies only if {whole_of(axis)} grows by a whole factor; "
             f"asked for {2 * old} -> {2 * target}, {2 * old * max(1, round(target / old))} would work"
         )
-    return AxisMap.spaced(old, target // old)
+    times = target // old
+    if are_pairs(axis):
+        return AxisMap.duplicate(torch.arange(old).repeat_interleave(times), old)
+    return AxisMap.spaced(old, times)
 
 
 def _alibi_maps(anatomy: Anatomy, targets: Mapping[str, int]) -> dict[str, AxisMap]:

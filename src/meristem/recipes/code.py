@@ -11,7 +11,7 @@ import meristem
 
 # What only shows or starts: a result does not depend on it.
 WITHOUT_INFLUENCE = ("cli/", "recipes/executors/", *(f"recipes/{name}.py" for name in (
-    "fan_out", "figure", "progress", "race", "report", "status", "table",
+    "fan_out", "figure", "pictures", "progress", "race", "report", "status", "table", "watch",
 )))  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 TASKS = ("causal-lm", "masked-lm", "span-corruption", "ul2", "text-to-text", "image-classification")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
@@ -26,18 +26,67 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True)
 
 
+class SourceSpec(Strict):
+    """One of several texts (see `data.open_corpus`), and its share of what is read, in the ratio of the weights."""
+
+    source: str
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    text_column: str = "text"
+    stream: bool = False
+
+
 class TextSpec(Strict):
-    """Where the text comes from (see `data.open_corpus`), how it is cut, and what is to be found in it: the next token, masked
-    tokens, or spans that were taken out. `corrupted` is the share of tokens that are masked or taken out."""
+    """Where the text comes from (see `data.open_corpus`), or `sources` of which each has a share; how it is cut; and what is to be found
+    in it: the next token, masked tokens, or spans that were taken out. `corrupted` is the share of tokens that are masked or taken out.
+
+    `documents`: `across`, a sequence is cut out of the text wherever documents begin, and is read as one; `within`, it is cut the same way, and
+    attention and positions stay within each document; `whole`, documents are put together so that none is cut that fits into a sequence, and
+    each is read by itself. `prefix_lm`, of ul2: for decoders, which read the input in both directions; as the recipe's networks are, if not given.
+    """
 
     task: Literal["causal-lm", "masked-lm", "span-corruption", "ul2"] = "causal-lm"
     source: str = "python-stdlib"
     tokenizer: str = "bytes"
     text_column: str = "text"
     stream: bool = False
+    sources: Annotated[list[SourceSpec], Field(min_length=2, max_length=100)] | None = None
+    documents: Literal["across", "within", "whole"] = "across"
     sequence_length: Annotated[int, Field(gt=1)] = 256
     eval_sequences: Annotated[int, Field(gt=0)] = 64
     corrupted: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    prefix_lm: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_way(cls, value: Any) -> Any:
+        """Several sources are named together, for messages."""
+        several = isinstance(value, dict) and value.get("sources")
+        if not isinstance(several, list) or not all(isinstance(one, dict) and "source" in one for one in several):
+            return value
+        name = " + ".join(str(one["source"]) for one in several)
+        for key in ("source", "text_column", "stream"):
+            if value.get(key) not in (None, name, "text", False):
+                raise ValueError(f"give either `{key}` or `sources`, each with its own `{key}`")
+        return {**value, "source": name}
+
+    @model_validator(mode="after")
+    def _is_prefix_lm(self) -> TextSpec:
+        if self.prefix_lm is not None and self.task != "ul2":
+            raise ValueError(f"prefix_lm goes with task ul2, this is {self.task}")
+        return self
+
+    @model_validator(mode="after")
+    def _documents_fit(self) -> TextSpec:
+        if self.documents != "across" and self.task != "causal-lm":
+            raise ValueError(
+                f"documents: {self.documents} goes with task causal-lm; {self.task} reads across documents"
+            )
+        return self
+
+    @property
+    def parts(self) -> list[SourceSpec]:
+        """The sources, also where there is one."""
+        return self.sources or [SourceSpec(source=self.source, text_column=self.text_column, stream=self.stream)]
 
 
 class PairSpec(Strict):

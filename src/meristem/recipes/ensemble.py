@@ -109,7 +109,9 @@ def _said(
         for start in range(0, len(examples), BATCH):
             rows = range(start, min(start + BATCH, len(examples)))
             batch = default_data_collator([examples[row] for row in rows])
-            placed = {name: tensor.to(device) for name, tensor in batch.items()}
+            placed: dict[str, Any] = {name: tensor.to(device) for name, tensor in batch.items()}
+            if "position_ids" in placed:  # with a cache, positions do not tell documents apart
+                placed["use_cache"] = False
             said = {name: task.answers(net(**placed).logits.cpu(), batch["labels"]) for name, net in networks.items()}
             yield {name: logits for name, (logits, _) in said.items()}, next(iter(said.values()))[1]
 

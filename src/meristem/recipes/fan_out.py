@@ -15,17 +15,18 @@ from meristem.recipes.table import NodeTable
 REFRESH_SECONDS = 0.5
 
 
-def fan_out(jobs: Sequence[Job], executor: Executor) -> dict[str, str]:
+def fan_out(jobs: Sequence[Job], executor: Executor, failed: dict[str, str] | None = None) -> dict[str, str]:
     """Run all jobs, and show them in one live table. A node that fails stops what depends on it, and nothing else.
 
     Args:
         jobs: not finished yet, and in the table's order.
+        failed: where what failed is told at once.
 
     Returns:
         What each node said that failed for good, by the name of its directory.
     """
     waiting, running = {job.directory.name: job for job in jobs}, dict[Future[None], Job]()
-    failed: dict[str, str] = {}
+    failed = {} if failed is None else failed
     table = NodeTable(jobs, failed)
     with executor, table:
         while waiting or running:

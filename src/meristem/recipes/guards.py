@@ -18,7 +18,7 @@ DIVERGED = "diverged.json"
 
 
 class Diverged(MeristemError):
-    """A loss that is no number. Another attempt would end the same way."""
+    """A loss that is no number, or one that jumps. Another attempt would end the same way."""
 
 
 class LossGuard(TrainerCallback):
@@ -42,18 +42,19 @@ class LossGuard(TrainerCallback):
             control.should_save or control.should_evaluate or control.should_log or state.global_step == state.max_steps
         )
         if due and self._worst is not None and math.isfinite(worst := float(self._worst)):
-            self._end(int(worst), "training loss")
+            self.end(int(worst), "training loss is no finite number")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         for name, value in (metrics or {}).items():
             if name.endswith("loss") and not math.isfinite(value):
-                self._end(state.global_step, "evaluation loss")
+                self.end(state.global_step, "evaluation loss is no finite number")
 
-    def _end(self, step: int, what: str) -> None:
+    def end(self, step: int, what: str) -> None:
+        """Raises Diverged, and leaves its step and the last good checkpoint in the node's directory."""
         good = last_whole_checkpoint(self.directory / "trainer")
         write_json(self.directory / DIVERGED, {"step": step, "checkpoint": good})
         left = f"the last good checkpoint is {good}" if good else "no checkpoint was written before"
-        raise Diverged(f"{self.label} diverged: its {what} is no finite number at step {step}; {left}")
+        raise Diverged(f"{self.label} diverged: its {what} at step {step}; {left}")
 
 
 def diverged(directory: Path) -> bool:

@@ -90,6 +90,15 @@ class MajoritySpec(BaseModel):
         return MajorityKernels.of({"start": start, **(self.__pydantic_extra__ or {}), "seed": seed})
 
 
+class DistillSpec(Strict):
+    """Learn the answers of another node's model, the `teacher`, too (see `modifiers.distillation`): the loss is (1 - weight) times the
+    task's own and weight times T^2 KL(teacher || student), both softened by the temperature T."""
+
+    teacher: str
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
 class FreshSpec(Strict):
     """How the entries that a growth has added step: at a learning rate of their own, which rises over the first `warmup` of the run."""
 

@@ -12,10 +12,10 @@ from meristem.recipes.guards import diverged
 from meristem.recipes.node import Job, NodeResult, directory_name, has_finished, load_result
 from meristem.recipes.perform import NodeCrashed, perform
 from meristem.recipes.plan import plan_jobs as plan_jobs
-from meristem.recipes.report import write_report
 from meristem.recipes.schema import Recipe
 from meristem.recipes.tasks import Task, open_task
 from meristem.recipes.tune import choose_numbers
+from meristem.recipes.watch import Watch
 
 if TYPE_CHECKING:
     from meristem.recipes.executors import Executor
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 Results = dict[int, dict[str, NodeResult]]  # seed -> node -> result
 
 
-def run(recipe: Recipe, out: str | Path, callbacks: Sequence[Any] = (), executor: Executor | None = None) -> Results:
+def run(
+    recipe: Recipe,
+    out: str | Path,
+    callbacks: Sequence[Any] = (),
+    executor: Executor | None = None,
+    watch: bool = False,
+) -> Results:
     """Run every node of `recipe` for every seed, under `out`.
 
     Each node is a directory `out/NAME-sSEED-HASH/` with `model/` and, when it has finished, `node.json`. The hash covers
@@ -33,6 +39,7 @@ def run(recipe: Recipe, out: str | Path, callbacks: Sequence[Any] = (), executor
     Args:
         callbacks: further TrainerCallbacks for the train nodes; in this process only.
         executor: where nodes run, several at a time (see `recipes.executors`); by default one after the other, in this process.
+        watch: keep `out/report.html` up to date while the run goes on; the page loads itself anew.
 
     Raises:
         MeristemError: for bad input, at once where it can be known before training; and if a node fails for good.
@@ -45,16 +52,14 @@ def run(recipe: Recipe, out: str | Path, callbacks: Sequence[Any] = (), executor
     print(task.description, file=sys.stderr, flush=True)
 
     def execute(jobs: Sequence[Job]) -> dict[str, str]:
-        return _execute(jobs, task, callbacks, executor)
+        return _execute(jobs, task, callbacks, executor, {})
 
     recipe = choose_numbers(recipe, out, task.fingerprint, execute)
     jobs = plan_jobs(recipe, out, task.fingerprint)
     open_jobs = sum(not has_finished(job.directory) for job in jobs)
     failed: dict[str, str] = {}
-    try:
-        failed = execute(jobs)
-    finally:
-        write_report(jobs, failed, out, out.name)
+    with Watch(jobs, failed, out, watch):
+        _execute(jobs, task, callbacks, executor, failed)
     if failed:
         said = [f"{name}: {message}" for name, message in failed.items()]
         raise MeristemError(f"{len(failed)} of {open_jobs} nodes did not finish\n" + "\n".join(said))
@@ -66,9 +71,11 @@ def run(recipe: Recipe, out: str | Path, callbacks: Sequence[Any] = (), executor
     return results
 
 
-def _execute(jobs: Sequence[Job], task: Task, callbacks: Sequence[Any], executor: Executor | None) -> dict[str, str]:
-    """Run those that have not finished, parents first; what was said by those that failed, by their directories. In this process the first
-    bad input ends all, but for a loss that is no number."""
+def _execute(
+    jobs: Sequence[Job], task: Task, callbacks: Sequence[Any], executor: Executor | None, failed: dict[str, str]
+) -> dict[str, str]:
+    """Run those that have not finished, parents first; what was said by those that failed is put into `failed`, by their directories. In this
+    process the first bad input ends all, but for a loss that is no number."""
     waiting = []
     for job in jobs:
         if has_finished(job.directory):
@@ -79,8 +86,7 @@ def _execute(jobs: Sequence[Job], task: Task, callbacks: Sequence[Any], executor
     if executor is not None:
         from meristem.recipes.fan_out import fan_out
 
-        return fan_out(waiting, executor) if waiting else {}
-    failed: dict[str, str] = {}
+        return fan_out(waiting, executor, failed) if waiting else failed
     for job in waiting:
         if failed.keys() & set(job.parents):
             failed[job.directory.name] = "not run: a parent failed"

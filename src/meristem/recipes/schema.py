@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from meristem.errors import MeristemError, nearest
-from meristem.recipes.data_specs import TASKS, DataSpec, ImageSpec, PairSpec, Strict, TextSpec
+from meristem.recipes.data_specs import TASKS, DataSpec, ImageSpec, PairSpec, SourceSpec, Strict, TextSpec
 from meristem.recipes.method_specs import IncubateSpec
 from meristem.recipes.specs import (
     AssembleSpec,
@@ -22,7 +22,7 @@ from meristem.recipes.specs import (
     NodeSpec,
     ResourceSpec,
 )
-from meristem.recipes.train_spec import DecaySpec, OnSpec, TrainSpec, TuneSpec
+from meristem.recipes.train_spec import DecaySpec, EarlyStopSpec, OnSpec, SpikesSpec, TrainSpec, TuneSpec
 
 
 class RaceSpec(Strict):
@@ -40,6 +40,16 @@ class Recipe(Strict):
     nodes: dict[str, NodeSpec] = Field(min_length=1)
     race: RaceSpec | None = None
     seeds: list[int] = [0]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objective_follows_networks(cls, value: Any) -> Any:
+        """UL2's for decoders, where the new networks are decoders."""
+        data = value.get("data") if isinstance(value, dict) else None
+        if not isinstance(data, dict) or data.get("task") != "ul2" or data.get("prefix_lm") is not None:
+            return value
+        decoders = are_decoders(value.get("nodes"))
+        return value if decoders is None else {**value, "data": {**data, "prefix_lm": decoders}}
 
     @model_validator(mode="after")
     def _is_a_graph(self) -> Recipe:
@@ -141,6 +151,29 @@ class Recipe(Strict):
         return [other for other in self.order() if other in found]
 
 
+def are_decoders(nodes: Any) -> bool | None:
+    """Whether the networks that these nodes begin are decoders, not encoder-decoders; None if that is not known.
+
+    Raises:
+        ValueError: if some are and some are not.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    )
+
+    trains = [node.get("train") for node in nodes.values() if isinstance(node, dict)] if isinstance(nodes, dict) else []
+    models = [train["model"] for train in trains if isinstance(train, dict) and isinstance(train.get("model"), dict)]
+    types = [str(model.get("model_type")) for model in models]
+    both = [kind for kind in types if kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES]
+    alone = [kind for kind in types if kind not in both and kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
+    if both and alone:
+        raise ValueError(
+            f"ul2 reads otherwise for {both[0]} (an encoder-decoder) than for {alone[0]} (a decoder); give each a recipe of its own"
+        )
+    return bool(alone) if both or alone else None
+
+
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe file.
 
@@ -181,6 +214,7 @@ def _section(location: tuple) -> list[str]:
     """The keys known at a place of the recipe."""
     sections = {
         "data": TextSpec,
+        "sources": SourceSpec,
         "decay": DecaySpec,
         "tune": TuneSpec,
         "on": OnSpec,
@@ -196,6 +230,8 @@ def _section(location: tuple) -> list[str]:
         "checkpoint": CheckpointSpec,
         "incubate": IncubateSpec,
         "resources": ResourceSpec,
+        "early_stop": EarlyStopSpec,
+        "spikes": SpikesSpec,
     }
     names = [part for part in location if part in sections]
     if names:

@@ -47,10 +47,10 @@ class GrowSpec(BaseModel):
 
     @property
     def is_learned(self) -> bool:
-        """Whether a method learns its growth, from the recipe's data."""
-        from meristem.growth import LiGO
+        """Whether a method learns its growth, or chooses, from the recipe's data."""
+        from meristem.growth import LiGO, Prune
 
-        return any(isinstance(method, LiGO) for method in self.build_methods())
+        return any(isinstance(method, LiGO | Prune) for method in self.build_methods())
 
     def seeded_methods(self, streams: Streams) -> list[Method]:
         """The methods, each with random numbers of its own."""
@@ -78,10 +78,6 @@ class FuseSpec(Strict):
 
     @model_validator(mode="after")
     def _weights_fit(self) -> FuseSpec:
-        if self.experts and self.optimizer == "carry":
-            raise ValueError(
-                "experts and optimizer: carry do not go together: the parents' optimizers are those of other networks"
-            )
         try:
             self.method(0).convex(len(self.from_))
         except MeristemError as error:
@@ -219,7 +215,8 @@ class NodeSpec(Strict):
         if self.average:
             return [self.average.from_] if isinstance(self.average.from_, str) else self.average.from_
         parent = next((own.from_ for own in (self.grow, self.decay, self.train) if own), None)
-        return [parent] if parent else []
+        teacher = self.train.distill.teacher if self.train and self.train.distill else None
+        return [name for name in (parent, teacher) if name]
 
     @property
     def reads_data(self) -> bool:

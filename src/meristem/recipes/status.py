@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -26,6 +27,7 @@ class Status:
     steps: int = 0
     loss: float | None = None
     eval_loss: float | None = None
+    curve: list[dict[str, float]] = field(default_factory=list)  # evaluations so far: step, flops, eval_loss
 
 
 def begin(directory: Path) -> None:
@@ -55,10 +57,14 @@ def error_of(directory: Path) -> str | None:
 
 
 class StatusFile(TrainerCallback):
-    """Keeps the status of a train node up to date, at most once in a second."""
+    """Keeps the status of a train node up to date, at most once in a second.
 
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.status = directory, read(directory)
+    Args:
+        flops: of the node's training, after each step.
+    """
+
+    def __init__(self, directory: Path, flops: Sequence[int] = ()) -> None:
+        self.directory, self.status, self.flops = directory, read(directory), flops
         self.written = 0.0
 
     def _note(self, at_once: bool, state, **changes) -> None:
@@ -77,6 +83,11 @@ class StatusFile(TrainerCallback):
             self._note(False, state, loss=float(logs["loss"]))
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
-        self._note(
-            True, state, step=state.global_step, steps=state.max_steps, eval_loss=(metrics or {}).get("eval_loss")
-        )
+        losses = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
+        curve = [
+            {"step": step, "flops": self.flops[step], "eval_loss": loss}
+            for step, loss in losses.items()
+            if step < len(self.flops)
+        ]
+        eval_loss = (metrics or {}).get("eval_loss")
+        self._note(True, state, step=state.global_step, steps=state.max_steps, eval_loss=eval_loss, curve=curve)

@@ -23,6 +23,7 @@ from meristem.growth.block_steps import count_blocks_apart
 from meristem.growth.optimizer import State, load_named_state, scaled_groups
 from meristem.growth.optimizer_families import family_of
 from meristem.growth.provenance import Provenance
+from meristem.recipes.early_stop import EarlyStop, stopped_at
 from meristem.recipes.guards import LossGuard, last_whole_checkpoint
 from meristem.recipes.left import KeepOnTheWay, leave, plain_optimizer
 from meristem.recipes.left import load_state as load_state
@@ -30,10 +31,11 @@ from meristem.recipes.modifiers import Modifier, Setting
 from meristem.recipes.node import CHECKPOINTS
 from meristem.recipes.progress import ProgressLine
 from meristem.recipes.sharding import all_sharded
+from meristem.recipes.spikes import Spikes
 from meristem.recipes.status import StatusFile
 from meristem.recipes.tasks import Task
 from meristem.recipes.tasks.task import Split
-from meristem.recipes.train_spec import TrainSpec
+from meristem.recipes.train_spec import SpikesSpec, TrainSpec
 from meristem.recipes.trainer_keys import CHECKPOINTING
 from meristem.streams import Streams
 from meristem.subnetworks.flops import PathFlops
@@ -92,15 +94,42 @@ class NodeTrainer(Trainer):
         amplitudes: Mapping[str, tuple[float, float]],
         rates: Mapping[str, float],
         guard: LossGuard,
+        spikes: SpikesSpec | None = None,
+        modifiers: Sequence[Modifier] = (),
         **kwargs: Any,
     ) -> None:
-        self._amplitudes, self._rates, self._guard = amplitudes, rates, guard
+        self._amplitudes, self._rates, self._guard, self._modifiers = amplitudes, rates, guard, modifiers
+        self.spikes = Spikes(spikes, self._mean, guard.end) if spikes else None
         super().__init__(*args, **kwargs)
+        if self.spikes:
+            self.add_callback(self.spikes)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         self._guard.see(loss, self.state.global_step + 1)
+        if self.spikes:
+            self.spikes.see(loss)
         return loss
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The task's own loss; in training, what the run's methods make of it."""
+        given = dict(inputs)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+
+        def share(rows: int) -> Any:
+            return rows * processes / num_items_in_batch if counted else 1.0
+
+        for modifier in self._modifiers if model.training else ():
+            loss = modifier.objective(loss, given, outputs, share)
+        return (loss, outputs) if return_outputs else loss
+
+    def _mean(self, loss: torch.Tensor) -> torch.Tensor:
+        """Over all processes."""
+        return self.accelerator.reduce(loss, "mean")  # type: ignore[return-value]
 
     def create_optimizer(self, *args: Any, **kwargs: Any):
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -153,6 +182,7 @@ class Origin:
         optimizer_state: by parameter name.
         amplitudes: scales that a growth gave the weights (see `growth.optimizer.amplitudes`).
         provenance: which entries of the model a growth has added.
+        teacher: the directory of a model to learn from.
     """
 
     trained: bool = False
@@ -160,6 +190,7 @@ class Origin:
     optimizer_state: State | None = None
     amplitudes: Mapping[str, tuple[float, float]] | None = None
     provenance: Provenance | None = None
+    teacher: Path | None = None
 
 
 def train(
@@ -194,9 +225,27 @@ def train(
     from_first = spec.is_sharded_from_first and all_sharded(model)
     per_example, seed = task.tokens_per_example, streams.seed("training")
     arguments = _arguments(spec, directory / CHECKPOINTS, steps, seed, per_example, from_first)
+    last = last_whole_checkpoint(directory / CHECKPOINTS)
     examples = task.training_set(steps * spec.batch_size, streams.seed("order"), origin.read)
     micro_batch = arguments.per_device_train_batch_size
-    setting = Setting(steps, spec.batch_size, micro_batch, origin.trained, streams, examples, origin.provenance)
+    setting = Setting(
+        steps,
+        spec.batch_size,
+        micro_batch,
+        origin.trained,
+        streams,
+        examples,
+        origin.provenance,
+        task.answers,
+        task.example(),
+        origin.teacher,
+    )
+    read = examples
+    if ended := stopped_at(last):  # it was killed between its last step and its result
+        arguments.max_steps, read = (
+            ended,
+            task.training_set(ended * spec.batch_size, streams.seed("order"), origin.read),
+        )
     model, flops = _prepared(model, spec, task, modifiers, setting)
     moments = (
         origin.optimizer_state if all(modifier.keeps_moments for modifier in modifiers) and not spec.incubate else None
@@ -214,35 +263,44 @@ def train(
         }
 
     keeping = KeepOnTheWay(keep, modifiers, task, directory, costs)
-    own = [guard, stopwatch, keeping, ProgressLine(label), StatusFile(directory)]
+    own = [guard, stopwatch, keeping, ProgressLine(label), StatusFile(directory, flops)]
     own += [CarriedState(moments)] if moments else []
     trainer = NodeTrainer(
         model=model,
         args=arguments,
-        train_dataset=examples,
+        train_dataset=read,
         eval_dataset=task.evaluation_set(split),
         callbacks=[*own, *(callback for modifier in modifiers for callback in modifier.callbacks()), *callbacks],
         amplitudes=(origin.amplitudes or {}) if spec.scale_learning_rate else {},
         rates=spec.learning_rates,
         guard=guard,
+        modifiers=modifiers,
+        spikes=spec.spikes,
         **task.trainer_options(),
     )
+    early = EarlyStop(spec.early_stop, task.evaluation_set("tune")) if spec.early_stop else None
+    if early:
+        early.trainer = trainer
+        trainer.add_callback(early)
     trainer.remove_callback(PrinterCallback)
     keeping.trainer = trainer
     with contextlib.ExitStack() as stack:
         for modifier in modifiers:
             stack.enter_context(modifier.within())
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(directory / CHECKPOINTS))
+        trainer.train(resume_from_checkpoint=last)
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if trainer.is_world_process_zero():
         shutil.rmtree(directory / "model", ignore_errors=True)  # of a run that was killed while leaving it
     leave(trained, trainer.optimizer, modifiers, task, directory, trainer.is_world_process_zero())
     curve = _curve(trainer.state.log_history, costs)
-    details: dict[str, Any] = {}
+    details: dict[str, Any] = {"skipped_steps": trainer.spikes.skipped} if trainer.spikes else {}
+    if early:
+        steps = early.stopped or steps
+        details |= {"stopped_at": early.stopped, "best_tune_loss": early.best}
     for modifier in modifiers:
         details |= modifier.details()
     total = {key: value for key, value in costs(steps).items() if key != "step"}
-    metrics = {name: curve[-1][name] for name in MEASURED if name in curve[-1]}
+    metrics = {name: curve[-1][name] for name in MEASURED if name in curve[-1] and name.startswith("eval")}
     return {
         **total,
         "metrics": metrics,
@@ -252,7 +310,7 @@ def train(
     }
 
 
-MEASURED = ("eval_loss", "eval_accuracy")
+MEASURED = ("eval_loss", "eval_accuracy", "tune_loss")
 
 
 def _curve(history: Sequence[Mapping[str, Any]], costs: Any) -> list[dict[str, float]]:
@@ -292,8 +350,9 @@ def _prepared(
     with _checkpointing(plain, spec.trainer):
         micro: Iterator[int] = (counter.of(path) for path in paths) if paths is not None else iter(())
         whole = counter.of({}) if paths is None else 0
+        beside = each * sum(modifier.more_flops() for modifier in modifiers)
         steps = [
-            setting.micro_batch * (sum(islice(micro, each)) if paths is not None else each * whole)
+            setting.micro_batch * ((sum(islice(micro, each)) if paths is not None else each * whole) + beside)
             for _ in range(setting.steps)
         ]
     return model, list(accumulate(steps, initial=0))

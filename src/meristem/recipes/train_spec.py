@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from meristem.errors import MeristemError, nearest
 from meristem.recipes.data_specs import Count, Strict
-from meristem.recipes.method_specs import FreshSpec, IncubateSpec, MajoritySpec, SubnetworkSpec
+from meristem.recipes.method_specs import DistillSpec, FreshSpec, IncubateSpec, MajoritySpec, SubnetworkSpec
 from meristem.recipes.trainer_keys import check_keys, features
 
 if TYPE_CHECKING:
@@ -56,6 +56,22 @@ class TuneSpec(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+class EarlyStopSpec(Strict):
+    """End a run after `patience` evaluations whose loss on the split `tune` is not lower by `min_delta` than the best one's."""
+
+    patience: Annotated[int, Field(gt=0)] = 3
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class SpikesSpec(Strict):
+    """What becomes of a step whose loss is over `sigma` standard deviations above the mean of the last `window` steps: it is left out
+    (`skip`), or ends the node (`end`)."""
+
+    sigma: Positive = 6.0
+    window: Annotated[int, Field(gt=1)] = 128
+    action: Literal["skip", "end"] = "skip"
+
+
 def _is_number(value: Any) -> bool:
     try:
         return not isinstance(value, bool) and math.isfinite(float(value))
@@ -69,14 +85,15 @@ class TrainSpec(Strict):
     `schedule` of the learning rate: cosine, linear, constant_with_warmup, or wsd: warm-up, a stable phase, and a decay over the last share
     `decay` of the run in the form `decay_shape` (Hu et al. 2024, arXiv:2404.06395; 1-sqrt: Haegele et al. 2024, arXiv:2405.18392). `tune`
     chooses numbers first. `evaluations` spread over the run; `checkpoint_every` so many tokens (or examples, as the budget is given) the run
-    can be resumed from, by default at every evaluation; `keep_every` so many it leaves model and optimizer for decays to branch off.
+    can be resumed from, by default at every evaluation; `keep_every` so many it leaves model and optimizer for decays to branch off. `early_stop` ends it when it no longer gets better, `spikes`
+    leaves out steps whose loss jumps.
 
     `scale_learning_rate` steps each weight in proportion to the scale that a growth gave it (see
     `growth.optimizer.amplitudes`); `learning_rates` are factors on the rate of the parameters whose names a regular expression matches,
     the first that does. `subnetwork` trains a part of the network at each step, `majority` several kernels in each layer.
     `train_only` holds what a growth has not added (`fresh`: entries without a source train; `copied`: all new ones; `grown`: whole tensors
     with new ones), `fresh` gives new entries a learning rate and a warm-up of their own (see `ms.freeze_old`).
-    `incubate` trains one module of a larger network inside the meta network that `from` names. `seed` makes networks of one kind start
+    `distill` adds the distance from another node's answers to the loss. `incubate` trains one module of a larger network inside the meta network that `from` names. `seed` makes networks of one kind start
     differently. `trainer` reaches every further TrainingArguments field (bf16, gradient_accumulation_steps, report_to, ...).
     """
 
@@ -96,6 +113,8 @@ class TrainSpec(Strict):
     keep_every: Count | None = None
     scale_learning_rate: bool = False
     learning_rates: dict[str, Positive] = Field(default_factory=dict)
+    early_stop: EarlyStopSpec | None = None
+    spikes: SpikesSpec | None = None
     seed: int = 0
     tune: TuneSpec | None = None
     train_only: Literal["fresh", "copied", "grown", "all"] = "all"
@@ -103,6 +122,7 @@ class TrainSpec(Strict):
     subnetwork: SubnetworkSpec | None = None
     majority: MajoritySpec | None = None
     incubate: IncubateSpec | None = None
+    distill: DistillSpec | None = None
     trainer: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -145,12 +165,20 @@ class TrainSpec(Strict):
             raise ValueError("majority and subnetwork do not go together with `widths`: kernels are not sliced")
         return self
 
+    @model_validator(mode="after")
+    def _steps_can_be_left_out(self) -> TrainSpec:
+        if self.spikes and self.spikes.action == "skip" and self.trainer.get("fp16"):
+            raise ValueError(
+                "spikes: {action: skip} and fp16 do not go together: its scaler wants gradients in every step; use bf16"
+            )
+        return self
+
     def check_conflicts(self, more: set[str]) -> None:
         """Raises ValueError for methods that do not go together, with `more` features of the node that the spec does not see."""
         present = features(self.trainer) | more
         present |= {
             name
-            for name in ("scale_learning_rate", "subnetwork", "majority", "incubate", "fresh")
+            for name in ("scale_learning_rate", "subnetwork", "majority", "incubate", "fresh", "distill")
             if getattr(self, name)
         }
         present |= {"train_only"} if self.train_only != "all" else set()
@@ -208,6 +236,7 @@ class TrainSpec(Strict):
 
     def modifiers(self) -> list[Modifier]:
         """The training-time methods, in the order in which they make the network that is trained."""
+        from meristem.recipes.modifiers.distillation import Distill
         from meristem.recipes.modifiers.growth import TrainNew
         from meristem.recipes.modifiers.incubation import Incubate
         from meristem.recipes.modifiers.majority import Majority
@@ -221,6 +250,7 @@ class TrainSpec(Strict):
             TrainNew(self.train_only, self.fresh, self.learning_rate or 1.0)
             if self.fresh or self.train_only != "all"
             else None,
+            Distill(self.distill) if self.distill else None,
         ]
         return [modifier for modifier in found if modifier]
 
@@ -245,6 +275,10 @@ CONFLICTS: dict[str, dict[str, str]] = {
     },
     "compile": {
         "subnetwork": "a compiled network has its blocks built in; compile the blocks instead (`block.compile()`)"
+    },
+    "distill": {
+        "fsdp": "each process holds a whole teacher, which is what sharding is there to avoid",
+        "incubate": "the module stands in a meta network that has another depth than the teacher's; distil after assembling",
     },
     "fresh": {
         "incubate": "the module is another network than the one that has grown",
@@ -298,6 +332,12 @@ class DecaySpec(Strict):
             raise ValueError(
                 f"branches off at {self.at:,} {given}; {self.from_!r} is stable from {run.warmup * budget:,.0f} to {budget:,}"
             )
+        if run.distill:
+            raise ValueError(
+                f"decays {self.from_!r}, which learns from {run.distill.teacher!r}; give that node `schedule: wsd` with a decay of its own"
+            )
+        if run.early_stop:
+            raise ValueError(f"decays {self.from_!r}, which ends nobody knows when (early_stop)")
         if run.majority or run.incubate:
             raise ValueError(
                 f"decays {self.from_!r}, which trains {'kernels' if run.majority else 'a module'}: that ends with its own run"

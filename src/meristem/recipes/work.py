@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from meristem.checkpoints.open import local_directory
 from meristem.checkpoints.open_streamed import read_lazily
 from meristem.checkpoints.write import write_model
 from meristem.errors import MeristemError
-from meristem.growth import Growth, LiGO, Method
+from meristem.growth import Growth, LiGO, Method, Prune
 from meristem.growth.optimizer import amplitudes, grow_state
 from meristem.incubation import Incubation, assemble
 from meristem.recipes.node import Job, NodeResult, ancestors_of, load_result
@@ -27,6 +28,7 @@ from meristem.recipes.train_spec import DecaySpec, TrainSpec
 from meristem.streams import Streams
 
 FIT_BATCH = 8  # examples in each step of a method that learns its growth
+LOOKED_AT = 128  # examples that a method which chooses by data looks at
 
 Outcome = dict[str, Any]
 
@@ -72,13 +74,14 @@ def _checkpoint(job: Job, spec: CheckpointSpec) -> Outcome:
 def _train(job: Job, spec: TrainSpec, task: Task, callbacks: Sequence[Any]) -> Outcome:
     from meristem.recipes.train import Origin, load_state
 
+    teacher = job.parent_directories[-1] / "model" if spec.distill else None
     if spec.model is not None:
-        entries, origin = spec.model, Origin()
+        entries, origin = spec.model, Origin(teacher=teacher)
         new = lambda: task.new_model(entries, job.streams.seed("weights"))  # noqa: E731
         model = without_weights(new) if spec.is_sharded_from_first and not is_first_process() else None
         model = model if model is not None and all_sharded(model) else new()
     else:
-        (parent,) = job.parent_directories
+        parent = job.parent_directories[0]
         model, file = _to_train(parent / "model", spec), parent / "optimizer.safetensors"
         origin = Origin(
             trained=True,
@@ -86,6 +89,7 @@ def _train(job: Job, spec: TrainSpec, task: Task, callbacks: Sequence[Any]) -> O
             optimizer_state=load_state(file) if file.exists() else None,
             amplitudes=_amplitudes(parent),
             provenance=_provenance(parent),
+            teacher=teacher,
         )
     return _trained(job, spec, task, model, origin, job.streams, callbacks)
 
@@ -98,7 +102,7 @@ def _trained(
     own = {"label": job.label, "streams": streams, "origin": origin, "split": job.split, "keep": job.keep}
     outcome = train(model, spec, task, job.directory, callbacks=callbacks, **own)
     if origin.provenance is not None and not spec.incubate and is_first_process():  # it holds for the trained model too
-        from meristem.checkpoints.provenance import keep_provenance
+        from meristem.checkpoints.record import keep_provenance
 
         keep_provenance(job.directory / "model", origin.provenance)
     return outcome
@@ -116,7 +120,8 @@ def _amplitudes(directory: Path) -> Any:
     """The scales that the last growth gave the weights of the node here, however often it was trained on since; None without a growth."""
     result = load_result(directory)
     while result is not None and "amplitudes" not in result.details:
-        result = load_result(directory.parent / result.parents[0]) if len(result.parents) == 1 else None
+        own = result.parents[:-1] if "distill" in result.details else result.parents  # the last one is the teacher
+        result = load_result(directory.parent / own[0]) if len(own) == 1 else None
     return result.details["amplitudes"] if result else None
 
 
@@ -255,13 +260,18 @@ def _state_to_carry(parent: Path) -> Any:
 
 
 def _fitted(spec: GrowSpec, streams: Streams, open_task: Callable[[], Task], small: Any) -> tuple[list[Method], int]:
-    """The node's methods, those that learn their growth fitted on the recipe's data, and the FLOPs of the fit."""
+    """The node's methods, with the recipe's data for those that learn their growth or choose by data, and the FLOPs of that."""
     from torch.utils.data import DataLoader
 
-    from meristem.anatomy.flops import training_flops
+    from meristem.anatomy.flops import forward_flops, training_flops
 
     methods, flops = spec.seeded_methods(streams), 0
     for position, method in enumerate(methods):
+        if isinstance(method, Prune):
+            task = open_task()
+            data = task.training_set(LOOKED_AT, Streams(streams.recipe).seed("order"), 0)
+            methods[position] = replace(method, batches=list(DataLoader(data, batch_size=FIT_BATCH)))
+            flops += LOOKED_AT * method.passes(Anatomy.of(small)) * forward_flops(small, task.example())
         if not isinstance(method, LiGO):
             continue
         if position:

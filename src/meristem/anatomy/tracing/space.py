@@ -62,8 +62,8 @@ class Space:
         )
 
     def products(self, dim: Dim, start: int = 0) -> Iterator[tuple[int, int, Dim]]:
-        """(first unit, how many, atoms) of the parts of a dimension that are plain products; the whole, if that is one. A product
-        with a sum among its factors is taken to be one atom that stays as it is."""
+        """(first unit, how many, atoms) of the parts of a dimension that are plain products; the whole, if that is one. A sum among
+        the factors of a product (halves of a head that rotary positions turn) is taken to be one atom that stays as it is."""
         atoms = self.flat(dim)
         sums = [atom for atom in atoms if atom in self._terms]
         if sums and len(atoms) == 1:
@@ -71,7 +71,15 @@ class Space:
                 yield from self.products(term, start)
                 start += self.size(term)
         else:
-            yield start, self.size(dim), self.fresh(self.size(dim)) if sums else atoms
+            yield start, self.size(dim), tuple(self.fresh(self._size[a])[0] if a in sums else a for a in atoms)
+
+    def inside_products(self, dim: Dim) -> set[int]:
+        """The leaves of the sums that `products` takes to be one atom each."""
+        atoms = self.flat(dim)
+        sums = [atom for atom in atoms if atom in self._terms]
+        if sums and len(atoms) == 1:
+            return set().union(*(self.inside_products(term) for term in self._terms[atoms[0]]))
+        return set().union(*(self.leaves((atom,)) for atom in sums))
 
     def join(self, first: Dim, other: Dim) -> None:
         """Both run along the same units. What cannot be lined up is left as it is."""

@@ -233,10 +233,18 @@ class Watch(TorchDispatchMode):
 
     def _attention(self, operands: list[Tensor], results: list[Tensor]) -> None:
         q, k, v = operands[:3]
+        queries, keys = self.of(q)[1], self.of(k)[1]
+        if self.space.size(queries) > self.space.size(
+            keys
+        ):  # grouped: so many queries in a row share a key and a value
+            size = self.space.size(keys)
+            self.space.join(self.space.reshape([queries], [size, self.space.size(queries) // size])[0], keys)
         for place in (0, 1, 3):
             self.space.join(self.of(q)[place], self.of(k)[place])
         for place in (0, 1, 2):
             self.space.join(self.of(k)[place], self.of(v)[place])
+        if len(operands) > 3 and operands[3].dim() == 4 and operands[3].shape[1] == q.shape[1]:  # a bias for each head
+            self.space.join(self.of(operands[3])[1], self.of(q)[1])
         self._give(results[:1], [[*self.of(q)[:3], self.of(v)[3]]])
 
     # --- norms, tables, everything else

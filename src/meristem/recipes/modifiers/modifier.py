@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ class Setting:
         trained: whether the network comes from another node.
         examples: what is read, in the order in which it is read.
         provenance: which entries of the network a growth has added, where one has made it.
+        answers: of logits and labels, what is asked for (rows, outputs), and the right answers (rows,).
+        example: a batch of one, labels included.
+        teacher: the directory of a model to learn from, where the recipe names one.
     """
 
     steps: int
@@ -38,6 +42,9 @@ class Setting:
     streams: Streams
     examples: Ordered
     provenance: Provenance | None = None
+    answers: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    example: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher: Path | None = None
 
 
 class Modifier:
@@ -59,6 +66,21 @@ class Modifier:
     def paths(self) -> Iterator[Mapping[str, Path]] | None:
         """For the FLOPs: which blocks run in each micro-batch of the run, `batch_size / micro_batch` of them in each step; None: all."""
         return None
+
+    def more_flops(self) -> int:
+        """FLOPs of each example beside those of the network that is trained."""
+        return 0
+
+    def objective(
+        self, loss: Tensor, inputs: Mapping[str, Any], outputs: Any, share: Callable[[int], float | Tensor]
+    ) -> Tensor:
+        """The loss that is trained on, made of the one that the methods before this one have left. Evaluations keep the task's own.
+
+        Args:
+            inputs, outputs: of the network in this micro-batch, labels among the inputs.
+            share: of a number of rows, what a mean over them counts in the whole batch: 1, or less where batches are accumulated.
+        """
+        return loss
 
     def within(self) -> contextlib.AbstractContextManager[Any]:
         """What lasts as long as the training."""

@@ -10,20 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from meristem.data import CorruptedSpans, Denoisers, MaskedSequences, Ordered, Sequences, open_corpus
+from meristem.data import CorruptedSpans, Denoisers, MaskedSequences, Ordered, PrefixDenoisers, Sequences
 from meristem.data.corruption import span_numbers
-from meristem.data.denoisers import sentinels_wanted
+from meristem.data.denoisers import prefix_lm_length, sentinels_wanted
 from meristem.errors import MeristemError
 from meristem.recipes.data_specs import TextSpec
+from meristem.recipes.sharding import is_first_process
+from meristem.recipes.tasks.apart import check_documents_apart, check_prefix_is_seen
 from meristem.recipes.tasks.task import (
     Split,
     Task,
-    check_some,
     check_vocabulary,
     leave_tokenizer,
     network,
     padding_of_positions,
 )
+from meristem.recipes.tasks.texts import Texts
 
 SPAN_LENGTH = 3.0
 
@@ -35,8 +37,9 @@ class Language(Task):
 
     def __init__(self, data: TextSpec) -> None:
         self.data = data
-        self.corpus = open_corpus(data.source, data.tokenizer, data.text_column, data.stream)
-        self.description, self.fingerprint = self.corpus.description, self.corpus.fingerprint
+        self.texts = Texts(data)
+        self.corpus = self.texts.corpora[0]  # for its special tokens, which all have
+        self.description, self.fingerprint = self.texts.description, self.texts.fingerprint
         self.tokens_per_example, self.vocab_size = data.sequence_length, self.corpus.vocab_size
 
     def asked(self, sequences: Sequences) -> Ordered:
@@ -56,15 +59,15 @@ class Language(Task):
         check_vocabulary(model, self.vocab_size, label)
 
     def training_set(self, count: int, seed: int, offset: int) -> Ordered:
-        return self.asked(Sequences(self.corpus.train, self.data.sequence_length, count, seed, offset))
+        return self.asked(self.texts.sequences("train", count, seed, offset))
 
     def evaluation_set(self, split: Split = "eval") -> Ordered:
-        tokens = self.corpus.eval if split == "eval" else self.corpus.tune
-        check_some(len(tokens) // self.data.sequence_length, self.data.source, split)
-        return self.asked(Sequences(tokens, self.data.sequence_length, self.data.eval_sequences))
+        return self.asked(self.texts.sequences(split, self.data.eval_sequences))
 
     def example(self) -> dict[str, Tensor]:
-        return {name: tensor[None] for name, tensor in self.training_set(1, 0, 0)[0].items()}
+        one = self.training_set(1, 0, 0)[0]
+        one.pop("position_ids", None)  # they cost nothing, and a mask that looks at them cannot be counted by shapes
+        return {name: tensor[None] for name, tensor in one.items()}
 
     def leave(self, directory: Path) -> None:
         leave_tokenizer(self.data.tokenizer, directory)
@@ -95,6 +98,11 @@ class CausalLanguage(Language):
     """Each token from those before it."""
 
     head = "AutoModelForCausalLM"
+
+    def check(self, model: nn.Module, label: str) -> None:
+        super().check(model, label)
+        if self.data.documents != "across" and is_first_process():
+            check_documents_apart(model, label)
 
     def answers(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return super().answers(logits[:, :-1], labels[:, 1:])
@@ -147,12 +155,44 @@ class MixtureOfDenoisers(_WithSentinels):
 
     def check(self, model: nn.Module, label: str) -> None:
         if not model.config.is_encoder_decoder:  # type: ignore[union-attr]
-            raise MeristemError(f"{label}: ul2 wants an encoder-decoder, {type(model).__name__} is none")
+            raise MeristemError(
+                f"{label}: this ul2 is for encoder-decoders, {type(model).__name__} is none; say prefix_lm: true under data"
+            )
         super().check(model, label)
 
     def asked(self, sequences: Sequences) -> Ordered:
         assert self.corpus.end_token is not None
         return Denoisers(sequences, self.sentinels, self.corpus.end_token, self.corpus.pad_token)
+
+
+class PrefixDenoising(_WithSentinels):
+    """The same by a decoder that reads the input in both directions (see `data.PrefixDenoisers`)."""
+
+    head = "AutoModelForCausalLM"
+
+    def __init__(self, data: TextSpec) -> None:
+        super().__init__(data)
+        self.use_sentinels(sentinels_wanted(data.sequence_length))
+
+    def defaults(self) -> dict[str, Any]:
+        longer = {"max_position_embeddings": prefix_lm_length(self.data.sequence_length)}
+        return {**Language.defaults(self), **longer}
+
+    def check(self, model: nn.Module, label: str) -> None:
+        if model.config.is_encoder_decoder:  # type: ignore[union-attr]
+            raise MeristemError(
+                f"{label}: this ul2 is for decoders, {type(model).__name__} has an encoder; say prefix_lm: false under data"
+            )
+        super().check(model, label)
+        if is_first_process():
+            check_prefix_is_seen(model, label)
+
+    def asked(self, sequences: Sequences) -> Ordered:
+        assert self.corpus.end_token is not None
+        return PrefixDenoisers(sequences, self.sentinels, self.corpus.end_token, self.corpus.pad_token)
+
+    def answers(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return super().answers(logits[:, :-1], labels[:, 1:])
 
 
 def causal_language_model(entries: Mapping[str, Any], vocab_size: int, sequence_length: int, seed: int) -> nn.Module:

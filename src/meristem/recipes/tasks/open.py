@@ -26,6 +26,6 @@ def open_task(data: DataSpec) -> Task:
         "causal-lm": language.CausalLanguage,
         "masked-lm": language.MaskedLanguage,
         "span-corruption": language.SpanCorruption,
-        "ul2": language.MixtureOfDenoisers,
+        "ul2": language.PrefixDenoising if data.prefix_lm else language.MixtureOfDenoisers,
     }
     return tasks[data.task](data)

@@ -1,0 +1,219 @@
+"""Every recipe of docs/recipes.md, killed at random moments: does it end with the same bytes, and does any process survive its parent?
+
+    python benchmarks/kills.py --kills 100            # all ways; resumes; about an hour on two quiet cores
+    python benchmarks/kills.py --small                # 6 kills of one recipe, in one process
+
+The recipes are those of the page with less data (see `support.small_recipes`). Each runs undisturbed once. A trial then runs the same
+command in an empty directory and sends SIGKILL at a moment drawn evenly from half the undisturbed run's duration; then runs the same command
+again, which goes on from there, which is killed as well, until it ends by itself. Ways to run, and who is killed:
+
+`single`: the command itself.
+`torchrun`: two processes share each train node; the command, the launcher, torchrun or one of its workers.
+`ray`: a cluster of two slots; the command, a worker of Ray, or the process of a node.
+
+A trial is equal if all models, optimizer states, kept checkpoints and results (but for seconds) are, byte for byte. Who was started by the
+process that was killed, directly or not, has to end too. Writes results/kills.json after each trial.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from checkpoints import ENVIRONMENT, ROOT, say
+from support.small_recipes import published, small
+
+WAYS = {"single": [], "torchrun": [], "ray": ["--executor", "ray", "--executor-option", "slots=2"]}
+SHARES = {"single": 0.5, "torchrun": 0.3, "ray": 0.2}  # of the kills
+MOST = 8  # kills in one trial
+GONE_SECONDS = 20.0  # for what a killed process had started
+CRASH_SECONDS = 300.0
+
+
+def start(file: Path, out: Path, way: str, log: Path) -> BaseProcess:
+    """The command `meristem run` in a process of its own, forked from this one so that nothing is imported anew."""
+    process = multiprocessing.get_context("fork").Process(target=_run, args=(file, out, way, log))
+    process.start()
+    return process
+
+
+def _run(file: Path, out: Path, way: str, log: Path) -> None:
+    with log.open("ab") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    os.environ["RAY_TMPDIR"] = str(log.parent / "ray")
+    from meristem.cli.main import main
+
+    sys.argv = ["meristem", "run", str(file), "--out", str(out), *WAYS[way]]
+    main()
+
+
+def digest(out: Path) -> dict[str, str]:
+    """SHA-256 of all that a run leaves, by file; in text its own directory has no name and seconds do not count."""
+    found = {}
+    for file in sorted(out.rglob("*")):
+        name = file.relative_to(out).as_posix()
+        kept = "/model/" in name or "/kept/" in name or name.endswith(("node.json", "ensemble.json", ".safetensors"))
+        if file.is_file() and kept and "/trainer/" not in name:
+            content = file.read_bytes()
+            if file.suffix == ".json":
+                content = json.dumps(_timeless(json.loads(content)), sort_keys=True).encode()
+            if file.suffix in (".json", ".md"):
+                content = content.replace(str(out).encode(), b"OUT")
+            found[name] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def _timeless(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _timeless(value) for key, value in content.items() if "seconds" not in key}
+    return [_timeless(value) for value in content] if isinstance(content, list) else content
+
+
+def victims(top: psutil.Process, way: str) -> list[psutil.Process]:
+    """Who may be killed now."""
+    found = [top]
+    for process in top.children(recursive=True) if way != "single" else ():
+        with contextlib.suppress(psutil.Error):
+            line = " ".join(process.cmdline())
+            if "meristem.recipes" in line or line.startswith("ray::"):
+                found.append(process)
+    return found
+
+
+def kill(victim: psutil.Process, said: str = "") -> dict[str, Any]:
+    """Kill it (named `said`, or by its own words), and wait for all that it had started."""
+    words: list[str] = []
+    with contextlib.suppress(psutil.Error):
+        words = victim.cmdline()
+    below = victim.children(recursive=True)
+    victim.kill()
+    began = time.monotonic()
+    _, left = psutil.wait_procs(below, timeout=GONE_SECONDS)
+    said = said or next((word for word in words if word.startswith(("meristem.", "ray::"))), "gone")
+    survivors = [process.pid for process in left if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return {
+        "victim": said,
+        "children": len(below),
+        "gone_after": round(time.monotonic() - began, 2),
+        "survivors": survivors,
+    }
+
+
+def trial(file: Path, out: Path, way: str, duration: float, draw: random.Random, log: Path) -> Iterator[dict[str, Any]]:
+    """One kill after the other, until the command ends by itself with code 0."""
+    process, again = start(file, out, way, log), 0
+    try:
+        for number in itertools.count():
+            moment = draw.uniform(0, duration / 2) if number < MOST else CRASH_SECONDS
+            process.join(moment)
+            if process.exitcode == 0:
+                return
+            if process.exitcode is not None:  # a process of its own crashed, and it asks to be started again
+                again += 1
+                if again > MOST + 3:
+                    raise SystemExit(f"{file}: does not end, see {log}\n{log.read_text()[-2000:]}")
+                process = start(file, out, way, log)
+                continue
+            victim = draw.choice(victims(psutil.Process(process.pid), way))
+            yield {"moment": round(moment, 2), **kill(victim, "command" if victim.pid == process.pid else "")}
+            if victim.pid == process.pid:
+                process.join()
+                process = start(file, out, way, log)
+    finally:
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def undisturbed(file: Path, folder: Path, way: str) -> tuple[dict[str, str], float]:
+    """What a run leaves that nobody disturbs, and how long it takes."""
+    out, log, began = folder / "undisturbed", folder / "undisturbed.log", time.monotonic()
+    process = start(file, out, way, log)
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{file}: the undisturbed run ended with {process.exitcode}\n{log.read_text()[-2000:]}")
+    return digest(out), time.monotonic() - began
+
+
+def one(
+    name: str, content: dict[str, Any], way: str, number: int, folder: Path, known: dict[Any, Any]
+) -> dict[str, Any]:
+    """The row of a trial."""
+    place = folder / f"{name}-{way}"
+    file = place / "recipe.yaml"
+    if (name, way) not in known:
+        place.mkdir()
+        file.write_text(yaml.safe_dump(small(content, processes=2 if way == "torchrun" else 1)))
+        known[name, way] = undisturbed(file, place, way)
+    expected, duration = known[name, way]
+    out, log = place / "killed", place / "killed.log"
+    kills = list(trial(file, out, way, duration, random.Random(f"{name} {way} {number}"), log))
+    found = digest(out)
+    unequal = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+    shutil.rmtree(out)
+    row = {"recipe": name, "way": way, "number": number, "files": len(expected), "unequal": unequal, "kills": kills}
+    return {**row, "undisturbed_seconds": round(duration, 1)}
+
+
+def missing(rows: list[dict[str, Any]], wanted: dict[str, float], recipes: list[str]) -> Iterator[tuple[str, str, int]]:
+    """(recipe, way, number of the trial) while kills are wanted, each recipe before any comes again, small graphs first."""
+    for number in range(50):
+        for way, name in itertools.product(wanted, recipes):
+            done = sum(len(row["kills"]) for row in rows if row["way"] == way)
+            if done < wanted[way] and not any(
+                (name, way, number) == (r["recipe"], r["way"], r["number"]) for r in rows
+            ):
+                yield name, way, number
+
+
+def main() -> None:
+    os.environ.update(ENVIRONMENT)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--small", action="store_true", help="6 kills of the first recipe, in one process")
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    arguments = parser.parse_args()
+    from meristem.checkpoints.write import write_json
+    from meristem.recipes.code import code_revision
+
+    recipes = dict(list(published().items())[: 1 if arguments.small else None])
+    ways = ["single"] if arguments.small else arguments.ways
+    whole = sum(SHARES[way] for way in ways)
+    wanted = {way: (6 if arguments.small else arguments.kills) * SHARES[way] / whole for way in ways}
+    file = arguments.results / ("kills_small.json" if arguments.small else "kills.json")
+    found = json.loads(file.read_text()) if file.exists() else {"trials": []}
+    rows = [row for row in found["trials"] if row["revision"] == code_revision()]  # of other code they show nothing
+    known: dict[Any, Any] = {}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True, prefix="kills-") as folder:
+        for name, way, number in missing(rows, wanted, sorted(recipes, key=lambda name: len(recipes[name]["nodes"]))):
+            row = one(name, recipes[name], way, number, Path(folder), known)
+            rows.append({**row, "revision": code_revision()})
+            say(name, way, number, f"{len(row['kills'])} kills, unequal {row['unequal']}")
+            kills = [kill for row in rows for kill in row["kills"]]
+            summary = {"kills": len(kills), "unequal": sum(bool(row["unequal"]) for row in rows)}
+            summary |= {"survivors": sum(len(kill["survivors"]) for kill in kills), "trials": rows}
+            write_json(file, {**summary, "load_average": os.getloadavg()})
+    if any(row["unequal"] or any(kill["survivors"] for kill in row["kills"]) for row in rows):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

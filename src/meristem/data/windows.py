@@ -1,0 +1,107 @@
+"""Pieces of a corpus, each of at most one sequence: where the text is cut, and of several corpora, which of them a piece comes from."""
+
+from __future__ import annotations
+
+import mmap
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from meristem.data.order import Order, WeightedOrder
+from meristem.errors import MeristemError
+
+RELEASE = 512  # reads after which a memory-mapped array lets go of the pages it has touched
+
+
+class Windows(ABC):
+    """Numbered pieces of tokens."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def tokens(self, number: int) -> np.ndarray:
+        """The tokens of a piece, int64, at most one sequence long."""
+
+    def order(self, seed: int, offset: int) -> Order:
+        """In which order a run reads them."""
+        return Order(len(self), seed, offset)
+
+
+class _OfArray(Windows):
+    """Read from an array, which may be memory-mapped: the pages that were read stay in the system's cache, not in this process."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self._mapped, self._reads = getattr(array, "_mmap", None), 0
+
+    def _between(self, start: int, end: int) -> np.ndarray:
+        self._reads += 1
+        if self._mapped is not None and self._reads % RELEASE == 0:
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+        return self.array[start:end].astype(np.int64)
+
+
+class Consecutive(_OfArray):
+    """One behind the other, all of the same length, wherever documents begin.
+
+    Raises:
+        MeristemError: for less than one.
+    """
+
+    def __init__(self, array: np.ndarray, sequence_length: int) -> None:
+        super().__init__(array)
+        if len(array) < sequence_length:
+            raise MeristemError(f"the corpus has {len(array)} tokens, less than one sequence of {sequence_length}")
+        self.sequence_length = sequence_length
+
+    def __len__(self) -> int:
+        return len(self.array) // self.sequence_length
+
+    def tokens(self, number: int) -> np.ndarray:
+        start = number * self.sequence_length
+        return self._between(start, start + self.sequence_length)
+
+
+class WholeDocuments(_OfArray):
+    """Documents put together so that none is cut which fits into a sequence (see `data.packing`).
+
+    Args:
+        starts, ends: of all pieces in the array, one sequence after the other.
+        firsts: the first piece of each sequence, and the number of pieces.
+    """
+
+    def __init__(self, array: np.ndarray, starts: np.ndarray, ends: np.ndarray, firsts: np.ndarray) -> None:
+        super().__init__(array)
+        self.starts, self.ends, self.firsts = starts, ends, firsts
+
+    def __len__(self) -> int:
+        return len(self.firsts) - 1
+
+    def tokens(self, number: int) -> np.ndarray:
+        pieces = range(int(self.firsts[number]), int(self.firsts[number + 1]))
+        return np.concatenate([self._between(int(self.starts[p]), int(self.ends[p])) for p in pieces])
+
+
+class Weighted(Windows):
+    """Those of several corpora, read in shares that do not follow from their sizes.
+
+    Args:
+        parts: of each corpus.
+        weights: of each, above zero; only their ratios count.
+    """
+
+    def __init__(self, parts: Sequence[Windows], weights: Sequence[float]) -> None:
+        self.parts, self.weights = parts, weights
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def tokens(self, number: int) -> np.ndarray:
+        part = int(np.searchsorted(self._ends, number, side="right"))
+        return self.parts[part].tokens(number - int(self._ends[part]) + len(self.parts[part]))
+
+    def order(self, seed: int, offset: int) -> WeightedOrder:
+        return WeightedOrder([len(part) for part in self.parts], self.weights, seed, offset)

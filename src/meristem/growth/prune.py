@@ -1,0 +1,232 @@
+"""Pruning by what a network does on data: the units that are heard most stay, their readers are fitted anew, and the blocks go whose
+absence costs least.
+
+Muralidharan et al.: "Compact Language Models via Pruning and Knowledge Distillation" (Minitron), NeurIPS 2024, arXiv:2407.14679
+(sections 2.2 and 2.3). He, Zhang, Sun: "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, arXiv:1707.06168
+(equation 1, readers by least squares). Sun, Liu, Bair, Kolter: "A Simple and Effective Pruning Approach for Large Language Models"
+(Wanda), ICLR 2024, arXiv:2306.11695 (importance as weight times activation).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from meristem.algebra import AxisMap
+from meristem.anatomy import Anatomy
+from meristem.anatomy.streamed import is_streamed
+from meristem.anatomy.trace import Inputs
+from meristem.errors import MeristemError
+from meristem.growth.batch_statistics import batch_norms, new_statistics
+from meristem.growth.build import build
+from meristem.growth.depth_targets import depth_targets
+from meristem.growth.layers import LayerMap, LayerSource
+from meristem.growth.method import Method, Weights
+from meristem.growth.plan import GrowthPlan
+from meristem.growth.prune_blocks import blocks_that_stay
+from meristem.growth.prune_plan import PrunePlan, in_groups, kept_places, ordered
+from meristem.growth.readings import ReadersWatch, watched_readings
+from meristem.growth.symmetries import Symmetries, proved
+from meristem.growth.targets import width_targets
+from meristem.growth.weight_selection import magnitude
+
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Prune(Method):
+    """The units that are heard most, chosen in each layer for itself, and the blocks that the loss can least do without. Does not
+    preserve the function.
+
+    What is measured is measured on the `inputs` of `ms.shrink`, or on `batches`: some hundred examples. Units that are tied by a
+    residual stream, or by anything else that makes them change places together, are judged over all their readers. Axes whose units
+    cannot change places are pruned by the magnitude of their weights.
+
+    Args:
+        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads: target sizes.
+        num_hidden_layers: target depth.
+        sizes, depths: any further targets by the name of their axis or list of blocks: {"channels": 8}, {"decoder_layers": 2}.
+        blocks: the lists of blocks that num_hidden_layers is meant for: "all", or of an encoder-decoder "encoder" or "decoder".
+        importance: of a unit, summed over its readers, each reader's shares summing to 1: "outputs", the root mean square of what the
+            unit adds to what the reader gives out; or "activations", that of the unit itself (Minitron).
+        readers: "fitted" by least squares, to make of the units that stay what they made of all; or "kept" as they are.
+        ridge: of that fit, relative to the mean square of the units.
+        batches: keyword arguments of forward, again and again, instead of `inputs`; with labels, blocks are judged by the loss.
+    """
+
+    name: ClassVar[str] = "prune"
+    preserving: ClassVar[bool] = False
+    shrinks: ClassVar[bool] = True
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    num_hidden_layers: int | None = None
+    sizes: Mapping[str, int] | None = None
+    depths: Mapping[str, int] | None = None
+    blocks: str = "all"
+    importance: Literal["outputs", "activations"] = "outputs"
+    readers: Literal["fitted", "kept"] = "fitted"
+    ridge: float = 1e-3
+    batches: Iterable[Batch] | None = None
+
+    def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
+        """By magnitude, as far as weights alone can tell. Raises MeristemError for targets above the present sizes, or none."""
+        asked = (self.hidden_size, self.intermediate_size, self.num_attention_heads, self.num_key_value_heads)
+        targets = width_targets(anatomy, self.name, 1, *asked, more=self.sizes, shrink=True)
+        if not targets and not self._depths(anatomy):
+            raise MeristemError(f"{self.name}: nothing to shrink; give a target such as hidden_size=")
+        kept = {a: magnitude(anatomy, a, weights).topk(size).indices.sort().values for a, size in targets.items()}
+        return {axis: AxisMap.select(units, anatomy.sizes[axis]) for axis, units in kept.items()}
+
+    def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
+        """The first blocks, as far as can be told without a pass."""
+        return {axis: _copied(range(depth)) for axis, depth in self._depths(anatomy).items()}
+
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
+        """Never."""
+        return False
+
+    def plan(self, anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> GrowthPlan:
+        """Run the network on the data, then choose.
+
+        Raises:
+            MeristemError: for targets above the present sizes, or none; without data; or blocks none of which can be left out.
+        """
+        given = list(self.batches) if self.batches is not None else [inputs] if inputs is not None else []
+        if not given:
+            raise MeristemError(
+                f"{self.name} chooses by what the network does on data: give some hundred examples as inputs={{...}} of ms.shrink, "
+                "or as Prune(batches=[...])"
+            )
+        if is_streamed(model):
+            raise MeristemError(
+                f"{self.name} watches the whole network at work, so its weights have to be in memory: open it with from_pretrained"
+            )
+        depths = self._depths(anatomy)
+        maps = self.axis_maps(anatomy, model.state_dict())
+
+        def cut(maps: Mapping[str, AxisMap], kept: Mapping[str, Sequence[int]]) -> GrowthPlan:
+            layers = {axis: _copied(blocks) for axis, blocks in kept.items()}
+            return _Cut(maps, layers).plan(anatomy, model, given[0])
+
+        layers = blocks_that_stay(lambda kept: cut({}, kept), model, anatomy.depths, depths, given) if depths else {}
+        plan = cut(maps, layers)
+        return self._with_statistics(self._chosen(plan, model, given) if maps else plan, model, given)
+
+    def options(self) -> dict[str, Any]:
+        """The options, without the data."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "batches"}
+        return {"method": self.name, **own}
+
+    def passes(self, anatomy: Anatomy) -> int:
+        """How often each example goes through the network (or one with fewer blocks): for costs."""
+        tried = sum(sum(range(depth + 1, anatomy.depths[axis] + 1)) for axis, depth in self._depths(anatomy).items())
+        return tried + 2
+
+    def _depths(self, anatomy: Anatomy) -> dict[str, int]:
+        asked = (1, self.num_hidden_layers, self.depths)
+        return depth_targets(anatomy, self.name, *asked, shrink=True, blocks=self.blocks)
+
+    def _chosen(self, plan: GrowthPlan, model: nn.Module, batches: Sequence[Batch]) -> PrunePlan:
+        """The plan with the units of each group in the order of their worth, and readers fitted."""
+        symmetries, watch, readings = watched_readings(model, batches)
+        places = _places(plan, watch, proved(symmetries, model, batches[0]))
+        worth = self._worth(watch, places)
+        orders = {group: _order(worth[group], kept) for group, kept in places.items() if group in worth}
+        of_dimension = {
+            (name, place): order
+            for name, dims in watch.parameters.items()
+            for place, dim in enumerate(dims)
+            if (order := ordered(watch.space, dim, orders)) is not None
+        }
+        own = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
+        pruned = PrunePlan(**own, orders=of_dimension)
+        if self.readers == "kept":
+            return pruned
+        mixtures = {}
+        for tensor in pruned.tensors.values():
+            for place, axis_map in enumerate(tensor.maps):
+                reading = readings.get((tensor.terms[0].source, place, 0))
+                if axis_map is None or reading is None or not reading.whole or tensor.roles[place] != "read":
+                    continue
+                mixtures[reading.weight, place] = reading.mixture(axis_map.write.index, self.ridge)  # pyright: ignore[reportArgumentType]
+        return replace(pruned, mixtures=mixtures)
+
+    def _worth(self, watch: ReadersWatch, groups: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """{group: (size,) the importance of each unit}, of groups that something reads."""
+        worth: dict[int, Tensor] = {}
+        for reading in watch.readings.values():
+            shares = reading.heard() if self.importance == "outputs" else reading.moment.diagonal().sqrt()
+            for group, own in in_groups(watch.space, reading.units, shares / shares.sum().clamp(min=1e-30)):
+                if group in groups:
+                    worth[group] = worth.get(group, torch.zeros_like(own)) + own
+        return worth
+
+    def _with_statistics(self, plan: GrowthPlan, model: nn.Module, batches: Sequence[Batch]) -> GrowthPlan:
+        """The plan with the statistics of batch norms as they are in the small network."""
+        if not batch_norms(model):
+            return plan
+        small = build(plan, model)
+        new_statistics(small, batches)
+        found = {f"{path}.{leaf}" for path in batch_norms(small) for leaf in ("running_mean", "running_var")}
+        measured = {name: tensor for name, tensor in small.state_dict().items() if name in found}
+        own = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
+        return PrunePlan(**{**own, "measured": measured})
+
+
+@dataclass(frozen=True)
+class _Cut(Method):
+    """A choice that has been made."""
+
+    name: ClassVar[str] = "prune"
+    shrinks: ClassVar[bool] = True
+    preserving: ClassVar[bool] = False
+    maps: Mapping[str, AxisMap] = field(default_factory=dict)
+    layers: Mapping[str, LayerMap] = field(default_factory=dict)
+
+    def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
+        return self.maps
+
+    def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
+        return self.layers
+
+    def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
+        return False
+
+
+def _copied(layers: Iterable[int]) -> LayerMap:
+    return tuple(LayerSource.copy(layer) for layer in layers)
+
+
+def _places(plan: GrowthPlan, watch: ReadersWatch, symmetries: Symmetries) -> dict[int, Tensor]:
+    """{group: which places of it the plan keeps}, of the groups that it cuts, alike wherever they stand."""
+    found: dict[int, Tensor] = {}
+    uneven: set[int] = set()
+    for tensor in plan.tensors.values():
+        source = tensor.terms[0].source
+        for place, axis_map in enumerate(tensor.maps):
+            if axis_map is None or axis_map.write.index is None or source not in watch.parameters:
+                continue
+            dim = watch.parameters[source][place]
+            own = kept_places(watch.space, dim, axis_map.write.index)
+            uneven |= watch.space.leaves(dim) - set(own)
+            uneven |= {group for group, kept in own.items() if not torch.equal(found.setdefault(group, kept), kept)}
+    sizes = symmetries.sizes
+    return {g: kept for g, kept in found.items() if g in sizes and g not in uneven and len(kept) < sizes[g]}
+
+
+def _order(worth: Tensor, kept: Tensor) -> Tensor:
+    """(n,) which unit moves to each place, so that the best ones stand where units stay."""
+    best = worth.topk(len(kept)).indices.sort().values
+    order, stay = torch.empty(len(worth), dtype=torch.long), torch.zeros(len(worth), dtype=torch.bool)
+    stay[kept] = True
+    rest = torch.ones(len(worth), dtype=torch.bool)
+    rest[best] = False
+    order[kept], order[~stay] = best, torch.nonzero(rest).flatten()
+    return order
