@@ -35,12 +35,17 @@ def test_a_weight_is_made_once_for_the_proof_and_the_file(family, dtype, tmp_pat
     monkeypatch.setattr(build, "grow_pieces", counted)
     monkeypatch.setattr(build, "grow_whole", lambda *given: counted(*given, whole=True))
     grow(tmp_path / "small", tmp_path / "big")
-    fused = {name for name in made if "experts" in name}  # tensors that are several on disk are made for the file again
-    assert {name: times for name, times in made.items() if times > 1 and name not in fused} == {}
+    monkeypatch.undo()
+    before = ms.Growth.of(open_streamed(str(tmp_path / "small")), ms.HyperCloning(width=2)).certificate
+    once = (
+        1 if before.dtype == "float64" and before.holds_as_stored else 2
+    )  # no kernel in float64, or rounding to be judged: again
+    assert {name: times for name, times in made.items() if times > once and "experts" not in name} == {}
+    assert max(made.values()) <= once + 1  # experts, which are several on disk, are made for the file again
     assert (tmp_path / "big/model.safetensors").read_bytes() == (tmp_path / "unproved/model.safetensors").read_bytes()
     recorded = json.loads((tmp_path / "big/meristem.json").read_text())["certificate"]
-    again = ms.verify(open_streamed(str(tmp_path / "small")), open_streamed(str(tmp_path / "big"))).as_dict()
-    assert recorded == again
+    assert recorded == before.as_dict()
+    assert ms.verify(open_streamed(str(tmp_path / "small")), open_streamed(str(tmp_path / "big"))).holds
     assert recorded["holds"]
 
 
@@ -55,7 +60,7 @@ def test_a_growth_that_does_not_hold_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_what_a_trial_has_to_find_out_is_found_out_after_a_first_proof(tmp_path, monkeypatch):
-    """Swin's shifted windows depend on the numbers of its blocks: the first proof fails, and nothing of it stays."""
+    """As where copies have to be laid in another order: the first proof fails, and nothing of it stays."""
     from meristem.growth import growth
 
     pico.build("llama").save_pretrained(tmp_path / "small")

@@ -150,7 +150,9 @@ def grow(
         hashed = beside.submit(source_record, found)
         if reader is not None:
             with console.status("writing"):
-                write_distributed(growth, reader, out, lambda: growth_record(growth, found, drop, hashed.result()), overwrite)
+                write_distributed(
+                    growth, reader, out, lambda: growth_record(growth, found, drop, hashed.result()), overwrite
+                )
         else:
             try:
                 growth = _write_growth(

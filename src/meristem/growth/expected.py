@@ -73,7 +73,9 @@ def _through(plans: Sequence[GrowthPlan], old: int, new: int) -> Iterator[AxisMa
                 total = plan.axis_map(axis).after(total)
         times = old // total.old_size
         if old == times * total.old_size and new == times * total.new_size:
-            if are_pairs(axis) or is_frequencies(axis):  # the two units of a pair, or a sine and its cosine, side by side
+            if are_pairs(axis) or is_frequencies(
+                axis
+            ):  # the two units of a pair, or a sine and its cosine, side by side
                 if times == 2:
                     yield total.kron(AxisMap.identity(2))
             else:

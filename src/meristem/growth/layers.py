@@ -54,7 +54,9 @@ def last_map(layer_map: LayerMap, old: int, count: int) -> AxisMap:
     """The map of a table with an entry for each of the last `count` of `old` layers (EoMT): new layers take the entry of their
     source."""
     order = layer_order(layer_map)
-    entries = UnitMap.select(torch.tensor([*range(count - old), *(i - old + count for i in order if i >= old - count)]), count)
+    entries = UnitMap.select(
+        torch.tensor([*range(count - old), *(i - old + count for i in order if i >= old - count)]), count
+    )
     return AxisMap(entries, entries, twins=False)
 
 

@@ -245,7 +245,9 @@ class GrowthPlan:
         """The map of a table with an entry for some of the layers."""
         depth_axis = layers_of(axis)
         assert depth_axis is not None
-        dimensions = ((t, i) for t in self.source.tensors.values() for i, d in enumerate(t.dimensions) if axis in d.layout.axes())
+        dimensions = (
+            (t, i) for t in self.source.tensors.values() for i, d in enumerate(t.dimensions) if axis in d.layout.axes()
+        )
         count = next(tensor.shape[position] for tensor, position in dimensions)
         if depth_axis not in self.layers:
             return AxisMap.identity(count)

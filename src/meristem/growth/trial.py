@@ -87,7 +87,9 @@ def _parting_outputs(
     for number, (name, output) in enumerate(wanted.items(), start=1):
         if name in theirs and output.shape == theirs[name].shape:
             a, b, upto = theirs[name].double(), output.double(), (*before, *list(wanted)[:number])
-            plain, shifted = (_compare(a - c * a.mean(), b - c * b.mean()) for c in (0.0, 1.0))  # a scalar bias added afterwards
+            plain, shifted = (
+                _compare(a - c * a.mean(), b - c * b.mean()) for c in (0.0, 1.0)
+            )  # a scalar bias added afterwards
             for ratio, error in (plain, shifted):
                 if error <= CLOSE < abs(ratio - 1):
                     return Parting("", "output", ratio, error, upto)
