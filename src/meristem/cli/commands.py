@@ -133,7 +133,7 @@ def grow(
         saved = read_trainer_state(found.path, small) if resumable else None
         aimed = _like(small, method, options, target) if target[0] else None
         chosen = aimed.methods if aimed else chosen
-        prove, later = prove and not dry_run, sample is None and who is None and not sharded
+        prove, later = prove and not dry_run, who is None and not sharded
         growth = Growth.of(small, chosen, verify=prove, sample=sample, inputs=given, later=later)
     if aimed is not None:
         _print_axes(growth, aimed, given)
@@ -164,7 +164,7 @@ def grow(
                 with console.status(
                     "planning and proving once more"
                 ):  # what a trial tells may help; or the error says more
-                    growth = Growth.of(small, chosen, inputs=given)
+                    growth = Growth.of(small, chosen, sample=sample, inputs=given)
                 growth = _write_growth(
                     growth, out, hashed.result, found, drop, overwrite, max_shard_size, trust, saved, who
                 )
