@@ -392,6 +392,7 @@ def plan(
     like: str | None = None,
 ) -> None:
     quiet()
+    from meristem.anatomy import Anatomy
     from meristem.checkpoints import open_streamed
     from meristem.cli.inputs import read_inputs
     from meristem.recipes.costs import network_cost, planned_target, planning_inputs, routes
@@ -406,7 +407,8 @@ def plan(
     model = open_streamed(source, trust, drop)
     aimed = _like(model, method, options, (like, False)) if like else None
     chosen = list(aimed.methods) if aimed else _named_methods(method, options)
-    targets = (planned_target(model, methods) for methods in ([], chosen))
+    anatomy = Anatomy.of(model)
+    targets = (planned_target(model, methods, anatomy) for methods in ([], chosen))
     given = read_inputs(inputs) if inputs else planning_inputs(model, sequence_length)
     small, large = (network_cost(target, given) for target in targets)
     unit = "tokens" if "input_ids" in given else "examples"
