@@ -37,7 +37,7 @@ PARTS: dict[str, Part] = {
     "steps": Part(("-m", "benchmarks.support.step_times", "cuda"), 95),
     "tests": Part(("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/growth/device_suite.py"), 100),
     "growth": Part(
-        ("-m", "benchmarks", "run", "growth", "--setting", "large", "--workers", "10", "--ungated"), 480, resumes=True
+        ("-m", "benchmarks", "run", "growth", "--setting", "large", "--workers", "4", "--ungated"), 480, resumes=True
     ),
 }
 

@@ -72,7 +72,7 @@ STUDY = Study(
         ),
         "large": Setting(
             networks={"large": llama(256, 4, 4), "small": llama(128, 4, 2)},
-            budgets=(10, 20),
+            budgets=(12, 20),
             tune=Tune(budget=12, seeds=(100,)),
             sequence_length=256,
             batch_size=256,

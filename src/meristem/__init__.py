@@ -106,6 +106,7 @@ if TYPE_CHECKING:
     from meristem.growth.more_experts import MoreExperts as MoreExperts
     from meristem.growth.net2net import Net2Net as Net2Net
     from meristem.growth.provenance import Provenance as Provenance
+    from meristem.growth.prune import Prune as Prune
     from meristem.growth.rank_layers import rank_layers as rank_layers
     from meristem.growth.rebasin import Rebasin as Rebasin
     from meristem.growth.sharded import grow_sharded as grow_sharded
@@ -117,7 +118,6 @@ if TYPE_CHECKING:
     from meristem.growth.train_new import freeze_old as freeze_old
     from meristem.growth.train_new import parameter_groups as parameter_groups
     from meristem.growth.upcycle import Upcycle as Upcycle
-    from meristem.growth.prune import Prune as Prune
     from meristem.growth.weight_selection import WeightSelection as WeightSelection
     from meristem.growth.zero_padding import ZeroPadding as ZeroPadding
     from meristem.incubation.assembly import assemble as assemble

@@ -106,7 +106,10 @@ def test_a_projection_that_equal_widths_do_without():
     assert isinstance(model.decoder.stages[2].convolution, torch.nn.Identity)  # 64 are 64
     growth = grown(model, ms.HyperCloning(width=2, noise=0.0), inputs)
     assert growth.certificate.relative_error < 1e-12
-    assert (list(growth.model.config.hidden_sizes), growth.model.config.decoder_hidden_size) == ([64, 128, 320, 512], 128)
+    assert (list(growth.model.config.hidden_sizes), growth.model.config.decoder_hidden_size) == (
+        [64, 128, 320, 512],
+        128,
+    )
     assert isinstance(growth.model.decoder.stages[2].convolution, torch.nn.Identity)
 
 

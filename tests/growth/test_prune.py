@@ -158,7 +158,7 @@ def test_without_data_or_targets_or_for_larger_sizes_it_says_what_would_work():
             ms.shrink(net, method, anatomy=anatomy, inputs=inputs)
     with pytest.raises(ms.MeristemError, match="importance is one of 'outputs', 'activations'"):
         ms.Prune(importance="loud")
-    with pytest.raises(ms.MeristemError, match="prune grows|prune"):
+    with pytest.raises(ms.MeristemError, match="prune"):
         ms.grow(chain(12), ms.Prune(sizes={"width": 24}), anatomy=anatomy, inputs=data)
 
 

@@ -26,7 +26,7 @@ class Scalars:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise MeristemError("log_dir needs TensorBoard: pip install 'meristem[tensorboard]'") from None
+            raise MeristemError("log_dir needs TensorBoard: pip install 'meristem-nn[tensorboard]'") from None
         self._writer = SummaryWriter(log_dir, purge_step=first)
 
     def write(self, record: Mapping[str, Any], step: int) -> None:

@@ -57,7 +57,9 @@ class AxisRef:
         match = _PART.fullmatch(name)
         if match:
             divisor, halves, skipped, whole = match.groups()
-            part = Part(2 if halves else int(divisor or 1), int(skipped or 0), halves == "frequencies", halves == "pairs")
+            part = Part(
+                2 if halves else int(divisor or 1), int(skipped or 0), halves == "frequencies", halves == "pairs"
+            )
             return replace(AxisRef.parse(whole), part=part)
         kind = next((kind for kind in KINDS if name == kind or name.endswith("_" + kind)), None)
         return AxisRef("hidden", own=name) if kind is None else AxisRef(kind, name.removesuffix(kind))

@@ -9,7 +9,16 @@ from math import lcm
 from torch import nn
 
 from meristem.algebra import Layout
-from meristem.anatomy.axis_ref import are_pairs, divisor_of, is_frequencies, is_part, kind_of, pairs_of, part_of, whole_of
+from meristem.anatomy.axis_ref import (
+    are_pairs,
+    divisor_of,
+    is_frequencies,
+    is_part,
+    kind_of,
+    pairs_of,
+    part_of,
+    whole_of,
+)
 from meristem.anatomy.heads import HEAD_DIM, Heads, counted_by
 from meristem.anatomy.roles import owner_and_parameter
 from meristem.anatomy.structure import TensorAnatomy
@@ -69,7 +78,9 @@ def _split(layout: Layout, groups: Mapping[str, int]) -> Layout:
             elif (
                 isinstance(factor, str)
                 and not is_frequencies(factor)
-                and not are_pairs(factor)  # neighbours, so that a group of channels holds both copies of each of its own
+                and not are_pairs(
+                    factor
+                )  # neighbours, so that a group of channels holds both copies of each of its own
                 and is_part(factor)
                 and whole_of(factor) in groups
             ):

@@ -13,8 +13,8 @@ from torch import nn
 
 from meristem.anatomy.config_fields import ConfigFields
 from meristem.anatomy.config_heads import ConfigHeads, Reading
-from meristem.anatomy.fields import read_field, write_field
 from meristem.anatomy.conventions import OUTPUTS_FROM_ONE
+from meristem.anatomy.fields import read_field, write_field
 from meristem.anatomy.heads import counts_heads
 from meristem.anatomy.probing import Shapes, probes, with_derived_fields
 from meristem.anatomy.validity import check_config

@@ -277,7 +277,9 @@ def _some_of_the_layers(
 ) -> str | None:
     """The axis of a dimension outside the blocks that has an entry for all but the last block, or for the last few."""
     which = next((which for pattern, which in override.shares if re.fullmatch(pattern, name)), None)
-    longer = (axis for axis, depth in depths.items() if name in depth.deeper and depth.deeper[name][position] == size + 1)
+    longer = (
+        axis for axis, depth in depths.items() if name in depth.deeper and depth.deeper[name][position] == size + 1
+    )
     axis = next(longer, None)
     return f"{which}_{axis}" if which and axis else None
 

@@ -54,6 +54,7 @@ RESIDUAL_WRITERS = r".*\.\d+\..*\.(o_proj|out_proj|down_proj|fc2)\.(weight|bias)
 # Relative positions that a projection reads: sinusoids of the width, whose old frequencies stand among the new ones.
 SINES_THEN_COSINES, SINES_AND_COSINES = "2 frequencies_hidden", "frequencies_hidden 2"
 
+
 def _detr(*readers: str) -> Override:
     """Positions in two dimensions, added to what `readers` (regular expressions on the path) take in."""
     return Override(layouts=tuple((reader, "in", SINES_AND_COSINES) for reader in readers), paired=True)

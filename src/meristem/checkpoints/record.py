@@ -60,16 +60,17 @@ def keep_provenance(directory: Path, provenance: Provenance) -> None:
 
 
 def growth_record(
-    growth: Growth, source: str | Source, drop: Sequence[str] = (), hashed: dict[str, Any] | None = None
+    growth: Growth, source: str | Source, drop: Sequence[str] = (), known: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The whole record; `drop` is what of the source was left out, if anything. Layers are counted from 0. What the source's own record
-    says of an earlier growth is kept within the provenance, as what was before.
+    """The whole record. Layers are counted from 0. What the source's own record says of an earlier growth is kept within the
+    provenance, as what was before.
 
     Args:
-        hashed: what `source_record` has said of the source already.
+        drop: what of the source was left out, if anything.
+        known: what `source_record` has said of the source, if it was asked already.
     """
     added = {"new_layers": growth.new_layers} if growth.new_layers else {}
-    origin = {"source": hashed or source_record(source), **_dropped(drop), **added}
+    origin = {"source": known or source_record(source), **_dropped(drop), **added}
     place = Path(source) if isinstance(source, str) else source.path
     found = growth.provenance.after(provenance_before(place, growth.source))
     return {**_record(growth.methods, origin, growth.certificate), "provenance": found.as_dict()}

@@ -362,7 +362,7 @@ def learn(
         import pandas  # noqa: F401
         import skops  # noqa: F401
     except ImportError as error:
-        raise MeristemError(f"learning from tables needs {error.name}: pip install 'meristem[adaptive]'") from None
+        raise MeristemError(f"learning from tables needs {error.name}: pip install 'meristem-nn[adaptive]'") from None
     from meristem.adaptive.learn import learn as learn_table
     from meristem.adaptive.tables import open_table
     from meristem.adaptive.tables.columns import lines

@@ -24,7 +24,7 @@ def load_data_set(
     try:
         import datasets
     except ImportError as error:
-        raise MeristemError(f"{source}: reading it needs: pip install 'meristem[data]'") from error
+        raise MeristemError(f"{source}: reading it needs: pip install 'meristem-nn[data]'") from error
     try:
         if builder and Path(source).is_dir():
             loaded: Any = datasets.load_dataset(builder, data_dir=source, split=split)

@@ -36,7 +36,7 @@ class Ray(Executor):
         try:
             import ray
         except ImportError as error:
-            raise MeristemError("the executor ray needs: pip install 'meristem[ray]'") from error
+            raise MeristemError("the executor ray needs: pip install 'meristem-nn[ray]'") from error
         self._ray, self._tasks = ray, []
         try:
             own: dict[str, Any] = (

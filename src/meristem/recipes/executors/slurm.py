@@ -45,7 +45,7 @@ class Slurm(Executor):
         try:
             import submitit
         except ImportError as error:
-            raise MeristemError("the executor slurm needs: pip install 'meristem[slurm]'") from error
+            raise MeristemError("the executor slurm needs: pip install 'meristem-nn[slurm]'") from error
         try:
             self._executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
             self._executor.update_parameters(timeout_min=self.timeout_min, **self.parameters)
