@@ -40,7 +40,7 @@ def side_by_side(calls: Sequence[Callable[[], Any]]) -> list[Any]:
             _OF_THIS_THREAD.turns = (turns, number)
             try:
                 results[number] = calls[number]()
-            except Exception as error:  # noqa: BLE001: the caller judges it
+            except Exception as error:  # the caller judges it
                 results[number] = error
 
     threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(calls))]
