@@ -278,7 +278,7 @@ class _Passes:
             return None
         if error is not None:
             raise error
-        ours, theirs = _comparable(*own, self._expected)
+        ours, theirs = _comparable(own[0], own[1], self._expected)
         overflows = (~theirs[name].isfinite() & (precise[name].abs() < HUGE) for name in theirs if name in precise)
         return math.inf if any(bool(places.any()) for places in overflows) else _relative(ours, theirs)
 

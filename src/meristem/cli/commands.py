@@ -138,7 +138,7 @@ def grow(
         saved = read_trainer_state(found.path, small) if resumable else shards
         aimed = _like(small, method, options, target) if target[0] else None
         chosen = aimed.methods if aimed else chosen
-        prove, later = prove and not dry_run, sample is None and who is None and not sharded
+        prove, later = prove and not dry_run, who is None and not sharded
         growth = Growth.of(small, chosen, verify=prove, sample=sample, inputs=given, later=later)
     if aimed is not None:
         _print_axes(growth, aimed, given)
@@ -169,7 +169,7 @@ def grow(
                 with console.status(
                     "planning and proving once more"
                 ):  # what a trial tells may help; or the error says more
-                    growth = Growth.of(small, chosen, inputs=given)
+                    growth = Growth.of(small, chosen, sample=sample, inputs=given)
                 growth = _write_growth(
                     growth, out, hashed.result, found, drop, overwrite, max_shard_size, trust, saved, who
                 )
@@ -399,6 +399,7 @@ def plan(
     like: str | None = None,
 ) -> None:
     quiet()
+    from meristem.anatomy import Anatomy
     from meristem.checkpoints import open_streamed
     from meristem.cli.inputs import read_inputs
     from meristem.recipes.costs import network_cost, planned_target, planning_inputs, routes
@@ -413,7 +414,8 @@ def plan(
     model = open_streamed(source, trust, drop)
     aimed = _like(model, method, options, (like, False)) if like else None
     chosen = list(aimed.methods) if aimed else _named_methods(method, options)
-    targets = (planned_target(model, methods) for methods in ([], chosen))
+    anatomy = Anatomy.of(model)
+    targets = (planned_target(model, methods, anatomy) for methods in ([], chosen))
     given = read_inputs(inputs) if inputs else planning_inputs(model, sequence_length)
     small, large = (network_cost(target, given) for target in targets)
     unit = "tokens" if "input_ids" in given else "examples"
