@@ -7,11 +7,11 @@ import shutil
 
 import pico
 import pytest
+from meristem.cli.commands import grow
 from mutations import MUTATIONS
 
 import meristem as ms
 from meristem.checkpoints import open_streamed
-from meristem.cli.commands import grow
 
 KINDS = ("truncated", "header", "weights missing", "index", "one entry", "not json")
 
