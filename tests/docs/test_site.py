@@ -1,0 +1,99 @@
+"""The site: its pages are complete, what is written from the code is true, and every link of the built site resolves."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import yaml
+
+from docs.tools import cards, links, pages, reference
+from docs.tools.markdown import relink
+
+ROOT = Path(__file__).parents[2]
+
+
+def listed(entry) -> list[str]:
+    """The pages in the navigation, in order."""
+    if isinstance(entry, str):
+        return [entry]
+    parts = entry.values() if isinstance(entry, dict) else entry
+    return [page for part in parts for page in listed(part)]
+
+
+def test_every_page_is_in_the_navigation_once():
+    nav = listed(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    generated = {"methods/index.md", "reference/cli.md", "reference/recipe-keys.md"}
+    generated |= {f"reference/api/{room}.md" for room in reference.ROOMS}
+
+    assert sorted(nav) == sorted({str(place) for place in pages.places().values()} | generated)
+
+
+def test_every_public_name_is_in_the_reference():
+    import meristem as ms
+
+    shown = [path.rsplit(".", 1)[1] for paths in reference.public_names().values() for path in paths]
+    assert set(ms.__all__) - {"__version__"} <= set(shown)
+    assert len(shown) == len(set(shown))
+    assert {"AdaNetClassifier", "junction_learning_rate", "race", "write_model"} <= set(shown)
+
+
+def test_keys_of_a_recipe_with_types_and_defaults():
+    rows = reference.recipe_keys().splitlines()
+
+    assert "| `baseline` | text | required |" in rows
+    assert "| `metric` | `eval_loss` | `eval_loss` |" in rows
+    assert "| `patience` | whole number | `3` |" in rows
+    assert "| `hypercloning` | `noise` | float | `0.1` |" in rows
+    assert "| `optimizer` | `carry`, `reset` | `reset` |" in rows
+
+
+def test_commands_with_their_options():
+    page = reference.commands()
+
+    assert "## grow\n" in page
+    assert "    meristem grow SRC OUT [OPTIONS]" in page
+    assert "| `--overwrite` | Replace OUT if all that it holds is Meristem's or save_pretrained's. |  |" in page
+
+
+def test_a_card_gets_headings_and_its_studies():
+    card = "# Tile\n\n**What.** Copies.\n\n| option | meaning |\n|---|---|\n\n```python\n**When.** no head\n```\n\n**Source.** A.\n"
+    studies = "| [Width](studies/growth.md) (tiny) | `tile@8`: claim | passes | +0.1 | 3% | worse |\n| x | `tiles`: no | | | | |\n"
+
+    page = cards.page(card, studies, "tile")
+
+    heads = [line for line in page.splitlines() if line.startswith("#")]
+    assert heads == ["# Tile", "## What it does", "## Options", "## Example", "## Evidence", "## Source"]
+    assert "| [Width](../studies/growth.md) (tiny) | `tile@8`: claim | passes | +0.1 | 3% | worse |" in page
+    assert "`tiles`" not in page
+    assert "No [study]" in cards.page(card, "", "tile")
+
+
+def test_links_are_rewritten_outside_of_code_only():
+    text = "[a](x.md#here) [b](https://y.org) [c](#there)\n\n```sh\n[d](x.md)\n```\n"
+
+    assert relink(text, lambda target, anchor: f"new/{target}{anchor}") == text.replace("(x.md#here)", "(new/x.md#here)")
+
+
+def test_the_checker_names_what_leads_nowhere(tmp_path):
+    (tmp_path / "guide").mkdir()
+    (tmp_path / "guide" / "index.html").write_text('<h1 id="top">x</h1><a href="../">home</a><a href="#top">up</a>')
+    home = '<a href="guide/#top">ok</a><a href="guide/#no">1</a><a href="gone/">2</a><img src="no.png"><a href="https://z.org">3</a>'
+    (tmp_path / "index.html").write_text(home)
+
+    assert links.broken(tmp_path) == [
+        "index.html: guide/#no (no such anchor)",
+        "index.html: gone/ (no such page or file)",
+        "index.html: no.png (no such page or file)",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("zensical") is None, reason="the site needs pip install -e '.[docs]'")
+def test_the_site_builds_without_a_warning_and_every_link_resolves():
+    from docs.tools.build import build
+
+    assert build() == []
+    assert links.broken(ROOT / "site") == []
+    assert (ROOT / "site" / "methods" / "hypercloning" / "index.html").is_file()
