@@ -48,7 +48,9 @@ def evidence(studies: str, name: str, link: str = STUDIES) -> str:
     if not rows:
         return f"\n## Evidence\n\nNo [study]({link}) has measured this method yet; the [benchmarks](../benchmarks.md) may.\n"
     head = "| study | claim | gate | effect | saved | verdict |\n|---|---|---|---|---|---|\n"
-    return f"\n## Evidence\n\nFrom the [studies]({link}), which say how to read a row.\n\n{head}" + "\n".join(rows) + "\n"
+    return (
+        f"\n## Evidence\n\nFrom the [studies]({link}), which say how to read a row.\n\n{head}" + "\n".join(rows) + "\n"
+    )
 
 
 def page(card: str, studies: str, name: str) -> str:

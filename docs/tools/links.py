@@ -1,6 +1,6 @@
 """Check every internal link and anchor of a built site.
 
-    python -m docs.tools.links site
+python -m docs.tools.links site
 """
 
 from __future__ import annotations

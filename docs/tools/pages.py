@@ -27,7 +27,15 @@ MAP = SOURCE / "adaptive" / "README.md"
 def places() -> dict[Path, Path]:
     """Where each page of the repository stands on the site."""
     own = {page: page.relative_to(DOCS) for page in sorted(DOCS.rglob("*.md"))}
-    return own | {path: Path("methods", f"{name}.md") for name, path in cards(SOURCE).items()} | {MAP: Path("adaptive.md")}
+    return (
+        own | {path: Path("methods", f"{name}.md") for name, path in cards(SOURCE).items()} | {MAP: Path("adaptive.md")}
+    )
+
+
+def written() -> set[Path]:
+    """The pages of the site that have no source, since the code writes them."""
+    api = {Path("reference", "api", f"{room}.md") for room in reference.ROOMS}
+    return api | {Path("methods", "index.md"), Path("reference", "cli.md"), Path("reference", "recipe-keys.md")}
 
 
 def assemble(out: Path) -> None:
@@ -49,6 +57,8 @@ def assemble(out: Path) -> None:
 def _links(source: Path, place: Path, where: dict[Path, Path], out: Path):
     def new(target: str, anchor: str) -> str:
         file = (source.parent / target).resolve()
+        if file.is_relative_to(DOCS.resolve()) and file.relative_to(DOCS.resolve()) in written():
+            return os.path.relpath(file.relative_to(DOCS.resolve()), place.parent) + anchor
         if not file.is_file():
             raise FileNotFoundError(f"{source.relative_to(ROOT)} links to {target}, which is no file")
         if file not in where:

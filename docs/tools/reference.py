@@ -73,12 +73,22 @@ def recipe_keys() -> str:
     from meristem.recipes import data_specs, schema, specs, train_spec
     from meristem.recipes.method_specs import DistillSpec, FreshSpec, IncubateSpec, MajoritySpec, SubnetworkSpec
 
-    out = ["# Keys of a recipe", "", "Written from the specs that read the file. [Recipes](../recipes.md) explains them.", ""]
+    out = [
+        "# Keys of a recipe",
+        "",
+        "Written from the specs that read the file. [Recipes](../recipes.md) explains them.",
+        "",
+    ]
     out += _keys("The file", schema.Recipe) + _keys("`race`", schema.RaceSpec) + _keys("A node", specs.NodeSpec)
     data = {"text": data_specs.TextSpec, "pairs of texts": data_specs.PairSpec, "images": data_specs.ImageSpec}
     for what, spec in data.items():
         out += _keys(f"`data`: {what}", spec)
-    kinds = {"train": train_spec.TrainSpec, "decay": train_spec.DecaySpec, "grow": specs.GrowSpec, "fuse": specs.FuseSpec}
+    kinds = {
+        "train": train_spec.TrainSpec,
+        "decay": train_spec.DecaySpec,
+        "grow": specs.GrowSpec,
+        "fuse": specs.FuseSpec,
+    }
     kinds |= {"checkpoint": specs.CheckpointSpec, "average": specs.AverageSpec, "assemble": specs.AssembleSpec}
     for name, spec in {**kinds, "ensemble": specs.EnsembleSpec, "resources": specs.ResourceSpec}.items():
         out += _keys(f"`{name}`", spec)
@@ -91,7 +101,14 @@ def recipe_keys() -> str:
 
 
 def _keys(title: str, spec: type[BaseModel]) -> list[str]:
-    out = [f"## {title}", "", cell(spec.__doc__ or "").replace("\\|", "|"), "", "| key | type | default |", "|---|---|---|"]
+    out = [
+        f"## {title}",
+        "",
+        cell(spec.__doc__ or "").replace("\\|", "|"),
+        "",
+        "| key | type | default |",
+        "|---|---|---|",
+    ]
     for name, field in spec.model_fields.items():
         default = "required" if field.default is PydanticUndefined and not field.default_factory else field.default
         out.append(f"| `{field.alias or name}` | {cell(said(field.annotation))} | {cell(_shown(default))} |")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 from pathlib import Path
 
+import pico
 import pytest
 import yaml
 
@@ -24,10 +27,9 @@ def listed(entry) -> list[str]:
 
 def test_every_page_is_in_the_navigation_once():
     nav = listed(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
-    generated = {"methods/index.md", "reference/cli.md", "reference/recipe-keys.md"}
-    generated |= {f"reference/api/{room}.md" for room in reference.ROOMS}
+    everything = {*pages.places().values(), *pages.written()}
 
-    assert sorted(nav) == sorted({str(place) for place in pages.places().values()} | generated)
+    assert sorted(nav) == sorted(str(place) for place in everything)
 
 
 def test_every_public_name_is_in_the_reference():
@@ -73,7 +75,9 @@ def test_a_card_gets_headings_and_its_studies():
 def test_links_are_rewritten_outside_of_code_only():
     text = "[a](x.md#here) [b](https://y.org) [c](#there)\n\n```sh\n[d](x.md)\n```\n"
 
-    assert relink(text, lambda target, anchor: f"new/{target}{anchor}") == text.replace("(x.md#here)", "(new/x.md#here)")
+    assert relink(text, lambda target, anchor: f"new/{target}{anchor}") == text.replace(
+        "(x.md#here)", "(new/x.md#here)"
+    )
 
 
 def test_the_checker_names_what_leads_nowhere(tmp_path):
@@ -87,6 +91,20 @@ def test_the_checker_names_what_leads_nowhere(tmp_path):
         "index.html: gone/ (no such page or file)",
         "index.html: no.png (no such page or file)",
     ]
+
+
+def test_the_page_on_files_names_what_a_growth_writes(tmp_path):
+    from meristem.cli.main import app
+
+    pico.build("llama").save_pretrained(tmp_path / "small")
+    app(["grow", str(tmp_path / "small"), str(tmp_path / "big"), "--width", "2"], standalone_mode=False)
+    files, record = (
+        set(re.findall(r"`([^`]+)`", "".join(re.findall(r"^(\|[^|]+\|)", part, re.M))))
+        for part in (ROOT / "docs/reference/files.md").read_text().split("## ")[1:3]
+    )
+
+    assert {file.name for file in (tmp_path / "big").iterdir()} <= files
+    assert set(json.loads((tmp_path / "big" / "meristem.json").read_text())) <= record
 
 
 @pytest.mark.slow
