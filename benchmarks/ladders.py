@@ -2,7 +2,7 @@
 
     python benchmarks/ladders.py                    # all families, a few minutes on one core
     python benchmarks/ladders.py --small            # three of them
-    python benchmarks/ladders.py --families Qwen3 T5
+    python benchmarks/ladders.py --families Qwen3 T5             # only these; with --update their rows replace the known ones
 
 Sizes are those of the published configs, widths and layers divided by numbers that the table states, numbers of heads as they
 are, weights random. Each rung grows to the next one's config (`ms.grow(model, like=config)`), is saved, loaded by stock
@@ -14,9 +14,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import sys
 import tempfile
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 1e-5
 SMALL = ("SmolLM2", "Qwen3", "ViT")
-# Words of the reasons that are proved in docs/theory.md, section 7.
-IMPOSSIBLE = (
-    "(post-norm), so no padding of it is silent",
-    "through a nonlinearity or a table",
-    "does not hold the frequencies",
-    "by the angle of their outputs",
+# The proofs of docs/theory.md, section 7: (words of a reason, letter, what it is about), the first that fits.
+PROOFS = (
+    (r"(word_embeddings_layernorm|pre_layrnorm) subtracts the mean", "B", "a norm gives out the stream"),
+    (r"\(post-norm\), so no padding of it is silent", "A", "post-norm, no whole multiple"),
+    (r"through a nonlinearity or a table", "D", "a nonlinearity gives out the stream"),
+    (r"by the angle of their outputs", "E", "towers compared by angle"),
+    (r"does not hold the frequencies", "F", "rotary frequencies"),
 )
 
 
@@ -98,40 +101,65 @@ def measure(family: str, rung: str, following: str) -> dict[str, Any]:
     }
 
 
+def proof_of(row: dict[str, Any]) -> tuple[str, str] | None:
+    """The letter and the subject of the proof that rules a rung out."""
+    return next(((letter, about) for words, letter, about in PROOFS if re.search(words, row["reason"])), None)
+
+
 def kind_of(row: dict[str, Any]) -> str:
-    """What became of a rung: "exact", "cannot be exact" (docs/theory.md, section 7), "not exact", or "shrinks"."""
+    """What became of a rung: "exact", "cannot be exact" (docs/theory.md, section 7), "open", or "shrinks"."""
     if row["outcome"] in ("exact", "shrinks"):
         return row["outcome"]
-    return "cannot be exact" if any(words in row["reason"] for words in IMPOSSIBLE) else "not exact"
+    return "cannot be exact" if proof_of(row) else "open"
+
+
+def counts(found: list[dict[str, Any]]) -> str:
+    """How many rungs are exact, ruled out by which proof, and open."""
+    count = Counter(kind_of(row) for row in found)
+    grow = len(found) - count["shrinks"]
+    allowed = grow - count["cannot be exact"]
+    by_proof = Counter(proof_of(row) for row in found if kind_of(row) == "cannot be exact")
+    lines = [
+        f"{len(found)} adjacent rungs of {len({row['family'] for row in found})} families; in {count['shrinks']} some axis shrinks. "
+        f"**Of the {grow} that grow, {count['exact']} are exact ({count['exact'] / grow:.0%}), {count['cannot be exact']} are ruled out by "
+        f"proof, {count['open']} are open: of the {allowed} that no proof rules out, {count['exact'] / allowed:.0%} are exact.** ",
+        "Ruled out means that no growth that keeps the old units in their places is exact.",
+        "",
+        "| proof ([theory](theory.md#7-what-cannot-be-exact)) | about | rungs |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {letter} | {about} | {number} |" for (letter, about), number in sorted(by_proof.items())]  # pyright: ignore
+    return "\n".join(lines)
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """The rows as Markdown, with the totals above."""
     from support.published import FAMILIES
 
-    count = {
-        kind: sum(kind_of(row) == kind for row in found)
-        for kind in ("exact", "cannot be exact", "not exact", "shrinks")
-    }
-    grow = len(found) - count["shrinks"]
-    allowed = grow - count["cannot be exact"]
     lines = [
-        f"{len(found)} adjacent rungs of {len({row['family'] for row in found})} families; in {count['shrinks']} some axis shrinks. "
-        f"**Of the {grow} that grow, {count['exact']} are exact ({count['exact'] / grow:.0%}); of the {allowed} that no proof "
-        f"rules out, {count['exact']} ({count['exact'] / allowed:.0%}).** For {count['cannot be exact']} no growth "
-        "that keeps the old units in their places does it ([proofs](theory.md#7-what-cannot-be-exact)); the table names the tensor.",
+        counts(found),
         "",
-        "| family (widths, layers divided by) | rung | outcome | relative logit error | why not |",
-        "|---|---|---|---|---|",
+        "| family (widths, layers divided by) | rung | outcome | relative logit error | proof | why not |",
+        "|---|---|---|---|---|---|",
     ]
     for row in found:
         _, _, width, depth, _, _ = FAMILIES[row["family"]]
         error = f"{row['error']:.1e}" if "error" in row else ""
         reason = row["reason"].replace("|", "/") if row["outcome"] != "exact" else ""
+        proof = (proof_of(row) or ("", ""))[0] if kind_of(row) == "cannot be exact" else ""
         lines.append(
-            f"| {row['family']} ({width}, {depth}) | {row['from']} -> {row['to']} | {kind_of(row)} | {error} | {reason} |"
+            f"| {row['family']} ({width}, {depth}) | {row['from']} -> {row['to']} | {kind_of(row)} | {error} | {proof} | {reason} |"
         )
     return "\n".join(lines)
+
+
+def merged(found: list[dict[str, Any]], known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The known rows with those of the families that were measured in their places."""
+    from support.published import FAMILIES
+
+    measured = {row["family"] for row in found}
+    rows = [row for row in known if row["family"] not in measured] + found
+    return sorted(rows, key=lambda row: list(FAMILIES).index(row["family"]))
 
 
 def between(page: str, name: str, text: str) -> str:
@@ -149,6 +177,9 @@ def main() -> None:
     logging.set_verbosity_error()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="*", choices=list(FAMILIES), help="only these; nothing is written")
+    parser.add_argument(
+        "--update", action="store_true", help="write the rows of --families beside those that are known"
+    )
     parser.add_argument("--page", action="store_true", help="only the page, from results/ladders.json")
     parser.add_argument("--small", action="store_true", help="three families; nothing is written")
     arguments = parser.parse_args()
@@ -166,8 +197,10 @@ def main() -> None:
                 f"{family:10} {rung:>6} -> {following:<6} {row['outcome']:8} {row.get('error', '')} {row['reason']}",
                 flush=True,
             )
-    if arguments.families or arguments.small:
+    if (arguments.families and not arguments.update) or arguments.small:
         return
+    if arguments.update:
+        found = merged(found, json.loads(results.read_text()))
     results.write_text(json.dumps(found, indent=1) + "\n")
     page.write_text(between(page.read_text(), "table", table(found)))
 

@@ -98,7 +98,7 @@ def worker(name: str, source: Path, out: Path, sample: int | None) -> None:
 
     torch.set_num_threads(1)
     own, start = peak_bytes(), time.perf_counter()
-    growth = Growth.of(open_streamed(source), like=config_of(name, 1), sample=sample)
+    growth = Growth.of(open_streamed(str(source)), like=config_of(name, 1), sample=sample)
     proved = time.perf_counter()
     write_model(growth.model, out, lambda: growth_record(growth, str(source)))
     written = time.perf_counter()
@@ -162,7 +162,7 @@ def draw(found: list[dict[str, Any]], ladders: list[dict[str, Any]], path: Path)
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained", width_ratios=(3, 2))
-    colours = {"exact": "tab:green", "cannot be exact": "tab:orange", "not exact": "tab:red", "shrinks": "lightgray"}
+    colours = {"exact": "tab:green", "cannot be exact": "tab:orange", "open": "tab:red", "shrinks": "lightgray"}
     families = list(dict.fromkeys(row["family"] for row in ladders))[::-1]
     for kind, colour in colours.items():
         rows = [row for row in ladders if kind_of(row) == kind]
@@ -196,8 +196,10 @@ def table(found: list[dict[str, Any]]) -> str:
     for row in found:
         small, big = (f"{n / 1e6:,.0f} M" for n in row["parameters"])
         proof = row["certificate"]
+        unrounded = proof.get("unrounded_relative_error")  # measured only where rounding shows
+        unrounded = proof["relative_error"] if unrounded is None else unrounded
         lines.append(
-            f"| {row['rung']} {row['from']} -> {row['to']} | {small} -> {big} | {proof['unrounded_relative_error']:.1e} | "
+            f"| {row['rung']} {row['from']} -> {row['to']} | {small} -> {big} | {unrounded:.1e} | "
             f"{proof['relative_error']:.1e} ({proof['tolerance']:.0e}) | {row['proof_seconds']:.0f} s | {row['write_seconds']:.0f} s | "
             f"{row['peak_bytes'] / 1e9:.2f} GB |"
         )
@@ -222,6 +224,7 @@ def main() -> None:
     from ladders import between
 
     results = ROOT / "results" / "rungs.json"
+    found: list[dict[str, Any]] = []
     known = {row["rung"]: row for row in json.loads(results.read_text())} if results.exists() else {}
     for name in arguments.rungs:
         with tempfile.TemporaryDirectory(dir=arguments.work) as work:

@@ -83,6 +83,28 @@ def test_the_gain_of_a_layer_is_what_enumeration_says():
     generator = torch.Generator().manual_seed(0)
     x = torch.as_tensor(bars(3)[:, ::12])
     options = StructureOptions(
+        {"beta": 2.0, "penalty": "constant", "n_iter": 20, "gibbs_steps": 2, "learning_rate": 0.05},
+        max_layers=2,
+        depth_penalty=-100.0,
+    )
+    first, second = learn_structure(x, options, generator, lambda _: None)
+    states = torch.tensor(list(itertools.product([0.0, 1.0], repeat=first.width)))
+    below = torch.log_softmax(-first.machine.hidden_free_energy(states), 0)
+    above = torch.log_softmax(-second.machine.free_energy(states), 0)
+    replay = torch.Generator().manual_seed(0)  # the held-out rows and their hidden states, drawn once more
+    shuffled = torch.randperm(len(x), generator=replay)
+    held = max(1, int(options.validation_fraction * len(x)))
+    torch.randint(2**31 - 1, (), generator=replay)  # the first machine's seed
+    first.machine.sample_hidden(x[shuffled[held:]], replay)
+    code = codes(first.machine.sample_hidden(x[shuffled[:held]], replay))
+    assert second.gain == pytest.approx(float((above - below)[code].mean()), abs=1e-3)
+    assert abs(second.gain) > 0.05  # the comparison is between numbers that differ from nothing
+
+
+def test_no_layer_explains_the_draws_of_the_one_below_better():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.as_tensor(bars(3)[:, ::12])
+    options = StructureOptions(
         {"beta": 4.0, "penalty": "constant", "n_iter": 10, "gibbs_steps": 2}, max_layers=2, depth_penalty=-100.0
     )
     first, second = learn_structure(x, options, generator, lambda _: None)
@@ -90,14 +112,17 @@ def test_the_gain_of_a_layer_is_what_enumeration_says():
     below = torch.log_softmax(-first.machine.hidden_free_energy(states), 0)
     above = torch.log_softmax(-second.machine.free_energy(states), 0)
     everything = torch.tensor(list(itertools.product([0.0, 1.0], repeat=x.shape[1])))
-    # of the lower machine itself: p1(h) = sum_v p(v) p(h | v), so its own samples must lose nothing against p1
+    # p1(h) = sum_v p(v) p(h | v): what enumeration says of h is how often it is drawn
     v = everything[torch.multinomial(torch.softmax(-first.machine.free_energy(everything), 0), 20000, True)]
-    h = first.machine.sample_hidden(v, generator)
-    code = (h @ (2.0 ** torch.arange(first.width - 1, -1, -1))).long()
+    code = codes(first.machine.sample_hidden(v, generator))
     frequency = torch.bincount(code, minlength=len(states)) / len(code)
     torch.testing.assert_close(frequency, below.exp(), atol=0.02, rtol=0)
-    assert float((below.exp() * (above - below)).sum()) <= 1e-6  # no p2 explains p1's own draws better
-    assert np.isfinite(second.gain)
+    assert float((below.exp() * (above - below)).sum()) <= 1e-6
+
+
+def codes(hidden: torch.Tensor) -> torch.Tensor:
+    """The place of each row of zeros and ones among all states in order."""
+    return (hidden @ (2.0 ** torch.arange(hidden.shape[1] - 1, -1, -1))).long()
 
 
 def test_it_learns_beside_logistic_regression():

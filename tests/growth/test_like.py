@@ -394,3 +394,33 @@ def test_the_command_line(tmp_path):
     priced = meristem("plan", small, "--like", target, "--tokens", "10M")
     assert priced.returncode == 0, priced.stderr
     assert "46,512" not in priced.stdout or "large" in priced.stdout
+
+
+@pytest.mark.slow
+def test_bad_inputs_on_the_command_line(tmp_path):
+    """One sentence each, naming what would work; nothing is written."""
+    yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 512}
+    sources = {"llama": {}, "yarn": {"rope_parameters": yarn, "head_dim": 32}, "deep": {"num_hidden_layers": 32}}
+    for name, changes in sources.items():
+        pico.build("llama", **changes).save_pretrained(tmp_path / name)
+    targets = {
+        "family": pico.build("gpt2").config,
+        "tokenizer": pico.build("llama", vocab_size=90, bos_token_id=5).config,
+        "heads": pico.build("llama", num_attention_heads=2, num_key_value_heads=2, head_dim=8).config,
+        "yarn64": pico.build("llama", rope_parameters=yarn, head_dim=64).config,
+    }
+    for name, config in targets.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(config.to_dict()))
+    cases = [
+        (("llama", "--like", tmp_path / "family.json"), "a llama of any larger size, or a mixtral, would work"),
+        (("llama", "--like", tmp_path / "tokenizer.json"), "a target with vocab_size=67 would work"),
+        (("llama", "--like", tmp_path / "heads.json"), "heads 4 -> 2. The nearest target that works has heads 4"),
+        (("yarn", "--like", tmp_path / "yarn64.json"), "depends on head_dim (yarn); keep it at 32"),
+        (("deep", "--method", "stacking", "--layers", "0-40"), "the network has 32 layers: 0-31 are there"),
+    ]
+    for (source, *options), message in cases:
+        done = meristem("grow", tmp_path / source, tmp_path / "out", *options)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert not (tmp_path / "out").exists()

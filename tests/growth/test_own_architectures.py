@@ -226,3 +226,17 @@ def test_a_matrix_that_is_read_and_written_is_refused_by_name():
 
     with pytest.raises(ms.MeristemError, match=r"dimension 1 of table \(11, 8\) is both read and written"):
         ms.grow(Tied(8), ms.HyperCloning(width=2), anatomy=ms.Anatomy.infer(Tied, {"width": 8}), inputs=TEXT)
+
+
+@pytest.mark.parametrize("method, size, message", [
+    (ms.WeightSelection, 5, "width 8 -> 5 would take a part of 4 of its units to 2.5; it has to be a multiple of 2: 4 or 6 would work"),
+    (ms.WeightSelection, 7, "it has to be a multiple of 2: 6 would work"),
+    (ms.Prune, 3, "it has to be a multiple of 2: 2 or 4 would work"),
+    (ms.LEMON, 9, "it has to be a multiple of 2: 10 would work"),
+])  # fmt: skip
+def test_an_odd_size_of_a_padded_shortcut_is_one_clear_sentence(method, size, message):
+    case = CASES["resnet"]
+    verb = ms.grow if method is ms.LEMON else ms.shrink
+    with pytest.raises(ms.MeristemError) as error:
+        verb(case.network(), method(sizes={"width": size}), anatomy=case.anatomy(), inputs=IMAGES)
+    assert message in str(error.value)

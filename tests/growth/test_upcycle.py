@@ -208,7 +208,8 @@ def test_bf16_keeps_its_dtype_and_its_promise():
     assert {p.dtype for p in growth.model.parameters()} == {torch.bfloat16}
     assert growth.certificate is not None
     assert growth.certificate.holds
-    assert growth.certificate.unrounded_relative_error <= 1e-5
+    unrounded = growth.certificate.unrounded_relative_error  # measured only where rounding shows
+    assert (growth.certificate.relative_error if unrounded is None else unrounded) <= 1e-5
 
 
 def test_the_command_line_streams_it_in_the_layout_of_experts_on_disk(tmp_path):

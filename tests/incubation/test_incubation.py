@@ -84,7 +84,7 @@ def test_networks_of_stages(build):
         meta.train()(pixel_values=images)  # running statistics that are not those of a new network
     incubations, trained = [], []
     for module in range(3):
-        incubation = ms.incubate(meta, division, module, seed=module)
+        incubation = ms.incubate(meta, division, module)
         hybrid = incubation.model
         before = {name: tensor.clone() for name, tensor in hybrid.state_dict().items()}
         optimizer = torch.optim.AdamW([p for p in hybrid.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
@@ -198,12 +198,20 @@ def test_a_clone_of_the_metas_own_size_is_the_meta(family):
     assert torch.equal(run(ms.assemble(incubations), inputs), run(meta, inputs))
 
 
+def test_every_module_draws_its_own_numbers_from_one_seed():
+    meta, division = meta_of("llama"), ms.divide(6, 3)
+    assembled = ms.assemble([ms.incubate(meta, division, module) for module in range(3)])
+    drawn = [layer.self_attn.q_proj.weight for layer in assembled.model.layers]
+    alike = [(a, b) for a in range(6) for b in range(a) if torch.equal(drawn[a], drawn[b])]
+    assert alike == []
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_the_module_changes_and_assembly_takes_it_over(family):
     meta, division = meta_of(family), ms.divide(7, 3)
     inputs, incubations = example_inputs(meta), []
     for module in range(3):
-        incubation = ms.incubate(meta, division, module, seed=module)
+        incubation = ms.incubate(meta, division, module)
         hybrid = incubation.model
         before = {name: p.detach().clone() for name, p in hybrid.named_parameters()}
         optimizer = torch.optim.AdamW([p for p in hybrid.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)

@@ -13,7 +13,7 @@ import meristem as ms
 
 
 def trained() -> tuple[nn.Module, torch.Tensor]:
-    """A small convolutional network that has learned to tell digits, and some of these."""
+    """A small perceptron that has learned to tell digits, and some of these."""
     datasets = pytest.importorskip("sklearn.datasets")
     digits = datasets.load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
@@ -30,6 +30,22 @@ def trained() -> tuple[nn.Module, torch.Tensor]:
     accuracy = float((net(images).argmax(1) == labels).float().mean())
     assert accuracy > 0.93
     return net, images
+
+
+def test_a_trained_convolutional_network_is_told_from_a_fresh_one():
+    """Its kernels alone do not tell (none stands out); its batch norms do. The fresh one may have run, too."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    images = torch.randn(32, 1, 8, 8)
+    net(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ms.majority(net, kernels=2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net(images).square().sum().backward()
+    optimizer.step()
+    with pytest.warns(UserWarning, match='look trained: start="scratch"'):
+        ms.majority(net, kernels=2)
 
 
 def test_a_trained_network_is_told_from_a_fresh_one():

@@ -120,7 +120,7 @@ class ConfigFields:
         owner = config
         for part in path.split(".")[:-1]:
             owner = owner if part == "depths" else read_field(owner, part)
-        if not axis.startswith("stage") and axis != "decoder_layers":
+        if not axis.startswith("stage") and (axis != "decoder_layers" or "." in path):
             follow_layers(owner, order, old, first)
         exceptions = owner.to_dict().get("per_layer_config") if hasattr(owner, "to_dict") else None
         if isinstance(read_field(config, path), int):

@@ -8,9 +8,11 @@ from typing import Any
 
 from meristem.anatomy.conventions import (
     AXES_BY_TYPE,
+    DECODER_SCOPE,
     DEPTH_FIELDS,
     DEPTH_LISTS,
     DEPTHS_BY_TYPE,
+    ENCODER_SCOPE,
     ENCODER_WIDTH,
     ENCODERS_AND_DECODERS,
     FIELDS,
@@ -155,6 +157,13 @@ def depth_paths(config: Any, root: str, moves: Callable[[Any], bool]) -> dict[st
     """
     found = _find(config, root, DEPTH_FIELDS, moves)
     found |= _by_type(config, DEPTHS_BY_TYPE, moves)
+    if set(found) == {"layers"} and root.startswith(DECODER_SCOPE):  # the encoder has a config of its own
+        for part in counterparts(config, root):
+            layers, width = (
+                _find(config, part, table).get(axis) for table, axis in ((DEPTH_FIELDS, "layers"), (FIELDS, "hidden"))
+            )
+            if part.startswith(ENCODER_SCOPE) and layers and width and moves(_doubled(config, width)):
+                return {"encoder_layers": layers, "decoder_layers": found["layers"]}
     if not found:
         lists = [name for name in DEPTH_LISTS if isinstance(read_field(config, root + name), list | tuple)]
         found = {"layers": root + lists[0]} if lists else {}

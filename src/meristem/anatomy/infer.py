@@ -183,8 +183,9 @@ def _deeper(builder: Builder) -> dict[str, nn.Module]:
 
 
 def _find_blocks(builder: Builder, base: nn.Module, deeper: Mapping[str, nn.Module]) -> tuple[BlockList, ...]:
-    """Which lists of modules get longer when a depth grows by one."""
-    lists = {name: len(m) for name, m in base.named_modules() if isinstance(m, nn.ModuleList | nn.Sequential)}
+    """Which lists of modules or of bare parameters get longer when a depth grows by one."""
+    kinds = nn.ModuleList | nn.Sequential | nn.ParameterList
+    lists = {name: len(m) for name, m in base.named_modules() if isinstance(m, kinds)}  # pyright: ignore[reportArgumentType]
     found = []
     for axis, model in deeper.items():
         depth, modules = builder.depths[axis], dict(model.named_modules())

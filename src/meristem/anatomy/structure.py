@@ -65,7 +65,7 @@ class TensorAnatomy:
 
 @dataclass(frozen=True)
 class BlockList:
-    """A list of repeated blocks: tensors are named `{prefix}.{index}.…`."""
+    """A list of repeated blocks: tensors are named `{prefix}.{index}.…`, or `{prefix}.{index}` in a list of bare parameters."""
 
     axis: str
     prefix: str

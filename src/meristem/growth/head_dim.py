@@ -152,6 +152,13 @@ def _frequencies(anatomy: Anatomy, table: Tensor, larger: Tensor, old: int, new:
     distance = (larger[None].log() - table[:, None].log()).abs()
     place = distance.argmin(1)
     if float(distance.min(1).values.max()) > CLOSE or len(set(place.tolist())) < len(place):
+        if new % old == 0:
+            scaling = anatomy.builder.fact("rope_parameters.rope_type") or "scaled"
+            raise MeristemError(
+                f"the rotary table of head_dim {new} does not hold the frequencies of head_dim {old}, so {anatomy.builder.model_type} "
+                f"would compute another function: its positions are scaled by a rule that depends on head_dim ({scaling}); keep it at "
+                f"{old}"
+            )
         raise MeristemError(
             f"the rotary table of head_dim {new} does not hold the frequencies of head_dim {old}, so {anatomy.builder.model_type} "
             f"would compute another function; a whole multiple works unless the scaling of its positions depends on head_dim: "

@@ -5,7 +5,7 @@ Wang, Su, Chen, Rao, Zhou, Hsieh: "LEMON: Lossless Model Expansion", ICLR 2024, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +19,7 @@ from meristem.growth.depth_targets import depth_targets
 from meristem.growth.layers import LayerMap
 from meristem.growth.method import Choices, Weights
 from meristem.growth.padding import lossless
+from meristem.growth.typed_layers import typed_layers
 from meristem.growth.width import NoisyWidthMethod
 
 SHAPING = frozenset(
@@ -41,6 +42,8 @@ class LEMON(NoisyWidthMethod):
         num_hidden_layers: target depth; new layers are identity blocks behind the layer that they copy.
         depths: target depths by the name of the list of blocks: {"encoder_layers": 12, "decoder_layers": 6}.
         blocks: the lists of blocks that num_hidden_layers is meant for: "all", or of an encoder-decoder "encoder" or "decoder".
+        layer_types: {list of blocks: the kind of each new layer}, for networks whose layers are of several kinds (sliding and full
+            attention): old layers keep their order, silent ones take the other places. By default kinds travel with their layers.
         fields: further entries of the config, which may change the function.
         noise: symmetry-breaking noise on readers, in the null space; it also wakes the silent units.
     """
@@ -50,6 +53,7 @@ class LEMON(NoisyWidthMethod):
     num_hidden_layers: int | None = None
     depths: Mapping[str, int] | None = None
     blocks: str = "all"
+    layer_types: Mapping[str, Sequence[str]] | None = None
     fields: Mapping[str, Any] | None = None
     norms: Literal["stream", "eps"] = "stream"
 
@@ -65,7 +69,11 @@ class LEMON(NoisyWidthMethod):
         """Identity blocks, spread evenly."""
         asked = (1, self.num_hidden_layers, self.depths)
         targets = depth_targets(anatomy, self.name, *asked, blocks=self.blocks)
-        return {axis: identity_layers(anatomy, axis, target) for axis, target in targets.items()}
+        typed = self.layer_types or {}
+        return {
+            axis: typed_layers(anatomy, axis, typed[axis]) if axis in typed else identity_layers(anatomy, axis, target)
+            for axis, target in targets.items()
+        }
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
         """Unless norms stand in the way (see `norms_are_kept`), or config entries change."""

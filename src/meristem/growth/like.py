@@ -16,6 +16,8 @@ from meristem.anatomy.heads import GROUP, KV_HEADS, UNITS, Heads
 from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
+from meristem.growth.depth import spread
+from meristem.growth.layers import layer_order
 from meristem.growth.lemon import LEMON
 from meristem.growth.like_experts import (
     changes_experts,
@@ -32,6 +34,7 @@ from meristem.growth.plan import GrowthPlan
 from meristem.growth.silent_blocks import silence
 from meristem.growth.target_config import aimed_at, check_tokens, other_fields, read_target
 from meristem.growth.targets import SIZED
+from meristem.growth.typed_layers import placed_by_type, types_of
 
 OPTIONS = frozenset({"noise", "seed", "norms"})  # of LEMON, beside what the target says
 
@@ -112,18 +115,20 @@ def _same_class(anatomy: Anatomy, config: Any, take_target_fields: bool, options
     sizes, depths = _differences(anatomy, aim)
     check_tokens(builder.config, config)
     method = LEMON(sizes=sizes or None, depths=depths or None, fields=_shaping(builder, aim, sizes) or None, **options)
+    method = replace(method, layer_types=_kinds(builder, aim, depths) or None)
     if "tie_word_embeddings" in (method.fields or {}):
         method = replace(method, tied="untie")
     also: dict[str, Any] = {}
     if experts is not None:
         counted = {axis.name: aim.sizes[axis.name] for axis in anatomy.of_kind("experts") if axis.name in aim.sizes}
         sizes, also = {**sizes, **counted}, experts.top_k(anatomy)
-    reached = _reached(anatomy, sizes, depths, {**(method.fields or {}), **also})
+    orders = {axis: layer_order(layers) for axis, layers in method.layer_maps(anatomy).items()}
+    reached = _reached(anatomy, sizes, depths, {**(method.fields or {}), **also}, orders)
     fields = other_fields(reached.config, aim.config)
     if take_target_fields:
         given = {name: theirs for name, (_, theirs) in fields.items()}
         method = replace(method, fields={**(method.fields or {}), **given} or None)
-        reached = _reached(anatomy, sizes, depths, {**(method.fields or {}), **also})
+        reached = _reached(anatomy, sizes, depths, {**(method.fields or {}), **also}, orders)
     _check_shapes(reached, aim)
     grows = bool(method.sizes or depths or method.fields)
     return Like((*([method] if grows else []), *([experts] if experts else [])), fields, take_target_fields)
@@ -151,6 +156,13 @@ def _mixture(
         made = upcycle.mixture(reached)
     _check_shapes(made, aim)
     return Like((*found.methods, upcycle), {**found.fields, **left}, take_target_fields)
+
+
+def _kinds(builder: HuggingFaceBuilder, aim: HuggingFaceBuilder, depths: Mapping[str, int]) -> dict[str, list[str]]:
+    """{list of blocks that grows: the target's kinds of layers}, where the network's layers can stand among them in their order."""
+    ours, theirs = types_of(builder), types_of(aim)
+    both = {axis: theirs[axis] for axis in depths if axis in ours and axis in theirs}
+    return {axis: types for axis, types in both.items() if placed_by_type(ours[axis], types) is not None}
 
 
 def _shaping(builder: HuggingFaceBuilder, aim: HuggingFaceBuilder, sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -183,7 +195,14 @@ def rows(plan: GrowthPlan, model: nn.Module, inputs: Inputs = None) -> list[Axis
             found.append(AxisRow(axis.name, axis.size, new, _rule(axis.kind, plan, axis.name), why))
     why = silence(plan.source, plan.layers, model, inputs).obstacle
     for axis, layers in plan.layers.items():
-        found.append(AxisRow(axis, plan.source.depths[axis], len(layers), "identity blocks, spread evenly", why))
+        even = [layer for layer, times in spread(plan.source.depths[axis], len(layers)) for _ in range(times)]
+        evenly = layer_order(layers) == even
+        rule = (
+            "identity blocks, spread evenly"
+            if evenly
+            else "identity blocks, where the target's kinds of layers want them"
+        )
+        found.append(AxisRow(axis, plan.source.depths[axis], len(layers), rule, why))
     return found
 
 
@@ -239,11 +258,15 @@ def _fewer_heads(anatomy: Anatomy, aim: HuggingFaceBuilder) -> dict[str, tuple[i
 
 
 def _reached(
-    anatomy: Anatomy, sizes: Mapping[str, int], depths: Mapping[str, int], fields: Mapping[str, Any]
+    anatomy: Anatomy,
+    sizes: Mapping[str, int],
+    depths: Mapping[str, int],
+    fields: Mapping[str, Any],
+    orders: Mapping[str, list[int]] | None = None,
 ) -> HuggingFaceBuilder:
     builder = anatomy.builder
     assert isinstance(builder, HuggingFaceBuilder)
-    return builder.resized({**anatomy.sizes, **sizes}, {**builder.depths, **depths}, fields)
+    return builder.resized({**anatomy.sizes, **sizes}, {**builder.depths, **depths}, fields, orders)
 
 
 def _check_shapes(reached: HuggingFaceBuilder, aim: HuggingFaceBuilder) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -14,11 +14,13 @@ from meristem.anatomy import Anatomy, Builder
 from meristem.anatomy.streamed import weights_of
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
+from meristem.growth.build import build
 from meristem.growth.dimensions import sizes_after
 from meristem.growth.layers import LayerMap, layer_order
 from meristem.growth.norm_statistics import keep_statistics, norms_are_kept
 from meristem.growth.plan import GrowthPlan
-from meristem.growth.silent_blocks import silence
+from meristem.growth.silent_blocks import Silence, silence
+from meristem.growth.silent_branches import silent_branches
 from meristem.growth.tying import repair
 from meristem.growth.values import check_values
 
@@ -92,6 +94,10 @@ class Method(ABC):
         if fix.untied:
             target = anatomy.builder.resized(sizes, depths, {**changes, "tie_word_embeddings": False}, orders)
         silent = silence(anatomy, layers, model, inputs)
+        if silent.obstacle:
+            deep = GrowthPlan(anatomy, anatomy.builder.resized(anatomy.sizes, depths, {}, orders), {}, layers, False)
+            names = silent_branches(anatomy, model, lambda muted: build(replace(deep, muted=muted), model), inputs)
+            silent = Silence(muted=names) if names else silent
         return GrowthPlan(
             source=anatomy,
             target=target,

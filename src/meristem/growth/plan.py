@@ -137,9 +137,9 @@ class GrowthPlan:
         block = self._block_of(name)
         if block is not None:
             old = self.layers[block.axis][self.place(name)].sources[0][0]
-            rest = name[len(f"{block.prefix}.") :].partition(".")[2]
-            if f"{block.prefix}.{old}.{rest}" in self.source.tensors:
-                return f"{block.prefix}.{old}.{rest}"
+            _, dot, rest = name[len(f"{block.prefix}.") :].partition(".")
+            if f"{block.prefix}.{old}{dot}{rest}" in self.source.tensors:
+                return f"{block.prefix}.{old}{dot}{rest}"
         return name if name in self.source.tensors else self.tensors[self.own_names[name]].terms[0].source
 
     def place(self, name: str) -> int:
@@ -261,7 +261,7 @@ class GrowthPlan:
         (axis, index), (prefix, rest) = tensor.block, self._home(tensor)
         targets = []
         for new, layer in self._following[axis].get(index, ()):  # each is planned once, where its first source stands
-            targets.append((f"{prefix}.{new}.{rest}", self._terms(prefix, rest, layer), layer.silent))
+            targets.append((f"{prefix}.{new}{rest}", self._terms(prefix, rest, layer), layer.silent))
         if self._alike[prefix, rest] == 1 and tensor.name not in [name for name, _, _ in targets]:
             targets.append((tensor.name, (Term(tensor.name),), False))  # what only one place has, it keeps
         return targets
@@ -282,11 +282,11 @@ class GrowthPlan:
         return Counter(self._home(tensor) for tensor in self.source.tensors.values() if tensor.block is not None)
 
     def _home(self, tensor: TensorAnatomy) -> tuple[str, str]:
-        """(prefix of the list of blocks that a tensor belongs to, its name within the block)."""
+        """(prefix of the list of blocks that a tensor belongs to, its name within the block: ".attn.weight", "" for the block itself)."""
         assert tensor.block is not None
         axis, index = tensor.block
         prefix = next(b.prefix for b in self.source.blocks if b.axis == axis and tensor.name.startswith(b.prefix + "."))
-        return prefix, tensor.name[len(f"{prefix}.{index}.") :]
+        return prefix, tensor.name[len(f"{prefix}.{index}") :]
 
     def _units(self, name: str) -> list[str]:
         """The names that a tensor takes in lists with a module for each unit of an axis: those of its unit's copies."""
@@ -300,13 +300,13 @@ class GrowthPlan:
         return names
 
     def _terms(self, prefix: str, rest: str, layer: LayerSource) -> tuple[Term, ...]:
-        have = [old for old, _ in layer.sources if f"{prefix}.{old}.{rest}" in self.source.tensors]
+        have = [old for old, _ in layer.sources if f"{prefix}.{old}{rest}" in self.source.tensors]
         if len(have) < len(layer.sources):  # what not all layers have cannot be mixed
-            return (Term(f"{prefix}.{have[0]}.{rest}"),)
+            return (Term(f"{prefix}.{have[0]}{rest}"),)
         if layer.next_layer is None:
-            return tuple(Term(f"{prefix}.{old}.{rest}", weight) for old, weight in layer.sources)
+            return tuple(Term(f"{prefix}.{old}{rest}", weight) for old, weight in layer.sources)
         old = layer.sources[0][0]
-        own, following = f"{prefix}.{old}.{rest}", f"{prefix}.{layer.next_layer}.{rest}"
+        own, following = f"{prefix}.{old}{rest}", f"{prefix}.{layer.next_layer}{rest}"
         if following not in self.source.tensors:
             return (Term(own),)
         return Term(own, part="originals"), Term(following, part="copies")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -30,6 +30,7 @@ from meristem.growth.method import Method, Weights
 from meristem.growth.plan import GrowthPlan
 from meristem.growth.prune_blocks import blocks_that_stay
 from meristem.growth.prune_plan import PrunePlan, in_groups, kept_places, ordered
+from meristem.growth.reader_fits import at_once, in_turn
 from meristem.growth.readings import ReadersWatch, watched_readings
 from meristem.growth.symmetries import Symmetries, proved
 from meristem.growth.targets import width_targets
@@ -54,7 +55,8 @@ class Prune(Method):
         blocks: the lists of blocks that num_hidden_layers is meant for: "all", or of an encoder-decoder "encoder" or "decoder".
         importance: of a unit, summed over its readers, each reader's shares summing to 1: "outputs", the root mean square of what the
             unit adds to what the reader gives out; or "activations", that of the unit itself (Minitron).
-        readers: "fitted" by least squares, to make of the units that stay what they made of all; or "kept" as they are.
+        readers: fitted by least squares, to make of the units that stay what they made of all: "in_turn", each to what reaches it when
+            those before it are fitted; or "at_once", as if all before it were whole, which takes no further passes. Or "kept" as they are.
         ridge: of that fit, relative to the mean square of the units.
         batches: keyword arguments of forward, again and again, instead of `inputs`; with labels, blocks are judged by the loss.
     """
@@ -71,7 +73,7 @@ class Prune(Method):
     depths: Mapping[str, int] | None = None
     blocks: str = "all"
     importance: Literal["outputs", "activations"] = "outputs"
-    readers: Literal["fitted", "kept"] = "fitted"
+    readers: Literal["in_turn", "at_once", "kept"] = "in_turn"
     ridge: float = 1e-3
     batches: Iterable[Batch] | None = None
 
@@ -149,14 +151,9 @@ class Prune(Method):
         pruned = PrunePlan(**own, orders=of_dimension)
         if self.readers == "kept":
             return pruned
-        mixtures = {}
-        for tensor in pruned.tensors.values():
-            for place, axis_map in enumerate(tensor.maps):
-                reading = readings.get((tensor.terms[0].source, place, 0))
-                if axis_map is None or reading is None or not reading.whole or tensor.roles[place] != "read":
-                    continue
-                mixtures[reading.weight, place] = reading.mixture(axis_map.write.index, self.ridge)  # pyright: ignore[reportArgumentType]
-        return replace(pruned, mixtures=mixtures)
+        if self.readers == "at_once":
+            return at_once(pruned, readings, self.ridge)
+        return in_turn(pruned, readings, model, batches, self.ridge)
 
     def _worth(self, watch: ReadersWatch, groups: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """{group: (size,) the importance of each unit}, of groups that something reads."""

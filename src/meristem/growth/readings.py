@@ -31,6 +31,7 @@ class Reading:
         moment: (n, n) float64, the mean of x x^T over all examples and positions.
         strength: (n,) float64, the sum of squares of the weights of each unit.
         count: examples times positions.
+        turn: when its input is read: the same number for all readers of one input.
     """
 
     weight: str
@@ -40,6 +41,7 @@ class Reading:
     moment: Tensor
     strength: Tensor
     count: int
+    turn: int = 0
 
     def add(self, moment: Tensor, count: int) -> None:
         """Further examples."""
@@ -51,15 +53,17 @@ class Reading:
         """(n,) float64: the root mean square of what each unit alone adds to what comes out."""
         return (self.moment.diagonal() * self.strength).sqrt()
 
-    def mixture(self, kept: Tensor, ridge: float) -> Tensor:
-        """(n, kept) float64: how all units are made of those that stay, with least squares: x = mixture . x[kept].
 
-        Args:
-            ridge: relative to the mean square of the units that stay.
-        """
-        own = self.moment[kept][:, kept]
-        own = own + ridge * own.diagonal().mean().clamp(min=1e-30) * torch.eye(len(kept), dtype=own.dtype)
-        return torch.linalg.solve(own, self.moment[kept]).T
+def nearest_mixture(cross: Tensor, own: Tensor, ridge: float) -> Tensor:
+    """(n, kept) float64, M for which M y is nearest to x.
+
+    Args:
+        cross: (n, kept), the sum of x y^T.
+        own: (kept, kept), the sum of y y^T.
+        ridge: relative to the mean square of y.
+    """
+    eye = torch.eye(len(own), dtype=own.dtype)
+    return torch.linalg.solve(own + ridge * own.diagonal().mean().clamp(min=1e-30) * eye, cross.T).T
 
 
 Readings = dict[tuple[str, int, int], Reading]  # by weight, dimension, and where the slice of it begins
@@ -71,6 +75,7 @@ class ReadersWatch(Watch):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.readings: Readings = {}
+        self._turn, self._last = -1, None  # the last input is kept, so that no other tensor takes its place
 
     def _contract(
         self, a: Tensor, b: Tensor, pairs: Sequence[tuple[int, int]], shared: Sequence[tuple[int, int]]
@@ -97,8 +102,31 @@ class ReadersWatch(Watch):
         if key not in self.readings:
             strength = weight.detach().movedim(place, 0).flatten(1).double().square().sum(1).cpu()
             units = self.of(weight)[place]
-            self.readings[key] = Reading(name, own[0], whole, units, torch.zeros_like(moment), strength, 0)
+            self._turn += not (self._last is not None and _same(self._last, taken))
+            self._last = taken
+            self.readings[key] = Reading(name, own[0], whole, units, torch.zeros_like(moment), strength, 0, self._turn)
         self.readings[key].add(moment, values.shape[1])
+
+
+class TakesWatch(ReadersWatch):
+    """A watch that keeps what some weights take in, (units, examples times positions), on the CPU."""
+
+    def __init__(self, model: nn.Module, names: set[str]) -> None:
+        super().__init__(model)
+        self._names = names
+        self.taken: dict[str, Tensor] = {}
+
+    def _measure_reader(self, weight: Tensor, place: int, taken: Tensor, dimension: int) -> None:
+        name = self._origin[weight][0]  # pyright: ignore[reportOptionalSubscript]
+        if name in self._names:
+            values = taken.detach().movedim(dimension, 0).flatten(1).double().cpu()
+            before = self.taken.get(name)
+            self.taken[name] = values if before is None else torch.cat([before, values], 1)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are views of the same numbers in the same order."""
+    return one.data_ptr() == other.data_ptr() and one.numel() == other.numel()
 
 
 def watched_readings(

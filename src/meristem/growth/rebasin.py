@@ -1,7 +1,8 @@
-"""Re-basin: networks of one size become one of that size, their units brought into one order before their weights are averaged.
+"""Re-basin: networks become one of the size of the first, their units brought into one order before their weights are averaged.
 
 Ainsworth, Hayase, Srinivasa: "Git Re-Basin: Merging Models modulo Permutation Symmetries", ICLR 2023, arXiv:2209.04836 (weight
-matching, algorithm 1; activation matching, section 3.1). Jordan, Sedghi, Saukh, Entezari, Neyshabur: "REPAIR: REnormalizing
+matching, algorithm 1; activation matching, section 3.1). Singh and Jaggi: "Model Fusion via Optimal Transport", NeurIPS 2020,
+arXiv:1910.05653 (unequal widths). Jordan, Sedghi, Saukh, Entezari, Neyshabur: "REPAIR: REnormalizing
 Permuted Activations for Interpolation Repair", ICLR 2023, arXiv:2211.08403 (the statistics of batch norms anew).
 """
 
@@ -17,12 +18,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from meristem.anatomy.tracing.watch import Watch
 from meristem.certificates import verify
 from meristem.errors import MeristemError, PreservationError
 from meristem.growth.batch_statistics import new_statistics
 from meristem.growth.symmetries import Permutations, Symmetries, watched_symmetries
+from meristem.growth.transport import Counterparts, Pair, carried, transport_plan, transported
 from meristem.growth.values import check_values
 
+SWEEPS_OF_TRANSPORT = 3  # each after the first with the plans of all other groups
 NONLINEAR = ("relu", "gelu", "silu", "tanh", "sigmoid", "elu", "leaky_relu", "hardswish", "native_layer_norm")
 
 
@@ -58,13 +62,13 @@ class Rebasin:
 
 
 def rebasin(models: Sequence[nn.Module], method: Rebasin, inputs: Mapping[str, Any]) -> nn.Module:
-    """The mean of networks whose units stand in the order of the first one's.
+    """The mean of networks whose units stand in the order of the first one's, of its size.
 
     Args:
         inputs: keyword arguments of forward: a pass on them shows which units can change places.
 
     Raises:
-        MeristemError: if the networks have not the same tensors.
+        MeristemError: if the networks have not the same tensors, or differ in width where units cannot change places.
         PreservationError: if a network computes something else with its units in other places.
     """
     weights, first = method.convex(len(models)), models[0]
@@ -84,12 +88,18 @@ def rebasin(models: Sequence[nn.Module], method: Rebasin, inputs: Mapping[str, A
 
 
 def align(first: nn.Module, other: nn.Module, method: Rebasin, inputs: Mapping[str, Any]) -> nn.Module:
-    """A copy of `other`, the same function, with its units in the order of those of `first` that they resemble most."""
+    """A network of the size of `first` with the units of `other`, in the order of those that they resemble most.
+
+    Of one size, it is a copy of `other`, the same function. Of another width, units are shared out by optimal transport.
+    """
+    ours, theirs = first.state_dict(), other.state_dict()
+    if any(theirs[name].shape != tensor.shape for name, tensor in ours.items()):
+        return _brought_to_size(first, other, method, inputs)
     symmetries, _ = watched_symmetries(first, inputs)
     if method.by == "weights":
         found = _by_weights(symmetries, dict(first.named_parameters()), dict(other.named_parameters()), method)
     else:
-        found = _by_activations(first, other, inputs)
+        found = {pair[0]: assigned(likeness) for pair, likeness in _correlations(first, other, inputs).likeness.items()}
     moved = copy.deepcopy(other)
     state = symmetries.apply(other.state_dict(), found)
     for name, tensor in moved.state_dict().items():
@@ -102,13 +112,51 @@ def align(first: nn.Module, other: nn.Module, method: Rebasin, inputs: Mapping[s
     return moved
 
 
+def _brought_to_size(first: nn.Module, other: nn.Module, method: Rebasin, inputs: Mapping[str, Any]) -> nn.Module:
+    """`other` with as many units as `first` (Singh and Jaggi 2020)."""
+    found = _correlations(first, other, inputs)
+    if method.by == "activations":
+        plans = {pair: transport_plan(likeness) for pair, likeness in found.likeness.items()}
+    else:
+        plans = {}
+    plans = _by_weights_of_other_sizes(first, other, found, plans, method)
+    return transported(first, other, found.counterparts, plans, found.watch)
+
+
+def _by_weights_of_other_sizes(
+    first: nn.Module, other: nn.Module, found: Correlations, known: dict[Pair, Tensor], method: Rebasin
+) -> dict[Pair, Tensor]:
+    """Plans for all groups that are not known, by their weights: at first by those between known groups, in the order of the tensors."""
+    ours, theirs = dict(first.named_parameters()), dict(other.named_parameters())
+    pieces = [(a, b) for a, b in found.counterparts.pieces if a.name in ours]
+    open_pairs = [pair for pair in found.counterparts.sizes if pair not in known]
+    plans = dict(known)
+    for _ in range(min(method.sweeps, SWEEPS_OF_TRANSPORT)):
+        for pair in open_pairs:
+            likeness = torch.zeros(found.counterparts.sizes[pair], dtype=torch.float64)
+            for a, b in pieces:
+                pairs = found.counterparts.pairs(a, b)
+                others = [p for p in pairs if p is not None and p != pair]
+                if pair not in pairs or any(p not in plans for p in others):
+                    continue
+                for axis in (i for i, own in enumerate(pairs) if own == pair):
+                    one = a.of(ours[a.name].detach())
+                    two = carried(a, b, found.counterparts, plans, b.of(theirs[b.name].detach()), found.watch, axis)
+                    if one.dim() > 1 and pairs.count(pair) > 1:
+                        continue  # both sides of one matrix: neither is known
+                    rows = [t.movedim(axis, 0).reshape(t.shape[axis], -1).double().cpu() for t in (one, two)]
+                    likeness += rows[0] @ rows[1].T
+            plans[pair] = transport_plan(likeness)
+    return plans
+
+
 def _check_alike(first: nn.Module, other: nn.Module, number: int) -> None:
     ours, theirs = first.state_dict(), other.state_dict()
-    differ = [n for n in {**ours, **theirs} if n not in ours or n not in theirs or ours[n].shape != theirs[n].shape]
+    differ = [n for n in {**ours, **theirs} if n not in ours or n not in theirs or ours[n].dim() != theirs[n].dim()]
     if differ:
         raise MeristemError(
-            f"networks 1 and {number} are not of one size: {differ[0]} differs; rebasin averages weights, so all tensors have to "
-            "have the same shapes (DeepFusion fuses networks of several widths)"
+            f"networks 1 and {number} are not of one architecture: {differ[0]} differs; rebasin averages weights, tensor by tensor, "
+            "of networks that differ in their widths at most"
         )
 
 
@@ -151,25 +199,38 @@ def assigned(likeness: Tensor) -> Tensor:
     return torch.as_tensor(columns)
 
 
-def _by_activations(first: nn.Module, other: nn.Module, inputs: Mapping[str, Any]) -> Permutations:
-    """Each group of units by the correlation of what they do on the inputs."""
+@dataclass(frozen=True)
+class Correlations:
+    """Of two networks, the groups of units beside each other, how alike they act on the inputs, and the watch of the other one."""
+
+    counterparts: Counterparts
+    likeness: Mapping[Pair, Tensor]
+    watch: Watch
+
+
+def _correlations(first: nn.Module, other: nn.Module, inputs: Mapping[str, Any]) -> Correlations:
+    """{pair of groups: (n, m) the correlations of what their units do on the inputs}, of those that some nonlinearity gives out."""
     records = []
     for model in (first, other):
         with _Record() as record:
             symmetries, watch = watched_symmetries(model, inputs)
-        dims = [(watch.of(t), t) for t in record.seen]
-        records.append((symmetries, watch, dims))
-    (symmetries, watch, ours), (_, _, theirs) = records
-    likeness = {g: torch.zeros(n, n, dtype=torch.float64) for g, n in symmetries.sizes.items()}
-    for (dims, a), (_, b) in zip(ours, theirs, strict=True):
-        for dimension, dim in enumerate(dims):
-            atoms = [watch.space.find(atom) for atom in watch.space.flat(dim)]
-            if len(atoms) == 1 and atoms[0] in likeness:
+        records.append((symmetries, watch, [(watch.of(t), t) for t in record.seen]))
+    (symmetries, watch, ours), (others, its_watch, theirs) = records
+    counterparts = Counterparts.of(symmetries, others)
+    likeness = {pair: torch.zeros(size, dtype=torch.float64) for pair, size in counterparts.sizes.items()}
+    for (dims, a), (its_dims, b) in zip(ours, theirs, strict=True):
+        for dimension, (dim, its_dim) in enumerate(zip(dims, its_dims, strict=True)):
+            atoms, its_atoms = (
+                [w.space.find(x) for x in w.space.flat(d)] for w, d in ((watch, dim), (its_watch, its_dim))
+            )
+            pair = (atoms[0], its_atoms[0]) if len(atoms) == len(its_atoms) == 1 else None
+            if pair in likeness:
                 rows = [t.movedim(dimension, 0).flatten(1).double() for t in (a, b)]
                 rows = [r - r.mean(1, keepdim=True) for r in rows]
                 rows = [r / r.norm(dim=1, keepdim=True).clamp(min=1e-12) for r in rows]
-                likeness[atoms[0]] += rows[0] @ rows[1].T
-    return {group: assigned(matrix) for group, matrix in likeness.items() if bool(matrix.any())}
+                likeness[pair] += (rows[0] @ rows[1].T).cpu()
+    seen = {pair: matrix for pair, matrix in likeness.items() if bool(matrix.any())}
+    return Correlations(counterparts, seen, its_watch)
 
 
 class _Record(TorchDispatchMode):

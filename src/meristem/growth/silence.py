@@ -78,7 +78,13 @@ def _choices(anatomy: Anatomy, model: nn.Module, inputs: Inputs) -> Iterator[fro
         yield written
 
 
-def _last_steps(anatomy: Anatomy, model: nn.Module, inputs: Inputs) -> frozenset[str]:
+def last_steps_of_branches(anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> frozenset[str]:
+    """The same of blocks that give out something to be added to the stream outside of them, `x = x + block(x)`; none if some block
+    passes its input on by itself."""
+    return _last_steps(anatomy, model, inputs, branches=True)
+
+
+def _last_steps(anatomy: Anatomy, model: nn.Module, inputs: Inputs, branches: bool = False) -> frozenset[str]:
     """The parameters of the last affine steps of every block; none if they cannot be watched, or something else speaks."""
     if is_streamed(model):
         return frozenset()
@@ -86,7 +92,7 @@ def _last_steps(anatomy: Anatomy, model: nn.Module, inputs: Inputs) -> frozenset
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with _Watch(model) as watch:
+        with _Watch(model, branches) as watch:
             run_watched(model, lambda: watch.hooks(blocks), inputs)
     except MeristemError:
         return frozenset()
@@ -101,9 +107,10 @@ class _Watch(NamedPass):
 
     forgets = True
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, branches: bool) -> None:
         super().__init__()
         self.found: set[str] = set()
+        self._branches = branches
         for name, parameter in model.named_parameters():
             self.parameters[parameter] = name
 
@@ -121,7 +128,9 @@ class _Watch(NamedPass):
     def _end(self, _: nn.Module, __: tuple, output: Any) -> None:
         first = next((value for value in tree_iter(output) if isinstance(value, Tensor)), None)
         names = self.made(first) if first is not None else set()
-        if INPUT in names:  # else it has no skip connection, and cannot be silent
+        if self._branches:
+            self.found |= {FOREIGN} if INPUT in names else names
+        elif INPUT in names:  # else it has no skip connection, and cannot be silent by itself
             self.found |= names
 
     def other(self, name: str, operands: list[Tensor]) -> set[str]:

@@ -44,6 +44,17 @@ class Piece:
             tensor = tensor.narrow(dimension, start, length)
         return tensor.reshape(self.shape)
 
+    def dimension(self, axis: int) -> int:
+        """The dimension of the tensor that an axis of the shape is a factor of."""
+        units, dimension = 1, 0
+        for place, size in enumerate(self.shape):
+            while units == self.place[dimension][1]:
+                units, dimension = 1, dimension + 1
+            if place == axis:
+                break
+            units *= size
+        return dimension
+
     def permuted(self, part: Tensor, permutations: Mapping[int, Tensor], besides: int | None = None) -> Tensor:
         """The part with its units in their new places, but for the axis `besides`."""
         for axis, group in enumerate(self.groups):
@@ -89,6 +100,14 @@ def watched_symmetries(
         MeristemError: if there is nothing to permute.
     """
     watch = watch or Watch(model)
+    found = _symmetries(watch, watched(model, inputs, watch))
+    if not found.sizes:
+        raise MeristemError(f"{type(model).__name__} has no hidden units that change places: nothing can be aligned")
+    return found, watch
+
+
+def watched(model: nn.Module, inputs: Mapping[str, Any], watch: Watch) -> list[Tensor]:
+    """Run the network under a watch, and return what it takes in and gives out."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     ends: list[Tensor] = []
@@ -106,10 +125,7 @@ def watched_symmetries(
                 run_watched(model, hooks, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    found = _symmetries(watch, ends)
-    if not found.sizes:
-        raise MeristemError(f"{type(model).__name__} has no hidden units that change places: nothing can be aligned")
-    return found, watch
+    return ends
 
 
 def proved(symmetries: Symmetries, model: nn.Module, inputs: Mapping[str, Any]) -> Symmetries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from meristem.anatomy import Anatomy
@@ -140,9 +141,12 @@ def _scaled(method: str, field: str, size: int, target: int | None, first: int) 
     if target is None:
         return None
     if size * target % first:
+        step = first // math.gcd(size, first)
+        below = target // step * step
+        near = [n for n in (below, below + step) if n and n != first and (n < first) == (target < first)]
         raise MeristemError(
-            f"{method}: {field} {first} -> {target} would take a part of {size} units to "
-            f"{size * target / first:g}; use a multiple of {first}"
+            f"{method}: {field} {first} -> {target} would take a part of {size} of its units to {size * target / first:g}; it has to "
+            f"be a multiple of {step}: {' or '.join(map(str, near or [first]))} would work"
         )
     return size * target // first
 

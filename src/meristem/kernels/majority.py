@@ -73,7 +73,8 @@ def majority(
         raise MeristemError(
             f"no linear, convolutional or expert weight to train matches include={own.include!r}, exclude={own.exclude!r}"
         )
-    if own.start == "scratch" and looks_trained([module.get_parameter(name) for _, module, name in chosen]):
+    weights = [module.get_parameter(name) for _, module, name in chosen]
+    if own.start == "scratch" and (looks_trained(weights) or batch_norms_have_learned(many)):
         warnings.warn(
             'these weights look trained: start="scratch" keeps them in one kernel of several and shuffles them in the others, which '
             'loses what they compute; start="clone" keeps it',
@@ -157,6 +158,19 @@ def looks_trained(weights: Sequence[Tensor]) -> bool:
             edge = float(matrix.std()) * (matrix.shape[0] ** 0.5 + matrix.shape[1] ** 0.5)
             found.append(float(torch.linalg.matrix_norm(matrix, 2)) > OUTSTANDING * edge)
     return bool(found) and sum(found) * 2 > len(found)
+
+
+def batch_norms_have_learned(model: nn.Module) -> bool:
+    """Whether a batch norm has seen batches and its gains, which begin alike, have moved apart: kernels of convolutions have few
+    directions that stand out, however long they were trained."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.weight is not None]
+    return any(
+        m.num_batches_tracked is not None
+        and int(m.num_batches_tracked) > 0
+        and float(m.weight.detach().std(correction=0)) > 0
+        for m in norms
+        if not m.weight.is_meta
+    )
 
 
 def deployed_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

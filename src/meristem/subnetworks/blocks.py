@@ -59,6 +59,8 @@ def lists_of_blocks(model: nn.Module, anatomy: Anatomy | None = None) -> list[Bl
         found = []
         for blocks in anatomy.blocks:
             modules = list(model.get_submodule(blocks.prefix).children())
+            if not modules:  # a list of bare parameters, which no call could leave out
+                continue
             needed = _sole_owners(anatomy, blocks.prefix, blocks.length) | _stores(model, blocks.length)
             suspects = _suspects(modules)
             found.append(Blocks(blocks.prefix, blocks.axis, modules, needed, anatomy, suspects))

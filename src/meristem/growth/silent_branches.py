@@ -1,0 +1,58 @@
+"""Silent blocks of networks that add them to the stream outside of the block, `x = x + block(x)`, or that are no modules at all.
+
+What is done with a block's output cannot be seen inside of it, so this is tried: the network with the silent blocks has to compute
+what the one without them does.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from meristem.anatomy import Anatomy
+from meristem.anatomy.builder import FunctionBuilder
+from meristem.anatomy.inputs import outputs_of
+from meristem.anatomy.modes import evaluating
+from meristem.anatomy.trace import Inputs
+from meristem.certificates import relative_error
+from meristem.errors import MeristemError
+from meristem.growth.silence import last_steps_of_branches
+
+MOST_LISTS = 3  # of parameters that are silenced together
+CLOSE = 1e-4
+
+
+def silent_branches(
+    anatomy: Anatomy, model: nn.Module, deeper: Callable[[frozenset[str]], nn.Module], inputs: Inputs
+) -> frozenset[str] | None:
+    """The tensors that are zero in silent blocks; None if no set of them that is tried keeps the function on `inputs`.
+
+    Args:
+        deeper: makes the network with its new blocks, in the silent ones of which these tensors are zero.
+    """
+    if inputs is None or not isinstance(anatomy.builder, FunctionBuilder):
+        return None
+    with evaluating(model):
+        before = outputs_of(model, inputs)
+    for names in _choices(anatomy, model, inputs):
+        try:
+            after: Any = outputs_of(deeper(names).eval(), inputs)
+        except (MeristemError, RuntimeError):
+            continue
+        if after.keys() == before.keys() and max(relative_error(before[n], after[n]) for n in before) < CLOSE:
+            return names
+    return None
+
+
+def _choices(anatomy: Anatomy, model: nn.Module, inputs: Inputs) -> Iterator[frozenset[str]]:
+    """The last affine steps of blocks that are modules; of lists of bare parameters few lists before many, the last ones first."""
+    last = last_steps_of_branches(anatomy, model, inputs)
+    if last:
+        yield last
+    lists = [b for b in anatomy.blocks if isinstance(model.get_submodule(b.prefix), nn.ParameterList)]
+    for count in range(1, 1 + min(MOST_LISTS, len(lists))):
+        for chosen in itertools.combinations(reversed(lists), count):
+            yield frozenset(f"{b.prefix}.{i}" for b in chosen for i in range(b.length))

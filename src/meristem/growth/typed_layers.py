@@ -1,0 +1,92 @@
+"""Lists of blocks of several kinds (sliding and full attention, attention and state-space): where old layers stand among new ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from meristem.anatomy import Anatomy
+from meristem.anatomy.fields import read_field
+from meristem.anatomy.huggingface import HuggingFaceBuilder
+from meristem.errors import MeristemError
+from meristem.growth.layers import LayerMap, LayerSource
+
+TYPES = ("layer_types", "layers_block_type")  # config lists with the kind of each layer
+
+
+def types_of(builder: HuggingFaceBuilder) -> dict[str, list[str]]:
+    """{axis of depth: the kind of each layer}, for the lists of blocks whose config names kinds."""
+    found = {}
+    for axis, path in builder.fields.depth_paths.items():
+        owner = path.rpartition(".")[0]
+        for name in TYPES:
+            types = read_field(builder.config, f"{owner}.{name}" if owner else name)
+            if (
+                isinstance(types, list | tuple)
+                and len(types) == builder.depths[axis]
+                and all(isinstance(t, str) for t in types)
+            ):
+                found.setdefault(axis, list(types))
+    return found
+
+
+def placed_by_type(old: Sequence[str], new: Sequence[str]) -> LayerMap | None:
+    """Old layers in their order, each at a place of its own kind and as evenly spread as that allows; at the other places silent
+    copies of the nearest layer of the kind that belongs there. None if there is no such arrangement.
+
+    Args:
+        old, new: the kind of each layer of the small and of the large network.
+    """
+    if not set(new) <= set(old):
+        return None
+    places = _places(old, new)
+    if places is None:
+        return None
+    stands = {place: layer for layer, place in enumerate(places)}
+    found = []
+    for place, kind in enumerate(new):
+        if place in stands:
+            found.append(LayerSource.identity(stands[place], silent=False))
+            continue
+        alike = (layer for layer, its in enumerate(old) if its == kind)
+        found.append(LayerSource.identity(min(alike, key=lambda layer: abs(places[layer] - place)), silent=True))
+    return tuple(found)
+
+
+def _places(old: Sequence[str], new: Sequence[str]) -> list[int] | None:
+    """The place of each old layer: of all arrangements that with the least distance from an even one."""
+    ideal = [layer * len(new) / len(old) for layer in range(len(old))]
+    best = [[math.inf] * (len(new) + 1) for _ in range(len(old) + 1)]  # of the first i layers on the first j places
+    best[0] = [0.0] * (len(new) + 1)
+    for i, kind in enumerate(old):
+        for j, place_kind in enumerate(new):
+            taken = best[i][j] + abs(j - ideal[i]) if kind == place_kind else math.inf
+            best[i + 1][j + 1] = min(best[i + 1][j], taken)
+    if math.isinf(best[-1][-1]):
+        return None
+    places, j = [], len(new)
+    for i in range(len(old), 0, -1):
+        while best[i][j - 1] == best[i][j]:
+            j -= 1
+        j -= 1
+        places.append(j)
+    return places[::-1]
+
+
+def typed_layers(anatomy: Anatomy, axis: str, types: Sequence[str]) -> LayerMap:
+    """The map of a list of blocks to one of these kinds.
+
+    Raises:
+        MeristemError: if the network names no kinds, or its layers cannot stand among these in their order.
+    """
+    builder = anatomy.builder
+    own: Mapping[str, list[str]] = types_of(builder) if isinstance(builder, HuggingFaceBuilder) else {}
+    if axis not in own:
+        raise MeristemError(f"{builder.model_type} names no kinds of its {axis}; leave out layer_types for them")
+    found = placed_by_type(own[axis], types)
+    if found is None:
+        raise MeristemError(
+            f"the {len(own[axis])} {axis} cannot stand in their order among {len(types)} of the kinds asked for: the network has "
+            f"{', '.join(own[axis])}"
+        )
+    return found
