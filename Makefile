@@ -38,6 +38,8 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+	$(BIN)/python -m docs.tools.prose
+	$(BIN)/codespell README.md docs examples src
 
 format: .venv/installed
 	$(BIN)/ruff format .

@@ -11,7 +11,7 @@ import pico
 import pytest
 import yaml
 
-from docs.tools import cards, links, pages, reference
+from docs.tools import cards, links, pages, prose, reference
 from docs.tools.markdown import relink
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +91,34 @@ def test_the_checker_names_what_leads_nowhere(tmp_path):
         "index.html: gone/ (no such page or file)",
         "index.html: no.png (no such page or file)",
     ]
+
+
+def test_every_line_of_prose_fits():
+    assert prose.check() == []
+
+
+def test_what_is_over_110_columns_and_can_be_broken():
+    link, word = f"[{'x ' * 60}](y.md)", "x" * 120
+    text = "\n".join(["a " * 54 + "b", "a " * 55 + "b", f"| {'a ' * 60} |", "# " + "a " * 60, link, word, "", "    " + "a " * 60])
+
+    assert prose.too_long(text + "\n\n```\n" + "a " * 60 + "\n```\n") == [2]
+
+
+def test_reflowing_fills_prose_and_leaves_the_rest():
+    long = "word " * 30 + "- end"
+    table, code = "| " + "cell " * 40 + "|", "```sh\n" + "run " * 40 + "\n```"
+    text = f"# Title\n\n{long}\nmore\n\n- {long}\n  goes on\n- next\n\n{table}\n\n{code}\n"
+
+    new = prose.reflow(text)
+
+    assert new.split() == text.split()
+    assert prose.too_long(new) == []
+    assert table in new and code in new
+    lines = new.splitlines()
+    assert lines[2] == ("word " * 22).strip()
+    assert [line[:6] for line in lines[5:8]] == ["- word", "  word", "- next"]
+    assert not any(line.lstrip().startswith("- end") for line in lines)
+    assert prose.reflow(new) == new
 
 
 def test_the_page_on_files_names_what_a_growth_writes(tmp_path):
