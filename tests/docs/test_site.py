@@ -72,6 +72,18 @@ def test_a_card_gets_headings_and_its_studies():
     assert "No [study]" in cards.page(card, "", "tile")
 
 
+@pytest.mark.parametrize("name", cards.cards(pages.SOURCE))
+def test_every_method_has_the_same_headings(name):
+    text = cards.headed(cards.cards(pages.SOURCE)[name].read_text())
+
+    assert text.startswith("# ")
+    heads = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    asked = ["What it does", "When to use it", "When not to use it", "Cost", "Example", "Source"]
+    assert set(asked) <= set(heads)
+    assert [head for head in heads if head in asked][:3] == asked[:3]
+    assert cards.first_sentence(cards.cards(pages.SOURCE)[name].read_text())
+
+
 def test_links_are_rewritten_outside_of_code_only():
     text = "[a](x.md#here) [b](https://y.org) [c](#there)\n\n```sh\n[d](x.md)\n```\n"
 
