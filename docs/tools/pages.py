@@ -81,7 +81,7 @@ def method_groups() -> dict[str, list[str]]:
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     groups = next(entry["Methods"] for entry in nav if "Methods" in entry)
     return {
-        name: [Path(page).stem for page in pages]
+        name: [Path(next(iter(page.values()))).stem for page in pages]
         for group in groups
         if isinstance(group, dict)
         for name, pages in group.items()

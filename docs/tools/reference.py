@@ -81,6 +81,7 @@ def recipe_keys() -> str:
     ]
     out += _keys("The file", schema.Recipe) + _keys("`race`", schema.RaceSpec) + _keys("A node", specs.NodeSpec)
     data = {"text": data_specs.TextSpec, "pairs of texts": data_specs.PairSpec, "images": data_specs.ImageSpec}
+    data["a source among `sources`"] = data_specs.SourceSpec
     for what, spec in data.items():
         out += _keys(f"`data`: {what}", spec)
     kinds = {
@@ -150,7 +151,8 @@ def said(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(said(each) for each in inner if each is not type(None)))
     if origin in (list, tuple, set):
-        return f"list of {said(inner[0])}" if inner else "list"
+        each = said(inner[0]) if inner else ""
+        return f"list of {each}s" if each.endswith("number") else f"list of {each}".removesuffix(" of ")
     if origin is not None and inner:
         return f"mapping of {said(inner[0])} to {said(inner[-1])}" if len(inner) > 1 else str(origin.__name__)
     plain = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`", Any: "anything"}
@@ -159,7 +161,17 @@ def said(kind: Any) -> str:
 
 def _named(kind: Any) -> str:
     name = getattr(kind, "__name__", str(kind))
-    return f"the keys of {name}" if isinstance(kind, type) and issubclass(kind, BaseModel) else name
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return name
+    plain = {"TextSpec": "`data` (text)", "PairSpec": "`data` (pairs of texts)", "ImageSpec": "`data` (images)"}
+    plain |= {
+        "NodeSpec": "a node",
+        "OnSpec": "`tune.on`",
+        "SourceSpec": "a source",
+        "ResourceSpec": "`resources`",
+        "EarlyStopSpec": "`early_stop`",
+    }
+    return f"the keys of {plain.get(name) or '`' + name.removesuffix('Spec').lower() + '`'}"
 
 
 def public_names() -> dict[str, list[str]]:
@@ -182,10 +194,21 @@ def _offered(module: types.ModuleType) -> list[str]:
     return [name for name in names if not isinstance(getattr(module, name), types.ModuleType)]
 
 
+def _is_options(path: str) -> bool:
+    """Whether a name is a method or a schedule, of which a reader needs the options only."""
+    from meristem.growth.method import Method
+    from meristem.subnetworks.schedule import Schedule
+
+    home, name = path.rsplit(".", 1)
+    found = getattr(importlib.import_module(home), name)
+    return isinstance(found, type) and issubclass(found, (Method, Schedule))
+
+
 def api_pages() -> dict[str, str]:
     """One page of mkdocstrings directives for each room, by the name of the page."""
     pages = {}
     for room, paths in public_names().items():
-        shown = [f"::: {path}\n" for path in sorted(paths, key=lambda path: path.rsplit(".", 1)[1].lower())]
+        ordered = sorted(paths, key=lambda path: path.rsplit(".", 1)[1].lower())
+        shown = [f"::: {path}\n" + ("    options: {members: false}\n" if _is_options(path) else "") for path in ordered]
         pages[f"{room}.md"] = f"# {ROOMS[room]}\n\n" + "\n".join(shown)
     return pages

@@ -111,7 +111,9 @@ def test_every_line_of_prose_fits():
 
 def test_what_is_over_110_columns_and_can_be_broken():
     link, word = f"[{'x ' * 60}](y.md)", "x" * 120
-    text = "\n".join(["a " * 54 + "b", "a " * 55 + "b", f"| {'a ' * 60} |", "# " + "a " * 60, link, word, "", "    " + "a " * 60])
+    text = "\n".join(
+        ["a " * 54 + "b", "a " * 55 + "b", f"| {'a ' * 60} |", "# " + "a " * 60, link, word, "", "    " + "a " * 60]
+    )
 
     assert prose.too_long(text + "\n\n```\n" + "a " * 60 + "\n```\n") == [2]
 
@@ -125,7 +127,8 @@ def test_reflowing_fills_prose_and_leaves_the_rest():
 
     assert new.split() == text.split()
     assert prose.too_long(new) == []
-    assert table in new and code in new
+    assert table in new
+    assert code in new
     lines = new.splitlines()
     assert lines[2] == ("word " * 22).strip()
     assert [line[:6] for line in lines[5:8]] == ["- word", "  word", "- next"]
