@@ -62,5 +62,5 @@ def page(card: str, studies: str, name: str) -> str:
 
 def first_sentence(card: str) -> str:
     """What the card says first of what the method does."""
-    found = re.search(r"\*\*What\.\*\* (.*?[.:;])(\s|$)", re.sub(r"\s+", " ", card))
-    return found.group(1).rstrip(":;.") + "." if found else ""
+    found = re.search(r"\*\*What\.\*\* (.*?[.;])(\s|$)", re.sub(r"\s+", " ", card))
+    return found.group(1).rstrip(";.") + "." if found else ""
