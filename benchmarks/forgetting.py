@@ -7,7 +7,7 @@ A published story model (stories260K of ../shared/data: Llama, 5 layers, 260,032
 fine-tuning; a low-rank update of every matrix; LLaMA-Pro (identity blocks, only these train); *Grow, Don't Overwrite* (feed-forward
 units duplicated in all layers: G-Freeze trains the copies, G-Train the whole grown matrices). (Its copies differ by a little noise that
 cancels; alike, they would get alike gradients for ever.) All take the same steps on the same batches; each has its learning rate found by the same search, on a seed that no result uses: three rates, then factors of three onwards
-while the best stands at an end. Every run records the loss on both texts as it goes, so the picture shows what each gives for what.
+while the best stands at an end. Two gentler rates are run for the picture alone. Every run records the loss on both texts as it goes, so the picture shows what each gives for what.
 Resumable: what is done is not done again; every run is a line of results/forgetting.jsonl. Writes results/forgetting.json and .png.
 """
 
@@ -36,6 +36,7 @@ ROOT = Path(__file__).parent.parent
 MODEL = FOLDER / "checkpoints/stories260K-llama"
 STEPS, BATCH, LENGTH, WARMUP, EVALUATIONS = 300, 8, 128, 15, 3
 RATES, FACTOR, SEARCH_SEED, SEEDS = (1e-3, 3e-3, 9e-3), 3.0, 100, (0, 1, 2)
+GENTLE = (1e-4, 3e-4)  # rates below the search's, for the picture alone: what little tuning forgets
 RANK = 8
 NEW_LAYERS = 4  # 183 thousand new parameters; doubled feed-forward blocks are 165 thousand
 
@@ -152,6 +153,11 @@ class Done:
         lines = file.read_text().splitlines() if file.exists() else []
         self.rows = [json.loads(line) for line in lines if line.endswith("}")]
 
+    @property
+    def runs(self) -> bool:
+        """Whether what is missing is made."""
+        return self._open is not None
+
     def of(self, side: str, rate: float, seed: int) -> dict[str, Any]:
         for row in self.rows:
             if (row["side"], row["rate"], row["seed"]) == (side, rate, seed):
@@ -186,15 +192,18 @@ def best_rate(side: str, done: Done) -> float:
             return best
 
 
-def summary(done: Done, first: Sequence[str] = ()) -> dict[str, Any]:
-    """What is known of each side; sides of `first` are run before the others."""
-    found = {}
+def summary(done: Done, kept: dict[str, Any], first: Sequence[str] = ()) -> dict[str, Any]:
+    """What is known of each side; sides of `first` are run before the others. `kept`: what an earlier report says of sides whose runs are
+    not all here."""
+    found = dict(kept)
     for side in [*first, *(side for side in SIDES if side not in first)]:
         try:
+            for gentle in GENTLE if done.runs else ():
+                done.of(side, gentle, SEARCH_SEED)
             rate = best_rate(side, done)
             rows = [done.of(side, rate, seed) for seed in SEEDS]
         except Missing:
-            continue
+            continue  # what an earlier report says stays
         last = [row["curve"][-1] for row in rows]
         found[side] = {
             "rate": rate, "parameters": rows[0]["parameters"], "trained_tensors": rows[0]["trained_tensors"],
@@ -216,7 +225,8 @@ def draw(done: Done, found: dict[str, Any], start: dict[str, float], file: Path)
         colour = f"C{number}"
         for row in (row for row in done.rows if row["side"] == side and row["seed"] == SEARCH_SEED):
             points = row["curve"][1:]
-            axes.plot([p["new"] for p in points], [p["old"] for p in points], color=colour, alpha=0.25, lw=1)
+            axes.plot([p["new"] for p in points], [p["old"] for p in points], color=colour, alpha=0.5, lw=1)
+            axes.plot(points[-1]["new"], points[-1]["old"], ".", color=colour, ms=4)
         if side not in found:
             continue
         ends = found[side]["seeds"]
@@ -224,7 +234,7 @@ def draw(done: Done, found: dict[str, Any], start: dict[str, float], file: Path)
     axes.axhline(start["old"], color="grey", lw=0.8, ls="--", label="before tuning")
     axes.set_xlabel("loss on the new text (tinyshakespeare, held out)")
     axes.set_ylabel("loss on the old text (stories)")
-    axes.set_title(f"stories260K, {STEPS} steps; lines: every rate that was tried")
+    axes.set_title(f"stories260K, {STEPS} steps; dots: seeds at the chosen rate; lines: every rate, to its end")
     axes.legend(frameon=False)
     figure.savefig(file, dpi=150)
 
@@ -237,10 +247,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     done = Done(arguments.runs, None if arguments.report else Texts)
-    found = summary(done, arguments.first)
-    start = done.of("plain fine-tuning", found["plain fine-tuning"]["rate"], SEEDS[0])["curve"][0]
+    place = ROOT / "results/forgetting.json"
+    kept = json.loads(place.read_text())["sides"] if place.exists() else {}
+    found = summary(done, kept, arguments.first)
+    if not done.rows:
+        sys.exit("no run has been made yet")
+    start = done.rows[0]["curve"][0]  # every side begins as the same function
     report = {"steps": STEPS, "tokens": STEPS * BATCH * LENGTH, "before": start, "sides": found}
-    (ROOT / "results/forgetting.json").write_text(json.dumps(report, indent=2) + "\n")
+    place.write_text(json.dumps(report, indent=2) + "\n")
     draw(done, found, start, ROOT / "results/forgetting.png")
     for side, row in found.items():
         print(f"{side:20} rate {row['rate']:.0e}  new {row['new_loss']:.4f}  old {row['old_loss']:.4f}")

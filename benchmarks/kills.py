@@ -42,7 +42,7 @@ from support.small_recipes import published, small
 WAYS = {"single": [], "torchrun": [], "ray": ["--executor", "ray", "--executor-option", "slots=2"]}
 SHARES = {"single": 0.5, "torchrun": 0.3, "ray": 0.2}  # of the kills
 MOST = 8  # kills in one trial
-GONE_SECONDS = 20.0  # for what a killed process had started
+GONE_SECONDS = 90.0  # for what a killed process had started; Ray's own agents look for their parent at long intervals
 CRASH_SECONDS = 300.0
 
 
@@ -57,7 +57,8 @@ def _run(file: Path, out: Path, way: str, log: Path) -> None:
     with log.open("ab") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
-    os.environ["RAY_TMPDIR"] = str(log.parent / "ray")
+    os.environ["RAY_TMPDIR"] = str(log.parent.parent / "r")  # a socket's path has to be short
+    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112 on a busy machine
     from meristem.cli.main import main
 
     sys.argv = ["meristem", "run", str(file), "--out", str(out), *WAYS[way]]

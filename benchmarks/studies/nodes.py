@@ -164,7 +164,7 @@ class _Plan:
         name = f"made{number}{self.suffix}"
         self.nodes[name] = {kind: {"from": origin, **options}}
         if "ligo" in options.get("method", ()):  # its fit costs too
-            from meristem.recipes.work import FIT_BATCH
+            from meristem.recipes.make import FIT_BATCH
 
             examples = options.get("steps", 100) * FIT_BATCH
             self.spent += examples * self.setting.sequence_length * self.prices.tokens[stage.network] / self.prices.unit

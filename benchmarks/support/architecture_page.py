@@ -12,10 +12,8 @@ MARKER = "<!-- written by benchmarks/architectures.py -->"
 NOT_JUDGED = ("no width", "not built")
 
 SINUSOIDS = "positions are sinusoids of the width, added to the stream and not stored"
-BOXES = "positions in two dimensions are sinusoids of the width, added to what queries and keys read"
 CAUSES = {  # of what is known to fail in width, by parts of the class's name
-    r"CTRL|FSMT|M2M100|NllbMoe|PegasusX|XGLM|Musicgen|Seamless|SpeechT5|Speech2Text|VideoMAE|Canary|Tipsv2|Kosmos2_5|TimeSeries|Informer": SINUSOIDS,
-    r"Detr|DETR|DFine|Deim|PPDocLayout|TableTransformer|GroundingDino|Mask2Former|MaskFormerFor|OneFormer": BOXES,
+    r"CTRL|FSMT|M2M100|NllbMoe|PegasusX|XGLM|Musicgen|Seamless|SpeechT5|Speech2Text|VideoMAE|Canary|Tipsv2|Kosmos2_5|TranscribeAudioModel|TimeSeries|Informer": SINUSOIDS,
     r"FNet": "a Fourier transform mixes over the width itself",
     r"Perceiver": "the embedding is the output's head as well (no tied parameter says so), and no norm stands before it",
     r"PixioBackbone": "stock transformers does not load this class's own checkpoint again; in memory it is exact",

@@ -48,6 +48,8 @@ def small(content: dict[str, Any], processes: int = 1) -> dict[str, Any]:
             if processes > 1 or "resources" in node:
                 nodes[name]["resources"] = {"processes": 2}
     data = {**content.get("data", {"source": "python-stdlib"}), **({} if images else {"sequence_length": SEQUENCE})}
+    if "sources" in data:
+        data["sources"] = [{**source, "source": "python-stdlib"} for source in data["sources"]]
     data |= {"eval_examples": 32} if images else {"eval_sequences": 8}
     return {"data": data, "nodes": nodes}
 

@@ -278,7 +278,7 @@ class _Passes:
             return None
         if error is not None:
             raise error
-        ours, theirs = _comparable(*own, self._expected)
+        ours, theirs = _comparable(own[0], own[1], self._expected)
         overflows = (~theirs[name].isfinite() & (precise[name].abs() < HUGE) for name in theirs if name in precise)
         return math.inf if any(bool(places.any()) for places in overflows) else _relative(ours, theirs)
 
@@ -294,6 +294,12 @@ UNRUNNABLE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, 
 
 
 def _unrunnable(small: nn.Module, big: nn.Module, inputs: dict[str, Any], error: Exception) -> MeristemError:
+    if "multiple of 16 bytes" in str(error):
+        return MeristemError(
+            f"{type(big).__name__} does not run: grouped products of experts want units of whole 16 bytes, so multiples of 4 in float32 and "
+            "of 8 in half precision. Pad them first (zero_padding with another intermediate_size), take another granularity, or open the "
+            "network with experts_implementation='eager'"
+        )
     return MeristemError(
         f"{type(small).__name__} and {type(big).__name__} cannot be compared: one of them does not run on these inputs "
         f"({', '.join(inputs)}): {first_line(error)}"

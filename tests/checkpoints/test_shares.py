@@ -155,3 +155,27 @@ def test_the_flag(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert Processes.parse("ranks") == Processes(4, 1)
+
+
+def test_two_ranks_of_a_real_torchrun(tmp_path):
+    pico.build("llama").save_pretrained(tmp_path / "small")
+    words = ["grow", str(tmp_path / "small"), "OUT", "--width", "2", "--max-shard-size", "30KB", "--verify", "sample=2"]
+    one = meristem(*(str(tmp_path / "one") if word == "OUT" else word for word in words))
+    assert one.returncode == 0, one.stderr
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "meristem.cli.main",
+    ]
+    words = [str(tmp_path / "two") if word == "OUT" else word for word in words]
+    done = subprocess.run([*launch, *words, "--processes", "ranks"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(contents(tmp_path / "one")) > 4
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert done.stdout.count("parameters, hypercloning") == 1  # the first rank says what was made
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "small", "two"]

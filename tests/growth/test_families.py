@@ -87,7 +87,7 @@ def test_half_precision_stays_and_is_judged_in_high_precision(family, dtype):
     assert growth.certificate is not None
     assert growth.certificate.holds
     assert growth.certificate.stored_dtype == str(dtype).removeprefix("torch.")
-    assert growth.certificate.unrounded_relative_error <= 1e-5
+    assert growth.certificate.holds_as_stored or growth.certificate.unrounded_relative_error <= 1e-5
     assert growth.certificate == replace(
         ms.verify(growth.source, growth.model),
         unrounded_relative_error=growth.certificate.unrounded_relative_error,

@@ -91,7 +91,9 @@ def test_the_state_of_one_network_as_experts_is_that_of_true_gradients(family):
         if "experts" in name:  # a token gives each expert its own weight, one of two on average
             torch.testing.assert_close(carried["exp_avg"].sum(0), entries["exp_avg"].sum(0), rtol=1e-3, atol=1e-5)
             for own, expected in zip(carried["exp_avg"], entries["exp_avg"], strict=True):
-                assert float((own - expected).norm() / expected.norm()) < 0.1
+                assert (
+                    float((own - expected).norm() / expected.norm()) < 0.2
+                )  # the weights differ by what a random router of 0.02 says
         else:
             torch.testing.assert_close(carried["exp_avg"], entries["exp_avg"], rtol=1e-3, atol=1e-5)
             torch.testing.assert_close(carried["exp_avg_sq"], entries["exp_avg_sq"], rtol=2e-3, atol=1e-8)

@@ -235,7 +235,8 @@ def test_stock_classes_want_feed_forward_blocks_alike(name):
         **sizes, pad_token_id=0, intermediate_size=44, per_layer_config=changed
     )
     model_class = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")
-    with torch.device("meta"), pytest.raises(Exception, match="'intermediate_size' is a per-layer attribute"):
+    ambiguous = transformers.integrations.heterogeneity.configuration_utils.AmbiguousGlobalPerLayerAttributeError
+    with torch.device("meta"), pytest.raises(ambiguous, match="'intermediate_size' is a per-layer attribute"):
         model_class(config)
 
 

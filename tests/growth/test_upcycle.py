@@ -233,6 +233,17 @@ def test_the_command_line_streams_it_in_the_layout_of_experts_on_disk(tmp_path):
     assert json.loads((tmp_path / "big/meristem.json").read_text())["certificate"]["holds"]
 
 
+@pytest.mark.parametrize("given, exact", [("false", False), ("True", True)])
+def test_the_command_line_takes_truth_values(given, exact, tmp_path):
+    """Whether weights sum to one is a truth value, of which every usual spelling is understood."""
+    dense("qwen3").save_pretrained(tmp_path / "small")
+    options = ("--num-experts", "4", "--option", f"norm_topk_prob={given}", "--dry-run")
+    assert meristem("grow", tmp_path / "small", tmp_path / "big", "--method", "upcycle", *options).returncode == 0
+    done = meristem("grow", tmp_path / "small", tmp_path / "big", "--method", "upcycle", *options[:-1])
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "big" / "config.json").read_text())["norm_topk_prob"] is exact
+
+
 def test_what_grows_behind_it_is_exact_with_every_expert_there(tmp_path):
     """A public script for block expansion loses 2 tensors of a mixture and writes 8 wrong ones."""
     small = dense("llama")
@@ -281,6 +292,15 @@ def test_refusals(message):
     model = pico.build(family) if family in ("gpt2", "t5") else dense(family, **changes)
     with pytest.raises(ms.MeristemError, match=message):
         ms.grow(model, ms.Upcycle(**options))
+
+
+def test_units_that_grouped_products_do_not_take_are_named():
+    """66 units of float32 are no whole number of 16 bytes; padded to 68 they run."""
+    small = pico.build("llama", intermediate_size=66)
+    with pytest.raises(ms.MeristemError, match="grouped products of experts want units of whole 16 bytes"):
+        ms.grow(small, ms.Upcycle())
+    big = ms.grow(small, [ms.ZeroPadding(intermediate_size=68), ms.Upcycle()])
+    assert error(small, big) <= 1e-5
 
 
 def test_what_it_will_cost_counts_what_a_token_meets():

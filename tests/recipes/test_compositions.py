@@ -16,11 +16,11 @@ from small import MODEL, TRAIN, corpus
 import meristem as ms
 from meristem.checkpoints import open_model
 from meristem.recipes import run
+from meristem.recipes.conflicts import CONFLICTS
 from meristem.recipes.node import load_result
 from meristem.recipes.plan import plan_jobs
 from meristem.recipes.schema import parse_recipe
 from meristem.recipes.tasks import open_task
-from meristem.recipes.train_spec import CONFLICTS
 
 FSDP = {"fsdp": True, "fsdp_config": {
     "state_dict_type": "FULL_STATE_DICT", "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
@@ -37,6 +37,10 @@ FEATURES = {
     "checkpointing": {"trainer": {"activation_checkpointing": True}},
     "accumulation": {"trainer": {"gradient_accumulation_steps": 2}},
     "compile": {"trainer": {"torch_compile": True, "torch_compile_backend": "eager"}},
+    "spikes": {"spikes": {"window": 2}},
+    "early_stop": {"early_stop": {"patience": 3}},
+    "documents": {},
+    "distill": {"distill": {"teacher": "small"}},
     "processes": {},
     "fsdp": {"trainer": FSDP},
 }
@@ -66,6 +70,7 @@ def content_for(pair, folder):
     if {"processes", "fsdp"} & set(pair):
         nodes["node"]["resources"] = {"processes": 2}
     data = {"source": str(folder / "text.txt"), "sequence_length": 32, "eval_sequences": 8}
+    data |= {"documents": "within"} if "documents" in pair else {}
     return {"data": data, "nodes": nodes}
 
 

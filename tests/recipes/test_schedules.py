@@ -10,10 +10,11 @@ from transformers import TrainerCallback
 import meristem as ms
 from meristem.checkpoints import open_model
 from meristem.recipes import race, run
+from meristem.recipes.left import load_state
 from meristem.recipes.schema import parse_recipe
 from meristem.recipes.tasks import open_task
 from meristem.recipes.tasks.language import causal_language_model
-from meristem.recipes.train import load_state, with_rates
+from meristem.recipes.trainer import with_rates
 
 STABLE = {**TRAIN, "tokens": 128 * 20, "schedule": "wsd", "decay": 0, "warmup": 0.1}
 
@@ -164,7 +165,7 @@ def test_splits_share_no_text(tmp_path):
     }
     task = open_task(parse_recipe(content).data)
     parts = [task.training_set(200 * 12, 0, 0), task.evaluation_set("tune"), task.evaluation_set("eval")]
-    sources = [part.tokens for part in parts]
+    sources = [part.windows.array for part in parts]
     documents = [set(bytes(tokens.astype("uint8")).split(b"\0")) - {b""} for tokens in sources]
     assert all(documents)
     assert len(set.union(*documents)) == sum(map(len, documents)) == 200

@@ -309,4 +309,16 @@ def _explain(
             layout.size(sizes) == size for sizes, size in measured
         ):
             return source, layout
-    return None
+    return next(_lines(measured), None)
+
+
+def _lines(measured: Sequence[tuple[Sizes, int]]) -> Iterator[tuple[str, Layout]]:
+    """Some of one axis and a constant beside it, read off what the builds measure (features of a backbone and pooled ones)."""
+    sizes, size = measured[0]
+    for axis in sizes:
+        others = (((n - size), (other[axis] - sizes[axis])) for other, n in measured if other[axis] != sizes[axis])
+        rise, run = next(others, (0, 1))
+        count, rest = rise // run, size - rise // run * sizes[axis]
+        layout = Layout(((count, axis), (rest,)))
+        if count > 0 and rest > 0 and all(layout.size(other) == n for other, n in measured):
+            yield "a multiple of an axis and a constant", layout

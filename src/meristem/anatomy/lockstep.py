@@ -30,7 +30,8 @@ def side_by_side(calls: Sequence[Callable[[], Any]]) -> list[Any]:
 
     What they draw at random is what each would draw alone.
     """
-    turns, results, threads_of_torch = _Turns(len(calls)), [None] * len(calls), torch.get_num_threads()
+    turns, threads_of_torch = _Turns(len(calls)), torch.get_num_threads()
+    results: list[Any] = [None] * len(calls)
     state = torch.get_rng_state()
 
     def run(number: int) -> None:
@@ -39,7 +40,7 @@ def side_by_side(calls: Sequence[Callable[[], Any]]) -> list[Any]:
             _OF_THIS_THREAD.turns = (turns, number)
             try:
                 results[number] = calls[number]()
-            except Exception as error:  # noqa: BLE001: the caller judges it
+            except Exception as error:  # the caller judges it
                 results[number] = error
 
     threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(calls))]

@@ -236,5 +236,5 @@ def run_together(networks: Sequence[nn.Module], calls: Sequence[Callable[[], Any
 def _outcome(call: Callable[[], Any]) -> Any:
     try:
         return call()
-    except Exception as error:  # noqa: BLE001: the caller judges it
+    except Exception as error:  # the caller judges it
         return error

@@ -35,7 +35,7 @@ from meristem.growth import Growth
 from meristem.growth.block_steps import MISSED
 from meristem.growth.build import build
 from meristem.growth.optimizer import dtypes_of, grow_state
-from meristem.growth.optimizer_families import stored_family
+from meristem.growth.optimizer_families import Family, stored_family
 
 
 def is_distributed(source: Path) -> bool:
@@ -126,20 +126,39 @@ def write_distributed(
     Raises:
         MeristemError: if `out` exists, for optimizer state whose growth is not known, or if the disk is full.
     """
-    content, makers = _grown_content(growth, networks)
+    read_family(networks.reader, growth.plans[0].source.tensors)
     with atomic_directory(out, overwrite, [Path(networks.reader.path)]) as partial:
         save_all_but_weights(growth.model, partial)
-        writer = FileSystemWriter(partial, single_file_per_rank=False)  # a file stays in memory until it ends
-        planner = _OnDemand(lambda key: makers[key]())
-        nested = unflatten_state_dict(
-            {_flat(path): value for path, value in content.items()}, {_flat(path): path for path in content}
-        )
-        try:
-            dcp.save(nested, storage_writer=writer, planner=planner, no_dist=True)
-        except CheckpointException as error:
-            raise MeristemError(f"{out} cannot be written: {error}") from error
+        save_content(growth, networks, partial)
         write_json(partial / "meristem.json", record())
         _check_written(growth.model, partial, networks.models)
+
+
+def read_family(reader: DistributedTensors, names: Iterable[str]) -> Family:
+    """The optimizer whose state of the tensors of these names a distributed checkpoint holds.
+
+    Raises:
+        MeristemError: for one whose growth is not known.
+    """
+    return stored_family(_optimizer_state(reader, set(names)))
+
+
+def save_content(growth: Growth, networks: Networks, directory: Path) -> None:
+    """Write what the grown checkpoint holds, tensor by tensor.
+
+    Raises:
+        MeristemError: for optimizer state whose growth is not known, or if the disk is full.
+    """
+    content, makers = _grown_content(growth, networks)
+    writer = FileSystemWriter(directory, single_file_per_rank=False)  # a file stays in memory until it ends
+    planner = _OnDemand(lambda key: makers[key]())
+    nested = unflatten_state_dict(
+        {_flat(path): value for path, value in content.items()}, {_flat(path): path for path in content}
+    )
+    try:
+        dcp.save(nested, storage_writer=writer, planner=planner, no_dist=True)
+    except CheckpointException as error:
+        raise MeristemError(f"{directory} cannot be written: {error}") from error
 
 
 def _check_written(model: Any, directory: Path, networks: Iterable[Keys]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meristem.checkpoints.distributed_tensors import INDEX
 from meristem.checkpoints.shards import check_space
 from meristem.errors import MeristemError
 from meristem.growth import Growth
@@ -41,6 +42,9 @@ def is_trainer_checkpoint(source: Path, drop: Sequence[str] = ()) -> bool:
     if not (source / "trainer_state.json").is_file():
         return False
     sharded = sorted(path.name for pattern in OTHER_OPTIMIZERS for path in source.glob(pattern))
+    sharded = [
+        name for name in sharded if name != "optimizer_0" or not (source / name / INDEX).is_file()
+    ]  # that one grows
     lost = [name for name in sharded if not any(fnmatch(name, pattern) for pattern in drop)]
     if lost:
         raise MeristemError(

@@ -55,11 +55,14 @@ def _named_values(flag: str, entries: Sequence[str]) -> dict[str, Any]:
         name, equals, value = entry.partition("=")
         if not equals:
             raise MeristemError(f"{flag} takes name=value, got {entry!r}")
-        options[name.replace("-", "_")] = _number_or_text(value)
+        options[name.replace("-", "_")] = _typed(value)
     return options
 
 
-def _number_or_text(value: str) -> Any:
+def _typed(value: str) -> Any:
+    """A number or a truth value where it reads as one; otherwise the text."""
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
     for kind in (int, float):
         try:
             return kind(value)
@@ -117,6 +120,7 @@ def grow(
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.distributed import is_distributed, open_distributed, write_distributed
     from meristem.checkpoints.record import growth_record, source_record
+    from meristem.checkpoints.sharded_optimizer import read_sharded_optimizer
     from meristem.checkpoints.source import find_source
     from meristem.checkpoints.trainer_state import is_trainer_checkpoint, read_trainer_state
     from meristem.cli.inputs import read_inputs
@@ -130,10 +134,11 @@ def grow(
         found = find_source(source, trust)
         sharded, resumable = is_distributed(found.path), is_trainer_checkpoint(found.path, drop)
         small, reader = open_distributed(found, trust, drop) if sharded else (open_streamed(found, trust, drop), None)
-        saved = read_trainer_state(found.path, small) if resumable else None
+        shards = None if sharded else read_sharded_optimizer(found.path, small, drop)
+        saved = read_trainer_state(found.path, small) if resumable else shards
         aimed = _like(small, method, options, target) if target[0] else None
         chosen = aimed.methods if aimed else chosen
-        prove, later = prove and not dry_run, sample is None and who is None and not sharded
+        prove, later = prove and not dry_run, who is None and not sharded
         growth = Growth.of(small, chosen, verify=prove, sample=sample, inputs=given, later=later)
     if aimed is not None:
         _print_axes(growth, aimed, given)
@@ -164,7 +169,7 @@ def grow(
                 with console.status(
                     "planning and proving once more"
                 ):  # what a trial tells may help; or the error says more
-                    growth = Growth.of(small, chosen, inputs=given)
+                    growth = Growth.of(small, chosen, sample=sample, inputs=given)
                 growth = _write_growth(
                     growth, out, hashed.result, found, drop, overwrite, max_shard_size, trust, saved, who
                 )
@@ -197,8 +202,10 @@ def _write_growth(
 ) -> Any:
     """The growth as it is written: proved meanwhile, if that is left to do."""
     from meristem.checkpoints.record import growth_record
-    from meristem.checkpoints.trainer_state import grow_trainer_state
+    from meristem.checkpoints.sharded_optimizer import grow_sharded_optimizer
+    from meristem.checkpoints.trainer_state import TrainerState, grow_trainer_state
 
+    grow_saved = grow_trainer_state if isinstance(saved, TrainerState) else grow_sharded_optimizer
     written = [growth]
 
     def prove() -> None:
@@ -206,7 +213,7 @@ def _write_growth(
 
     _write(
         growth.model, out, lambda: growth_record(written[0], source, drop, hashed()), [source], overwrite, max_shard_size, trust,
-        functools.partial(grow_trainer_state, saved, growth) if saved is not None else None, processes,
+        functools.partial(grow_saved, saved, growth) if saved is not None else None, processes,
         prove if growth.pending is not None else None,
     )  # fmt: skip
     return written[0]
@@ -392,6 +399,7 @@ def plan(
     like: str | None = None,
 ) -> None:
     quiet()
+    from meristem.anatomy import Anatomy
     from meristem.checkpoints import open_streamed
     from meristem.cli.inputs import read_inputs
     from meristem.recipes.costs import network_cost, planned_target, planning_inputs, routes
@@ -406,7 +414,8 @@ def plan(
     model = open_streamed(source, trust, drop)
     aimed = _like(model, method, options, (like, False)) if like else None
     chosen = list(aimed.methods) if aimed else _named_methods(method, options)
-    targets = (planned_target(model, methods) for methods in ([], chosen))
+    anatomy = Anatomy.of(model)
+    targets = (planned_target(model, methods, anatomy) for methods in ([], chosen))
     given = read_inputs(inputs) if inputs else planning_inputs(model, sequence_length)
     small, large = (network_cost(target, given) for target in targets)
     unit = "tokens" if "input_ids" in given else "examples"

@@ -46,7 +46,7 @@ class Growth:
         methods: the methods and their options, as recorded in `meristem.json`.
         certificate: what was measured; None if nothing was.
         before: the provenance of `source`, if that was grown itself.
-        pending: measures it, where that was left for `prove`.
+        pending: measures the certificate, where that was left for `prove`.
     """
 
     source: nn.Module
@@ -107,6 +107,7 @@ class Growth:
         kept = choose_blocks(anatomy, sample) if verify and sample is not None else None
         recorded = tuple(m.options() for m in methods)
         if verify and later:
+            steps = _looked_at(model, steps) if kept is not None and steps.promised else steps
             pending = functools.partial(_measured, model, steps, methods, inputs, kept)
             return Growth(model, steps.model, steps.anatomy, steps.plans, recorded, None, before, pending)
         if verify and steps.promised:

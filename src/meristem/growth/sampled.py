@@ -201,8 +201,10 @@ def _compare(
         expected += sources[term.source].double() * float(term.weight)
     if factor is not None:
         expected *= factor.to(back.device).view(-1, *[1] * (back.dim() - 1))
-    ones = torch.ones(_new_shape(plan, back), dtype=torch.float64, device=back.device)
-    heard = _back(plan, ones, ones, [0])[0] if plan.offset else 0.0  # an offset is not mapped, but each new unit has it
+    heard: Tensor | float = 0.0
+    if plan.offset:  # it is not mapped, but each new unit has it
+        ones = torch.ones(_new_shape(plan, back), dtype=torch.float64, device=back.device)
+        heard = _back(plan, ones, ones, [0])[0]
     expected = (expected + plan.offset * heard) * plan.scale
     allowed = 4 * torch.finfo(stored).eps * float(spread.max()) + torch.finfo(stored).tiny
     worst = float((back - expected).abs().max())

@@ -57,17 +57,31 @@ def settle(
     for _ in range(ROUNDS):
         if parting is None:
             break
-        for changed in _proposals(anatomy, parting):
-            try:
-                after = _part(changed, exact, inputs)
-            except (MeristemError, RuntimeError, ValueError):
-                continue
-            if after is None or len(after.before) > len(parting.before) or after.resolves(parting):
-                anatomy, parting = changed, after
-                break
-        else:
+        better = _better(anatomy, parting, exact, inputs)
+        if better is None:
             break
+        anatomy, parting = better
     return anatomy, parting
+
+
+def _better(
+    anatomy: Anatomy, parting: Parting, exact: nn.Module, inputs: Mapping[str, Tensor]
+) -> tuple[Anatomy, Parting | None] | None:
+    """The first proposal under which the networks part later, or not at all. Where only outputs part, a factor has several places
+    that put the first of them right; one that puts all of them right comes first."""
+    later: tuple[Anatomy, Parting | None] | None = None
+    for changed in _proposals(anatomy, parting):
+        try:
+            after = _part(changed, exact, inputs)
+        except (MeristemError, RuntimeError, ValueError):
+            continue
+        if after is None:
+            return changed, None
+        if len(after.before) > len(parting.before) or after.resolves(parting):
+            later = later or (changed, after)
+            if parting.module:
+                break
+    return later
 
 
 def _exact(model: nn.Module, inputs: Mapping[str, Tensor]) -> nn.Module:
@@ -146,7 +160,10 @@ def _with_layout(anatomy: Anatomy, like: TensorAnatomy, position: int, layout: L
 
 
 def _orders(layout: Layout) -> Iterator[Layout]:
-    """Other orders of a product that has a number among its factors; the other way to fuse query, key and value."""
+    """Other orders of a product that has a number among its factors; the other way to fuse query, key and value; a constant in
+    front of an axis or behind it."""
+    if len(layout.terms) == 2 and any(not Layout((term,)).axes() for term in layout.terms):
+        yield Layout(layout.terms[::-1])
     if str(layout) in FUSED:
         yield from (Layout.parse(other) for other in FUSED if other != str(layout))
     if len(layout.terms) != 1 or not any(isinstance(factor, int) for factor in layout.terms[0]):

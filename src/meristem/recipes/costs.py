@@ -70,17 +70,22 @@ def planning_inputs(model: nn.Module, sequence_length: int) -> dict[str, Tensor]
     return example_inputs(model, batch_size=1, sequence_length=length)
 
 
-def planned_target(model: nn.Module, methods: Sequence[Method]) -> nn.Module:
+def planned_target(model: nn.Module, methods: Sequence[Method], anatomy: Anatomy | None = None) -> nn.Module:
     """The network that the methods would make of `model`, on the meta device: no weight is touched, unless a method asks.
+
+    Args:
+        anatomy: of `model`, if it is known.
 
     Raises:
         MeristemError: when the targets do not fit the network.
     """
-    anatomy, weights = Anatomy.of(model), weights_of(model)
-    target = _on_meta(anatomy.builder)
-    for method in methods:
+    anatomy, weights = anatomy or Anatomy.of(model), weights_of(model)
+    if not methods:
+        return _on_meta(anatomy.builder)
+    for number, method in enumerate(methods):
         target = _on_meta(method.target(anatomy, weights))
-        anatomy, weights = Anatomy.of(target), target.state_dict()
+        if number < len(methods) - 1:
+            anatomy, weights = Anatomy.of(target), target.state_dict()
     return target
 
 

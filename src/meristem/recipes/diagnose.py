@@ -20,11 +20,12 @@ from meristem.growth.block_steps import MISSED
 from meristem.growth.fuse import fuse_state, fuse_with_certificate
 from meristem.growth.optimizer import State, grow_state
 from meristem.growth.plan import GrowthPlan
+from meristem.recipes.arguments import ADAM_BETA2
+from meristem.recipes.left import load_state
 from meristem.recipes.run import directory_of, run
 from meristem.recipes.schema import Recipe
 from meristem.recipes.specs import FuseSpec, GrowSpec
 from meristem.recipes.tasks import open_task
-from meristem.recipes.train import ADAM_BETA2, load_state
 from meristem.streams import Streams
 
 

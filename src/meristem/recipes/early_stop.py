@@ -14,7 +14,7 @@ from transformers.trainer_callback import ExportableState
 from meristem.recipes.spikes import attributes_of
 
 if TYPE_CHECKING:
-    from meristem.recipes.train_spec import EarlyStopSpec
+    from meristem.recipes.guard_specs import EarlyStopSpec
 
 
 class EarlyStop(TrainerCallback, ExportableState):

@@ -11,6 +11,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from meristem.errors import MeristemError, nearest
 from meristem.recipes.data_specs import TASKS, DataSpec, ImageSpec, PairSpec, SourceSpec, Strict, TextSpec
+from meristem.recipes.decay_spec import DecaySpec
+from meristem.recipes.guard_specs import EarlyStopSpec, SpikesSpec
 from meristem.recipes.method_specs import IncubateSpec
 from meristem.recipes.specs import (
     AssembleSpec,
@@ -22,7 +24,8 @@ from meristem.recipes.specs import (
     NodeSpec,
     ResourceSpec,
 )
-from meristem.recipes.train_spec import DecaySpec, EarlyStopSpec, OnSpec, SpikesSpec, TrainSpec, TuneSpec
+from meristem.recipes.train_spec import TrainSpec
+from meristem.recipes.tune_spec import OnSpec, TuneSpec
 
 
 class RaceSpec(Strict):

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from meristem.errors import MeristemError
 from meristem.recipes.data_specs import Count, Strict
-from meristem.recipes.train_spec import DecaySpec, TrainSpec
+from meristem.recipes.decay_spec import DecaySpec
+from meristem.recipes.train_spec import TrainSpec
 from meristem.streams import Streams
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from transformers.trainer_callback import ExportableState
 from meristem.recipes.left import plain_optimizer
 
 if TYPE_CHECKING:
-    from meristem.recipes.train_spec import SpikesSpec
+    from meristem.recipes.guard_specs import SpikesSpec
 
 
 class Spikes(TrainerCallback, ExportableState):

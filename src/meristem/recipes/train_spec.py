@@ -1,82 +1,24 @@
-"""A train node of a recipe file, and the decays that branch off from one."""
+"""A train node of a recipe file."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from meristem.errors import MeristemError, nearest
+from meristem.recipes.conflicts import CONFLICTS
 from meristem.recipes.data_specs import Count, Strict
+from meristem.recipes.guard_specs import EarlyStopSpec, Positive, SpikesSpec
 from meristem.recipes.method_specs import DistillSpec, FreshSpec, IncubateSpec, MajoritySpec, SubnetworkSpec
 from meristem.recipes.trainer_keys import check_keys, features
+from meristem.recipes.tune_spec import TuneSpec
 
 if TYPE_CHECKING:
     from meristem.recipes.modifiers import Modifier
 
 DecayShape = Literal["linear", "cosine", "1-sqrt"]
-Positive = Annotated[float, Field(gt=0)]
-
-
-class OnSpec(Strict):
-    """What numbers are tuned on: seeds that no result uses, and perhaps a shorter budget. The data are the split `tune`."""
-
-    seeds: Annotated[list[int], Field(min_length=1)] = [100, 101]
-    tokens: Count | None = None
-    examples: Count | None = None
-
-
-class TuneSpec(BaseModel):
-    """A grid for each number to choose, by its key ("learning_rate", "subnetwork.full_model"), and what it is tried on (see `recipes.tune`)."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
-    on: OnSpec = OnSpec()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _yaml_reads_on_as_true(cls, value: Any) -> Any:
-        """YAML 1.1 takes a bare `on` for a truth value."""
-        return {("on" if key is True else key): own for key, own in value.items()} if isinstance(value, dict) else value
-
-    @model_validator(mode="after")
-    def _grids(self) -> TuneSpec:
-        if not self.grids:
-            raise ValueError("tune wants a list of numbers for a key, for example learning_rate: [1e-3, 2e-3, 4e-3]")
-        for key, values in self.grids.items():
-            numbers = isinstance(values, list) and all(_is_number(value) for value in values)
-            if not numbers or len(values) < 2 or sorted(set(map(float, values))) != [float(v) for v in values]:
-                raise ValueError(f"tune: {key} wants at least two rising numbers, got {values!r}")
-        return self
-
-    @property
-    def grids(self) -> dict[str, list[float]]:
-        """The numbers to try, rising, by key."""
-        return dict(self.__pydantic_extra__ or {})
-
-
-class EarlyStopSpec(Strict):
-    """End a run after `patience` evaluations whose loss on the split `tune` is not lower by `min_delta` than the best one's."""
-
-    patience: Annotated[int, Field(gt=0)] = 3
-    min_delta: Annotated[float, Field(ge=0)] = 0.0
-
-
-class SpikesSpec(Strict):
-    """What becomes of a step whose loss is over `sigma` standard deviations above the mean of the last `window` steps: it is left out
-    (`skip`), or ends the node (`end`)."""
-
-    sigma: Positive = 6.0
-    window: Annotated[int, Field(gt=1)] = 128
-    action: Literal["skip", "end"] = "skip"
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return not isinstance(value, bool) and math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False
 
 
 class TrainSpec(Strict):
@@ -259,101 +201,6 @@ _WHOLE = {"batch_size", "evaluations"}
 _NUMBERS = ("learning_rate", "weight_decay", "warmup", "decay", "batch_size")
 _NOT_TUNED = {"seed", "evaluations", "checkpoint_every", "keep_every", "tokens", "examples"}
 
-# What does not go together, and why; the first in the order of the alphabet names the second.
-CONFLICTS: dict[str, dict[str, str]] = {
-    "cache_prefix": {
-        "checkpointing": "what is computed again would run the prefix after all; its blocks have no gradients to save memory for",
-        "compile": "a compiled network would run the prefix that the cache leaves out",
-        "fsdp": "each process remembers its own examples, and meets others in the next round",
-        "majority": "the cache remembers examples for one network, kernels make another in each step",
-        "processes": "each process remembers its own examples, and meets others in the next round",
-        "subnetwork": "the cache remembers what all blocks in front of the module give out",
-    },
-    "carry": {
-        "incubate": "the module is another network than the one whose moments are carried; use optimizer: reset",
-        "majority": "the moments of one kernel are none of several; use optimizer: reset",
-    },
-    "compile": {
-        "subnetwork": "a compiled network has its blocks built in; compile the blocks instead (`block.compile()`)"
-    },
-    "distill": {
-        "fsdp": "each process holds a whole teacher, which is what sharding is there to avoid",
-        "incubate": "the module stands in a meta network that has another depth than the teacher's; distil after assembling",
-    },
-    "fresh": {
-        "incubate": "the module is another network than the one that has grown",
-        "majority": "kernels are other tensors than those that have grown",
-    },
-    "incubate": {
-        "scale_learning_rate": "the module has no scales of a growth",
-        "subnetwork": "a step that leaves out the module's blocks trains nothing, since all others are frozen",
-        "train_only": "the module is another network than the one that has grown",
-    },
-    "majority": {
-        "scale_learning_rate": "kernels begin anew, at the layer's own scale",
-        "train_only": "kernels are other tensors than those that have grown",
-    },
-}
-
 
 def _takes_numbers(field: str) -> bool:
     return field in _NUMBERS
-
-
-class DecaySpec(Strict):
-    """The end of a run with a stable learning rate, branched off `at` so many tokens (or examples, as the run's budget is given): its
-    learning rate falls to zero over further `tokens` or `examples` in the form `shape`. All else is the run's."""
-
-    from_: str = Field(alias="from")
-    at: Count
-    tokens: Count | None = None
-    examples: Count | None = None
-    shape: DecayShape = "1-sqrt"
-    evaluations: Annotated[int, Field(gt=0)] = 5
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> DecaySpec:
-        if (self.tokens is None) == (self.examples is None):
-            raise ValueError("give either `tokens` or `examples`: how much to decay over")
-        return self
-
-    def check(self, run: TrainSpec) -> None:
-        """Raises ValueError if it cannot branch off this run."""
-        if not run.is_stable:
-            raise ValueError(
-                f"decays {self.from_!r}, whose learning rate ends elsewhere (schedule: {run.schedule}); a decay branches off "
-                "`schedule: {wsd, decay: 0}` or constant_with_warmup"
-            )
-        given, budget = ("examples", run.examples) if run.examples else ("tokens", run.tokens)
-        assert budget is not None
-        if (self.examples is None) != (run.examples is None):
-            raise ValueError(f"decays {self.from_!r}, whose budget is in {given}; give {given} here too")
-        if not run.warmup * budget <= self.at <= budget:
-            raise ValueError(
-                f"branches off at {self.at:,} {given}; {self.from_!r} is stable from {run.warmup * budget:,.0f} to {budget:,}"
-            )
-        if run.distill:
-            raise ValueError(
-                f"decays {self.from_!r}, which learns from {run.distill.teacher!r}; give that node `schedule: wsd` with a decay of its own"
-            )
-        if run.early_stop:
-            raise ValueError(f"decays {self.from_!r}, which ends nobody knows when (early_stop)")
-        if run.majority or run.incubate:
-            raise ValueError(
-                f"decays {self.from_!r}, which trains {'kernels' if run.majority else 'a module'}: that ends with its own run"
-            )
-
-    def as_train(self, run: TrainSpec) -> TrainSpec:
-        """The training that this is, on the run's model."""
-        content = run.model_dump(by_alias=True, exclude_none=True)
-        for key in ("model", "subnetwork", "keep_every", "tune", "tokens", "examples"):
-            content.pop(key, None)
-        budget = {"examples": self.examples} if self.examples else {"tokens": self.tokens}
-        own = {
-            "schedule": "wsd",
-            "warmup": 0.0,
-            "decay": 1.0,
-            "decay_shape": self.shape,
-            "evaluations": self.evaluations,
-        }
-        return TrainSpec.model_validate({**content, **own, **budget, "from": self.from_})

@@ -21,7 +21,8 @@ from meristem.recipes.guards import diverged
 from meristem.recipes.node import Job, load_result
 from meristem.recipes.plan import jobs_of_seed
 from meristem.recipes.schema import Recipe
-from meristem.recipes.train_spec import TrainSpec, TuneSpec
+from meristem.recipes.train_spec import TrainSpec
+from meristem.recipes.tune_spec import TuneSpec
 
 FURTHER = 8  # numbers at most that a grid goes on by
 Execute = Callable[[Sequence[Job]], Mapping[str, str]]  # jobs -> what those said that failed, by directory name

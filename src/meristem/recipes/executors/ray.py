@@ -45,7 +45,7 @@ class Ray(Executor):
             self._started = not ray.is_initialized()
             if self._started:
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray raises plain ones too, of a node that does not start in time
             hint = "; if it wants a token: RAY_AUTH_MODE=token" if self.address else ""
             raise MeristemError(
                 f"no Ray cluster at {self.address or 'this machine'}: {first_line(error)}{hint}"

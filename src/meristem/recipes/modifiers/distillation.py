@@ -43,6 +43,7 @@ class Distill(Modifier):
         assert setting.teacher is not None
         self._answers = setting.answers
         self._teacher = open_model(str(setting.teacher)).float().eval().requires_grad_(False)
+        self._teacher.config.use_cache = False  # with a cache, positions do not tell documents apart
         with torch.no_grad():
             classes = [net(**setting.example)["logits"].shape[-1] for net in (model.eval(), self._teacher)]
         model.train()
@@ -64,6 +65,7 @@ class Distill(Modifier):
         labels, logits = inputs["labels"], outputs["logits"]
         if next(self._teacher.parameters()).device != logits.device:
             self._teacher.to(logits.device)
+        assert self._answers is not None
         with torch.no_grad():
             theirs, _ = self._answers(self._teacher(**inputs)["logits"], labels)
         ours, _ = self._answers(logits, labels)

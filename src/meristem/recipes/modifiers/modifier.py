@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -44,13 +44,13 @@ class Setting:
     provenance: Provenance | None = None
     answers: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     example: Mapping[str, Tensor] = field(default_factory=dict)
-    teacher: Path | None = None
+    teacher: pathlib.Path | None = None
 
 
 class Modifier:
     """One method in one run. Each of its parts does nothing unless a method says otherwise.
 
-    What it cannot go together with stands in `train_spec.CONFLICTS`, and is refused when the recipe is read.
+    What it cannot go together with stands in `conflicts.CONFLICTS`, and is refused when the recipe is read.
     """
 
     name: ClassVar[str]
