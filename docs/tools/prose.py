@@ -22,14 +22,11 @@ GLUE = "\u00a0"
 KNOWN = frozenset(
     {
         "AGENTS.md",
-        "CHANGELOG.md",
         "CONTRIBUTING.md",
         "README.md",
         "SECURITY.md",
         "docs/architectures.md",
-        "docs/checkpoints.md",
         "docs/ladders.md",
-        "docs/recipes.md",
     }
 )
 

@@ -70,8 +70,7 @@ def _default(parameter: Any) -> str:
 
 def recipe_keys() -> str:
     """A table of every key of a recipe file, with its type and default, from the specs that check the file."""
-    from meristem.recipes import data_specs, schema, specs, train_spec
-    from meristem.recipes.method_specs import DistillSpec, FreshSpec, IncubateSpec, MajoritySpec, SubnetworkSpec
+    from meristem.recipes import data_specs, schema, specs
 
     out = [
         "# Keys of a recipe",
@@ -84,21 +83,25 @@ def recipe_keys() -> str:
     data["a source among `sources`"] = data_specs.SourceSpec
     for what, spec in data.items():
         out += _keys(f"`data`: {what}", spec)
-    kinds = {
-        "train": train_spec.TrainSpec,
-        "decay": train_spec.DecaySpec,
-        "grow": specs.GrowSpec,
-        "fuse": specs.FuseSpec,
-    }
-    kinds |= {"checkpoint": specs.CheckpointSpec, "average": specs.AverageSpec, "assemble": specs.AssembleSpec}
-    for name, spec in {**kinds, "ensemble": specs.EnsembleSpec, "resources": specs.ResourceSpec}.items():
+    kinds = _sections(specs.NodeSpec)
+    for name, spec in kinds.items():
         out += _keys(f"`{name}`", spec)
-    parts = {"tune": train_spec.TuneSpec, "tune.on": train_spec.OnSpec, "early_stop": train_spec.EarlyStopSpec}
-    parts |= {"spikes": train_spec.SpikesSpec, "subnetwork": SubnetworkSpec, "majority": MajoritySpec}
-    parts |= {"incubate": IncubateSpec, "distill": DistillSpec, "fresh": FreshSpec}
-    for name, spec in parts.items():
+    for name, spec in _sections(kinds["train"]).items():
         out += _keys(f"`train.{name}`", spec)
+        for inner, part in _sections(spec).items():
+            out += _keys(f"`train.{name}.{inner}`", part)
     return "\n".join([*out, *_methods()]) + "\n"
+
+
+def _sections(spec: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The keys of a spec that hold keys of their own."""
+    found = {}
+    for name, field in spec.model_fields.items():
+        inside = [field.annotation, *get_args(field.annotation)]
+        models = [kind for kind in inside if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if models:
+            found[field.alias or name] = models[0]
+    return found
 
 
 def _keys(title: str, spec: type[BaseModel]) -> list[str]:
