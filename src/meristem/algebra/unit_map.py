@@ -171,7 +171,7 @@ class UnitMap:
             return UnitMap(self.new_size, dense=self.dense.T).apply(tensor, dim)
         if self.copies_only and self.repeated is not None:
             along, sizes = self.repeated
-            parts = tensor.unflatten(dim, sizes).unbind(dim % tensor.dim() + along)
+            parts = list(tensor.unflatten(dim, sizes).unbind(dim % tensor.dim() + along))
             return functools.reduce(torch.add, parts) if len(parts) > 1 else parts[0].clone()
         weighted = tensor * _along(self._coefficient, tensor, dim)
         size = list(tensor.shape)

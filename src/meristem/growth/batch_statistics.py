@@ -29,7 +29,7 @@ def new_statistics(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> No
     Args:
         batches: keyword arguments of forward; some hundred examples in all.
     """
-    norms = [model.get_submodule(path) for path in batch_norms(model)]
+    norms: list[Any] = [model.get_submodule(path) for path in batch_norms(model)]
     if not norms:
         return
     modes, momenta = [(m, m.training) for m in model.modules()], [m.momentum for m in norms]

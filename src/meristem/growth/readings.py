@@ -96,7 +96,7 @@ class ReadersWatch(Watch):
         if rows or len(own) != 1 or taken.shape[dimension] == 1:
             return  # a part of a parameter, or a table that is looked up
         whole = math.prod(self.space.size(dim) for dim in self.parameters[name]) == weight.numel()
-        key = (name, own[0], 0 if whole else weight.storage_offset())
+        key = (name, own[0], 0 if whole else int(weight.storage_offset()))
         values = taken.detach().movedim(dimension, 0).flatten(1).double()
         moment = (values @ values.T / values.shape[1]).cpu()
         if key not in self.readings:

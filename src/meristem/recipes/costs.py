@@ -80,13 +80,12 @@ def planned_target(model: nn.Module, methods: Sequence[Method], anatomy: Anatomy
         MeristemError: when the targets do not fit the network.
     """
     anatomy, weights = anatomy or Anatomy.of(model), weights_of(model)
-    if not methods:
-        return _on_meta(anatomy.builder)
-    for number, method in enumerate(methods):
-        target = _on_meta(method.target(anatomy, weights))
-        if number < len(methods) - 1:
+    target = None
+    for method in methods:
+        if target is not None:
             anatomy, weights = Anatomy.of(target), target.state_dict()
-    return target
+        target = _on_meta(method.target(anatomy, weights))
+    return _on_meta(anatomy.builder) if target is None else target
 
 
 def _on_meta(builder: Builder) -> nn.Module:
