@@ -21,10 +21,6 @@ COLUMNS = 110
 GLUE = "\u00a0"
 KNOWN = frozenset(
     {
-        "AGENTS.md",
-        "CONTRIBUTING.md",
-        "README.md",
-        "SECURITY.md",
         "docs/architectures.md",
         "docs/ladders.md",
     }
