@@ -205,6 +205,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     arguments = parser.parse_args()
     import transformers  # noqa: F401 what is imported here, a fork need not import
+
     import meristem.recipes.train  # noqa: F401
     from meristem.checkpoints.write import write_json
     from meristem.recipes.code import code_revision
