@@ -3,6 +3,7 @@
 #   make test-all  slow and multi-process tests too                make lint      ruff, the type checker, the import rules
 #   make bench     the small settings of all benchmarks            make studies    what is missing of the studies, and their pages
 #   make test-third THIRD=0   one third of the slow tests          make gpu       what wants a GPU, in under eight minutes
+#   make docs      the documentation site in site/, its links checked
 # torch is installed first and alone, because whatever else pulls it in may choose a build of several gigabytes.
 # On a machine with the plain package index, a CPU build comes with
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
@@ -15,7 +16,7 @@ THIRD ?= $(shell echo $$(( $$(date +%s) / 86400 % 3 )))
 STUDIES ?=
 SETTING ?= tiny
 
-.PHONY: demo test test-all test-third gpu lint format bench studies clean
+.PHONY: demo test test-all test-third gpu lint format bench studies docs clean
 
 demo: .venv/installed
 	$(BIN)/meristem demo --out demo
@@ -37,6 +38,8 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+	$(BIN)/python -m docs.tools.prose
+	$(BIN)/codespell README.md docs examples src
 
 format: .venv/installed
 	$(BIN)/ruff format .
@@ -49,8 +52,12 @@ studies: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks run $(STUDIES) --setting $(SETTING)
 	$(BIN)/python -m benchmarks report
 
+docs: .venv/installed
+	$(BIN)/python -c "import zensical, mkdocstrings_handlers.python" || $(BIN)/pip install --quiet -e ".[docs]"
+	$(BIN)/python -m docs.tools.build
+
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache
+	rm -rf .venv build site dist .pytest_cache .ruff_cache
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Meristem needs Python >= 3.11; this is " + sys.version.split()[0] + ". Choose one with make PYTHON=python3.12")'

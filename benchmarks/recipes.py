@@ -51,14 +51,14 @@ MORE = {
 
 
 def write_tokens(place: Path, size: int) -> Path:
-    """Random tokens, `size` bytes of them, with a document's end at one in 500."""
+    """`size` bytes of tokens, 16 MB of random ones again and again, with a document's end at one in 500."""
     place.mkdir(parents=True)
     draw, file = np.random.default_rng(0), place / "train.bin"
+    tokens = draw.integers(1, VOCABULARY, min(size, 1 << 24) // 2).astype(np.uint16)
+    tokens[draw.random(len(tokens)) < 1 / 500] = 0
     with file.open("wb") as out:
-        for _ in range(0, size, 1 << 24):
-            tokens = draw.integers(1, VOCABULARY, min(size, 1 << 24) // 2).astype(np.uint16)
-            tokens[draw.random(len(tokens)) < 1 / 500] = 0
-            out.write(tokens.tobytes())
+        for start in range(0, size, 1 << 24):
+            out.write(tokens[: min(size - start, 1 << 24) // 2].tobytes())
     (place / "meta.json").write_text(json.dumps({"vocab_size": VOCABULARY, "end_token": 0}))
     return file
 
@@ -172,6 +172,10 @@ def flops_part(names: list[str]) -> dict[str, Any]:
         tokens = inputs.get("decoder_input_ids", inputs.get("input_ids"))
         return {**inputs, "labels": torch.zeros(1, dtype=torch.long) if tokens is None else tokens}
 
+    def images(config: Any) -> dict[str, Any]:
+        pixels = torch.zeros(1, config.num_channels, config.image_size, config.image_size)
+        return {"pixel_values": pixels, "labels": torch.zeros(1, dtype=torch.long)}
+
     found: dict[str, Any] = {}
     for name in names:
         auto = getattr(transformers, f"AutoModelFor{ARCHITECTURES[name]}")
@@ -185,7 +189,8 @@ def flops_part(names: list[str]) -> dict[str, Any]:
             model(**inputs).loss.backward()
         with torch.device("meta"):
             whole = auto.from_config(config)
-        inputs, start = batch(model if ARCHITECTURES[name] != "ImageClassification" else whole), time.process_time()
+        inputs = images(config) if ARCHITECTURES[name] == "ImageClassification" else inputs
+        start = time.process_time()
         large = flops.training_flops(whole, inputs)
         seconds = time.process_time() - start
         row = {"by_shapes": by_shapes.total if by_shapes else None, "really_run": real.get_total_flops()}
@@ -204,6 +209,7 @@ def main() -> None:
     parser.add_argument(
         "--parts", nargs="+", choices=["tokens", "loader", "flops"], default=["tokens", "loader", "flops"]
     )
+    parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, help="for `flops`; all by default")
     parser.add_argument("--small", action="store_true", help="200 MB, four architectures")
     parser.add_argument("--alone", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--results", type=Path, default=ROOT / "results")
@@ -227,7 +233,8 @@ def main() -> None:
         if "loader" in arguments.parts:
             found["loader"] = loader_part(Path(folder), 1.0 if small else 5.0)
     if "flops" in arguments.parts:
-        found["flops"] = flops_part(list(ARCHITECTURES)[:: 6 if small else 1])
+        names = arguments.architectures or list(ARCHITECTURES)[:: 6 if small else 1]
+        found["flops"] = {**found.get("flops", {}), **flops_part(names)}
     found["machine"] = f"{machine()}, {os.cpu_count()} CPUs"
     write_json(file, found)
 

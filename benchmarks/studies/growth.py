@@ -46,6 +46,11 @@ STUDY = Study(
     claims=[
         Claim("zero_padding@8", "MSG, arXiv:2305.02869: 1.4x (GPT-2) to 2.2x (BERT-large)"),
         Claim("hypercloning@8", "HyperCloning, arXiv:2409.12903: 2.2 to 4x"),
+        Claim("zero_padding@4", "MSG, arXiv:2305.02869, grown earlier: 1.4x (GPT-2) to 2.2x (BERT-large)"),
+        Claim(
+            "shrink_perturb@4",
+            "arXiv:2605.13405, grown earlier: largest below 20 tokens per parameter, shrinking beyond",
+        ),
         Claim("lemon@8", "LEMON, arXiv:2310.07999: 33 % (BERT) to 57 % (ViT) saved"),
         Claim(
             "shrink_perturb@8",

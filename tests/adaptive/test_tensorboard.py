@@ -67,6 +67,6 @@ def test_tensorboard_is_asked_for_by_name(tmp_path, monkeypatch):
         return find(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MeristemError, match=r"meristem\[tensorboard\]"):
+    with pytest.raises(MeristemError, match=r"meristem-nn\[tensorboard\]"):
         Scalars(str(tmp_path))
     Scalars(None).write({"objective": 1.0}, 0)

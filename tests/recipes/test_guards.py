@@ -79,11 +79,26 @@ def test_a_run_ends_when_it_no_longer_gets_better(tmp_path):
     assert losses.index(min(losses)) == len(losses) - 4  # three evaluations later it ended
     assert found.curve[-1]["step"] == steps
     assert (found.examples, found.tokens) == (steps * 4, steps * 4 * 32)
-    assert found.metrics["eval_loss"] == found.curve[-1]["eval_loss"]
+    best = found.curve[losses.index(min(losses))]
+    assert found.details["best_at"] == best["step"]
+    assert found.metrics["eval_loss"] == best["eval_loss"]  # of the weights that it leaves
+    assert found.metrics["eval_loss"] != found.curve[-1]["eval_loss"]
     assert "tune_loss" not in found.metrics
     whole = run(recipe(tmp_path, **WILD), tmp_path / "whole")[0]["net"]
     assert found.flops * STEPS == whole.flops * steps
     assert [p["eval_loss"] for p in whole.curve[: len(losses)]] == [p["eval_loss"] for p in found.curve]
+
+
+def test_it_leaves_the_best_weights(tmp_path):
+    """Model and optimizer are, bit for bit, those that a run of the same seed keeps at that step."""
+    own = recipe(tmp_path, **WILD, early_stop={"patience": 3})
+    best = run(own, tmp_path / "out")[0]["net"].details["best_at"]
+    assert 0 < best < STEPS
+    run(recipe(tmp_path, **WILD, keep_every=best * 4 * 32), tmp_path / "whole")
+    (kept,) = (tmp_path / "whole").glob(f"net-*/kept/{best}")
+    model, optimizer = weights(tmp_path / "out")
+    assert model == (kept / "model" / "model.safetensors").read_bytes()
+    assert optimizer == (kept / "optimizer.safetensors").read_bytes()
 
 
 def test_a_run_that_gets_better_goes_on_to_its_end(tmp_path):
@@ -94,7 +109,10 @@ def test_a_run_that_gets_better_goes_on_to_its_end(tmp_path):
 
 def test_min_delta_counts(tmp_path):
     found = run(recipe(tmp_path, early_stop={"patience": 2, "min_delta": 100.0}), tmp_path / "out")[0]["net"]
-    assert found.details["stopped_at"] == 4  # evaluations at 0 (the best), 2 and 4
+    assert found.details["stopped_at"] == 4  # evaluations at 0, 2 and 4
+    losses = [point["tune_loss"] for point in found.curve]
+    assert found.details["best_at"] == 4  # what it leaves is the best all the same
+    assert found.details["best_tune_loss"] == min(losses) == losses[-1]
 
 
 def test_an_early_end_is_the_same_after_kills(tmp_path):

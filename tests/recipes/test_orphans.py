@@ -74,3 +74,41 @@ def test_a_process_that_starts_after_its_parent_has_gone_ends_at_once():
         [sys.executable, "-c", code], env={**os.environ, "MERISTEM_PARENT": "1"}, timeout=50, check=False
     )
     assert done.returncode == 1
+
+
+CLUSTER = """
+import sys, time
+from meristem.recipes.executors.ray import Ray
+with Ray(slots=1):
+    print("up", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_cluster_ends_with_the_command_that_started_it(tmp_path):
+    """Ray's agents too, which by themselves look for a server that is gone for up to a minute."""
+    pytest.importorskip("ray")
+    command = [sys.executable, "-c", CLUSTER]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    below: list[psutil.Process] = []
+    try:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "up\n"
+        until(lambda: _agents(run.pid) >= 2, 60)
+        below = psutil.Process(run.pid).children(recursive=True)
+        run.kill()
+        run.wait()
+        _, left = psutil.wait_procs(below, timeout=10)
+        assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
+    finally:
+        for process in [run, *below]:
+            with contextlib.suppress(ProcessLookupError, psutil.Error):
+                process.kill()
+
+
+def _agents(number):
+    lines = []
+    for process in psutil.Process(number).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            lines.append(" ".join(process.cmdline()))
+    return sum("Agent" in line for line in lines)

@@ -25,7 +25,7 @@ Made by [Meristem]({url}) with **{methods}**; loads with plain transformers{trus
 {options}
 ```
 """
-URL = "https://pypi.org/project/meristem/"
+URL = "https://pypi.org/project/meristem-nn/"
 
 
 def model_card(record: dict[str, Any]) -> str:

@@ -54,7 +54,7 @@ def repair(
             scales |= {own: statistics.get(own, 1.0) / ratio, name: statistics.get(own, 1.0) / ratio}
         elif tensor.tied_to is None:
             scales[name] = statistics.get(name, 1.0) / ratio
-    head = next((t for t in anatomy.tensors.values() if t.reads and _reads_as_written(anatomy, t)), None)
+    head = next((t for t in anatomy.tensors.values() if _reads_as_written(anatomy, t)), None)
     if head is None or head.tied_to is None:
         return Repair(scales)
     gram = _gram(head, maps)
@@ -74,9 +74,13 @@ def repair(
 
 
 def _reads_as_written(anatomy: Anatomy, tensor: TensorAnatomy) -> bool:
-    """Whether a tensor is another one's memory that does not read, as an embedding's. Heads of several layers that share one
-    reader (DETR's) all take its map, and need no repair."""
-    return tensor.tied_to is not None and not anatomy.tensors[tensor.tied_to].reads
+    """Whether a tensor reads along a dimension that its owner writes along, as a head that is tied to an embedding. Heads of several
+    layers that share one reader (DETR's) all take its map, and need no repair."""
+    if tensor.tied_to is None:
+        return False
+    owner = anatomy.tensors[tensor.tied_to]
+    pairs = zip(tensor.dimensions, owner.dimensions, strict=True)
+    return any(mine.role == "read" and its.role == "write" for mine, its in pairs)
 
 
 def _directly(anatomy: Anatomy, norm: str, head: TensorAnatomy, model: nn.Module, inputs: Inputs) -> bool:

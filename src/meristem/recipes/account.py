@@ -43,10 +43,13 @@ class Account:
             for entry in evaluations.values()
         ]
 
-    def outcome(self, steps: int, history: Sequence[Mapping[str, Any]], details: dict[str, Any]) -> dict[str, Any]:
-        """What a run of so many steps hands to its `NodeResult`."""
+    def outcome(
+        self, steps: int, history: Sequence[Mapping[str, Any]], details: dict[str, Any], left: int | None = None
+    ) -> dict[str, Any]:
+        """What a run of so many steps hands to its `NodeResult`; its metrics are those of the weights that it leaves, of step `left` or of its end."""
         curve = self.curve(history)
-        metrics = {name: curve[-1][name] for name in MEASURED if name in curve[-1] and name.startswith("eval")}
+        point = next((point for point in curve if point["step"] == left), curve[-1])
+        metrics = {name: point[name] for name in MEASURED if name in point and name.startswith("eval")}
         costs = {key: value for key, value in self.at(steps).items() if key != "step"}
         return {**costs, "metrics": metrics, "curve": curve, "details": details}
 

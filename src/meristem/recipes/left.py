@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +61,25 @@ class KeepOnTheWay(TrainerCallback):
         step = state.global_step
         if step not in self.steps:
             return
-        place, first = kept_at(self.directory, step), state.is_world_process_zero
-        partial = place.with_name(f".{place.name}.partial")
-        if first:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
         model = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
-        leave(model, optimizer, self.modifiers, self.task, partial, first)
-        if first:
-            write_json(partial / COST, self.costs(step))
-            shutil.rmtree(place, ignore_errors=True)
-            partial.rename(place)
+        first = state.is_world_process_zero
+        with whole_or_not_at_all(kept_at(self.directory, step), first) as partial:
+            leave(model, optimizer, self.modifiers, self.task, partial, first)
+            if first:
+                write_json(partial / COST, self.costs(step))
+
+
+@contextlib.contextmanager
+def whole_or_not_at_all(place: Path, first: bool) -> Iterator[Path]:
+    """A directory to write to, which the `first` process makes and which takes the place of `place` at the end of this context."""
+    partial = place.with_name(f".{place.name}.partial")
+    if first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    yield partial
+    if first:
+        shutil.rmtree(place, ignore_errors=True)
+        partial.rename(place)
 
 
 def kept_at(directory: Path, step: int) -> Path:

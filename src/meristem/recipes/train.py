@@ -17,13 +17,13 @@ from meristem.growth.provenance import Provenance
 from meristem.recipes.account import Account, saved_parameters
 from meristem.recipes.arguments import trainer_arguments
 from meristem.recipes.callbacks import CarriedState, Stopwatch
-from meristem.recipes.early_stop import EarlyStop, stopped_at
+from meristem.recipes.early_stop import BEST, EarlyStop, stopped_at
 from meristem.recipes.guards import LossGuard, last_whole_checkpoint
 from meristem.recipes.left import KeepOnTheWay, leave
 from meristem.recipes.modifiers import Setting
 from meristem.recipes.node import CHECKPOINTS
 from meristem.recipes.progress import ProgressLine
-from meristem.recipes.sharding import all_sharded
+from meristem.recipes.sharding import all_sharded, is_first_process
 from meristem.recipes.status import StatusFile
 from meristem.recipes.step_flops import prepared
 from meristem.recipes.tasks import Task
@@ -107,7 +107,8 @@ class _Run:
             trainer.train(resume_from_checkpoint=self.checkpoint)
         self._leave(trainer)
         steps = (self.early.stopped if self.early else None) or self.steps
-        outcome = account.outcome(steps, trainer.state.log_history, self._details(trainer))
+        best = self.early.best_at if self.early else None
+        outcome = account.outcome(steps, trainer.state.log_history, self._details(trainer), best)
         return {**outcome, "parameters": saved_parameters(self.trained, self.modifiers)}
 
     def _trainer(
@@ -162,22 +163,29 @@ class _Run:
         for modifier in self.modifiers:
             found += modifier.callbacks()
         if self.spec.early_stop:
-            self.early = EarlyStop(self.spec.early_stop, self.task.evaluation_set("tune"))
+            place = self.directory / CHECKPOINTS / BEST
+            self.early = EarlyStop(self.spec.early_stop, self.task.evaluation_set("tune"), place, self._write)
         return found
 
     def _leave(self, trainer: NodeTrainer) -> None:
-        trained, first = (
-            trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False),
-            trainer.is_world_process_zero(),
-        )
+        first = trainer.is_world_process_zero()
         if first:
             shutil.rmtree(self.directory / "model", ignore_errors=True)  # of a run that was killed while leaving it
-        leave(trained, trainer.optimizer, self.modifiers, self.task, self.directory, first)
+        if self.early and self.early.best_at is not None:
+            if first:
+                self.early.leave(self.directory)
+            return
+        trained = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        self._write(trained, trainer.optimizer, self.directory)
+
+    def _write(self, model: Any, optimizer: Any, place: Path) -> None:
+        leave(model, optimizer, self.modifiers, self.task, place, is_first_process())
 
     def _details(self, trainer: NodeTrainer) -> dict[str, Any]:
         details: dict[str, Any] = {"skipped_steps": trainer.spikes.skipped} if trainer.spikes else {}
         if self.early:
-            details |= {"stopped_at": self.early.stopped, "best_tune_loss": self.early.best}
+            early = self.early
+            details |= {"stopped_at": early.stopped, "best_at": early.best_at, "best_tune_loss": early.best}
         for modifier in self.modifiers:
             details |= modifier.details()
         return details

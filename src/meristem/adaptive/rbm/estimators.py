@@ -368,7 +368,8 @@ class InfiniteRBM(OrderedRBM):
     Args:
         n_components: units at the start. max_components: where growth stops.
         regroup: put the units into a random order before each update (RP-iRBM): all but a tenth of them.
-        The others as in `OrderedRBM`; beta must be above 1.
+
+    The others are as in `OrderedRBM`; beta must be above 1.
     """
 
     n_components: int = 1

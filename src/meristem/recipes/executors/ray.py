@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from concurrent.futures import Future
@@ -9,6 +10,7 @@ from typing import Any
 
 from meristem.errors import MeristemError, first_line
 from meristem.recipes.executors.executor import Executor, check_count, run_node
+from meristem.recipes.executors.with_parent import children_end_with_this_process
 from meristem.recipes.node import Job
 from meristem.recipes.perform import NodeCrashed
 
@@ -50,6 +52,9 @@ class Ray(Executor):
             raise MeristemError(
                 f"no Ray cluster at {self.address or 'this machine'}: {first_line(error)}{hint}"
             ) from error
+        self._watched = contextlib.ExitStack()
+        if self._started and not self.address:
+            self._watched.enter_context(children_end_with_this_process())
         self._task: Any = ray.remote(run_node)
         return self
 
@@ -58,6 +63,7 @@ class Ray(Executor):
             self._ray.cancel(task, force=True)
         if self._started:
             self._ray.shutdown()
+        self._watched.close()
 
     def submit(self, job: Job) -> Future[None]:
         wanted, has = job.node.resources, self._ray.cluster_resources()

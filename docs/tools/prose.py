@@ -1,0 +1,124 @@
+"""Prose: lines of at most 110 columns.
+
+    python -m docs.tools.prose                 check README, docs, examples and the methods' cards; `make lint` runs this
+    python -m docs.tools.prose --reflow FILE   fill the paragraphs of FILE to 110 columns
+
+Tables, headings, code, and lines that a single link or word makes long are left alone. `KNOWN` lists pages that still fail.
+A page that is listed and passes has to leave the list, so that it only becomes shorter.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+from docs.tools.markdown import lines
+
+ROOT = Path(__file__).parents[2]
+COLUMNS = 110
+GLUE = "\u00a0"
+KNOWN = frozenset(
+    {
+        "docs/architectures.md",
+        "docs/ladders.md",
+    }
+)
+
+TABLE, HEADING, RULE = re.compile(r"^\s*\|"), re.compile(r"^#{1,6} "), re.compile(r"^(---+|<!--.*|:::.*|!!!.*)$")
+ITEM = re.compile(r"^(\s*)([-*+]|\d+\.) +")
+MARKER = re.compile(r" (?=([-+*>]|#{1,6}|\d+[.)]) )")  # what would begin an item if it began a line
+LINK = re.compile(r"!?\[[^\]]*\]\([^)]*\)|`[^`]+`")
+
+
+def pages() -> list[Path]:
+    """Every page that people write: pages that a program writes say so in their first line, and are left out."""
+    found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    found += (ROOT / "src").rglob("*.md")
+    return sorted(page for page in found if not page.read_text().startswith("<!-- Written by"))
+
+
+def too_long(text: str) -> list[int]:
+    """The numbers of the lines of prose over 110 columns that can be broken."""
+    return [
+        number
+        for number, line, code in lines(text)
+        if len(line) > COLUMNS and not (code or TABLE.match(line) or HEADING.match(line) or RULE.match(line))
+        if len(_filled(line, "", "")) > 1
+    ]
+
+
+def _filled(paragraph: str, first: str, following: str) -> list[str]:
+    """The paragraph in lines of at most 110 columns; the text of a link and of code is never broken."""
+    hidden = LINK.sub(lambda found: found.group().replace(" ", GLUE), re.sub(r"\s+", " ", paragraph.strip()))
+    hidden = MARKER.sub(GLUE, hidden)
+    wrapped = textwrap.wrap(
+        hidden,
+        COLUMNS,
+        initial_indent=first,
+        subsequent_indent=following,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [line.replace(GLUE, " ") for line in wrapped]
+
+
+def reflow(text: str) -> str:
+    """`text` with its paragraphs and list items filled to 110 columns; everything else as it was."""
+    out: list[str] = []
+    paragraph: list[str] = []
+    first = following = ""
+
+    def flush() -> None:
+        nonlocal first, following
+        if paragraph:
+            out.extend(_filled(" ".join(paragraph), first, following))
+        paragraph.clear()
+        first = following = ""
+
+    for _, line, code in lines(text):
+        item = ITEM.match(line)
+        verbatim = TABLE.match(line) or HEADING.match(line) or RULE.match(line) or line.startswith(("<", ">"))
+        if not line.strip() or verbatim or (code and not paragraph):
+            flush()
+            out.append(line)
+        elif item:
+            flush()
+            first, following = item.group(), " " * len(item.group())
+            paragraph.append(line[len(item.group()) :])
+        else:
+            if not paragraph:
+                first = following = re.match(r"\s*", line).group()  # type: ignore[union-attr]
+            paragraph.append(line)
+            if line.endswith(("  ", "\\")):  # a break that the author wants
+                flush()
+    flush()
+    return "\n".join(out) + "\n"
+
+
+def check() -> list[str]:
+    """One line for each page that fails without being known to, and for each that is known to and passes."""
+    faults = []
+    for page in pages():
+        name, long = str(page.relative_to(ROOT)), too_long(page.read_text())
+        if long and name not in KNOWN:
+            faults.append(f"{name}: lines {', '.join(map(str, long[:10]))} are over {COLUMNS} columns")
+        elif not long and name in KNOWN:
+            faults.append(f"{name}: no line is too long any more; take it off KNOWN in docs/tools/prose.py")
+    return faults
+
+
+def main(arguments: list[str]) -> int:
+    """Check, or reflow the files that are named."""
+    if arguments[:1] == ["--reflow"]:
+        for name in arguments[1:]:
+            Path(name).write_text(reflow(Path(name).read_text()))
+        return 0
+    faults = check()
+    print("\n".join(faults) or "prose: every line fits")
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
