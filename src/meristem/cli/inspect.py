@@ -6,20 +6,20 @@ from typing import Any
 
 from meristem.cli.output import Answer, calm_libraries
 from meristem.cli.parameters import Drop, Source, Trust
+from meristem.cli.progress import step
 
 
 def inspect(source: Source, drop: Drop = None, trust_remote_code: Trust = False) -> Answer:
     """Show a network's axes, blocks and tensors, and how each is known."""
     calm_libraries()
-    from meristem.anatomy import Anatomy
-    from meristem.anatomy.table import by_block
-    from meristem.checkpoints import open_streamed
-    from meristem.checkpoints.provenance import shares
-    from meristem.checkpoints.source import find_source
-    from meristem.cli.progress import step
-    from meristem.growth import METHODS
-
     with step(f"reading {source}"):
+        from meristem.anatomy import Anatomy
+        from meristem.anatomy.table import by_block
+        from meristem.checkpoints import open_streamed
+        from meristem.checkpoints.provenance import shares
+        from meristem.checkpoints.source import find_source
+        from meristem.growth import METHODS
+
         found = find_source(source, trust_remote_code)
         anatomy = Anatomy.of(open_streamed(found, trust_remote_code, drop or []))
     print(f"{source}: {anatomy.builder.model_type}\n\n{by_block(anatomy)}\n")

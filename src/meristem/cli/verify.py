@@ -9,6 +9,7 @@ import typer
 
 from meristem.cli.output import Answer, calm_libraries
 from meristem.cli.parameters import Drop, Inputs, Sample, Trust
+from meristem.cli.progress import step
 
 
 def verify(
@@ -24,15 +25,14 @@ def verify(
     from rich.console import Console
     from rich.table import Table
 
-    from meristem.certificates import verify as measure
-    from meristem.checkpoints import open_streamed
-    from meristem.checkpoints.record import recorded_methods
-    from meristem.cli.inputs import read_inputs
-    from meristem.cli.progress import step
-    from meristem.growth.growth import sampled_certificate
-
-    given = read_inputs(inputs) if inputs else None
     with step("proving"):
+        from meristem.certificates import verify as measure
+        from meristem.checkpoints import open_streamed
+        from meristem.checkpoints.record import recorded_methods
+        from meristem.cli.inputs import read_inputs
+        from meristem.growth.growth import sampled_certificate
+
+        given = read_inputs(inputs) if inputs else None
         models = [open_streamed(source, trust_remote_code, drop or []) for source in (small, big)]
         if sample is None:
             certificate = measure(models[0], models[1], given)

@@ -29,7 +29,7 @@ def write(
     from meristem.checkpoints import write_model
     from meristem.cli.progress import bytes_bar
 
-    bar = functools.partial(bytes_bar, f"writing {out}")
+    bar = functools.partial(bytes_bar, f"{'proving and writing' if prove else 'writing'} {out}")
     paths = [source.path for source in sources]
     left = write_model(
         model, out, record, paths[0], overwrite, more, max_shard_size, bar, paths, trust, processes, prove
