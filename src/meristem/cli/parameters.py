@@ -7,7 +7,13 @@ from typing import Annotated, Optional
 
 import typer
 
-Source = Annotated[str, typer.Argument(metavar="SRC", help="A Hugging Face model directory or hub name.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC",
+        help="A Hugging Face model directory or hub name; owner/name@revision for a branch, tag or commit.",
+    ),
+]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write; it must not exist.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace OUT if all that it holds is Meristem's or save_pretrained's.")
