@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from meristem.checkpoints.companions import leads_out
 from meristem.checkpoints.distributed_tensors import INDEX
 from meristem.checkpoints.shards import check_space
-from meristem.errors import MeristemError, first_line
+from meristem.errors import MeristemError
 from meristem.growth import Growth
 from meristem.growth.optimizer import State, dtypes_of, grow_state
 from meristem.growth.optimizer_families import Family, stored_family
@@ -115,8 +115,8 @@ def _read_optimizer(file: Path) -> Any:
         fits = all(isinstance(parts, dict) for parts in saved["state"].values()) and bool(groups)
     except Exception as error:
         raise MeristemError(
-            f"{file} cannot be read as an optimizer's state, without running what it may hold: {first_line(error)}; pass --drop "
-            "optimizer.pt to grow the weights alone"
+            f"{file} is no optimizer's state that can be read without running what it holds; pass --drop optimizer.pt to grow the "
+            "weights alone"
         ) from error
     if not fits:
         raise MeristemError(f"{file} holds no optimizer's state; pass --drop optimizer.pt to grow the weights alone")
