@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from pathlib import Path
 
 import pico
 import pytest
 import torch
 import transformers
-from hostile import Site, commands, invoke, watched
+from hostile import Canary, Site, commands, invoke, watched
 
 import meristem as ms
 from meristem.checkpoints import open_model, open_streamed
@@ -32,8 +32,6 @@ def llama(tmp_path_factory):
 @pytest.fixture
 def site(llama, tmp_path, monkeypatch):
     site = Site(tmp_path, llama)
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(site.hub))
     monkeypatch.chdir(tmp_path)
     return site
@@ -86,7 +84,7 @@ def test_a_model_of_the_hub_whose_code_lies_about(site):
     invoke(commands("acme/model", site.out, site.room / "recipe.yaml")["grow"])
     source = json.loads((site.out / "meristem.json").read_text())["source"]
     assert (source["name"], source["revision"]) == ("acme/model", "b" * 40)
-    digest = __import__("hashlib").sha256()
+    digest = hashlib.sha256()
     for file in ("config.json", "model.safetensors"):
         digest.update(file.encode() + (snapshot / file).read_bytes())
     assert source["sha256"] == digest.hexdigest()
@@ -141,7 +139,7 @@ def test_an_optimizer_that_is_a_program(site):
     site.pickled("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin")
     for name, said in judged(site, str(site.path), ("grow", "shrink"), 2).items():
         assert "optimizer.pt is no optimizer's state that can be read without running" in said, name
-    torch.save({"state": {0: __import__("hostile").Canary(site.ran)}, "param_groups": []}, site.path / "optimizer.pt")
+    torch.save({"state": {0: Canary(site.ran)}, "param_groups": []}, site.path / "optimizer.pt")
     judged(site, str(site.path), ("grow",), 2)
     for wrong in ({"state": {}, "param_groups": []}, {"state": [1], "param_groups": [{"params": [0]}]}, [1], 3):
         torch.save(wrong, site.path / "optimizer.pt")
@@ -279,6 +277,7 @@ class OwnForCausalLM(LlamaForCausalLM):
 
 def test_trusted_code_of_another_repository_comes_along(site, llama):
     """OUT stands alone: its class is beside it, whatever becomes of the repository that had it."""
+    shutil.rmtree(site.path / "custom_generate")
     other = site.on_hub("acme/code", commit="c" * 40)
     (other / "own.py").write_text(CODE.format(tag="elsewhere"))
     (other / "parts.py").write_text("SCALE = 3.0\n")
@@ -294,4 +293,7 @@ def test_trusted_code_of_another_repository_comes_along(site, llama):
     ids = torch.randint(3, 67, (2, 9))
     with torch.no_grad():
         torch.testing.assert_close(again(ids).logits, 3 * stock(ids).logits, atol=1e-4, rtol=1e-4)
-    assert Path(site.out / "own.py").exists() and Path(site.out / "parts.py").exists()
+    assert json.loads((site.out / "config.json").read_text())["auto_map"] == {
+        "AutoConfig": "own.OwnConfig",
+        "AutoModelForCausalLM": "own.OwnForCausalLM",
+    }
