@@ -297,3 +297,64 @@ def test_trusted_code_of_another_repository_comes_along(site, llama):
         "AutoConfig": "own.OwnConfig",
         "AutoModelForCausalLM": "own.OwnForCausalLM",
     }
+
+
+BY_CONFIG = {
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "gptq": {"quant_method": "gptq", "bits": 4},
+    "awq": {"quant_method": "awq", "bits": 4},
+    "fp8": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    "mxfp4": {"quant_method": "mxfp4"},
+    "compressed-tensors": {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+}
+GATE = "model.layers.0.mlp.gate_proj"
+
+
+def packed(*names, dtype=torch.int32):
+    """The weight of one layer gives way to these."""
+    return lambda tensors: (
+        {n: t for n, t in tensors.items() if n != f"{GATE}.weight"}
+        | {f"{GATE}.{name}": torch.ones(44, 4, dtype=dtype) for name in names}
+    )
+
+
+def besides(dtype, *names):
+    return lambda tensors: (
+        {**tensors, f"{GATE}.weight": torch.ones(44, 32).to(dtype)}
+        | {f"{GATE}.{name}": torch.ones(44) for name in names}
+    )
+
+
+BY_TENSORS = {
+    "bitsandbytes, 4 bits": lambda tensors: {
+        **packed("weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4")(tensors),
+        f"{GATE}.weight": torch.ones(704, 1, dtype=torch.uint8),
+    },
+    "bitsandbytes, 8 bits": besides(torch.int8, "SCB"),
+    "int8 alone": besides(torch.int8),
+    "gptq": packed("qweight", "qzeros", "scales", "g_idx"),
+    "awq": packed("qweight", "qzeros", "scales"),
+    "fp8": besides(torch.float8_e4m3fn, "weight_scale_inv"),
+    "fp8, its scales only": besides(torch.float32, "weight_scale"),
+    "mxfp4": packed("weight_blocks", "weight_scales", dtype=torch.uint8),
+    "compressed-tensors": packed("weight_packed", "weight_scale", "weight_shape"),
+}
+
+
+@pytest.mark.parametrize("kind", [*BY_CONFIG, *BY_TENSORS])
+def test_what_is_quantised_gets_one_sentence_before_any_bytes(site, kind):
+    if kind in BY_CONFIG:
+        site.rewrite(quantization_config=BY_CONFIG[kind])
+    else:
+        site.weights(BY_TENSORS[kind])
+    for name, said in judged(site, str(site.path), ("inspect", "plan", "verify", *WRITING), 2).items():
+        assert "quantised" in said and "made from" in said and "--drop" not in said, (name, said)
+
+
+def test_adapters_get_one_sentence(site):
+    site.rewrite("adapter_config.json", peft_type="LORA", base_model_name_or_path="other/repo")
+    for name, said in judged(site, str(site.path), EVERY, 2).items():
+        assert "PEFT adapter" in said and "merge_and_unload" in said, name
+    for file in ("config.json", "model.safetensors"):
+        (site.path / file).unlink()
+    assert "PEFT adapter" in judged(site, str(site.path), ("grow",), 2)["grow"]
