@@ -92,6 +92,18 @@ def copy_companions(source: Path, out: Path, names: Sequence[str]) -> None:
             shutil.copyfile(source / name, out / name)
 
 
+def differing(source: Path, other: Path) -> list[str]:
+    """Companions of `other`, by their paths in it, that `source` has not, or has with another content. Raises as `companions`."""
+    try:
+        return [
+            name
+            for name in companions(other).copied
+            if not (source / name).is_file() or (source / name).read_bytes() != (other / name).read_bytes()
+        ]
+    except OSError as error:
+        raise MeristemError(f"{error.filename or other} cannot be read: {error.strerror or error}") from error
+
+
 def leads_out(file: Path, source: Path) -> bool:
     """Whether a file of a model directory is a link out of it: to a secret of the user's, say, that would be copied and published.
 

@@ -11,6 +11,7 @@ from meristem.cli.output import Answer, calm_libraries, note, parents_and_out
 from meristem.cli.parameters import Overwrite, PushRevision, PushTo, ShardSize, Trust
 from meristem.cli.progress import bytes_bar
 from meristem.cli.pushing import check_push, push
+from meristem.cli.writing import say_left
 from meristem.errors import MeristemError
 
 
@@ -48,6 +49,7 @@ def average(
     calm_libraries()
     bar = functools.partial(bytes_bar, f"writing {out}")
     flags = {"overwrite": overwrite, "trust_remote_code": trust_remote_code, "max_shard_size": max_shard_size}
-    parts = write_average(parents, out, chosen, **flags, bar=bar)
+    tell = lambda left, found: say_left(left, out, found)  # noqa: E731
+    parts = write_average(parents, out, chosen, **flags, bar=bar, tell=tell)
     note(f"{out}: the mean of {len(parts)} checkpoints, weights {', '.join(f'{part:.3g}' for part in parts)}")
     return Answer({"out": out, "sources": parents, "weights": parts, "pushed": push(out, where)})
