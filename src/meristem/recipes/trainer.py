@@ -85,7 +85,9 @@ class NodeTrainer(Trainer):
         """Nothing that is trained may be missing. Raises MeristemError otherwise."""
         lacking = set(load_result.missing_keys) - set(getattr(self.model, "_keys_to_ignore_on_save", None) or ())
         state = self.model.state_dict(keep_vars=True)  # type: ignore[union-attr]
-        found = {id(tensor) for name, tensor in state.items() if name not in lacking}  # tied: one tensor of several names
+        found = {
+            id(tensor) for name, tensor in state.items() if name not in lacking
+        }  # tied: one tensor of several names
         lost = sorted(name for name in lacking if id(state[name]) not in found)
         odd = lost or load_result.unexpected_keys
         if odd:
