@@ -14,8 +14,8 @@ import pico
 import pytest
 
 import meristem as ms
-from meristem.checkpoints import open_streamed, write_model
 from meristem.checkpoints import directory as directory_module
+from meristem.checkpoints import open_streamed, write_model
 from meristem.growth import Growth
 
 STEPS = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.listdir", "os.scandir", "fcntl.flock")
