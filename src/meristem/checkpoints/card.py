@@ -36,12 +36,14 @@ def model_card(record: dict[str, Any], sources: Iterable[Path] = ()) -> str:
         sources: the directories of the models that it was made from; licence, language and citation are inherited from their cards.
     """
     methods = record.get("methods", [])
-    names = [entry.get("name", "") for entry in record.get("sources", [record.get("source", {})])]
+    named = record.get("sources", [record.get("source", {})])
+    names = [entry.get("name", "") for entry in named]
+    on_hub = list(dict.fromkeys(entry["name"] for entry in named if entry.get("revision")))
     inherited = lineage(sources)
     grouped = any(m.get("norm") == "grouped" for m in methods)
     source = ", ".join(names)
     return TEMPLATE.format(
-        metadata=_front_matter(names, inherited),
+        metadata=_front_matter(on_hub, len(set(names)), inherited),
         title=f"A model made from {source}",
         url=URL,
         trust=" and `trust_remote_code=True`: its class is in `modeling_grouped.py`" if grouped else "",
@@ -58,13 +60,12 @@ def model_card(record: dict[str, Any], sources: Iterable[Path] = ()) -> str:
     )
 
 
-def _front_matter(names: Sequence[str], inherited: Lineage) -> str:
+def _front_matter(on_hub: Sequence[str], parents: int, inherited: Lineage) -> str:
     """YAML that the hub reads. Directories have no name there, so the base of such a source is what its own card names."""
     import yaml
 
-    on_hub = [name for name in dict.fromkeys(names) if name.count("/") == 1 and not name.startswith((".", "/"))]
-    base = on_hub or list(inherited.ancestors)
-    relation = "merge" if len(dict.fromkeys(names)) > 1 else "finetune"  # the hub knows no growth
+    base = list(on_hub) or list(inherited.ancestors)
+    relation = "merge" if parents > 1 else "finetune"  # the hub knows no growth
     content = {
         "library_name": "transformers",
         **inherited.metadata,
