@@ -180,8 +180,9 @@ LAYER_OUTPUTS = r"_?out_indices|backbone_out_indices|out_layers"
 OUTPUTS_FROM_ONE = r"(Beit|Data2VecVision)ForSemanticSegmentation"
 # How many of the last layers do more than the others.
 LAST_LAYERS = r"num_blocks"
-# Where a part of the config has one of these, later layers take in what earlier layers of other parts gave out, by number.
-NUMBERED_FIELDS = ("deepstack_visual_indexes", "deepstack_layer_map")
+# Where a part of the config has one of these, what a layer computes depends on its number: it takes in what that layer of another
+# part gave out, or divides its scores by its number.
+NUMBERED_FIELDS = ("deepstack_visual_indexes", "deepstack_layer_map", "scale_attn_by_inverse_layer_idx")
 
 NORM_EPS_FIELDS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 

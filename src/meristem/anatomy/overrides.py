@@ -60,6 +60,11 @@ def _detr(*readers: str) -> Override:
     return Override(layouts=tuple((reader, "in", SINES_AND_COSINES) for reader in readers), paired=True)
 
 
+def _scaled_head(when: str) -> Override:
+    """What the head reads is multiplied by d_model ** -0.5 if `when` is true, so that it can be a tied embedding."""
+    return Override(multipliers=(Multiplier(r"lm_head\.weight", "d_model", -0.5, when=when),))
+
+
 ENCODER_QUERIES = r"encoder\.layers\.\d+\.self_attn\.[qk]_proj"
 
 OVERRIDES: Mapping[str, Override] = {
@@ -127,7 +132,8 @@ OVERRIDES: Mapping[str, Override] = {
         )
     ),
     "table-transformer": _detr(ENCODER_QUERIES, r"encoder_attn\.k_proj"),
-    "t5": Override(multipliers=(Multiplier(r"lm_head\.weight", "d_model", -0.5, when="scale_decoder_outputs"),)),
+    **dict.fromkeys(("t5", "umt5", "longt5", "pop2piano"), _scaled_head("scale_decoder_outputs")),
+    **dict.fromkeys(("switch_transformers", "udop"), _scaled_head("tie_word_embeddings")),
     "wav2vec2-conformer": Override(layouts=((r"linear_pos", "in", SINES_AND_COSINES),)),
     "xlnet": Override(
         layouts=(

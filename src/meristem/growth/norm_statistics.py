@@ -35,7 +35,8 @@ def normed_axes(anatomy: Anatomy) -> set[str]:
     gains = (
         d for t in anatomy.tensors.values() for d in t.dimensions if d.role == "gain" and measures_together(anatomy, t)
     )
-    return {axis for dimension in gains for axis in anatomy.axes_of(dimension.layout) | dimension.layout.axes()}
+    gained = {axis for dimension in gains for axis in anatomy.axes_of(dimension.layout) | dimension.layout.axes()}
+    return gained.union(*(anatomy.axes_over(path) for path, facts in anatomy.norms.items() if facts.gain is None))
 
 
 def measures_together(anatomy: Anatomy, gain: TensorAnatomy) -> bool:
