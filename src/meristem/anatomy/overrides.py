@@ -14,6 +14,7 @@ Each entry says one fact about the mathematics of a model type, as data:
 - `transposed`: linear layers (regular expression on the path) whose weight the forward pass multiplies from the right;
 - `roles`: a tensor name (regular expression, whole name) and the role of each of its dimensions: "write" for one that produces
   features, "read" for one that is summed over, "gain", "shift", or "fixed";
+- `unscaled`: scores are not divided by the square root of the heads' width;
 - `multipliers`: the forward pass multiplies by a power of a config field, where a flag says so.
 """
 
@@ -46,6 +47,7 @@ class Override:
     shares: tuple[tuple[str, str], ...] = ()
     transposed: str | None = None
     roles: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    unscaled: bool = False
     multipliers: tuple[Multiplier, ...] = field(default=())
 
 
@@ -96,6 +98,7 @@ OVERRIDES: Mapping[str, Override] = {
         numbered=True,  # lambda_init
     ),
     **dict.fromkeys(("eomt", "eomt_dinov3", "videomt"), Override(shares=((r"(.*\.)?attn_mask_probs", "last"),))),
+    "gpt_neo": Override(unscaled=True),
     "esmc": Override(multipliers=(Multiplier(RESIDUAL_WRITERS, "num_hidden_layers", -0.5),)),
     "minicpm3": Override(multipliers=(Multiplier(RESIDUAL_WRITERS, "num_hidden_layers", -0.5),)),
     "funnel": Override(layouts=((r"r_kernel", "in", SINES_THEN_COSINES),)),

@@ -53,7 +53,7 @@ def head_dim_map(
     ours, theirs = (_with_buffers(builder) for builder in (small, large))
     old, new = small.sizes[axis], sizes[axis]
     index = _places(anatomy, ours, theirs, old, new)
-    factor = math.sqrt(_score_scale(ours, theirs, math.sqrt(new / old)))  # on queries, and once more on keys
+    factor = math.sqrt(_score_scale(ours, theirs, _usual_scale(anatomy, new / old)))  # on queries, and once more on keys
     carried = torch.zeros(new, dtype=torch.float64)
     carried[index] = 1.0
     source = torch.arange(new) % old
@@ -94,7 +94,7 @@ def smaller_head_dim_map(
         ) from error
     if not undo:
         return AxisMap.select(index, old)
-    factor = math.sqrt(_score_scale(ours, theirs, math.sqrt(old / new)))
+    factor = math.sqrt(_score_scale(ours, theirs, _usual_scale(anatomy, old / new)))
     return AxisMap(
         UnitMap.select(index, old, torch.full((new,), 1 / factor, dtype=torch.float64)),
         UnitMap.select(index, old, torch.full((new,), factor, dtype=torch.float64)),
@@ -106,6 +106,11 @@ def smaller_head_dim_map(
 
 def _with_buffers(builder: Builder) -> nn.Module:
     return skeleton(functools.partial(builder.build, builder.sizes, builder.depths))
+
+
+def _usual_scale(anatomy: Anatomy, ratio: float) -> float:
+    """By what scores are divided more in heads `ratio` times as wide, where no module says it."""
+    return 1.0 if anatomy.override.unscaled else math.sqrt(ratio)
 
 
 def _score_scale(ours: nn.Module, theirs: nn.Module, default: float) -> float:
@@ -122,9 +127,9 @@ def _score_scale(ours: nn.Module, theirs: nn.Module, default: float) -> float:
 def _places(anatomy: Anatomy, ours: nn.Module, theirs: nn.Module, old: int, new: int) -> Tensor:
     """(old,) where each old unit of a head stands in the larger head."""
     tables, larger = ({n: b for n, b in m.named_buffers() if TABLE.fullmatch(n)} for m in (ours, theirs))
-    found: Tensor | None = None
+    found, used = None, ""
     for name, table in tables.items():
-        if name not in larger or 2 * len(table) > old:
+        if name not in larger or 2 * len(table) > old or table.dim() > 1:
             continue
         place = _frequencies(anatomy, table.double(), larger[name].double(), old, new)
         if found is not None and not torch.equal(found, place):
@@ -132,7 +137,7 @@ def _places(anatomy: Anatomy, ours: nn.Module, theirs: nn.Module, old: int, new:
                 f"{anatomy.builder.model_type} has several tables of rotary frequencies, and {old} -> {new} units of a head "
                 f"would have to move otherwise for each; {2 * old} would work"
             )
-        found = place
+        found, used = place, name
     if found is None:
         if any(hasattr(_code(ours), turn) for turn in TURNS):
             raise MeristemError(
@@ -140,8 +145,10 @@ def _places(anatomy: Anatomy, ours: nn.Module, theirs: nn.Module, old: int, new:
                 f"keep it at {old}"
             )
         return torch.arange(old)
-    halves, larger_halves = len(next(iter(tables.values()))), len(next(iter(larger.values())))
-    rotary, larger_rotary = 2 * halves, 2 * larger_halves
+    larger_halves = len(larger[used])
+    if 4 * len(found) == old and anatomy.builder.fact("patch_size") is not None:  # an image's rows, then its columns
+        found, larger_halves = torch.cat([found, found + larger_halves]), 2 * larger_halves
+    rotary, larger_rotary = 2 * len(found), 2 * larger_halves
     pair = torch.arange(2) if _interleaves(ours) else torch.arange(2) * larger_halves
     step = 2 if _interleaves(ours) else 1
     turned = (found[:, None] * step + pair).flatten() if step == 2 else (found[None] + pair[:, None]).flatten()
