@@ -262,6 +262,7 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ),  # sinusoids, a sine and a cosine for each
     (ATTENTION_CLASS, r"q_norm|q_layernorm|query_norm", "out", (QUERY, "head_dim")),
     (ATTENTION_CLASS, r"k_norm|k_layernorm|key_norm", "out", (KEY_VALUE, "head_dim")),
+    (ATTENTION_CLASS, r"(inner_)?attn_(sub_norm|ln)", "out", (QUERY,)),  # between the heads and what reads them
     (ATTENTION_CLASS, r"relative_attention_bias", "out", ("heads",)),
 )
 
@@ -278,6 +279,14 @@ RAW_READERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"DbrxExpertGLU", r"w2", ("read", "write")),
     (r"XLNetRelativeAttention|FunnelRel", r"q|k|v|r|r_kernel", ("read", "write", "write")),
     (r"XLNetRelativeAttention", r"o", ("write", "read", "read")),
+)
+# What a norm measures that has no weights and takes whatever comes: (class around it, its name, layout), the first that fits.
+PLAIN_NORMS: tuple[tuple[str, str, str], ...] = (
+    (SSM_CLASS, r".*", "1"),  # nothing that grows
+    (ATTENTION_CLASS, r"(inner_)?attn_(sub_norm|ln)", QUERY),
+    (ATTENTION_CLASS, r".*", "head_dim"),
+    (r".*", r"ffn_(sub_norm|layernorm|ln)", "ffn"),
+    (r".*", r".*", "hidden"),
 )
 ROUTER_CLASS = r"Router|Gate"
 NORM_CLASS = r"Norm"

@@ -20,10 +20,10 @@ from meristem.algebra import Layout
 from meristem.anatomy.axis_ref import is_part, kind_of, whole_of
 from meristem.anatomy.builder import Builder
 from meristem.anatomy.candidates import Sizes, candidates
-from meristem.anatomy.conventions import ATTENTION_CLASS, GROWING, SSM_CLASS
+from meristem.anatomy.conventions import GROWING, PLAIN_NORMS
 from meristem.anatomy.fields import is_numbered
 from meristem.anatomy.groups import in_groups, in_pairs
-from meristem.anatomy.heads import HEAD_DIM, with_heads
+from meristem.anatomy.heads import with_heads
 from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.anatomy.instances import constructor_of
 from meristem.anatomy.norms import NormFacts, gain_of, is_per_unit, is_plain_norm, norm_facts, plain_shape
@@ -247,8 +247,8 @@ def _norms(owners: Mapping[str, nn.Module]) -> dict[str, NormFacts]:
 def _plain_norms(
     owners: Mapping[str, nn.Module], probes: Sequence[Probe], override: Override
 ) -> dict[str, NormFacts]:
-    """Facts about every norm without weights. What it measures is explained as a gain would be; where it takes whatever comes, it
-    is a head within attention, nothing that grows within a state-space block, and the stream elsewhere."""
+    """Facts about every norm without weights. What it measures is explained as a gain would be, and where it takes
+    whatever comes, by where it stands (`PLAIN_NORMS`)."""
     by_class: dict[tuple[type, tuple[int, ...]], NormFacts] = {}
     found = {}
     for path, shape in probes[0].plain.items():
@@ -276,10 +276,11 @@ def _measured_by(
         return explained[1] if explained else None
     parts = path.split(".")
     around = [type(owners[".".join(parts[:i])]).__name__ for i in range(1, len(parts))]
-    if any(re.search(SSM_CLASS, name) for name in around):
-        return Layout.parse(1)
-    inner = HEAD_DIM if any(re.search(ATTENTION_CLASS, name) for name in around) else "hidden"
-    return Layout.parse(inner) if inner in probes[0].sizes else None
+    for kind, name, layout in PLAIN_NORMS:
+        if any(re.search(kind, a) for a in around) and re.fullmatch(name, parts[-1]):
+            known = Layout.parse(layout)
+            return known if known.axes() <= probes[0].sizes.keys() else None
+    return None
 
 
 def _dimensions(

@@ -19,12 +19,14 @@ WIDTH = 16  # of the features that a norm without weights and without a shape is
 @dataclass(frozen=True)
 class NormFacts:
     """`centres`: subtracts the mean (LayerNorm) or not (RMSNorm); `offset`: the gain is offset + weight (1 in Gemma); `gain`: the
-    name of its parameter, None where it has no gain; `layout`: what a norm without a gain measures, which no tensor tells."""
+    name of its parameter, None where it has no gain; `layout`: what a norm without a gain measures, which no tensor tells; `sums`:
+    it divides by the length of its input (Dory's), and not by the root of the mean square."""
 
     centres: bool
     offset: float
     gain: str | None = "weight"
     layout: Layout | None = None
+    sums: bool = False
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -64,7 +66,9 @@ def norm_facts(module: nn.Module) -> NormFacts:
     gain = gain_of(module)
     if gain is None:
         x = _features(plain_shape(module) or (WIDTH,))
-        return NormFacts(centres=float((probe(x + 3.0) - probe(x)).abs().max()) < 1e-2, offset=0.0, gain=None)
+        centres = float((probe(x + 3.0) - probe(x)).abs().max()) < 1e-2
+        sums = not plain_shape(module) and float(probe(x).square().mean() * x.shape[-1]) < 2
+        return NormFacts(centres, offset=0.0, gain=None, sums=sums)
     weight = probe.get_parameter(gain)
     x = _features(weight.shape)
     with torch.no_grad():

@@ -95,6 +95,7 @@ OVERRIDES: Mapping[str, Override] = {
             (r"self_attn\.[kv]_proj", "out", "2 over2_kv_heads head_dim"),
             (r"self_attn\.o_proj", "in", "over2_kv_heads group 2 head_dim"),
         ),
+        roles=((r".*\.lambda_q[12]", ("write",)), (r".*\.lambda_k[12]", ("read",))),  # contracted with each other
         numbered=True,  # lambda_init
     ),
     **dict.fromkeys(("eomt", "eomt_dinov3", "videomt"), Override(shares=((r"(.*\.)?attn_mask_probs", "last"),))),

@@ -80,6 +80,13 @@ class Stream:
         """The axes whose norms measure what the tensor of this name gives out."""
         return self._axes_over(anatomy).get(self.names.of(name), set())
 
+    def is_taken(self, norm: str) -> bool:
+        """Whether some weight takes in what a norm without a gain gives out, or another norm measures it."""
+        name = self.names.of(norm)
+        taken = (names for names in self.taken.values())
+        others = (names for path, names in self.measured.items() if path != norm)
+        return any(self.names.of(other) == name for names in (*taken, *others) for other in names)
+
     def unscalable(self, norms: Iterable[str]) -> list[str]:
         """Those of the norms that measure something which no weight gives out as it is (after a nonlinearity, a gate)."""
         foreign = {self.names.of(name) for name in self.foreign}
