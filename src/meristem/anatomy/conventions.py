@@ -229,28 +229,31 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     (
         ATTENTION_CLASS,
         r"q_proj|query|q|q_lin|linear_q|linear_pos|wq|to_q|project_q|q_head|query_proj|g_proj|"
-        r"q_(content|pos|pos_sine)_proj|(self|cross)_attn_query_(content|pos|pos_sine)_proj",
+        r"q_(content|pos|pos_sine)_proj|(self|cross)_attn_query_(content|pos|pos_sine)_proj|q_linear|Wq|query_global|layout_query|"
+        r"to_query|(w2e|e2w|e2e)_query|pos_query_proj|pos_q_proj|q_attn|output_gate",
         "out",
         (QUERY, GATED_QUERY),
     ),
     (
         ATTENTION_CLASS,
-        r"k_proj|key|k|k_lin|linear_k|wk|to_k|project_k|k_head|key_proj|k_(content|pos)_proj|(self|cross)_attn_key_(content|pos)_proj",
+        r"k_proj|key|k|k_lin|linear_k|wk|to_k|project_k|k_head|key_proj|k_(content|pos)_proj|(self|cross)_attn_key_(content|pos)_proj|"
+        r"k_linear|Wk|key_global|layout_key|to_key|pos_key_proj|pos_proj",
         "out",
         (KEY_VALUE,),
     ),
     (
         ATTENTION_CLASS,
-        r"v_proj|value|v|v_lin|linear_v|wv|to_v|project_v|v_head|value_proj|(self|cross)_attn_value_proj",
+        r"v_proj|value|v|v_lin|linear_v|wv|to_v|project_v|v_head|value_proj|(self|cross)_attn_value_proj|Wv|value_global|layout_value",
         "out",
         (KEY_VALUE,),
     ),
-    (ATTENTION_CLASS, r"c_attn|qkv_proj|qkv|Wqkv|in_proj", "out", (CONCATENATED,)),
+    (ATTENTION_CLASS, r"c_attn|qkv_proj|qkv|Wqkv|in_proj|qkv_linear|att_proj", "out", (CONCATENATED,)),
     (r"MultiheadAttention", r"in_proj_(weight|bias)", "out", (CONCATENATED,)),
     (ATTENTION_CLASS, r"query_key_value", "out", (GROUPED, CONCATENATED)),
     (
         ATTENTION_CLASS,
-        r"o_proj|out_proj|o|dense|c_proj|proj|wo|out_lin|linear_out|to_out|attention_out|output_proj",
+        r"o_proj|out_proj|o|dense|c_proj|proj|wo|Wo|out_lin|linear_out|to_out|attention_out|output_proj|projection|projection_layer|"
+        r"output|proj_out|post_proj",
         "in",
         (QUERY,),
     ),

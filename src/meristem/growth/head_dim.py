@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy, Builder
+from meristem.anatomy.axis_ref import is_part, whole_of
 from meristem.anatomy.conventions import ATTENTION_CLASS
 from meristem.errors import MeristemError
 from meristem.growth.build import skeleton
@@ -48,6 +49,12 @@ def head_dim_map(
     Raises:
         MeristemError: if an old frequency of the rotary positions is not in the table of the larger head.
     """
+    if is_part(axis):
+        kept = next(t.name for t in anatomy.tensors.values() for d in t.dimensions if axis in d.layout.axes())
+        raise MeristemError(
+            f"{kept} holds numbers for a part of the units of a head, so head_dim cannot grow; keep it at "
+            f"{anatomy.sizes[whole_of(axis)]}"
+        )
     small = anatomy.builder
     large = small.resized(sizes, small.depths, fields or {})
     ours, theirs = (_with_buffers(builder) for builder in (small, large))
@@ -146,13 +153,37 @@ def _places(anatomy: Anatomy, ours: nn.Module, theirs: nn.Module, old: int, new:
             )
         return torch.arange(old)
     larger_halves = len(larger[used])
-    if 4 * len(found) == old and anatomy.builder.fact("patch_size") is not None:  # an image's rows, then its columns
-        found, larger_halves = torch.cat([found, found + larger_halves]), 2 * larger_halves
+    if _turns_an_image(anatomy):
+        found, larger_halves = _rows_then_columns(anatomy, found, larger_halves, old, new)
     rotary, larger_rotary = 2 * len(found), 2 * larger_halves
     pair = torch.arange(2) if _interleaves(ours) else torch.arange(2) * larger_halves
     step = 2 if _interleaves(ours) else 1
     turned = (found[:, None] * step + pair).flatten() if step == 2 else (found[None] + pair[:, None]).flatten()
     return torch.cat([turned, larger_rotary + torch.arange(old - rotary)])
+
+
+def _turns_an_image(anatomy: Anatomy) -> bool:
+    """Whether units turn by the row and the column of a patch."""
+    facts = [anatomy.builder.fact(name) for name in ("image_size", "patch_size")]
+    return None not in facts and anatomy.builder.fact("text_config") is None
+
+
+def _rows_then_columns(anatomy: Anatomy, found: Tensor, larger: int, old: int, new: int) -> tuple[Tensor, int]:
+    """(places, length) of a table of frequencies for rows and then for columns: one that serves both (DINOv3), or that holds both
+    (Pixtral).
+
+    Raises:
+        MeristemError: if a frequency of the rows is the columns' in the larger head.
+    """
+    if 4 * len(found) == old:
+        return torch.cat([found, found + larger]), 2 * larger
+    half = len(found) // 2
+    if 2 * len(found) == old and bool((found[:half] >= larger // 2).any() or (found[half:] < larger // 2).any()):
+        raise MeristemError(
+            f"the rotary table of head_dim {new} turns by the row what head_dim {old} turns by the column, so "
+            f"{anatomy.builder.model_type} would compute another function; keep it at {old}"
+        )
+    return found, larger
 
 
 def _frequencies(anatomy: Anatomy, table: Tensor, larger: Tensor, old: int, new: int) -> Tensor:
