@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -37,8 +37,8 @@ class Frozen:
 
     moving: int
     entries: int
-    _held: tuple[nn.Parameter, ...]
-    _frozen: tuple[nn.Parameter, ...]
+    _held: tuple[nn.Parameter, ...] = field(repr=False)
+    _frozen: tuple[nn.Parameter, ...] = field(repr=False)
 
     def remove(self) -> None:
         """Everything trains again that did before."""
