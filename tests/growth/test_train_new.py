@@ -271,3 +271,61 @@ def test_what_it_has_done_is_said_in_one_line():
     said = repr(ms.freeze_old(growth.model, growth))
     assert said.startswith("Frozen(moving=")
     assert len(said) < 60
+
+
+class Around(optim.Optimizer):
+    """One optimizer around another, which decays weights of its own accord first."""
+
+    def __init__(self, inner, decay):
+        super().__init__([p for group in inner.param_groups for p in group["params"]], {})
+        self.inner, self.decay = inner, decay
+
+    @torch.no_grad()
+    def step(self):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.mul_(1 - self.decay)
+        self.inner.step()
+
+
+def test_an_optimizer_around_another_moves_no_old_entry():
+    growth = grown("copies")
+    before = copy.deepcopy(growth.model.state_dict())
+    ms.freeze_old(growth.model, growth)
+    optimizer = Around(optim.AdamW(growth.model.parameters(), lr=1e-2), 0.01)
+    for tokens in batches(3, 3):
+        step(growth.model, optimizer, tokens)
+    for name, parameter in growth.model.named_parameters():
+        old = growth.provenance.mask(name, "old")
+        assert torch.equal(parameter[old], before[name][old]), name
+
+
+def test_an_optimizer_around_another_scales_and_counts_once():
+    weights = []
+    for around in (False, True):
+        growth = grown("copies")
+        groups = ms.parameter_groups(growth.model, growth, learning_rate=1e-3, fresh_learning_rate=1e-2, warm_fresh=8)
+        optimizer = optim.SGD(groups, momentum=0.9)
+        for tokens in batches(5, 3):
+            step(growth.model, Around(optimizer, 0.0) if around else optimizer, tokens)
+        weights.append({name: tensor.clone() for name, tensor in growth.model.state_dict().items()})
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_a_step_that_raised_leaves_nothing_behind():
+    growth = grown("copies")
+    ms.freeze_old(growth.model, growth)
+
+    class Broken(optim.SGD):
+        def step(self, closure=None):
+            raise RuntimeError("on purpose")
+
+    before = copy.deepcopy(growth.model.state_dict())
+    tokens = batches(1, 3)[0]
+    with pytest.raises(RuntimeError, match="on purpose"):
+        step(growth.model, Broken(growth.model.parameters(), lr=1e-2), tokens)
+    optimizer = optim.SGD(growth.model.parameters(), lr=1e-1, weight_decay=0.1)
+    step(growth.model, optimizer, tokens)
+    for name, parameter in growth.model.named_parameters():
+        masks = growth.provenance.masks(name)
+        assert torch.equal(parameter[masks["old"]], before[name][masks["old"]]), name
+        assert (parameter != before[name])[~masks["old"]].any(), name

@@ -1,4 +1,4 @@
-"""From what a user names, a directory or a model of the hub, to files on this disk, with nothing run and nothing trusted."""
+"""From what a user names, a directory, a model of the hub or an address in an object store, to files on this disk, with nothing run and nothing trusted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from meristem.checkpoints.object_store import fetch, is_address
 from meristem.checkpoints.other_formats import ADAPTER, no_model_here
 from meristem.errors import MeristemError, first_line
 from meristem.growth.grouped_norms import is_grouped
@@ -28,6 +29,7 @@ OTHER_WEIGHTS = (
     "*.ot",
     "*/*.safetensors",
 )
+RUN_STATE = ("*.pt", "*.pth")  # a Trainer's; of the hub they are weights
 QUANTISED = ("quantization_config", "compression_config")
 
 
@@ -44,13 +46,20 @@ class Source:
 
 
 def find_source(source: str | Source, trust_remote_code: bool = False) -> Source:
-    """The directory that a user names, or the hub's cache for a hub name, filled if need be; its config is judged first.
+    """The directory that a user names, or the cache for a hub name or an address (`s3://...`), filled if need be; its config is
+    judged first.
 
     Raises:
         MeristemError: if there is neither, if it is no model that can be read (`read_config`), or if the hub cannot be reached.
     """
     if isinstance(source, Source):
         return source
+    code = () if trust_remote_code else ("*.py",)
+    if is_address(source):
+        unwanted = (*(pattern for pattern in OTHER_WEIGHTS if pattern not in RUN_STATE), *code)
+        return Source(
+            source, fetch(source, unwanted, lambda path: read_config(Source(source, path), trust_remote_code))
+        )
     path = Path(source)
     try:
         exists = path.exists()
@@ -64,8 +73,7 @@ def find_source(source: str | Source, trust_remote_code: bool = False) -> Source
     described = _snapshot(source, allow_patterns=["config.json", ADAPTER])
     revision = described.name if COMMIT.match(described.name) else None
     read_config(Source(source, described, revision), trust_remote_code)
-    unwanted = [*OTHER_WEIGHTS, *([] if trust_remote_code else ["*.py"])]
-    return Source(source, _snapshot(source, ignore_patterns=unwanted, revision=revision), revision)
+    return Source(source, _snapshot(source, ignore_patterns=[*OTHER_WEIGHTS, *code], revision=revision), revision)
 
 
 def _snapshot(name: str, **options: Any) -> Path:
