@@ -32,9 +32,10 @@ def model_card(record: dict[str, Any]) -> str:
     """README.md of a grown model, from what `meristem.json` records."""
     methods = record.get("methods", [])
     certificate = record.get("certificate")
-    sources = [entry.get("name", "") for entry in record.get("sources", [record.get("source", {})])]
+    named = record.get("sources", [record.get("source", {})])
+    sources = [entry.get("name", "") for entry in named]
     grouped = any(m.get("norm") == "grouped" for m in methods)
-    on_hub = [name for name in dict.fromkeys(sources) if name.count("/") == 1 and not name.startswith((".", "/"))]
+    on_hub = list(dict.fromkeys(entry["name"] for entry in named if entry.get("revision")))
     source = ", ".join(sources)
     return TEMPLATE.format(
         base_model="base_model:\n" + "".join(f"- {name}\n" for name in on_hub) if on_hub else "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -178,3 +179,17 @@ def save_all_but_weights(model: Any, directory: Path) -> None:
     finally:
         if shown:
             logging.enable_progress_bar()
+    _name_code_here(directory)
+
+
+def _name_code_here(directory: Path) -> None:
+    """Code that was another repository's (`owner/name--file.Class`) and is written here is named as lying here."""
+    config = json.loads((directory / "config.json").read_text())
+    auto_map = config.get("auto_map")
+    if not isinstance(auto_map, dict):
+        return
+    for key, reference in auto_map.items():
+        local = reference.rpartition("--")[2] if isinstance(reference, str) else ""
+        if local != reference and (directory / f"{local.partition('.')[0]}.py").exists():
+            auto_map[key] = local
+    write_json(directory / "config.json", config)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +14,11 @@ from meristem.cli.parameters import Overwrite, PushRevision, PushTo, ShardSize, 
 from meristem.cli.places import at_place
 from meristem.cli.progress import bytes_bar
 from meristem.cli.pushing import check_push, push
+from meristem.cli.writing import say_left
 from meristem.errors import MeristemError
+
+if TYPE_CHECKING:
+    from meristem.checkpoints.source import Source
 
 
 def average(
@@ -52,7 +57,11 @@ def average(
     def averaged(place: Path) -> Answer:
         check_place(place, overwrite, parents)
         bar = functools.partial(bytes_bar, f"writing {place}")
-        parts = write_average(parents, place, chosen, **flags, bar=bar)
+
+        def tell(left: Sequence[str], found: Sequence[Source]) -> None:
+            say_left(left, place, found)
+
+        parts = write_average(parents, place, chosen, **flags, bar=bar, tell=tell)
         note(f"{place}: the mean of {len(parts)} checkpoints, weights {', '.join(f'{part:.3g}' for part in parts)}")
         return Answer({"out": place, "sources": parents, "weights": parts, "pushed": push(place, where)})
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from meristem.cli.options import like_target, named_methods
 from meristem.cli.output import Answer, calm_libraries, note
 from meristem.cli.progress import step
-from meristem.cli.writing import print_axes, print_files, write
+from meristem.cli.writing import print_axes, print_files, say_left, write
 from meristem.errors import MeristemError, PreservationError
 
 if TYPE_CHECKING:
@@ -134,13 +134,9 @@ def _write_and_hash(asked: Request, planned: _Planned, who: Processes | None) ->
         hashed = beside.submit(source_record, found)
         if planned.reader is not None:
             with step(f"writing {asked.out}"):
-                write_distributed(
-                    growth,
-                    planned.reader,
-                    asked.out,
-                    lambda: growth_record(growth, found, asked.drop, hashed.result()),
-                    asked.overwrite,
-                )
+                record = lambda: growth_record(growth, found, asked.drop, hashed.result())  # noqa: E731
+                left = write_distributed(growth, planned.reader, asked.out, record, asked.overwrite, asked.trust)
+            say_left(left, asked.out, [found])
             return growth
         try:
             return _write_growth(asked, growth, found, planned.saved, hashed.result, who)

@@ -49,14 +49,15 @@ def read_target(target: Any) -> Any:
         raise MeristemError(f"{target}: there is no config.json in this directory; {WANTED}")
     if path.suffix == ".json" or len(path.parts) > 2 or path.is_absolute():
         raise MeristemError(f"{target}: there is no such file or directory; {WANTED}")
-    from transformers import AutoConfig
+    from transformers import PretrainedConfig
 
     try:
-        return AutoConfig.from_pretrained(str(target), trust_remote_code=False)
-    except Exception as error:  # whatever the hub's client and the config's class raise
+        entries, _ = PretrainedConfig.get_config_dict(str(target))
+    except Exception as error:  # whatever the hub's client raises
         raise MeristemError(
             f"{target}: no such path, and no config on the hub: {first_line(error)}; {WANTED}"
         ) from error
+    return _config(entries, str(target))
 
 
 def _entries(path: Path) -> Any:
@@ -79,10 +80,20 @@ def _config(entries: Any, name: str) -> Any:
             f"{name}: transformers knows no model_type {kind!r}" + (f"; {close}" if "did you" in close else "")
         )
     try:
-        return AutoConfig.for_model(**entries)
+        return AutoConfig.for_model(**_without_implementations(entries))
     except Exception as error:  # strict dataclasses, validators, and what the classes do themselves
         reason = first_line(error.__cause__ or error)
         raise MeristemError(f"{name}: transformers refuses this {kind} config: {reason}") from error
+
+
+def _without_implementations(entries: Any) -> Any:
+    """Without what says by which code the target is run, and with what further code: here it says sizes."""
+    if isinstance(entries, list):
+        return [_without_implementations(entry) for entry in entries]
+    if not isinstance(entries, dict):
+        return entries
+    kept = {key: value for key, value in entries.items() if not (key.endswith("_implementation") or key == "auto_map")}
+    return {key: _without_implementations(value) for key, value in kept.items()}
 
 
 def aimed_at(builder: HuggingFaceBuilder, config: Any, **reading: Any) -> HuggingFaceBuilder:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from meristem.errors import MeristemError
 from meristem.growth.optimizer import scaled_groups
@@ -69,6 +69,32 @@ class NodeTrainer(Trainer):
         for modifier in self._modifiers if model.training else ():
             loss = modifier.objective(loss, given, outputs, share)
         return (loss, outputs) if return_outputs else loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """A checkpoint under the names that tensors have in memory. (transformers writes those of the Hub, and looks for those in memory when
+        it resumes: of a ViT's blocks or a mixture's experts it finds none, and goes on with what they were before any training;
+        huggingface/transformers#48805.)"""
+        own = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if not isinstance(own, PreTrainedModel):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            place = output_dir or self.args.output_dir
+            own.save_pretrained(place, state_dict=state_dict, save_original_format=False)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Nothing that is trained may be missing. Raises MeristemError otherwise."""
+        lacking = set(load_result.missing_keys) - set(getattr(self.model, "_keys_to_ignore_on_save", None) or ())
+        state = self.model.state_dict(keep_vars=True)  # type: ignore[union-attr]
+        found = {
+            id(tensor) for name, tensor in state.items() if name not in lacking
+        }  # tied: one tensor of several names
+        lost = sorted(name for name in lacking if id(state[name]) not in found)
+        odd = lost or load_result.unexpected_keys
+        if odd:
+            raise MeristemError(
+                f"the checkpoint to go on from has {'no' if lost else 'an unknown'} tensor {odd[0]!r} ({len(odd)} such); "
+                f"remove {self.args.output_dir} to train the node anew"
+            )
 
     def _mean(self, loss: torch.Tensor) -> torch.Tensor:
         """Over all processes."""
