@@ -41,7 +41,6 @@ def gain_of(module: nn.Module) -> str | None:
     return next((name for name in NORM_GAINS if isinstance(getattr(module, name, None), nn.Parameter)), None)
 
 
-<<<<<<< HEAD
 def is_plain_norm(module: nn.Module) -> bool:
     """Whether it is called a norm and has no weights, such as OLMo's."""
     has_weights = any(parameter is not None for parameter in module._parameters.values())
@@ -52,7 +51,8 @@ def plain_shape(module: nn.Module) -> tuple[int, ...]:
     """What a norm without weights says that it measures; () where it takes whatever comes."""
     shape = getattr(module, "normalized_shape", ())
     return (shape,) if isinstance(shape, int) else tuple(shape)
-=======
+
+
 _BY_TRIAL: dict[type, str | None] = {}
 
 
@@ -88,7 +88,6 @@ def _is_gain(module: nn.Module, name: str) -> bool:
         return False
     alike = isinstance(once, torch.Tensor) and once.shape == x.shape and bool(once.std(0).max() > 1e-3)
     return alike and torch.allclose(once, scaled, atol=1e-2) and torch.allclose(twice - once, once - nothing, atol=1e-6)
->>>>>>> w25
 
 
 def is_per_unit(module: nn.Module) -> bool:

@@ -68,25 +68,16 @@ def find_source(source: str | Source, trust_remote_code: bool = False) -> Source
     if exists:
         read_config(Source(source, path), trust_remote_code)
         return Source(source, path)
-<<<<<<< HEAD
     named = HUB_NAME.match(source)
     if not named or source.startswith("."):
         raise MeristemError(
-            f"{source}: no such directory{_close_by(path)}, and no hub name either (owner/name, or owner/name@revision)"
+            f"{source}: {nothing_here(source)}, and no hub name either (owner/name, or owner/name@revision)"
         )
     name, wanted = named.groups()
     described = _snapshot(name, allow_patterns=["config.json", ADAPTER], **({"revision": wanted} if wanted else {}))
     revision = described.name if COMMIT.match(described.name) else wanted
     read_config(Source(name, described, revision), trust_remote_code)
     return Source(name, _snapshot(name, ignore_patterns=[*OTHER_WEIGHTS, *code], revision=revision), revision)
-=======
-    if not HUB_NAME.match(source) or source.startswith("."):
-        raise MeristemError(f"{source}: {nothing_here(source)}, and no hub name either (owner/name)")
-    described = _snapshot(source, allow_patterns=["config.json", ADAPTER])
-    revision = described.name if COMMIT.match(described.name) else None
-    read_config(Source(source, described, revision), trust_remote_code)
-    return Source(source, _snapshot(source, ignore_patterns=[*OTHER_WEIGHTS, *code], revision=revision), revision)
->>>>>>> v32
 
 
 def _snapshot(name: str, **options: Any) -> Path:

@@ -42,18 +42,14 @@ def computed_weight(model: nn.Module) -> str | None:
 
 
 def known_cause(model: nn.Module, plans: tuple[GrowthPlan, ...]) -> str | None:
-<<<<<<< HEAD
     """One sentence about the first thing in the network that no mixture's config says, or no widening of its stream keeps; None if nothing is
     known."""
     lost = next((_lost(plan) for plan in plans if isinstance(plan, UpcyclePlan) and _lost(plan)), None)
     if lost is not None:
         return lost
-=======
-    """One sentence about the first thing in the network that no widening of its stream keeps; None if nothing is known."""
     computed = computed_weight(model)
     if computed is not None:
         return f"{computed}. {REMOVE}"
->>>>>>> w25
     widened = [axis for plan in plans for axis in plan.maps if plan.source.axes[axis].kind == "hidden"]
     found = next(_computed(model, plans[0].source.sizes[widened[0]]), None) if widened else None
     if found is None:

@@ -19,13 +19,8 @@ from meristem.certificates import Certificate, error_in_high_precision, stored_d
 from meristem.errors import MeristemError, PreservationError
 from meristem.growth.apply import grow_tensor, null_noise
 from meristem.growth.block_steps import MISSED
-<<<<<<< HEAD
 from meristem.growth.build import filled, grown_dtypes, in_float32, with_flags
-from meristem.growth.checks import check_inputs, check_number, check_same
-=======
-from meristem.growth.build import filled, grown_dtypes, in_float32
 from meristem.growth.checks import check_inputs, check_number, check_same, listed
->>>>>>> w25
 from meristem.growth.deep_fusion import SELF_FUSION_NOISE, DeepFusion
 from meristem.growth.differences import differences
 from meristem.growth.fuse_experts import expert_plans, mixture_of_parents, state_of_mixture
