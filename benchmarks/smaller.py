@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -29,7 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "tests"))
 
 from own_architectures import CifarResNet
 from support import shared_data
@@ -73,7 +75,7 @@ class Kind:
 
 def perceptron(width: int) -> nn.Module:
     sizes = (64, width, width, width)
-    hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+    hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, 10))
 
 
@@ -81,7 +83,7 @@ def perceptron(width: int) -> nn.Module:
 def digits() -> Data:
     from sklearn.datasets import load_digits
 
-    found = load_digits()
+    found: Any = load_digits()
     images, classes = torch.tensor(found.images, dtype=torch.float32)[:, None] / 16, torch.tensor(found.target)
     return parts(images, classes, 1260, 140)
 
@@ -251,24 +253,21 @@ def pairs(rows: Rows, names: list[str]) -> None:
 def cuts(rows: Rows, names: list[str]) -> None:
     """Each way at once, then healed at the rate that was best on the tuning seed."""
     for name in [n for n in CUT if n in names]:
-        data = KINDS[name].data()
-        best = f"weight selection, {best_selection(rows, name)}"
-        for seed in KINDS[name].seeds:
-            rows.measure(["whole", name, seed], lambda n=name, s=seed: accuracy(trained(n, s), data.test))
-            for way, small in halves(name, seed):
-                rows.measure(["cut", name, seed, way], lambda net=small: accuracy(net, data.test))
-        for way, taught in (
-            (best, False),
-            (best, True),
-            ("Prune", False),
-            ("Prune", True),
-            ("scratch", False),
-            ("scratch", True),
-        ):
+        cut_network(rows, name, KINDS[name].data().test)
+
+
+def cut_network(rows: Rows, name: str, test: Batch) -> None:
+    seeds = KINDS[name].seeds
+    for seed in seeds:
+        rows.measure(["whole", name, seed], lambda s=seed: accuracy(trained(name, s), test))
+        for way, small in halves(name, seed):
+            rows.measure(["cut", name, seed, way], lambda net=small: accuracy(net, test))
+    for way in (f"weight selection, {best_selection(rows, name)}", "Prune", "scratch"):
+        for taught in (False, True):
             rate = best_rate(rows, name, way, taught)
-            for seed in KINDS[name].seeds:
-                key = ["healed", name, seed, way, taught, rate]
-                rows.measure(key, lambda a=(name, seed, way, taught, rate): accuracy(healed(*a), data.test))
+            for seed in seeds:
+                options = (name, seed, way, taught, rate)
+                rows.measure(["healed", *options], lambda o=options: accuracy(healed(*o), test))
 
 
 def best_selection(rows: Rows, name: str) -> str:
@@ -315,7 +314,7 @@ def language(rows: Rows) -> None:
             nodes[f"{start}_{suffix}"] = {"train": {"from": start, **budget, **tune, **extra}}
     data = {"source": shared_data.text("tinystories_sample_2MiB"), "tokenizer": source, "sequence_length": 128}
     recipe = parse_recipe({"seeds": [0, 1, 2], "data": data, "nodes": nodes})
-    for seed, results in zip(recipe.seeds, run(recipe, RUNS / "language"), strict=True):
+    for seed, results in run(recipe, RUNS / "language").items():
         for name, result in results.items():
             if result.curve:
                 value = {"eval_loss": result.metrics["eval_loss"], "before": result.curve[0]["eval_loss"]}
