@@ -29,9 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from own_architectures import CifarResNet
 from support import shared_data
@@ -40,6 +39,7 @@ import meristem as ms
 from meristem.growth.batch_statistics import new_statistics
 from meristem.recipes.modifiers.distillation import soft_loss
 
+ROOT = Path(__file__).parent.parent
 RUNS, ROWS, SUMMARY = ROOT / "runs" / "smaller", ROOT / "results" / "smaller.jsonl", ROOT / "results" / "smaller.json"
 BATCH, WATCHED, TEMPERATURE, SOFT = 64, 512, 2.0, 0.5
 TUNING_SEED, RATES = 100, (1e-3, 3e-3, 9e-3)
