@@ -120,10 +120,10 @@ KINDS = {
     "mlp": Kind(perceptron, 128, digits, 500, (0, 1, 2, 3, 4, 5), "input"),
     "resnet8": Kind(partial(CifarResNet, num_blocks=1, in_channels=1), 16, digits, 500, (0, 1, 2, 3, 4, 5)),
     "resnet8_wide": Kind(partial(CifarResNet, num_blocks=1, in_channels=1), 32, digits, 500, (0, 1, 2, 3, 4, 5)),
-    "resnet20": Kind(partial(CifarResNet, num_blocks=3), 16, cifar, 3000, (0, 1)),
+    "resnet20": Kind(partial(CifarResNet, num_blocks=3), 16, cifar, 1000, (0, 1)),
 }
 CUT = ("resnet8", "resnet20")  # of these `cuts` makes halves
-HEALING = {"resnet8": 60, "resnet20": 300}  # steps, a tenth of the training
+HEALING = {"resnet8": 60, "resnet20": 100}  # steps, a tenth of the training
 
 
 def accuracy(net: nn.Module, batch: Batch) -> float:
