@@ -84,7 +84,9 @@ def fusion_record(fusion: Fusion, sources: Sequence[str | Source], drop: Sequenc
 
 def average_record(sources: Sequence[str | Source], parts: Sequence[float]) -> dict[str, Any]:
     """The same for a mean of checkpoints, with what each counts. What a growth had added before them is what it has added to their mean."""
-    own = _record([{"method": "average", "weights": list(parts)}], {"sources": [source_record(s) for s in sources]}, None)
+    own = _record(
+        [{"method": "average", "weights": list(parts)}], {"sources": [source_record(s) for s in sources]}, None
+    )
     recorded = [recorded_provenance(source.path if isinstance(source, Source) else Path(source)) for source in sources]
     alike = recorded[0] is not None and all(one == recorded[0] for one in recorded)
     return {**own, "provenance": recorded[0]} if alike else own

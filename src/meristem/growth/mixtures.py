@@ -71,7 +71,9 @@ MIXTURES: Mapping[str, Mixture] = {
         normalises="never",
         sparse_layers={"num_sparse_encoder_layers": "num_layers", "num_sparse_decoder_layers": "num_decoder_layers"},
         renamed={".DenseReluDense.": ".mlp."},
-        derived={"tie_word_embeddings": "scale_decoder_outputs"},  # Switch scales what a tied head reads, and nothing else
+        derived={
+            "tie_word_embeddings": "scale_decoder_outputs"
+        },  # Switch scales what a tied head reads, and nothing else
         fields={"expert_capacity": 1 << 20},  # no token of a sequence is dropped
     ),
 }

@@ -21,7 +21,11 @@ from meristem.growth.plan import GrowthPlan, Perturbation
 
 PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k")
 BIAS = "e_score_correction_bias"  # added to scores where experts are chosen, not where they are weighed (DeepSeek-V3, arXiv:2412.19437)
-SHARING = ("ernie4_5_moe", "ernie4_5_vl_moe", "ernie4_5_vl_moe_text")  # classes with such a bias whose scores share out 1; others' are sigmoids
+SHARING = (
+    "ernie4_5_moe",
+    "ernie4_5_vl_moe",
+    "ernie4_5_vl_moe_text",
+)  # classes with such a bias whose scores share out 1; others' are sigmoids
 
 
 @dataclass(frozen=True)

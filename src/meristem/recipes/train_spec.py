@@ -122,7 +122,15 @@ class TrainSpec(Strict):
         present = features(self.trainer) | more
         present |= {
             name
-            for name in ("scale_learning_rate", "subnetwork", "majority", "incubate", "fresh", "distill", "load_balancing")
+            for name in (
+                "scale_learning_rate",
+                "subnetwork",
+                "majority",
+                "incubate",
+                "fresh",
+                "distill",
+                "load_balancing",
+            )
             if getattr(self, name)
         }
         present |= {"train_only"} if self.train_only != "all" else set()
