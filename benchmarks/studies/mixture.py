@@ -62,7 +62,7 @@ STUDY = Study(
     ],
     settings={
         "tiny": Setting(
-            networks=networks(24, 2, 2), target="dense", budgets=(10, 20, 40, 80, 160),
+            networks=networks(24, 2, 2), target="dense", budgets=(10, 20, 40, 80),
             tune=Tune(budget=20, seeds=(100,), rates=(4e-3, 8e-3, 16e-3)),
         ),
         "small": Setting(
