@@ -173,7 +173,7 @@ def test_refusals():
         ms.freeze_old(growth.model, growth, "new")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ms.MeristemError, match=r"ms.provenance\(directory\)"):
         ms.freeze_old(growth.model, "out")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ms.MeristemError, match="fresh_learning_rate must be positive"):
+    with pytest.raises(ms.MeristemError, match="fresh_learning_rate must be a positive number"):
         ms.parameter_groups(growth.model, growth, learning_rate=1e-3, fresh_learning_rate=0)
 
 
