@@ -15,7 +15,7 @@ from meristem.anatomy.streamed import Weights, weights_of
 from meristem.errors import MeristemError
 from meristem.growth.apply import grow_tensor
 from meristem.growth.block_steps import MISSED
-from meristem.growth.build import filled, grown_dtypes
+from meristem.growth.build import filled, grown_dtypes, with_flags
 from meristem.growth.deep_fusion import DeepFusion
 from meristem.growth.differences import check_alike
 from meristem.growth.optimizer import State, grow_state, own_steps
@@ -75,7 +75,8 @@ def mixture_of_parents(plans: Sequence[UpcyclePlan], models: Sequence[nn.Module]
         return _joined(plans[0], name, lambda parent: made(name, parent), shares)
 
     own = plans[0].own_names
-    return filled(plans[0].target, Weights(grown_dtypes(plans[0], models[0]), lambda n: fused(own[n])), like=models[0])
+    weights = Weights(grown_dtypes(plans[0], models[0]), lambda n: fused(own[n]))
+    return with_flags(filled(plans[0].target, weights, like=models[0]), plans, models)
 
 
 def state_of_mixture(
