@@ -74,7 +74,7 @@ STUDY = Study(
     },
     limits=[
         "One kind of network, one text, bytes, 8 experts of which a token gets 2.",
-        "`scratch` is the mixture without a load-balancing loss, `balanced` and all that is upcycled with one of 0.01.",
+        "`scratch` is the mixture without a load-balancing loss, `balanced` and all that is upcycled with one of 0.01, layer by layer.",
         "The dense side is the run that goes on: its rate is constant until the decay of each budget.",
     ],
 )  # fmt: skip

@@ -66,7 +66,10 @@ def content_for(pair, folder):
     state = "carry" if "carry" in pair else "reset"
     mixture = "load_balancing" in pair
     if mixture and "fsdp" in pair:
-        own["trainer"]["fsdp_config"] = {**FSDP["fsdp_config"], "transformer_layer_cls_to_wrap": ["MixtralDecoderLayer"]}
+        own["trainer"]["fsdp_config"] = {
+            **FSDP["fsdp_config"],
+            "transformer_layer_cls_to_wrap": ["MixtralDecoderLayer"],
+        }
     nodes = {
         "small": {"train": {**TRAIN, "model": MIXTURE if mixture else MODEL, "tokens": 256}},
         "grown": {"grow": {"from": "small", "method": "hypercloning", "width": 2, "optimizer": state}},
