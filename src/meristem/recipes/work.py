@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from meristem.checkpoints import open_model, open_streamed
-from meristem.checkpoints.source import find_source
 from meristem.checkpoints.open_streamed import read_lazily
+from meristem.checkpoints.source import find_source
 from meristem.checkpoints.write import write_model
 from meristem.errors import MeristemError
 from meristem.recipes.decay_spec import DecaySpec
