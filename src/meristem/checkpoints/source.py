@@ -15,7 +15,7 @@ from meristem.errors import MeristemError, first_line
 from meristem.growth.grouped_norms import is_grouped
 from meristem.nowhere import nothing_here, why_not_fetched
 
-HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+HUB_NAME = re.compile(r"^([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?$")  # and a branch, a tag or a commit
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
 OTHER_WEIGHTS = (
     "*.bin",
@@ -46,8 +46,8 @@ class Source:
 
 
 def find_source(source: str | Source, trust_remote_code: bool = False) -> Source:
-    """The directory that a user names, or the cache for a hub name or an address (`s3://...`), filled if need be; its config is
-    judged first.
+    """The directory that a user names, or the cache for a hub name (owner/name, or owner/name@revision) or an address (`s3://...`),
+    filled if need be; its config is judged first.
 
     Raises:
         MeristemError: if there is neither, if it is no model that can be read (`read_config`), or if the hub cannot be reached.
@@ -68,12 +68,16 @@ def find_source(source: str | Source, trust_remote_code: bool = False) -> Source
     if exists:
         read_config(Source(source, path), trust_remote_code)
         return Source(source, path)
-    if not HUB_NAME.match(source) or source.startswith("."):
-        raise MeristemError(f"{source}: {nothing_here(source)}, and no hub name either (owner/name)")
-    described = _snapshot(source, allow_patterns=["config.json", ADAPTER])
-    revision = described.name if COMMIT.match(described.name) else None
-    read_config(Source(source, described, revision), trust_remote_code)
-    return Source(source, _snapshot(source, ignore_patterns=[*OTHER_WEIGHTS, *code], revision=revision), revision)
+    named = HUB_NAME.match(source)
+    if not named or source.startswith("."):
+        raise MeristemError(
+            f"{source}: {nothing_here(source)}, and no hub name either (owner/name, or owner/name@revision)"
+        )
+    name, wanted = named.groups()
+    described = _snapshot(name, allow_patterns=["config.json", ADAPTER], **({"revision": wanted} if wanted else {}))
+    revision = described.name if COMMIT.match(described.name) else wanted
+    read_config(Source(name, described, revision), trust_remote_code)
+    return Source(name, _snapshot(name, ignore_patterns=[*OTHER_WEIGHTS, *code], revision=revision), revision)
 
 
 def _snapshot(name: str, **options: Any) -> Path:

@@ -95,7 +95,8 @@ def write_model(
             copy_companions(tokenizer_from, partial, beside.copied)
         record = record() if callable(record) else record
         write_json(partial / "meristem.json", record)
-        (partial / "README.md").write_text(model_card(record))
+        origins = [Path(origin) for origin in (*([tokenizer_from] if tokenizer_from else []), *sources)]
+        (partial / "README.md").write_text(model_card(record, origins))
         if more is not None:
             more(partial)
         check_written(model, partial)

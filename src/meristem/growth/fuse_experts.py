@@ -56,7 +56,11 @@ def expert_plans(
             f"{len(models)} would work"
         )
     router = None if alike else "random"
-    upcycle = Upcycle(num_experts=len(models), experts_per_token=top, router=router, seed=method.seed)
+    tied = {frozenset(name for name, tensor in a.tensors.items() if tensor.tied_to) for a in anatomies}
+    fields = (
+        {"tie_word_embeddings": False} if len(tied) > 1 else None
+    )  # the mean of a tied head and another one is a head
+    upcycle = Upcycle(num_experts=len(models), experts_per_token=top, router=router, fields=fields, seed=method.seed)
     return [upcycle.plan(anatomy, model) for anatomy, model in zip(anatomies, models, strict=True)]
 
 
