@@ -288,3 +288,19 @@ def test_where_nothing_is_promised_it_is_said_that_nothing_is_proved():
             ms.grow(small, method)
     with pytest.raises(ms.MeristemError, match=r"does not run on these inputs \(nonsense\)"):
         ms.grow(pico.build("llama"), ms.Stacking(depth=2), inputs={"nonsense": torch.ones(1)})
+
+
+@pytest.mark.parametrize("options, differ", [({}, True), ({"noise": 0.0}, False)])
+def test_copies_part_by_default_and_never_without_noise(options, differ):
+    """What the README's own line buys: thirty steps of AdamW after it, the copies of the feed-forward units are two functions."""
+    big = ms.grow(pico.build("llama"), ms.HyperCloning(width=2, **options)).train()
+    optimizer = torch.optim.AdamW(big.parameters(), lr=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        ids = torch.randint(3, 67, (4, 12), generator=generator)
+        optimizer.zero_grad()
+        big(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    first, second = big.model.layers[0].mlp.down_proj.weight.detach().chunk(2, dim=1)
+    apart = float((first - second).norm() / first.norm())
+    assert apart > 0.05 if differ else apart < 1e-5
