@@ -102,7 +102,10 @@ class GrowthPlan:
                 plans[name] = self._with_norms_passed_on(plan, tensor)
         missing = [name for name, shared in wanted.items() if not shared & set(plans)]
         if missing:
-            raise AnatomyError(f"no old tensor flows into {missing[0]} of the new network")
+            raise AnatomyError(
+                f"the new network has {missing[0]}, which the old one has not: its class makes that module where sizes differ that are "
+                "equal here; grow those by the same factor, or start from a network that has it"
+            )
         return plans
 
     @cached_property
