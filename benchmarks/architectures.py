@@ -165,7 +165,7 @@ def main() -> None:
     from support.processes import judge_all, judged
 
     from meristem.checkpoints.write import write_json
-    from meristem.cli.commands import machine
+    from meristem.cli.machine import machine
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()

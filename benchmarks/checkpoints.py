@@ -281,7 +281,7 @@ def main() -> None:
         worker(way, source, Path(out))
         return
     from meristem.checkpoints.write import write_json
-    from meristem.cli.commands import machine
+    from meristem.cli.machine import machine
 
     file = arguments.results / "checkpoints.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}

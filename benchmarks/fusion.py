@@ -277,7 +277,7 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
     from meristem.checkpoints.write import write_json
-    from meristem.cli.commands import machine
+    from meristem.cli.machine import machine
 
     name = "fusion" if arguments.size == "small" else "fusion_large"
     file = ROOT / "results" / f"{name}.json"

@@ -164,7 +164,7 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
     from meristem.checkpoints.write import write_json
-    from meristem.cli.commands import machine
+    from meristem.cli.machine import machine
 
     setting, data, rates = SETTINGS[arguments.size], shared_data.text(arguments.data), {}
     sides = {s: measure(setting, data, s, rates, arguments.seeds, arguments.out) for s in (*SMALL, *arguments.sides)}

@@ -92,7 +92,7 @@ def main() -> None:
         return
 
     from meristem.checkpoints.write import write_json
-    from meristem.cli.commands import machine
+    from meristem.cli.machine import machine
     from meristem.recipes import race, run
     from meristem.recipes.figure import draw_race
     from meristem.recipes.race import loss_at, report

@@ -304,7 +304,7 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
     from meristem.checkpoints.write import write_json
-    from meristem.cli.commands import machine
+    from meristem.cli.machine import machine
 
     name = "incubation" if arguments.size == "small" else "incubation_large"
     setting, file = SETTINGS[arguments.size], ROOT / "results" / f"{name}.json"

@@ -316,7 +316,7 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
     from meristem.checkpoints.write import write_json
-    from meristem.cli.commands import machine
+    from meristem.cli.machine import machine
 
     setting, file = copy.deepcopy(SETTINGS[arguments.size]), ROOT / "results" / "majority.json"
     content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

@@ -228,7 +228,7 @@ def main() -> None:
     import torch
 
     from meristem.checkpoints.write import write_json
-    from meristem.cli.commands import machine
+    from meristem.cli.machine import machine
 
     torch.set_num_threads(1)
     small = arguments.small

@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     arguments = parser.parse_args()
     from meristem.checkpoints.write import write_json
-    from meristem.cli.commands import machine
+    from meristem.cli.machine import machine
 
     file = arguments.results / "scale.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}

@@ -11,7 +11,7 @@ from mutations import MUTATIONS
 
 import meristem as ms
 from meristem.checkpoints import open_streamed
-from meristem.cli.commands import grow
+from meristem.cli.growing import Request, grow_checkpoint
 
 KINDS = ("truncated", "header", "weights missing", "index", "one entry", "not json")
 
@@ -34,7 +34,7 @@ def test_two_hundred_mutations(kind, sharded, tmp_path, capsys):
         MUTATIONS[kind](folder / "small", rng)
         before = sorted(path.name for path in (folder / "small").iterdir())
         try:
-            grow(str(folder / "small"), folder / "out", "hypercloning", {"width": 2}, False, False, False, "5GB", False)
+            grow_checkpoint(Request(str(folder / "small"), folder / "out", options={"width": 2}, prove=False))
             open_streamed(str(folder / "out"))  # the change did not matter: the output is whole
         except ms.MeristemError as error:
             errors.append(str(error))

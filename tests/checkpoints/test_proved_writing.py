@@ -12,12 +12,12 @@ import torch
 import meristem as ms
 from meristem.anatomy.lockstep import side_by_side, take_turns
 from meristem.checkpoints import open_streamed
-from meristem.cli import commands
+from meristem.cli.growing import Request, grow_checkpoint
 from meristem.growth import build, pieces
 
 
 def grow(source, out, prove=True, **options):
-    commands.grow(str(source), out, None, {"width": 2, **options}, False, False, prove, "5GB", False)
+    grow_checkpoint(Request(str(source), out, options={"width": 2, **options}, prove=prove))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "mixtral"])

@@ -9,13 +9,12 @@ import pico
 import pytest
 import torch
 import transformers
-from command_line import meristem
+from command_line import here, meristem
 
 import meristem as ms
 from meristem.checkpoints import open_model, open_streamed, write_model
 from meristem.checkpoints.distributed import open_distributed
 from meristem.checkpoints.source import find_source
-from meristem.cli import commands
 from meristem.growth.fuse import fuse_with_certificate
 
 REFUSED = {
@@ -74,11 +73,11 @@ def test_nothing_runs(hostile, tmp_path, kind):
         open_model,
         open_streamed,
         open_distributed,
-        lambda name: commands.inspect(name, False),
-        lambda name: commands.verify(name, name, False),
-        lambda name: commands.plan(name, "hypercloning", {"width": 2}, "1M", None, 8),
-        lambda name: commands.grow(name, out, "hypercloning", {"width": 2}, False, False, True, "5GB", False),
-        lambda name: commands.fuse([name, name], out, None, "plain", None, 0, False, False, True, "5GB"),
+        lambda name: here("inspect", name),
+        lambda name: here("verify", name, name),
+        lambda name: here("plan", name, "--width", 2, "--tokens", "1M"),
+        lambda name: here("grow", name, out, "--width", 2),
+        lambda name: here("fuse", name, name, out),
     ):
         with pytest.raises(ms.MeristemError, match="--trust-remote-code"):
             opener(name)
@@ -87,7 +86,7 @@ def test_nothing_runs(hostile, tmp_path, kind):
 
 
 def test_code_that_lies_about_is_neither_run_nor_copied(hostile, tmp_path):
-    commands.grow(str(hostile), tmp_path / "out", "hypercloning", {"width": 2}, False, False, True, "5GB", False)
+    assert here("grow", hostile, tmp_path / "out", "--width", 2) == 0
     assert not (tmp_path / "ran").exists()
     assert not list((tmp_path / "out").rglob("*.py"))
     assert ms.verify(open_model(str(hostile)), open_model(str(tmp_path / "out"))).holds

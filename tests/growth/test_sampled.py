@@ -7,11 +7,11 @@ import json
 import pico
 import pytest
 import torch
+from command_line import here
 from safetensors.torch import load_file, save_file
 
 import meristem as ms
 from meristem.checkpoints import open_streamed, write_model
-from meristem.cli import commands
 from meristem.cli.main import _spelt_out
 from meristem.growth import sampled
 from meristem.growth.growth import sampled_certificate
@@ -126,17 +126,17 @@ def test_the_sample_is_refused_where_it_makes_no_sense(tmp_path):
         ms.Growth.of(deep("llama"), METHODS["clone"], sample=1)
     deep("llama").save_pretrained(tmp_path / "small")
     with pytest.raises(ms.MeristemError, match="does not say how"):
-        commands.verify(str(tmp_path / "small"), str(tmp_path / "small"), False, sample=2)
+        here("verify", tmp_path / "small", tmp_path / "small", "--sample", 2)
 
 
 def test_the_command_line(tmp_path, capsys):
     deep("llama").save_pretrained(tmp_path / "small")
-    small, big = str(tmp_path / "small"), tmp_path / "big"
-    commands.grow(small, big, None, {"width": 2, "noise": 0.1}, False, False, True, "5GB", False, sample=3)
+    small, big = tmp_path / "small", tmp_path / "big"
+    assert here("grow", small, big, "--width", 2, "--noise", 0.1, "--sample", 3) == 0
     certificate = json.loads((big / "meristem.json").read_text())["certificate"]
     assert certificate["holds"]
     assert len(certificate["blocks"]["model.layers"]) == 3
-    assert commands.verify(small, str(big), False, sample=2) == 0
+    assert here("verify", small, big, "--sample", 2) == 0
     assert _spelt_out(["grow", "a", "b", "--verify", "sample=4"]) == ["grow", "a", "b", "--sample", "4"]
     assert _spelt_out(["grow", "--verify=sample=4", "a"]) == ["grow", "--sample", "4", "a"]
     assert _spelt_out(["grow", "--verify", "a", "sample=4"]) == ["grow", "--verify", "a", "sample=4"]

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meristem.anatomy.block_count import block_reached, expect_blocks
 from meristem.anatomy.lockstep import side_by_side, take_turns
 
 
@@ -141,7 +142,8 @@ def streamed(skeleton: nn.Module, weights: Weights) -> nn.Module:
     stations = _stations(skeleton)
     everything = [(path, leaf, name) for name in skeleton.state_dict() for path, _, leaf in [name.rpartition(".")]]
     for module, entries in stations:
-        station = _Station(stream, entries, everything if module is skeleton else [])
+        is_network = module is skeleton
+        station = _Station(stream, entries, everything if is_network else [], is_network)
         module.register_forward_pre_hook(station.arrive)
         module.register_forward_hook(station.leave, always_call=True)
     return skeleton.eval()
@@ -165,12 +167,17 @@ Entries = list[tuple[str, str, str]]  # (path of the owner below the station, pa
 class _Station:
     """Where weights get on and off: before and after one module is called."""
 
-    def __init__(self, stream: _Stream, entries: Entries, entries_if_whole: Entries) -> None:
+    def __init__(self, stream: _Stream, entries: Entries, entries_if_whole: Entries, is_network: bool) -> None:
         self._stream, self._entries, self._entries_if_whole = stream, entries, entries_if_whole
+        self._is_network = is_network
         self._placeholders: list[tuple[dict[str, Any], str, Tensor]] = []
 
     def arrive(self, module: nn.Module, _: tuple) -> None:
         take_turns()
+        if self._is_network:
+            expect_blocks(_block_count(module))
+        else:
+            block_reached()
         made: dict[int, nn.Parameter] = {}  # tied ones are one
         for path, leaf, name in self._entries_if_whole if self._stream.whole else self._entries:
             owner = module.get_submodule(path)
@@ -231,6 +238,12 @@ def run_together(networks: Sequence[nn.Module], calls: Sequence[Callable[[], Any
             times = sum(network.stream.weights is weights for network in networks)  # type: ignore[union-attr]
             stack.enter_context(weights.shared(times * len(calls) // len(networks)))  # type: ignore[union-attr]
         return side_by_side(calls)
+
+
+def _block_count(network: nn.Module) -> int:
+    """How many modules of a streamed network take weights of their own, itself aside."""
+    hooks = (hook for module in network.modules() for hook in module._forward_pre_hooks.values())
+    return sum(isinstance(getattr(hook, "__self__", None), _Station) for hook in hooks) - 1
 
 
 def _outcome(call: Callable[[], Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,7 @@ def axis_rows(anatomy: Anatomy) -> list[tuple[str, str, str]]:
 
 def tensor_rows(anatomy: Anatomy) -> list[tuple[str, str, str, str]]:
     """(name with * for the block index, shape, dimensions with roles, how known); equal blocks are folded."""
-    rows: dict[tuple[str, str, str, str], None] = {}
-    for tensor in anatomy.tensors.values():
-        dimensions = " , ".join(f"{d.role}[{d.layout}]" for d in tensor.dimensions)
-        known = "tied to " + tensor.tied_to if tensor.tied_to else ", ".join(_sources(tensor))
-        rows[(_folded(tensor), " x ".join(map(str, tensor.shape)), dimensions, known)] = None
-    return list(rows)
+    return list(dict.fromkeys(_row(tensor) for tensor in anatomy.tensors.values()))
 
 
 def as_text(anatomy: Anatomy) -> str:
@@ -32,6 +28,44 @@ def as_text(anatomy: Anatomy) -> str:
     axes = columns([("axis", "size", "from"), *axis_rows(anatomy)])
     tensors = columns([("tensor", "shape", "dimensions", "known by"), *tensor_rows(anatomy)])
     return f"{anatomy.builder.model_type}\n\n{axes}\n\n{tensors}"
+
+
+def by_block(anatomy: Anatomy, width: int = 80) -> str:
+    """Axes, then the tensors block by block under full names: equal blocks are folded into one, names within a block start at it.
+    Lines keep to `width` columns where a name and a word allow."""
+    axes = columns([("axis", "size", "from"), *axis_rows(anatomy)])
+    groups: dict[str, dict[str, str]] = {}
+    lengths = {block.axis: block.length for block in anatomy.blocks}
+    for tensor, (name, shape, dimensions, known) in zip(_firsts(anatomy), tensor_rows(anatomy), strict=True):
+        heading, own = "outside the blocks", name
+        if tensor.block:
+            before, _, own = name.partition("*.")
+            heading = f"{before}* ({tensor.block[0]}: {lengths.get(tensor.block[0], '?')} blocks)"
+        lines = [f"  {own}  {shape}", *_wrapped(dimensions.split(" , "), width), *_wrapped([known], width)]
+        groups.setdefault(heading, {})["\n".join(lines)] = ""
+    parts = [heading + "\n" + "\n".join(entries) for heading, entries in groups.items()]
+    return "\n\n".join([axes, *parts])
+
+
+def _wrapped(words: list[str], width: int) -> list[str]:
+    return textwrap.wrap(
+        ", ".join(words), width, initial_indent="      ", subsequent_indent="        ", break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def _firsts(anatomy: Anatomy) -> list[TensorAnatomy]:
+    """The first tensor of each row of `tensor_rows`."""
+    rows: dict[tuple[str, str, str, str], TensorAnatomy] = {}
+    for tensor in anatomy.tensors.values():
+        rows.setdefault(_row(tensor), tensor)
+    return list(rows.values())
+
+
+def _row(tensor: TensorAnatomy) -> tuple[str, str, str, str]:
+    dimensions = " , ".join(f"{d.role}[{d.layout}]" for d in tensor.dimensions)
+    known = "tied to " + tensor.tied_to if tensor.tied_to else ", ".join(_sources(tensor))
+    return _folded(tensor), " x ".join(map(str, tensor.shape)), dimensions, known
 
 
 def _sources(tensor: TensorAnatomy) -> Iterable[str]:

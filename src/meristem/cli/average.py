@@ -1,27 +1,46 @@
-"""What `meristem average` does, once its arguments are parsed."""
+"""`meristem average`."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from meristem.cli.output import Answer, calm_libraries, note, parents_and_out
+from meristem.cli.parameters import Overwrite, PushRevision, PushTo, ShardSize, Trust
+from meristem.cli.places import at_place
+from meristem.cli.progress import bytes_bar
+from meristem.cli.pushing import check_push, push
+from meristem.cli.writing import say_left
 from meristem.errors import MeristemError
+
+if TYPE_CHECKING:
+    from meristem.checkpoints.source import Source
 
 
 def average(
-    sources: Sequence[str], out: Path, weights: str, max_shard_size: str, overwrite: bool, trust_remote_code: bool
-) -> None:
-    """See `checkpoints.average`."""
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="A B ... OUT", help="Checkpoints, the oldest first, then the directory to write."),
+    ],
+    weights: Annotated[
+        str, typer.Option(help="mean, 1-sqrt or cosine: the decay that they stand for; or numbers such as 0.2,0.3,0.5.")
+    ] = "mean",
+    max_shard_size: ShardSize = "5GB",
+    overwrite: Overwrite = False,
+    trust_remote_code: Trust = False,
+    push_to_hub: PushTo = None,
+    revision: PushRevision = None,
+) -> Answer:
+    """Average checkpoints of one run, tensor by tensor, in place of a decay of the learning rate."""
     from meristem.checkpoints.average import SHAPES
     from meristem.checkpoints.average import average as write_average
     from meristem.checkpoints.directory import check_place
-    from meristem.cli.commands import quiet
-    from meristem.cli.progress import bytes_bar
 
-    if len(sources) < 2:
-        raise MeristemError(f"average wants at least two checkpoints and OUT, got {' '.join([*sources, str(out)])}")
-    check_place(out, overwrite, sources)
+    parents, out = parents_and_out("average", sources, "checkpoints")
     chosen: str | list[float] = weights
     if weights not in SHAPES:
         try:
@@ -30,15 +49,20 @@ def average(
             raise MeristemError(
                 f"--weights is one of {', '.join(SHAPES)}, or numbers such as 0.3,0.7; got {weights!r}"
             ) from error
-    quiet()
-    bar = functools.partial(bytes_bar, f"writing {out}")
-    parts = write_average(
-        sources,
-        out,
-        chosen,
-        overwrite=overwrite,
-        trust_remote_code=trust_remote_code,
-        max_shard_size=max_shard_size,
-        bar=bar,
-    )
-    print(f"{out}: the mean of {len(parts)} checkpoints, weights {', '.join(f'{part:.3g}' for part in parts)}")
+    where = (push_to_hub, revision)
+    check_push(where)
+    calm_libraries()
+    flags = {"overwrite": overwrite, "trust_remote_code": trust_remote_code, "max_shard_size": max_shard_size}
+
+    def averaged(place: Path) -> Answer:
+        check_place(place, overwrite, parents)
+        bar = functools.partial(bytes_bar, f"writing {place}")
+
+        def tell(left: Sequence[str], found: Sequence[Source]) -> None:
+            say_left(left, place, found)
+
+        parts = write_average(parents, place, chosen, **flags, bar=bar, tell=tell)
+        note(f"{place}: the mean of {len(parts)} checkpoints, weights {', '.join(f'{part:.3g}' for part in parts)}")
+        return Answer({"out": place, "sources": parents, "weights": parts, "pushed": push(place, where)})
+
+    return at_place(out, averaged, overwrite)

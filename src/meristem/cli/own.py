@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from meristem.cli.output import Answer, note
 from meristem.errors import MeristemError
 
 
@@ -20,7 +21,7 @@ def grow_own(
     options: dict[str, Any],
     prove: bool,
     overwrite: bool,
-) -> None:
+) -> Answer:
     """Build, load, watch, grow, prove and write.
 
     Raises:
@@ -29,8 +30,8 @@ def grow_own(
     from meristem.anatomy import Anatomy
     from meristem.checkpoints.directory import check_place
     from meristem.checkpoints.own import builder_named, load_weights, write_own
-    from meristem.cli.commands import _named_methods
     from meristem.cli.inputs import read_inputs
+    from meristem.cli.options import named_methods
     from meristem.growth import Growth
 
     if weights is None or inputs is None or not sizes:
@@ -44,7 +45,7 @@ def grow_own(
     deeper = {**options.pop("depths", {}), **{a: n for a, n in targets.items() if a in lengths}}
     wider = {axis: size for axis, size in targets.items() if axis not in lengths}
     named = {name: found for name, found in (("sizes", wider), ("depths", deeper)) if found}
-    methods, given = _named_methods(method, {**options, **named}), read_inputs(inputs)
+    methods, given = named_methods(method, {**options, **named}), read_inputs(inputs)
     try:
         net = make(**own, **lengths)
     except TypeError as error:
@@ -56,9 +57,13 @@ def grow_own(
     arguments = ", ".join(
         f"{a}={n}" for a, n in {**growth.anatomy.builder.sizes, **growth.anatomy.builder.depths}.items()
     )
-    print(f"{out}: {before:,} -> {after:,} parameters; {build.partition(':')[2]}({arguments}) builds it")
+    note(f"{out}: {before:,} -> {after:,} parameters; {build.partition(':')[2]}({arguments}) builds it")
     if growth.certificate is not None:
-        print(f"certificate: {growth.certificate.summary()}")
+        note(f"certificate: {growth.certificate.summary()}")
+    told = growth.certificate.as_dict() if growth.certificate is not None else None
+    return Answer(
+        {"out": out, "parameters": {"before": before, "after": after}, "methods": growth.methods, "certificate": told}
+    )
 
 
 def whole(flag: str, entries: Sequence[str]) -> dict[str, int]:

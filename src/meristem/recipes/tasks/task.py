@@ -137,4 +137,4 @@ def leave_tokenizer(tokenizer: str, directory: Path) -> None:
     if tokenizer != "bytes":
         from transformers import AutoTokenizer
 
-        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(directory)
+        AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False).save_pretrained(directory)

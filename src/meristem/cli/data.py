@@ -1,0 +1,23 @@
+"""`meristem data`: what a recipe's data are."""
+
+from __future__ import annotations
+
+from meristem.cli.output import Answer, calm_libraries
+from meristem.cli.parameters import RecipeFile
+
+
+def data(recipe: RecipeFile) -> Answer:
+    """Prepare a recipe's data (tokenised once, for all nodes) and describe them: documents, tokens, bytes per token, splits."""
+    calm_libraries()
+    from rich.console import Console
+    from rich.table import Table
+
+    from meristem.recipes.describe import describe_data
+    from meristem.recipes.schema import load_recipe
+
+    table = Table("what", "value", title=f"data of {recipe}")
+    found = dict(describe_data(load_recipe(recipe).data))
+    for what, value in found.items():
+        table.add_row(what, value)
+    Console().print(table)
+    return Answer({"recipe": recipe, "data": found})

@@ -1,0 +1,142 @@
+"""`meristem grow`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from meristem.cli.growing import Request, grow_checkpoint
+from meristem.cli.options import complete_method, method_options
+from meristem.cli.output import Answer
+from meristem.cli.parameters import (
+    AttentionHeads,
+    Blocks,
+    Drop,
+    DryRun,
+    ExpertsPerToken,
+    HeadDim,
+    HiddenLayers,
+    HiddenSize,
+    Inputs,
+    IntermediateSize,
+    KeyValueHeads,
+    Layers,
+    LikeTarget,
+    MoreOptions,
+    NumExperts,
+    Overwrite,
+    OwnLayers,
+    Positions,
+    ProcessCount,
+    Prove,
+    PushRevision,
+    PushTo,
+    Sample,
+    ShardSize,
+    Size,
+    Source,
+    TakeFields,
+    Trust,
+    VocabSize,
+)
+from meristem.cli.places import at_place
+from meristem.errors import MeristemError
+
+
+def grow(
+    context: typer.Context,
+    source: Source,
+    out: Annotated[
+        Optional[str],
+        typer.Argument(
+            metavar="OUT",
+            help="The directory to write, or an address such as s3://bucket/model; it must not exist. With --build, the only argument.",
+        ),
+    ] = None,
+    method: Annotated[
+        Optional[str],
+        typer.Option(
+            help="The growth method; several, comma-separated, act in turn. Default: hypercloning.",
+            autocompletion=complete_method,
+        ),
+    ] = None,
+    like: LikeTarget = None,
+    take_target_fields: TakeFields = False,
+    width: Annotated[Optional[str], typer.Option(help="Factor for every width axis.")] = None,
+    depth: Annotated[Optional[str], typer.Option(help="Factor for the number of layers.")] = None,
+    hidden_size: HiddenSize = None,
+    intermediate_size: IntermediateSize = None,
+    num_attention_heads: AttentionHeads = None,
+    num_key_value_heads: KeyValueHeads = None,
+    head_dim: HeadDim = None,
+    vocab_size: VocabSize = None,
+    max_position_embeddings: Positions = None,
+    num_hidden_layers: HiddenLayers = None,
+    num_experts: NumExperts = None,
+    experts_per_token: ExpertsPerToken = None,
+    layers: Layers = None,
+    encoder_layers: OwnLayers = None,
+    decoder_layers: OwnLayers = None,
+    blocks: Blocks = None,
+    size: Size = None,
+    noise: Annotated[Optional[float], typer.Option(help="Symmetry-breaking noise (relative).")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Seed of whatever the method draws.")] = None,
+    tied: Annotated[Optional[str], typer.Option(help="A tied head: keep or untie.")] = None,
+    option: MoreOptions = None,
+    verify: Prove = True,
+    sample: Sample = None,
+    inputs: Inputs = None,
+    max_shard_size: ShardSize = "5GB",
+    processes: ProcessCount = None,
+    build: Annotated[
+        Optional[str],
+        typer.Option(metavar="MODULE:FUNCTION", help="Grow a network of your own: what builds it. Runs that module."),
+    ] = None,
+    sizes: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--sizes", metavar="ARGUMENT=N", help="With --build: its arguments that may grow, as they are now."
+        ),
+    ] = None,
+    depths: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--depths", metavar="ARGUMENT=N", help="With --build: its arguments that count blocks, as they are now."
+        ),
+    ] = None,
+    weights: Annotated[
+        Optional[Path], typer.Option("--weights", help="With --build: the network's weights, a .safetensors file.")
+    ] = None,
+    dry_run: DryRun = False,
+    drop: Drop = None,
+    overwrite: Overwrite = False,
+    trust_remote_code: Trust = False,
+    push_to_hub: PushTo = None,
+    revision: PushRevision = None,
+) -> Answer:
+    """Grow a model into a larger one, prove it, and write a plain Hugging Face directory, tensor by tensor."""
+    options = method_options(context)
+    if build is not None:
+        from meristem.cli.own import grow_own
+
+        if out is not None:
+            raise MeristemError("with --build there is no SRC: meristem grow --build module:function ... OUT")
+        if push_to_hub is not None:
+            raise MeristemError(
+                "--push-to-hub is for transformers checkpoints; a network of your own has no class there"
+            )
+        own = (sizes or [], depths or [], weights, inputs, method, options)
+        return grow_own(build, Path(source), *own, verify, overwrite)
+    if out is None:
+        raise MeristemError("meristem grow takes SRC and OUT; only SRC was given")
+    target, push = (like, take_target_fields), (push_to_hub, revision)
+    flags = (overwrite, trust_remote_code, verify, max_shard_size, dry_run, drop or [])
+    further = (inputs, target, processes, sample, push)
+    return at_place(
+        out,
+        lambda place: grow_checkpoint(Request(source, place, method, options, *flags, *further)),
+        overwrite,
+        alone=processes != "ranks",
+    )

@@ -1,0 +1,223 @@
+"""What `meristem grow` and `meristem shrink` do, once their arguments are parsed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meristem.cli.examples import Looked, wants_data, with_batches
+from meristem.cli.options import like_target, named_methods
+from meristem.cli.output import Answer, calm_libraries, note
+from meristem.cli.progress import step
+from meristem.cli.writing import print_axes, print_files, say_left, write
+from meristem.errors import MeristemError, PreservationError
+
+if TYPE_CHECKING:
+    from meristem.checkpoints.shares import Processes
+    from meristem.checkpoints.source import Source
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a growth from the command line was asked for.
+
+    Attributes:
+        target: what `--like` names, and whether the target's other fields hold.
+        processes: who writes: a number of processes, or "ranks".
+        sample: prove with so many blocks.
+        push: the repository of the hub and its branch, if the result is uploaded.
+        looked: the data of a method that chooses by data.
+    """
+
+    source: str
+    out: Path
+    method: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+    trust: bool = False
+    prove: bool = True
+    max_shard_size: str = "5GB"
+    dry_run: bool = False
+    drop: Sequence[str] = ()
+    inputs: Path | None = None
+    target: tuple[str | None, bool] = (None, False)
+    processes: str | None = None
+    sample: int | None = None
+    push: tuple[str | None, str | None] = (None, None)
+    looked: Looked = field(default_factory=Looked)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A growth and what was read for it."""
+
+    growth: Any
+    found: Source
+    small: Any
+    reader: Any
+    saved: Any
+    aimed: Any
+    again: Callable[[], Any]
+    more: dict[str, Any]
+
+
+def grow_checkpoint(asked: Request) -> Answer:
+    """Plan, prove, write.
+
+    Raises:
+        MeristemError: if it cannot be done.
+    """
+    from meristem.checkpoints.directory import check_place
+    from meristem.checkpoints.shares import Processes
+    from meristem.cli.pushing import check_push, push
+
+    who = Processes.parse(asked.processes) if asked.processes is not None else None
+    if not asked.dry_run:
+        check_place(asked.out, asked.overwrite, [asked.source])
+        check_push(asked.push)
+    calm_libraries()
+    prove = asked.prove and not asked.dry_run
+    with step("planning and proving" if prove else "planning"):
+        planned = _plan(asked, prove, who)
+    growth = planned.growth
+    if planned.aimed is not None:
+        from meristem.cli.inputs import read_inputs
+
+        print_axes(growth, planned.aimed, read_inputs(asked.inputs) if asked.inputs else None)
+    if asked.dry_run:
+        return Answer({"out": None, **print_files(growth.model, asked.max_shard_size)})
+    if who is not None:
+        if planned.reader is not None:
+            raise MeristemError(
+                "--processes is for checkpoints in safetensors; a distributed one is written by one process"
+            )
+        who = replace(who, of=[growth.methods, list(asked.drop)])
+    growth = _write_and_hash(asked, planned, who)
+    if who is not None and who.rank:
+        return Answer({"out": asked.out, "rank": who.rank})
+    return Answer({**_told(asked, planned, growth), "pushed": push(asked.out, asked.push)})
+
+
+def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
+    from meristem.checkpoints import open_streamed
+    from meristem.checkpoints.distributed import is_distributed, open_distributed
+    from meristem.checkpoints.sharded_optimizer import read_sharded_optimizer
+    from meristem.checkpoints.source import find_source
+    from meristem.checkpoints.trainer_state import is_trainer_checkpoint, read_trainer_state
+    from meristem.cli.inputs import read_inputs
+    from meristem.growth import Growth
+
+    drop, options = asked.drop, dict(asked.options)
+    chosen = None if asked.target[0] else named_methods(asked.method, options)
+    if chosen and wants_data(chosen):
+        return _plan_on_data(asked, chosen)
+    given = read_inputs(asked.inputs) if asked.inputs else None
+    found = find_source(asked.source, asked.trust)
+    sharded, resumable = is_distributed(found.path), is_trainer_checkpoint(found.path, drop)
+    small, reader = (
+        open_distributed(found, asked.trust, drop) if sharded else (open_streamed(found, asked.trust, drop), None)
+    )
+    shards = None if sharded else read_sharded_optimizer(found.path, small, drop)
+    saved = read_trainer_state(found.path, small) if resumable else shards
+    aimed = like_target(small, asked.method, options, asked.target) if asked.target[0] else None
+    chosen, later = aimed.methods if aimed else chosen, who is None and not sharded
+    growth = Growth.of(small, chosen, verify=prove, sample=asked.sample, inputs=given, later=later)
+    again = functools.partial(Growth.of, small, chosen, sample=asked.sample, inputs=given)
+    return _Planned(growth, found, small, reader, saved, aimed, again, {})
+
+
+def _plan_on_data(asked: Request, methods: Sequence[Any]) -> _Planned:
+    """The same by methods that watch the whole network at work: it is in memory, and no optimizer's state follows."""
+    from meristem.checkpoints import open_model
+    from meristem.checkpoints.source import find_source
+    from meristem.growth import Growth
+
+    looked = replace(asked.looked, inputs=asked.inputs)
+    looked.check()
+    found = find_source(asked.source, asked.trust)
+    small = open_model(found, asked.trust, asked.drop)
+    batches = looked.batches(found.path, small)
+    again = functools.partial(Growth.of, small, with_batches(methods, batches), verify=False)
+    return _Planned(again(), found, small, None, None, None, again, {"looked_at": looked.record(batches)})
+
+
+def _write_and_hash(asked: Request, planned: _Planned, who: Processes | None) -> Any:
+    """The growth as it was written, by a second plan where the first proof fails."""
+    from meristem.checkpoints.distributed import write_distributed
+    from meristem.checkpoints.record import growth_record, source_record
+
+    growth, found = planned.growth, planned.found
+    with ThreadPoolExecutor(1) as beside:  # the source is hashed while it is read anyway
+        hashed = beside.submit(source_record, found)
+        if planned.reader is not None:
+            with step(f"writing {asked.out}"):
+                record = lambda: growth_record(growth, found, asked.drop, hashed.result())  # noqa: E731
+                left = write_distributed(growth, planned.reader, asked.out, record, asked.overwrite, asked.trust)
+            say_left(left, asked.out, [found])
+            return growth
+        try:
+            return _write_growth(asked, growth, planned, hashed.result, who)
+        except PreservationError:
+            if growth.pending is None:
+                raise
+            with step("planning and proving once more"):  # what a trial tells may help; or the error says more
+                growth = planned.again()
+            return _write_growth(asked, growth, planned, hashed.result, who)
+
+
+def _write_growth(
+    asked: Request,
+    growth: Any,
+    planned: _Planned,
+    hashed: Callable[[], dict[str, Any]],
+    processes: Processes | None,
+) -> Any:
+    """The growth as it is written: proved meanwhile, if that is left to do."""
+    from meristem.checkpoints.record import growth_record
+    from meristem.checkpoints.sharded_optimizer import grow_sharded_optimizer
+    from meristem.checkpoints.trainer_state import TrainerState, grow_trainer_state
+
+    source, saved = planned.found, planned.saved
+    grow_saved = grow_trainer_state if isinstance(saved, TrainerState) else grow_sharded_optimizer
+    written = [growth]
+
+    def prove() -> None:
+        written[0] = growth.prove()
+
+    write(
+        growth.model, asked.out, lambda: {**growth_record(written[0], source, asked.drop, hashed()), **planned.more}, [source], asked.overwrite, asked.max_shard_size, asked.trust,
+        functools.partial(grow_saved, saved, growth) if saved is not None else None, processes,
+        prove if growth.pending is not None else None,
+    )  # fmt: skip
+    return written[0]
+
+
+def _told(asked: Request, planned: _Planned, growth: Any) -> dict[str, Any]:
+    """What was made, printed and as data."""
+    from meristem.growth.optimizer import partly_new
+
+    saved, out = planned.saved, asked.out
+    before, after = (sum(p.numel() for p in model.parameters()) for model in (planned.small, growth.model))
+    resume = (
+        ", optimizer state grown: resume it with Trainer.train(resume_from_checkpoint=...)" if saved is not None else ""
+    )
+    if saved is not None and saved.family.counts and partly_new(growth.plans):
+        resume += " and callbacks=[ms.MissedStepsCallback()], since some tensors are partly new"
+    names = ", ".join(recorded["method"] for recorded in growth.methods)
+    note(f"{out}: {before:,} -> {after:,} parameters, {names}{resume}")
+    for axis, places in growth.new_layers.items():
+        note(f"new {axis.replace('_', ' ')}, counted from 0: {', '.join(map(str, places))}")
+    if growth.certificate is not None:
+        note(f"certificate: {growth.certificate.summary()}")
+    return {
+        "out": out,
+        "parameters": {"before": before, "after": after},
+        "methods": growth.methods,
+        "new_layers": growth.new_layers,
+        "optimizer_state": saved is not None,
+        "certificate": growth.certificate.as_dict() if growth.certificate is not None else None,
+    }

@@ -1,0 +1,71 @@
+"""`meristem learn`: structure and weights from a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from meristem.cli.options import read_options
+from meristem.cli.output import Answer, note
+from meristem.cli.parameters import MoreOptions, Out, Overwrite
+from meristem.cli.places import at_place
+from meristem.errors import MeristemError
+
+
+def learn(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="adanet or energynet.")],
+    table: Annotated[
+        str,
+        typer.Argument(
+            metavar="TABLE",
+            help="A file of values (CSV, also compressed, without a header, with other separators), or a data set of scikit-learn: digits, wine, ...",
+        ),
+    ],
+    out: Out,
+    target: Annotated[
+        Optional[str], typer.Option(help="The column to predict, by name or number. Default: the last.")
+    ] = None,
+    task: Annotated[
+        str, typer.Option(help="classification or regression. Default: words and at most 20 whole numbers are classes.")
+    ] = "auto",
+    header: Annotated[
+        Optional[bool],
+        typer.Option("--header/--no-header", help="Whether the first row names the columns. Default: looks."),
+    ] = None,
+    separator: Annotated[
+        Optional[str], typer.Option(help="Between values, such as ';' or '\\t'. Default: looks.")
+    ] = None,
+    option: MoreOptions = None,
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
+    test_share: Annotated[float, typer.Option(help="The share of rows kept for the test.")] = 0.2,
+    overwrite: Overwrite = False,
+) -> Answer:
+    """Learn a network's structure and weights from a table (AdaNet, EnergyNet)."""
+    try:
+        import pandas  # noqa: F401
+        import skops  # noqa: F401
+    except ImportError as error:
+        raise MeristemError(f"learning from tables needs {error.name}: pip install 'meristem-nn[adaptive]'") from None
+    from meristem.adaptive.learn import learn as learn_table
+    from meristem.adaptive.tables import open_table
+    from meristem.adaptive.tables.columns import lines
+
+    reading = {"target": target, "task": task, "header": header, "separator": separator}
+    opened = open_table(table, **reading)
+    print("\n".join([*opened.notes, *lines(opened.columns)]), flush=True)
+    options = read_options({}, option or [])
+
+    def learned_at(place: Path) -> Answer:
+        learned = learn_table(method, opened, place, options, seed, test_share, overwrite)
+        metrics = learned.metrics
+        print(learned.estimator.summary())
+        print(
+            f"{metrics['measure']} on {metrics['test_rows']} rows not seen: {metrics['test_score']:.4f} "
+            f"(a linear model: {metrics['linear_test_score']:.4f})"
+        )
+        note(f"{place}: model/, encoder.skops, table.json, metrics.json, summary.txt, structure.png")
+        return Answer({"out": place, "method": method, "metrics": metrics})
+
+    return at_place(out, learned_at, overwrite)

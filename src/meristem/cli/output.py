@@ -1,0 +1,130 @@
+"""What commands say and where: answers on stdout, everything else on stderr, one JSON object with `--json`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from meristem.errors import MeristemError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Say nothing but answers and errors: no progress, no notes.")
+]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command has found or made, as plain data, and its exit code."""
+
+    content: dict[str, Any]
+    exit_code: int = 0
+
+
+def register(app: typer.Typer, command: Callable[..., Answer], *examples: str) -> None:
+    """Make `command` a verb of `app`, with `--json`, `--quiet` and `examples` at the end of its help."""
+
+    @functools.wraps(command)
+    def verb(**given: Any) -> None:
+        as_json, quiet = given.pop("as_json"), given.pop("quiet")
+        with _speaking(as_json, quiet):
+            answer = command(**given)
+        if as_json:
+            print(as_text(answer.content))
+        if answer.exit_code:
+            raise typer.Exit(answer.exit_code)
+
+    signature = inspect.signature(command, eval_str=True)
+    further = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in (("as_json", AsJson), ("quiet", Quiet))
+    ]
+    verb.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *further])  # type: ignore[attr-defined]
+    epilog = "Examples:\n\n" + "\n\n".join(f"meristem {example}" for example in examples)
+    app.command(command.__name__, epilog=epilog)(verb)
+
+
+@contextlib.contextmanager
+def _speaking(as_json: bool, quiet: bool) -> Iterator[None]:
+    """With `--json` what is printed goes to stderr; with `--quiet` stderr and notes go nowhere."""
+    with contextlib.ExitStack() as stack:
+        if quiet:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+            stack.enter_context(_quietly())
+        if as_json:
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield
+
+
+_QUIET = [False]
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    before, _QUIET[0] = _QUIET[0], True
+    try:
+        yield
+    finally:
+        _QUIET[0] = before
+
+
+def note(text: str) -> None:
+    """A sentence on stdout about what was written; not with `--quiet`."""
+    if not _QUIET[0]:
+        print(text)
+
+
+def as_text(content: dict[str, Any]) -> str:
+    """Strict JSON: numbers that are not finite are null, paths are text."""
+    return json.dumps(_plain(content), indent=2, allow_nan=False, default=str)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def calm_libraries() -> None:
+    """Libraries draw no bars and give no advice of their own, and do not load what no command uses."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def leave(message: str, code: int) -> None:
+    """One clear message on stderr, in colour where that is a terminal, and the exit code."""
+    coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    name = "\x1b[1;31mmeristem:\x1b[0m" if coloured else "meristem:"
+    print(f"{name} {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def parents_and_out(verb: str, sources: list[str], what: str) -> tuple[list[str], str]:
+    """A B ... OUT, taken apart.
+
+    Raises:
+        MeristemError: for fewer than two sources.
+    """
+    if len(sources) < 3:
+        raise MeristemError(f"{verb} wants at least two {what} and OUT, got {' '.join(sources)}")
+    return sources[:-1], sources[-1]

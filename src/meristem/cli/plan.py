@@ -1,0 +1,106 @@
+"""`meristem plan`: what a growth route will cost, before it is spent."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Optional
+
+import typer
+
+from meristem.cli.options import like_target, method_options, named_methods
+from meristem.cli.output import Answer, calm_libraries
+from meristem.cli.parameters import (
+    AttentionHeads,
+    Blocks,
+    Drop,
+    HeadDim,
+    HiddenLayers,
+    HiddenSize,
+    Inputs,
+    IntermediateSize,
+    KeyValueHeads,
+    LikeTarget,
+    MoreOptions,
+    Positions,
+    Size,
+    Source,
+    Trust,
+    VocabSize,
+)
+from meristem.errors import MeristemError
+
+
+def plan(
+    context: typer.Context,
+    source: Source,
+    tokens: Annotated[
+        str,
+        typer.Option(
+            help="Budget of training the target from scratch, such as 10M: tokens, or examples of what has no tokens."
+        ),
+    ],
+    method: Annotated[
+        Optional[str], typer.Option(help="The growth methods, comma-separated. Default: hypercloning.")
+    ] = None,
+    like: LikeTarget = None,
+    width: Annotated[Optional[str], typer.Option(help="Factor for every width axis.")] = None,
+    depth: Annotated[Optional[str], typer.Option(help="Factor for the number of layers.")] = None,
+    hidden_size: HiddenSize = None,
+    intermediate_size: IntermediateSize = None,
+    num_attention_heads: AttentionHeads = None,
+    num_key_value_heads: KeyValueHeads = None,
+    head_dim: HeadDim = None,
+    vocab_size: VocabSize = None,
+    max_position_embeddings: Positions = None,
+    num_hidden_layers: HiddenLayers = None,
+    blocks: Blocks = None,
+    size: Size = None,
+    option: MoreOptions = None,
+    small_tokens: Annotated[Optional[str], typer.Option(help="Tokens before growing. Default: G_stack's law.")] = None,
+    sequence_length: Annotated[int, typer.Option(help="For counting attention.")] = 256,
+    inputs: Inputs = None,
+    drop: Drop = None,
+    trust_remote_code: Trust = False,
+) -> Answer:
+    """What a growth route will cost, before spending it: FLOPs, memory, and when to grow."""
+    calm_libraries()
+    from meristem.anatomy import Anatomy
+    from meristem.checkpoints import open_streamed
+    from meristem.cli.inputs import read_inputs
+    from meristem.recipes.costs import network_cost, planned_target, planning_inputs, routes
+    from meristem.recipes.data_specs import parse_count
+
+    options = method_options(context)
+    budget, before = parse_count(tokens), parse_count(small_tokens) if small_tokens else None
+    if sequence_length < 1:
+        raise MeristemError(f"--sequence-length must be at least 1, got {sequence_length}")
+    for name, count in (("--tokens", budget), ("--small-tokens", before)):
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise MeristemError(f"{name} takes a count such as 10M, got {count!r}")
+    model = open_streamed(source, trust_remote_code, drop or [])
+    aimed = like_target(model, method, options, (like, False)) if like else None
+    chosen = list(aimed.methods) if aimed else named_methods(method, options)
+    anatomy = Anatomy.of(model)
+    targets = (planned_target(model, methods, anatomy) for methods in ([], chosen))
+    given = read_inputs(inputs) if inputs else planning_inputs(model, sequence_length)
+    small, large = (network_cost(target, given) for target in targets)
+    unit = "tokens" if "input_ids" in given else "examples"
+    found = routes(small, large, budget, before)
+    _print_costs(small, large, found, unit)
+    return Answer({"source": source, "unit": unit, "small": small, "large": large, "routes": found})
+
+
+def _print_costs(small: Any, large: Any, found: list[Any], unit: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    networks = Table("network", "parameters", f"FLOPs per {unit[:-1]}", "training memory", title="networks")
+    for name, cost in (("small", small), ("large", large)):
+        memory = f"{cost.training_bytes / 2**30:.2f} GiB"
+        networks.add_row(name, f"{cost.parameters:,}", f"{cost.flops_per_token:.3e}", memory)
+    table = Table("route", f"{unit} small", f"{unit} large", "FLOPs", "of scratch", title="routes")
+    for route in found:
+        share = f"{route.flops / found[0].flops:.0%}"
+        table.add_row(
+            route.name, f"{route.small_tokens:,.0f}", f"{route.large_tokens:,.0f}", f"{route.flops:.3e}", share
+        )
+    Console().print(networks, table)

@@ -1,0 +1,39 @@
+"""`--push-to-hub`: the result uploaded, if that was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from meristem.cli.output import note
+from meristem.errors import MeristemError
+
+
+def check_push(where: tuple[str | None, str | None]) -> None:
+    """Fails before any work is done where the upload could not work.
+
+    Raises:
+        MeristemError: for a name that no repository can have, a missing or refused token, or a branch without a repository.
+    """
+    repository, revision = where
+    if repository is None:
+        if revision is not None:
+            raise MeristemError("--revision names the branch of --push-to-hub REPO; give both")
+        return
+    from meristem.checkpoints.hub import check_access
+
+    check_access(repository)
+
+
+def push(out: Path, where: tuple[str | None, str | None]) -> dict[str, Any] | None:
+    """Upload a directory that was written; None if that was not asked for."""
+    repository, revision = where
+    if repository is None:
+        return None
+    from meristem.checkpoints.hub import push_to_hub
+    from meristem.cli.progress import step
+
+    with step(f"uploading {out} to {repository}"):
+        address = push_to_hub(out, repository, revision)
+    note(f"uploaded: {address}")
+    return {"repository": repository, "revision": revision or "main", "commit": address}

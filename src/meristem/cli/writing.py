@@ -1,0 +1,101 @@
+"""Writing a result, and showing what would be written."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meristem.checkpoints.shares import Processes
+    from meristem.checkpoints.source import Source
+
+
+def write(
+    model: Any,
+    out: Path,
+    record: Callable[[], dict[str, Any]],
+    sources: Sequence[Source],
+    overwrite: bool,
+    max_shard_size: str,
+    trust: bool,
+    more: Callable[[Path], None] | None = None,
+    processes: Processes | None = None,
+    prove: Callable[[], object] | None = None,
+) -> list[str]:
+    """The model directory, under a progress bar; what is no weight is the first source's."""
+    from meristem.checkpoints import write_model
+    from meristem.cli.progress import bytes_bar
+
+    bar = functools.partial(bytes_bar, f"{'proving and writing' if prove else 'writing'} {out}")
+    paths = [source.path for source in sources]
+    left = write_model(
+        model, out, record, paths[0], overwrite, more, max_shard_size, bar, paths, trust, processes, prove
+    )
+    return say_left(left, out, sources)
+
+
+def say_left(left: Sequence[str], out: Path, sources: Sequence[Source]) -> list[str]:
+    """Tell what of the first source did not come along, and what of the other sources is not as there; the former is returned."""
+    from meristem.checkpoints.companions import differing
+
+    left = [name for name in left if not (out / name).exists()]  # a Trainer's files are written beside
+    if left:
+        print(
+            f"meristem: left behind of {sources[0]}, being no part of the grown model: {', '.join(left)}",
+            file=sys.stderr,
+        )
+    for source in sources[1:]:
+        others = differing(sources[0].path, source.path)
+        if others:
+            print(
+                f"meristem: {source} has other {', '.join(others)} than {sources[0]}, whose files are taken",
+                file=sys.stderr,
+            )
+    return list(left)
+
+
+def print_files(model: Any, max_shard_size: str) -> dict[str, Any]:
+    """What would be written: every tensor, its size and its file."""
+    from meristem.anatomy.table import columns
+    from meristem.checkpoints.write import plan_files
+
+    groups, shards = plan_files(model, max_shard_size)
+    layout = {name: like for group in groups for name, like in group.layout.items()}
+    found: list[tuple[Any, ...]] = []
+    rows = [("tensor", "shape", "dtype", "bytes", "file")]
+    for name, (file, _) in sorted(shards.places.items(), key=lambda place: place[1]):
+        tensor = layout[name]
+        size = tensor.numel() * tensor.dtype.itemsize
+        found.append((name, list(tensor.shape), str(tensor.dtype).removeprefix("torch."), size, file))
+        rows.append((name, str(tuple(tensor.shape)), str(tensor.dtype).removeprefix("torch."), f"{size:,}", file))
+    print(columns(rows))
+    print(f"{len(layout)} tensors, {shards.bytes:,} bytes in {len(shards.files)} files; nothing was written")
+    names = ("tensor", "shape", "dtype", "bytes", "file")
+    return {
+        "tensors": [dict(zip(names, row, strict=True)) for row in found],
+        "bytes": shards.bytes,
+        "files": len(shards.files),
+    }
+
+
+def print_axes(growth: Any, found: Any, inputs: Any = None) -> None:
+    """Axis by axis what a growth to a target does, and what of the target's config it has not."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from meristem.growth.like import rows
+
+    table = Table("axis", "from", "to", "rule", "exact", title="axes")
+    for row in (row for plan in growth.plans for row in rows(plan, growth.source, inputs)):
+        table.add_row(row.axis, f"{row.old:,}", f"{row.new:,}", row.rule, row.obstacle or "yes")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    if found.fields:
+        whose = "the target's, so the function may change" if found.taken else "the source's"
+        fields = Table("field", "source", "target", title=f"other fields that differ: the result has {whose}")
+        for name, (ours, theirs) in found.fields.items():
+            fields.add_row(name, str(ours), str(theirs))
+        console.print(fields)
