@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,16 @@ def open_tokens(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
         tokens = np.memmap(file, dtype=dtype, mode="r", offset=offset)
     if tokens.ndim != 1 or tokens.dtype.name not in DTYPES:
         raise MeristemError(f"{file}: wanted a 1-D array of {', '.join(DTYPES)}, got {tokens.dtype} {tokens.shape}")
-    length = SAMPLE_BYTES // 64
-    for start in range(0, len(tokens), max(length, len(tokens) // SAMPLES)):
-        check_range(tokens[start : start + length], said["vocab_size"], str(file))
+    for piece in _samples(file, tokens):
+        check_range(piece, said["vocab_size"], str(file))
     return tokens, said
+
+
+def _samples(file: Path, tokens: np.ndarray) -> Iterator[np.ndarray]:
+    """Pieces from all over the array, read and not mapped: a mapped page may be one of 2 MB."""
+    start, length = int(getattr(tokens, "offset", 0)), SAMPLE_BYTES // 64
+    for first in range(0, len(tokens), max(length, len(tokens) // SAMPLES)):
+        yield np.fromfile(file, tokens.dtype, min(length, len(tokens) - first), offset=start + first * tokens.itemsize)
 
 
 def check_range(tokens: np.ndarray, vocab_size: int, label: str) -> None:
