@@ -33,6 +33,7 @@ TABLE_OPTIONS: dict[str, dict[str, Any]] = {
     "adanet": {
         "standardize": False,  # the encoder scales
         "adanet_lambda": "auto",
+        "embedding": "auto",
         "shrinkage": 0.5,
         "max_rounds": 4,
         "batch_size": 128,
