@@ -60,5 +60,5 @@ def learn(
         f"{metrics['measure']} on {metrics['test_rows']} rows not seen: {metrics['test_score']:.4f} "
         f"(a linear model: {metrics['linear_test_score']:.4f})"
     )
-    note(f"{out}: model/, encoder.skops, table.json, metrics.json, summary.txt, structure.png")
+    note(f"{out}: model/, encoder.skops, table.json, metrics.json, summary.txt, structure.png, report.html")
     return Answer({"out": out, "method": method, "metrics": metrics})

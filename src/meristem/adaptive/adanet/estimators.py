@@ -209,6 +209,7 @@ class _AdaNet(BaseEstimator):
             "bins": self.module_.num_bins,
             "history": self.history_,
             "samples": self._samples,
+            "price": getattr(self, "price_", None),
             **self._targets(),
         }
         save_estimator(self, out, self.module_.state_dict(), config, overwrite)
@@ -224,6 +225,7 @@ class _AdaNet(BaseEstimator):
             estimator.module_ = AdaNetModule.of_layout(*shape, config.get("bins", 0))
         estimator.module_.load_state_dict(tensors)
         estimator.history_, estimator._samples = config["history"], config["samples"]
+        estimator.price_ = config.get("price", estimator.adanet_lambda)
         estimator._restore_targets(config)
         return estimator
 
