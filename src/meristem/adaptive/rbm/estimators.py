@@ -133,7 +133,7 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if not in_unit_interval(plain):
             raise MeristemError(
                 f"binary visible units take values in [0, 1], found {plain.min():g} to {plain.max():g}; scale the data "
-                "(sklearn.preprocessing.MinMaxScaler) or choose visible='gaussian'"
+                "(sklearn.preprocessing.MinMaxScaler(clip=True)) or choose visible='gaussian'"
             )
         return tensor_of(X, device=self.device).clamp_(0, 1)
 
