@@ -85,9 +85,9 @@ def calibration(estimator: Estimator, x: pd.DataFrame, y: np.ndarray) -> Calibra
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     rows = np.bincount(place, minlength=BINS)
     used = rows > 0
-    means = [np.bincount(place, values, BINS)[used] / rows[used] for values in (confidence, right.astype(float))]
-    error = float(np.abs(means[0] - means[1]) @ rows[used] / len(y))
-    return Calibration(*means, rows[used], error)
+    mean, held = (np.bincount(place, values, BINS)[used] / rows[used] for values in (confidence, right.astype(float)))
+    error = float(np.abs(mean - held) @ rows[used] / len(y))
+    return Calibration(mean, held, rows[used], error)
 
 
 def importances(learned: Learned, frame: pd.DataFrame, y: np.ndarray, seed: int = 0) -> list[Importance]:

@@ -60,8 +60,8 @@ def _held_out_losses(
     activities, seen = found.block(train.features, [])[-1], found.block(test.features, [])[-1]
     r = complexity_of(found.widths, train, activities, options)
     gammas = [price * r + options.adanet_beta for price in prices]
-    rows = (train.offset, activities, train.targets, train.shares)
-    weights = path(Problem(loss, *(part.float() for part in rows), 0.0), gammas)
+    offset, units, targets, shares = (part.float() for part in (train.offset, activities, train.targets, train.shares))
+    weights = path(Problem(loss, offset, units, targets, shares, 0.0), gammas)
     return [float(test.shares @ loss.value(seen @ w.double(), test.targets)) for w in weights]
 
 

@@ -212,12 +212,14 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _initial_visible_bias(self, data: Tensor) -> Tensor:
         mean, least = data.mean(0), 0.5 / (len(data) + 1)
         from_data = self.initial_visible_bias == "data"
-        plain = self.n_features_in_ - sum(self.categories)
+        seen: Any = self
+        inputs = int(seen.n_features_in_)
+        plain = inputs - sum(self.categories)
         bias = torch.logit(mean, eps=least) if from_data else torch.zeros_like(mean)
         if self.visible == "gaussian":
             bias[:plain] = mean[:plain]
         if from_data:  # softmax of a categorical unit's biases is how often each of its values occurs
-            groups = slice(plain, self.n_features_in_)
+            groups = slice(plain, inputs)
             bias[groups] = mean[groups].clamp(min=least).log()
         return bias
 
