@@ -42,7 +42,7 @@ TABLE_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "energynet": {"visible": "gaussian", "structure_iter": 20, "learning_rate": 0.01},
 }
-PASSES, FEWEST_STEPS, MOST_STEPS = 25, 300, 1500  # of a block of AdaNet's
+PASSES, FEWEST_STEPS, MOST_STEPS = 40, 150, 1500  # of a block of AdaNet's
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
