@@ -60,7 +60,13 @@ register(
     "grow SRC OUT --like TARGET --dry-run",
     "grow SRC OUT --width 2 --push-to-hub me/grown",
 )
-register(app, shrink, "shrink SRC OUT --hidden-size 256")
+register(
+    app,
+    shrink,
+    "shrink SRC OUT --hidden-size 256",
+    "shrink SRC OUT --method prune --num-hidden-layers 6 --data text.txt",
+    "shrink SRC OUT --method prune --intermediate-size 512 --inputs examples.safetensors",
+)
 register(app, fuse, "fuse A B OUT", "fuse A B OUT --weights 0.7,0.3", "fuse A B OUT --experts")
 register(app, average, "average STEP1 STEP2 STEP3 OUT", "average STEP1 STEP2 OUT --weights 1-sqrt")
 register(app, learn, "learn adanet TABLE.csv OUT", "learn energynet digits OUT --seed 1")
