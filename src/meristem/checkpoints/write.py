@@ -73,11 +73,11 @@ def write_model(
 
     groups, shards = plan_files(model, max_shard_size)
     place = check_place(out, overwrite, sources)
+    check_space(place, shards.bytes)
     if processes is not None and processes.rank:
         write_own_share(place, shards, groups, model, processes, sources)
         return ()
     with atomic_directory(out, overwrite, sources) as partial, contextlib.ExitStack() as stack:
-        check_space(partial, shards.bytes)
         save_all_but_weights(model, partial)
         if processes is not None:
             if prove is not None:
