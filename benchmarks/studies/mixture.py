@@ -20,7 +20,10 @@ def upcycled(name: str, at: float) -> Side:
     """A dense network that becomes a mixture at this cost, with its optimizer."""
     network, options = UPCYCLED[name]
     method = {"method": "upcycle", "num_experts": EXPERTS, "experts_per_token": PER_TOKEN, "optimizer": "carry"}
-    stages = [Stage("dense", until=at, rate="dense"), Stage(network, make={"grow": {**method, **options}}, train=BALANCE)]
+    stages = [
+        Stage("dense", until=at, rate="dense"),
+        Stage(network, make={"grow": {**method, **options}}, train=BALANCE),
+    ]
     return Side(f"{name}@{at:g}", stages, rate_of=None if at == MOMENTS[0] else f"{name}@{MOMENTS[0]:g}")
 
 
