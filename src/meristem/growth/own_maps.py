@@ -23,6 +23,7 @@ from torch import Tensor
 
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy, TensorAnatomy
+from meristem.anatomy.conventions import COMPARED_BY_TYPE
 from meristem.growth.stream import Stream
 
 OwnMaps = Mapping[str, Mapping[str, AxisMap]]  # by the tensor's name in the small network, then by axis
@@ -39,8 +40,11 @@ def own_maps(
         read = {axis for d in tensor.dimensions if d.role == "read" for axis in d.layout.axes() & set(padded)}
         if read and any(name.rpartition(".")[0] not in stream.measured for name in stream.taken.get(tensor.name, ())):
             found.setdefault(tensor.name, {}).update({axis: replace(padded[axis], twins=False) for axis in read})
+    compared = set(COMPARED_BY_TYPE.get(anatomy.builder.model_type, ()))
     for tensor in anatomy.tensors.values():
-        unheard = {axis for axis in padded if tensor.writes(axis)} if _is_unmeasured(anatomy, stream, tensor) else set()
+        kept = found.get(tensor.name, {})
+        unheard = {axis for axis in set(padded) - compared if tensor.writes(axis) and axis not in kept}
+        unheard = unheard if _is_unmeasured(anatomy, stream, tensor) else set()
         if unheard:
             found.setdefault(tensor.name, {}).update(
                 {axis: replace(padded[axis], write=padded[axis].heard) for axis in unheard}

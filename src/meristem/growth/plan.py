@@ -201,8 +201,7 @@ class GrowthPlan:
 
     def _dimension_maps(self, tensor: TensorAnatomy) -> tuple[AxisMap | None, ...]:
         own, maps = self.own_maps.get(tensor.name), []
-        axes = [d.layout.axes() for d in tensor.dimensions]  # heads and their width may be dimensions of their own (XLNet)
-        queries = sum(map(bool, axes)) > 1 and any(are_queries(axis) for some in axes for axis in some)
+        queries = any(are_queries(str(d.layout)) for d in tensor.dimensions)  # heads in a dimension of their own (XLNet)
         for dimension in tensor.dimensions:
             layout = dimension.layout
             own_map = self._expanded(layout, own) if own and layout.axes() & set(own) else self._layout_map(layout)
