@@ -26,7 +26,14 @@ NEO = {"vocab_size": 67, **pico.TOKENS, "hidden_size": 32, "num_layers": 2, "num
        "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64}  # fmt: skip
 GPT2 = {"vocab_size": 67, **pico.TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 MODERN = {**PLAIN, "num_hidden_layers": 4, "cls_token_id": 1, "sep_token_id": 2}
-MAMBA = {"vocab_size": 67, **pico.TOKENS, "hidden_size": 32, "state_size": 4, "num_hidden_layers": 2, "time_step_rank": 2}
+MAMBA = {
+    "vocab_size": 67,
+    **pico.TOKENS,
+    "hidden_size": 32,
+    "state_size": 4,
+    "num_hidden_layers": 2,
+    "time_step_rank": 2,
+}
 WIDER_KV = {**WIDER, "num_key_value_heads": 3}
 
 # class, config class, the network's config, what the target changes
@@ -141,7 +148,14 @@ def test_pixtrals_rows_do_not_become_columns():
 
 def test_stages_grow_to_a_target():
     """Configs whose depths stand in a list, and their kinds of layers nowhere."""
-    entries = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+    entries = {
+        "image_size": 32,
+        "patch_size": 4,
+        "embed_dim": 16,
+        "depths": [2, 2],
+        "num_heads": [2, 4],
+        "window_size": 4,
+    }
     small, target = pair(("SwinForImageClassification", "SwinConfig", entries, {"embed_dim": 32, "num_heads": [4, 8]}))
     growth = Growth.of(small, like=target)
     assert growth.certificate.holds

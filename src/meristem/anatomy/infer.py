@@ -244,9 +244,7 @@ def _norms(owners: Mapping[str, nn.Module]) -> dict[str, NormFacts]:
     return found
 
 
-def _plain_norms(
-    owners: Mapping[str, nn.Module], probes: Sequence[Probe], override: Override
-) -> dict[str, NormFacts]:
+def _plain_norms(owners: Mapping[str, nn.Module], probes: Sequence[Probe], override: Override) -> dict[str, NormFacts]:
     """Facts about every norm without weights. What it measures is explained as a gain would be, and where it takes
     whatever comes, by where it stands (`PLAIN_NORMS`)."""
     by_class: dict[tuple[type, tuple[int, ...]], NormFacts] = {}

@@ -60,7 +60,9 @@ def head_dim_map(
     ours, theirs = (_with_buffers(builder) for builder in (small, large))
     old, new = small.sizes[axis], sizes[axis]
     index = _places(anatomy, ours, theirs, old, new)
-    factor = math.sqrt(_score_scale(ours, theirs, _usual_scale(anatomy, new / old)))  # on queries, and once more on keys
+    factor = math.sqrt(
+        _score_scale(ours, theirs, _usual_scale(anatomy, new / old))
+    )  # on queries, and once more on keys
     carried = torch.zeros(new, dtype=torch.float64)
     carried[index] = 1.0
     source = torch.arange(new) % old

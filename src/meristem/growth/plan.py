@@ -201,7 +201,9 @@ class GrowthPlan:
 
     def _dimension_maps(self, tensor: TensorAnatomy) -> tuple[AxisMap | None, ...]:
         own, maps = self.own_maps.get(tensor.name), []
-        queries = any(are_queries(str(d.layout)) for d in tensor.dimensions)  # heads in a dimension of their own (XLNet)
+        queries = any(
+            are_queries(str(d.layout)) for d in tensor.dimensions
+        )  # heads in a dimension of their own (XLNet)
         for dimension in tensor.dimensions:
             layout = dimension.layout
             own_map = self._expanded(layout, own) if own and layout.axes() & set(own) else self._layout_map(layout)
