@@ -62,6 +62,11 @@ EXACT = {
     "Differential attention": ("DiffLlamaForCausalLM", "DiffLlamaConfig", LLAMA, {"hidden_size": 64}),
     "DistilBERT's hidden_dim": ("DistilBertForMaskedLM", "DistilBertConfig",
                                 {"vocab_size": 67, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}, {"hidden_dim": 72}),
+    "DINOv2's SwiGLU": ("Dinov2ForImageClassification", "Dinov2Config",
+                        {**{k: v for k, v in IMAGES.items() if k != "intermediate_size"}, "use_swiglu_ffn": True, "num_labels": 5},
+                        {"hidden_size": 64, "num_hidden_layers": 3}),
+    "LFM2's rounded feed-forward": ("Lfm2ForCausalLM", "Lfm2Config", {**LLAMA, "layer_types": ["conv", "full_attention"],
+                                    "block_multiple_of": 8, "block_ffn_dim_multiplier": 1.0}, {"intermediate_size": 96}),
     "DeBERTa's positions": ("DebertaV2ForMaskedLM", "DebertaV2Config", {**PLAIN, "relative_attention": True, "position_buckets": 8,
                             "pos_att_type": ["p2c", "c2p"]}, {"hidden_size": 64}),
 }  # fmt: skip
