@@ -12,7 +12,8 @@ again, which goes on from there, which is killed as well, until it ends by itsel
 `ray`: a cluster of two slots; the command, a worker of Ray, or the process of a node.
 
 A trial is equal if all models, optimizer states, kept checkpoints and results (but for seconds) are, byte for byte. Who was started by the
-process that was killed, directly or not, has to end too. Writes results/kills.json after each trial.
+process that was killed, directly or not, has to end too. Of an unequal trial, both folders stay (`--unequal`), and its row names the first
+tensor that differs, in the order in which nodes ended. Every process computes in one thread. Writes results/kills.json after each trial.
 """
 
 from __future__ import annotations
@@ -80,6 +81,27 @@ def digest(out: Path) -> dict[str, str]:
                 content = content.replace(str(out).encode(), b"OUT")
             found[name] = hashlib.sha256(content).hexdigest()
     return found
+
+
+def first_difference(undisturbed: Path, killed: Path, unequal: list[str]) -> str:
+    """The first file that differs, of the node that ended first; of tensors, the first by name, and by how much."""
+    import torch
+    from safetensors.torch import load_file
+
+    def ended(name: str) -> float:
+        result = undisturbed / name.split("/")[0] / "node.json"
+        return result.stat().st_mtime if result.exists() else 0.0
+
+    ordered = sorted(unequal, key=lambda name: (ended(name), not name.endswith(".safetensors"), name))
+    if not ordered[0].endswith(".safetensors") or not all((out / ordered[0]).exists() for out in (undisturbed, killed)):
+        return ordered[0]
+    one, other = (load_file(out / ordered[0]) for out in (undisturbed, killed))
+    for name in sorted(one.keys() | other.keys()):
+        if name not in one or name not in other:
+            return f"{ordered[0]}: {name} is in one of them only"
+        if not torch.equal(one[name], other[name]):
+            return f"{ordered[0]}: {name} by {float((one[name] - other[name]).abs().max()):.3g}"
+    return f"{ordered[0]}: equal tensors, other bytes"
 
 
 def _timeless(content: Any) -> Any:
@@ -166,9 +188,9 @@ def undisturbed(file: Path, folder: Path, way: str) -> tuple[dict[str, str], flo
 
 
 def one(
-    name: str, content: dict[str, Any], way: str, number: int, folder: Path, known: dict[Any, Any]
+    name: str, content: dict[str, Any], way: str, number: int, folder: Path, known: dict[Any, Any], keep: Path
 ) -> dict[str, Any]:
-    """The row of a trial."""
+    """The row of a trial. If it is unequal, both runs are left in `keep`."""
     place = folder / f"{name}-{way}"
     file = place / "recipe.yaml"
     if (name, way) not in known:
@@ -180,8 +202,13 @@ def one(
     kills = list(trial(file, out, way, duration, random.Random(f"{name} {way} {number}"), log))
     found = digest(out)
     unequal = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
-    shutil.rmtree(out)
     row = {"recipe": name, "way": way, "number": number, "files": len(expected), "unequal": unequal, "kills": kills}
+    if unequal:
+        row["first_difference"] = first_difference(place / "undisturbed", out, unequal)
+        kept = keep / f"{name}-{way}-{number}"
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(place, kept)
+    shutil.rmtree(out)
     return {**row, "undisturbed_seconds": round(duration, 1), "load_average": os.getloadavg()[0]}
 
 
@@ -197,12 +224,13 @@ def missing(rows: list[dict[str, Any]], wanted: dict[str, float], recipes: list[
 
 
 def main() -> None:
-    os.environ.update(ENVIRONMENT)
+    os.environ.update({**ENVIRONMENT, "OMP_NUM_THREADS": "1"})
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--small", action="store_true", help="6 kills of the first recipe, in one process")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument("--unequal", type=Path, default=Path(tempfile.gettempdir()) / "kills-unequal", help="where")
     arguments = parser.parse_args()
     import transformers  # noqa: F401 what is imported here, a fork need not import
 
@@ -220,9 +248,15 @@ def main() -> None:
     known: dict[Any, Any] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True, prefix="kills-") as folder:
         for name, way, number in missing(rows, wanted, sorted(recipes, key=lambda name: len(recipes[name]["nodes"]))):
-            row = one(name, recipes[name], way, number, Path(folder), known)
+            row = one(name, recipes[name], way, number, Path(folder), known, arguments.unequal)
             rows.append({**row, "revision": code_revision()})
-            say(name, way, number, f"{len(row['kills'])} kills, unequal {row['unequal']}")
+            say(
+                name,
+                way,
+                number,
+                f"{len(row['kills'])} kills, unequal {row['unequal']}",
+                row.get("first_difference", ""),
+            )
             kills = [kill for row in rows for kill in row["kills"]]
             summary = {"kills": len(kills), "unequal": sum(bool(row["unequal"]) for row in rows)}
             summary |= {"survivors": sum(len(kill["survivors"]) for kill in kills), "trials": rows}

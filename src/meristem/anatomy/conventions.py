@@ -63,7 +63,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "bottleneck_hidden": ("true_hidden_size",),  # blocks narrower than the stream, whose heads share this out
     "state": ("mamba_d_state", "ssm_state_size", "state_size"),
     "rank": ("time_step_rank", "mamba_dt_rank"),  # of what a state-space block computes its time steps from
-    "experts": ("num_local_experts", "num_experts"),
+    "experts": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
     "vocab": ("vocab_size",),
     "positions": ("max_position_embeddings", "n_positions", "max_target_positions"),  # where they are learned
 }

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
+from typing import Any
 
 import torch
 from torch import nn
@@ -73,7 +74,10 @@ def infer(builder: Builder, override: Override, trace: Traced | None = None) -> 
     blocks = _find_blocks(builder, base, deeper)
     depths = {axis: Depth(builder.depths[axis], _shapes(model)) for axis, model in deeper.items()}
     ties = _ties(base)
-    owners = dict(base.named_modules())
+    owners = dict(
+        base.named_modules(remove_duplicate=False)
+    )  # a module may go by several names, and its tensors with it
+    trace = _by_all_names(trace, owners) if trace is not None else None
     tensors = {}
     for name, tensor in base.state_dict().items():
         block = _block_of(name, blocks)
@@ -95,6 +99,26 @@ def infer(builder: Builder, override: Override, trace: Traced | None = None) -> 
     measured = trace.measured if trace is not None else {}
     norms = _norms(owners) | _plain_norms(owners, probes, override)
     return Structure(axes, tensors, blocks, norms, lists, measured, _guessed(tensors, owners, override, trace))
+
+
+def _by_all_names(trace: Traced, owners: Mapping[str, nn.Module]) -> Traced:
+    """The same for every name of a module that goes by several; a pass knows it by the first."""
+    paths: dict[int, list[str]] = {}
+    for path, module in owners.items():
+        paths.setdefault(id(module), []).append(path)
+    others = {path: names[0] for names in paths.values() for path in names[1:]}
+
+    def under_all(found: Mapping[str, Any]) -> dict[str, Any]:
+        more = {
+            f"{other}.{leaf}": value
+            for name, value in found.items()
+            for path, leaf in [owner_and_parameter(name)]
+            for other, first in others.items()
+            if first == path
+        }
+        return {**found, **more}
+
+    return replace(trace, roles=under_all(trace.roles), layouts=under_all(trace.layouts))
 
 
 def _probed(builder: Builder, sizes: Sizes, own: Mapping[str, tuple[int, ...]]) -> Iterator[Probe]:
@@ -213,7 +237,7 @@ def _block_of(name: str, blocks: Sequence[BlockList]) -> tuple[str, int] | None:
 
 def _ties(model: nn.Module) -> dict[str, str]:
     """{name: the name of the same parameter that counts as its own}: the embedding's, else the first."""
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     tied = {}
     for names in names_of_parameters(model):
         embeddings = [n for n in names if isinstance(modules[n.rpartition(".")[0]], nn.Embedding)]

@@ -30,14 +30,14 @@ class NormFacts:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether it is called a norm and has a gain."""
+    """Whether it is called a norm, or acts as one, and has a gain."""
     return gain_of(module) is not None
 
 
 def gain_of(module: nn.Module) -> str | None:
     """The name of a norm's gain; None for what is no norm, or has no gain."""
     if not re.search(NORM_CLASS, type(module).__name__):
-        return None
+        return _gain_by_trial(module)
     return next((name for name in NORM_GAINS if isinstance(getattr(module, name, None), nn.Parameter)), None)
 
 
@@ -51,6 +51,43 @@ def plain_shape(module: nn.Module) -> tuple[int, ...]:
     """What a norm without weights says that it measures; () where it takes whatever comes."""
     shape = getattr(module, "normalized_shape", ())
     return (shape,) if isinstance(shape, int) else tuple(shape)
+
+
+_BY_TRIAL: dict[type, str | None] = {}
+
+
+def _gain_by_trial(module: nn.Module) -> str | None:
+    """The gain of a module of any name that has a few vectors and nothing else, and gives out the same for features and for twice
+    these; None for any other. Tried once for each class."""
+    kind = type(module)
+    own = dict(module.named_parameters(recurse=False))
+    vectors = {p.shape for p in own.values()}
+    if kind.__module__.startswith("torch.nn.") or len(vectors) != 1 or len(next(iter(vectors))) != 1:
+        return None
+    if any(True for _ in module.children()) or next(iter(vectors))[0] < 2 or any(True for _ in module.buffers()):
+        return None
+    if kind not in _BY_TRIAL:
+        _BY_TRIAL[kind] = next((name for name in own if _is_gain(module, name)), None)
+    return _BY_TRIAL[kind] if _BY_TRIAL[kind] in own else None
+
+
+def _is_gain(module: nn.Module, name: str) -> bool:
+    """Whether a module measures the size of its features and multiplies by this parameter: without it, or with twice of it."""
+    try:
+        probe = copy.deepcopy(module).to_empty(device="cpu").double()
+        x = torch.randn(3, *probe.get_parameter(name).shape, generator=torch.Generator().manual_seed(0)).double()
+        with torch.no_grad():
+            for parameter in probe.parameters():
+                parameter.zero_()
+            nothing = probe(x)
+            probe.get_parameter(name).fill_(1.0)
+            once, scaled = probe(x), probe(4 * x)
+            probe.get_parameter(name).fill_(2.0)
+            twice = probe(x)
+    except Exception:  # it is called in another way
+        return False
+    alike = isinstance(once, torch.Tensor) and once.shape == x.shape and bool(once.std(0).max() > 1e-3)
+    return alike and torch.allclose(once, scaled, atol=1e-2) and torch.allclose(twice - once, once - nothing, atol=1e-6)
 
 
 def is_per_unit(module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import nn
 
 from meristem.anatomy.conventions import NORM_CLASS, NORM_GAINS, RAW_READERS, ROUTER_CLASS
+from meristem.anatomy.norms import gain_of
 
 Role = Literal["write", "read", "gain", "shift", "variance", "fixed"]
 
@@ -38,7 +39,8 @@ def known_roles(owner: nn.Module, parameter: str, ndim: int) -> tuple[Role, ...]
     if ndim == 1:
         if re.search(NORM_CLASS, kind):
             return ("gain",) if parameter in NORM_GAINS else ("variance",) if parameter == "running_var" else ("shift",)
-        return ("write",)
+        gain = gain_of(owner)
+        return ("write",) if gain is None else ("gain",) if parameter == gain else ("shift",)
     if kind == "Conv1D":  # transformers' transposed Linear
         return ("read", "write")
     if isinstance(owner, nn.Embedding) or (ndim == 2 and kind.endswith("Embedding") and parameter == "weight"):

@@ -54,19 +54,22 @@ def _model_class(config: Any, source: Source, trust_remote_code: bool) -> type:
         raise MeristemError(f"{source}: config.json names no architecture, so its model class is unknown")
     auto_map = getattr(config, "auto_map", None)
     if trust_remote_code and isinstance(auto_map, dict):
-        reference = next((r for r in auto_map.values() if str(r).split(".")[-1] == names[0]), None)
-        if reference:
-            return _class_of_its_own(reference, source)
+        for auto_class, reference in auto_map.items():
+            if isinstance(reference, str) and reference.split(".")[-1] == names[0]:
+                return _class_of_its_own(reference, auto_class, source)
     found = getattr(transformers, names[0], None)
     if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
         raise MeristemError(f"{source}: transformers {transformers.__version__} has no model class {names[0]}")
     return found
 
 
-def _class_of_its_own(reference: str, source: Source) -> type:
+def _class_of_its_own(reference: str, auto_class: str, source: Source) -> type:
+    """A class of a checkpoint's own code; its code is written wherever the model is, as stock transformers does."""
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     try:
-        return get_class_from_dynamic_module(reference, str(source.path))
+        found: Any = get_class_from_dynamic_module(reference, str(source.path))
+        found.register_for_auto_class(auto_class)
+        return found
     except Exception as error:
         raise MeristemError(f"{source}: its own class {reference} cannot be loaded: {first_line(error)}") from error

@@ -99,12 +99,14 @@ def average(
     *,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    tell: Callable[[Sequence[str], Sequence[Source]], object] | None = None,
     **options: Any,
 ) -> list[float]:
     """Write the weighted mean of model directories, the oldest first, to `out`; what is no weight is the last one's.
 
     Args:
         weights: as in `shares`.
+        tell: called with what the last one holds that was left behind, and with what the sources are, the last one first.
         options: further ones of `write_model`.
 
     Returns:
@@ -121,8 +123,10 @@ def average(
     found = [find_source(source, trust_remote_code) if isinstance(source, str) else source for source in sources]
     model = averaged([open_streamed(source, trust_remote_code) for source in found], parts)
     paths = [source.path for source in found]
-    write_model(
+    left = write_model(
         model, out, lambda: average_record(found, parts), paths[-1], overwrite, sources=paths,
         trust_remote_code=trust_remote_code, **options,
     )  # fmt: skip
+    if tell is not None:
+        tell(left, found[::-1])
     return parts

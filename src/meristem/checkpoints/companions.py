@@ -1,7 +1,8 @@
 """What a model directory holds besides its weights: tokenizers, processors, templates, licences. It travels along, by rule.
 
 Left behind, and said so, are weights in other formats or for other networks (those in subdirectories), code unless it is trusted,
-and what belongs to a run. Hidden files (`.git`, `.cache`) are no part of the model.
+what belongs to a run, and what is no file of the model: pipes, and links that lead out of it (`leads_out`). Hidden files (`.git`,
+`.cache`) are no part of the model.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ def companions(source: Path, trust_remote_code: bool = False, out: Path | None =
                     _matches(inner, WEIGHTS)
                     or _matches(inner, RUN)
                     or (_matches(inner, CODE) and not trust_remote_code)
+                    or not (source / inner).is_file()
+                    or leads_out(source / inner, source)
                 )
                 (left if stays else copied).append(inner)
     except OSError as error:
@@ -87,6 +90,29 @@ def copy_companions(source: Path, out: Path, names: Sequence[str]) -> None:
         if not (out / name).exists():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, out / name)
+
+
+def differing(source: Path, other: Path) -> list[str]:
+    """Companions of `other`, by their paths in it, that `source` has not, or has with another content. Raises as `companions`."""
+    try:
+        return [
+            name
+            for name in companions(other).copied
+            if not (source / name).is_file() or (source / name).read_bytes() != (other / name).read_bytes()
+        ]
+    except OSError as error:
+        raise MeristemError(f"{error.filename or other} cannot be read: {error.strerror or error}") from error
+
+
+def leads_out(file: Path, source: Path) -> bool:
+    """Whether a file of a model directory is a link out of it: to a secret of the user's, say, that would be copied and published.
+
+    A directory may be one of links to another one, such as the hub's cache, whose snapshots are links to blobs: what lies where
+    its config.json really lies is the model's, too.
+    """
+    real = Path(os.path.realpath(file))
+    homes = [Path(os.path.realpath(source)), Path(os.path.realpath(source / "config.json")).parent]
+    return not any(home in real.parents for home in homes)
 
 
 def _files(directory: Path, out: Path | None) -> Iterator[str]:

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from meristem.anatomy.streamed import Weights, streamed, weights_of
 from meristem.checkpoints.architecture import architecture_of
+from meristem.checkpoints.companions import companions, copy_companions
 from meristem.checkpoints.directory import atomic_directory, write_json
 from meristem.checkpoints.distributed_tensors import INDEX, DistributedTensors, Keys
 from meristem.checkpoints.open_streamed import weights_from, without_weights
@@ -119,19 +120,32 @@ def _read_weights(model: nn.Module, reader: DistributedTensors, network: Keys, s
 
 
 def write_distributed(
-    growth: Growth, networks: Networks, out: Path, record: Callable[[], dict[str, Any]], overwrite: bool = False
-) -> None:
-    """The grown checkpoint as a directory of the same kind, under the same paths; tensors are made one at a time.
+    growth: Growth,
+    networks: Networks,
+    out: Path,
+    record: Callable[[], dict[str, Any]],
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> tuple[str, ...]:
+    """The grown checkpoint as a directory of the same kind, under the same paths; tensors are made one at a time. What is no weight
+    travels along, as with `write_model`.
+
+    Returns:
+        What the source holds that was left behind.
 
     Raises:
         MeristemError: if `out` exists, for optimizer state whose growth is not known, or if the disk is full.
     """
+    source = Path(networks.reader.path)
     read_family(networks.reader, growth.plans[0].source.tensors)
-    with atomic_directory(out, overwrite, [Path(networks.reader.path)]) as partial:
+    with atomic_directory(out, overwrite, [source]) as partial:
         save_all_but_weights(growth.model, partial)
         save_content(growth, networks, partial)
+        beside = companions(source, trust_remote_code, partial)
+        copy_companions(source, partial, beside.copied)
         write_json(partial / "meristem.json", record())
         _check_written(growth.model, partial, networks.models)
+    return tuple(name for name in beside.left if not fnmatch(name, "*.distcp"))  # those grew
 
 
 def read_family(reader: DistributedTensors, names: Iterable[str]) -> Family:

@@ -33,7 +33,8 @@ def locked(place: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file that cannot be removed locks nothing
+            path.unlink(missing_ok=True)
         os.close(handle)
 
 

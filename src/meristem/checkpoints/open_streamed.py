@@ -15,6 +15,8 @@ from meristem.anatomy.conventions import DEPTH_FIELDS, FIELDS
 from meristem.anatomy.shared_names import names_of_parameters
 from meristem.anatomy.streamed import Span, Weights, streamed
 from meristem.checkpoints.architecture import architecture_of
+from meristem.checkpoints.companions import leads_out
+from meristem.checkpoints.quantised import check_not_quantised
 from meristem.checkpoints.source import Source, find_source
 from meristem.checkpoints.stock import groups_on_disk
 from meristem.checkpoints.stored import StoredTensors
@@ -59,6 +61,7 @@ def read_weights(model: nn.Module, stored: StoredTensors, source: Source, drop: 
         MeristemError: for tensors that are missing, left over, of other shapes, or tied and stored with different values.
     """
     placeholders = {n: torch.empty(e.shape, dtype=e.dtype, device="meta") for n, e in stored.entries.items()}
+    check_not_quantised(source, placeholders, model.state_dict())
     groups, shapes, unplaced = groups_on_disk(model, placeholders)
     check_unplaced(source, model, {name: stored.entries[name].shape for name in unplaced}, drop)
 
@@ -173,6 +176,10 @@ def _generation_config(path: Path) -> Any:
     from transformers import GenerationConfig
 
     own = (path / "generation_config.json").is_file()
+    if own and leads_out(path / "generation_config.json", path):
+        raise MeristemError(
+            f"{path / 'generation_config.json'} is a link out of the model's directory, which is not followed; put the file there"
+        )
     try:
         if own:
             return GenerationConfig.from_pretrained(path)

@@ -6,7 +6,6 @@ grown one is such a directory again, which any number of processes load.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -16,7 +15,7 @@ from torch import nn
 
 from meristem.checkpoints.distributed import Networks, is_distributed, read_family, save_content
 from meristem.checkpoints.distributed_tensors import DistributedTensors
-from meristem.checkpoints.trainer_state import KEPT
+from meristem.checkpoints.trainer_state import keep_beside
 from meristem.errors import MeristemError
 from meristem.growth import Growth
 from meristem.growth.optimizer_families import Family
@@ -59,6 +58,4 @@ def grow_sharded_optimizer(saved: ShardedOptimizer, growth: Growth, out: Path) -
         MeristemError: for optimizer state whose growth is not known, or if the disk is full.
     """
     save_content(growth, Networks(saved.reader, {}, frozenset()), out / NAME)
-    for pattern in KEPT:
-        for file in saved.directory.glob(pattern):
-            shutil.copyfile(file, out / file.name)
+    keep_beside(saved.directory, out)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meristem.checkpoints.companions import leads_out
 from meristem.checkpoints.distributed_tensors import INDEX
 from meristem.checkpoints.shards import check_space
 from meristem.errors import MeristemError
@@ -73,7 +74,7 @@ def read_trainer_state(directory: Path, small: nn.Module) -> TrainerState:
     Raises:
         MeristemError: if the optimizer's groups are not the two that the Trainer makes, or its state cannot grow.
     """
-    saved = torch.load(directory / "optimizer.pt", weights_only=True, map_location="cpu", mmap=True)
+    saved = _read_optimizer(directory / "optimizer.pt")
     names = _grouped_names(small)
     counts = [len(group["params"]) for group in saved["param_groups"]]
     if counts != [len(group) for group in names]:
@@ -95,9 +96,31 @@ def grow_trainer_state(saved: TrainerState, growth: Growth, out: Path) -> None:
     for plan in growth.plans:
         state = dict(grow_state(plan, state, saved.family))
     _write_optimizer(out / "optimizer.pt", state, saved.groups, growth.model, saved.family)
+    keep_beside(saved.directory, out)
+
+
+def keep_beside(directory: Path, out: Path) -> None:
+    """Copy the files of a Trainer's checkpoint that growth does not touch. Raises OSError."""
     for pattern in KEPT:
-        for file in saved.directory.glob(pattern):
-            shutil.copyfile(file, out / file.name)
+        for file in directory.glob(pattern):
+            if file.is_file() and not leads_out(file, directory):
+                shutil.copyfile(file, out / file.name)
+
+
+def _read_optimizer(file: Path) -> Any:
+    """{"state": {number: {name: tensor}}, "param_groups": [{"params": numbers, ...}]}, the tensors mapped. Raises MeristemError."""
+    try:
+        saved = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+        groups = [list(group["params"]) for group in saved["param_groups"]]
+        fits = all(isinstance(parts, dict) for parts in saved["state"].values()) and bool(groups)
+    except Exception as error:
+        raise MeristemError(
+            f"{file} is no optimizer's state that can be read without running what it holds; pass --drop optimizer.pt to grow the "
+            "weights alone"
+        ) from error
+    if not fits:
+        raise MeristemError(f"{file} holds no optimizer's state; pass --drop optimizer.pt to grow the weights alone")
+    return saved
 
 
 def _grouped_names(model: nn.Module) -> list[list[str]]:

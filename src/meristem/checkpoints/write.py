@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -72,11 +73,11 @@ def write_model(
 
     groups, shards = plan_files(model, max_shard_size)
     place = check_place(out, overwrite, sources)
+    check_space(place, shards.bytes)
     if processes is not None and processes.rank:
         write_own_share(place, shards, groups, model, processes, sources)
         return ()
     with atomic_directory(out, overwrite, sources) as partial, contextlib.ExitStack() as stack:
-        check_space(partial, shards.bytes)
         save_all_but_weights(model, partial)
         if processes is not None:
             if prove is not None:
@@ -94,7 +95,8 @@ def write_model(
             copy_companions(tokenizer_from, partial, beside.copied)
         record = record() if callable(record) else record
         write_json(partial / "meristem.json", record)
-        (partial / "README.md").write_text(model_card(record))
+        origins = [Path(origin) for origin in (*([tokenizer_from] if tokenizer_from else []), *sources)]
+        (partial / "README.md").write_text(model_card(record, origins))
         if more is not None:
             more(partial)
         check_written(model, partial)
@@ -178,3 +180,17 @@ def save_all_but_weights(model: Any, directory: Path) -> None:
     finally:
         if shown:
             logging.enable_progress_bar()
+    _name_code_here(directory)
+
+
+def _name_code_here(directory: Path) -> None:
+    """Code that was another repository's (`owner/name--file.Class`) and is written here is named as lying here."""
+    config = json.loads((directory / "config.json").read_text())
+    auto_map = config.get("auto_map")
+    if not isinstance(auto_map, dict):
+        return
+    for key, reference in auto_map.items():
+        local = reference.rpartition("--")[2] if isinstance(reference, str) else ""
+        if local != reference and (directory / f"{local.partition('.')[0]}.py").exists():
+            auto_map[key] = local
+    write_json(directory / "config.json", config)

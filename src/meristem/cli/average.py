@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import functools
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from meristem.cli.output import Answer, calm_libraries, note, parents_and_out
 from meristem.cli.parameters import Overwrite, PushRevision, PushTo, ShardSize, Trust
+from meristem.cli.places import at_place
 from meristem.cli.progress import bytes_bar
 from meristem.cli.pushing import check_push, push
+from meristem.cli.writing import say_left
 from meristem.errors import MeristemError
+
+if TYPE_CHECKING:
+    from meristem.checkpoints.source import Source
 
 
 def average(
@@ -34,7 +41,6 @@ def average(
     from meristem.checkpoints.directory import check_place
 
     parents, out = parents_and_out("average", sources, "checkpoints")
-    check_place(out, overwrite, parents)
     chosen: str | list[float] = weights
     if weights not in SHAPES:
         try:
@@ -46,8 +52,17 @@ def average(
     where = (push_to_hub, revision)
     check_push(where)
     calm_libraries()
-    bar = functools.partial(bytes_bar, f"writing {out}")
     flags = {"overwrite": overwrite, "trust_remote_code": trust_remote_code, "max_shard_size": max_shard_size}
-    parts = write_average(parents, out, chosen, **flags, bar=bar)
-    note(f"{out}: the mean of {len(parts)} checkpoints, weights {', '.join(f'{part:.3g}' for part in parts)}")
-    return Answer({"out": out, "sources": parents, "weights": parts, "pushed": push(out, where)})
+
+    def averaged(place: Path) -> Answer:
+        check_place(place, overwrite, parents)
+        bar = functools.partial(bytes_bar, f"writing {place}")
+
+        def tell(left: Sequence[str], found: Sequence[Source]) -> None:
+            say_left(left, place, found)
+
+        parts = write_average(parents, place, chosen, **flags, bar=bar, tell=tell)
+        note(f"{place}: the mean of {len(parts)} checkpoints, weights {', '.join(f'{part:.3g}' for part in parts)}")
+        return Answer({"out": place, "sources": parents, "weights": parts, "pushed": push(place, where)})
+
+    return at_place(out, averaged, overwrite)

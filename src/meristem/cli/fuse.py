@@ -11,6 +11,7 @@ import typer
 
 from meristem.cli.output import Answer, calm_libraries, note, parents_and_out
 from meristem.cli.parameters import Drop, ExpertsPerToken, Overwrite, Prove, PushRevision, PushTo, ShardSize, Trust
+from meristem.cli.places import at_place
 from meristem.cli.progress import step
 from meristem.cli.pushing import check_push, push
 from meristem.cli.writing import write
@@ -43,9 +44,6 @@ def fuse(
 ) -> Answer:
     """Fuse several models of one type into one as wide as all together (Deep Fusion); the same one twice is self-fusion."""
     parents, out = parents_and_out("fuse", sources, "models")
-    from meristem.checkpoints.directory import check_place
-
-    check_place(out, overwrite, parents)
     try:
         shares = [float(share) for share in weights.split(",")] if weights else None
     except ValueError as error:
@@ -58,8 +56,12 @@ def fuse(
     experts_each = (experts, experts_per_token or 2)
     method = DeepFusion(shares, norm, noise, seed, allow_differences, *experts_each)  # type: ignore[arg-type]
     method.convex(len(parents))
-    told = fuse_checkpoints(parents, out, method, verify, max_shard_size, drop or [], overwrite, trust_remote_code)
-    return Answer({**told, "pushed": push(out, where)})
+
+    def fused(place: Path) -> Answer:
+        flags = (verify, max_shard_size, drop or [], overwrite, trust_remote_code)
+        return Answer({**fuse_checkpoints(parents, place, method, *flags), "pushed": push(place, where)})
+
+    return at_place(out, fused, overwrite)
 
 
 def fuse_checkpoints(
@@ -74,10 +76,12 @@ def fuse_checkpoints(
 ) -> dict[str, Any]:
     """Open, fuse, measure, write; what was made, printed and as data."""
     from meristem.checkpoints import open_streamed
+    from meristem.checkpoints.directory import check_place
     from meristem.checkpoints.record import fusion_record
     from meristem.checkpoints.source import find_source
     from meristem.growth.fuse import fuse_with_certificate
 
+    check_place(out, overwrite, sources)
     with step("planning and measuring" if prove else "planning"):
         found = {source: find_source(source, trust) for source in dict.fromkeys(sources)}
         opened = {name: open_streamed(source, trust, drop) for name, source in found.items()}

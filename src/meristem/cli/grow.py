@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from meristem.cli.growing import Request, grow_checkpoint
-from meristem.cli.options import method_options
+from meristem.cli.options import complete_method, method_options
 from meristem.cli.output import Answer
 from meristem.cli.parameters import (
     AttentionHeads,
@@ -41,6 +41,7 @@ from meristem.cli.parameters import (
     Trust,
     VocabSize,
 )
+from meristem.cli.places import at_place
 from meristem.errors import MeristemError
 
 
@@ -48,14 +49,18 @@ def grow(
     context: typer.Context,
     source: Source,
     out: Annotated[
-        Optional[Path],
+        Optional[str],
         typer.Argument(
-            metavar="OUT", help="The directory to write; it must not exist. With --build, the only argument."
+            metavar="OUT",
+            help="The directory to write, or an address such as s3://bucket/model; it must not exist. With --build, the only argument.",
         ),
     ] = None,
     method: Annotated[
         Optional[str],
-        typer.Option(help="The growth method; several, comma-separated, act in turn. Default: hypercloning."),
+        typer.Option(
+            help="The growth method; several, comma-separated, act in turn. Default: hypercloning.",
+            autocompletion=complete_method,
+        ),
     ] = None,
     like: LikeTarget = None,
     take_target_fields: TakeFields = False,
@@ -128,4 +133,10 @@ def grow(
         raise MeristemError("meristem grow takes SRC and OUT; only SRC was given")
     target, push = (like, take_target_fields), (push_to_hub, revision)
     flags = (overwrite, trust_remote_code, verify, max_shard_size, dry_run, drop or [])
-    return grow_checkpoint(Request(source, out, method, options, *flags, inputs, target, processes, sample, push))
+    further = (inputs, target, processes, sample, push)
+    return at_place(
+        out,
+        lambda place: grow_checkpoint(Request(source, place, method, options, *flags, *further)),
+        overwrite,
+        alone=processes != "ranks",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from meristem.cli.options import read_options
 from meristem.cli.output import Answer, note
 from meristem.cli.parameters import MoreOptions, Out, Overwrite
+from meristem.cli.places import at_place
 from meristem.errors import MeristemError
 
 
@@ -53,12 +55,17 @@ def learn(
     reading = {"target": target, "task": task, "header": header, "separator": separator}
     opened = open_table(table, **reading)
     print("\n".join([*opened.notes, *lines(opened.columns)]), flush=True)
-    learned = learn_table(method, opened, out, read_options({}, option or []), seed, test_share, overwrite)
-    metrics = learned.metrics
-    print(learned.estimator.summary())
-    print(
-        f"{metrics['measure']} on {metrics['test_rows']} rows not seen: {metrics['test_score']:.4f} "
-        f"(a linear model: {metrics['linear_test_score']:.4f})"
-    )
-    note(f"{out}: model/, encoder.skops, table.json, metrics.json, summary.txt, structure.png")
-    return Answer({"out": out, "method": method, "metrics": metrics})
+    options = read_options({}, option or [])
+
+    def learned_at(place: Path) -> Answer:
+        learned = learn_table(method, opened, place, options, seed, test_share, overwrite)
+        metrics = learned.metrics
+        print(learned.estimator.summary())
+        print(
+            f"{metrics['measure']} on {metrics['test_rows']} rows not seen: {metrics['test_score']:.4f} "
+            f"(a linear model: {metrics['linear_test_score']:.4f})"
+        )
+        note(f"{place}: model/, encoder.skops, table.json, metrics.json, summary.txt, structure.png")
+        return Answer({"out": place, "method": method, "metrics": metrics})
+
+    return at_place(out, learned_at, overwrite)

@@ -119,7 +119,7 @@ def leave(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def parents_and_out(verb: str, sources: list[str], what: str) -> tuple[list[str], Path]:
+def parents_and_out(verb: str, sources: list[str], what: str) -> tuple[list[str], str]:
     """A B ... OUT, taken apart.
 
     Raises:
@@ -127,4 +127,4 @@ def parents_and_out(verb: str, sources: list[str], what: str) -> tuple[list[str]
     """
     if len(sources) < 3:
         raise MeristemError(f"{verb} wants at least two {what} and OUT, got {' '.join(sources)}")
-    return sources[:-1], Path(sources[-1])
+    return sources[:-1], sources[-1]

@@ -7,8 +7,19 @@ from typing import Annotated, Optional
 
 import typer
 
-Source = Annotated[str, typer.Argument(metavar="SRC", help="A Hugging Face model directory or hub name.")]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write; it must not exist.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC",
+        help="A Hugging Face model directory, hub name (owner/name, or owner/name@revision), or address such as s3://bucket/model.",
+    ),
+]
+Out = Annotated[
+    str,
+    typer.Argument(
+        metavar="OUT", help="The directory to write, or an address such as s3://bucket/model; it must not exist."
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace OUT if all that it holds is Meristem's or save_pretrained's.")
 ]

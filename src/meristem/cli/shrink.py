@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from meristem.cli.growing import Request, grow_checkpoint
@@ -29,6 +31,7 @@ from meristem.cli.parameters import (
     Trust,
     VocabSize,
 )
+from meristem.cli.places import at_place
 
 
 def shrink(
@@ -56,5 +59,9 @@ def shrink(
 ) -> Answer:
     """Cut a smaller model out of a larger one (weight selection)."""
     flags = (overwrite, trust_remote_code, False, max_shard_size, dry_run, drop or [])
-    asked = Request(source, out, "weight_selection", method_options(context), *flags, push=(push_to_hub, revision))
-    return grow_checkpoint(asked)
+    options, where = method_options(context), (push_to_hub, revision)
+
+    def shrunk(place: Path) -> Answer:
+        return grow_checkpoint(Request(source, place, "weight_selection", options, *flags, push=where))
+
+    return at_place(out, shrunk, overwrite)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,15 +28,17 @@ def verify(
         from meristem.certificates import verify as measure
         from meristem.checkpoints import open_streamed
         from meristem.checkpoints.record import recorded_methods
+        from meristem.checkpoints.source import find_source
         from meristem.cli.inputs import read_inputs
         from meristem.growth.growth import sampled_certificate
 
         given = read_inputs(inputs) if inputs else None
-        models = [open_streamed(source, trust_remote_code, drop or []) for source in (small, big)]
+        found = [find_source(source, trust_remote_code) for source in (small, big)]
+        models = [open_streamed(source, trust_remote_code, drop or []) for source in found]
         if sample is None:
             certificate = measure(models[0], models[1], given)
         else:
-            certificate = sampled_certificate(models[0], models[1], recorded_methods(Path(big)), sample, given)
+            certificate = sampled_certificate(models[0], models[1], recorded_methods(found[1].path), sample, given)
     table = Table("measured", "value", title=f"{small} against {big}")
     for key, value in certificate.as_dict().items():
         table.add_row(key, f"{value:.3e}" if isinstance(value, float) else str(value))

@@ -34,13 +34,27 @@ def write(
     left = write_model(
         model, out, record, paths[0], overwrite, more, max_shard_size, bar, paths, trust, processes, prove
     )
-    left = [name for name in left if not (out / name).exists()]  # a Trainer's files are written by `more`
+    return say_left(left, out, sources)
+
+
+def say_left(left: Sequence[str], out: Path, sources: Sequence[Source]) -> list[str]:
+    """Tell what of the first source did not come along, and what of the other sources is not as there; the former is returned."""
+    from meristem.checkpoints.companions import differing
+
+    left = [name for name in left if not (out / name).exists()]  # a Trainer's files are written beside
     if left:
         print(
             f"meristem: left behind of {sources[0]}, being no part of the grown model: {', '.join(left)}",
             file=sys.stderr,
         )
-    return left
+    for source in sources[1:]:
+        others = differing(sources[0].path, source.path)
+        if others:
+            print(
+                f"meristem: {source} has other {', '.join(others)} than {sources[0]}, whose files are taken",
+                file=sys.stderr,
+            )
+    return list(left)
 
 
 def print_files(model: Any, max_shard_size: str) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def open_encoding(tokenizer: str) -> Encoding:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
+        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     except Exception as error:
         raise MeristemError(f"tokenizer {tokenizer!r} cannot be loaded: {first_line(error)}") from error
     end, known = loaded.eos_token_id, loaded.get_vocab()

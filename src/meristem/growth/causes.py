@@ -6,8 +6,11 @@ import re
 from collections.abc import Iterator
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from meristem.growth.differences import INERT
 from meristem.growth.plan import GrowthPlan
+from meristem.growth.upcycle_plan import UpcyclePlan
 
 # Modules that compute something from the width which copies of the units do not have: class name, what it is.
 COMPUTED = (
@@ -16,8 +19,37 @@ COMPUTED = (
 )
 
 
+REMOVE = (
+    "Take it off in the network and in the function that builds it (torch.nn.utils.parametrize.remove_parametrizations(module, "
+    '"weight"), or torch.nn.utils.remove_weight_norm and remove_spectral_norm), grow, and put it on again'
+)
+
+
+def computed_weight(model: nn.Module) -> str | None:
+    """Which weight is computed from other tensors that are measured as a whole (weight norm, spectral norm), if any is."""
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        old = next((leaf.removesuffix(end) for leaf in own for end in ("_orig", "_g") if leaf.endswith(end)), None)
+        if old is not None and (f"{old}_orig" in own or f"{old}_v" in own) and not isinstance(module, nn.RNNBase):
+            return f"{name}.{old} is computed from {name}.{old}_* by a norm of the whole matrix, which copies change".lstrip(
+                "."
+            )
+        if parametrize.is_parametrized(module):
+            chain = next(iter(module.parametrizations.items()))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+            kind = type(chain[1][0]).__name__.strip("_")
+            return f"{name}.{chain[0]} is computed from {name}.parametrizations.{chain[0]}.* by {kind}, which copies change"
+    return None
+
+
 def known_cause(model: nn.Module, plans: tuple[GrowthPlan, ...]) -> str | None:
-    """One sentence about the first thing in the network that no widening of its stream keeps; None if nothing is known."""
+    """One sentence about the first thing in the network that no mixture's config says, or no widening of its stream keeps; None if nothing is
+    known."""
+    lost = next((_lost(plan) for plan in plans if isinstance(plan, UpcyclePlan) and _lost(plan)), None)
+    if lost is not None:
+        return lost
+    computed = computed_weight(model)
+    if computed is not None:
+        return f"{computed}. {REMOVE}"
     widened = [axis for plan in plans for axis in plan.maps if plan.source.axes[axis].kind == "hidden"]
     return of_width(model, plans[0].source.sizes[widened[0]]) if widened else None
 
@@ -31,6 +63,27 @@ def of_width(model: nn.Module, width: int) -> str | None:
         f"{found}, so a wider network computes others and no widening of hidden_size keeps the function; intermediate_size and the "
         "depth can grow"
     )
+
+
+def _lost(plan: UpcyclePlan) -> str | None:
+    """What the dense network's config says beside its class's defaults, and its mixture's cannot say."""
+    dense, mixture = (getattr(builder, "config", None) for builder in (plan.source.builder, plan.target))
+    if dense is None or mixture is None:
+        return None
+    known, usual = mixture.to_dict(), type(dense)().to_dict()
+    lost = [
+        f"{entry}={value!r}"
+        for entry, value in dense.to_dict().items()
+        if entry not in known and not INERT.fullmatch(entry) and _kinds(value) != _kinds(usual.get(entry))
+    ]
+    if not lost:
+        return None
+    return f"{plan.target.model_type} has no such config entry as {', '.join(lost)}, which changes what this {plan.source.builder.model_type} computes"
+
+
+def _kinds(value: object) -> object:
+    """Of a list with an entry for each layer, what occurs in it."""
+    return set(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _computed(model: nn.Module, width: int) -> Iterator[str]:

@@ -41,8 +41,8 @@ def check_same(model: nn.Module, anatomy: Anatomy) -> None:
         )
     lacks, more = sorted(set(anatomy.tensors) - names), sorted(names - set(anatomy.tensors))
     if lacks or more:
-        said = [f"the network has no {_listed(lacks)}"] if lacks else []
-        said += [f"the anatomy does not know {_listed(more)} of the network"] if more else []
+        said = [f"the network has no {listed(lacks)}"] if lacks else []
+        said += [f"the anatomy does not know {listed(more)} of the network"] if more else []
         raise MeristemError(
             f"the anatomy is of another network than this {type(model).__name__}: {'; '.join(said)}. Describe the class that builds "
             "all its tensors"
@@ -68,6 +68,7 @@ def check_guesses(plan: GrowthPlan) -> None:
             )
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
     rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + rest

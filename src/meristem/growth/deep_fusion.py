@@ -19,7 +19,7 @@ from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy, Builder, TensorAnatomy
 from meristem.anatomy.axis_ref import are_pairs, is_frequencies, is_part, kind_of, skipped_by
 from meristem.anatomy.heads import Heads
-from meristem.anatomy.trace import norm_before_head, run_watched
+from meristem.anatomy.trace import Inputs, norm_before_head, run_watched
 from meristem.errors import MeristemError
 from meristem.growth.alibi import has_alibi
 from meristem.growth.differences import check_alike
@@ -104,7 +104,7 @@ class DeepFusion:
         target = self._with_norms(first.resized(sizes, first.depths, {}), anatomies)
         maps = [_own_units(anatomies, parent, sizes) for parent in range(len(models))]
         fixes = [
-            repair(a, target, m, model, keep_tied=not mixed)
+            repair(a, target, m, model, keep_tied=not mixed, inputs=inputs or None)
             for a, m, model in zip(anatomies, maps, models, strict=True)
         ]
         untied = mixed or any(fix.untied for fix in fixes)  # a tied and an untied head: both count, as two
@@ -120,7 +120,7 @@ class DeepFusion:
                 maps=own,
                 layers={},
                 preserves_function=False,
-                scales=_scales(anatomy, own, model, fix.scales, weight, mean / stream, untied),
+                scales=_scales(anatomy, own, model, fix.scales, weight, mean / stream, untied, inputs or None),
                 untied=untied,
             )
             for anatomy, own, model, fix, weight, stream in zip(
@@ -243,6 +243,7 @@ def _scales(
     weight: float,
     stretch: float,
     untied: bool,
+    inputs: Inputs = None,
 ) -> dict[str, float]:
     """By what each of a parent's tensors is multiplied: width constants, its weight in the mean, its stream's size."""
     scales = dict(repaired)
@@ -257,8 +258,9 @@ def _scales(
             times(tensor.name, weight)
         elif stretch != 1 and tensor.writes("hidden") and not any(d.role == "gain" for d in tensor.dimensions):
             times(tensor.name, stretch)
-    if not untied and any(t.tied_to and is_joined(anatomy, t, maps, reads=True) for t in anatomy.tensors.values()):
-        norm = norm_before_head(model)
+    head = next((t for t in anatomy.tensors.values() if t.tied_to and is_joined(anatomy, t, maps, reads=True)), None)
+    if not untied and head is not None:
+        norm = norm_before_head(model, inputs, head.name.rpartition(".")[0])
         for part in ("weight", "bias"):
             if f"{norm}.{part}" in anatomy.tensors:  # the tied head reads with the embedding, so its share goes here
                 times(f"{norm}.{part}", weight / stretch)

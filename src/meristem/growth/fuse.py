@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,13 +13,14 @@ from torch.optim import Optimizer
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
+from meristem.anatomy.builder import FunctionBuilder
 from meristem.anatomy.streamed import Weights, weights_of
 from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
 from meristem.errors import MeristemError, PreservationError
 from meristem.growth.apply import grow_tensor, null_noise
 from meristem.growth.block_steps import MISSED
-from meristem.growth.build import filled, grown_dtypes, in_float32
-from meristem.growth.checks import check_inputs, check_number, check_same
+from meristem.growth.build import filled, grown_dtypes, in_float32, with_flags
+from meristem.growth.checks import check_inputs, check_number, check_same, listed
 from meristem.growth.deep_fusion import SELF_FUSION_NOISE, DeepFusion
 from meristem.growth.differences import differences
 from meristem.growth.fuse_experts import expert_plans, mixture_of_parents, state_of_mixture
@@ -137,12 +139,47 @@ def fuse_with_certificate(
             plans, parents, weights, fused, inputs, lambda exact: _build(plans, exact, noise, method.seed)
         )
     if certificate and exact and not certificate.holds:
-        raise PreservationError(
-            f"the fused network should compute its parents' mean and does not: {certificate.summary()}; "
-            "the printed anatomy (print(anatomy), `meristem inspect`) shows what was inferred"
-        )
+        if alike or not _fuses_with_itself(method, anatomies[0], parents[0], inputs):
+            raise PreservationError(
+                f"the fused network should compute its parents' mean and does not: {certificate.summary()}; "
+                "the printed anatomy (print(anatomy), `meristem inspect`) shows what was inferred"
+            )
+        exact = False
+        warnings.warn(_said_of_the_waist(anatomies[0], plans[0], parents, certificate), stacklevel=3)
     options = {"method": method.name, **asdict(method), "weights": list(weights), "parents": len(parents)}
     return Fusion(fused, tuple(plans), weights, certificate, exact, (options,), same_as)
+
+
+def _fuses_with_itself(
+    method: DeepFusion, anatomy: Anatomy, parent: nn.Module, inputs: Mapping[str, Tensor] | None
+) -> bool:
+    """Whether a network outside transformers fused with itself is itself: its anatomy is then understood, and what keeps a fusion of
+    unlike ones from being their mean is something of fixed size that all units pass through."""
+    if not isinstance(anatomy.builder, FunctionBuilder):
+        return False
+    twice, shares = [parent, parent], method.convex(2)
+    plans = method.plans([anatomy, anatomy], twice, inputs or {})
+    fused = _build(plans, twice, 0.0, method.seed)
+    return _certify(plans, twice, shares, fused, inputs, lambda exact: _build(plans, exact, 0.0, method.seed)).holds
+
+
+def _said_of_the_waist(
+    anatomy: Anatomy, plan: GrowthPlan, parents: Sequence[nn.Module], certificate: Certificate
+) -> str:
+    """Why a fusion is not the mean: the tensors of fixed size that the parents disagree about, or a nonlinear output."""
+    states = [weights_of(parent) for parent in parents]
+    shared = [
+        name
+        for name, tensor in anatomy.tensors.items()
+        if tensor.tied_to is None
+        and not any(plan.tensors[name].maps)
+        and any(not torch.equal(states[0][name].cpu(), state[name].cpu()) for state in states[1:])
+    ]
+    named = f" (shared by all parents: {listed(shared)})" if shared else ""
+    return (
+        f"deep_fusion: this fusion is not its parents' mean: {certificate.summary()}. Fused with itself the network is kept, so its "
+        f"units are understood; different ones meet in tensors of fixed size{named} or in a nonlinear output"
+    )
 
 
 def _averaged(parents: Sequence[nn.Module], method: Rebasin, inputs: Mapping[str, Any], measured: bool) -> Fusion:
@@ -186,16 +223,36 @@ def _as_experts(
 
 
 class MeanOfParents(nn.Module):
-    """The weighted mean of several networks' logits, as one network: what a fusion is measured against."""
+    """The weighted mean of several networks' logits, or of every output of those without logits, as one network: what a fusion is
+    measured against. The mean of log-probabilities is normalised again, as what a fused network puts out is."""
 
     def __init__(self, models: Sequence[nn.Module], weights: Sequence[float]) -> None:
         super().__init__()
         self.models, self.shares = nn.ModuleList(models), tuple(weights)
 
-    def forward(self, **inputs: Any) -> Tensor:
-        from meristem.anatomy.inputs import logits_of
+    def forward(self, **inputs: Any) -> dict[str, Tensor]:
+        from meristem.anatomy.inputs import outputs_of
 
-        return sum(w * logits_of(m, inputs) for w, m in zip(self.shares, self.models, strict=True))  # type: ignore[return-value]
+        found = [outputs_of(model, inputs) for model in self.models]
+        names = ["logits"] if all("logits" in outputs for outputs in found) else list(found[0])
+        return {name: self._mean([outputs[name] for outputs in found]) for name in names if _alike(name, found)}
+
+    def _mean(self, outputs: Sequence[Tensor]) -> Tensor:
+        mean = sum(share * output for share, output in zip(self.shares, outputs, strict=True))
+        assert isinstance(mean, Tensor)
+        return mean.log_softmax(-1) if all(map(_are_log_probabilities, outputs)) else mean
+
+
+def _alike(name: str, found: Sequence[Mapping[str, Tensor]]) -> bool:
+    """Whether all parents put out a tensor of this name in one shape (what is as wide as a network has as many shapes as widths)."""
+    return len({outputs[name].shape if name in outputs else None for outputs in found}) == 1
+
+
+def _are_log_probabilities(output: Tensor) -> bool:
+    if not output.dim() or output.shape[-1] < 2 or bool((output > 0).any()):
+        return False
+    total = output.double().logsumexp(-1)
+    return bool((total.abs() < 1e-4).all())
 
 
 def fuse_optimizer(fusion: Fusion, optimizers: Sequence[Optimizer], parents: Sequence[nn.Module]) -> Optimizer:
@@ -318,7 +375,7 @@ def _build(plans: Sequence[GrowthPlan], models: Sequence[nn.Module], noise: floa
         return round_shares(total, dtype, units.heard, readers[-1]) if is_half(dtype) else total
 
     weights = Weights(grown_dtypes(plans[0], models[0]), lambda name: fused(plans[0].own_names[name]))
-    return filled(plans[0].target, weights, like=models[0])
+    return with_flags(filled(plans[0].target, weights, like=models[0]), plans, models)
 
 
 def _part(plan: GrowthPlan, name: str, state: Mapping[str, Tensor]) -> Tensor:

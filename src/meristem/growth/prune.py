@@ -24,6 +24,7 @@ from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
 from meristem.growth.batch_statistics import batch_norms, new_statistics
 from meristem.growth.build import build
+from meristem.growth.causes import REMOVE, computed_weight
 from meristem.growth.depth_targets import depth_targets
 from meristem.growth.layers import LayerMap, LayerSource
 from meristem.growth.method import Method, Weights
@@ -110,6 +111,9 @@ class Prune(Method):
             raise MeristemError(
                 f"{self.name} watches the whole network at work, so its weights have to be in memory: open it with from_pretrained"
             )
+        computed = computed_weight(model)
+        if computed is not None:
+            raise MeristemError(f"{self.name}: {computed}. {REMOVE}")
         depths = self._depths(anatomy)
         maps = self.axis_maps(anatomy, model.state_dict())
 

@@ -65,12 +65,11 @@ class Stream:
                 axes = {
                     axis for axis in anatomy.axes_of(dimension.layout) if axis in maps and maps[axis].norm_factor != 1
                 }
-                behind = (
-                    axes if dimension.role == "gain" else axes & taken
-                )  # a gain stands behind the norm of just these
+                of_norm = dimension.role == "gain" and tensor.name.rpartition(".")[0] in anatomy.norms
+                behind = axes if of_norm else axes & taken  # a norm's gain stands behind the norm of just these
                 if dimension.role not in ("read", "fixed"):
                     factor /= math.prod(maps[axis].norm_factor for axis in axes & given)
-                if dimension.role in ("gain", "read") or own in self.gains:
+                if of_norm or dimension.role == "read" or own in self.gains:
                     factor *= math.prod(maps[axis].norm_factor for axis in behind) if dimension.role != "shift" else 1
             if not math.isclose(factor, 1):
                 found[tensor.name] = factor

@@ -12,6 +12,7 @@ from torch import nn
 from meristem.anatomy.fields import read_field
 from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.errors import MeristemError, first_line, nearest
+from meristem.nowhere import nothing_here, why_not_fetched
 
 # Config entries that say where a checkpoint comes from or how it is run, and nothing about its function.
 BOOKKEEPING = (
@@ -48,15 +49,16 @@ def read_target(target: Any) -> Any:
     if Path(target).is_dir():
         raise MeristemError(f"{target}: there is no config.json in this directory; {WANTED}")
     if path.suffix == ".json" or len(path.parts) > 2 or path.is_absolute():
-        raise MeristemError(f"{target}: there is no such file or directory; {WANTED}")
-    from transformers import AutoConfig
+        raise MeristemError(f"{target}: {nothing_here(target)}; {WANTED}")
+    from transformers import PretrainedConfig
 
     try:
-        return AutoConfig.from_pretrained(str(target), trust_remote_code=False)
-    except Exception as error:  # whatever the hub's client and the config's class raise
+        entries, _ = PretrainedConfig.get_config_dict(str(target))
+    except Exception as error:  # whatever the hub's client raises
         raise MeristemError(
-            f"{target}: no such path, and no config on the hub: {first_line(error)}; {WANTED}"
+            f"{target}: {nothing_here(target)}, and {why_not_fetched(str(target), error)}; {WANTED}"
         ) from error
+    return _config(entries, str(target))
 
 
 def _entries(path: Path) -> Any:
@@ -79,10 +81,20 @@ def _config(entries: Any, name: str) -> Any:
             f"{name}: transformers knows no model_type {kind!r}" + (f"; {close}" if "did you" in close else "")
         )
     try:
-        return AutoConfig.for_model(**entries)
+        return AutoConfig.for_model(**_without_implementations(entries))
     except Exception as error:  # strict dataclasses, validators, and what the classes do themselves
         reason = first_line(error.__cause__ or error)
         raise MeristemError(f"{name}: transformers refuses this {kind} config: {reason}") from error
+
+
+def _without_implementations(entries: Any) -> Any:
+    """Without what says by which code the target is run, and with what further code: here it says sizes."""
+    if isinstance(entries, list):
+        return [_without_implementations(entry) for entry in entries]
+    if not isinstance(entries, dict):
+        return entries
+    kept = {k: v for k, v in entries.items() if not (str(k).endswith("_implementation") or k == "auto_map")}
+    return {key: _without_implementations(value) for key, value in kept.items()}
 
 
 def aimed_at(builder: HuggingFaceBuilder, config: Any, **reading: Any) -> HuggingFaceBuilder:

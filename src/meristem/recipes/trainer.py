@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from meristem.errors import MeristemError
 from meristem.growth.optimizer import scaled_groups
@@ -58,6 +58,8 @@ class NodeTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The task's own loss; in training, what the run's methods make of it."""
+        if not model.training and self._adds_router_loss():
+            inputs = {**inputs, "output_router_logits": False}  # balances experts, and is no part of what is measured
         given = dict(inputs)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
@@ -69,6 +71,37 @@ class NodeTrainer(Trainer):
         for modifier in self._modifiers if model.training else ():
             loss = modifier.objective(loss, given, outputs, share)
         return (loss, outputs) if return_outputs else loss
+
+    def _adds_router_loss(self) -> bool:
+        """Whether the network's config asks for the load-balancing loss in every forward pass."""
+        config = getattr(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), "config", None)
+        return bool(getattr(config, "output_router_logits", False))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """A checkpoint under the names that tensors have in memory. (transformers writes those of the Hub, and looks for those in memory when
+        it resumes: of a ViT's blocks or a mixture's experts it finds none, and goes on with what they were before any training;
+        huggingface/transformers#48805.)"""
+        own = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if not isinstance(own, PreTrainedModel):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            place = output_dir or self.args.output_dir
+            own.save_pretrained(place, state_dict=state_dict, save_original_format=False)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Nothing that is trained may be missing. Raises MeristemError otherwise."""
+        lacking = set(load_result.missing_keys) - set(getattr(self.model, "_keys_to_ignore_on_save", None) or ())
+        state = self.model.state_dict(keep_vars=True)  # type: ignore[union-attr]
+        found = {
+            id(tensor) for name, tensor in state.items() if name not in lacking
+        }  # tied: one tensor of several names
+        lost = sorted(name for name in lacking if id(state[name]) not in found)
+        odd = lost or load_result.unexpected_keys
+        if odd:
+            raise MeristemError(
+                f"the checkpoint to go on from has {'no' if lost else 'an unknown'} tensor {odd[0]!r} ({len(odd)} such); "
+                f"remove {self.args.output_dir} to train the node anew"
+            )
 
     def _mean(self, loss: torch.Tensor) -> torch.Tensor:
         """Over all processes."""

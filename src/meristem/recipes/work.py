@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from meristem.checkpoints import open_model, open_streamed
-from meristem.checkpoints.open import local_directory
 from meristem.checkpoints.open_streamed import read_lazily
+from meristem.checkpoints.source import find_source
 from meristem.checkpoints.write import write_model
 from meristem.errors import MeristemError
 from meristem.recipes.decay_spec import DecaySpec
@@ -55,10 +55,10 @@ def work(job: Job, task: Callable[[], Task], callbacks: Sequence[Any] = ()) -> O
 def _checkpoint(job: Job, spec: CheckpointSpec) -> Outcome:
     from meristem.checkpoints.record import copy_record
 
-    source = local_directory(spec.source)
-    model = open_streamed(str(source))
-    write_model(model, job.directory / "model", copy_record(str(source)), tokenizer_from=source, overwrite=True)
-    return {"parameters": count_parameters(model)}
+    source = find_source(spec.source)
+    model = open_streamed(source)
+    left = write_model(model, job.directory / "model", copy_record(source), tokenizer_from=source.path, overwrite=True)
+    return {"parameters": count_parameters(model), "details": {"left_behind": list(left)} if left else {}}
 
 
 def _train(job: Job, spec: TrainSpec, task: Task, callbacks: Sequence[Any]) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -76,6 +77,9 @@ def _tensors(output: Any, path: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(output, Tensor):
         if output.is_floating_point():
             yield path or "logits", output
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type | Mapping):
+        named = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+        yield from _tensors(named, path)
     elif isinstance(output, Mapping):
         for name, value in output.items():
             if name not in CACHES and not (isinstance(value, list | tuple) and re.fullmatch(BY_LAYER, str(name))):

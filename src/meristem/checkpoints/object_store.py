@@ -1,0 +1,188 @@
+"""Checkpoints in object stores and on other file systems of fsspec: `s3://bucket/model`, `gs://...`, `hf://owner/name`.
+
+A source is fetched into the cache (`$MERISTEM_CACHE`, or `meristem` in the user's cache), file by file, and again only where it has changed.
+A result is written and proved on this disk and then uploaded; `config.json` comes last, so that nobody opens half a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from meristem.data.token_cache import cache_folder
+from meristem.errors import MeristemError, first_line
+
+CONFIG = "config.json"
+
+
+def is_address(place: str | Path) -> bool:
+    """Whether this names a place in an object store: `protocol://...`."""
+    return "://" in str(place)
+
+
+def fetch(address: str, unwanted: tuple[str, ...], judge: Callable[[Path], object]) -> Path:
+    """A local directory with the files of a model directory at `address`.
+
+    Args:
+        unwanted: patterns of files that are left where they are.
+        judge: called with the directory when it holds `config.json` alone; what it raises ends the fetching.
+
+    Raises:
+        MeristemError: if the protocol is not known, there is no model, a file's name leads out of the directory, or the store refuses.
+    """
+    system, root = _open(address)
+    folder = cache_folder().with_name("checkpoints") / hashlib.sha256(address.encode()).hexdigest()[:16]
+    with _locked(folder), _told(address, "cannot be read"):
+        found = {
+            name: info for name, info in _listed(system, root, address) if not any(fnmatch(name, p) for p in unwanted)
+        }
+        if CONFIG not in found:
+            raise MeristemError(f"{address} is no model directory: it holds no {CONFIG}")
+        known = _states(folder)
+        for stale in set(known) - set(found):
+            (folder / stale).unlink(missing_ok=True)
+        for name in sorted(found, key=lambda name: (name != CONFIG, name)):
+            state = [found[name].get("size"), str(system.ukey(_join(root, name)))]
+            if known.get(name) != state or not (folder / name).is_file():
+                known.pop(name, None)
+                _write_states(folder, known)
+                _fetch_file(system, _join(root, name), folder / name, state[0])
+                known[name] = state
+                _write_states(folder, known)
+            if name == CONFIG:
+                judge(folder)
+        now = {name: str(system.ukey(_join(root, name))) for name in found}
+        changed = sorted(name for name in found if known[name][1] != now[name])
+        if changed:
+            raise MeristemError(
+                f"{address}: {changed[0]} changed while it was read; try again when nobody writes there"
+            )
+        _write_states(folder, {name: known[name] for name in found})
+    return folder
+
+
+def check_free(address: str) -> None:
+    """Whether a result may be uploaded to this address, as far as that is known before.
+
+    Raises:
+        MeristemError: if there is something already, which an object store cannot replace in one step, or the store refuses.
+    """
+    system, root = _open(address)
+    with _told(address, "cannot be read"):
+        there = [name for name, _ in _listed(system, root, address)]
+    if there:
+        raise MeristemError(
+            f"{address} holds {len(there)} files already, such as {there[0]}; an object store cannot exchange them for others in one step: "
+            "remove them, or name another address"
+        )
+
+
+def upload(directory: Path, address: str) -> None:
+    """Put all files of a directory to an address, `config.json` last.
+
+    Raises:
+        MeristemError: if the store refuses; what was uploaded is removed again as far as that is possible.
+    """
+    system, root = _open(address)
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and not path.name.startswith("."))
+    with _told(address, "cannot be written"):
+        done: list[str] = []
+        try:
+            for path in sorted(files, key=lambda path: path == directory / CONFIG):
+                place = _join(root, path.relative_to(directory).as_posix())
+                system.makedirs(str(PurePosixPath(place).parent), exist_ok=True)
+                done.append(place)
+                system.put_file(str(path), place)
+        except BaseException:
+            for place in done:
+                try:
+                    system.rm_file(place)
+                except Exception:  # the first error is the one to tell
+                    continue
+            raise
+
+
+def _open(address: str) -> tuple[Any, str]:
+    """The file system, and the place in it."""
+    import fsspec
+    from fsspec.core import url_to_fs
+
+    protocol = address.partition("://")[0].lower()
+    try:
+        return url_to_fs(address)
+    except ValueError as error:
+        raise MeristemError(
+            f"{address}: the protocol {protocol!r} is not known; fsspec knows {', '.join(sorted(fsspec.available_protocols()))}"
+        ) from error
+    except ImportError as error:
+        raise MeristemError(f"{address} needs another package: {first_line(error)}") from error
+    except Exception as error:
+        raise MeristemError(f"{address} cannot be opened: {first_line(error)}") from error
+
+
+def _listed(system: Any, root: str, address: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(path relative to the root, what the store says of it) of all files below it."""
+    base = root.rstrip("/") + "/"
+    try:
+        found = system.find(root, detail=True)
+    except FileNotFoundError:
+        return
+    for path, info in sorted(found.items()):
+        name = path.removeprefix(base)
+        if not path.startswith(base) or any(part in ("", ".", "..") for part in name.split("/")):
+            raise MeristemError(f"{address} holds {path!r}, whose name leads out of its directory")
+        yield name, info
+
+
+def _join(root: str, name: str) -> str:
+    return f"{root.rstrip('/')}/{name}"
+
+
+def _fetch_file(system: Any, place: str, target: Path, size: int | None) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(target.name + ".part")
+    system.get_file(place, str(unfinished))
+    if size is not None and unfinished.stat().st_size != size:
+        raise MeristemError(f"{place} has {size:,} bytes, of which {unfinished.stat().st_size:,} came")
+    os.replace(unfinished, target)
+
+
+def _states(folder: Path) -> dict[str, list[Any]]:
+    """{file: [size, what tells its version apart]} of what was fetched before."""
+    try:
+        return json.loads(folder.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_states(folder: Path, states: dict[str, list[Any]]) -> None:
+    unfinished = folder.with_suffix(".part")
+    unfinished.write_text(json.dumps(states), encoding="utf-8")
+    os.replace(unfinished, folder.with_suffix(".json"))
+
+
+def _locked(folder: Path) -> Any:
+    """One process fetches at a time; others wait for it."""
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_suffix(".lock"))
+
+
+class _told:
+    """Errors of the store, whose kinds are legion, as one sentence."""
+
+    def __init__(self, address: str, what: str) -> None:
+        self.address, self.what = address, what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, MeristemError):
+            raise MeristemError(f"{self.address} {self.what}: {first_line(error)}") from error

@@ -1,0 +1,42 @@
+"""OUT as the user names it: a directory here, or an address in an object store."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from meristem.cli.output import Answer, note
+from meristem.errors import MeristemError
+
+
+def at_place(out: str, write: Callable[[Path], Answer], overwrite: bool = False, alone: bool = True) -> Answer:
+    """What `write` makes at the directory that it is given, brought to where the user wants it.
+
+    Args:
+        alone: whether one process writes; ranks have to share a directory.
+
+    Raises:
+        MeristemError: if the address is taken or cannot be written, or for options that need a directory.
+    """
+    if "://" not in out:
+        return write(Path(out))
+    from meristem.checkpoints.object_store import check_free, upload
+    from meristem.cli.progress import step
+
+    if overwrite:
+        raise MeristemError(f"--overwrite replaces directories; remove what is at {out}, or name another address")
+    if not alone:
+        raise MeristemError(
+            f"--processes ranks writes to a directory that all ranks share, not to {out}; upload it afterwards"
+        )
+    check_free(out)
+    with tempfile.TemporaryDirectory(prefix="meristem-") as folder:
+        place = Path(folder) / (out.rstrip("/").rsplit("/", 1)[-1] or "model")
+        answer = write(place)
+        if not place.is_dir():  # a dry run
+            return answer
+        with step(f"uploading to {out}"):
+            upload(place, out)
+    note(f"uploaded to {out}")
+    return Answer({**answer.content, "out": out}, answer.exit_code)

@@ -1,0 +1,65 @@
+"""What lies beside the weights comes along from every kind of source, by every command, or is named."""
+
+from __future__ import annotations
+
+import pico
+import pytest
+import torch.distributed.checkpoint as dcp
+from hostile import invoke
+
+import meristem as ms
+from meristem.checkpoints import open_model
+from meristem.checkpoints.distributed import open_distributed
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two models of one family, with tokenizers of their own and a run's remains."""
+    for name, seed in (("one", 0), ("other", 1)):
+        pico.build("llama", seed).save_pretrained(tmp_path / name)
+        (tmp_path / name / "tokenizer.json").write_text(f'"{name}"')
+        (tmp_path / name / "LICENSE").write_text("the same")
+        (tmp_path / name / "optimizer.bin").write_text("of the run")
+    return tmp_path / "one", tmp_path / "other"
+
+
+def test_a_distributed_checkpoint_keeps_its_tokenizer(tmp_path):
+    source, out = tmp_path / "small", tmp_path / "big"
+    small = pico.build("llama")
+    dcp.save({"model": small.state_dict()}, checkpoint_id=source, no_dist=True)
+    small.config.architectures = ["LlamaForCausalLM"]
+    small.config.save_pretrained(source)
+    (source / "tokenizer.json").write_text("{}")
+    (source / "templates").mkdir()
+    (source / "templates" / "a.jinja").write_text("a")
+    (source / "evil.py").write_text("raise SystemExit")
+    code, said = invoke(["grow", str(source), str(out), "--width", "2"])
+    assert code == 0, said
+    assert (out / "tokenizer.json").read_text() == "{}"
+    assert (out / "templates" / "a.jinja").read_text() == "a"
+    assert "left behind of" in said and ": evil.py\n" in said
+    assert ms.verify(small, open_distributed(str(out))[0]).holds
+
+
+@pytest.mark.parametrize("verb, first, last", [("fuse", "one", "other"), ("average", "other", "one")])
+def test_of_several_sources_it_is_said_whose_files_are_taken(pair, tmp_path, verb, first, last):
+    code, said = invoke([verb, *map(str, pair), str(tmp_path / "out")])
+    assert code == 0, said
+    assert f"{tmp_path / last} has other tokenizer.json than {tmp_path / first}, whose files are taken" in said
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == f'"{first}"'
+    assert f"left behind of {tmp_path / first}, being no part of the grown model: optimizer.bin" in said
+
+
+def test_a_sampled_proof_of_models_by_their_hub_names(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    code, said = invoke(["grow", str(pair[0]), str(tmp_path / "out"), "--width", "2"])
+    assert code == 0, said
+    for name, folder in (("small", pair[0]), ("big", tmp_path / "out")):
+        place = tmp_path / "hub" / f"models--acme--{name}"
+        (place / "snapshots").mkdir(parents=True)
+        folder.rename(place / "snapshots" / ("a" * 40))
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text("a" * 40)
+    code, said = invoke(["verify", "acme/small", "acme/big", "--sample", "2"])
+    assert code == 0, said
+    assert ms.verify(open_model("acme/small"), open_model("acme/big")).holds
