@@ -1,10 +1,11 @@
-"""Evaluation mode for a while."""
+"""How a network runs for a while: in evaluation mode, operator by operator."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 
@@ -20,3 +21,14 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextlib.contextmanager
+def step_by_step() -> Iterator[None]:
+    """`nn.MultiheadAttention` as the operators that it is made of, and not as one, so that a pass can be watched."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

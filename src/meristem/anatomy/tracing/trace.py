@@ -13,7 +13,7 @@ from torch import Tensor
 from meristem.algebra import Layout
 from meristem.anatomy.axis_ref import part_of
 from meristem.anatomy.builder import Builder
-from meristem.anatomy.modes import evaluating
+from meristem.anatomy.modes import evaluating, step_by_step
 from meristem.anatomy.roles import Role
 from meristem.anatomy.tracing.space import Resolved
 from meristem.anatomy.tracing.watch import Watch
@@ -76,14 +76,11 @@ def _pass(builder: Builder, sizes: Sizes, inputs: Mapping[str, Any], device: str
         model = builder.build(sizes, builder.depths)
     given = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
     watch = Watch(model)
-    fast = torch.backends.mha.get_fastpath_enabled()
     handles = list(watch.hooks(model))
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
+        with evaluating(model), step_by_step(), torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
             model(**given)
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
     return watch
