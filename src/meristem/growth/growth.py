@@ -218,6 +218,10 @@ def _second_try(
     if cause:
         raise PreservationError(f"this growth does not keep the function ({certificate.summary()}): {cause}")
     if not certificate.holds:
+        if parting is None and isinstance(anatomy.builder, FunctionBuilder) and _uneven(steps):
+            steps = replace(steps, plans=tuple(replace(plan, preserves_function=False) for plan in steps.plans))
+            _say_what_is_lost(methods, steps, certificate)
+            return steps, certificate, methods
         where = f"; cloned, {parting}" if parting else ""
         if certificate.holds_unrounded:
             raise PreservationError(
@@ -229,6 +233,12 @@ def _second_try(
             f"{anatomy.builder.model_type} is not understood{where}. {shown_by(anatomy)} shows what was inferred"
         )
     return steps, certificate, methods
+
+
+def _uneven(steps: Steps) -> bool:
+    """Whether units get different numbers of copies, or silent neighbours. A network whose clone is exact and this is not does
+    something with its units that only whole multiples survive (a product of units, a function along another dimension)."""
+    return any(not axis_map.is_uniform() for plan in steps.plans for axis_map in plan.maps.values())
 
 
 def shown_by(anatomy: Anatomy) -> str:
