@@ -159,7 +159,11 @@ def _with_multiplier(anatomy: Anatomy, scaled: list[str], ratio: float) -> Anato
         own = (a for d in written for a in sorted(d.layout.axes()) if a in anatomy.builder.arguments)
         axis = next(own, axis)
     field = anatomy.builder.field(axis)
-    in_every_block = [re.escape(folded(name)).replace(r"\*", r"\d+") for name in scaled]
+    own = isinstance(anatomy.builder, FunctionBuilder)  # whose numbers outside of blocks count unlike layers
+    in_every_block = [
+        re.escape(name) if own and not anatomy.tensors[name].block else re.escape(folded(name)).replace(r"\*", r"\d+")
+        for name in scaled
+    ]
     found = [Multiplier(pattern, field, math.log2(ratio)) for pattern in in_every_block]
     return replace(anatomy, override=replace(anatomy.override, multipliers=(*anatomy.override.multipliers, *found)))
 
