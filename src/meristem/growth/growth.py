@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from meristem.anatomy import Anatomy
+from meristem.anatomy.axis_ref import divisor_of, is_part, whole_of
 from meristem.anatomy.builder import FunctionBuilder
 from meristem.anatomy.inputs import example_inputs
 from meristem.anatomy.streamed import is_streamed, weights_of
@@ -177,9 +178,12 @@ def _measured(
     """
     try:
         certificate = certify(model, steps, inputs, kept)
-    except MeristemError:
+    except MeristemError as error:
         if steps.promised:
             raise
+        if inputs is not None:
+            named = ", ".join(method.name for method in methods)
+            warnings.warn(f"{named}: this growth could not be measured on inputs=: {error}", stacklevel=3)
         return None
     if steps.promised and not certificate.holds:
         raise PreservationError(f"this growth should preserve the function and does not: {certificate.summary()}")
@@ -230,9 +234,22 @@ def _second_try(
             )
         raise PreservationError(
             f"this growth should preserve the function and does not: {certificate.summary()}. The anatomy of this "
-            f"{anatomy.builder.model_type} is not understood{where}. {shown_by(anatomy)} shows what was inferred"
+            f"{anatomy.builder.model_type} is not understood{where}{_said_of_parts(anatomy)}. {shown_by(anatomy)} shows what was inferred"
         )
     return steps, certificate, methods
+
+
+def _said_of_parts(anatomy: Anatomy) -> str:
+    """What to write where a function outside transformers cuts an axis into a fixed number of parts, which then grow: heads."""
+    parts = {whole_of(axis): divisor_of(axis) for axis in anatomy.axes if is_part(axis)}
+    if not isinstance(anatomy.builder, FunctionBuilder) or not parts:
+        return ""
+    whole, number = next(iter(parts.items()))
+    return (
+        f"; its forward cuts {whole} into {number} parts, whose size grows with it. If these are heads, let their number be an argument of "
+        f"the function that grows along, Anatomy.infer(build, {{{whole!r}: {anatomy.sizes[whole]}, 'heads': {number}}}); a table that "
+        f"forward computes from {whole} (sinusoids) needs a size of its own, which stays"
+    )
 
 
 def _uneven(steps: Steps) -> bool:

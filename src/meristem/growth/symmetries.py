@@ -8,7 +8,6 @@ and so does what is looked up by number (tokens, positions, experts).
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -116,10 +115,8 @@ def watched(model: nn.Module, inputs: Mapping[str, Any], watch: Watch) -> list[T
     def hooks() -> list[Any]:
         return [*watch.hooks(model), model.register_forward_hook(keep, with_kwargs=True)]
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns when it puts these flags back
-        with torch.backends.mkldnn.flags(enabled=False), watch:  # whose recurrent layers are one operator
-            run_watched(model, hooks, inputs)
+    with watch:
+        run_watched(model, hooks, inputs)
     return ends
 
 

@@ -67,10 +67,38 @@ def repair(
         factor = gram * constants.get(head.name, 1.0) * scales.get(head.tied_to, 1.0)
     if factor is not None and math.isclose(factor, 1) and keep_tied:
         return Repair(scales)
+    readers = linear_readers(anatomy, head, model, inputs) if factor is not None and norm is None and keep_tied else []
+    if factor is not None and readers:
+        own = {name: scales.get(name, 1.0) / factor for name in (head.tied_to, head.name)}
+        return Repair({**scales, **own, **{name: scales.get(name, 1.0) * factor for name in readers}})
     if factor is None or norm is None:
         return Repair({**scales, head.name: 1 / constants.get(head.name, 1.0)}, untied=True)
     gains = [name for name in anatomy.tensors if name.rpartition(".")[0] == norm]
     return Repair({**scales, **{gain: scales.get(gain, 1.0) / factor for gain in gains}})
+
+
+def tied_to_heads(anatomy: Anatomy) -> frozenset[str]:
+    """Outside transformers, the embeddings that a head reads with, by both names: new columns have to stay zero, since they are read as
+    they are written."""
+    if not isinstance(anatomy.builder, FunctionBuilder):
+        return frozenset()
+    heads = [tensor for tensor in anatomy.tensors.values() if _reads_as_written(anatomy, tensor)]
+    return frozenset(name for head in heads for name in (head.name, head.tied_to or head.name))
+
+
+def linear_readers(anatomy: Anatomy, head: TensorAnatomy, model: nn.Module, inputs: Inputs) -> list[str]:
+    """Outside transformers, the weights that read what an embedding gives out as it is, where nothing else does: they can take up a
+    factor of an embedding that is tied to a head without a norm before it (a recurrent language model). None for any other."""
+    if inputs is None or not isinstance(anatomy.builder, FunctionBuilder):
+        return []
+    own = head.tied_to or head.name
+    stream = stream_of(model, anatomy, inputs)
+    takers = {name for name, taken in stream.taken.items() if own in taken and name != own}
+    alone = all(stream.taken[name] == {own} and anatomy.tensors[name].reads for name in takers)
+    of_head = head.name.rpartition(".")[0]  # its bias joins what the one matrix gives out in either place
+    others = [t for t in anatomy.tensors if t != own and t.rpartition(".")[0] != of_head]
+    mixed = [t for t in others if stream.names.of(t) == stream.names.of(own)]
+    return sorted(takers) if alone and not mixed and not stream.measures(anatomy, own) else []
 
 
 def _reads_as_written(anatomy: Anatomy, tensor: TensorAnatomy) -> bool:

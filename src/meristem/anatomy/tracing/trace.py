@@ -8,11 +8,11 @@ from math import gcd, lcm
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from meristem.algebra import Layout
 from meristem.anatomy.axis_ref import part_of
 from meristem.anatomy.builder import Builder
+from meristem.anatomy.inputs.outputs import moved_to
 from meristem.anatomy.modes import evaluating, step_by_step
 from meristem.anatomy.roles import Role
 from meristem.anatomy.tracing.space import Resolved
@@ -74,7 +74,8 @@ def _watched(builder: Builder, sizes: Sizes, inputs: Mapping[str, Any]) -> Watch
 def _pass(builder: Builder, sizes: Sizes, inputs: Mapping[str, Any], device: str) -> Watch:
     with torch.random.fork_rng(devices=[]), torch.device(device):
         model = builder.build(sizes, builder.depths)
-    given = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    given = {name: moved_to(value, torch.device(device), dtype) for name, value in inputs.items()}
     watch = Watch(model)
     handles = list(watch.hooks(model))
     try:
