@@ -166,6 +166,7 @@ def flops_part(names: list[str]) -> dict[str, Any]:
     from meristem.anatomy import flops
     from meristem.anatomy.flop_formulas import more_formulas
     from meristem.anatomy.inputs import example_inputs
+    from meristem.recipes.tasks.task import new_of
 
     def batch(model: Any) -> dict[str, Any]:
         inputs = example_inputs(model, 1, 32)
@@ -180,15 +181,14 @@ def flops_part(names: list[str]) -> dict[str, Any]:
     for name in names:
         auto = getattr(transformers, f"AutoModelFor{ARCHITECTURES[name]}")
         config = transformers.AutoConfig.for_model(name)
-        model = auto.from_config(
-            transformers.AutoConfig.for_model(name, **{**shrunk_entries(config), **MORE.get(name, {})})
-        ).train()
+        entries = {**shrunk_entries(config), **MORE.get(name, {})}
+        model = new_of(auto, transformers.AutoConfig.for_model(name, **entries)).train()
         inputs = batch(model)
         by_shapes = flops._by_shapes(flops._TrainingStep(model), inputs, ())
         with more_formulas(), FlopCounterMode(display=False) as real:
             model(**inputs).loss.backward()
         with torch.device("meta"):
-            whole = auto.from_config(config)
+            whole = new_of(auto, config)
         inputs = images(config) if ARCHITECTURES[name] == "ImageClassification" else inputs
         start = time.process_time()
         large = flops.training_flops(whole, inputs)

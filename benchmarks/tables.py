@@ -91,7 +91,8 @@ def run_tables(setting: str, results: dict[str, Any], out: Path, names: list[str
     for fold in range(FOLDS):
         for name in names:
             table = open_table(sources()[name])
-            entry = kept.setdefault(name, {"folds": [{} for _ in range(FOLDS)]})
+            entry = kept.setdefault(name, {"folds": []})
+            entry["folds"] += [{} for _ in range(FOLDS - len(entry["folds"]))]
             entry |= {
                 "rows": min(len(table.y), ROWS[setting]),
                 "of": len(table.y),

@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks.studies.study import Claim, Entries, Gate, Setting, Side, Stage, Study, Tune, llama
 
 EXPERTS, PER_TOKEN = 8, 2
+BALANCE = {"load_balancing": 0.01}  # Switch Transformers, arXiv:2101.03961; OLMoE, arXiv:2409.02060
 MOMENTS = (8, 20)  # the first is tuned; of a budget of 40: 20 and 50 %
 UPCYCLED: dict[str, tuple[str, dict[str, Any]]] = {
     "upcycled": ("mixture", {"granularity": 2}),
@@ -19,7 +20,7 @@ def upcycled(name: str, at: float) -> Side:
     """A dense network that becomes a mixture at this cost, with its optimizer."""
     network, options = UPCYCLED[name]
     method = {"method": "upcycle", "num_experts": EXPERTS, "experts_per_token": PER_TOKEN, "optimizer": "carry"}
-    stages = [Stage("dense", until=at, rate="dense"), Stage(network, make={"grow": {**method, **options}})]
+    stages = [Stage("dense", until=at, rate="dense"), Stage(network, make={"grow": {**method, **options}}, train=BALANCE)]
     return Side(f"{name}@{at:g}", stages, rate_of=None if at == MOMENTS[0] else f"{name}@{MOMENTS[0]:g}")
 
 
@@ -39,15 +40,17 @@ STUDY = Study(
     "from random numbers, at equal FLOPs with active parameters counted?",
     gate=Gate(
         "the mixture beats the dense network at equal FLOPs, both from random numbers and tuned",
-        better="scratch",
+        better="balanced",
         worse=("dense",),
     ),
     sides=[
+        Side("balanced", [Stage("mixture", train=BALANCE)]),
         Side("scratch", [Stage("mixture")]),
         Side("dense", [Stage("dense")]),
         *(upcycled(name, MOMENTS[0]) for name in UPCYCLED),
         upcycled("upcycled", MOMENTS[1]),
     ],
+    baseline="balanced",
     claims=[
         Claim("upcycled@8", "sparse upcycling, arXiv:2212.05055 and 2410.07524: ahead of dense training that goes on and of the mixture from scratch"),
         Claim("upcycled@20", "sparse upcycling, arXiv:2212.05055: the same with half of the compute spent on the dense network"),
@@ -56,7 +59,7 @@ STUDY = Study(
     ],
     settings={
         "tiny": Setting(
-            networks=networks(24, 2, 2), target="dense", budgets=(10, 20, 40),
+            networks=networks(24, 2, 2), target="dense", budgets=(10, 20, 40, 80, 160),
             tune=Tune(budget=20, seeds=(100,), rates=(4e-3, 8e-3, 16e-3)),
         ),
         "small": Setting(
@@ -68,7 +71,7 @@ STUDY = Study(
     },
     limits=[
         "One kind of network, one text, bytes, 8 experts of which a token gets 2.",
-        "No side trains with a load-balancing loss.",
+        "`scratch` is the mixture without a load-balancing loss, `balanced` and all that is upcycled with one of 0.01.",
         "The dense side is the run that goes on: its rate is constant until the decay of each budget.",
     ],
 )  # fmt: skip

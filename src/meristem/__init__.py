@@ -29,6 +29,8 @@ _HOMES = {
     "Provenance": "meristem.growth.provenance",
     "provenance": "meristem.checkpoints.provenance",
     "average": "meristem.checkpoints.average",
+    "load_certificate": "meristem.checkpoints.certificate",
+    "push_to_hub": "meristem.checkpoints.hub",
     "freeze_old": "meristem.growth.train_new",
     "parameter_groups": "meristem.growth.train_new",
     "MissedStepsCallback": "meristem.growth.missed_callback",
@@ -83,6 +85,8 @@ if TYPE_CHECKING:
     from meristem.certificates import Certificate as Certificate
     from meristem.certificates import verify as verify
     from meristem.checkpoints.average import average as average
+    from meristem.checkpoints.certificate import load_certificate as load_certificate
+    from meristem.checkpoints.hub import push_to_hub as push_to_hub
     from meristem.checkpoints.missed_steps import load_missed_steps as load_missed_steps
     from meristem.checkpoints.provenance import provenance as provenance
     from meristem.errors import MeristemError as MeristemError

@@ -30,7 +30,9 @@ def _hook(event, arguments):
     if not writes and event not in STEPS:
         return
     what = arguments[0]
-    if event != "fcntl.flock" and not (isinstance(what, str | bytes | os.PathLike) and os.fsdecode(what).startswith(room)):
+    if event != "fcntl.flock" and not (
+        isinstance(what, str | bytes | os.PathLike) and os.fsdecode(what).startswith(room)
+    ):
         return
     seen.append(f"{event} {what}")
     if len(seen) == left:
@@ -72,13 +74,17 @@ def small(tmp_path_factory):
 @pytest.mark.parametrize("can_exchange", [True, False])
 @pytest.mark.parametrize("there", [True, False])
 def test_each_step_fails_in_turn(small, tmp_path, monkeypatch, there, can_exchange):
-    models = {width: Growth.of(open_streamed(str(small)), ms.HyperCloning(width=width), verify=False) for width in (2, 3)}
+    models = {
+        width: Growth.of(open_streamed(str(small)), ms.HyperCloning(width=width), verify=False) for width in (2, 3)
+    }
     monkeypatch.setattr("meristem.checkpoints.exchange.os.fsync", lambda handle: None)  # the disk is not what is tried
     if not can_exchange:
         monkeypatch.setattr(directory_module, "exchange", lambda one, other: False)
 
     def write(width, out):
-        write_model(models[width].model, out, {"methods": []}, small, overwrite=True, max_shard_size="100KB", sources=[small])
+        write_model(
+            models[width].model, out, {"methods": []}, small, overwrite=True, max_shard_size="100KB", sources=[small]
+        )
 
     whole = {}
     for width in (2, 3):

@@ -144,9 +144,7 @@ def test_an_optimizer_that_is_a_program(site):
     for wrong in ({"state": {}, "param_groups": []}, {"state": [1], "param_groups": [{"params": [0]}]}, [1], 3):
         torch.save(wrong, site.path / "optimizer.pt")
         assert "optimizer.pt" in judged(site, str(site.path), ("grow",), 2)["grow"]
-    code, said = invoke(
-        [*commands(str(site.path), site.out, site.room / "r.yaml")["grow"], "--drop", "optimizer.pt"]
-    )
+    code, said = invoke([*commands(str(site.path), site.out, site.room / "r.yaml")["grow"], "--drop", "optimizer.pt"])
     assert code == 0, said
     site.unharmed()
 

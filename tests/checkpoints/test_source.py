@@ -92,13 +92,23 @@ def test_mistyped_names(small, hub):
     here = os.getcwd()
     os.chdir(parent.parent)
     try:
-        for name in (f"{parent.name}/smal", "no-such-owner/no-such-model"):
-            with pytest.raises(
-                ms.MeristemError, match=f"{name}: no such directory.*, and it cannot be fetched from the hub"
-            ):
-                open_model(name)
-        with pytest.raises(ms.MeristemError, match=rf"did you mean {parent.name}/small"):
-            open_streamed(f"{parent.name}/smal")
+        with pytest.raises(
+            ms.MeristemError,
+            match="no-such-owner/no-such-model: no such directory here, and the hub's cache has no model of that name, nor may",
+        ):
+            open_model("no-such-owner/no-such-model")
+        close = {
+            f"{parent.name}/smal": f"{parent.name}/small",
+            f"{parent.name[:-2]}/small": f"{parent.name}/small",
+            f"{parent.name[:-2]}/smal/": f"{parent.name}/small",
+            f"{parent.name}/small/ckpt": None,
+            "small": f"{parent.name}/small",
+        }
+        for name, meant in close.items():
+            with pytest.raises(ms.MeristemError) as said:
+                open_streamed(name)
+            assert str(said.value).startswith(f"{name}: no such directory")
+            assert (f"did you mean {meant}?" if meant else "directory here") in str(said.value)
     finally:
         os.chdir(here)
     for name in ("x" * 5000, "a\0b", "a b/c", "../nowhere"):
@@ -186,3 +196,27 @@ def test_the_command_line_says_the_same(small, tmp_path):
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert "did you mean" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error, words", [
+    ("GatedRepoError", r"it is gated: accept its terms at https://huggingface.co/acme/llama and log in"),
+    ("RepositoryNotFoundError", r"the hub has no public model of that name \(to a private one, log in"),
+    ("IncompleteSnapshotError", r"what the hub's cache has of it is not whole"),
+    (None, r"it could not be fetched from the hub: connection refused"),
+])  # fmt: skip
+def test_why_a_hub_name_leads_to_nothing(monkeypatch, tmp_path, error, words):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    kind = getattr(errors, error) if error else ConnectionError
+    raised = kind.__new__(kind)
+    Exception.__init__(raised, "connection refused")
+
+    def refuse(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ms.MeristemError, match=f"acme/llama: no such directory here, and {words}|on the hub {words}"):
+        find_source("acme/llama")

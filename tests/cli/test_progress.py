@@ -31,7 +31,7 @@ def test_a_proof_counts_every_block_of_every_pass(small):
 
 
 def test_a_deeper_network_adds_its_own_blocks(small):
-    """IdentityBlocks to five: 2 x (3 + 5), after two passes of three blocks that look for silent ones."""
+    """IdentityBlocks to five: 2 x (3 + 5), after a pass that runs each of three blocks twice."""
     told = []
     with count_blocks(lambda done, total: told.append((done, total))):
         ms.Growth.of(open_streamed(str(small)), ms.IdentityBlocks(num_hidden_layers=5))

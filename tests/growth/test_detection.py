@@ -126,3 +126,18 @@ def test_width_is_exact(name):
     growth = grown(model, ms.HyperCloning(width=2, noise=0.0), inputs)
     assert growth.certificate.relative_error < 1e-5
     assert growth.anatomy.sizes["hidden"] == 128
+
+
+@pytest.mark.parametrize("name", ["UperNetForSemanticSegmentation", "RfDetrForInstanceSegmentation"])
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_masks_are_kept(name, noise):
+    """UPerNet reads four stages of a backbone through pyramids and fuses them; RF-DETR multiplies queries with pixels."""
+    model, inputs = tiny(name)
+    growth = grown(model, ms.HyperCloning(width=2, noise=noise), inputs)
+    assert growth.certificate.relative_error < (1e-5 if noise else 1e-12)
+    with torch.no_grad():
+        before, after = model(**inputs), growth.model(**inputs)
+    masks = "logits" if name.startswith("Uper") else "pred_masks"
+    assert before[masks].shape == after[masks].shape
+    assert float(before[masks].std()) > 1e-3
+    torch.testing.assert_close(after[masks], before[masks], atol=1e-3 * float(before[masks].abs().max()), rtol=0)

@@ -45,6 +45,20 @@ def test_one_network_as_several_experts_is_exact(family, options, tmp_path):
     assert error(small, reloaded(fusion.model, tmp_path)) <= 1e-5
 
 
+@pytest.mark.parametrize("tied_first", [True, False])
+def test_a_tied_parent_beside_one_with_a_head_of_its_own(tied_first, tmp_path):
+    """The mean of a tied head and another one is a head, so that the mixture does not tie it."""
+    tied, apart = (
+        pico.build("llama", seed=seed, tie_word_embeddings=tie, **UNITS) for seed, tie in ((0, True), (1, False))
+    )
+    parents = [tied, apart] if tied_first else [apart, tied]
+    big = reloaded(ms.fuse(parents, ms.DeepFusion(experts=True)), tmp_path)
+    assert not big.config.tie_word_embeddings
+    embedding = tied.model.embed_tokens.weight
+    torch.testing.assert_close(big.lm_head.weight, (embedding + apart.lm_head.weight) / 2)
+    torch.testing.assert_close(big.model.embed_tokens.weight, (embedding + apart.model.embed_tokens.weight) / 2)
+
+
 def test_separate_experts_are_the_parents_own():
     parents = [pico.build("t5", seed=seed) for seed in range(2)]
     fused = ms.fuse(parents, ms.DeepFusion(experts=True, experts_per_token=1))

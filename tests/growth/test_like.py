@@ -273,7 +273,7 @@ def test_bad_target_files(text, message, tmp_path):
 
 @pytest.mark.parametrize("target, message", [
     (5, "got a int"),
-    ("/nonexistent/x", "there is no such file or directory"),
+    ("/nonexistent/x", "no such directory here"),
     ({"hidden_size": 64}, "a config says its model_type"),
 ])  # fmt: skip
 def test_what_names_no_config(target, message, tmp_path):
@@ -422,5 +422,5 @@ def test_bad_inputs_on_the_command_line(tmp_path):
         done = meristem("grow", tmp_path / source, tmp_path / "out", *options)
         assert done.returncode == 2
         assert message in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
+        assert len([line for line in done.stderr.splitlines() if "planning" not in line]) == 1
         assert not (tmp_path / "out").exists()

@@ -45,6 +45,57 @@ def test_all_copies_of_a_chosen_expert_share_its_weight(small, options, tmp_path
     assert masks["copied"][4:].all()
 
 
+ROUTED = {
+    "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "vocab_size": 67, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+    "first_k_dense_replace": 1, "n_shared_experts": 1,
+}  # fmt: skip
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12}
+ERNIE = {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1, "moe_layer_start_index": 1}
+
+
+def routed(name, **changes):
+    """A mixture whose config counts routed experts by another name, its first layer dense; the bias by which experts are chosen is not zero."""
+    import transformers
+
+    own = {**ROUTED, **(LATENT if name.startswith("Deepseek") else {"head_dim": 8}), **changes}
+    if name == "Ernie4_5_Moe":
+        own = {**pico.LLAMA, "moe_intermediate_size": 16, **ERNIE, **changes}
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**own))
+    pico.randomise(model)
+    generator = torch.Generator().manual_seed(3)
+    for buffer, values in [*model.named_buffers(), *model.named_parameters()]:
+        if "e_score_correction_bias" in buffer:
+            values.data.copy_(0.05 * torch.randn(values.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.mark.parametrize("name, changes", [
+    ("DeepseekV2", {"topk_method": "greedy"}),
+    ("DeepseekV3", {}),
+    ("DeepseekV3", {"norm_topk_prob": False}),  # sigmoids that are not normalised: copies would add up to twice as much
+    ("Glm4Moe", {}),
+    ("Dots1", {}),
+    ("Ernie4_5_Moe", {}),  # a softmax over all experts, and a bias beside it
+])  # fmt: skip
+def test_experts_by_other_names(name, changes, tmp_path):
+    small = routed(name, **changes)
+    growth = ms.Growth.of(small, ms.MoreExperts(num_experts=8, experts_per_token=4))
+    assert growth.plans[0].preserves_function
+    big = reloaded(growth.model, tmp_path)
+    assert error(small, big) <= 1e-5
+    assert growth.provenance.masks("model.layers.1.mlp.experts.down_proj")["copied"][4:].all()
+    assert sum(1 for n, _ in big.named_parameters() if n.endswith("experts.down_proj")) == 1
+
+
+def test_a_router_that_chooses_groups_first_promises_nothing():
+    growth = ms.Growth.of(routed("DeepseekV3", n_group=2), ms.MoreExperts(num_experts=8, experts_per_token=4))
+    assert not growth.plans[0].preserves_function
+    assert growth.certificate is not None
+    assert growth.certificate.relative_error > 1e-3
+
+
 def switch():
     import transformers
 
@@ -195,7 +246,7 @@ def test_chosen_layers_learn_as_if_only_they_had_grown():
     step(growth.model, optimizer, batches(1, 0)[0])
     moved = {name for name, tensor in growth.model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == {f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
-    with pytest.raises(ms.MeristemError, match=r"layers are some of 0 to 1, got \[2\]"):
+    with pytest.raises(ms.MeristemError, match="layers are some of 0 to 1, .* got 2"):
         ms.freeze_old(growth.model, growth, layers=[2])
 
 

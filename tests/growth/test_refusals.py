@@ -128,3 +128,25 @@ def test_aligned_heads_speak_through_their_own_slope(old, new):
 def test_alibi_without_matching_slopes_is_refused():
     with pytest.raises(ms.MeristemError, match="do not include the slopes of 8; 16 heads would work"):
         aligned_heads(8, 4)
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"width": 1_000_000}, "hidden of 32,000,000 is more than any network has"),
+    ({"intermediate_size": 2_000_000}, "ffn of 2,000,000 is more than any network has"),
+    ({"vocab_size": 10**9}, "vocab of 1,000,000,000 is more than any network has"),
+])  # fmt: skip
+def test_absurd_sizes_are_refused_before_they_cost_anything(options, words):
+    from meristem.anatomy import Anatomy
+
+    model = pico.build("llama")
+    anatomy = Anatomy.of(model)
+    with pytest.raises(ms.MeristemError, match=words):
+        ms.HyperCloning(**options).plan(anatomy, model)
+
+
+def test_a_method_that_keeps_the_function_is_shown_for_an_option_of_others():
+    from meristem.growth import METHODS
+    from meristem.growth.options import build_methods
+
+    with pytest.raises(ms.MeristemError, match="--method hypercloning,identity_blocks"):
+        build_methods(["hypercloning"], {"depth": 2}, METHODS)

@@ -224,3 +224,108 @@ def test_two_processes_hold_as_one_does(mode, tmp_path):
     assert together[16:] == pytest.approx(alone[16:], rel=1e-3)  # Muon makes its steps in bfloat16
     for start in (0, 8, 16):  # of each optimizer
         assert alone[start + 7] < alone[start + 1]  # losses stand behind the norms that gradients were clipped by
+
+
+def test_layers_as_they_are_ranked():
+    """Of an encoder and a decoder a number means the block in both, a ranked layer the one that it names."""
+    small = pico.build("t5")
+    tuned = copy.deepcopy(small)
+    with torch.no_grad():
+        tuned.decoder.block[1].layer[2].DenseReluDense.wi.weight.add_(torch.randn(44, 32))
+    first = ms.rank_layers(small, tuned)[0]
+    assert (first.blocks, first.layer) == ("decoder.block", 1)
+    for layers, trains in (([first], {"decoder.block.1"}), ([1], {"encoder.block.1", "decoder.block.1"})):
+        growth = ms.Growth.of(small, ms.GrowDontOverwrite())
+        ms.freeze_old(growth.model, growth, layers=layers)
+        moving = {n for n, p in growth.model.named_parameters() if p.requires_grad}
+        assert {name.split(".layer.")[0] for name in moving} == trains
+        assert all("DenseReluDense" in name for name in moving)
+
+
+BAD_RATES = [
+    {"learning_rate": "x"},
+    {"learning_rate": float("inf")},
+    {"learning_rate": 1e-3, "fresh_learning_rate": 0},
+    {"learning_rate": 1e-3, "warm_fresh": float("nan")},
+    {"learning_rate": 1e-3, "warm_fresh": 0.5},
+    {"learning_rate": 1e-3, "fresh": "all"},
+]
+
+
+@pytest.mark.parametrize("bad", BAD_RATES, ids=str)
+def test_rates_that_are_none_are_one_sentence(bad):
+    growth = grown()
+    with pytest.raises(ms.MeristemError, match=f"^{list(bad)[-1]} (must be|is) "):
+        ms.parameter_groups(growth.model, growth, **bad)
+
+
+@pytest.mark.parametrize("layers", [1, "1", [True], ["1"], [9], [-1]], ids=str)
+def test_layers_that_are_none_are_one_sentence(layers):
+    growth = grown()
+    with pytest.raises(ms.MeristemError, match="^layers (is a list|are some of 0 to 1)"):
+        ms.freeze_old(growth.model, growth, layers=layers)
+
+
+def test_what_it_has_done_is_said_in_one_line():
+    growth = grown()
+    said = repr(ms.freeze_old(growth.model, growth))
+    assert said.startswith("Frozen(moving=")
+    assert len(said) < 60
+
+
+class Around(optim.Optimizer):
+    """One optimizer around another, which decays weights of its own accord first."""
+
+    def __init__(self, inner, decay):
+        super().__init__([p for group in inner.param_groups for p in group["params"]], {})
+        self.inner, self.decay = inner, decay
+
+    @torch.no_grad()
+    def step(self):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.mul_(1 - self.decay)
+        self.inner.step()
+
+
+def test_an_optimizer_around_another_moves_no_old_entry():
+    growth = grown("copies")
+    before = copy.deepcopy(growth.model.state_dict())
+    ms.freeze_old(growth.model, growth)
+    optimizer = Around(optim.AdamW(growth.model.parameters(), lr=1e-2), 0.01)
+    for tokens in batches(3, 3):
+        step(growth.model, optimizer, tokens)
+    for name, parameter in growth.model.named_parameters():
+        old = growth.provenance.mask(name, "old")
+        assert torch.equal(parameter[old], before[name][old]), name
+
+
+def test_an_optimizer_around_another_scales_and_counts_once():
+    weights = []
+    for around in (False, True):
+        growth = grown("copies")
+        groups = ms.parameter_groups(growth.model, growth, learning_rate=1e-3, fresh_learning_rate=1e-2, warm_fresh=8)
+        optimizer = optim.SGD(groups, momentum=0.9)
+        for tokens in batches(5, 3):
+            step(growth.model, Around(optimizer, 0.0) if around else optimizer, tokens)
+        weights.append({name: tensor.clone() for name, tensor in growth.model.state_dict().items()})
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_a_step_that_raised_leaves_nothing_behind():
+    growth = grown("copies")
+    ms.freeze_old(growth.model, growth)
+
+    class Broken(optim.SGD):
+        def step(self, closure=None):
+            raise RuntimeError("on purpose")
+
+    before = copy.deepcopy(growth.model.state_dict())
+    tokens = batches(1, 3)[0]
+    with pytest.raises(RuntimeError, match="on purpose"):
+        step(growth.model, Broken(growth.model.parameters(), lr=1e-2), tokens)
+    optimizer = optim.SGD(growth.model.parameters(), lr=1e-1, weight_decay=0.1)
+    step(growth.model, optimizer, tokens)
+    for name, parameter in growth.model.named_parameters():
+        masks = growth.provenance.masks(name)
+        assert torch.equal(parameter[masks["old"]], before[name][masks["old"]]), name
+        assert (parameter != before[name])[~masks["old"]].any(), name

@@ -269,6 +269,42 @@ def test_a_published_checkpoint(tmp_path):
     assert error(small, reloaded(growth.model, tmp_path), length=60) <= 1e-5
 
 
+@pytest.mark.parametrize("family, heads", [("Llama", "QuestionAnswering"), ("Qwen2", "QuestionAnswering"), ("Qwen3", "TokenClassification")])
+def test_heads_whose_classes_call_the_network_otherwise(family, heads, tmp_path):
+    """LlamaForQuestionAnswering calls it `transformer`, MixtralForQuestionAnswering `model`."""
+    config = getattr(transformers, f"{family}Config")(**{**pico.LLAMA, **UNITS})
+    small = getattr(transformers, f"{family}For{heads}")(config)
+    pico.randomise(small)
+    big = reloaded(ms.grow(small.eval(), ms.Upcycle(num_experts=4)), tmp_path)
+    ids = torch.randint(3, 67, (3, 24), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        a, b = (next(v for k, v in model(ids).items() if k.endswith("logits")).double() for model in (small, big))
+    assert float((a - b).abs().max() / a.abs().max()) <= 1e-5
+
+
+def test_a_t5_whose_head_reads_unscaled_outputs_gets_a_head_of_its_own(tmp_path):
+    """Switch scales what a tied head reads, and nothing else; T5 says whether it does in an entry of its own."""
+    small = dense("t5", tie_word_embeddings=False)
+    assert not small.config.scale_decoder_outputs
+    growth = ms.Growth.of(small, ms.Upcycle(num_experts=4, experts_per_token=1))
+    big = reloaded(growth.model, tmp_path)
+    assert not big.config.tie_word_embeddings
+    assert torch.equal(big.lm_head.weight, small.shared.weight)
+    assert growth.provenance.mask("lm_head.weight", "copied").all()
+    assert growth.provenance.mask("shared.weight", "old").all()
+    assert error(small, big) <= 1e-5
+
+
+def test_what_a_mixtures_config_cannot_say_is_named():
+    """Qwen3-MoE has one window for all layers: all of them with it are exact, some are refused by name."""
+    window = {"use_sliding_window": True, "sliding_window": 4}
+    small = dense("qwen3", **window, max_window_layers=0)
+    assert error(small, ms.grow(small, ms.Upcycle())) <= 1e-5
+    message = r"qwen3_moe has no such config entry as .*layer_types=\['full_attention', 'sliding_attention'\]"
+    with pytest.raises(ms.MeristemError, match=message):
+        ms.grow(dense("qwen3", **window, max_window_layers=1), ms.Upcycle())
+
+
 REFUSED = {
     "experts_per_token=9 of num_experts=8; at most 8": ("llama", {"experts_per_token": 9}, {}),
     "num_experts=8 is no multiple of granularity=3.* num_experts=9 would work": ("llama", {"granularity": 3}, {}),
@@ -282,6 +318,13 @@ REFUSED = {
     "num_experts must be a whole number": ("llama", {"num_experts": 2.5}, {}),
     "is one of 'random', 'zero'": ("llama", {"router": "learned"}, {}),
     r"mixtral has no place for model.layers.0.self_attn.q_proj.bias \(8 tensors": ("llama", {}, {"attention_bias": True}),
+    "mixtral is a mixture of experts already; more_experts": ("mixtral", {}, {}),
+    "qwen2_moe has no config entry 'router_aux_los_coef'; did you mean 'router_aux_loss_coef'": (
+        "qwen2", {"fields": {"router_aux_los_coef": 0.1}}, {}
+    ),
+    "have a matrix wi, which the feed-forward block of this t5 has not: it has wi_0, wi_1, wo": (
+        "t5", {"experts_per_token": 1}, {"feed_forward_proj": "gated-gelu"}
+    ),
     "every=3 leaves no layer with experts; there are 2": ("qwen3", {"every": 3}, {}),
 }  # fmt: skip
 
@@ -289,7 +332,7 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_refusals(message):
     family, options, changes = REFUSED[message]
-    model = pico.build(family) if family in ("gpt2", "t5") else dense(family, **changes)
+    model = pico.build(family, **changes) if family in ("gpt2", "t5", "mixtral") else dense(family, **changes)
     with pytest.raises(ms.MeristemError, match=message):
         ms.grow(model, ms.Upcycle(**options))
 

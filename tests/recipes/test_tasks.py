@@ -14,6 +14,7 @@ from meristem.recipes import run
 from meristem.recipes.data_specs import TextSpec
 from meristem.recipes.schema import parse_recipe
 from meristem.recipes.tasks import open_task
+from meristem.recipes.tasks.task import network
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 T5 = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
@@ -151,3 +152,27 @@ def test_an_encoder_decoder_learns_by_ul2s_denoisers(tmp_path):
     data["sequence_length"] = 1024
     with pytest.raises(ms.MeristemError, match="ul2 on sequences of 1024 tokens wants 174"):
         open_task(parse_recipe({"data": data, "nodes": {"small": {"train": train}}}).data)
+
+
+@pytest.mark.parametrize("model_type", ["deit"])
+def test_a_model_type_that_several_classes_share(model_type, tmp_path):
+    """transformers' own `from_config` fails for these: 'NoneType' object is not iterable."""
+    from transformers import AutoModelForImageClassification
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+    classes = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(model_type)
+    if not isinstance(classes, tuple | list):
+        pytest.skip(f"transformers knows one class of {model_type}")
+    entries = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": 4,
+    }
+    model = network(
+        AutoModelForImageClassification, {"model_type": model_type, **entries}, {"image_size": 8, "num_channels": 1}, 0
+    )
+    assert type(model).__name__ == classes[0]
+    model.save_pretrained(tmp_path)
+    assert type(AutoModelForImageClassification.from_pretrained(tmp_path)).__name__ == classes[0]

@@ -96,14 +96,15 @@ class Anatomy:
         return {blocks.axis: blocks.length for blocks in self.blocks}
 
     def gain(self, norm: str) -> TensorAnatomy | None:
-        """The gain of the norm at a path."""
+        """The gain of the norm at a path; None if it has none."""
         facts = self.norms.get(norm)
         return self.tensors.get(f"{norm}.{facts.gain if facts else 'weight'}")
 
     def axes_over(self, norm: str) -> set[str]:
-        """The axes that the norm at a path measures, as far as its gain tells."""
-        gain = self.gain(norm)
-        return self.axes_of(gain.dimensions[0].layout) | gain.dimensions[0].layout.axes() if gain is not None else set()
+        """The axes that the norm at a path measures, as its gain tells, or for a norm without one its own shape."""
+        gain, facts = self.gain(norm), self.norms.get(norm)
+        layout = gain.dimensions[0].layout if gain is not None else facts.layout if facts is not None else None
+        return self.axes_of(layout) | layout.axes() if layout is not None else set()
 
     def of_kind(self, kind: str) -> list[Axis]:
         return [axis for axis in self.axes.values() if axis.kind == kind]

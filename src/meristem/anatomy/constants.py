@@ -10,6 +10,7 @@ from torch import nn
 
 from meristem.anatomy.anatomy import Anatomy
 from meristem.anatomy.builder import Builder
+from meristem.anatomy.overrides import Multiplier
 
 
 def width_constants(anatomy: Anatomy, target: Builder) -> Mapping[str, float]:
@@ -28,11 +29,17 @@ def width_constants(anatomy: Anatomy, target: Builder) -> Mapping[str, float]:
                 for path in _scaled_embeddings(name, module):
                     ratios[f"{path}.weight"] = getattr(new[name], attribute) / value
     for multiplier in anatomy.override.multipliers:
-        if multiplier.when is None or anatomy.builder.fact(multiplier.when):
-            ratio = target.fact(multiplier.field) / anatomy.builder.fact(multiplier.field)
-            for name in (name for name in anatomy.tensors if re.fullmatch(multiplier.tensor, name)):
-                ratios[name] = ratios.get(name, 1.0) * ratio**multiplier.exponent
+        ratio = _factor(multiplier, target) / _factor(multiplier, anatomy.builder)
+        for name in (name for name in anatomy.tensors if re.fullmatch(multiplier.tensor, name)):
+            ratios[name] = ratios.get(name, 1.0) * ratio
     return {name: ratio for name, ratio in ratios.items() if ratio != 1}
+
+
+def _factor(multiplier: Multiplier, builder: Builder) -> float:
+    """What the forward pass of the network that `builder` builds multiplies by."""
+    if multiplier.when is not None and not builder.fact(multiplier.when):
+        return 1.0
+    return float(builder.fact(multiplier.field)) ** multiplier.exponent
 
 
 def _scaled_embeddings(name: str, module: nn.Module) -> list[str]:

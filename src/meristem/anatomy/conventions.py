@@ -63,7 +63,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "bottleneck_hidden": ("true_hidden_size",),  # blocks narrower than the stream, whose heads share this out
     "state": ("mamba_d_state", "ssm_state_size", "state_size"),
     "rank": ("time_step_rank", "mamba_dt_rank"),  # of what a state-space block computes its time steps from
-    "experts": ("num_local_experts", "num_experts"),
+    "experts": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
     "vocab": ("vocab_size",),
     "positions": ("max_position_embeddings", "n_positions", "max_target_positions"),  # where they are learned
 }
@@ -180,8 +180,9 @@ LAYER_OUTPUTS = r"_?out_indices|backbone_out_indices|out_layers"
 OUTPUTS_FROM_ONE = r"(Beit|Data2VecVision)ForSemanticSegmentation"
 # How many of the last layers do more than the others.
 LAST_LAYERS = r"num_blocks"
-# Where a part of the config has one of these, later layers take in what earlier layers of other parts gave out, by number.
-NUMBERED_FIELDS = ("deepstack_visual_indexes", "deepstack_layer_map")
+# Where a part of the config has one of these, what a layer computes depends on its number: it takes in what that layer of another
+# part gave out, or divides its scores by its number.
+NUMBERED_FIELDS = ("deepstack_visual_indexes", "deepstack_layer_map", "scale_attn_by_inverse_layer_idx")
 
 NORM_EPS_FIELDS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 
@@ -228,28 +229,31 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     (
         ATTENTION_CLASS,
         r"q_proj|query|q|q_lin|linear_q|linear_pos|wq|to_q|project_q|q_head|query_proj|g_proj|"
-        r"q_(content|pos|pos_sine)_proj|(self|cross)_attn_query_(content|pos|pos_sine)_proj",
+        r"q_(content|pos|pos_sine)_proj|(self|cross)_attn_query_(content|pos|pos_sine)_proj|q_linear|Wq|query_global|layout_query|"
+        r"to_query|(w2e|e2w|e2e)_query|pos_query_proj|pos_q_proj|q_attn|output_gate",
         "out",
         (QUERY, GATED_QUERY),
     ),
     (
         ATTENTION_CLASS,
-        r"k_proj|key|k|k_lin|linear_k|wk|to_k|project_k|k_head|key_proj|k_(content|pos)_proj|(self|cross)_attn_key_(content|pos)_proj",
+        r"k_proj|key|k|k_lin|linear_k|wk|to_k|project_k|k_head|key_proj|k_(content|pos)_proj|(self|cross)_attn_key_(content|pos)_proj|"
+        r"k_linear|Wk|key_global|layout_key|to_key|pos_key_proj|pos_proj",
         "out",
         (KEY_VALUE,),
     ),
     (
         ATTENTION_CLASS,
-        r"v_proj|value|v|v_lin|linear_v|wv|to_v|project_v|v_head|value_proj|(self|cross)_attn_value_proj",
+        r"v_proj|value|v|v_lin|linear_v|wv|to_v|project_v|v_head|value_proj|(self|cross)_attn_value_proj|Wv|value_global|layout_value",
         "out",
         (KEY_VALUE,),
     ),
-    (ATTENTION_CLASS, r"c_attn|qkv_proj|qkv|Wqkv|in_proj", "out", (CONCATENATED,)),
+    (ATTENTION_CLASS, r"c_attn|qkv_proj|qkv|Wqkv|in_proj|qkv_linear|att_proj", "out", (CONCATENATED,)),
     (r"MultiheadAttention", r"in_proj_(weight|bias)", "out", (CONCATENATED,)),
     (ATTENTION_CLASS, r"query_key_value", "out", (GROUPED, CONCATENATED)),
     (
         ATTENTION_CLASS,
-        r"o_proj|out_proj|o|dense|c_proj|proj|wo|out_lin|linear_out|to_out|attention_out|output_proj",
+        r"o_proj|out_proj|o|dense|c_proj|proj|wo|Wo|out_lin|linear_out|to_out|attention_out|output_proj|projection|projection_layer|"
+        r"output|proj_out|post_proj",
         "in",
         (QUERY,),
     ),
@@ -261,6 +265,7 @@ LAYOUTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ),  # sinusoids, a sine and a cosine for each
     (ATTENTION_CLASS, r"q_norm|q_layernorm|query_norm", "out", (QUERY, "head_dim")),
     (ATTENTION_CLASS, r"k_norm|k_layernorm|key_norm", "out", (KEY_VALUE, "head_dim")),
+    (ATTENTION_CLASS, r"(inner_)?attn_(sub_norm|ln)", "out", (QUERY,)),  # between the heads and what reads them
     (ATTENTION_CLASS, r"relative_attention_bias", "out", ("heads",)),
 )
 
@@ -277,6 +282,14 @@ RAW_READERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"DbrxExpertGLU", r"w2", ("read", "write")),
     (r"XLNetRelativeAttention|FunnelRel", r"q|k|v|r|r_kernel", ("read", "write", "write")),
     (r"XLNetRelativeAttention", r"o", ("write", "read", "read")),
+)
+# What a norm measures that has no weights and takes whatever comes: (class around it, its name, layout), the first that fits.
+PLAIN_NORMS: tuple[tuple[str, str, str], ...] = (
+    (SSM_CLASS, r".*", "1"),  # nothing that grows
+    (ATTENTION_CLASS, r"(inner_)?attn_(sub_norm|ln)", QUERY),
+    (ATTENTION_CLASS, r".*", "head_dim"),
+    (r".*", r"ffn_(sub_norm|layernorm|ln)", "ffn"),
+    (r".*", r".*", "hidden"),
 )
 ROUTER_CLASS = r"Router|Gate"
 NORM_CLASS = r"Norm"

@@ -101,7 +101,7 @@ def depth_at(config: Any, path: str) -> int:
 
 
 def is_numbered(config: Any) -> bool:
-    """Whether layers take in what the layers of other parts gave out, by their numbers (see `NUMBERED_FIELDS`)."""
+    """Whether what a layer computes depends on its number (see `NUMBERED_FIELDS`)."""
     return any(vars(part).get(name) for _, part in _parts(config) for name in NUMBERED_FIELDS)
 
 

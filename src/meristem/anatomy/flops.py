@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
     UnsupportedOperatorException,
 )
@@ -40,6 +41,7 @@ _QUESTIONS = {
     torch.ops.prim.layout.default,
 }  # fmt: skip
 _FREE_NAMESPACES = {"aten", "prim", "prims", "c10d", "_c10d_functional", "debug", "profiler", "inductor", "streams"}
+_META = torch.device("meta")
 _VALUES_WANTED = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
 
@@ -179,6 +181,12 @@ class FlopCounter(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(
+        cls,
+    ) -> bool:  # torch would switch its compiler off and on in every call; `_counting` does it once
+        return False
+
     def __init__(self, paths: Sequence[str] = ()) -> None:
         super().__init__()
         self.total, self.inside = 0, dict.fromkeys(paths, 0)
@@ -209,32 +217,45 @@ class FlopCounter(TorchDispatchMode):
         return {path for first, end, path in self._calls if first <= number < end}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default and type(args[0]) is FakeTensor:  # asked twice for every operator
+            return _META if args[0].fake_mode.in_kernel_invocation else args[0].fake_device
         if func in _QUESTIONS:
             return NotImplemented
-        if isinstance(func, torch._ops.HigherOrderOperator):
-            packet, name, namespace = func, func.name(), "higher_order"
-        else:
-            packet, name, namespace = func._overloadpacket, func.name(), func.namespace
+        kwargs = kwargs or {}
+        higher = isinstance(func, torch._ops.HigherOrderOperator)
+        packet = func if higher else func._overloadpacket
         if packet not in flop_counter.flop_registry:
-            if not isinstance(func, torch._ops.HigherOrderOperator) and func is not torch.ops.prim.device.default:
+            if not higher and _is_composite(func):
                 with self:
-                    taken_apart = func.decompose(*args, **kwargs)
-                if taken_apart is not NotImplemented:
-                    return taken_apart
-            if namespace not in _FREE_NAMESPACES or PRODUCTS.search(name.partition("::")[2].partition(".")[0]):
+                    return func.decompose(*args, **kwargs)
+            if not _is_free(func):
                 raise MeristemError(
-                    f"the FLOPs of operator {name} are not known; register a formula for it with "
+                    f"the FLOPs of operator {func.name()} are not known; register a formula for it with "
                     "torch.utils.flop_counter.register_flop_formula"
                 )
             return func(*args, **kwargs)
-        if packet is aten._grouped_mm and isinstance(args[0], torch._subclasses.FakeTensor):
+        if packet is aten._grouped_mm and isinstance(args[0], FakeTensor):
             ends = args[2] if len(args) > 2 else kwargs.get("offs")
             output = args[0].new_empty(grouped_shape(args[0].shape, args[1].shape, ends))
         else:
             output = func(*args, **kwargs)
         self._add(flop_counter.flop_registry[packet](*args, **kwargs, out_val=output))
         return output
+
+
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    """Whether torch takes this operator apart into others."""
+    key = torch._C.DispatchKey.CompositeImplicitAutograd  # pyright: ignore[reportAttributeAccessIssue]
+    return key in func.py_kernels or torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@functools.cache
+def _is_free(func: Any) -> bool:
+    """Whether an operator without a formula works entry by entry, so that it costs nothing that is counted."""
+    name = func.name()
+    namespace = "higher_order" if isinstance(func, torch._ops.HigherOrderOperator) else func.namespace
+    return namespace in _FREE_NAMESPACES and not PRODUCTS.search(name.partition("::")[2].partition(".")[0])
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -15,7 +16,7 @@ from meristem.anatomy.config_fields import ConfigFields
 from meristem.anatomy.config_heads import ConfigHeads, Reading
 from meristem.anatomy.conventions import OUTPUTS_FROM_ONE
 from meristem.anatomy.fields import read_field, write_field
-from meristem.anatomy.heads import counts_heads
+from meristem.anatomy.heads import HEADS, KV_HEADS, counts_heads
 from meristem.anatomy.probing import Shapes, probes, with_derived_fields
 from meristem.anatomy.validity import check_config
 
@@ -59,6 +60,15 @@ class HuggingFaceBuilder:
     @property
     def model_type(self) -> str:
         return self.config.model_type
+
+    @cached_property
+    def reads_kv_heads(self) -> bool:
+        """Whether the class reads the field of key-value heads; Falcon's multi-query attention does not."""
+        path, heads = self.fields.paths.get(KV_HEADS), self.fields.value(HEADS) if HEADS in self.fields.paths else 0
+        if path is None or not heads:
+            return False
+        other = heads if self.fields.value(KV_HEADS) != heads else 1
+        return Shapes(self.model_class, self.config).moves(self.fields.with_value(path, other))
 
     def alternatives(self) -> Iterable[HuggingFaceBuilder]:
         """Builders that read the heads differently: key-value heads by the field, all, or one; hidden_size split or not."""

@@ -21,13 +21,13 @@ from meristem.algebra import Layout
 from meristem.anatomy.axis_ref import is_part, kind_of, whole_of
 from meristem.anatomy.builder import Builder, FunctionBuilder
 from meristem.anatomy.candidates import Sizes, candidates
-from meristem.anatomy.conventions import GROWING
+from meristem.anatomy.conventions import GROWING, PLAIN_NORMS
 from meristem.anatomy.fields import is_numbered
 from meristem.anatomy.groups import in_groups, in_pairs
 from meristem.anatomy.heads import with_heads
 from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.anatomy.instances import constructor_of
-from meristem.anatomy.norms import NormFacts, gain_of, is_per_unit, norm_facts
+from meristem.anatomy.norms import NormFacts, gain_of, is_per_unit, is_plain_norm, norm_facts, plain_shape
 from meristem.anatomy.overrides import OVERRIDES, Override
 from meristem.anatomy.roles import owner_and_parameter
 from meristem.anatomy.shared_names import names_of_parameters
@@ -68,7 +68,7 @@ def infer(builder: Builder, override: Override, trace: Traced | None = None) -> 
         AnatomyError: where a shape has no explanation, or a tensor is both written and read.
     """
     base = _build(builder, builder.sizes, builder.depths)
-    probes = [Probe(with_heads(builder.sizes), _shapes(base), True)]
+    probes = [Probe.of(builder.sizes, base, True)]
     probes += [probe for sizes in builder.probes() for probe in _probed(builder, sizes, probes[0].shapes)]
     deeper = _deeper(builder)
     blocks = _find_blocks(builder, base, deeper)
@@ -97,7 +97,8 @@ def infer(builder: Builder, override: Override, trace: Traced | None = None) -> 
     axes |= _parts(axes, tensors)
     lists = unit_lists([(probe.sizes, probe.shapes) for probe in probes])
     measured = trace.measured if trace is not None else {}
-    return Structure(axes, tensors, blocks, _norms(owners), lists, measured, _guessed(tensors, owners, override, trace))
+    norms = _norms(owners) | _plain_norms(owners, probes, override)
+    return Structure(axes, tensors, blocks, norms, lists, measured, _guessed(tensors, owners, override, trace))
 
 
 def _by_all_names(trace: Traced, owners: Mapping[str, nn.Module]) -> Traced:
@@ -127,12 +128,13 @@ def _probed(builder: Builder, sizes: Sizes, own: Mapping[str, tuple[int, ...]]) 
     further = {**sizes, **{axis: size + moved[axis] for axis, size in sizes.items() if axis in moved}}
     for tried in (sizes, further):
         try:
-            shapes = _shapes(_build(builder, tried, builder.depths))
+            model = _build(builder, tried, builder.depths)
             measured = builder.measured(tried) if isinstance(builder, FunctionBuilder) else tried
         except Exception:  # as an architecture says that sizes do not fit together, also by an assertion
             return
-        yield Probe(with_heads(measured), shapes, any(kind_of(axis) in GROWING for axis in moved))
-        if own.keys() <= shapes.keys() or min(further.values()) < 1:
+        probe = Probe.of(measured, model, any(kind_of(axis) in GROWING for axis in moved))
+        yield probe
+        if own.keys() <= probe.shapes.keys() or min(further.values()) < 1:
             return
 
 
@@ -175,11 +177,18 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Probe:
-    """One build: its axis sizes, its shapes by name, and whether an axis moved that growth can change."""
+    """One build: its axis sizes, its shapes by name, whether an axis moved that growth can change, and what its norms without
+    weights measure, by path."""
 
     sizes: Sizes
     shapes: Mapping[str, tuple[int, ...]]
     essential: bool
+    plain: Mapping[str, tuple[int, ...]]
+
+    @staticmethod
+    def of(sizes: Sizes, model: nn.Module, essential: bool) -> Probe:
+        plain = {path: plain_shape(module) for path, module in model.named_modules() if is_plain_norm(module)}
+        return Probe(with_heads(sizes), _shapes(model), essential, plain)
 
 
 def _parts(axes: Mapping[str, Axis], tensors: Mapping[str, TensorAnatomy]) -> dict[str, Axis]:
@@ -258,6 +267,43 @@ def _norms(owners: Mapping[str, nn.Module]) -> dict[str, NormFacts]:
                     continue
             found[path] = by_class[type(module)]
     return found
+
+
+def _plain_norms(owners: Mapping[str, nn.Module], probes: Sequence[Probe], override: Override) -> dict[str, NormFacts]:
+    """Facts about every norm without weights. What it measures is explained as a gain would be, and where it takes
+    whatever comes, by where it stands (`PLAIN_NORMS`)."""
+    by_class: dict[tuple[type, tuple[int, ...]], NormFacts] = {}
+    found = {}
+    for path, shape in probes[0].plain.items():
+        module = owners[path]
+        key = (type(module), shape)
+        if is_per_unit(module) or len(shape) > 1:
+            continue
+        if key not in by_class:
+            try:
+                by_class[key] = norm_facts(module)
+            except (ValueError, RuntimeError, TypeError, AttributeError, IndexError):  # it takes something else, too
+                continue
+        layout = _measured_by(path, owners, probes, override)
+        if layout is not None:
+            found[path] = replace(by_class[key], layout=layout)
+    return found
+
+
+def _measured_by(
+    path: str, owners: Mapping[str, nn.Module], probes: Sequence[Probe], override: Override
+) -> Layout | None:
+    if probes[0].plain[path]:
+        measured = [(probe.sizes, probe.plain[path][-1]) for probe in probes if path in probe.plain]
+        explained = _explain(f"{path}.weight", "out", measured, owners, override)
+        return explained[1] if explained else None
+    parts = path.split(".")
+    around = [type(owners[".".join(parts[:i])]).__name__ for i in range(1, len(parts))]
+    for kind, name, layout in PLAIN_NORMS:
+        if any(re.search(kind, a) for a in around) and re.fullmatch(name, parts[-1]):
+            known = Layout.parse(layout)
+            return known if known.axes() <= probes[0].sizes.keys() else None
+    return None
 
 
 def _dimensions(

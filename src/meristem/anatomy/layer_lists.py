@@ -30,6 +30,7 @@ def follow_layers(config: Any, order: Sequence[int], old: int, first: int = 0) -
         elif re.fullmatch(LAYER_LISTS, name) and len(value) == old:
             setattr(config, name, type(value)(value[i] for i in order))
     _rename_stages(config, len(order), old)
+    _repeat_patterns(config)
 
 
 def _behind(number: int, order: Sequence[int], old: int) -> int:
@@ -37,6 +38,14 @@ def _behind(number: int, order: Sequence[int], old: int) -> int:
     if number < 0:
         return _behind(old + 1 + number, order, old) - len(order) - 1
     return max((new + 1 for new, source in enumerate(order) if source < number), default=0)
+
+
+def _repeat_patterns(config: Any) -> None:
+    """GPT-Neo derives its list of kinds from patterns and how often each is repeated: one pattern that gives the list."""
+    kinds = vars(config).get("attention_layers")
+    if kinds and vars(config).get("attention_types"):
+        shortest = next(n for n in range(1, len(kinds) + 1) if kinds == kinds[:n] * (len(kinds) // n))
+        config.attention_types = [[kinds[:shortest], len(kinds) // shortest]]
 
 
 def _rename_stages(config: Any, new: int, old: int) -> None:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from meristem.algebra import Layout
 from meristem.anatomy.conventions import NORM_CLASS, NORM_GAINS
+
+WIDTH = 16  # of the features that a norm without weights and without a shape is asked with
 
 
 @dataclass(frozen=True)
 class NormFacts:
     """`centres`: subtracts the mean (LayerNorm) or not (RMSNorm); `offset`: the gain is offset + weight (1 in Gemma); `gain`: the
-    name of its parameter."""
+    name of its parameter, None where it has no gain; `layout`: what a norm without a gain measures, which no tensor tells; `sums`:
+    it divides by the length of its input (Dory's), and not by the root of the mean square."""
 
     centres: bool
     offset: float
-    gain: str = "weight"
+    gain: str | None = "weight"
+    layout: Layout | None = None
+    sums: bool = False
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -32,6 +39,18 @@ def gain_of(module: nn.Module) -> str | None:
     if not re.search(NORM_CLASS, type(module).__name__):
         return _gain_by_trial(module)
     return next((name for name in NORM_GAINS if isinstance(getattr(module, name, None), nn.Parameter)), None)
+
+
+def is_plain_norm(module: nn.Module) -> bool:
+    """Whether it is called a norm and has no weights, such as OLMo's."""
+    has_weights = any(parameter is not None for parameter in module._parameters.values())
+    return not has_weights and not list(module.children()) and bool(re.search(NORM_CLASS, type(module).__name__))
+
+
+def plain_shape(module: nn.Module) -> tuple[int, ...]:
+    """What a norm without weights says that it measures; () where it takes whatever comes."""
+    shape = getattr(module, "normalized_shape", ())
+    return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
 _BY_TRIAL: dict[type, str | None] = {}
@@ -79,11 +98,16 @@ def is_per_unit(module: nn.Module) -> bool:
 
 
 def norm_facts(module: nn.Module) -> NormFacts:
-    """Measure a norm with a per-feature gain (and perhaps a bias) on random features; it may be on meta."""
+    """Measure a norm with a per-feature gain (and perhaps a bias) or without any on random features; it may be on meta."""
     probe = copy.deepcopy(module).to_empty(device="cpu").float()
-    gain = gain_of(module) or "weight"
+    gain = gain_of(module)
+    if gain is None:
+        x = _features(plain_shape(module) or (WIDTH,))
+        centres = float((probe(x + 3.0) - probe(x)).abs().max()) < 1e-2
+        sums = not plain_shape(module) and float(probe(x).square().mean() * x.shape[-1]) < 2
+        return NormFacts(centres, offset=0.0, gain=None, sums=sums)
     weight = probe.get_parameter(gain)
-    x = torch.randn(4, *weight.shape, generator=torch.Generator().manual_seed(0))
+    x = _features(weight.shape)
     with torch.no_grad():
         for name, parameter in probe.named_parameters():
             if name != gain:
@@ -93,6 +117,10 @@ def norm_facts(module: nn.Module) -> NormFacts:
         weight.fill_(1.0)
         shift = float((probe(x + 3.0) - probe(x)).abs().max())
     return NormFacts(centres=shift < 1e-2, offset=offset, gain=gain)
+
+
+def _features(shape: Sequence[int]) -> Tensor:
+    return torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def norm_eps(module: nn.Module) -> float:

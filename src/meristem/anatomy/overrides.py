@@ -14,6 +14,7 @@ Each entry says one fact about the mathematics of a model type, as data:
 - `transposed`: linear layers (regular expression on the path) whose weight the forward pass multiplies from the right;
 - `roles`: a tensor name (regular expression, whole name) and the role of each of its dimensions: "write" for one that produces
   features, "read" for one that is summed over, "gain", "shift", or "fixed";
+- `unscaled`: scores are not divided by the square root of the heads' width;
 - `multipliers`: the forward pass multiplies by a power of a config field, where a flag says so.
 """
 
@@ -46,6 +47,7 @@ class Override:
     shares: tuple[tuple[str, str], ...] = ()
     transposed: str | None = None
     roles: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    unscaled: bool = False
     multipliers: tuple[Multiplier, ...] = field(default=())
 
 
@@ -58,6 +60,11 @@ SINES_THEN_COSINES, SINES_AND_COSINES = "2 frequencies_hidden", "frequencies_hid
 def _detr(*readers: str) -> Override:
     """Positions in two dimensions, added to what `readers` (regular expressions on the path) take in."""
     return Override(layouts=tuple((reader, "in", SINES_AND_COSINES) for reader in readers), paired=True)
+
+
+def _scaled_head(when: str) -> Override:
+    """What the head reads is multiplied by d_model ** -0.5 if `when` is true, so that it can be a tied embedding."""
+    return Override(multipliers=(Multiplier(r"lm_head\.weight", "d_model", -0.5, when=when),))
 
 
 ENCODER_QUERIES = r"encoder\.layers\.\d+\.self_attn\.[qk]_proj"
@@ -88,9 +95,11 @@ OVERRIDES: Mapping[str, Override] = {
             (r"self_attn\.[kv]_proj", "out", "2 over2_kv_heads head_dim"),
             (r"self_attn\.o_proj", "in", "over2_kv_heads group 2 head_dim"),
         ),
+        roles=((r".*\.lambda_q[12]", ("write",)), (r".*\.lambda_k[12]", ("read",))),  # contracted with each other
         numbered=True,  # lambda_init
     ),
     **dict.fromkeys(("eomt", "eomt_dinov3", "videomt"), Override(shares=((r"(.*\.)?attn_mask_probs", "last"),))),
+    "gpt_neo": Override(unscaled=True),
     "esmc": Override(multipliers=(Multiplier(RESIDUAL_WRITERS, "num_hidden_layers", -0.5),)),
     "minicpm3": Override(multipliers=(Multiplier(RESIDUAL_WRITERS, "num_hidden_layers", -0.5),)),
     "funnel": Override(layouts=((r"r_kernel", "in", SINES_THEN_COSINES),)),
@@ -127,7 +136,8 @@ OVERRIDES: Mapping[str, Override] = {
         )
     ),
     "table-transformer": _detr(ENCODER_QUERIES, r"encoder_attn\.k_proj"),
-    "t5": Override(multipliers=(Multiplier(r"lm_head\.weight", "d_model", -0.5, when="scale_decoder_outputs"),)),
+    **dict.fromkeys(("t5", "umt5", "longt5", "pop2piano"), _scaled_head("scale_decoder_outputs")),
+    **dict.fromkeys(("switch_transformers", "udop"), _scaled_head("tie_word_embeddings")),
     "wav2vec2-conformer": Override(layouts=((r"linear_pos", "in", SINES_AND_COSINES),)),
     "xlnet": Override(
         layouts=(

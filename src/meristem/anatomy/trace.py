@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from meristem.anatomy.inputs import example_inputs, logits_of
 from meristem.anatomy.modes import evaluating, step_by_step
-from meristem.anatomy.norms import is_norm
+from meristem.anatomy.norms import is_norm, is_plain_norm
 from meristem.errors import MeristemError
 
 Inputs = Mapping[str, Any] | None  # keyword arguments of forward; None: random ones
@@ -27,7 +27,7 @@ def norm_before_head(model: nn.Module, inputs: Inputs = None, otherwise: str = "
         return None
     names = {module: name for name, module in model.named_modules()}
     called: list[nn.Module] = []
-    watched = [module for module in names if module is head or is_norm(module)]
+    watched = [module for module in names if module is head or is_norm(module) or is_plain_norm(module)]
     run_watched(
         model,
         lambda: [m.register_forward_pre_hook(lambda module, _: called.append(module)) for m in watched],

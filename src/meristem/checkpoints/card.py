@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from meristem.checkpoints.lineage import Lineage, lineage
+
 TEMPLATE = """---
-library_name: transformers
-tags:
-- meristem
-- model-growth
-{base_model}---
+{metadata}---
 
 # {title}
 
@@ -19,38 +19,76 @@ Made by [Meristem]({url}) with **{methods}**; loads with plain transformers{trus
 | | |
 |---|---|
 | source | `{source}` |
-| function preserved | {preserved} |
+{licence}| function preserved | {preserved} |
 {new_layers}
 ```json
 {options}
 ```
-"""
+{citation}"""
 URL = "https://pypi.org/project/meristem-nn/"
 
 
-def model_card(record: dict[str, Any]) -> str:
-    """README.md of a grown model, from what `meristem.json` records."""
+def model_card(record: dict[str, Any], sources: Iterable[Path] = ()) -> str:
+    """README.md of a grown model.
+
+    Args:
+        record: what `meristem.json` says.
+        sources: the directories of the models that it was made from; licence, language and citation are inherited from their cards.
+    """
     methods = record.get("methods", [])
-    certificate = record.get("certificate")
     named = record.get("sources", [record.get("source", {})])
-    sources = [entry.get("name", "") for entry in named]
-    grouped = any(m.get("norm") == "grouped" for m in methods)
+    names = [entry.get("name", "") for entry in named]
     on_hub = list(dict.fromkeys(entry["name"] for entry in named if entry.get("revision")))
-    source = ", ".join(sources)
+    inherited = lineage(sources)
+    grouped = any(m.get("norm") == "grouped" for m in methods)
+    source = ", ".join(names)
     return TEMPLATE.format(
-        base_model="base_model:\n" + "".join(f"- {name}\n" for name in on_hub) if on_hub else "",
+        metadata=_front_matter(on_hub, len(set(names)), inherited),
         title=f"A model made from {source}",
         url=URL,
         trust=" and `trust_remote_code=True`: its class is in `modeling_grouped.py`" if grouped else "",
         methods=", then ".join(m["method"] for m in methods),
         source=source,
-        preserved=_preserved(certificate),
+        licence=_licence(inherited),
+        preserved=_preserved(record.get("certificate")),
         new_layers="".join(
             f"| new {axis.replace('_', ' ')}, counted from 0 | {', '.join(map(str, places))} |\n"
             for axis, places in record.get("new_layers", {}).items()
         ),
         options=json.dumps(methods, indent=2),
+        citation=_citation(inherited.citations),
     )
+
+
+def _front_matter(on_hub: Sequence[str], parents: int, inherited: Lineage) -> str:
+    """YAML that the hub reads. Directories have no name there, so the base of such a source is what its own card names."""
+    import yaml
+
+    base = list(on_hub) or list(inherited.ancestors)
+    relation = "merge" if parents > 1 else "finetune"  # the hub knows no growth
+    content = {
+        "library_name": "transformers",
+        **inherited.metadata,
+        "tags": ["meristem", "model-growth"],
+        **({"base_model": base, "base_model_relation": relation} if base else {}),
+    }
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _licence(inherited: Lineage) -> str:
+    """A row of the table: the sources' licences hold for what is made of them."""
+    kinds = inherited.metadata.get("license")
+    if not kinds:
+        return ""
+    named = ", ".join(kinds) if isinstance(kinds, list) else kinds
+    cell = named.replace("|", "\\|").replace("`", "")
+    return f"| licence of the source | {cell} |\n"
+
+
+def _citation(entries: Sequence[str]) -> str:
+    if not entries:
+        return ""
+    return "\n## Citation of the source\n\n```bibtex\n" + "\n\n".join(entries) + "\n```\n"
 
 
 def _preserved(certificate: dict[str, Any] | None) -> str:

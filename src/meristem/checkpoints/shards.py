@@ -98,11 +98,16 @@ _RANK = {
 }  # fmt: skip
 
 
-def check_space(directory: Path, needed: int) -> None:
-    """Raises MeristemError if the disk under `directory` has less than `needed` bytes left."""
-    free = shutil.disk_usage(directory).free
+def check_space(out: Path, needed: int) -> None:
+    """Raises MeristemError if the disk that `out` is on, or will be, has less than `needed` bytes left."""
+    place = out
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
     if free < needed:
-        raise MeristemError(f"{directory}: {needed / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free")
+        raise MeristemError(
+            f"{out}: {needed / 1e9:,.2f} GB to write, {free / 1e9:,.2f} GB free on its disk; name another place, or smaller sizes"
+        )
 
 
 def write_shards(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterator
@@ -14,8 +13,9 @@ from meristem.checkpoints.object_store import fetch, is_address
 from meristem.checkpoints.other_formats import ADAPTER, no_model_here
 from meristem.errors import MeristemError, first_line
 from meristem.growth.grouped_norms import is_grouped
+from meristem.nowhere import nothing_here, why_not_fetched
 
-HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+HUB_NAME = re.compile(r"^([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?$")  # and a branch, a tag or a commit
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
 OTHER_WEIGHTS = (
     "*.bin",
@@ -46,8 +46,8 @@ class Source:
 
 
 def find_source(source: str | Source, trust_remote_code: bool = False) -> Source:
-    """The directory that a user names, or the cache for a hub name or an address (`s3://...`), filled if need be; its config is
-    judged first.
+    """The directory that a user names, or the cache for a hub name (owner/name, or owner/name@revision) or an address (`s3://...`),
+    filled if need be; its config is judged first.
 
     Raises:
         MeristemError: if there is neither, if it is no model that can be read (`read_config`), or if the hub cannot be reached.
@@ -68,12 +68,16 @@ def find_source(source: str | Source, trust_remote_code: bool = False) -> Source
     if exists:
         read_config(Source(source, path), trust_remote_code)
         return Source(source, path)
-    if not HUB_NAME.match(source) or source.startswith("."):
-        raise MeristemError(f"{source}: no such directory{_close_by(path)}, and no hub name either (owner/name)")
-    described = _snapshot(source, allow_patterns=["config.json", ADAPTER])
-    revision = described.name if COMMIT.match(described.name) else None
-    read_config(Source(source, described, revision), trust_remote_code)
-    return Source(source, _snapshot(source, ignore_patterns=[*OTHER_WEIGHTS, *code], revision=revision), revision)
+    named = HUB_NAME.match(source)
+    if not named or source.startswith("."):
+        raise MeristemError(
+            f"{source}: {nothing_here(source)}, and no hub name either (owner/name, or owner/name@revision)"
+        )
+    name, wanted = named.groups()
+    described = _snapshot(name, allow_patterns=["config.json", ADAPTER], **({"revision": wanted} if wanted else {}))
+    revision = described.name if COMMIT.match(described.name) else wanted
+    read_config(Source(name, described, revision), trust_remote_code)
+    return Source(name, _snapshot(name, ignore_patterns=[*OTHER_WEIGHTS, *code], revision=revision), revision)
 
 
 def _snapshot(name: str, **options: Any) -> Path:
@@ -82,19 +86,7 @@ def _snapshot(name: str, **options: Any) -> Path:
     try:
         return Path(snapshot_download(name, **options))
     except Exception as error:
-        raise MeristemError(
-            f"{name}: no such directory{_close_by(Path(name))}, and it cannot be fetched from the hub: {first_line(error)}"
-        ) from error
-
-
-def _close_by(path: Path) -> str:
-    """A directory beside it of nearly the same name."""
-    try:
-        beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
-    except (OSError, ValueError):
-        return ""
-    close = difflib.get_close_matches(path.name, beside, n=1)
-    return f" (did you mean {path.parent / close[0]}?)" if close else ""
+        raise MeristemError(f"{name}: {nothing_here(name)}, and {why_not_fetched(name, error)}") from error
 
 
 def read_config(source: Source, trust_remote_code: bool = False) -> dict[str, Any]:

@@ -73,11 +73,11 @@ def write_model(
 
     groups, shards = plan_files(model, max_shard_size)
     place = check_place(out, overwrite, sources)
+    check_space(place, shards.bytes)
     if processes is not None and processes.rank:
         write_own_share(place, shards, groups, model, processes, sources)
         return ()
     with atomic_directory(out, overwrite, sources) as partial, contextlib.ExitStack() as stack:
-        check_space(partial, shards.bytes)
         save_all_but_weights(model, partial)
         if processes is not None:
             if prove is not None:
@@ -95,7 +95,8 @@ def write_model(
             copy_companions(tokenizer_from, partial, beside.copied)
         record = record() if callable(record) else record
         write_json(partial / "meristem.json", record)
-        (partial / "README.md").write_text(model_card(record))
+        origins = [Path(origin) for origin in (*([tokenizer_from] if tokenizer_from else []), *sources)]
+        (partial / "README.md").write_text(model_card(record, origins))
         if more is not None:
             more(partial)
         check_written(model, partial)

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from meristem.cli.growing import Request, grow_checkpoint
-from meristem.cli.options import method_options
+from meristem.cli.options import complete_method, method_options
 from meristem.cli.output import Answer
 from meristem.cli.parameters import (
     AttentionHeads,
@@ -57,7 +57,10 @@ def grow(
     ] = None,
     method: Annotated[
         Optional[str],
-        typer.Option(help="The growth method; several, comma-separated, act in turn. Default: hypercloning."),
+        typer.Option(
+            help="The growth method; several, comma-separated, act in turn. Default: hypercloning.",
+            autocompletion=complete_method,
+        ),
     ] = None,
     like: LikeTarget = None,
     take_target_fields: TakeFields = False,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meristem.cli.examples import Looked, wants_data, with_batches
 from meristem.cli.options import like_target, named_methods
 from meristem.cli.output import Answer, calm_libraries, note
 from meristem.cli.progress import step
@@ -29,6 +30,7 @@ class Request:
         processes: who writes: a number of processes, or "ranks".
         sample: prove with so many blocks.
         push: the repository of the hub and its branch, if the result is uploaded.
+        looked: the data of a method that chooses by data.
     """
 
     source: str
@@ -46,6 +48,7 @@ class Request:
     processes: str | None = None
     sample: int | None = None
     push: tuple[str | None, str | None] = (None, None)
+    looked: Looked = field(default_factory=Looked)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class _Planned:
     saved: Any
     aimed: Any
     again: Callable[[], Any]
+    more: dict[str, Any]
 
 
 def grow_checkpoint(asked: Request) -> Answer:
@@ -109,6 +113,8 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
 
     drop, options = asked.drop, dict(asked.options)
     chosen = None if asked.target[0] else named_methods(asked.method, options)
+    if chosen and wants_data(chosen):
+        return _plan_on_data(asked, chosen)
     given = read_inputs(asked.inputs) if asked.inputs else None
     found = find_source(asked.source, asked.trust)
     sharded, resumable = is_distributed(found.path), is_trainer_checkpoint(found.path, drop)
@@ -121,7 +127,22 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
     chosen, later = aimed.methods if aimed else chosen, who is None and not sharded
     growth = Growth.of(small, chosen, verify=prove, sample=asked.sample, inputs=given, later=later)
     again = functools.partial(Growth.of, small, chosen, sample=asked.sample, inputs=given)
-    return _Planned(growth, found, small, reader, saved, aimed, again)
+    return _Planned(growth, found, small, reader, saved, aimed, again, {})
+
+
+def _plan_on_data(asked: Request, methods: Sequence[Any]) -> _Planned:
+    """The same by methods that watch the whole network at work: it is in memory, and no optimizer's state follows."""
+    from meristem.checkpoints import open_model
+    from meristem.checkpoints.source import find_source
+    from meristem.growth import Growth
+
+    looked = replace(asked.looked, inputs=asked.inputs)
+    looked.check()
+    found = find_source(asked.source, asked.trust)
+    small = open_model(found, asked.trust, asked.drop)
+    batches = looked.batches(found.path, small)
+    again = functools.partial(Growth.of, small, with_batches(methods, batches), verify=False)
+    return _Planned(again(), found, small, None, None, None, again, {"looked_at": looked.record(batches)})
 
 
 def _write_and_hash(asked: Request, planned: _Planned, who: Processes | None) -> Any:
@@ -139,20 +160,19 @@ def _write_and_hash(asked: Request, planned: _Planned, who: Processes | None) ->
             say_left(left, asked.out, [found])
             return growth
         try:
-            return _write_growth(asked, growth, found, planned.saved, hashed.result, who)
+            return _write_growth(asked, growth, planned, hashed.result, who)
         except PreservationError:
             if growth.pending is None:
                 raise
             with step("planning and proving once more"):  # what a trial tells may help; or the error says more
                 growth = planned.again()
-            return _write_growth(asked, growth, found, planned.saved, hashed.result, who)
+            return _write_growth(asked, growth, planned, hashed.result, who)
 
 
 def _write_growth(
     asked: Request,
     growth: Any,
-    source: Source,
-    saved: Any,
+    planned: _Planned,
     hashed: Callable[[], dict[str, Any]],
     processes: Processes | None,
 ) -> Any:
@@ -161,6 +181,7 @@ def _write_growth(
     from meristem.checkpoints.sharded_optimizer import grow_sharded_optimizer
     from meristem.checkpoints.trainer_state import TrainerState, grow_trainer_state
 
+    source, saved = planned.found, planned.saved
     grow_saved = grow_trainer_state if isinstance(saved, TrainerState) else grow_sharded_optimizer
     written = [growth]
 
@@ -168,7 +189,7 @@ def _write_growth(
         written[0] = growth.prove()
 
     write(
-        growth.model, asked.out, lambda: growth_record(written[0], source, asked.drop, hashed()), [source], asked.overwrite, asked.max_shard_size, asked.trust,
+        growth.model, asked.out, lambda: {**growth_record(written[0], source, asked.drop, hashed()), **planned.more}, [source], asked.overwrite, asked.max_shard_size, asked.trust,
         functools.partial(grow_saved, saved, growth) if saved is not None else None, processes,
         prove if growth.pending is not None else None,
     )  # fmt: skip

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+from typing import Annotated
 
 import typer
 
+import meristem
 from meristem.cli.average import average
 from meristem.cli.data import data
 from meristem.cli.diagnose import diagnose
@@ -29,10 +31,26 @@ INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
 
 app = typer.Typer(
     name="meristem",
-    help="Train large neural networks cheaply: grow them from small ones.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"meristem {meristem.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def verbs(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train large neural networks cheaply: grow them from small ones."""
+
+
 register(app, inspect, "inspect SRC", "inspect SRC --json")
 register(
     app,

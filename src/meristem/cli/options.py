@@ -32,6 +32,32 @@ METHOD_FLAGS = (
 )
 
 
+METHOD_NAMES = (
+    "aki",
+    "gradual_stacking",
+    "grow_dont_overwrite",
+    "hypercloning",
+    "identity_blocks",
+    "lemon",
+    "ligo",
+    "midas",
+    "more_experts",
+    "net2net",
+    "prune",
+    "shrink_zero_pad_perturb",
+    "stacking",
+    "upcycle",
+    "weight_selection",
+    "zero_padding",
+)  # of meristem.growth.METHODS, which takes seconds to import: a shell that completes a word cannot wait
+
+
+def complete_method(incomplete: str) -> list[str]:
+    """What the last of several comma-separated methods may become."""
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in METHOD_NAMES if name.startswith(last)]
+
+
 def method_options(context: typer.Context) -> dict[str, Any]:
     """The method's options among the flags of the present command."""
     given = {name: context.params.get(name) for name in METHOD_FLAGS}

@@ -10,7 +10,8 @@ import typer
 Source = Annotated[
     str,
     typer.Argument(
-        metavar="SRC", help="A Hugging Face model directory, hub name, or address such as s3://bucket/model."
+        metavar="SRC",
+        help="A Hugging Face model directory, hub name (owner/name, or owner/name@revision), or address such as s3://bucket/model.",
     ),
 ]
 Out = Annotated[

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -49,11 +49,17 @@ def build(plan: GrowthPlan, model: nn.Module, look: Look | None = None) -> nn.Mo
     Args:
         look: called with each piece of a streamed network's weight as it is made to be written.
     """
-    grown = filled(plan.target, grown_weights(plan, model, look), like=model)
-    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters(remove_duplicate=False)}
+    return with_flags(filled(plan.target, grown_weights(plan, model, look), like=model), [plan], [model])
+
+
+def with_flags(grown: nn.Module, plans: Sequence[GrowthPlan], models: Sequence[nn.Module]) -> nn.Module:
+    """The network that these have become, set up for training as they are: what all of them have frozen is frozen, and activations are
+    computed anew if one of them does so."""
+    trained = [{n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)} for model in models]
     for name, parameter in grown.named_parameters():
-        parameter.requires_grad_(trained.get(plan.origin(name), parameter.requires_grad))
-    if getattr(model, "is_activation_checkpointing", False):
+        own = [of.get(plan.origin(name), parameter.requires_grad) for plan, of in zip(plans, trained, strict=True)]
+        parameter.requires_grad_(any(own) and parameter.is_floating_point())
+    if any(getattr(model, "is_activation_checkpointing", False) for model in models):
         grown.activation_checkpointing_enable()  # pyright: ignore[reportCallIssue]: of every transformers model that has the flag
     return grown
 

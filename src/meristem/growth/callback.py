@@ -38,7 +38,7 @@ class TrainNewCallback(TrainerCallback):
         warmup: int = 0,
         fresh: Literal["fresh", "copied"] = "copied",
     ) -> None:
-        if not ratio > 0 or warmup < 0:
+        if not 0 < ratio < float("inf") or not 0 <= warmup < float("inf"):
             raise MeristemError(f"ratio must be positive and warmup a number of steps, got {ratio} and {warmup}")
         self.provenance = provenance.provenance if isinstance(provenance, Growth | Fusion) else provenance
         self.train: New = train

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from meristem.growth.differences import INERT
 from meristem.growth.plan import GrowthPlan
+from meristem.growth.upcycle_plan import UpcyclePlan
 
 # Modules that compute something from the width which copies of the units do not have: class name, what it is.
 COMPUTED = (
@@ -40,7 +42,11 @@ def computed_weight(model: nn.Module) -> str | None:
 
 
 def known_cause(model: nn.Module, plans: tuple[GrowthPlan, ...]) -> str | None:
-    """One sentence about the first thing in the network that no widening of its stream keeps; None if nothing is known."""
+    """One sentence about the first thing in the network that no mixture's config says, or no widening of its stream keeps; None if nothing is
+    known."""
+    lost = next((_lost(plan) for plan in plans if isinstance(plan, UpcyclePlan) and _lost(plan)), None)
+    if lost is not None:
+        return lost
     computed = computed_weight(model)
     if computed is not None:
         return f"{computed}. {REMOVE}"
@@ -52,6 +58,27 @@ def known_cause(model: nn.Module, plans: tuple[GrowthPlan, ...]) -> str | None:
         f"{found}, so a wider network computes others and no widening of hidden_size keeps the function; intermediate_size and the "
         "depth can grow"
     )
+
+
+def _lost(plan: UpcyclePlan) -> str | None:
+    """What the dense network's config says beside its class's defaults, and its mixture's cannot say."""
+    dense, mixture = (getattr(builder, "config", None) for builder in (plan.source.builder, plan.target))
+    if dense is None or mixture is None:
+        return None
+    known, usual = mixture.to_dict(), type(dense)().to_dict()
+    lost = [
+        f"{entry}={value!r}"
+        for entry, value in dense.to_dict().items()
+        if entry not in known and not INERT.fullmatch(entry) and _kinds(value) != _kinds(usual.get(entry))
+    ]
+    if not lost:
+        return None
+    return f"{plan.target.model_type} has no such config entry as {', '.join(lost)}, which changes what this {plan.source.builder.model_type} computes"
+
+
+def _kinds(value: object) -> object:
+    """Of a list with an entry for each layer, what occurs in it."""
+    return set(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _computed(model: nn.Module, width: int) -> Iterator[str]:

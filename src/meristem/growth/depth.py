@@ -106,7 +106,7 @@ def with_fitting_sources(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> La
     Raises:
         MeristemError: if no old layer fits.
     """
-    kinds = _kinds(anatomy, axis, layer_map)
+    kinds = layer_kinds(anatomy, axis, layer_map)
     if kinds is None:
         return layer_map
     old, new = kinds
@@ -125,7 +125,7 @@ def with_fitting_sources(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> La
 
 def _alone(anatomy: Anatomy, axis: str, target: int) -> int:
     """How many first layers are of a kind that the last place of a network of `target` layers has no room for."""
-    kinds = _kinds(anatomy, axis, repeat_all(anatomy.depths[axis], target))
+    kinds = layer_kinds(anatomy, axis, repeat_all(anatomy.depths[axis], target))
     if kinds is None:
         return 0
     old, new = kinds
@@ -142,7 +142,7 @@ def _behind(alone: int, layer_map: LayerMap) -> LayerMap:
 
 def _misfit(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> int | None:
     """The first new place whose tensors its source has not, or not in that shape."""
-    kinds = _kinds(anatomy, axis, layer_map)
+    kinds = layer_kinds(anatomy, axis, layer_map)
     if kinds is None:
         return 0
     old, new = kinds
@@ -194,13 +194,13 @@ def identity_layers(anatomy: Anatomy, axis: str, new: int) -> LayerMap:
         (at_the_end,) if anatomy.override.numbered else (spread_out, at_the_end, *_of_one_kind(anatomy, axis, new))
     )
     for first in arrangements:
-        kinds = _kinds(anatomy, axis, first)
+        kinds = layer_kinds(anatomy, axis, first)
         if kinds is None:
             continue
-        if _fits(kinds, first):
+        if fit(kinds, first):
             return first
         matched = _matched(*kinds)
-        if matched and _fits(_kinds(anatomy, axis, matched), matched):
+        if matched and fit(layer_kinds(anatomy, axis, matched), matched):
             return matched
     raise MeristemError(f"identity blocks: {anatomy.builder.model_type} has no place for {new - old} more {axis}")
 
@@ -216,7 +216,7 @@ def _of_one_kind(anatomy: Anatomy, axis: str, new: int) -> Iterator[LayerMap]:
         yield tuple(LayerSource.identity(i, copy > 0) for i in range(old) for copy in range(times.get(i, 1)))
 
 
-def _kinds(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> Kinds | None:
+def layer_kinds(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> Kinds | None:
     """What tensors each old layer has, and each layer of the network that `layer_map` asks for; None if that cannot be built."""
     builder = anatomy.builder
     order = layer_order(layer_map)
@@ -242,7 +242,7 @@ def _by_layer(shapes: Mapping[str, tuple[int, ...]], prefixes: list[str], depth:
     return [frozenset(layer.items()) for layer in layers]
 
 
-def _fits(kinds: Kinds | None, layer_map: LayerMap) -> bool:
+def fit(kinds: Kinds | None, layer_map: LayerMap) -> bool:
     if kinds is None:
         return False
     old, new = kinds

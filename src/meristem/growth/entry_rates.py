@@ -10,8 +10,10 @@ nothing for others. For those with held or scaled entries they keep a copy of th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -56,9 +58,24 @@ class EntryRates:
 
 _RATES: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> EntryRates
 _HOOKS: list[Any] = []
-_BEFORE: list[
-    tuple[EntryRates, Tensor, Tensor, bool]
-] = []  # while a step is made: (its rates, tensor, as it was, is it a weight)
+
+
+@dataclass
+class _Step:
+    """An optimizer step that is being made.
+
+    Args:
+        frame: torch's, which makes it; a step that raised is known by its frame being gone.
+        outermost: whether no other optimizer's step makes this one, as one around another does.
+        before: (its rates, tensor, as it was, is it a weight).
+    """
+
+    frame: FrameType
+    outermost: bool
+    before: list[tuple[EntryRates, Tensor, Tensor, bool]] = field(default_factory=list)
+
+
+_STEPS: list[_Step] = []  # the innermost last
 
 
 def rates_of(parameter: nn.Parameter) -> EntryRates:
@@ -107,33 +124,51 @@ def forget(parameter: nn.Parameter) -> None:
         del _RATES[parameter]
 
 
-@torch.no_grad()
 def _before(optimizer: Optimizer, *_: Any) -> None:
-    _BEFORE.clear()  # of a step that raised
-    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-        rates = _RATES.get(parameter)
-        if rates is None or parameter.grad is None:
-            continue
-        rates.follow(parameter)
-        if rates.reset and rates.fresh is not None and rates.step == 0:
-            begin_anew(optimizer, parameter, rates.fresh)
-        if rates.held is not None:
-            local(parameter.grad).masked_fill_(rates.held, 0)
-            moments = [v for v in optimizer.state.get(parameter, {}).values() if isinstance(v, Tensor)]
-            alike = [v for v in moments if v.shape == parameter.shape]
-            _BEFORE.extend((rates, local(v), local(v).clone(), False) for v in alike)
-        if rates.held is not None or (rates.fresh is not None and rates.factor != 1):
-            _BEFORE.append((rates, local(parameter), local(parameter).clone(), True))
+    caller = sys._getframe(1)
+    running, frame = set(), caller.f_back
+    while frame is not None:
+        running.add(frame)
+        frame = frame.f_back
+    _STEPS[:] = [step for step in _STEPS if step.frame in running]
+    step = _Step(caller, outermost=not _STEPS)
+    _STEPS.append(step)
+    with torch.no_grad():
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            rates = _RATES.get(parameter)
+            if rates is not None and parameter.grad is not None:
+                _keep(optimizer, parameter, rates, step)
 
 
-@torch.no_grad()
+def _keep(optimizer: Optimizer, parameter: Tensor, rates: EntryRates, step: _Step) -> None:
+    """Clears what held entries would step by, and keeps what has to be there afterwards."""
+    assert parameter.grad is not None
+    rates.follow(parameter)
+    if rates.reset and rates.fresh is not None and rates.step == 0:
+        begin_anew(optimizer, parameter, rates.fresh)
+    if rates.held is not None:
+        local(parameter.grad).masked_fill_(rates.held, 0)
+        moments = [v for v in optimizer.state.get(parameter, {}).values() if isinstance(v, Tensor)]
+        alike = [v for v in moments if v.shape == parameter.shape]
+        step.before.extend((rates, local(v), local(v).clone(), False) for v in alike)
+    if rates.held is not None or (rates.fresh is not None and rates.factor != 1):
+        step.before.append((rates, local(parameter), local(parameter).clone(), True))
+
+
 def _after(optimizer: Optimizer, *_: Any) -> None:
-    for rates, tensor, before, is_weight in _BEFORE:
-        if is_weight and rates.fresh is not None and rates.factor != 1:
-            tensor.copy_(torch.where(rates.fresh, before + rates.factor * (tensor - before), tensor))
-        if rates.held is not None:
-            tensor.copy_(torch.where(rates.held, before, tensor))
-    _BEFORE.clear()
+    caller = sys._getframe(1)
+    step = next((step for step in _STEPS if step.frame is caller), None)
+    if step is None:
+        return
+    del _STEPS[_STEPS.index(step) :]
+    with torch.no_grad():
+        for rates, tensor, before, is_weight in step.before:
+            if step.outermost and is_weight and rates.fresh is not None and rates.factor != 1:
+                tensor.copy_(torch.where(rates.fresh, before + rates.factor * (tensor - before), tensor))
+            if rates.held is not None:
+                tensor.copy_(torch.where(rates.held, before, tensor))
+    if not step.outermost:
+        return  # the step around this one scales, and is counted
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
         rates = _RATES.get(parameter)
         if rates is not None and parameter.grad is not None:

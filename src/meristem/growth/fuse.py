@@ -19,7 +19,7 @@ from meristem.certificates import Certificate, error_in_high_precision, stored_d
 from meristem.errors import MeristemError, PreservationError
 from meristem.growth.apply import grow_tensor, null_noise
 from meristem.growth.block_steps import MISSED
-from meristem.growth.build import filled, grown_dtypes, in_float32
+from meristem.growth.build import filled, grown_dtypes, in_float32, with_flags
 from meristem.growth.checks import check_inputs, check_number, check_same, listed
 from meristem.growth.deep_fusion import SELF_FUSION_NOISE, DeepFusion
 from meristem.growth.differences import differences
@@ -388,7 +388,7 @@ def _build(plans: Sequence[GrowthPlan], models: Sequence[nn.Module], noise: floa
         return round_shares(total, dtype, units.heard, readers[-1]) if is_half(dtype) else total
 
     weights = Weights(grown_dtypes(plans[0], models[0]), lambda name: fused(plans[0].own_names[name]))
-    return filled(plans[0].target, weights, like=models[0])
+    return with_flags(filled(plans[0].target, weights, like=models[0]), plans, models)
 
 
 def _part(plan: GrowthPlan, name: str, state: Mapping[str, Tensor]) -> Tensor:

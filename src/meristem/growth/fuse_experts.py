@@ -15,7 +15,7 @@ from meristem.anatomy.streamed import Weights, weights_of
 from meristem.errors import MeristemError
 from meristem.growth.apply import grow_tensor
 from meristem.growth.block_steps import MISSED
-from meristem.growth.build import filled, grown_dtypes
+from meristem.growth.build import filled, grown_dtypes, with_flags
 from meristem.growth.deep_fusion import DeepFusion
 from meristem.growth.differences import check_alike
 from meristem.growth.optimizer import State, grow_state, own_steps
@@ -56,7 +56,11 @@ def expert_plans(
             f"{len(models)} would work"
         )
     router = None if alike else "random"
-    upcycle = Upcycle(num_experts=len(models), experts_per_token=top, router=router, seed=method.seed)
+    tied = {frozenset(name for name, tensor in a.tensors.items() if tensor.tied_to) for a in anatomies}
+    fields = (
+        {"tie_word_embeddings": False} if len(tied) > 1 else None
+    )  # the mean of a tied head and another one is a head
+    upcycle = Upcycle(num_experts=len(models), experts_per_token=top, router=router, fields=fields, seed=method.seed)
     return [upcycle.plan(anatomy, model) for anatomy, model in zip(anatomies, models, strict=True)]
 
 
@@ -71,7 +75,8 @@ def mixture_of_parents(plans: Sequence[UpcyclePlan], models: Sequence[nn.Module]
         return _joined(plans[0], name, lambda parent: made(name, parent), shares)
 
     own = plans[0].own_names
-    return filled(plans[0].target, Weights(grown_dtypes(plans[0], models[0]), lambda n: fused(own[n])), like=models[0])
+    weights = Weights(grown_dtypes(plans[0], models[0]), lambda n: fused(own[n]))
+    return with_flags(filled(plans[0].target, weights, like=models[0]), plans, models)
 
 
 def state_of_mixture(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy, Builder
+from meristem.anatomy.axis_ref import is_part, whole_of
 from meristem.anatomy.conventions import ATTENTION_CLASS
 from meristem.errors import MeristemError
 from meristem.growth.build import skeleton
@@ -48,12 +49,20 @@ def head_dim_map(
     Raises:
         MeristemError: if an old frequency of the rotary positions is not in the table of the larger head.
     """
+    if is_part(axis):
+        kept = next(t.name for t in anatomy.tensors.values() for d in t.dimensions if axis in d.layout.axes())
+        raise MeristemError(
+            f"{kept} holds numbers for a part of the units of a head, so head_dim cannot grow; keep it at "
+            f"{anatomy.sizes[whole_of(axis)]}"
+        )
     small = anatomy.builder
     large = small.resized(sizes, small.depths, fields or {})
     ours, theirs = (_with_buffers(builder) for builder in (small, large))
     old, new = small.sizes[axis], sizes[axis]
     index = _places(anatomy, ours, theirs, old, new)
-    factor = math.sqrt(_score_scale(ours, theirs, math.sqrt(new / old)))  # on queries, and once more on keys
+    factor = math.sqrt(
+        _score_scale(ours, theirs, _usual_scale(anatomy, new / old))
+    )  # on queries, and once more on keys
     carried = torch.zeros(new, dtype=torch.float64)
     carried[index] = 1.0
     source = torch.arange(new) % old
@@ -94,7 +103,7 @@ def smaller_head_dim_map(
         ) from error
     if not undo:
         return AxisMap.select(index, old)
-    factor = math.sqrt(_score_scale(ours, theirs, math.sqrt(old / new)))
+    factor = math.sqrt(_score_scale(ours, theirs, _usual_scale(anatomy, old / new)))
     return AxisMap(
         UnitMap.select(index, old, torch.full((new,), 1 / factor, dtype=torch.float64)),
         UnitMap.select(index, old, torch.full((new,), factor, dtype=torch.float64)),
@@ -106,6 +115,11 @@ def smaller_head_dim_map(
 
 def _with_buffers(builder: Builder) -> nn.Module:
     return skeleton(functools.partial(builder.build, builder.sizes, builder.depths))
+
+
+def _usual_scale(anatomy: Anatomy, ratio: float) -> float:
+    """By what scores are divided more in heads `ratio` times as wide, where no module says it."""
+    return 1.0 if anatomy.override.unscaled else math.sqrt(ratio)
 
 
 def _score_scale(ours: nn.Module, theirs: nn.Module, default: float) -> float:
@@ -122,9 +136,9 @@ def _score_scale(ours: nn.Module, theirs: nn.Module, default: float) -> float:
 def _places(anatomy: Anatomy, ours: nn.Module, theirs: nn.Module, old: int, new: int) -> Tensor:
     """(old,) where each old unit of a head stands in the larger head."""
     tables, larger = ({n: b for n, b in m.named_buffers() if TABLE.fullmatch(n)} for m in (ours, theirs))
-    found: Tensor | None = None
+    found, used = None, ""
     for name, table in tables.items():
-        if name not in larger or 2 * len(table) > old:
+        if name not in larger or 2 * len(table) > old or table.dim() > 1:
             continue
         place = _frequencies(anatomy, table.double(), larger[name].double(), old, new)
         if found is not None and not torch.equal(found, place):
@@ -132,7 +146,7 @@ def _places(anatomy: Anatomy, ours: nn.Module, theirs: nn.Module, old: int, new:
                 f"{anatomy.builder.model_type} has several tables of rotary frequencies, and {old} -> {new} units of a head "
                 f"would have to move otherwise for each; {2 * old} would work"
             )
-        found = place
+        found, used = place, name
     if found is None:
         if any(hasattr(_code(ours), turn) for turn in TURNS):
             raise MeristemError(
@@ -140,12 +154,38 @@ def _places(anatomy: Anatomy, ours: nn.Module, theirs: nn.Module, old: int, new:
                 f"keep it at {old}"
             )
         return torch.arange(old)
-    halves, larger_halves = len(next(iter(tables.values()))), len(next(iter(larger.values())))
-    rotary, larger_rotary = 2 * halves, 2 * larger_halves
+    larger_halves = len(larger[used])
+    if _turns_an_image(anatomy):
+        found, larger_halves = _rows_then_columns(anatomy, found, larger_halves, old, new)
+    rotary, larger_rotary = 2 * len(found), 2 * larger_halves
     pair = torch.arange(2) if _interleaves(ours) else torch.arange(2) * larger_halves
     step = 2 if _interleaves(ours) else 1
     turned = (found[:, None] * step + pair).flatten() if step == 2 else (found[None] + pair[:, None]).flatten()
     return torch.cat([turned, larger_rotary + torch.arange(old - rotary)])
+
+
+def _turns_an_image(anatomy: Anatomy) -> bool:
+    """Whether units turn by the row and the column of a patch."""
+    facts = [anatomy.builder.fact(name) for name in ("image_size", "patch_size")]
+    return None not in facts and anatomy.builder.fact("text_config") is None
+
+
+def _rows_then_columns(anatomy: Anatomy, found: Tensor, larger: int, old: int, new: int) -> tuple[Tensor, int]:
+    """(places, length) of a table of frequencies for rows and then for columns: one that serves both (DINOv3), or that holds both
+    (Pixtral).
+
+    Raises:
+        MeristemError: if a frequency of the rows is the columns' in the larger head.
+    """
+    if 4 * len(found) == old:
+        return torch.cat([found, found + larger]), 2 * larger
+    half = len(found) // 2
+    if 2 * len(found) == old and bool((found[:half] >= larger // 2).any() or (found[half:] < larger // 2).any()):
+        raise MeristemError(
+            f"the rotary table of head_dim {new} turns by the row what head_dim {old} turns by the column, so "
+            f"{anatomy.builder.model_type} would compute another function; keep it at {old}"
+        )
+    return found, larger
 
 
 def _frequencies(anatomy: Anatomy, table: Tensor, larger: Tensor, old: int, new: int) -> Tensor:

@@ -34,7 +34,7 @@ from meristem.growth.plan import GrowthPlan
 from meristem.growth.silent_blocks import silence
 from meristem.growth.target_config import aimed_at, check_tokens, other_fields, read_target
 from meristem.growth.targets import SIZED
-from meristem.growth.typed_layers import placed_by_type, types_of
+from meristem.growth.typed_layers import map_to_types, types_of
 
 OPTIONS = frozenset({"noise", "seed", "norms"})  # of LEMON, beside what the target says
 
@@ -115,7 +115,7 @@ def _same_class(anatomy: Anatomy, config: Any, take_target_fields: bool, options
     sizes, depths = _differences(anatomy, aim)
     check_tokens(builder.config, config)
     method = LEMON(sizes=sizes or None, depths=depths or None, fields=_shaping(builder, aim, sizes) or None, **options)
-    method = replace(method, layer_types=_kinds(builder, aim, depths) or None)
+    method = replace(method, layer_types=_kinds(anatomy, aim, depths) or None)
     if "tie_word_embeddings" in (method.fields or {}):
         method = replace(method, tied="untie")
     also: dict[str, Any] = {}
@@ -158,11 +158,11 @@ def _mixture(
     return Like((*found.methods, upcycle), {**found.fields, **left}, take_target_fields)
 
 
-def _kinds(builder: HuggingFaceBuilder, aim: HuggingFaceBuilder, depths: Mapping[str, int]) -> dict[str, list[str]]:
+def _kinds(anatomy: Anatomy, aim: HuggingFaceBuilder, depths: Mapping[str, int]) -> dict[str, list[str]]:
     """{list of blocks that grows: the target's kinds of layers}, where the network's layers can stand among them in their order."""
-    ours, theirs = types_of(builder), types_of(aim)
-    both = {axis: theirs[axis] for axis in depths if axis in ours and axis in theirs}
-    return {axis: types for axis, types in both.items() if placed_by_type(ours[axis], types) is not None}
+    theirs = types_of(aim)
+    both = {axis: theirs[axis] for axis in depths if axis in theirs}
+    return {axis: types for axis, types in both.items() if map_to_types(anatomy, axis, types) is not None}
 
 
 def _shaping(builder: HuggingFaceBuilder, aim: HuggingFaceBuilder, sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -177,8 +177,9 @@ def _shaping(builder: HuggingFaceBuilder, aim: HuggingFaceBuilder, sizes: Mappin
 
 
 def _reading(builder: HuggingFaceBuilder) -> Reading:
-    """How to read the target's heads: as the network's, their number by the field where there is one."""
-    told = "kv_heads" in builder.fields.paths and not builder.reading.fixed
+    """How to read the target's heads: as the network's, their number by the field where there is one that the class reads (Falcon's
+    multi-query attention has one key-value head whatever its field says)."""
+    told = "kv_heads" in builder.fields.paths and not builder.reading.fixed and builder.reads_kv_heads
     return replace(builder.reading, kv_heads=1 if builder.reading.kv_heads == 1 and not told else None)
 
 

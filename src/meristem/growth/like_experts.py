@@ -10,7 +10,7 @@ from meristem.anatomy import Anatomy
 from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.errors import MeristemError
 from meristem.growth.mixtures import MIXTURES, Mixture
-from meristem.growth.more_experts import PER_TOKEN, MoreExperts
+from meristem.growth.more_experts import PER_TOKEN, MoreExperts, grouped
 from meristem.growth.plan import GrowthPlan
 from meristem.growth.upcycle import OF_THE_SOURCE, Upcycle
 from meristem.growth.upcycle_plan import UpcyclePlan
@@ -121,6 +121,8 @@ def expert_rows(plan: GrowthPlan) -> Iterator[tuple[str, int, int, str, str]]:
 def _crowded(plan: GrowthPlan, field: str, old: int, new: int) -> str:
     if new % old:
         return f"some experts get more copies than others; a whole multiple of {old} can be exact"
+    if obstacle := grouped(plan.source):
+        return obstacle
     top = plan.source.builder.fact(field) if field else None
     works = f"; {field} {top * new // old} would be exact" if isinstance(top, int) else ""
     return f"copies of the best expert take the places of others{works}"

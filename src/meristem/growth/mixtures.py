@@ -25,6 +25,7 @@ class Mixture:
         every: the field of every how manieth layer has experts; "" where all have.
         sparse_layers: fields that count layers with experts instead, with the field that counts all.
         renamed: {in the dense network: in the mixture}, parts of names.
+        derived: {entry of the mixture's config: of the dense one's that it stands for}.
         fields: further entries.
     """
 
@@ -38,6 +39,7 @@ class Mixture:
     every: str = ""
     sparse_layers: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
+    derived: Mapping[str, str] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -69,6 +71,9 @@ MIXTURES: Mapping[str, Mixture] = {
         normalises="never",
         sparse_layers={"num_sparse_encoder_layers": "num_layers", "num_sparse_decoder_layers": "num_decoder_layers"},
         renamed={".DenseReluDense.": ".mlp."},
+        derived={
+            "tie_word_embeddings": "scale_decoder_outputs"
+        },  # Switch scales what a tied head reads, and nothing else
         fields={"expert_capacity": 1 << 20},  # no token of a sequence is dropped
     ),
 }

@@ -19,7 +19,13 @@ from meristem.growth.method import Method, Weights
 from meristem.growth.mixtures import MIXTURES
 from meristem.growth.plan import GrowthPlan, Perturbation
 
-PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k")
+PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k")
+BIAS = "e_score_correction_bias"  # added to scores where experts are chosen, not where they are weighed (DeepSeek-V3, arXiv:2412.19437)
+SHARING = (
+    "ernie4_5_moe",
+    "ernie4_5_vl_moe",
+    "ernie4_5_vl_moe_text",
+)  # classes with such a bias whose scores share out 1; others' are sigmoids
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ class MoreExperts(Method):
         grown = _one_per_token(anatomy) or (
             self.experts_per_token is not None and self.experts_per_token == top * factor
         )
-        return maps[axis].is_uniform() and not self.noise and grown
+        return maps[axis].is_uniform() and not self.noise and grown and not grouped(anatomy)
 
     def _per_token(self, anatomy: Anatomy) -> tuple[str, int]:
         for name in PER_TOKEN:
@@ -131,6 +137,13 @@ class MoreExperts(Method):
         if _one_per_token(anatomy):  # one copy is chosen, with its share of what the router gave the old expert
             louder = dict.fromkeys(self._writers(anatomy, axis), plan.maps[axis].new_size / plan.maps[axis].old_size)
             plan = replace(plan, scales={**plan.scales, **louder})
+        elif self.experts_per_token is not None and _adds_up(anatomy):
+            softer = self._per_token(anatomy)[1] / self.experts_per_token
+            plan = replace(plan, scales={**plan.scales, **dict.fromkeys(self._writers(anatomy, axis), softer)})
+        if anatomy.builder.model_type in SHARING:  # with m times as many experts, scores are an m-th
+            share = plan.maps[axis].old_size / plan.maps[axis].new_size
+            biases = (tensor.name for name, tensor in anatomy.tensors.items() if BIAS in name)
+            plan = replace(plan, scales={**plan.scales, **dict.fromkeys(biases, share)})
         if not self.noise:
             return plan
         routers = frozenset(
@@ -141,13 +154,30 @@ class MoreExperts(Method):
         return replace(plan, perturbation=Perturbation(1.0, self.noise, only=routers), seed=self.seed)
 
     def _writers(self, anatomy: Anatomy, axis: str) -> list[str]:
-        """What experts that are modules of their own write with."""
-        own = {
-            name for name in anatomy.tensors if any(found == axis for found, *_ in units_of(name, anatomy.unit_lists))
-        }
-        return [name for name in own if anatomy.tensors[name].writes(anatomy.stream(anatomy.tensors[name]))]
+        """What experts write with, fused in one tensor or each by itself."""
+        own = [
+            tensor
+            for name, tensor in anatomy.tensors.items()
+            if any(found == axis for found, *_ in units_of(name, anatomy.unit_lists))
+            or (len(tensor.shape) > 2 and str(tensor.dimensions[0].layout) == axis)
+        ]
+        return [tensor.name for tensor in own if tensor.writes(anatomy.stream(tensor))]
 
 
 def _one_per_token(anatomy: Anatomy) -> bool:
     """Whether a token gets one expert in this class, whatever its config says."""
     return anatomy.builder.model_type in {row.model_type for row in MIXTURES.values() if not row.per_token}
+
+
+def _adds_up(anatomy: Anatomy) -> bool:
+    """Whether the weights of the chosen experts are each for itself, so that those of m copies add up to m times as much."""
+    sigmoids = any(BIAS in name for name in anatomy.tensors) and anatomy.builder.model_type not in SHARING
+    return sigmoids and anatomy.builder.fact("norm_topk_prob") is False
+
+
+def grouped(anatomy: Anatomy) -> str:
+    """Why a router that chooses groups of experts first never keeps its function; "" for others."""
+    groups = anatomy.builder.fact("n_group")
+    if isinstance(groups, int) and groups > 1:
+        return f"the router chooses groups of experts first (n_group={groups}), by the best of each, whose places copies take"
+    return ""

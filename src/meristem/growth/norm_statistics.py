@@ -36,7 +36,8 @@ def normed_axes(anatomy: Anatomy) -> set[str]:
     gains = (
         d for t in anatomy.tensors.values() for d in t.dimensions if d.role == "gain" and measures_together(anatomy, t)
     )
-    return {axis for dimension in gains for axis in anatomy.axes_of(dimension.layout) | dimension.layout.axes()}
+    gained = {axis for dimension in gains for axis in anatomy.axes_of(dimension.layout) | dimension.layout.axes()}
+    return gained.union(*(anatomy.axes_over(path) for path, facts in anatomy.norms.items() if facts.gain is None))
 
 
 def measures_together(anatomy: Anatomy, gain: TensorAnatomy) -> bool:
@@ -108,7 +109,11 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
     what other norms measure (pre-norm). Uneven copies keep none.
     """
     found = {}
-    uneven = {axis for axis, axis_map in maps.items() if not axis_map.is_uniform()}
+    for axis in sorted(axis for axis, axis_map in maps.items() if not axis_map.is_identity()):
+        summed = [path for path in norms_over(anatomy, axis) if anatomy.norms[path].sums]
+        if summed:
+            found[axis] = f"{summed[0]} divides by the length of its input, which more units change"
+    uneven = {axis for axis, axis_map in maps.items() if not axis_map.is_uniform()} - set(found)
     for axis in sorted(uneven & set(anatomy.measured)):
         found[axis] = (
             f"{anatomy.measured[axis]} takes its units together, outside of any norm that Meristem knows; whole multiples are exact"
@@ -140,6 +145,11 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
                 f"{gains[0]} multiplies unit by unit what joins the stream and comes from no weight alone, so the mean that pads it "
                 "is not the mean of the products; whole multiples are exact"
             )
+        elif unread := _read_by_no_weight(anatomy, stream_of(model, anatomy, inputs), over):
+            found[axis] = (
+                f"{unread[0]} has no gain, and no weight takes in what it gives out, so nothing makes up for what it measures in "
+                "more units"
+            )
         elif foreign := stream_of(model, anatomy, inputs).unscalable(over):
             found[axis] = (
                 f"{foreign[0]} measures something that comes through a nonlinearity or a table, which no weight scales; whole "
@@ -150,6 +160,12 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
 
 def _gains_that_do_not_fold(anatomy: Anatomy, stream: Stream, axis: str) -> list[str]:
     return [gain for gain in stream.gains_in_the_stream(anatomy, axis) if not folds(anatomy, stream, gain, axis)]
+
+
+def _read_by_no_weight(anatomy: Anatomy, stream: Stream, norms: list[str]) -> list[str]:
+    """Those of the norms without a gain whose output neither a weight takes in nor another norm measures (of single heads)."""
+    plain = [path for path in norms if anatomy.norms[path].gain is None and path in stream.measured]
+    return [path for path in plain if not stream.is_taken(path)]
 
 
 def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:

@@ -31,12 +31,17 @@ def build_methods(
                 name for name, method in methods.items() if option in {f.name for f in dataclasses.fields(method)}
             ]
             hint = (
-                f"{', '.join(elsewhere)} have it: --method {names[0]},{elsewhere[0]}"
+                f"{', '.join(elsewhere)} have it: --method {names[0]},{_shown(elsewhere)}"
                 if elsewhere
                 else nearest(option, every)
             )
             raise MeristemError(f"{' and '.join(names)} has no option {option!r}; {hint}")
     return [methods[name](**_own(options, fields[name], typing.get_type_hints(methods[name]))) for name in names]
+
+
+def _shown(methods: Sequence[str]) -> str:
+    """The one of several methods to name as an example: one that keeps the function and needs no data."""
+    return next((name for name in ("identity_blocks", "hypercloning") if name in methods), methods[0])
 
 
 def _own(options: Mapping[str, Any], fields: Sequence[str], hints: Mapping[str, Any]) -> dict[str, Any]:

@@ -96,12 +96,15 @@ def _muted(anatomy: Anatomy, model: nn.Module, norms: Mapping[str, StreamNorm]) 
 def _norms_of_the_stream(
     anatomy: Anatomy, grown: list[BlockList], model: nn.Module, inputs: Inputs
 ) -> dict[str, StreamNorm]:
-    """The norms over the stream in the blocks, if every block gives out what one of them does."""
+    """The norms over the stream in the blocks, if every block gives out what one of them does; norms without a gain, whose eps
+    nothing makes up for, are left out."""
     hidden = {axis.name for axis in anatomy.of_kind("hidden")}
     paths = [
         path
-        for path in anatomy.norms
-        if any(path.startswith(f"{blocks.prefix}.") for blocks in grown) and anatomy.axes_over(path) <= hidden
+        for path, facts in anatomy.norms.items()
+        if facts.gain is not None
+        and any(path.startswith(f"{blocks.prefix}.") for blocks in grown)
+        and anatomy.axes_over(path) <= hidden
     ]
     seen = stream_norms(model, paths, [blocks.prefix for blocks in grown], inputs)
     found = {}

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
+from meristem.anatomy.norms import NormFacts
 
 
 class Names:
@@ -78,6 +79,13 @@ class Stream:
         """The axes whose norms measure what the tensor of this name gives out."""
         return self._axes_over(anatomy).get(self.names.of(name), set())
 
+    def is_taken(self, norm: str) -> bool:
+        """Whether some weight takes in what a norm without a gain gives out, or another norm measures it."""
+        name = self.names.of(norm)
+        taken = (names for names in self.taken.values())
+        others = (names for path, names in self.measured.items() if path != norm)
+        return any(self.names.of(other) == name for names in (*taken, *others) for other in names)
+
     def unscalable(self, norms: Iterable[str]) -> list[str]:
         """Those of the norms that measure something which no weight gives out as it is (after a nonlinearity, a gate)."""
         foreign = {self.names.of(name) for name in self.foreign}
@@ -91,22 +99,27 @@ class Stream:
 
     def norms_in_the_stream(self, anatomy: Anatomy, axis: str) -> list[str]:
         """Norms that subtract the mean over `axis` and give out what such norms measure again: no padding survives these."""
-        over = self._axes_over(anatomy)
         return [
             path
             for path, facts in anatomy.norms.items()
             if facts.centres
             and axis in anatomy.axes_over(path)
-            and axis in over.get(self.names.of(f"{path}.{facts.gain}"), set())
+            and axis in self._axes_over(anatomy, path).get(self.names.of(_given_by(path, facts)), set())
         ]
 
-    def _axes_over(self, anatomy: Anatomy) -> dict[str, set[str]]:
+    def _axes_over(self, anatomy: Anatomy, plain: str = "") -> dict[str, set[str]]:
+        """{name: the axes of the norms that measure it}; `plain`: a norm without weights whose own output does not count."""
         over: dict[str, set[str]] = {}
         for norm, names in self.measured.items():
-            axes = anatomy.axes_over(norm) or hidden_axes(anatomy)
-            for name in names:
+            axes = anatomy.axes_over(norm) if norm in anatomy.norms else hidden_axes(anatomy)
+            for name in names - ({plain} if norm == plain else set()):
                 over.setdefault(self.names.of(name), set()).update(axes)
         return over
+
+
+def _given_by(path: str, facts: NormFacts) -> str:
+    """The name of what a norm gives out: its gain's, or its own."""
+    return path if facts.gain is None else f"{path}.{facts.gain}"
 
 
 def hidden_axes(anatomy: Anatomy) -> set[str]:

@@ -6,7 +6,6 @@ anything else forgets them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,9 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
 from meristem.anatomy import Anatomy
-from meristem.anatomy.conventions import NORM_CLASS
 from meristem.anatomy.inputs import example_inputs
-from meristem.anatomy.norms import is_norm
+from meristem.anatomy.norms import is_norm, is_plain_norm
 from meristem.anatomy.trace import Inputs, run_watched
 from meristem.errors import MeristemError
 from meristem.growth.named_pass import ATTENTION, CONTRACTIONS, PRODUCTS, NamedPass
@@ -39,7 +37,7 @@ class _Watch(NamedPass):
                 self.parameters[parameter] = tensor.tied_to or tensor.name
         for path, module in model.named_modules():
             yield module.register_forward_pre_hook(self._names_parameters(path, anatomy))
-            if is_norm(module) or _is_plain_norm(module):
+            if is_norm(module) or is_plain_norm(module):
                 yield module.register_forward_pre_hook(self._measures(path), with_kwargs=True)
                 yield module.register_forward_hook(self._normed(path))
 
@@ -116,12 +114,6 @@ class _Watch(NamedPass):
         self._stream.taken.setdefault(gains[0], set()).update(self.made(other))
         self._stream.gains.add(gains[0])
         return {gains[0]}
-
-
-def _is_plain_norm(module: nn.Module) -> bool:
-    """A normalisation without weights, such as OLMo's."""
-    has_weights = any(parameter is not None for parameter in module._parameters.values())
-    return not has_weights and not list(module.children()) and bool(re.search(NORM_CLASS, type(module).__name__))
 
 
 _WATCHED: WeakKeyDictionary[nn.Module, tuple[Inputs, Stream]] = (

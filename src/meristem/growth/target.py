@@ -11,6 +11,7 @@ from dataclasses import replace
 from meristem.anatomy import Anatomy, BlockList, TensorAnatomy
 from meristem.anatomy.axis_ref import layers_of
 from meristem.anatomy.heads import with_heads
+from meristem.anatomy.norms import NormFacts
 from meristem.errors import AnatomyError
 from meristem.growth.plan import GrowthPlan
 
@@ -43,7 +44,25 @@ def grown_anatomy(plan: GrowthPlan) -> Anatomy:
                     f"{tensor.shape[position]}"
                 )
     norms = {_path(name): source.norms[p] for name in tensors if (p := _path(plan.origin(name))) in source.norms}
+    norms |= _norms_without_gains(plan)
     return replace(source, builder=target, axes=axes, tensors=tensors, blocks=blocks, norms=norms)
+
+
+def _norms_without_gains(plan: GrowthPlan) -> dict[str, NormFacts]:
+    """Those that no tensor names, at the places where their layers stand."""
+    found: dict[str, NormFacts] = {}
+    for path, facts in plan.source.norms.items():
+        if facts.gain is not None:
+            continue
+        grown = (b for b in plan.source.blocks if b.axis in plan.layers and path.startswith(f"{b.prefix}."))
+        block = next(grown, None)
+        if block is None:
+            found[path] = facts
+            continue
+        index, dot, rest = path[len(block.prefix) + 1 :].partition(".")
+        places = (new for new, layer in enumerate(plan.layers[block.axis]) if layer.sources[0][0] == int(index))
+        found |= {f"{block.prefix}.{place}{dot}{rest}": facts for place in places}
+    return found
 
 
 def _grown(plan: GrowthPlan, name: str, shape: tuple[int, ...]) -> TensorAnatomy:

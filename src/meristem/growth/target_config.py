@@ -12,6 +12,7 @@ from torch import nn
 from meristem.anatomy.fields import read_field
 from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.errors import MeristemError, first_line, nearest
+from meristem.nowhere import nothing_here, why_not_fetched
 
 # Config entries that say where a checkpoint comes from or how it is run, and nothing about its function.
 BOOKKEEPING = (
@@ -48,14 +49,14 @@ def read_target(target: Any) -> Any:
     if Path(target).is_dir():
         raise MeristemError(f"{target}: there is no config.json in this directory; {WANTED}")
     if path.suffix == ".json" or len(path.parts) > 2 or path.is_absolute():
-        raise MeristemError(f"{target}: there is no such file or directory; {WANTED}")
+        raise MeristemError(f"{target}: {nothing_here(target)}; {WANTED}")
     from transformers import PretrainedConfig
 
     try:
         entries, _ = PretrainedConfig.get_config_dict(str(target))
     except Exception as error:  # whatever the hub's client raises
         raise MeristemError(
-            f"{target}: no such path, and no config on the hub: {first_line(error)}; {WANTED}"
+            f"{target}: {nothing_here(target)}, and {why_not_fetched(str(target), error)}; {WANTED}"
         ) from error
     return _config(entries, str(target))
 
@@ -92,7 +93,7 @@ def _without_implementations(entries: Any) -> Any:
         return [_without_implementations(entry) for entry in entries]
     if not isinstance(entries, dict):
         return entries
-    kept = {key: value for key, value in entries.items() if not (key.endswith("_implementation") or key == "auto_map")}
+    kept = {k: v for k, v in entries.items() if not (str(k).endswith("_implementation") or k == "auto_map")}
     return {key: _without_implementations(value) for key, value in kept.items()}
 
 

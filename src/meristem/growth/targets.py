@@ -24,7 +24,8 @@ SIZED = (
     "projection",
     "rank",
 )  # the kinds that can change
-LARGEST_WIDTH = 1 << 26  # beyond that a number is a slip of the keyboard
+LARGEST_WIDTH = 1 << 20  # beyond that a number is a slip of the keyboard
+LARGEST_TABLE = 1 << 26  # rows of a table: tokens, positions
 
 
 def width_targets(
@@ -120,10 +121,9 @@ def _check_side(anatomy: Anatomy, method: str, sizes: dict[str, int], shrink: bo
     for axis, size in sizes.items():
         if not shrink and anatomy.axes[axis].kind == "group" and is_regrouped(anatomy, method, axis, sizes):
             continue
-        if size > LARGEST_WIDTH:
-            raise MeristemError(
-                f"{method}: {axis} of {size:,} is more than any network has ({LARGEST_WIDTH:,} at most)"
-            )
+        largest = LARGEST_TABLE if anatomy.axes[axis].kind in ("vocab", "positions") else LARGEST_WIDTH
+        if not shrink and size > max(largest, anatomy.sizes[axis]):
+            raise MeristemError(f"{method}: {axis} of {size:,} is more than any network has ({largest:,} at most)")
         if shrink and anatomy.axes[axis].kind == "group" and size > anatomy.sizes[axis]:
             kv_heads = sizes.get(Heads.of(axis).kv_heads, anatomy.sizes[Heads.of(axis).kv_heads])
             raise MeristemError(

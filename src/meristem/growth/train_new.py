@@ -7,9 +7,10 @@ which only the new ones train, *Grow, Don't Overwrite* is feed-forward units dup
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from meristem.growth.fuse import Fusion
 from meristem.growth.growth import Growth
 from meristem.growth.origins import COPIED, FRESH
 from meristem.growth.provenance import Provenance
+from meristem.growth.rank_layers import LayerRank
 
 New = Literal["fresh", "copied", "grown", "all"]
 NEW: tuple[New, ...] = ("fresh", "copied", "grown", "all")
@@ -37,8 +39,8 @@ class Frozen:
 
     moving: int
     entries: int
-    _held: tuple[nn.Parameter, ...]
-    _frozen: tuple[nn.Parameter, ...]
+    _held: tuple[nn.Parameter, ...] = field(repr=False)
+    _frozen: tuple[nn.Parameter, ...] = field(repr=False)
 
     def remove(self) -> None:
         """Everything trains again that did before."""
@@ -52,7 +54,7 @@ def freeze_old(
     model: nn.Module,
     provenance: Provenance | Growth | Fusion,
     train: New = "copied",
-    layers: Collection[int] | None = None,
+    layers: Collection[int | LayerRank] | None = None,
 ) -> Frozen:
     """From now on, only what a growth has added to `model` trains. Everything else stays as it is, bit by bit, whatever optimizer steps:
     weights, moments and all; the norm by which gradients are clipped is that of what moves.
@@ -61,27 +63,26 @@ def freeze_old(
         ms.freeze_old(growth.model, growth)
         optimizer = torch.optim.AdamW(p for p in growth.model.parameters() if p.requires_grad)
 
-    Call it before an optimizer or DDP is made, and after `fully_shard` where the model is sharded.
+    Call it before an optimizer or DDP is made, and after `fully_shard` where the model is sharded. A copy of the model (`copy.deepcopy`)
+    keeps whole tensors frozen, but knows nothing of their parts: call it on the copy.
 
     Args:
         model: the grown network, also inside DDP or torch.compile, or sharded by FSDP2.
         provenance: of the growth, or the growth itself; for a directory, `ms.provenance(directory)`.
         train: "fresh": entries without a source; "copied": these and further copies, all that is new; "grown": every tensor that has
             something new in it, as a whole; "all": nothing is frozen.
-        layers: in blocks of these numbers only (see `ms.rank_layers`). Everything else is frozen, so that a network whose layers have all
-            grown learns as one would of which only these have; stock classes want all layers alike.
+        layers: in these blocks only: numbers (of every list of blocks), or what `ms.rank_layers` gives. Everything else is frozen, so that a
+            network whose layers have all grown learns as one would of which only these have; stock classes want all layers alike.
 
     Raises:
         MeristemError: for the provenance of another network, or a growth that leaves nothing to train.
     """
     provenance = _of(model, provenance)
     held, frozen, moving, entries = [], [], 0, 0
-    numbers = {number for name in provenance.names if (number := _layer(name)) is not None}
-    if layers is not None and not set(layers) <= numbers:
-        raise MeristemError(f"layers are some of 0 to {max(numbers, default=-1)}, got {sorted(layers)}")
+    chosen = _chosen(provenance.names, layers)
     for name, parameter, labels in _parameters(model, provenance):
         moves = _moving(labels, train)
-        if layers is not None and _layer(name) not in layers:
+        if name not in chosen:
             moves = torch.zeros_like(moves)
         count = int(moves.sum())
         moving, entries = moving + count, entries + labels.numel()
@@ -135,10 +136,12 @@ def parameter_groups(
     """
     fresh_rate = learning_rate if fresh_learning_rate is None else fresh_learning_rate
     for name, value in (("learning_rate", learning_rate), ("fresh_learning_rate", fresh_rate)):
-        if not value > 0:
-            raise MeristemError(f"{name} must be positive, got {value}")
-    if warm_fresh < 0 or warm_fresh != int(warm_fresh):
-        raise MeristemError(f"warm_fresh is a number of steps, got {warm_fresh}")
+        if not _is_number(value) or not value > 0:
+            raise MeristemError(f"{name} must be a positive number, got {value!r}")
+    if not _is_number(warm_fresh) or warm_fresh < 0 or warm_fresh != int(warm_fresh):
+        raise MeristemError(f"warm_fresh is a number of steps, got {warm_fresh!r}")
+    if fresh not in ("fresh", "copied"):
+        raise MeristemError(f"fresh is 'fresh' (entries without a source) or 'copied' (all that is new), got {fresh!r}")
     groups: dict[str, dict[str, Any]] = {}
     for _, parameter, labels in _parameters(model, _of(model, provenance)):
         if not parameter.requires_grad:
@@ -190,10 +193,32 @@ def _of(model: nn.Module, provenance: Provenance | Growth | Fusion) -> Provenanc
     return found
 
 
-def _layer(name: str) -> int | None:
-    """The number of the block that a tensor belongs to."""
-    match = re.search(r"\.(\d+)\.", name)
-    return int(match.group(1)) if match else None
+def _chosen(names: Collection[str], layers: Collection[int | LayerRank] | None) -> set[str]:
+    """The tensors that lie in these layers; all of them by default."""
+    if layers is None:
+        return set(names)
+    if not isinstance(layers, Collection) or isinstance(layers, str):
+        raise MeristemError(f"layers is a list of them, such as [{layers!r}], got {layers!r}")
+    numbers: dict[int, list[str]] = {}
+    for name in names:
+        if (match := re.search(r"(?:^|\.)(\d+)\.", name)) is not None:
+            numbers.setdefault(int(match.group(1)), []).append(name)
+    found: set[str] = set()
+    for layer in layers:
+        if isinstance(layer, LayerRank):
+            own = [name for name in names if name.startswith(f"{layer.blocks}.{layer.layer}.")]
+        else:
+            own = [] if isinstance(layer, bool) or not isinstance(layer, int) else numbers.get(layer, [])
+        if not own:
+            raise MeristemError(
+                f"layers are some of 0 to {max(numbers, default=-1)}, or what ms.rank_layers gives, got {layer!r}"
+            )
+        found.update(own)
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _inner(model: nn.Module) -> nn.Module:

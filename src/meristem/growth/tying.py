@@ -67,13 +67,15 @@ def repair(
         factor = gram * constants.get(head.name, 1.0) * scales.get(head.tied_to, 1.0)
     if factor is not None and math.isclose(factor, 1) and keep_tied:
         return Repair(scales)
-    readers = linear_readers(anatomy, head, model, inputs) if factor is not None and norm is None and keep_tied else []
+    gains = [name for name in anatomy.tensors if norm is not None and name.rpartition(".")[0] == norm]
+    readers = linear_readers(anatomy, head, model, inputs) if factor is not None and not gains and keep_tied else []
     if factor is not None and readers:
-        own = {name: scales.get(name, 1.0) / factor for name in (head.tied_to, head.name)}
-        return Repair({**scales, **own, **{name: scales.get(name, 1.0) * factor for name in readers}})
-    if factor is None or norm is None:
-        return Repair({**scales, head.name: 1 / constants.get(head.name, 1.0)}, untied=True)
-    gains = [name for name in anatomy.tensors if name.rpartition(".")[0] == norm]
+        shared = {name: scales.get(name, 1.0) / factor for name in (head.tied_to, head.name)}
+        return Repair({**scales, **shared, **{name: scales.get(name, 1.0) * factor for name in readers}})
+    if factor is None or not gains:  # no norm, or one without a gain that could take the factor
+        untied = target.resized(target.sizes, target.depths, {"tie_word_embeddings": False})  # may scale otherwise
+        own = statistics.get(head.name, 1.0) / width_constants(anatomy, untied).get(head.name, 1.0)
+        return Repair({**scales, head.name: own}, untied=True)
     return Repair({**scales, **{gain: scales.get(gain, 1.0) / factor for gain in gains}})
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from meristem.anatomy import Anatomy
 from meristem.anatomy.fields import read_field
 from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.errors import MeristemError
+from meristem.growth.depth import fit, layer_kinds
 from meristem.growth.layers import LayerMap, LayerSource
 
-TYPES = ("layer_types", "layers_block_type")  # config lists with the kind of each layer
+Fits = Callable[[int, int], bool]  # of a layer, at a place
+TYPES = ("layer_types", "layers_block_type", "attention_layers")  # config lists with the kind of each layer
 
 
 def types_of(builder: HuggingFaceBuilder) -> dict[str, list[str]]:
@@ -30,30 +33,32 @@ def types_of(builder: HuggingFaceBuilder) -> dict[str, list[str]]:
     return found
 
 
-def placed_by_type(old: Sequence[str], new: Sequence[str]) -> LayerMap | None:
+def placed_by_type(old: Sequence[Any], new: Sequence[Any], fits: Fits | None = None) -> LayerMap | None:
     """Old layers in their order, each at a place of its own kind and as evenly spread as that allows; at the other places silent
     copies of the nearest layer of the kind that belongs there. None if there is no such arrangement.
 
     Args:
         old, new: the kind of each layer of the small and of the large network.
+        fits: whether a silent copy of a layer can stand at a place; where it is of the same kind, by default.
     """
-    if not set(new) <= set(old):
-        return None
+    fits = fits or (lambda layer, place: old[layer] == new[place])
     places = _places(old, new)
     if places is None:
         return None
     stands = {place: layer for layer, place in enumerate(places)}
     found = []
-    for place, kind in enumerate(new):
+    for place in range(len(new)):
         if place in stands:
             found.append(LayerSource.identity(stands[place], silent=False))
             continue
-        alike = (layer for layer, its in enumerate(old) if its == kind)
+        alike = [layer for layer in range(len(old)) if fits(layer, place)]
+        if not alike:
+            return None
         found.append(LayerSource.identity(min(alike, key=lambda layer: abs(places[layer] - place)), silent=True))
     return tuple(found)
 
 
-def _places(old: Sequence[str], new: Sequence[str]) -> list[int] | None:
+def _places(old: Sequence[Any], new: Sequence[Any]) -> list[int] | None:
     """The place of each old layer: of all arrangements that with the least distance from an even one."""
     ideal = [layer * len(new) / len(old) for layer in range(len(old))]
     best = [[math.inf] * (len(new) + 1) for _ in range(len(old) + 1)]  # of the first i layers on the first j places
@@ -79,14 +84,34 @@ def typed_layers(anatomy: Anatomy, axis: str, types: Sequence[str]) -> LayerMap:
     Raises:
         MeristemError: if the network names no kinds, or its layers cannot stand among these in their order.
     """
-    builder = anatomy.builder
-    own: Mapping[str, list[str]] = types_of(builder) if isinstance(builder, HuggingFaceBuilder) else {}
+    own = _own_types(anatomy)
     if axis not in own:
-        raise MeristemError(f"{builder.model_type} names no kinds of its {axis}; leave out layer_types for them")
-    found = placed_by_type(own[axis], types)
+        raise MeristemError(
+            f"{anatomy.builder.model_type} names no kinds of its {axis}; leave out layer_types for them"
+        )
+    found = map_to_types(anatomy, axis, types)
     if found is None:
         raise MeristemError(
             f"the {len(own[axis])} {axis} cannot stand in their order among {len(types)} of the kinds asked for: the network has "
             f"{', '.join(own[axis])}"
         )
     return found
+
+
+def map_to_types(anatomy: Anatomy, axis: str, types: Sequence[str]) -> LayerMap | None:
+    """The same; None where there is no such map. Layers of one kind may still have other tensors (ModernBERT's first has no norm
+    before its attention), so old ones stand where just theirs are wanted, and silent ones where theirs suffice."""
+    old = _own_types(anatomy).get(axis)
+    found = placed_by_type(old, types) if old is not None else None
+    kinds = layer_kinds(anatomy, axis, found) if found is not None else None
+    if old is None or found is None or kinds is None or fit(kinds, found):
+        return found
+    ours, theirs = (list(zip(names, tensors, strict=True)) for names, tensors in zip((old, types), kinds, strict=True))
+    return placed_by_type(
+        ours, theirs, lambda layer, place: old[layer] == types[place] and theirs[place][1] <= ours[layer][1]
+    )
+
+
+def _own_types(anatomy: Anatomy) -> Mapping[str, list[str]]:
+    builder = anatomy.builder
+    return types_of(builder) if isinstance(builder, HuggingFaceBuilder) else {}

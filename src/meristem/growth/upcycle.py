@@ -14,7 +14,7 @@ from meristem.anatomy import Anatomy, Builder
 from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.anatomy.trace import Inputs
 from meristem.anatomy.uninitialised import uninitialised
-from meristem.errors import MeristemError
+from meristem.errors import MeristemError, nearest
 from meristem.growth.differences import INERT
 from meristem.growth.method import Method, Weights
 from meristem.growth.mixtures import MIXTURES, Mixture
@@ -134,6 +134,10 @@ class Upcycle(Method):
         builder = anatomy.builder
         row = MIXTURES.get(builder.model_type)
         if row is None or not isinstance(builder, HuggingFaceBuilder):
+            if anatomy.of_kind("experts"):
+                raise MeristemError(
+                    f"upcycle: {builder.model_type} is a mixture of experts already; more_experts gives it more of them"
+                )
             known = ", ".join(f"{dense} ({row.model_type})" for dense, row in MIXTURES.items())
             raise MeristemError(f"upcycle: no mixture class is known for {builder.model_type}; known for {known}")
         self._check(anatomy, row)
@@ -181,6 +185,9 @@ class Upcycle(Method):
         config_class = model_class.config_class
         given, known = builder.config.to_dict(), config_class().to_dict()
         known = {*known, *UNDECLARED}
+        strange = next((key for key in self.fields or {} if key not in {*known, *config_class.attribute_map}), None)
+        if strange is not None:
+            raise MeristemError(f"upcycle: {row.model_type} has no config entry {strange!r}; {nearest(strange, known)}")
         kept = {key: value for key, value in given.items() if key in known and key not in OF_THE_SOURCE}
         config = config_class(**{**kept, **self._fields(builder.config, row), **row.fields, **(self.fields or {})})
         with torch.device("meta"):
@@ -191,6 +198,7 @@ class Upcycle(Method):
         dense = "d_ff" if row.ffn == "d_ff" else "intermediate_size"
         units = getattr(config, dense)
         fields: dict[str, Any] = {row.experts: self.num_experts, row.ffn: units // self.granularity}
+        fields |= {ours: getattr(config, theirs) for ours, theirs in row.derived.items() if hasattr(config, theirs)}
         if row.per_token:
             fields[row.per_token] = self.experts_per_token
         if row.normalises not in ("always", "never"):

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 
 from meristem.algebra import AxisMap, UnitMap
-from meristem.anatomy import TensorAnatomy
+from meristem.anatomy import Builder, TensorAnatomy
 from meristem.errors import MeristemError
 from meristem.growth.mixtures import Mixture
 from meristem.growth.origins import Redrawn, Shards
@@ -79,14 +79,22 @@ class UpcyclePlan(GrowthPlan):
     def _plan(self, tensor: TensorAnatomy) -> TensorPlan:
         source = self.source.tensors.get(self._dense(tensor.name))
         if source is not None and source.shape == tensor.shape:
-            return self._whole(tensor, source.name)
+            plan = self._whole(tensor, source.tied_to or source.name)
+            return replace(plan, further=source.tied_to is not None)  # the mixture does not tie it
         found = next((plan for explain in self._rules for plan in explain(tensor) if plan), None)
         if found is None:
-            raise MeristemError(
-                f"{tensor.name} {tuple(tensor.shape)} of {self._class} is not explained by any tensor of this "
-                f"{self.source.builder.model_type}"
-            )
+            raise MeristemError(self._unexplained(tensor))
         return found
+
+    def _unexplained(self, tensor: TensorAnatomy) -> str:
+        dense, match = self.source.builder.model_type, EXPERT.match(tensor.name)
+        blocks = self._feed_forward(match.group(1)) if match else {}
+        if match is not None and blocks:
+            return (
+                f"experts of {self._class} have a matrix {match.group(3)}, which the feed-forward block of this {dense} has not: it has "
+                f"{', '.join(blocks)}; a {dense} whose block is made as an expert is can be upcycled"
+            )
+        return f"{tensor.name} {tuple(tensor.shape)} of {self._class} is not explained by any tensor of this {dense}"
 
     @property
     def _rules(self):
@@ -99,6 +107,9 @@ class UpcyclePlan(GrowthPlan):
     def _dense(self, name: str) -> str:
         """What the dense network calls it."""
         assert self.row is not None
+        here, there = (_base(builder) for builder in (self.target, self.source.builder))
+        if here != there and name.startswith(f"{here}."):
+            name = there + name.removeprefix(here)
         for dense, mixture in self.row.renamed.items():
             name = name.replace(mixture, dense)
         return name
@@ -184,3 +195,9 @@ class UpcyclePlan(GrowthPlan):
         drawn = Drawn(tensor.shape, std, options.granularity if std else 1)
         plan = self._whole(tensor, beside.name, scale=0.0)
         return replace(plan, drawn=drawn, seed=self.seed)
+
+
+def _base(builder: Builder) -> str:
+    """What a class with a head calls the network below it."""
+    made = getattr(builder, "model_class", None)
+    return getattr(getattr(made, "func", made), "base_model_prefix", "")

@@ -35,7 +35,8 @@ class TrainSpec(Strict):
     the first that does. `subnetwork` trains a part of the network at each step, `majority` several kernels in each layer.
     `train_only` holds what a growth has not added (`fresh`: entries without a source train; `copied`: all new ones; `grown`: whole tensors
     with new ones), `fresh` gives new entries a learning rate and a warm-up of their own (see `ms.freeze_old`).
-    `distill` adds the distance from another node's answers to the loss. `incubate` trains one module of a larger network inside the meta network that `from` names. `seed` makes networks of one kind start
+    `distill` adds the distance from another node's answers to the loss, `load_balancing` so many times the load-balancing loss of a mixture
+    of experts. `incubate` trains one module of a larger network inside the meta network that `from` names. `seed` makes networks of one kind start
     differently. `trainer` reaches every further TrainingArguments field (bf16, gradient_accumulation_steps, report_to, ...).
     """
 
@@ -65,6 +66,7 @@ class TrainSpec(Strict):
     majority: MajoritySpec | None = None
     incubate: IncubateSpec | None = None
     distill: DistillSpec | None = None
+    load_balancing: Positive | None = None
     trainer: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -120,7 +122,15 @@ class TrainSpec(Strict):
         present = features(self.trainer) | more
         present |= {
             name
-            for name in ("scale_learning_rate", "subnetwork", "majority", "incubate", "fresh", "distill")
+            for name in (
+                "scale_learning_rate",
+                "subnetwork",
+                "majority",
+                "incubate",
+                "fresh",
+                "distill",
+                "load_balancing",
+            )
             if getattr(self, name)
         }
         present |= {"train_only"} if self.train_only != "all" else set()
@@ -181,6 +191,7 @@ class TrainSpec(Strict):
         from meristem.recipes.modifiers.distillation import Distill
         from meristem.recipes.modifiers.growth import TrainNew
         from meristem.recipes.modifiers.incubation import Incubate
+        from meristem.recipes.modifiers.load_balancing import LoadBalancing
         from meristem.recipes.modifiers.majority import Majority
         from meristem.recipes.modifiers.subnetwork import Subnetwork
 
@@ -193,12 +204,13 @@ class TrainSpec(Strict):
             if self.fresh or self.train_only != "all"
             else None,
             Distill(self.distill) if self.distill else None,
+            LoadBalancing(self.load_balancing) if self.load_balancing else None,
         ]
         return [modifier for modifier in found if modifier]
 
 
 _WHOLE = {"batch_size", "evaluations"}
-_NUMBERS = ("learning_rate", "weight_decay", "warmup", "decay", "batch_size")
+_NUMBERS = ("learning_rate", "weight_decay", "warmup", "decay", "batch_size", "load_balancing")
 _NOT_TUNED = {"seed", "evaluations", "checkpoint_every", "keep_every", "tokens", "examples"}
 
 

@@ -58,6 +58,8 @@ class NodeTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The task's own loss; in training, what the run's methods make of it."""
+        if not model.training and self._adds_router_loss():
+            inputs = {**inputs, "output_router_logits": False}  # balances experts, and is no part of what is measured
         given = dict(inputs)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
@@ -69,6 +71,11 @@ class NodeTrainer(Trainer):
         for modifier in self._modifiers if model.training else ():
             loss = modifier.objective(loss, given, outputs, share)
         return (loss, outputs) if return_outputs else loss
+
+    def _adds_router_loss(self) -> bool:
+        """Whether the network's config asks for the load-balancing loss in every forward pass."""
+        config = getattr(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), "config", None)
+        return bool(getattr(config, "output_router_logits", False))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """A checkpoint under the names that tensors have in memory. (transformers writes those of the Hub, and looks for those in memory when

@@ -8,7 +8,8 @@ steps (FISTA with restarts, Beck & Teboulle 2009) find the support; Newton steps
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from sklearn.linear_model import lasso_path
@@ -146,6 +147,19 @@ def _quadratic(hessian: Tensor, linear: Tensor, gamma: float, start: Tensor) -> 
     if bool((exact.sign() == w[support].sign()).all()):
         w[support] = exact
     return w
+
+
+def path(problem: Problem, gammas: Sequence[float], count: int = 60) -> list[Tensor]:
+    """Minimisers for falling prices, each begun at the one before (Friedman, Hastie & Tibshirani 2010); near enough to choose a price by.
+
+    Args:
+        gammas: prices in place of the problem's own. count: steps for each.
+    """
+    found, step, w = [], 1.0, problem.start()
+    for gamma in gammas:
+        w, step = _proximal(replace(problem, gamma=gamma), w, step, count)
+        found.append(w)
+    return found
 
 
 def _proximal(problem: Problem, w: Tensor, step: float, count: int = 200) -> tuple[Tensor, float]:

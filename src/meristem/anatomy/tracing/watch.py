@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
-from meristem.anatomy.norms import is_norm
+from meristem.anatomy.norms import is_norm, is_plain_norm, plain_shape
 from meristem.anatomy.roles import Role
 from meristem.anatomy.tracing.rules import Arguments, Dims, indexed, moved, reduced
 from meristem.anatomy.tracing.space import Dim, Space
@@ -63,7 +63,7 @@ class Watch(TorchDispatchMode):
     def hooks(self, model: nn.Module) -> Iterator[Any]:
         """What tells this watch when a norm is at work."""
         for module in model.modules():
-            if is_norm(module):
+            if is_norm(module) or (is_plain_norm(module) and plain_shape(module)):
                 yield module.register_forward_pre_hook(self._enter)
                 yield module.register_forward_hook(self._leave)
 

@@ -87,16 +87,24 @@ def network(auto_class: Any, entries: Mapping[str, Any], defaults: Mapping[str, 
         fitting = {key: value for key, value in defaults.items() if key in known}
         config = AutoConfig.for_model(model_type, **{**fitting, **own})
         set_seed(seed)
-        model = auto_class.from_config(config)
+        model = new_of(auto_class, config)
         positions = "max_position_embeddings"
         if positions in fitting and positions not in own and (padding := padding_of_positions(model)) is not None:
             longer = fitting[positions] + padding + 1  # positions are counted from behind the padding's
             config = AutoConfig.for_model(model_type, **{**fitting, **own, positions: longer})
             set_seed(seed)
-            model = auto_class.from_config(config)
+            model = new_of(auto_class, config)
         return model
     except Exception as error:
         raise MeristemError(f"{model_type} cannot be built from these entries: {first_line(error)}") from error
+
+
+def new_of(auto_class: Any, config: Any) -> Any:
+    """`auto_class.from_config(config)`, also where several classes share a model type (DeiT): transformers then looks the class up among the
+    config's architectures, which a config that was never saved has none of."""
+    if config.architectures is None:
+        config.architectures = []
+    return auto_class.from_config(config)
 
 
 def padding_of_positions(model: nn.Module) -> int | None:

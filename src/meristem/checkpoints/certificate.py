@@ -1,0 +1,57 @@
+"""The certificate that was written with a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from meristem.certificates import Certificate
+from meristem.checkpoints.source import HUB_NAME
+from meristem.errors import MeristemError, first_line
+
+RECORD = "meristem.json"
+
+
+def load_certificate(source: str | Path) -> Certificate | None:
+    """What was measured when a model was grown or fused, from its `meristem.json`; nothing else of the model is read.
+
+    Args:
+        source: a directory, or a hub name (owner/name, or owner/name@revision).
+
+    Returns:
+        The certificate; None if the record says that nothing was measured.
+
+    Raises:
+        MeristemError: if there is no record, or it is none of Meristem's.
+    """
+    file = _record_of(str(source))
+    try:
+        content = json.loads(file.read_text())
+        proof = content["certificate"]
+        return None if proof is None else _certificate(proof)
+    except OSError as error:
+        raise MeristemError(f"{source} holds no {RECORD}: nothing that Meristem has made is there") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MeristemError(f"{file} is not a record of Meristem's: {first_line(error)}") from error
+
+
+def _certificate(proof: dict[str, Any]) -> Certificate:
+    names = {f.name for f in dataclasses.fields(Certificate)}
+    return Certificate(**{name: value for name, value in proof.items() if name in names})
+
+
+def _record_of(source: str) -> Path:
+    """The record's file, fetched from the hub where it is not in a directory."""
+    if Path(source).exists():
+        return Path(source) / RECORD
+    named = HUB_NAME.match(source)
+    if not named:
+        raise MeristemError(f"{source}: no such directory, and no hub name either (owner/name, or owner/name@revision)")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(named[1], RECORD, revision=named[2]))
+    except Exception as error:
+        raise MeristemError(f"{source}: no {RECORD} can be fetched from the hub: {first_line(error)}") from error
