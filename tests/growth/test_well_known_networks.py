@@ -120,7 +120,7 @@ def test_sizes_that_the_function_works_out_are_axes_of_their_own():
 
 def test_without_a_pass_such_a_size_is_no_guess():
     anatomy = ms.Anatomy.infer(known.DenseNet, {"growth": 4, "init": 8})
-    with pytest.raises(AnatomyError, match=r"of transition\.0\.weight .* works out from growth, init .*; pass inputs="):
+    with pytest.raises(AnatomyError, match=r"of blocks\.1\.0\.norm1\.weight .* works out from growth, init .*; pass inputs="):
         ms.grow(network(known.DenseNet), ms.HyperCloning(width=2), anatomy=anatomy, verify=False)
 
 
@@ -165,8 +165,7 @@ def test_the_optimizer_moves_the_same_function(name, optimizer):
         step(growth.model, large)
     after, theirs = outputs(net, inputs)[0], outputs(growth.model, inputs)[0]
     moved = (after - before).abs().max()
-    bound = 0.02 if name == "llama" else 1e-3  # 85 -> 170 rows of which ... see the page
-    assert (after - theirs).abs().max() < bound * moved
+    assert (after - theirs).abs().max() < 1e-3 * moved
 
 
 def test_a_mean_of_log_probabilities_is_normalised():
@@ -257,7 +256,7 @@ def test_heads_of_a_fixed_number_are_refused_with_what_to_write():
     def fixed(dim=32):
         return known.Llama(dim)
 
-    with pytest.raises(PreservationError, match=r"cuts dim into 4 parts.*'heads': 4"):
+    with pytest.raises(PreservationError, match=r"cuts dim into \d parts.*'heads': \.\.\."):
         ms.grow(
             network(fixed),
             ms.HyperCloning(width=2),

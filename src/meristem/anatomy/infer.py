@@ -112,7 +112,7 @@ def _by_all_names(trace: Traced, owners: Mapping[str, nn.Module]) -> Traced:
         more = {
             f"{other}.{leaf}": value
             for name, value in found.items()
-            for path, leaf in [owner_and_parameter(name)]
+            for path, _, leaf in [name.rpartition(".")]
             for other, first in others.items()
             if first == path
         }

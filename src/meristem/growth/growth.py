@@ -247,7 +247,7 @@ def _said_of_parts(anatomy: Anatomy) -> str:
     whole, number = next(iter(parts.items()))
     return (
         f"; its forward cuts {whole} into {number} parts, whose size grows with it. If these are heads, let their number be an argument of "
-        f"the function that grows along, Anatomy.infer(build, {{{whole!r}: {anatomy.sizes[whole]}, 'heads': {number}}}); a table that "
+        f"the function that grows along, Anatomy.infer(build, {{{whole!r}: {anatomy.sizes[whole]}, 'heads': ...}}); a table that "
         f"forward computes from {whole} (sinusoids) needs a size of its own, which stays"
     )
 

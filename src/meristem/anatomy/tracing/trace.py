@@ -155,9 +155,11 @@ def _term(atoms: Sequence[tuple[Sizes, int]], groups: dict[str, int]) -> list[st
         if all(other * base[axis] == size * s[axis] for s, other in atoms):
             common = gcd(size, base[axis])
             times, parts = size // common, base[axis] // common
+            if parts > 1 and times > 1:  # 8 / 3 of an axis has units of its own, and cuts nothing into thirds
+                return None
             if parts > 1:
                 groups[axis] = lcm(parts, groups.get(axis, 1))
-                return [times, part_of(axis, parts)] if times > 1 else [part_of(axis, parts)]
+                return [part_of(axis, parts)]
             return [times, axis] if times > 1 else [axis]
     for a in base:
         for b in base:
