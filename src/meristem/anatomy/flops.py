@@ -139,7 +139,9 @@ def _by_shapes(step: nn.Module, inputs: Mapping[str, Tensor], paths: Sequence[st
     except _VALUES_WANTED:
         return None
     except RuntimeError as error:
-        if re.search("device|swap", str(error)):  # a tensor that is neither parameter nor buffer elsewhere than on the CPU; a module that casts itself
+        if re.search(
+            "device|swap", str(error)
+        ):  # a tensor that is neither parameter nor buffer elsewhere than on the CPU; a module that casts itself
             return None
         raise
     return counter

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from meristem.anatomy.inputs import example_inputs, logits_of
-from meristem.anatomy.modes import evaluating
+from meristem.anatomy.modes import evaluating, step_by_step
 from meristem.anatomy.norms import is_norm, is_plain_norm
 from meristem.errors import MeristemError
 
@@ -141,7 +141,7 @@ def run_watched(model: nn.Module, hooks: Callable[[], Iterable], inputs: Inputs 
     chosen = dict(inputs) if inputs is not None else example_inputs(model, batch_size=1, sequence_length=16)
     handles = list(hooks())
     try:
-        with evaluating(model):
+        with evaluating(model), step_by_step():
             logits_of(model, chosen)
     finally:
         for handle in handles:

@@ -11,6 +11,7 @@ from torch import nn
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy, TensorAnatomy
 from meristem.anatomy.axis_ref import kind_of
+from meristem.anatomy.builder import FunctionBuilder
 from meristem.anatomy.conventions import COMPARED_BY_TYPE, NORM_EPS_FIELDS
 from meristem.anatomy.streamed import weights_of
 from meristem.anatomy.trace import Inputs
@@ -77,13 +78,30 @@ def _behind_no_norm(anatomy: Anatomy, maps: Mapping[str, AxisMap], stream: Strea
     silent, so no noise on what reads it cancels."""
     padded = {axis for axis, axis_map in maps.items() if axis_map.heard is not axis_map.write}
     norms = {*anatomy.norms}
-    return frozenset(
+    found = frozenset(
         name
         for name, taken in stream.taken.items()
         if not taken or any(path.rpartition(".")[0] not in norms for path in taken)
         for tensor in (anatomy.tensors.get(name),)
         if tensor and any(d.role == "read" and anatomy.axes_of(d.layout) & padded for d in tensor.dimensions)
     )
+    return found | _of_other_units(anatomy, maps, stream) if isinstance(anatomy.builder, FunctionBuilder) else found
+
+
+def _of_other_units(anatomy: Anatomy, maps: Mapping[str, AxisMap], stream: Stream) -> frozenset[str]:
+    """Readers of an axis that is padded with zeros, of what was written along another axis (values of fewer heads, which are repeated
+    for every query head): what stands in the place of the pad is not silent."""
+    zeros = {a for a, m in maps.items() if m.norm_factor != 1 and m.heard is m.write}
+    norms, found = {*anatomy.norms}, set()
+    for name, taken in stream.taken.items():
+        tensor = anatomy.tensors.get(name)
+        reads = {a for d in tensor.dimensions if d.role == "read" for a in d.layout.axes() & zeros} if tensor else set()
+        makers = [
+            anatomy.tensors[path] for path in taken if path.rpartition(".")[0] not in norms and path in anatomy.tensors
+        ]
+        if any(not maker.writes(axis) for axis in reads for maker in makers):
+            found.add(name)
+    return frozenset(found)
 
 
 def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> dict[str, str]:
