@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from meristem.anatomy import Anatomy, Builder
+from meristem.anatomy.fields import text_part
 from meristem.anatomy.flops import forward_flops, training_flops
 from meristem.anatomy.inputs import example_inputs
 from meristem.anatomy.streamed import weights_of
@@ -63,7 +64,7 @@ def planning_inputs(model: nn.Module, sequence_length: int) -> dict[str, Tensor]
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    text = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    text = text_part(model.config)
     length = min(sequence_length, getattr(text, "max_position_embeddings", None) or sequence_length)
     if type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         return example_tokens(length, text.vocab_size)
