@@ -76,8 +76,10 @@ def check_guesses(plan: GrowthPlan) -> None:
     """Raises AnatomyError if an axis changes that a tensor of unknown roles runs along, naming what would tell them."""
     moved = {axis for axis, axis_map in plan.maps.items() if not axis_map.is_identity()}
     builder = plan.source.builder
-    for axis, (name, place) in builder.following.items() if isinstance(builder, FunctionBuilder) else ():
-        if axis in moved and not plan.source.traced:
+    following = builder.following if isinstance(builder, FunctionBuilder) and not plan.source.traced else {}
+    for axis, (name, place) in following.items():
+        if axis in moved:
+            assert isinstance(builder, FunctionBuilder)
             raise AnatomyError(
                 f"dimension {place} of {name} {plan.source.tensors[name].shape} has a size that {builder.model_type}() works out from "
                 f"{', '.join(builder.arguments)} in a way of its own, so its shape alone does not tell what it is made of; pass inputs= "

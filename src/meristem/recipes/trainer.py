@@ -86,6 +86,7 @@ class NodeTrainer(Trainer):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
             place = output_dir or self.args.output_dir
+            assert place is not None
             own.save_pretrained(place, state_dict=state_dict, save_original_format=False)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
