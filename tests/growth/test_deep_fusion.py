@@ -158,7 +158,7 @@ def test_the_mean_of_parents_is_a_network():
     a, b = pico.build("llama"), pico.build("llama", 1)
     inputs = example_inputs(a)
     with torch.no_grad():
-        mean = MeanOfParents([a, b], [0.25, 0.75])(**inputs)
+        mean = MeanOfParents([a, b], [0.25, 0.75])(**inputs)["logits"]
         assert torch.allclose(mean, 0.25 * a(**inputs).logits + 0.75 * b(**inputs).logits, atol=1e-6)
 
 

@@ -20,9 +20,9 @@ from meristem.errors import MeristemError, first_line
 CONFIG = "config.json"
 
 
-def is_address(place: str) -> bool:
+def is_address(place: str | Path) -> bool:
     """Whether this names a place in an object store: `protocol://...`."""
-    return "://" in place
+    return "://" in str(place)
 
 
 def fetch(address: str, unwanted: tuple[str, ...], judge: Callable[[Path], object]) -> Path:

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from meristem.anatomy import Anatomy
-from meristem.anatomy.streamed import weights_of
+from meristem.anatomy.builder import FunctionBuilder
+from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.errors import AnatomyError, MeristemError
 from meristem.growth.plan import GrowthPlan
 
@@ -22,6 +23,22 @@ def check_inputs(inputs: Any) -> None:
             f"inputs are keyword arguments of forward, {{name: tensor}}; got a {type(inputs).__name__}. For a network that is called "
             'as model(x), whose forward names it x, pass inputs={"x": x}'
         )
+
+
+WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+
+
+def check_bare(model: Any) -> None:
+    """Raises MeristemError for a network inside of another module (torch.compile, data parallelism), and for one without values."""
+    inner = WRAPPERS.get(type(model).__name__)
+    if inner is not None:
+        raise MeristemError(f"{type(model).__name__} wraps the network; pass the network itself: model.{inner}")
+    if isinstance(model, nn.Module) and not any(is_streamed(part) for part in model.modules()):
+        empty = next((name for name, tensor in model.state_dict().items() if tensor.is_meta), None)
+        if empty is not None:
+            raise MeristemError(
+                f"{empty} is on the meta device, so this network has no values to grow; load its weights first"
+            )
 
 
 def check_number(anatomies: Sequence[Anatomy] | None, models: Sequence[Any]) -> None:
@@ -58,6 +75,14 @@ def check_same(model: nn.Module, anatomy: Anatomy) -> None:
 def check_guesses(plan: GrowthPlan) -> None:
     """Raises AnatomyError if an axis changes that a tensor of unknown roles runs along, naming what would tell them."""
     moved = {axis for axis, axis_map in plan.maps.items() if not axis_map.is_identity()}
+    builder = plan.source.builder
+    for axis, (name, place) in builder.following.items() if isinstance(builder, FunctionBuilder) else ():
+        if axis in moved and not plan.source.traced:
+            raise AnatomyError(
+                f"dimension {place} of {name} {plan.source.tensors[name].shape} has a size that {builder.model_type}() works out from "
+                f"{', '.join(builder.arguments)} in a way of its own, so its shape alone does not tell what it is made of; pass inputs= "
+                "(a forward pass shows it), or declare its layout with Anatomy.infer(..., overrides=Override(layouts=...))"
+            )
     for name in sorted(plan.source.guessed):
         tensor = plan.source.tensors[name]
         if any(plan.source.axes_of(dimension.layout) & moved for dimension in tensor.dimensions):
