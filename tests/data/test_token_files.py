@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import meristem as ms
-from meristem.data import corpus as corpus_file
 from meristem.data import Sequences, open_corpus, token_cache
+from meristem.data import corpus as corpus_file
 from meristem.data.order import Order
 
 TOKENS = np.arange(2000) % 300
