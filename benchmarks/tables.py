@@ -165,7 +165,10 @@ def say(results: dict[str, Any]) -> None:
             found = [fold[side] for fold in entry["folds"] if side in fold]
             scores = [100 * one["score"] for one in found]
             spread = f" ± {stdev(scores):.1f}" if len(scores) > 1 else ""
-            cells.append(f"{mean(scores):.1f}{spread} ({mean(one['seconds'] for one in found):.2g} s)" if found else "")
+            some = f" [{len(found)} folds]" if len(found) < FOLDS else ""
+            cells.append(
+                f"{mean(scores):.1f}{spread} ({mean(one['seconds'] for one in found):.2g} s){some}" if found else ""
+            )
         of = f" of {entry['of']:,}" if entry["of"] > entry["rows"] else ""
         print(f"| {name} | {entry['rows']:,}{of} | {entry['measure']} | {' | '.join(cells)} |")
     for name, entry in results.get("speed", {}).items():
