@@ -88,6 +88,14 @@ def test_out_is_not_the_source_nor_around_it(tmp_path, monkeypatch):
     assert read(tmp_path / "models" / "small") == "source"
 
 
+def test_out_may_lie_in_the_source(tmp_path):
+    write(tmp_path / "small", "source")
+    write(tmp_path / "small" / "grown", "new", sources=[tmp_path / "small"])
+    write(tmp_path / "small" / "grown", "newer", overwrite=True, sources=[tmp_path / "small"])
+    assert (read(tmp_path / "small"), read(tmp_path / "small" / "grown")) == ("source", "newer")
+    assert sorted(os.listdir(tmp_path / "small")) == sorted(["grown", *os.listdir(tmp_path / "small" / "grown")])
+
+
 def test_links_and_files(tmp_path):
     write(tmp_path / "real", "one")
     (tmp_path / "link").symlink_to("real")
@@ -106,6 +114,16 @@ def test_links_and_files(tmp_path):
     with pytest.raises(ms.MeristemError, match="cannot write"):
         write(tmp_path / "loop", "four")
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_mount_point_is_refused_before_any_work(tmp_path, monkeypatch):
+    """Its directory can be neither renamed nor exchanged."""
+    write(tmp_path / "disk", "one")
+    monkeypatch.setattr(directory.os.path, "ismount", lambda path: str(path) == str(tmp_path / "disk"))
+    with pytest.raises(ms.MeristemError, match="is where a disk is mounted, which cannot be exchanged"):
+        check_place(tmp_path / "disk", overwrite=True)
+    write(tmp_path / "disk" / "grown", "two")
+    assert (read(tmp_path / "disk"), read(tmp_path / "disk" / "grown")) == ("one", "two")
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])

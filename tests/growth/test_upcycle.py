@@ -269,7 +269,9 @@ def test_a_published_checkpoint(tmp_path):
     assert error(small, reloaded(growth.model, tmp_path), length=60) <= 1e-5
 
 
-@pytest.mark.parametrize("family, heads", [("Llama", "QuestionAnswering"), ("Qwen2", "QuestionAnswering"), ("Qwen3", "TokenClassification")])
+@pytest.mark.parametrize(
+    "family, heads", [("Llama", "QuestionAnswering"), ("Qwen2", "QuestionAnswering"), ("Qwen3", "TokenClassification")]
+)
 def test_heads_whose_classes_call_the_network_otherwise(family, heads, tmp_path):
     """LlamaForQuestionAnswering calls it `transformer`, MixtralForQuestionAnswering `model`."""
     config = getattr(transformers, f"{family}Config")(**{**pico.LLAMA, **UNITS})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 
 import own_architectures as own
+import pico
 import pytest
 import torch
 from support.tiny import randomise
@@ -232,3 +234,75 @@ def test_an_incubations_text_is_one_line():
     anatomy = ms.Anatomy.infer(build, {"width": 4}, {"first": 1, "second": 1, "third": 1})
     text = repr(ms.incubate(net, ms.divide([2, 2, 2], 3), 1, anatomy=anatomy, inputs=IMAGES))
     assert text == "Incubation(module 1 of 3 (2, 2, 2 blocks) in a CifarResNet)"
+
+
+CHANGED = {
+    "another activation": (
+        lambda m: setattr(m.model.layers[0].mlp, "act_fn", nn.ReLU()),
+        r"model\.layers\.0\.mlp\.act_fn is a ReLU and not a SiLU",
+    ),
+    "a hook": (
+        lambda m: m.model.layers[0].register_forward_hook(lambda module, given, out: out * 2),
+        r"model\.layers\.0 has a hook",
+    ),
+    "a forward of its own": (
+        lambda m: setattr(m.model.layers[0], "forward", functools.partial(doubled, m.model.layers[0].forward)),
+        r"model\.layers\.0 has a forward of its own",
+    ),
+}
+
+
+def doubled(forward, *given, **more):
+    return 2 * forward(*given, **more)
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_an_instance_that_computes_otherwise_than_its_class_says_where(what):
+    change, words = CHANGED[what]
+    small = pico.build("llama")
+    change(small)
+    with pytest.raises(ms.PreservationError, match=f"is not what its class makes of its config.*: {words}"):
+        ms.grow(small, ms.HyperCloning(width=2))
+
+
+def test_wrapped_networks_name_what_they_wrap():
+    for wrap, inner in ((torch.compile, "_orig_mod"), (nn.DataParallel, "module")):
+        with pytest.raises(ms.MeristemError, match=rf"wraps the network; pass the network itself: model\.{inner}"):
+            ms.grow(wrap(pico.build("llama")), ms.HyperCloning(width=2))
+    compiled = pico.build("llama")
+    compiled.compile()
+    assert ms.Growth.of(compiled, ms.HyperCloning(width=2)).certificate.holds
+
+
+def test_a_network_without_values():
+    with pytest.raises(ms.MeristemError, match="is on the meta device, so this network has no values to grow"):
+        ms.grow(pico.build("llama").to("meta"), ms.HyperCloning(width=2))
+
+
+def test_where_nothing_is_promised_it_is_said_that_nothing_is_proved():
+    small = pico.build("llama")
+    with torch.no_grad():
+        small.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    for method in (ms.Stacking(depth=2), ms.IdentityBlocks(depth=2)):
+        with pytest.warns(
+            UserWarning, match=r"nothing is proved of this growth.*: the network's weights are not finite"
+        ):
+            ms.grow(small, method)
+    with pytest.raises(ms.MeristemError, match=r"does not run on these inputs \(nonsense\)"):
+        ms.grow(pico.build("llama"), ms.Stacking(depth=2), inputs={"nonsense": torch.ones(1)})
+
+
+@pytest.mark.parametrize("options, differ", [({}, True), ({"noise": 0.0}, False)])
+def test_copies_part_by_default_and_never_without_noise(options, differ):
+    """What the README's own line buys: thirty steps of AdamW after it, the copies of the feed-forward units are two functions."""
+    big = ms.grow(pico.build("llama"), ms.HyperCloning(width=2, **options)).train()
+    optimizer = torch.optim.AdamW(big.parameters(), lr=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        ids = torch.randint(3, 67, (4, 12), generator=generator)
+        optimizer.zero_grad()
+        big(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    first, second = big.model.layers[0].mlp.down_proj.weight.detach().chunk(2, dim=1)
+    apart = float((first - second).norm() / first.norm())
+    assert apart > 0.05 if differ else apart < 1e-5

@@ -111,5 +111,7 @@ def test_evaluations_leave_it_out_where_a_config_asks_for_it(tmp_path):
 
 
 def test_a_dense_network_has_no_such_loss(tmp_path):
-    with pytest.raises(ms.MeristemError, match="mixture of experts whose class has such a loss; LlamaForCausalLM has none"):
+    with pytest.raises(
+        ms.MeristemError, match="mixture of experts whose class has such a loss; LlamaForCausalLM has none"
+    ):
         result_of({"node": {"train": {**TRAIN, "load_balancing": 0.1}}}, tmp_path)

@@ -154,10 +154,13 @@ class ConfigHeads:
         works = heads * head_dim / split.factor
         name = "hidden_size" if split.axis == "hidden" else self.fields.name(split.axis)  # as the options call it
         kept = "has to stay" if head_dim == self.sizes[f"{scope}{HEAD_DIM}"] else "is to be"
+        field = self.fields.name(f"{scope}{HEADS}")
+        fitting = (
+            f"; or {field}={int(width // head_dim)} with {name}={sizes[split.axis]}" if width % head_dim == 0 else ""
+        )
         raise MeristemError(
             f"{self.model_type} splits {name} evenly over its heads, and head_dim {kept} {head_dim}: asked "
-            f"for {name}={sizes[split.axis]} with {self.fields.name(f'{scope}{HEADS}')}={heads}; "
-            f"{name}={works} would work"
+            f"for {name}={sizes[split.axis]} with {field}={heads}; {name}={works} would work{fitting}"
         )
 
     def write(self, config: Any, scope: str, sizes: Mapping[str, int]) -> None:

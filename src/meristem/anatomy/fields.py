@@ -62,7 +62,7 @@ def main_part(config: Any, moves: Callable[[Any], bool]) -> str:
         moves: whether a changed config builds another network.
     """
     parts = {path.rstrip("."): part for path, part in _parts(config) if path}
-    text = _text_part(config)
+    text = text_part(config)
     ordered = sorted(parts, key=lambda name: (parts[name] is not text, name.count(".")))
     if not parts or (text is config and any(_sizes_at(vars(config).get(name)) for name in FIELDS["hidden"])):
         return ""
@@ -73,7 +73,7 @@ def main_part(config: Any, moves: Callable[[Any], bool]) -> str:
     return ""
 
 
-def _text_part(config: Any) -> Any:
+def text_part(config: Any) -> Any:
     """The config of the language model; of two, that of the decoder."""
     try:
         return config.get_text_config()

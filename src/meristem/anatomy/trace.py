@@ -117,6 +117,7 @@ def _passes_through(
         return None
     before = prepared(before)
     args, kwargs = ((before, *args[1:]), kwargs) if own is None else (args, {**kwargs, own: before})
+    args = tuple(None if hasattr(arg, "get_seq_length") else arg for arg in args)  # T5Gemma's cache has no name
     caches = {k: None for k, v in kwargs.items() if k.startswith("past_key_value") or hasattr(v, "get_seq_length")}
     try:
         with torch.no_grad(), evaluating(block):

@@ -89,6 +89,10 @@ def check_place(out: Path, overwrite: bool = False, sources: Sequence[str | Path
         return place
     if not place.is_dir():
         raise MeristemError(f"OUT, {out}, is a file; name a directory that is not there yet")
+    if os.path.ismount(place):
+        raise MeristemError(
+            f"OUT, {out}, is where a disk is mounted, which cannot be exchanged; name a directory in it"
+        )
     if not overwrite:
         raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
     try:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from meristem.anatomy.conventions import DEPTH_FIELDS, FIELDS
+from meristem.anatomy.fields import text_part
 from meristem.anatomy.shared_names import names_of_parameters
 from meristem.anatomy.streamed import Span, Weights, streamed
 from meristem.checkpoints.architecture import architecture_of
@@ -161,7 +162,7 @@ def _check_ties(source: Source, model: nn.Module, found: Container[str], fetch: 
 
 def _check_sizes(config: Any, stored: StoredTensors, source: Source) -> None:
     """A config that asks for more layers than there are tensors, or for less than nothing, is not built at all."""
-    for part in (config, config.get_text_config()):
+    for part in (config, text_part(config)):
         for name, size in vars(part).items():
             if isinstance(size, int) and size < 0 and name in SIZES:
                 raise MeristemError(f"{source}: config.json says {name}={size}, which is no size")

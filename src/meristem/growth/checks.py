@@ -9,7 +9,7 @@ from torch import nn
 
 from meristem.anatomy import Anatomy
 from meristem.anatomy.builder import FunctionBuilder
-from meristem.anatomy.streamed import weights_of
+from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.errors import AnatomyError, MeristemError
 from meristem.growth.plan import GrowthPlan
 
@@ -23,6 +23,22 @@ def check_inputs(inputs: Any) -> None:
             f"inputs are keyword arguments of forward, {{name: tensor}}; got a {type(inputs).__name__}. For a network that is called "
             'as model(x), whose forward names it x, pass inputs={"x": x}'
         )
+
+
+WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+
+
+def check_bare(model: Any) -> None:
+    """Raises MeristemError for a network inside of another module (torch.compile, data parallelism), and for one without values."""
+    inner = WRAPPERS.get(type(model).__name__)
+    if inner is not None:
+        raise MeristemError(f"{type(model).__name__} wraps the network; pass the network itself: model.{inner}")
+    if isinstance(model, nn.Module) and not any(is_streamed(part) for part in model.modules()):
+        empty = next((name for name, tensor in model.state_dict().items() if tensor.is_meta), None)
+        if empty is not None:
+            raise MeristemError(
+                f"{empty} is on the meta device, so this network has no values to grow; load its weights first"
+            )
 
 
 def check_number(anatomies: Sequence[Anatomy] | None, models: Sequence[Any]) -> None:

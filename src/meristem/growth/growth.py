@@ -19,8 +19,8 @@ from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
 from meristem.errors import MeristemError, PreservationError
 from meristem.growth.build import build, in_float32
-from meristem.growth.causes import known_cause
-from meristem.growth.checks import check_guesses, check_inputs, check_same
+from meristem.growth.causes import changed_since, known_cause
+from meristem.growth.checks import check_bare, check_guesses, check_inputs, check_same
 from meristem.growth.depth import new_layers
 from meristem.growth.expected import expected_outputs
 from meristem.growth.hypercloning import HyperCloning
@@ -150,6 +150,7 @@ class Growth:
 
 def known(model: nn.Module | Growth, anatomy: Anatomy | None) -> tuple[nn.Module, Anatomy | None]:
     """A network and what is known about its anatomy, from either of the two forms that the verbs take."""
+    check_bare(model)
     return (model.model, anatomy or model.anatomy) if isinstance(model, Growth) else (model, anatomy)
 
 
@@ -190,9 +191,11 @@ def _measured(
     except MeristemError as error:
         if steps.promised:
             raise
-        if inputs is not None:
-            named = ", ".join(method.name for method in methods)
-            warnings.warn(f"{named}: this growth could not be measured on inputs=: {error}", stacklevel=3)
+        named = ", ".join(method.name for method in methods)
+        where = " on inputs=" if inputs is not None else ""
+        warnings.warn(
+            f"{named}: nothing is proved of this growth, which could not be measured{where}: {error}", stacklevel=3
+        )
         return None
     if steps.promised and not certificate.holds:
         raise PreservationError(f"this growth should preserve the function and does not: {certificate.summary()}")
@@ -240,6 +243,12 @@ def _second_try(
             raise PreservationError(
                 f"this growth preserves the function, but {certificate.stored_dtype} cannot hold its weights well enough: "
                 f"{certificate.summary()}. Grow a copy in float32 (model.float()), or pass verify=False (--no-verify)"
+            )
+        changed = changed_since(model)
+        if changed:
+            raise PreservationError(
+                f"this growth should preserve the function and does not: {certificate.summary()}. The network is not what its class "
+                f"makes of its config, which is what grows: {changed}"
             )
         raise PreservationError(
             f"this growth should preserve the function and does not: {certificate.summary()}. The anatomy of this "

@@ -45,7 +45,7 @@ class HyperCloning(NoisyWidthMethod):
         if target % old:
             raise MeristemError(
                 f"hypercloning clones whole networks: {axis} cannot go from {old} to {target}; "
-                f"{max(1, round(target / old)) * old} would work, or a method for any ratio (lemon)"
+                f"{max(2, round(target / old)) * old} would work, or a method for any ratio (lemon)"
             )
         if self.order == "interleave":
             return AxisMap.duplicate(torch.arange(old).repeat_interleave(target // old), old)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from meristem.anatomy.fields import read_field
+from meristem.anatomy.fields import read_field, text_part
 from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.errors import MeristemError, first_line, nearest
 from meristem.nowhere import nothing_here, why_not_fetched
@@ -125,7 +125,7 @@ def check_tokens(ours: Any, theirs: Any) -> None:
         if isinstance(getattr(ours, name, None), int) and isinstance(getattr(theirs, name, None), int)
     ]
     moved = [name for name in special if getattr(ours, name) != getattr(theirs, name)]
-    sizes = [getattr(config.get_text_config(), "vocab_size", None) for config in (ours, theirs)]
+    sizes = [getattr(text_part(config), "vocab_size", None) for config in (ours, theirs)]
     if sizes[0] != sizes[1] and moved:
         told = ", ".join(f"{name} {getattr(ours, name)} -> {getattr(theirs, name)}" for name in moved)
         raise MeristemError(

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from meristem.anatomy import Anatomy
+from meristem.anatomy.fields import text_part
 from meristem.errors import MeristemError
 from meristem.subnetworks.schedule import Schedule
 
@@ -118,7 +119,7 @@ def _suspects(modules: list[nn.Module]) -> frozenset[int]:
 def _stores(model: nn.Module, length: int) -> frozenset[int]:
     """Blocks whose keys and values later ones reuse, where the config says so."""
     config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = text_part(config) if hasattr(config, "get_text_config") else config
     modes = getattr(text, "kv_sharing_modes", None)
     if modes is None or len(modes) != length or "reuse" not in modes:
         return frozenset()
