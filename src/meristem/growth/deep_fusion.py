@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy, Builder, TensorAnatomy
 from meristem.anatomy.axis_ref import are_pairs, is_frequencies, is_part, kind_of, skipped_by
+from meristem.anatomy.builder import FunctionBuilder
 from meristem.anatomy.heads import Heads
 from meristem.anatomy.trace import Inputs, norm_before_head, run_watched
 from meristem.errors import MeristemError
@@ -102,6 +103,7 @@ class DeepFusion:
         first = anatomies[0].builder
         mixed = len({frozenset((t.name, t.tied_to) for t in a.tensors.values() if t.tied_to) for a in anatomies}) > 1
         target = self._with_norms(first.resized(sizes, first.depths, {}), anatomies)
+        _check_following(anatomies[0], sizes, target)
         maps = [_own_units(anatomies, parent, sizes) for parent in range(len(models))]
         fixes = [
             repair(a, target, m, model, keep_tied=not mixed, inputs=inputs or None)
@@ -142,6 +144,18 @@ class DeepFusion:
         groups = [group for anatomy in anatomies for group in _norm_groups(anatomy)]
         config = grouped_config(target.config, target.model_class, groups)
         return HuggingFaceBuilder(grouped_class(target.model_class)[1], config, target.reading)
+
+
+def _check_following(anatomy: Anatomy, sizes: Mapping[str, int], target: Builder) -> None:
+    """Raises MeristemError where a function outside transformers makes other sizes of the joined arguments than the parents have
+    together (a feed-forward width that is rounded)."""
+    builder = anatomy.builder
+    for axis, (name, place) in builder.following.items() if isinstance(builder, FunctionBuilder) else ():
+        if target.sizes[axis] != sizes[axis]:
+            raise MeristemError(
+                f"{builder.model_type} cannot be fused: dimension {place} of {name} holds {sizes[axis]} units of all parents together, and "
+                f"the function makes {target.sizes[axis]} of the joined arguments; let that size be an argument of the function"
+            )
 
 
 def _norm_groups(anatomy: Anatomy) -> list[int]:
