@@ -179,7 +179,7 @@ def _measured(
     try:
         certificate = certify(model, steps, inputs, kept)
     except MeristemError as error:
-        if steps.promised or inputs is not None:
+        if steps.promised:
             raise
         warnings.warn(f"nothing is proved of this growth: {error}", stacklevel=3)
         return None
