@@ -4,7 +4,7 @@
     python benchmarks/recipes.py --parts flops
 
 `tokens`: a file of random uint16 tokens (2 GB) is opened and its first batch read, and the demo's small network is trained on it for some steps; the
-peak memory beside that of the same training on a file of 2 MB. Each in a fresh process.
+peak memory beside that of the same training on a file of 2 MB. Each in a fresh process, three times, in turns.
 `loader`: tokens that the loader hands out in a second of one core, for each way to cut documents and for several sources, beside those that training
 the demo's small network reads in a second of a core; the ratio is of the loader against two cores that train without any loss.
 `flops`: each architecture, small, counted by shapes and by torch's own counter over a real run; and the seconds that the count takes at the size
@@ -29,6 +29,7 @@ import numpy as np
 from checkpoints import ENVIRONMENT, ROOT, say
 
 SEQUENCE, BATCH, VOCABULARY = 256, 8, 4096
+ROUNDS = 3
 MODEL = {"model_type": "llama", "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4,
          "num_key_value_heads": 2}  # fmt: skip
 ARCHITECTURES = {  # model type -> its class with a loss
@@ -103,9 +104,12 @@ def trained(source: str, steps: int) -> dict[str, float]:
 
 def tokens_part(folder: Path, size: int, steps: int) -> dict[str, Any]:
     large, little = write_tokens(folder / "large", size), write_tokens(folder / "little", 2 << 20)
-    found: dict[str, Any] = {"bytes": size, "opened": [alone("opened", large) for _ in range(3)]}
-    found["trained"] = {name: alone("trained", file, steps) for name, file in (("large", large), ("little", little))}
-    found["megabytes_more"] = found["trained"]["large"]["peak_megabytes"] - found["trained"]["little"]["peak_megabytes"]
+    found: dict[str, Any] = {"bytes": size, "opened": [alone("opened", large) for _ in range(ROUNDS)]}
+    rounds = []
+    for _ in range(ROUNDS):  # the two take turns
+        rounds.append({name: alone("trained", file, steps) for name, file in (("large", large), ("little", little))})
+    found["trained"] = rounds
+    found["megabytes_more"] = [one["large"]["peak_megabytes"] - one["little"]["peak_megabytes"] for one in rounds]
     say("tokens", found)
     return found
 
@@ -140,7 +144,7 @@ def loader_part(folder: Path, seconds: float) -> dict[str, Any]:
     for name, way in ways.items():
         examples = open_task(TextSpec(sequence_length=SEQUENCE, **way)).training_set(10**7, 1, 0)
         read = lambda n, own=examples: default_data_collator([own[n * BATCH + i] for i in range(BATCH)])  # noqa: E731
-        found[name] = round(rate(read, BATCH * SEQUENCE, seconds))
+        found[name] = [round(rate(read, BATCH * SEQUENCE, seconds)) for _ in range(ROUNDS)]
     network = causal_language_model(MODEL, 256, SEQUENCE, 0)
     optimizer = torch.optim.AdamW(network.parameters())
     batch = torch.randint(0, 256, (BATCH, SEQUENCE))
@@ -150,9 +154,12 @@ def loader_part(folder: Path, seconds: float) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
 
-    training = rate(step, BATCH * SEQUENCE, seconds)
-    found = {"tokens_in_a_second": found, "training": round(training)}
-    found["of_two_cores"] = {name: round(own / (2 * training), 1) for name, own in found["tokens_in_a_second"].items()}
+    training = [round(rate(step, BATCH * SEQUENCE, seconds)) for _ in range(ROUNDS)]
+    ratios = {
+        name: [round(own / (2 * one), 1) for own, one in zip(rates, training, strict=True)]
+        for name, rates in found.items()
+    }
+    found = {"tokens_in_a_second": found, "training": training, "of_two_cores": ratios}
     say("loader", found)
     return found
 

@@ -20,7 +20,10 @@ def upcycled(name: str, at: float) -> Side:
     """A dense network that becomes a mixture at this cost, with its optimizer."""
     network, options = UPCYCLED[name]
     method = {"method": "upcycle", "num_experts": EXPERTS, "experts_per_token": PER_TOKEN, "optimizer": "carry"}
-    stages = [Stage("dense", until=at, rate="dense"), Stage(network, make={"grow": {**method, **options}}, train=BALANCE)]
+    stages = [
+        Stage("dense", until=at, rate="dense"),
+        Stage(network, make={"grow": {**method, **options}}, train=BALANCE),
+    ]
     return Side(f"{name}@{at:g}", stages, rate_of=None if at == MOMENTS[0] else f"{name}@{MOMENTS[0]:g}")
 
 
@@ -59,7 +62,7 @@ STUDY = Study(
     ],
     settings={
         "tiny": Setting(
-            networks=networks(24, 2, 2), target="dense", budgets=(10, 20, 40, 80, 160),
+            networks=networks(24, 2, 2), target="dense", budgets=(10, 20, 40, 80),
             tune=Tune(budget=20, seeds=(100,), rates=(4e-3, 8e-3, 16e-3)),
         ),
         "small": Setting(
@@ -71,7 +74,7 @@ STUDY = Study(
     },
     limits=[
         "One kind of network, one text, bytes, 8 experts of which a token gets 2.",
-        "`scratch` is the mixture without a load-balancing loss, `balanced` and all that is upcycled with one of 0.01.",
+        "`scratch` is the mixture without a load-balancing loss, `balanced` and all that is upcycled with one of 0.01, layer by layer.",
         "The dense side is the run that goes on: its rate is constant until the decay of each budget.",
     ],
 )  # fmt: skip

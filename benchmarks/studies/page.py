@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.studies.catalogue import studies
+from benchmarks.studies.evidence import write_evidence
 from benchmarks.studies.nodes import is_readable
 from benchmarks.studies.picture import draw
 from benchmarks.studies.results import Finding, findings
@@ -26,7 +27,7 @@ HEAD = "<!-- Written by `python -m benchmarks report` from results/studies/*.jso
 
 
 def write_pages(root: Path) -> None:
-    """`docs/studies.md`, `docs/studies/NAME.md` and `results/studies/NAME.SETTING.png`."""
+    """`docs/studies.md`, `docs/studies/NAME.md`, `results/studies/NAME.SETTING.png`, and what `meristem plan` knows of them."""
     rows, docs = root / "results" / "studies", root / "docs" / "studies"
     docs.mkdir(parents=True, exist_ok=True)
     found = {study.name: findings(study, rows) for study in studies().values()}
@@ -37,6 +38,7 @@ def write_pages(root: Path) -> None:
             HEAD + study_page(study, found[study.name], docs, rows), encoding="utf-8"
         )
     (root / "docs" / "studies.md").write_text(HEAD + summary(found), encoding="utf-8")
+    write_evidence(found, root)
 
 
 def summary(found: dict[str, list[Finding]]) -> str:

@@ -50,6 +50,8 @@ def _command(name: str, command: Any) -> list[str]:
     options = [p for p in command.params if p.param_type_name == "option" and not getattr(p, "hidden", False)]
     usage = " ".join(["meristem", name, *(_metavar(p) for p in arguments), "[OPTIONS]" if options else ""]).strip()
     out = [f"## {name}", "", (command.help or "").replace("\x08", "").strip(), "", f"    {usage}", ""]
+    examples = (command.epilog or "").split("\n\n")[1:]  # the first line is their heading
+    out += ["Examples:", "", *(f"    {example}" for example in examples), ""] if examples else []
     rows = [(_metavar(p), getattr(p, "help", "") or "", "required" if p.required else "") for p in arguments]
     rows += [(", ".join([*p.opts, *p.secondary_opts]), p.help or "", _default(p)) for p in options]
     if rows:

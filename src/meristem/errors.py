@@ -14,6 +14,14 @@ class AnatomyError(MeristemError):
     """A network whose tensors Meristem cannot explain."""
 
 
+class UnexplainedError(AnatomyError):
+    """A dimension whose size follows no layout of the axes: the tensor, and which dimension of it."""
+
+    def __init__(self, message: str, tensor: str, place: int) -> None:
+        super().__init__(message)
+        self.tensor, self.place = tensor, place
+
+
 class PreservationError(MeristemError):
     """A growth that promises to preserve the function and, measured, does not. The command line exits with code 1."""
 

@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import meristem as ms
 from meristem.adaptive import AdaNetClassifier, AdaNetRegressor
 from meristem.adaptive.adanet.complexity import dual_exponent, margin_bound, rademacher_bound
 from meristem.adaptive.adanet.losses import Exponential, Logistic, Softmax, Squared
-from meristem.adaptive.adanet.refit import Problem, refit
+from meristem.adaptive.adanet.refit import Problem, path, refit
 
 QUICK = {"width": 8, "max_steps": 100, "max_rounds": 3}
 
@@ -302,3 +303,19 @@ def test_save_load_and_export(tmp_path):
 def test_bad_options_are_named(options, message):
     with pytest.raises(ms.MeristemError, match=message):
         AdaNetClassifier(**options).fit(np.eye(4), [0, 1, 0, 1])
+
+
+def test_a_path_of_prices_ends_where_rounding_hides_the_descent():
+    """In float32 the bound of a step fails by rounding near the minimum; the search for a shorter one went on for ever."""
+    draw = torch.Generator().manual_seed(0)
+    features = torch.relu(torch.randn(300, 40, generator=draw)) * 30
+    targets = features @ torch.randn(40, 1, generator=draw) * 1e3
+    shares = torch.full((300,), 1 / 300)
+    problem = Problem(Squared(), torch.zeros_like(targets), features, targets, shares, 0.0)
+    found = path(problem, [1e3, 1e1, 1e-1, 1e-3], count=400)
+    exact = refit(
+        replace(problem, **{n: getattr(problem, n).double() for n in ("offset", "features", "targets", "shares")})
+    )
+    assert float((found[-1] - exact).abs().max() / exact.abs().max()) < 1e-2
+    masses = [float(w.abs().sum()) for w in found]
+    assert masses == sorted(masses)

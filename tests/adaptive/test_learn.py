@@ -11,7 +11,7 @@ from meristem.adaptive import AdaNetClassifier, EnergyNetRegressor
 from meristem.adaptive.learn import learn, new_estimator
 from meristem.adaptive.tables import open_table
 
-WRITTEN = {"model", "encoder.skops", "table.json", "metrics.json", "summary.txt", "structure.png"}
+WRITTEN = {"model", "encoder.skops", "table.json", "metrics.json", "summary.txt", "structure.png", "report.html"}
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ from sklearn.datasets import make_moons
 
 from meristem.adaptive import AdaNetClassifier
 from meristem.adaptive.adanet import search as search_module
+from meristem.adaptive.adanet.bins import Bins
 from meristem.adaptive.adanet.candidates import Options, Sample, propose
 from meristem.adaptive.adanet.losses import Exponential, Logistic, Softmax, Squared
 from meristem.adaptive.adanet.network import AdaNetModule
-from meristem.adaptive.adanet.price import PRICES, chosen_price
+from meristem.adaptive.adanet.price import PART, PRICES, Rows, chosen_start
 from meristem.adaptive.adanet.stacked import Adam, Stack
 
 
@@ -76,8 +77,44 @@ def test_a_noisy_target_gets_a_high_price_and_a_clear_one_a_low_one():
     module = AdaNetModule(torch.zeros(5, dtype=torch.float64), torch.ones(5, dtype=torch.float64), 1)
     clear = ((x[:, :1] * x[:, 1:2]) > 0).double() * 2 - 1
     noise = draw(600, 1, seed=9).sign()
-    prices = [chosen_price(module, x, y, shares, 600, Logistic(), options, seed=0) for y in (noise, clear)]
-    assert prices[0] == PRICES[0] > prices[1]
+    found = [chosen_start([module], Rows(x, y, shares, 600), PRICES, Logistic(), options, 0) for y in (noise, clear)]
+    assert found[0][1] == PRICES[0] * PART > found[1][1]
+
+
+def test_bins_are_taken_where_they_help_on_held_out_rows():
+    x = draw(600, 2)
+    options, shares = Options(width=8, max_steps=100), torch.ones(600, dtype=torch.float64)
+    zeros, ones = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    plain, binned = AdaNetModule(zeros, ones, 1), AdaNetModule(zeros, ones, 1, Bins.of(x))
+    stripes = torch.where((4 * x[:, :1]).floor() % 2 == 0, 1.0, -1.0).double()
+    line = x.sum(1, keepdim=True).sign()
+    for targets, wanted in ((stripes, binned), (line, plain)):
+        rows = Rows(x, targets, shares, 600)
+        assert chosen_start([plain, binned], rows, PRICES, Logistic(), options, 0)[0] is wanted
+
+
+def test_bins_say_how_far_a_number_has_come():
+    x = torch.arange(9, dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.0])  # the second input is constant
+    bins = Bins.of(x, count=4)
+    assert bins is not None
+    assert bins.input.tolist() == [0, 0, 0, 0]
+    assert bins.low.tolist() == [0, 2, 4, 6]
+    zeros, ones = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    module = AdaNetModule(zeros, ones, 1, bins)
+    said = module.features(torch.tensor([[3.0, 0.0], [-1.0, 0.0], [99.0, 0.0]], dtype=torch.float64))
+    wanted = [[3, 0, 1, 0.5, 0, 0, 1], [-1, 0, 0, 0, 0, 0, 1], [99, 0, 1, 1, 1, 1, 1]]
+    assert said.tolist() == wanted
+    assert module.num_features == 7
+    assert Bins.of(x[:, 1:]) is None
+
+
+def test_a_network_that_reads_bins_is_kept(tmp_path):
+    x, y = make_moons(200, noise=0.2, random_state=0)
+    model = AdaNetClassifier(embedding="piecewise", max_rounds=2, width=8, random_state=0).fit(x, y)
+    assert model.module_.num_bins == 16
+    model.save(tmp_path / "model")
+    loaded = AdaNetClassifier.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.predict_proba(x), model.predict_proba(x))
 
 
 def test_many_rows_are_refitted_on_some(monkeypatch):
@@ -94,6 +131,6 @@ def test_many_rows_are_refitted_on_some(monkeypatch):
 def test_an_automatic_price_is_kept(tmp_path):
     x, y = make_moons(200, noise=0.2, random_state=0)
     model = AdaNetClassifier(adanet_lambda="auto", max_rounds=2, width=8, random_state=0).fit(x, y)
-    assert model.price_ in PRICES
+    assert model.price_ in [price * PART for price in PRICES]
     model.save(tmp_path / "model")
     assert AdaNetClassifier.load(tmp_path / "model").adanet_lambda == "auto"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import meristem as ms
 from meristem import MeristemError
 from meristem.anatomy import flops
 from meristem.anatomy.flops import block_flops, forward_flops, training_flops
@@ -89,6 +90,15 @@ class OfValues(nn.Module):
 def test_a_network_that_looks_at_values_is_run():
     x = torch.full((2, 4), 2.0)
     assert forward_flops(OfValues(), {"x": x}) == 3 * 2 * 2 * 4 * 4
+
+
+def test_a_mixture_that_casts_its_router_costs_the_dense_network_and_the_router():
+    """Switch: one expert for a token, a router of 32 x 4 in each of 2 + 2 blocks; forward, and twice as much backward."""
+    small = pico.build("t5")
+    big = ms.grow(small, ms.Upcycle(num_experts=4, experts_per_token=1))
+    inputs = batch(small)
+    tokens = 2 * (inputs["input_ids"].numel() + inputs["labels"].numel())
+    assert training_flops(big, inputs) - training_flops(small, inputs) == 3 * 2 * 32 * 4 * tokens
 
 
 def test_an_unknown_operator_is_refused():

@@ -12,7 +12,8 @@ import transformers
 from command_line import meristem
 
 import meristem as ms
-from meristem.checkpoints.average import shares
+from meristem.checkpoints.average import average, shares
+from meristem.checkpoints.record import keep_provenance
 
 
 @pytest.fixture
@@ -66,6 +67,25 @@ def test_experts_are_averaged_in_their_layout_on_disk(tmp_path):
     name = "model.layers.1.mlp.experts.gate_up_proj"
     a, b = (pico.build("mixtral", seed=seed).state_dict()[name] for seed in range(2))
     assert torch.equal(found[name], 0.5 * a + 0.5 * b)
+
+
+def test_what_a_growth_has_added_is_known_of_the_mean(tmp_path):
+    """Checkpoints of one grown network: what was old of each is old of their mean, and only the rest trains."""
+    growth = ms.Growth.of(pico.build("llama"), ms.GrowDontOverwrite())
+    places = [tmp_path / str(number) for number in range(3)]
+    for place in places[:2]:
+        growth.model.save_pretrained(place)
+        keep_provenance(place, growth.provenance)
+    average([str(place) for place in places[:2]], tmp_path / "mean")
+    found = ms.provenance(tmp_path / "mean")
+    assert found.counts() == growth.provenance.counts()
+    assert torch.equal(*(p.labels("model.layers.1.mlp.up_proj.weight") for p in (found, growth.provenance)))
+    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "mean")
+    assert ms.freeze_old(model, found).moving == growth.provenance.counts()["copied"]
+    growth.model.save_pretrained(places[2])
+    average([str(places[0]), str(places[2])], tmp_path / "other")  # one of them says nothing
+    with pytest.raises(ms.MeristemError, match="records no provenance"):
+        ms.provenance(tmp_path / "other")
 
 
 def test_refusals(run):

@@ -49,6 +49,34 @@ def test_a_hub_data_set_by_name(monkeypatch):
         open_corpus("owner/name", text_column="txet")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_data_set_in_local_files(tmp_path, monkeypatch, kind, stream):
+    """A column of it, not the file's own text; what is asked for is never left out without a word."""
+    import datasets
+
+    monkeypatch.setenv("MERISTEM_CACHE", str(tmp_path / "cache"))
+    rows = datasets.Dataset.from_dict({"said": [f"number {i} " * 5 for i in range(80)], "other": list(range(80))})
+    (tmp_path / "set").mkdir()
+    file = tmp_path / "set" / f"train.{kind}"
+    {"jsonl": rows.to_json, "csv": rows.to_csv, "parquet": rows.to_parquet}[kind](str(file))
+    whole = "".join(f"number {i} " * 5 for i in range(80))
+    for source in (file, file.parent):
+        corpus = open_corpus(str(source), text_column="said", stream=stream)
+        text = np.concatenate([corpus.train, corpus.tune, corpus.eval]).astype(np.uint8).tobytes()
+        assert len(text.replace(b"\0", b"")) == len(whole)
+        assert corpus.documents == 80
+        assert b"other" not in text
+        with pytest.raises(ms.MeristemError, match="has no column 'sed'; it has said, other"):
+            open_corpus(str(source), text_column="sed", stream=stream)
+
+
+def test_a_text_without_text(tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(ms.MeristemError, match=r"a\.txt holds no text"):
+        open_corpus(str(tmp_path / "a.txt"))
+
+
 def test_what_is_not_there(tmp_path):
     with pytest.raises(ms.MeristemError, match="no such file or folder"):
         open_corpus(str(tmp_path / "none.txt"))

@@ -12,7 +12,7 @@ import pytest
 
 import meristem as ms
 from meristem.data import corpus as corpus_file
-from meristem.data import open_corpus, token_cache
+from meristem.data import Sequences, open_corpus, token_cache
 from meristem.data.order import Order
 
 TOKENS = np.arange(2000) % 300
@@ -42,6 +42,28 @@ def test_formats_are_alike(tmp_path, name, dtype, header, said):
     assert found.vocab_size == 300
 
 
+@pytest.mark.parametrize("kind, version, dtype", [(20240520, 1, "uint16"), (20240801, 7, "uint32")])
+def test_llm_cs_header_is_not_read_as_tokens(tmp_path, kind, version, dtype):
+    """As its data scripts write them: 256 numbers of which three say something, then the tokens."""
+    header = np.zeros(256, dtype=np.int32)
+    header[:3] = kind, version, len(TOKENS)
+    (tmp_path / "train.bin").write_bytes(header.tobytes() + TOKENS.astype(dtype).tobytes())
+    (tmp_path / "meta.json").write_text('{"vocab_size": 300}')
+    found = open_corpus(str(tmp_path / "train.bin"))
+    assert np.concatenate([found.train, found.tune, found.eval]).tolist() == TOKENS.tolist()
+
+
+def test_a_token_that_is_none_is_found_when_it_is_read(tmp_path):
+    """Samples do not meet it; a network would end with an index that is out of range."""
+    tokens = np.tile(TOKENS, 400)
+    tokens[5000] = 700
+    corpus = open_corpus(str(write(tmp_path, "a.bin", tokens)))
+    sequences = Sequences(corpus.train, 100, 10**4, vocab_size=corpus.vocab_size)
+    with pytest.raises(ms.MeristemError, match="sequence 50 holds token 700, and its vocabulary has 300"):
+        for number in range(len(corpus.train) // 100):
+            sequences[number]
+
+
 def test_a_folder_holds_its_own_splits(tmp_path):
     write(tmp_path / "set", "train.bin")
     write(tmp_path / "set", "val.bin", TOKENS[:70])
@@ -57,6 +79,8 @@ def test_a_folder_holds_its_own_splits(tmp_path):
     ({"name": "a.npy", "tokens": TOKENS.reshape(2, -1)}, "wanted a 1-D array"),
     ({"name": "a.npy", "dtype": "float32"}, "wanted a 1-D array of uint16"),
     ({"said": {"vocab_size": "many"}}, "names no vocab_size"),
+    ({"said": {"vocab_size": 299}}, r"holds token 299, and its vocabulary has 299"),
+    ({"name": "a.npy", "tokens": TOKENS.astype("int32") - 1, "dtype": "int32"}, r"holds token -1, and"),
 ])  # fmt: skip
 def test_files_that_are_no_tokens(tmp_path, change, words):
     with pytest.raises(ms.MeristemError, match=words):

@@ -80,7 +80,7 @@ def test_adanet_on_a_table(run):
 
 
 def test_the_page_of_examples_lists_all_scripts():
-    scripts = {path.name for path in EXAMPLES.glob("*.py")} - {"text.py"}
+    scripts = {path.name for kind in ("*.py", "*.ipynb") for path in EXAMPLES.glob(kind)} - {"text.py"}
     assert scripts == {
         line.split("](")[1].split(")")[0] for line in (EXAMPLES / "README.md").read_text().splitlines() if "](" in line
     }

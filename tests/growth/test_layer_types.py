@@ -107,3 +107,11 @@ def test_what_cannot_stand_in_order_is_refused():
                 ms.LEMON(num_hidden_layers=9, layer_types={"layers": [FULL] * 9}))  # fmt: skip
     with pytest.raises(ms.MeristemError, match="llama names no kinds of its layers; leave out layer_types"):
         ms.grow(pico.build("llama"), ms.LEMON(num_hidden_layers=3, layer_types={"layers": [FULL] * 3}))
+
+
+def test_both_lists_of_t5gemma_are_promised():
+    """Its decoder hands the cache on by place: a second run of a block must not read what the first has left there."""
+    small = made(transformers.T5GemmaForConditionalGeneration(t5gemma([FULL] * 2, [FULL] * 2)))
+    growth = Growth.of(small, like=t5gemma([FULL] * 3, [FULL] * 4))
+    assert growth.plans[0].preserves_function
+    assert growth.certificate.relative_error == 0.0

@@ -246,7 +246,7 @@ def test_chosen_layers_learn_as_if_only_they_had_grown():
     step(growth.model, optimizer, batches(1, 0)[0])
     moved = {name for name, tensor in growth.model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == {f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
-    with pytest.raises(ms.MeristemError, match="layers are some of 0 to 1, .* got 2"):
+    with pytest.raises(ms.MeristemError, match=r"layers are some of 0 to 1, .* got 2"):
         ms.freeze_old(growth.model, growth, layers=[2])
 
 

@@ -173,7 +173,7 @@ def test_refusals():
         ms.freeze_old(growth.model, growth, "new")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ms.MeristemError, match=r"ms.provenance\(directory\)"):
         ms.freeze_old(growth.model, "out")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ms.MeristemError, match="fresh_learning_rate must be positive"):
+    with pytest.raises(ms.MeristemError, match="fresh_learning_rate must be a positive number"):
         ms.parameter_groups(growth.model, growth, learning_rate=1e-3, fresh_learning_rate=0)
 
 
@@ -262,7 +262,7 @@ def test_rates_that_are_none_are_one_sentence(bad):
 @pytest.mark.parametrize("layers", [1, "1", [True], ["1"], [9], [-1]], ids=str)
 def test_layers_that_are_none_are_one_sentence(layers):
     growth = grown()
-    with pytest.raises(ms.MeristemError, match="^layers (is a list|are some of 0 to 1)"):
+    with pytest.raises(ms.MeristemError, match=r"^layers (is a list|are some of 0 to 1)"):
         ms.freeze_old(growth.model, growth, layers=layers)
 
 

@@ -25,7 +25,8 @@ from meristem.recipes.tasks import open_task
 FSDP = {"fsdp": True, "fsdp_config": {
     "state_dict_type": "FULL_STATE_DICT", "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
 }}  # fmt: skip
-# What each feature adds to a train node.
+MIXTURE = {**MODEL, "model_type": "mixtral", "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+# What each feature adds to a train node; load_balancing is of a mixture of experts.
 FEATURES = {
     "subnetwork": {"subnetwork": {"kind": "layer_drop", "rate": 0.4}},
     "majority": {"majority": {"kernels": 2}},
@@ -41,6 +42,7 @@ FEATURES = {
     "early_stop": {"early_stop": {"patience": 3}},
     "documents": {},
     "distill": {"distill": {"teacher": "small"}},
+    "load_balancing": {"load_balancing": 0.01},
     "processes": {},
     "fsdp": {"trainer": FSDP},
 }
@@ -62,8 +64,14 @@ def content_for(pair, folder):
         own["trainer"] = {**own.get("trainer", {}), **more.pop("trainer", {})}
         own |= more
     state = "carry" if "carry" in pair else "reset"
+    mixture = "load_balancing" in pair
+    if mixture and "fsdp" in pair:
+        own["trainer"]["fsdp_config"] = {
+            **FSDP["fsdp_config"],
+            "transformer_layer_cls_to_wrap": ["MixtralDecoderLayer"],
+        }
     nodes = {
-        "small": {"train": {**TRAIN, "tokens": 256}},
+        "small": {"train": {**TRAIN, "model": MIXTURE if mixture else MODEL, "tokens": 256}},
         "grown": {"grow": {"from": "small", "method": "hypercloning", "width": 2, "optimizer": state}},
         "node": {"train": {**own, "from": "grown"}},
     }

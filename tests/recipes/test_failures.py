@@ -118,3 +118,8 @@ def test_a_node_that_an_executor_refuses_fails_alone(tmp_path):
     with pytest.raises(ms.MeristemError, match=r"1 of 2 nodes did not finish\ngreedy-s0-.*wants a GPU"):
         run(parse_recipe({"data": corpus(tmp_path), "nodes": nodes}), tmp_path / "out", executor=Refusing())
     assert list((tmp_path / "out").glob("modest-*/node.json"))
+
+
+def test_a_pattern_that_is_none_is_refused_when_the_recipe_is_read(tmp_path):
+    with pytest.raises(ms.MeristemError, match=r"learning_rates.*'mlp\(' is no regular expression"):
+        recipe(tmp_path, learning_rates={"mlp(": 2.0})

@@ -15,10 +15,11 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import train_test_split
 
+from meristem.adaptive import report
 from meristem.adaptive.adanet import AdaNetClassifier, AdaNetRegressor
 from meristem.adaptive.energynet import EnergyNetClassifier, EnergyNetRegressor
 from meristem.adaptive.learned import Estimator, Learned, fitted_encoder
-from meristem.adaptive.pictures import network, save_figure, width_over_training
+from meristem.adaptive.pictures import save_figure, structure
 from meristem.adaptive.tables import Table, build_encoder, encode
 from meristem.adaptive.tables.columns import lines
 from meristem.checkpoints.write import atomic_directory
@@ -33,6 +34,7 @@ TABLE_OPTIONS: dict[str, dict[str, Any]] = {
     "adanet": {
         "standardize": False,  # the encoder scales
         "adanet_lambda": "auto",
+        "embedding": "auto",
         "shrinkage": 0.5,
         "max_rounds": 4,
         "batch_size": 128,
@@ -40,7 +42,7 @@ TABLE_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "energynet": {"visible": "gaussian", "structure_iter": 20, "learning_rate": 0.01},
 }
-PASSES, FEWEST_STEPS, MOST_STEPS = 25, 300, 1500  # of a block of AdaNet's
+PASSES, FEWEST_STEPS, MOST_STEPS = 40, 150, 1500  # of a block of AdaNet's
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -98,7 +100,8 @@ def learn(
     test_share: float = 0.2,
     overwrite: bool = False,
 ) -> Learned:
-    """Learn on a part of the table, measure on the rest, and write OUT: what `Learned.save` writes, `summary.txt`, `structure.png`.
+    """Learn on a part of the table, measure on the rest, and write OUT: what `Learned.save` writes, `summary.txt`, `structure.png`,
+    `report.html`.
 
     A state is kept beside OUT until it is complete; the same call after a kill goes on from there.
 
@@ -146,10 +149,8 @@ def learn(
     with atomic_directory(out, overwrite) as folder:
         learned.save(folder)
         (folder / "summary.txt").write_text(summary(table, estimator))
-        if isinstance(estimator, AdaNetClassifier | AdaNetRegressor):
-            save_figure(network(estimator.module_), folder / "structure.png")
-        else:
-            save_figure(width_over_training([layer.history for layer in estimator.layers_]), folder / "structure.png")
+        save_figure(structure(estimator), folder / "structure.png")
+        (folder / report.FILE).write_text(report.page(learned, test_frame, test_y, table.notes), encoding="utf-8")
     shutil.rmtree(state, ignore_errors=True)
     return learned
 

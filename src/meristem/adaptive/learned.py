@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.compose import ColumnTransformer
+from sklearn.pipeline import make_pipeline
 
 from meristem.adaptive.adanet import AdaNetClassifier, AdaNetRegressor
 from meristem.adaptive.energynet import EnergyNetClassifier, EnergyNetRegressor
 from meristem.adaptive.tables import Column, encode, load_encoder, save_encoder
-from meristem.adaptive.tables.encoding import Task, prepared
+from meristem.adaptive.tables.encoding import Task, feature_names, prepared
 from meristem.adaptive.tables.reading import read_frame
 from meristem.checkpoints.write import write_json
 from meristem.errors import MeristemError
@@ -52,6 +53,18 @@ class Learned:
         if isinstance(rows, str | Path):
             rows = self._read(Path(rows))
         return encode(self.encoder, rows, self.columns)
+
+    def get_feature_names_out(self) -> np.ndarray:
+        """The names of the numbers that the estimator reads, in their order (features,)."""
+        return np.array(feature_names(self.encoder), dtype=object)
+
+    def export(self, out: str | Path, overwrite: bool = False) -> Path:
+        """Write the network behind the encoder as ONNX (`.onnx`) or by torch.export (`.pt2`); it reads what `numbers` gives."""
+        return self.estimator.export(out, overwrite)
+
+    def _repr_html_(self) -> str:
+        """The encoder and the estimator, as scikit-learn draws a pipeline."""
+        return make_pipeline(self.encoder, self.estimator)._repr_html_()
 
     def _read(self, path: Path) -> pd.DataFrame:
         if not path.is_file():

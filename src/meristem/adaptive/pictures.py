@@ -79,6 +79,47 @@ def width_over_training(histories: Sequence[Sequence[dict[str, Any]]]) -> Figure
     return figure
 
 
+def structure(estimator: Any) -> Figure:
+    """What a fitted AdaNet or EnergyNet estimator learned: its network, or its layers' widths over training."""
+    module = getattr(estimator, "module_", None)
+    return width_over_training([layer.history for layer in estimator.layers_]) if module is None else network(module)
+
+
+def reliability(said: np.ndarray, held: np.ndarray, rows: np.ndarray) -> Figure:
+    """A reliability diagram: probabilities as they were said, and how often they held (bins,), the dots by their rows."""
+    figure = Figure(figsize=(4, 3.6))
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="tab:gray", linewidth=0.8)
+    axes.scatter(said, held, s=10 + 200 * rows / rows.sum(), color="tab:blue")
+    axes.set(
+        xlim=(0, 1.03), ylim=(-0.03, 1.03), xlabel="probability of the class that was said", ylabel="how often it held"
+    )
+    return figure
+
+
+def predicted_over_true(predicted: np.ndarray, true: np.ndarray, at_most: int = 1000) -> Figure:
+    """Predictions beside true numbers (n,)."""
+    figure = Figure(figsize=(4, 3.6))
+    axes = figure.subplots()
+    ends = float(true.min()), float(true.max())
+    axes.plot(ends, ends, color="tab:gray", linewidth=0.8)
+    axes.scatter(true[:at_most], predicted[:at_most], s=8, alpha=0.5, color="tab:blue")
+    axes.set(xlabel="true", ylabel="predicted")
+    return figure
+
+
+def importance(names: Sequence[str], falls: Sequence[float], deviations: Sequence[float]) -> Figure:
+    """By how much the score falls without each column, the first on top."""
+    figure = Figure(figsize=(6, 0.8 + 0.25 * len(names)))
+    axes = figure.subplots()
+    places = np.arange(len(names))
+    axes.barh(places, falls, xerr=deviations, color="tab:blue", ecolor="tab:gray")
+    axes.set_yticks(places, [name if len(name) < 40 else f"{name[:37]}..." for name in names], parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlabel("fall of the score")
+    return figure
+
+
 def network(module: AdaNetModule | NodewiseModule) -> Figure:
     """The network that an AdaNet estimator learned."""
     return network_of_blocks(module) if isinstance(module, AdaNetModule) else network_of_layers(module)

@@ -15,9 +15,10 @@ from meristem.anatomy.infer import infer, structure_of_model
 from meristem.anatomy.norms import NormFacts
 from meristem.anatomy.overrides import Override
 from meristem.anatomy.roles import Role
-from meristem.anatomy.structure import Axis, BlockList, TensorAnatomy
+from meristem.anatomy.structure import Axis, BlockList, Structure, TensorAnatomy
 from meristem.anatomy.table import as_text
 from meristem.anatomy.tracing import traced
+from meristem.errors import UnexplainedError
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Anatomy:
         """The same anatomy with what a forward pass shows, for a network outside transformers that was not watched yet."""
         if self.traced or inputs is None or not isinstance(self.builder, FunctionBuilder):
             return self
-        return _of_function(self.builder, self.override, inputs)
+        return _of_function(self.builder.plain(), self.override, inputs)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -129,7 +130,7 @@ class Anatomy:
 
 
 def _of_function(builder: FunctionBuilder, override: Override, inputs: Mapping[str, Any] | None) -> Anatomy:
-    found = infer(builder, override, traced(builder, inputs) if inputs is not None else None)
+    builder, found = _with_all_axes(builder, override, inputs)
     return Anatomy(
         builder,
         found.axes,
@@ -142,3 +143,21 @@ def _of_function(builder: FunctionBuilder, override: Override, inputs: Mapping[s
         found.guessed,
         traced=inputs is not None,
     )
+
+
+MOST_FOLLOWING = 16  # axes whose size a function may work out by itself
+
+
+def _with_all_axes(
+    builder: FunctionBuilder, override: Override, inputs: Mapping[str, Any] | None
+) -> tuple[FunctionBuilder, Structure]:
+    """The structure of what a function builds; a size that follows its arguments in some way of its own (rounded up to a multiple,
+    a share of another) becomes an axis that follows."""
+    trace = traced(builder, inputs) if inputs is not None else None
+    for _ in range(MOST_FOLLOWING):
+        try:
+            return builder, infer(builder, override, trace)
+        except UnexplainedError as error:
+            builder = builder.with_following(error.tensor, error.place)
+            trace = traced(builder, inputs) if inputs is not None else None
+    return builder, infer(builder, override, trace)

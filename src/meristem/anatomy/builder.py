@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from meristem.anatomy.uninitialised import uninitialised
 from meristem.errors import MeristemError
 
 
@@ -71,12 +74,32 @@ def double_each(sizes: Mapping[str, int]) -> list[dict[str, int]]:
 
 
 class FunctionBuilder:
-    """Any `build(**sizes)` that returns an nn.Module; depth, if it grows, is one of `depths`."""
+    """Any `build(**sizes)` that returns an nn.Module; depth, if it grows, is one of `depths`.
+
+    Sizes that the function works out by itself (`int(8 / 3 * dim)` rounded up to a multiple, `n_kv_heads * (dim // n_heads)`) are axes
+    too, once `with_following` names a dimension that has such a size; what they measure is read off a build.
+    """
 
     def __init__(
-        self, build: Callable[..., nn.Module], sizes: Mapping[str, int], depths: Mapping[str, int] | None = None
+        self,
+        build: Callable[..., nn.Module],
+        sizes: Mapping[str, int],
+        depths: Mapping[str, int] | None = None,
+        following: Mapping[str, tuple[str, int]] | None = None,
     ) -> None:
-        self._build, self._sizes, self._depths = build, dict(sizes), dict(depths or {})
+        self._build, self._arguments, self._depths = build, dict(sizes), dict(depths or {})
+        self._following = dict(following or {})
+        self._sizes = self.measured(self._arguments)
+
+    @property
+    def arguments(self) -> Mapping[str, int]:
+        """The sizes that the function takes."""
+        return self._arguments
+
+    @property
+    def following(self) -> Mapping[str, tuple[str, int]]:
+        """{axis whose size the function works out: (a tensor, its dimension of that size)}."""
+        return self._following
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -94,8 +117,36 @@ class FunctionBuilder:
     def model_type(self) -> str:
         return getattr(self._build, "__name__", "custom")
 
+    def with_following(self, tensor: str, place: int) -> FunctionBuilder:
+        """The same builder with an axis for the size of this dimension, which follows from the arguments."""
+        size = self._state(self._arguments)[tensor].shape[place]
+        name = next(n for i in itertools.count() if (n := f"following_{size}" + "b" * i) not in self._following)
+        return FunctionBuilder(self._build, self._arguments, self._depths, {**self._following, name: (tensor, place)})
+
+    def plain(self) -> FunctionBuilder:
+        """The same builder with nothing but the function's arguments."""
+        return FunctionBuilder(self._build, self._arguments, self._depths)
+
+    def measured(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """These arguments, and the sizes that follow from them."""
+        chosen = {name: sizes[name] for name in self._arguments}
+        if not self._following:
+            return chosen
+        state = self._state(chosen)
+        return chosen | {axis: state[tensor].shape[place] for axis, (tensor, place) in self._following.items()}
+
+    def _measured_if_built(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        try:
+            return self.measured(sizes)
+        except Exception:  # the function refuses these sizes, as it will when it is asked to build
+            return {**self._sizes, **sizes}
+
+    def _state(self, sizes: Mapping[str, int]) -> Mapping[str, Tensor]:
+        with torch.device("meta"):
+            return uninitialised(lambda: self.build(sizes, self._depths)).state_dict()
+
     def build(self, sizes: Mapping[str, int], depths: Mapping[str, int]) -> nn.Module:
-        return self._build(**{k: sizes[k] for k in self._sizes}, **depths)
+        return self._build(**{k: sizes[k] for k in self._arguments}, **depths)
 
     def resized(
         self,
@@ -111,10 +162,10 @@ class FunctionBuilder:
             )
         if changes:
             raise MeristemError(f"a network built by {self.model_type}() has no config to change: {dict(changes)}")
-        return FunctionBuilder(self._build, {k: sizes[k] for k in self._sizes}, depths)
+        return FunctionBuilder(self._build, {k: sizes[k] for k in self._arguments}, depths, self._following)
 
     def probes(self) -> list[dict[str, int]]:
-        return double_each(self._sizes)
+        return [self._measured_if_built(sizes) for sizes in double_each(self._arguments)]
 
     def fact(self, name: str) -> Any:
         return {**self._sizes, **self._depths}.get(name)
@@ -123,7 +174,11 @@ class FunctionBuilder:
         return axis
 
     def derived(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
-        return {}
+        found = self.measured({**self._arguments, **{k: n for k, n in sizes.items() if k in self._arguments}})
+        return {axis: found[axis] for axis in self._following}
 
     def describe_axis(self, axis: str) -> str:
+        if axis in self._following:
+            tensor, place = self._following[axis]
+            return f"worked out by {self.model_type}(): dimension {place} of {tensor}"
         return f"argument {axis!r} of {self.model_type}()"

@@ -116,6 +116,9 @@ def _simple(size: int, sizes: Sizes) -> Iterator[tuple[str, Layout]]:
     yield from (("a part of an axis", Layout(((part_of(axis, sizes[axis] // size),),))) for axis in parts)
     halves = [axis for axis in plain if sizes[axis] % 2 == 0 and size % (sizes[axis] // 2) == 0]
     yield from (("halves of an axis", Layout(((size // (sizes[a] // 2), part_of(a, 2)),))) for a in halves)
+    for n in (3, 4, 8):  # DINOv2's SwiGLU: two thirds of four times the width, rounded up
+        shares = [axis for axis in plain if sizes[axis] % n == 0 and size % (sizes[axis] // n) == 0]
+        yield from (("shares of an axis", Layout(((size // (sizes[a] // n), part_of(a, n)),))) for a in shares)
     yield from (("each unit of two axes", Layout(((a, b),))) for a, b in pairs if sizes[a] * sizes[b] == size)
     yield from (
         ("an axis without its first units", Layout(((rest_of(a, sizes[a] - size),),))) for a in plain if sizes[a] > size

@@ -129,6 +129,7 @@ AXES_BY_TYPE: dict[str, dict[str, str]] = {
     "clip_text_model": {"projection": "projection_dim"},
     "clip_vision_model": {"projection": "projection_dim"},
     "siglip": _TOWER,
+    "distilbert": {"ffn": "hidden_dim"},
     "siglip_text_model": {"projection": "projection_size"},
     "siglip2_text_model": {"projection": "projection_size"},
 }
@@ -285,6 +286,8 @@ RAW_READERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 # What a norm measures that has no weights and takes whatever comes: (class around it, its name, layout), the first that fits.
 PLAIN_NORMS: tuple[tuple[str, str, str], ...] = (
+    (SSM_CLASS, r"dt_.*", "rank"),
+    (SSM_CLASS, r"[bc]_.*", "state"),
     (SSM_CLASS, r".*", "1"),  # nothing that grows
     (ATTENTION_CLASS, r"(inner_)?attn_(sub_norm|ln)", QUERY),
     (ATTENTION_CLASS, r".*", "head_dim"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -138,7 +139,9 @@ def _by_shapes(step: nn.Module, inputs: Mapping[str, Tensor], paths: Sequence[st
     except _VALUES_WANTED:
         return None
     except RuntimeError as error:
-        if "device" in str(error):  # a tensor that is neither parameter nor buffer, elsewhere than on the CPU
+        if re.search(
+            "device|swap", str(error)
+        ):  # a tensor that is neither parameter nor buffer elsewhere than on the CPU; a module that casts itself
             return None
         raise
     return counter

@@ -19,7 +19,7 @@ from torch import nn
 
 from meristem.algebra import Layout
 from meristem.anatomy.axis_ref import is_part, kind_of, whole_of
-from meristem.anatomy.builder import Builder
+from meristem.anatomy.builder import Builder, FunctionBuilder
 from meristem.anatomy.candidates import Sizes, candidates
 from meristem.anatomy.conventions import GROWING, PLAIN_NORMS
 from meristem.anatomy.fields import is_numbered
@@ -35,7 +35,7 @@ from meristem.anatomy.structure import Axis, BlockList, Dimension, Structure, Te
 from meristem.anatomy.tracing import Traced, check_conflicts, is_guessed, seen_layout, told_roles
 from meristem.anatomy.uninitialised import uninitialised
 from meristem.anatomy.unit_lists import unit_lists
-from meristem.errors import AnatomyError, MeristemError
+from meristem.errors import AnatomyError, MeristemError, UnexplainedError
 
 
 def structure_of_model(
@@ -112,7 +112,7 @@ def _by_all_names(trace: Traced, owners: Mapping[str, nn.Module]) -> Traced:
         more = {
             f"{other}.{leaf}": value
             for name, value in found.items()
-            for path, leaf in [owner_and_parameter(name)]
+            for path, _, leaf in [name.rpartition(".")]
             for other, first in others.items()
             if first == path
         }
@@ -129,9 +129,10 @@ def _probed(builder: Builder, sizes: Sizes, own: Mapping[str, tuple[int, ...]]) 
     for tried in (sizes, further):
         try:
             model = _build(builder, tried, builder.depths)
-        except (ValueError, RuntimeError, MeristemError):
+            measured = builder.measured(tried) if isinstance(builder, FunctionBuilder) else tried
+        except Exception:  # as an architecture says that sizes do not fit together, also by an assertion
             return
-        probe = Probe.of(tried, model, any(kind_of(axis) in GROWING for axis in moved))
+        probe = Probe.of(measured, model, any(kind_of(axis) in GROWING for axis in moved))
         yield probe
         if own.keys() <= probe.shapes.keys() or min(further.values()) < 1:
             return
@@ -336,10 +337,12 @@ def _dimensions(
                 break
         else:
             seen = ", ".join(dict.fromkeys(str(size) for _, size in measured))
-            raise AnatomyError(
+            raise UnexplainedError(
                 f"cannot explain dimension {position} of {name} {tuple(tensor.shape)}: over the probes it measures "
                 f"{seen}, and no layout of the axes {', '.join(probes[0].sizes)} gives that; "
-                "declare one with an Override(layouts=...) entry"
+                "declare one with an Override(layouts=...) entry",
+                name,
+                position,
             )
 
 

@@ -1,10 +1,12 @@
-"""Evaluation mode for a while."""
+"""How a network runs for a while: in evaluation mode, operator by operator."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 
+import torch
 from torch import nn
 
 
@@ -20,3 +22,25 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextlib.contextmanager
+def step_by_step() -> Iterator[None]:
+    """`nn.MultiheadAttention` and recurrent layers as the operators that they are made of, and not as one, so that a pass can be
+    watched."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    one_operator = torch.backends.mkldnn.flags(enabled=False)
+    torch.backends.mha.set_fastpath_enabled(False)
+    _quietly(one_operator.__enter__)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        _quietly(lambda: one_operator.__exit__(None, None, None))
+
+
+def _quietly(change: Callable[[], object]) -> None:
+    """torch warns of other devices when these flags change."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        change()

@@ -108,6 +108,10 @@ def norm_facts(module: nn.Module) -> NormFacts:
         return NormFacts(centres, offset=0.0, gain=None, sums=sums)
     weight = probe.get_parameter(gain)
     x = _features(weight.shape)
+    try:
+        probe(x)
+    except (ValueError, RuntimeError, IndexError):  # channels come first (ConvNeXt)
+        x = _features((*weight.shape, 2, 2))
     with torch.no_grad():
         for name, parameter in probe.named_parameters():
             if name != gain:

@@ -70,6 +70,7 @@ def _scaled_head(when: str) -> Override:
 ENCODER_QUERIES = r"encoder\.layers\.\d+\.self_attn\.[qk]_proj"
 
 OVERRIDES: Mapping[str, Override] = {
+    "aimv2_vision_model": Override(layouts=((r"head\.cls_token", "out", "heads head_dim"),)),  # a query as it is
     "codegen": Override(  # four parts of the heads, each [query, value, key]
         layouts=(
             (r"attn\.qkv_proj", "out", "4 3 over4_kv_heads head_dim"),

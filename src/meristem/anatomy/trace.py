@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from meristem.anatomy.inputs import example_inputs, logits_of
-from meristem.anatomy.modes import evaluating
+from meristem.anatomy.modes import evaluating, step_by_step
 from meristem.anatomy.norms import is_norm, is_plain_norm
 from meristem.errors import MeristemError
 
@@ -117,6 +117,7 @@ def _passes_through(
         return None
     before = prepared(before)
     args, kwargs = ((before, *args[1:]), kwargs) if own is None else (args, {**kwargs, own: before})
+    args = tuple(None if hasattr(arg, "get_seq_length") else arg for arg in args)  # T5Gemma's cache has no name
     caches = {k: None for k, v in kwargs.items() if k.startswith("past_key_value") or hasattr(v, "get_seq_length")}
     try:
         with torch.no_grad(), evaluating(block):
@@ -140,7 +141,7 @@ def run_watched(model: nn.Module, hooks: Callable[[], Iterable], inputs: Inputs 
     chosen = dict(inputs) if inputs is not None else example_inputs(model, batch_size=1, sequence_length=16)
     handles = list(hooks())
     try:
-        with evaluating(model):
+        with evaluating(model), step_by_step():
             logits_of(model, chosen)
     finally:
         for handle in handles:

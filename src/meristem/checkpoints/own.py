@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from meristem.anatomy.builder import FunctionBuilder
 from meristem.anatomy.shared_names import names_of_parameters
 from meristem.checkpoints.directory import atomic_directory
 from meristem.errors import MeristemError, first_line, nearest
@@ -95,7 +96,7 @@ def write_own(growth: Growth, out: Path, origin: Mapping[str, Any], weights: Pat
         "methods": list(growth.methods),
         "source": {**origin, "weights": str(weights), "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()},
         "build": origin["build"],
-        "sizes": dict(builder.sizes),
+        "sizes": dict(builder.arguments if isinstance(builder, FunctionBuilder) else builder.sizes),
         "depths": dict(builder.depths),
         "certificate": growth.certificate.as_dict() if growth.certificate else None,
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 from meristem.certificates import Certificate
 from meristem.checkpoints.directory import write_json
-from meristem.checkpoints.provenance import provenance_before
+from meristem.checkpoints.provenance import provenance_before, recorded_provenance
 from meristem.checkpoints.source import Source
 from meristem.errors import MeristemError
 from meristem.growth import METHODS, Growth
@@ -83,10 +83,13 @@ def fusion_record(fusion: Fusion, sources: Sequence[str | Source], drop: Sequenc
 
 
 def average_record(sources: Sequence[str | Source], parts: Sequence[float]) -> dict[str, Any]:
-    """The same for a mean of checkpoints, with what each counts."""
-    return _record(
+    """The same for a mean of checkpoints, with what each counts. What a growth had added before them is what it has added to their mean."""
+    own = _record(
         [{"method": "average", "weights": list(parts)}], {"sources": [source_record(s) for s in sources]}, None
     )
+    recorded = [recorded_provenance(source.path if isinstance(source, Source) else Path(source)) for source in sources]
+    alike = recorded[0] is not None and all(one == recorded[0] for one in recorded)
+    return {**own, "provenance": recorded[0]} if alike else own
 
 
 def assembly_record(incubations: Sequence[Incubation], sources: Sequence[str]) -> dict[str, Any]:

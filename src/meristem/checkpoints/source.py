@@ -74,6 +74,8 @@ def find_source(source: str | Source, trust_remote_code: bool = False) -> Source
             f"{source}: {nothing_here(source)}, and no hub name either (owner/name, or owner/name@revision)"
         )
     name, wanted = named.groups()
+    if wanted and Path(name).is_dir():
+        raise MeristemError(f"{source}: {name} is a directory, and only models of the hub have revisions")
     described = _snapshot(name, allow_patterns=["config.json", ADAPTER], **({"revision": wanted} if wanted else {}))
     revision = described.name if COMMIT.match(described.name) else wanted
     read_config(Source(name, described, revision), trust_remote_code)

@@ -65,7 +65,7 @@ def learn(
             f"{metrics['measure']} on {metrics['test_rows']} rows not seen: {metrics['test_score']:.4f} "
             f"(a linear model: {metrics['linear_test_score']:.4f})"
         )
-        note(f"{place}: model/, encoder.skops, table.json, metrics.json, summary.txt, structure.png")
+        note(f"{place}: model/, encoder.skops, table.json, metrics.json, summary.txt, structure.png, report.html")
         return Answer({"out": place, "method": method, "metrics": metrics})
 
     return at_place(out, learned_at, overwrite)

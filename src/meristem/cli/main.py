@@ -60,11 +60,23 @@ register(
     "grow SRC OUT --like TARGET --dry-run",
     "grow SRC OUT --width 2 --push-to-hub me/grown",
 )
-register(app, shrink, "shrink SRC OUT --hidden-size 256")
+register(
+    app,
+    shrink,
+    "shrink SRC OUT --hidden-size 256",
+    "shrink SRC OUT --method prune --num-hidden-layers 6 --data text.txt",
+    "shrink SRC OUT --method prune --intermediate-size 512 --inputs examples.safetensors",
+)
 register(app, fuse, "fuse A B OUT", "fuse A B OUT --weights 0.7,0.3", "fuse A B OUT --experts")
 register(app, average, "average STEP1 STEP2 STEP3 OUT", "average STEP1 STEP2 OUT --weights 1-sqrt")
 register(app, learn, "learn adanet TABLE.csv OUT", "learn energynet digits OUT --seed 1")
-register(app, plan, "plan SRC --width 2 --tokens 10M")
+register(
+    app,
+    plan,
+    "plan SRC --width 2 --tokens 10M",
+    "plan SRC --like TARGET --tokens 20B",
+    "plan SRC --num-experts 8 --experts-per-token 2 --tokens 1B --json",
+)
 register(app, verify, "verify SMALL BIG", "verify SMALL BIG --inputs ids.json --json")
 register(app, run, "run RECIPE.yaml", "run RECIPE.yaml --executor local --executor-option slots=2")
 register(app, race, "race RECIPE.yaml")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Annotated, Any, Optional
 
 import typer
 
-from meristem.cli.options import like_target, method_options, named_methods
+from meristem.cli.options import complete_method, like_target, method_options, named_methods
 from meristem.cli.output import Answer, calm_libraries
 from meristem.cli.parameters import (
     AttentionHeads,
     Blocks,
     Drop,
+    ExpertsPerToken,
     HeadDim,
     HiddenLayers,
     HiddenSize,
@@ -20,12 +22,14 @@ from meristem.cli.parameters import (
     KeyValueHeads,
     LikeTarget,
     MoreOptions,
+    NumExperts,
     Positions,
     Size,
     Source,
     Trust,
     VocabSize,
 )
+from meristem.cli.progress import step
 from meristem.errors import MeristemError
 
 
@@ -39,7 +43,10 @@ def plan(
         ),
     ],
     method: Annotated[
-        Optional[str], typer.Option(help="The growth methods, comma-separated. Default: hypercloning.")
+        Optional[str],
+        typer.Option(
+            help="The growth methods, comma-separated. Default: what suits the target.", autocompletion=complete_method
+        ),
     ] = None,
     like: LikeTarget = None,
     width: Annotated[Optional[str], typer.Option(help="Factor for every width axis.")] = None,
@@ -52,6 +59,8 @@ def plan(
     vocab_size: VocabSize = None,
     max_position_embeddings: Positions = None,
     num_hidden_layers: HiddenLayers = None,
+    num_experts: NumExperts = None,
+    experts_per_token: ExpertsPerToken = None,
     blocks: Blocks = None,
     size: Size = None,
     option: MoreOptions = None,
@@ -61,12 +70,20 @@ def plan(
     drop: Drop = None,
     trust_remote_code: Trust = False,
 ) -> Answer:
-    """What a growth route will cost, before spending it: FLOPs, memory, and when to grow."""
+    """Plan a growth before spending anything: method, moment, learning rate, costs, what was measured of it, warnings."""
     calm_libraries()
     from meristem.anatomy import Anatomy
     from meristem.checkpoints import open_streamed
     from meristem.cli.inputs import read_inputs
-    from meristem.recipes.costs import network_cost, planned_target, planning_inputs, routes
+    from meristem.recipes.advice import advise, suggested
+    from meristem.recipes.costs import (
+        changed_sizes,
+        network_cost,
+        on_meta,
+        planned_builder,
+        planning_inputs,
+        routes,
+    )
     from meristem.recipes.data_specs import parse_count
 
     options = method_options(context)
@@ -76,17 +93,38 @@ def plan(
     for name, count in (("--tokens", budget), ("--small-tokens", before)):
         if count is not None and (not isinstance(count, int) or count < 1):
             raise MeristemError(f"{name} takes a count such as 10M, got {count!r}")
-    model = open_streamed(source, trust_remote_code, drop or [])
-    aimed = like_target(model, method, options, (like, False)) if like else None
-    chosen = list(aimed.methods) if aimed else named_methods(method, options)
-    anatomy = Anatomy.of(model)
-    targets = (planned_target(model, methods, anatomy) for methods in ([], chosen))
-    given = read_inputs(inputs) if inputs else planning_inputs(model, sequence_length)
-    small, large = (network_cost(target, given) for target in targets)
+    why = ""
+    if method is None and not like:
+        method, why = suggested(options)
+    with step("planning"):
+        model = open_streamed(source, trust_remote_code, drop or [])
+        aimed = like_target(model, method, options, (like, False)) if like else None
+        chosen = list(aimed.methods) if aimed else named_methods(method, options)
+        anatomy = Anatomy.of(model)
+        builders = [anatomy.builder, planned_builder(model, chosen, anatomy)]
+        given = read_inputs(inputs) if inputs else planning_inputs(model, sequence_length)
+        small, large = (network_cost(on_meta(builder), given) for builder in builders)
     unit = "tokens" if "input_ids" in given else "examples"
     found = routes(small, large, budget, before)
+    sizes, parameters = changed_sizes(*builders), (small.parameters, large.parameters)
+    advice = advise(chosen, why, sizes, parameters, budget, found, unit, before is not None)
     _print_costs(small, large, found, unit)
-    return Answer({"source": source, "unit": unit, "small": small, "large": large, "routes": found})
+    _print_advice(advice)
+    told = {"source": source, "unit": unit, "small": small, "large": large, "sizes": sizes, "routes": found}
+    return Answer({**told, "advice": advice})
+
+
+def _print_advice(advice: Any) -> None:
+    rows = (
+        ("method", f"{advice.method}: {advice.why}"),
+        ("when to grow", advice.when),
+        ("learning rate", f"{advice.rate} (a search's starting points, not results)"),
+        ("warm-up", advice.warmup),
+        *(("measured", line) for text in advice.evidence for line in text.splitlines()),
+        *(("warning", warning) for warning in advice.warnings),
+    )
+    for heading, text in rows:
+        print(textwrap.fill(f"{heading}: {text}", 100, subsequent_indent="  ", break_on_hyphens=False))
 
 
 def _print_costs(small: Any, large: Any, found: list[Any], unit: str) -> None:

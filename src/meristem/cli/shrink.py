@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Optional
 
 import typer
 
+from meristem.cli.examples import Looked
 from meristem.cli.growing import Request, grow_checkpoint
 from meristem.cli.options import method_options
 from meristem.cli.output import Answer
@@ -32,12 +34,22 @@ from meristem.cli.parameters import (
     VocabSize,
 )
 from meristem.cli.places import at_place
+from meristem.errors import MeristemError
+
+SHRINKING = ("weight_selection", "prune")
 
 
 def shrink(
     context: typer.Context,
     source: Source,
     out: Out,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="weight_selection (by the weights alone), or prune (by what the network does on --data or --inputs).",
+            autocompletion=lambda incomplete: [name for name in SHRINKING if name.startswith(incomplete)],
+        ),
+    ] = "weight_selection",
     hidden_size: HiddenSize = None,
     intermediate_size: IntermediateSize = None,
     num_attention_heads: AttentionHeads = None,
@@ -49,6 +61,21 @@ def shrink(
     blocks: Blocks = None,
     size: Size = None,
     option: MoreOptions = None,
+    data: Annotated[
+        Optional[str],
+        typer.Option(
+            "--data", help="Of prune: a text file, a folder of them, tokens, python-stdlib or a data set's name."
+        ),
+    ] = None,
+    tokenizer: Annotated[Optional[str], typer.Option(help="Of --data. Default: what lies in SRC.")] = None,
+    examples: Annotated[int, typer.Option(help="Of --data: how many sequences are looked at.")] = 128,
+    sequence_length: Annotated[int, typer.Option(help="Of --data: tokens in each.")] = 256,
+    inputs: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--inputs", help="Of prune: some hundred examples, a .safetensors, .npz or .json file of named tensors."
+        ),
+    ] = None,
     max_shard_size: ShardSize = "5GB",
     dry_run: DryRun = False,
     drop: Drop = None,
@@ -57,11 +84,24 @@ def shrink(
     push_to_hub: PushTo = None,
     revision: PushRevision = None,
 ) -> Answer:
-    """Cut a smaller model out of a larger one (weight selection)."""
+    """Cut a smaller model out of a larger one, by its weights or by what it does on data."""
     flags = (overwrite, trust_remote_code, False, max_shard_size, dry_run, drop or [])
     options, where = method_options(context), (push_to_hub, revision)
+    looked = Looked(data, inputs, tokenizer, examples, sequence_length)
+    if method not in SHRINKING:
+        raise MeristemError(f"--method of shrink is one of {', '.join(SHRINKING)}, got {method!r}")
+    if "batches" in options:
+        raise MeristemError("--option batches= takes no data; give --data or --inputs")
+    if method == "prune":
+        looked.check()
+    elif data or inputs or tokenizer:
+        raise MeristemError(
+            "weight_selection looks at no data; --data, --tokenizer and --inputs go with --method prune"
+        )
 
     def shrunk(place: Path) -> Answer:
-        return grow_checkpoint(Request(source, place, "weight_selection", options, *flags, push=where))
+        return grow_checkpoint(
+            Request(source, place, method, options, *flags, inputs=inputs, push=where, looked=looked)
+        )
 
     return at_place(out, shrunk, overwrite)

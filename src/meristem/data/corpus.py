@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,8 +56,8 @@ def open_corpus(source: str, tokenizer: str = "bytes", text_column: str = "text"
             or a folder with such files for train, eval and perhaps tune; see `data.token_files`), or the name of a Hugging Face data set
             ("owner/name" or "name:config"; needs the extra `data`).
         tokenizer: "bytes" (256 tokens) or the name or directory of a Hugging Face tokenizer; of tokens, the one that made them, or "bytes".
-        text_column: of a Hugging Face data set.
-        stream: read a Hugging Face data set as it comes, without a copy of its text on disk.
+        text_column: of a Hugging Face data set; given another than "text", a file or folder (.jsonl, .csv, .parquet) is read as one.
+        stream: read a Hugging Face data set, or such a file or folder, as it comes, without a copy of its text on disk.
 
     Raises:
         MeristemError: if the source is not there or holds too little text.
@@ -67,6 +68,8 @@ def open_corpus(source: str, tokenizer: str = "bytes", text_column: str = "text"
     encoding = open_encoding(tokenizer)
     found = cached_tokens(key, documents, encoding, source)
     train, tune, held_out = (found.arrays[split] for split in ("train", "tune", "eval"))
+    if not found.bytes:
+        raise MeristemError(f"{source} holds no text")
     if not len(train) or not len(held_out):
         raise MeristemError(f"{source}: {found.documents} documents are too few to hold some out for evaluation")
     description = f"{source}: {found.documents} documents, {_sizes(train, tune, held_out)}"
@@ -110,6 +113,10 @@ def _documents(source: str, text_column: str, stream: bool) -> tuple[str | None,
     path = Path(source)
     if source == "python-stdlib":
         return _read(_stdlib())
+    if path.exists() and (stream or text_column != "text"):
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        rows = load_data_set(source, [text_column], split="train", stream=stream)
+        return f"{text_column} {_read(files)[0]}", _column(rows, text_column, source)
     if path.is_file():
         return _read([path])
     if path.is_dir():
@@ -124,7 +131,15 @@ def _documents(source: str, text_column: str, stream: bool) -> tuple[str | None,
     rows = load_data_set(source, [text_column], split="train", stream=stream)
     version = version_of(rows)
     key = None if version is None else f"{source} {text_column} {version}"
-    return key, (str(row[text_column]) for row in rows)
+    return key, _column(rows, text_column, source)
+
+
+def _column(rows: Iterable[Mapping[str, Any]], column: str, source: str) -> Iterator[str]:
+    """Of each row. Raises MeristemError where a row has none; a stream may not know its columns before it is read."""
+    for row in rows:
+        if column not in row:
+            raise MeristemError(f"data set {source!r} has no column {column!r}; it has {', '.join(row)}")
+        yield str(row[column])
 
 
 def _read(files: Sequence[Path]) -> tuple[str, Iterable[str]]:

@@ -9,14 +9,15 @@ from typing import Any
 
 from meristem.errors import MeristemError, first_line
 
+BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text", ".arrow": "arrow"}
 HELD_OUT = ("test", "validation", "valid")
 
 
 def load_data_set(
     source: str, columns: Sequence[str], *, split: str | None = None, builder: str | None = None, stream: bool = False
 ) -> Any:
-    """A data set by name ("owner/name" or "name:config"), or a folder that `builder` of that library reads: one split of it, or all by
-    their names.
+    """A data set by name ("owner/name" or "name:config"), a file or folder of one, or a folder that `builder` of that library reads: one split
+    of it, or all by their names.
 
     Raises:
         MeristemError: if the library or the data set is not there, or a split has not these columns.
@@ -28,6 +29,9 @@ def load_data_set(
     try:
         if builder and Path(source).is_dir():
             loaded: Any = datasets.load_dataset(builder, data_dir=source, split=split)
+        elif Path(source).is_file():
+            kind, file = BUILDERS.get(Path(source).suffix.lower(), "text"), str(Path(source).absolute())
+            loaded = datasets.load_dataset(kind, data_files=file, split=split, streaming=stream)
         else:
             name, _, config = source.partition(":")
             more: dict[str, Any] = {"streaming": True} if stream else {}

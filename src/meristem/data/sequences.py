@@ -7,6 +7,7 @@ import torch
 
 from meristem.data.encoding import IGNORED, padded
 from meristem.data.order import Ordered
+from meristem.data.token_files import check_range
 from meristem.data.windows import Consecutive, Windows
 
 
@@ -21,6 +22,7 @@ class Sequences(Ordered):
         separator: the token that ends a document, where each is to be read by itself: `position_ids` then count from its start (so that
             transformers keeps attention within it), and its first token is not asked for.
         pad_token: behind pieces that are shorter than a sequence; not asked for.
+        vocab_size: every token has to be below it; reading one that is not raises MeristemError.
     """
 
     def __init__(
@@ -32,13 +34,17 @@ class Sequences(Ordered):
         offset: int = 0,
         separator: int | None = None,
         pad_token: int = 0,
+        vocab_size: int | None = None,
     ) -> None:
         self.windows = windows if isinstance(windows, Windows) else Consecutive(windows, sequence_length)
         super().__init__(count, self.windows.order(seed, offset))
         self.sequence_length, self.separator, self.pad_token = sequence_length, separator, pad_token
+        self.vocab_size = vocab_size
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         tokens = self.windows.tokens(self.order.at(position))
+        if self.vocab_size is not None:
+            check_range(tokens, self.vocab_size, f"sequence {self.order.at(position)}")
         window = padded(tokens, self.sequence_length, self.pad_token)
         labels = window.clone()
         labels[len(tokens) :] = IGNORED

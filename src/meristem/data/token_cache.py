@@ -80,7 +80,9 @@ def _opened(place: Path) -> CachedTokens:
     for split in SPLITS:
         file, dtype = place / f"{split}.bin", np.dtype(record.dtype)
         arrays[split] = np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.array([], dtype=dtype)
-    if record.documents == 1:  # one long text: hold out its last twentieth, and the one before it for tuning
+    if record.documents == 1 and any(
+        map(len, arrays.values())
+    ):  # one long text: hold out its last twentieth, and the one before it for tuning
         whole = next(array for array in arrays.values() if len(array))
         share = len(whole) // EVAL_SHARE
         cuts = [len(whole) - 2 * share, len(whole) - share]

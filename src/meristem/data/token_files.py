@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ SUFFIXES = (".npy", ".bin")
 DTYPES = ("uint16", "uint32", "int32")
 SPLITS = {"train": ("train",), "tune": ("tune",), "eval": ("eval", "val", "validation", "valid", "test")}
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16
+LLMC_HEADER = 256  # int32: a number that tells the kind, a version, how many tokens follow
+LLMC_KINDS = {20240520: "uint16", 20240801: "uint32"}  # GPT-2's tokens, Llama 3's
 
 
 def is_token_source(path: Path) -> bool:
@@ -27,10 +29,11 @@ def open_tokens(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """A 1-D array that stays on disk, and what the JSON file beside it says (the same name with .json, or `meta.json`).
 
     `.npy` as NumPy writes it; `.bin` as nanoGPT, llm.c and Megatron write it: bare numbers, of the JSON's `dtype` (uint16 by default) from its
-    `offset` in bytes on (llm.c: 1024). The JSON names `vocab_size`, and perhaps `end_token`, `pad_token` and `mask_token`.
+    `offset` in bytes on; where the JSON names neither, llm.c's header says both. The JSON names `vocab_size`, and perhaps `end_token`,
+    `pad_token` and `mask_token`.
 
     Raises:
-        MeristemError: for another content, or a JSON file without `vocab_size`.
+        MeristemError: for another content, a JSON file without `vocab_size`, or tokens that are not below it (samples are looked at).
     """
     said = _beside(file)
     if file.suffix == ".npy":
@@ -39,7 +42,7 @@ def open_tokens(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
         except (OSError, ValueError) as error:
             raise MeristemError(f"{file} is no NumPy array of numbers: {error}") from error
     else:
-        dtype, offset = str(said.get("dtype", "uint16")), int(said.get("offset", 0))
+        dtype, offset = _layout(file, said)
         if dtype not in DTYPES:
             raise MeristemError(f"{file}: tokens are {', '.join(DTYPES)}; the file beside says dtype {dtype!r}")
         size = file.stat().st_size - offset
@@ -48,7 +51,38 @@ def open_tokens(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
         tokens = np.memmap(file, dtype=dtype, mode="r", offset=offset)
     if tokens.ndim != 1 or tokens.dtype.name not in DTYPES:
         raise MeristemError(f"{file}: wanted a 1-D array of {', '.join(DTYPES)}, got {tokens.dtype} {tokens.shape}")
+    for piece in _samples(file, tokens):
+        check_range(piece, said["vocab_size"], str(file))
     return tokens, said
+
+
+def _samples(file: Path, tokens: np.ndarray) -> Iterator[np.ndarray]:
+    """Pieces from all over the array, read and not mapped: a mapped page may be one of 2 MB."""
+    start, length = int(getattr(tokens, "offset", 0)), SAMPLE_BYTES // 64
+    for first in range(0, len(tokens), max(length, len(tokens) // SAMPLES)):
+        yield np.fromfile(file, tokens.dtype, min(length, len(tokens) - first), offset=start + first * tokens.itemsize)
+
+
+def check_range(tokens: np.ndarray, vocab_size: int, label: str) -> None:
+    """Raises MeristemError for a token that is none of the vocabulary."""
+    if len(tokens) and not 0 <= (worst := int(tokens.min() if tokens.min() < 0 else tokens.max())) < vocab_size:
+        raise MeristemError(
+            f"{label} holds token {worst}, and its vocabulary has {vocab_size} (dtype, offset or vocab_size is wrong)"
+        )
+
+
+def _layout(file: Path, said: Mapping[str, Any]) -> tuple[str, int]:
+    """The numbers' type, and how many bytes stand before them."""
+    if "offset" not in said and file.stat().st_size >= 4 * LLMC_HEADER:
+        kind, _, count, *_ = np.fromfile(file, dtype=np.int32, count=LLMC_HEADER).tolist()
+        dtype = str(said.get("dtype", LLMC_KINDS.get(kind)))
+        if (
+            kind in LLMC_KINDS
+            and dtype in DTYPES
+            and file.stat().st_size == 4 * LLMC_HEADER + count * np.dtype(dtype).itemsize
+        ):
+            return dtype, 4 * LLMC_HEADER
+    return str(said.get("dtype", "uint16")), int(said.get("offset", 0))
 
 
 def split_files(path: Path) -> dict[str, Path]:

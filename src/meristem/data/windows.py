@@ -11,7 +11,7 @@ import numpy as np
 from meristem.data.order import Order, WeightedOrder
 from meristem.errors import MeristemError
 
-RELEASE = 512  # reads after which a memory-mapped array lets go of the pages it has touched
+RELEASE = 16  # reads after which a memory-mapped array lets go of the pages it has touched, up to 2 MB each
 
 
 class Windows(ABC):

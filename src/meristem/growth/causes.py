@@ -55,7 +55,12 @@ def known_cause(model: nn.Module, plans: tuple[GrowthPlan, ...]) -> str | None:
     if computed is not None:
         return f"{computed}. {REMOVE}"
     widened = [axis for plan in plans for axis in plan.maps if plan.source.axes[axis].kind == "hidden"]
-    found = next(_computed(model, plans[0].source.sizes[widened[0]]), None) if widened else None
+    return of_width(model, plans[0].source.sizes[widened[0]]) if widened else None
+
+
+def of_width(model: nn.Module, width: int) -> str | None:
+    """The same for a network of which the width grows."""
+    found = next(_computed(model, width), None)
     if found is None:
         return None
     return (

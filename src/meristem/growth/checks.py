@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from meristem.anatomy import Anatomy
+from meristem.anatomy.builder import FunctionBuilder
 from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.errors import AnatomyError, MeristemError
 from meristem.growth.plan import GrowthPlan
@@ -74,6 +75,14 @@ def check_same(model: nn.Module, anatomy: Anatomy) -> None:
 def check_guesses(plan: GrowthPlan) -> None:
     """Raises AnatomyError if an axis changes that a tensor of unknown roles runs along, naming what would tell them."""
     moved = {axis for axis, axis_map in plan.maps.items() if not axis_map.is_identity()}
+    builder = plan.source.builder
+    for axis, (name, place) in builder.following.items() if isinstance(builder, FunctionBuilder) else ():
+        if axis in moved and not plan.source.traced:
+            raise AnatomyError(
+                f"dimension {place} of {name} {plan.source.tensors[name].shape} has a size that {builder.model_type}() works out from "
+                f"{', '.join(builder.arguments)} in a way of its own, so its shape alone does not tell what it is made of; pass inputs= "
+                "(a forward pass shows it), or declare its layout with Anatomy.infer(..., overrides=Override(layouts=...))"
+            )
     for name in sorted(plan.source.guessed):
         tensor = plan.source.tensors[name]
         if any(plan.source.axes_of(dimension.layout) & moved for dimension in tensor.dimensions):

@@ -25,7 +25,7 @@ from meristem.growth.alibi import has_alibi
 from meristem.growth.differences import check_alike
 from meristem.growth.modeling_grouped import group_sizes
 from meristem.growth.plan import GrowthPlan
-from meristem.growth.tying import repair
+from meristem.growth.tying import linear_readers, repair
 from meristem.growth.values import check_values
 
 JOINED = ("hidden", "ffn", "kv_heads", "heads")  # the kinds of axes that lie side by side; all others have to agree
@@ -264,6 +264,11 @@ def _scales(
         for part in ("weight", "bias"):
             if f"{norm}.{part}" in anatomy.tensors:  # the tied head reads with the embedding, so its share goes here
                 times(f"{norm}.{part}", weight / stretch)
+        readers = linear_readers(anatomy, head, model, inputs) if norm is None else []
+        for name in readers:
+            times(name, 1 / weight)
+        for name in (head.name, head.tied_to or head.name) if readers else ():
+            times(name, weight)
     return scales
 
 

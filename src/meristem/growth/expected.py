@@ -48,10 +48,14 @@ def _mapped(a: Tensor, b: Tensor, plans: Sequence[GrowthPlan]) -> Iterator[Tenso
     for axis_map in _through(plans, a.shape[dimension], b.shape[dimension]):
         if _of_unit_norm(a, dimension):  # as embeddings that a cosine compares are; copies would make it larger
             yield torch.nn.functional.normalize(_apply(axis_map.write, a, dimension), dim=dimension)
-        if axis_map.filled:  # what new tokens get is not compared
-            new = axis_map.write.sourceless().view([-1 if d == dimension else 1 for d in range(b.dim())]).to(b.device)
+        if (
+            axis_map.filled or axis_map.fresh is not None
+        ):  # what new tokens or units that nobody reads get is not compared
+            given = axis_map.write.sourceless() if axis_map.fresh is None else axis_map.fresh
+            new = given.view([-1 if d == dimension else 1 for d in range(b.dim())]).to(b.device)
             yield torch.where(new, b.double(), _apply(axis_map.write, a, dimension))
-            continue
+            if axis_map.filled:
+                continue
         yield _apply(axis_map.write, a, dimension)
         if axis_map.heard is not axis_map.write:
             yield _apply(axis_map.heard, a, dimension)

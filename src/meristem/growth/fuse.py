@@ -39,6 +39,7 @@ from meristem.growth.plan import GrowthPlan
 from meristem.growth.provenance import Provenance
 from meristem.growth.rebasin import Rebasin, rebasin
 from meristem.growth.rounding import is_half, round_shares
+from meristem.growth.settle import settle
 from meristem.growth.upcycle_plan import UpcyclePlan
 
 
@@ -119,6 +120,8 @@ def fuse_with_certificate(
     anatomies = [(anatomy or Anatomy.of(parent)).watched(inputs) for parent, anatomy in pairs]
     for parent, anatomy in zip(parents, anatomies, strict=True):
         check_same(parent, anatomy)
+    if verify:
+        anatomies = [_settled(anatomy, parent, inputs) for anatomy, parent in zip(anatomies, parents, strict=True)]
     weights = method.convex(len(parents))
     if inputs is None and (verify or method.norm == "equalised"):
         inputs = example_inputs(parents[0])
@@ -148,6 +151,16 @@ def fuse_with_certificate(
         warnings.warn(_said_of_the_waist(anatomies[0], plans[0], parents, certificate), stacklevel=3)
     options = {"method": method.name, **asdict(method), "weights": list(weights), "parents": len(parents)}
     return Fusion(fused, tuple(plans), weights, certificate, exact, (options,), same_as)
+
+
+def _settled(anatomy: Anatomy, model: nn.Module, inputs: Mapping[str, Tensor] | None) -> Anatomy:
+    """Of a network outside transformers, with what a clone shows (see `settle`); a fusion shows no such thing by itself."""
+    if inputs is None or not isinstance(anatomy.builder, FunctionBuilder):
+        return anatomy
+    try:
+        return settle(anatomy, model, inputs)[0]
+    except MeristemError:  # it cannot be cloned
+        return anatomy
 
 
 def _fuses_with_itself(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from meristem.anatomy import Anatomy
+from meristem.anatomy.axis_ref import divisor_of, is_part, whole_of
 from meristem.anatomy.builder import FunctionBuilder
 from meristem.anatomy.inputs import example_inputs
 from meristem.anatomy.streamed import is_streamed, weights_of
@@ -161,7 +162,16 @@ def _after_trial(
         settled, _ = settle(anatomy, model, inputs)
     except MeristemError:  # it cannot be cloned, or its inputs cannot be guessed: what names and shapes say has to do
         return steps
-    return steps if settled is anatomy else take_steps(model, methods, settled, inputs)
+    if settled is anatomy:
+        return steps
+    other = take_steps(model, methods, settled, inputs)
+    if not isinstance(anatomy.builder, FunctionBuilder):
+        return other
+    try:  # a factor that copies make (of a product of two features) is none that a pad makes
+        errors = [certify(model, tried, inputs).relative_error for tried in (steps, other)]
+    except MeristemError:
+        return other
+    return steps if errors[0] <= errors[1] else other
 
 
 def _measured(
@@ -181,7 +191,11 @@ def _measured(
     except MeristemError as error:
         if steps.promised:
             raise
-        warnings.warn(f"nothing is proved of this growth: {error}", stacklevel=3)
+        named = ", ".join(method.name for method in methods)
+        where = " on inputs=" if inputs is not None else ""
+        warnings.warn(
+            f"{named}: nothing is proved of this growth, which could not be measured{where}: {error}", stacklevel=3
+        )
         return None
     if steps.promised and not certificate.holds:
         raise PreservationError(f"this growth should preserve the function and does not: {certificate.summary()}")
@@ -220,6 +234,10 @@ def _second_try(
     if cause:
         raise PreservationError(f"this growth does not keep the function ({certificate.summary()}): {cause}")
     if not certificate.holds:
+        if parting is None and isinstance(anatomy.builder, FunctionBuilder) and _uneven(steps):
+            steps = replace(steps, plans=tuple(replace(plan, preserves_function=False) for plan in steps.plans))
+            _say_what_is_lost(methods, steps, certificate)
+            return steps, certificate, methods
         where = f"; cloned, {parting}" if parting else ""
         if certificate.holds_unrounded:
             raise PreservationError(
@@ -234,9 +252,28 @@ def _second_try(
             )
         raise PreservationError(
             f"this growth should preserve the function and does not: {certificate.summary()}. The anatomy of this "
-            f"{anatomy.builder.model_type} is not understood{where}. {shown_by(anatomy)} shows what was inferred"
+            f"{anatomy.builder.model_type} is not understood{where}{_said_of_parts(anatomy)}. {shown_by(anatomy)} shows what was inferred"
         )
     return steps, certificate, methods
+
+
+def _said_of_parts(anatomy: Anatomy) -> str:
+    """What to write where a function outside transformers cuts an axis into a fixed number of parts, which then grow: heads."""
+    parts = {whole_of(axis): divisor_of(axis) for axis in anatomy.axes if is_part(axis)}
+    if not isinstance(anatomy.builder, FunctionBuilder) or not parts:
+        return ""
+    whole, number = next(iter(parts.items()))
+    return (
+        f"; its forward cuts {whole} into {number} parts, whose size grows with it. If these are heads, let their number be an argument of "
+        f"the function that grows along, Anatomy.infer(build, {{{whole!r}: {anatomy.sizes[whole]}, 'heads': ...}}); a table that "
+        f"forward computes from {whole} (sinusoids) needs a size of its own, which stays"
+    )
+
+
+def _uneven(steps: Steps) -> bool:
+    """Whether units get different numbers of copies, or silent neighbours. A network whose clone is exact and this is not does
+    something with its units that only whole multiples survive (a product of units, a function along another dimension)."""
+    return any(not axis_map.is_uniform() for plan in steps.plans for axis_map in plan.maps.values())
 
 
 def shown_by(anatomy: Anatomy) -> str:

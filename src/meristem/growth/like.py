@@ -12,6 +12,7 @@ from torch import nn
 from meristem.anatomy import Anatomy
 from meristem.anatomy.axis_ref import is_part, kind_of
 from meristem.anatomy.config_heads import Reading
+from meristem.anatomy.fields import read_field
 from meristem.anatomy.heads import GROUP, KV_HEADS, UNITS, Heads
 from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.anatomy.trace import Inputs
@@ -96,6 +97,7 @@ def like(
             f"{mixture} would work"
         )
     found = _same_class(anatomy, config, take_target_fields, options) if row is None else None
+    found = _with_untied_head(found, anatomy, model, config) if found is not None else None
     found = found or _mixture(anatomy, row, config, take_target_fields, options)
     if not found.methods:
         told = ", ".join(found.fields)
@@ -132,6 +134,16 @@ def _same_class(anatomy: Anatomy, config: Any, take_target_fields: bool, options
     _check_shapes(reached, aim)
     grows = bool(method.sizes or depths or method.fields)
     return Like((*([method] if grows else []), *([experts] if experts else [])), fields, take_target_fields)
+
+
+def _with_untied_head(found: Like, anatomy: Anatomy, model: nn.Module, config: Any) -> Like:
+    """The same with the head that the target ties, where copies of the stream are more than a tied head can take (no norm with a
+    gain stands before it): the result has a head of its own."""
+    tied = any(tensor.tied_to is not None for tensor in anatomy.tensors.values())
+    wider = [m for m in found.methods if isinstance(m, LEMON) and m.tied == "keep" and m.sizes]
+    if not (tied and wider and read_field(config, "tie_word_embeddings") and wider[0].plan(anatomy, model).untied):
+        return found
+    return replace(found, fields={**found.fields, "tie_word_embeddings": (False, True)})
 
 
 def _mixture(

@@ -21,7 +21,7 @@ from meristem.growth.norm_statistics import keep_statistics, norms_are_kept
 from meristem.growth.plan import GrowthPlan
 from meristem.growth.silent_blocks import Silence, silence
 from meristem.growth.silent_branches import silent_branches
-from meristem.growth.tying import repair
+from meristem.growth.tying import repair, tied_to_heads
 from meristem.growth.values import check_values
 
 Weights = Mapping[str, Tensor]
@@ -108,7 +108,7 @@ class Method(ABC):
             seed=choices.seed,
             scales=fix.scales,
             untied=fix.untied,
-            silent=padding.silent,
+            silent=padding.silent | tied_to_heads(anatomy),
             quiet=padding.quiet,
             muted=silent.muted,
             own_maps=padding.own_maps,

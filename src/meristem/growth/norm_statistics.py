@@ -10,9 +10,12 @@ from torch import nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy, TensorAnatomy
+from meristem.anatomy.axis_ref import kind_of
+from meristem.anatomy.builder import FunctionBuilder
 from meristem.anatomy.conventions import COMPARED_BY_TYPE, NORM_EPS_FIELDS
 from meristem.anatomy.streamed import weights_of
 from meristem.anatomy.trace import Inputs
+from meristem.growth.causes import of_width
 from meristem.growth.own_maps import OwnMaps, folds, own_maps
 from meristem.growth.stream import Stream
 from meristem.growth.stream_watch import stream_of
@@ -75,13 +78,30 @@ def _behind_no_norm(anatomy: Anatomy, maps: Mapping[str, AxisMap], stream: Strea
     silent, so no noise on what reads it cancels."""
     padded = {axis for axis, axis_map in maps.items() if axis_map.heard is not axis_map.write}
     norms = {*anatomy.norms}
-    return frozenset(
+    found = frozenset(
         name
         for name, taken in stream.taken.items()
         if not taken or any(path.rpartition(".")[0] not in norms for path in taken)
         for tensor in (anatomy.tensors.get(name),)
         if tensor and any(d.role == "read" and anatomy.axes_of(d.layout) & padded for d in tensor.dimensions)
     )
+    return found | _of_other_units(anatomy, maps, stream) if isinstance(anatomy.builder, FunctionBuilder) else found
+
+
+def _of_other_units(anatomy: Anatomy, maps: Mapping[str, AxisMap], stream: Stream) -> frozenset[str]:
+    """Readers of an axis that is padded with zeros, of what was written along another axis (values of fewer heads, which are repeated
+    for every query head): what stands in the place of the pad is not silent."""
+    zeros = {a for a, m in maps.items() if m.norm_factor != 1 and m.heard is m.write}
+    norms, found = {*anatomy.norms}, set()
+    for name, taken in stream.taken.items():
+        tensor = anatomy.tensors.get(name)
+        reads = {a for d in tensor.dimensions if d.role == "read" for a in d.layout.axes() & zeros} if tensor else set()
+        makers = [
+            anatomy.tensors[path] for path in taken if path.rpartition(".")[0] not in norms and path in anatomy.tensors
+        ]
+        if any(not maker.writes(axis) for axis in reads for maker in makers):
+            found.add(name)
+    return frozenset(found)
 
 
 def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> dict[str, str]:
@@ -95,6 +115,9 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
         summed = [path for path in norms_over(anatomy, axis) if anatomy.norms[path].sums]
         if summed:
             found[axis] = f"{summed[0]} divides by the length of its input, which more units change"
+    for axis in sorted(axis for axis in maps if kind_of(axis) == "hidden" and axis not in found):
+        if cause := _computed_from(anatomy, axis, model, inputs):
+            found[axis] = cause
     uneven = {axis for axis, axis_map in maps.items() if not axis_map.is_uniform()} - set(found)
     for axis in sorted(uneven & set(anatomy.measured)):
         found[axis] = (
@@ -138,6 +161,13 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
                 "multiples are exact"
             )
     return found
+
+
+def _computed_from(anatomy: Anatomy, axis: str, model: nn.Module, inputs: Inputs) -> str | None:
+    """What joins the stream and is computed from its width, so that no map of the stream is that of the wider network's."""
+    known = anatomy.override.paired or any("frequencies" in layout for _, _, layout in anatomy.override.layouts)
+    cause = None if known else of_width(model, anatomy.sizes[axis])
+    return cause if cause and stream_of(model, anatomy, inputs).foreign else None
 
 
 def _gains_that_do_not_fold(anatomy: Anatomy, stream: Stream, axis: str) -> list[str]:

@@ -8,18 +8,22 @@ if their rows of W and b are
 
 so the writers get a map of their own, which knows the gains. The old units stay as they are.
 
+What no norm measures (the pooler of a ViT, which a tanh follows) is padded with zeros: to it, a mean is just another number.
+
 Readers without a norm before them (the query of SigLIP's pooling head) hear the mean that others do not, so they get no noise.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor
 
 from meristem.algebra import AxisMap, UnitMap
-from meristem.anatomy import Anatomy
+from meristem.anatomy import Anatomy, TensorAnatomy
+from meristem.anatomy.conventions import COMPARED_BY_TYPE
 from meristem.growth.stream import Stream
 
 OwnMaps = Mapping[str, Mapping[str, AxisMap]]  # by the tensor's name in the small network, then by axis
@@ -36,7 +40,22 @@ def own_maps(
         read = {axis for d in tensor.dimensions if d.role == "read" for axis in d.layout.axes() & set(padded)}
         if read and any(name.rpartition(".")[0] not in stream.measured for name in stream.taken.get(tensor.name, ())):
             found.setdefault(tensor.name, {}).update({axis: replace(padded[axis], twins=False) for axis in read})
+    compared = set(COMPARED_BY_TYPE.get(anatomy.builder.model_type, ()))
+    for tensor in anatomy.tensors.values():
+        kept = found.get(tensor.name, {})
+        unheard = {axis for axis in set(padded) - compared if tensor.writes(axis) and axis not in kept}
+        unheard = unheard if _is_unmeasured(anatomy, stream, tensor) else set()
+        if unheard:
+            found.setdefault(tensor.name, {}).update(
+                {axis: replace(padded[axis], write=padded[axis].heard) for axis in unheard}
+            )
     return found
+
+
+def _is_unmeasured(anatomy: Anatomy, stream: Stream, tensor: TensorAnatomy) -> bool:
+    """Whether what a matrix, or the bias beside one, gives out was seen, and no norm measures it."""
+    weight = re.sub(r"bias$", "weight", tensor.name)
+    return weight in stream.taken and weight not in stream.gains and not stream.measures(anatomy, tensor.name)
 
 
 def _layer_scale(

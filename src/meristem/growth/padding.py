@@ -15,6 +15,7 @@ import torch
 from meristem.algebra import AxisMap, UnitMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.axis_ref import kind_of
+from meristem.anatomy.builder import FunctionBuilder
 from meristem.anatomy.heads import UNITS
 from meristem.errors import MeristemError
 from meristem.growth.norm_statistics import normed_axes
@@ -26,6 +27,11 @@ def is_padded(anatomy: Anatomy, axis: str) -> bool:
     if not anatomy.traced:
         return kind_of(axis) == "hidden"
     return axis in anatomy.measured or any(axis in anatomy.axes_over(path) for path in anatomy.norms)
+
+
+def follows(anatomy: Anatomy, axis: str) -> bool:
+    """Whether the function that builds a network outside transformers works the size of this axis out by itself."""
+    return isinstance(anatomy.builder, FunctionBuilder) and axis in anatomy.builder.following
 
 
 def lossless(anatomy: Anatomy, axis: str, target: int) -> AxisMap:

@@ -18,7 +18,7 @@ from torch import nn
 from meristem.algebra import AxisMap, Layout
 from meristem.anatomy import Anatomy, BlockList, Builder, TensorAnatomy
 from meristem.anatomy.axis_ref import BETWEEN, layers_of
-from meristem.anatomy.heads import Heads
+from meristem.anatomy.heads import Heads, are_queries
 from meristem.anatomy.shared_names import names_of_parameters
 from meristem.anatomy.unit_lists import units_of
 from meristem.errors import AnatomyError
@@ -204,10 +204,14 @@ class GrowthPlan:
 
     def _dimension_maps(self, tensor: TensorAnatomy) -> tuple[AxisMap | None, ...]:
         own, maps = self.own_maps.get(tensor.name), []
+        queries = any(
+            are_queries(str(d.layout)) for d in tensor.dimensions
+        )  # heads in a dimension of their own (XLNet)
         for dimension in tensor.dimensions:
             layout = dimension.layout
             own_map = self._expanded(layout, own) if own and layout.axes() & set(own) else self._layout_map(layout)
-            maps.append(replace(own_map, fresh=None) if own_map and tensor.name in self.silent else own_map)
+            silent = tensor.name in self.silent or queries
+            maps.append(replace(own_map, fresh=None) if own_map and silent else own_map)
         return tuple(maps)
 
     def _layout_map(self, layout: Layout) -> AxisMap | None:

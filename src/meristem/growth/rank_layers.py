@@ -31,8 +31,7 @@ def rank_layers(
     "Grow, Don't Overwrite" (arXiv:2603.08647) grows the ten layers whose feed-forward updates have the highest effective rank, at half
     the parameters of growing all:
 
-        layers = [found.layer for found in ms.rank_layers(model, tuned)[:10]]
-        ms.freeze_old(growth.model, growth, layers=layers)
+        ms.freeze_old(growth.model, growth, layers=ms.rank_layers(model, tuned)[:10])
 
     The effective rank of a matrix is exp(H), H the entropy of its singular values divided by their sum (Roy and Vetterli, 2007).
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from meristem.algebra import Layout
 from meristem.anatomy import Anatomy, Dimension, Multiplier, TensorAnatomy
 from meristem.anatomy.axis_ref import is_part, whole_of
+from meristem.anatomy.builder import FunctionBuilder
 from meristem.anatomy.conventions import CONCATENATED, GROUPED
 from meristem.anatomy.heads import counts_heads
 from meristem.anatomy.inputs import example_inputs, logits_of
@@ -101,12 +102,16 @@ def _part(anatomy: Anatomy, model: nn.Module, inputs: Mapping[str, Tensor]) -> P
 def _proposals(anatomy: Anatomy, parting: Parting) -> Iterator[Anatomy]:
     if parting.ratio is not None and parting.ratio > 0:
         for name in _scaled_at(anatomy, parting):
-            yield _with_multiplier(anatomy, [name], parting.ratio)
             bias = name.removesuffix("weight") + "bias"
-            if bias in anatomy.tensors:
-                yield _with_multiplier(anatomy, [name, bias], parting.ratio)
+            for ratio in (parting.ratio,) if parting.module else (parting.ratio, parting.ratio**0.5):
+                # an output may be the product of one tower with itself, which takes the factor twice
+                yield _with_multiplier(anatomy, [name], ratio)
+                if bias in anatomy.tensors:
+                    yield _with_multiplier(anatomy, [name, bias], ratio)
     if not parting.module:
         return
+    if parting.ratio is None:
+        yield from _scaled_tables(anatomy, parting)
     near = [f"{module}." for module in (parting.module, *reversed(parting.before[-4:]))]
     close = [t for t in anatomy.tensors.values() if any(t.name.startswith(n) for n in near)]
     blocks = {t.block for t in close if t.block}
@@ -117,6 +122,17 @@ def _proposals(anatomy: Anatomy, parting: Parting) -> Iterator[Anatomy]:
             for position, dimension in enumerate(tensor.dimensions):
                 for layout in (*_orders(dimension.layout), *_in_parts(dimension.layout, anatomy)):
                     yield _with_layout(anatomy, tensor, position, layout)
+
+
+def _scaled_tables(anatomy: Anatomy, parting: Parting) -> Iterator[Anatomy]:
+    """In a network outside transformers: a table just before may be multiplied by a root of the width before something that is not
+    is added to it (positions), so that no one factor shows."""
+    if not isinstance(anatomy.builder, FunctionBuilder):
+        return
+    for module in reversed(parting.before[-4:]):
+        tensor = anatomy.tensors.get(f"{module}.weight")
+        if tensor is not None and not tensor.block and tensor.dimensions[0].role == "fixed":
+            yield from (_with_multiplier(anatomy, [tensor.name], ratio) for ratio in (2**0.5, 2**-0.5))
 
 
 def _scaled_at(anatomy: Anatomy, parting: Parting) -> Iterator[str]:
@@ -138,8 +154,16 @@ def _scaled_at(anatomy: Anatomy, parting: Parting) -> Iterator[str]:
 def _with_multiplier(anatomy: Anatomy, scaled: list[str], ratio: float) -> Anatomy:
     """`ratio` is what doubling the width changed the output of these tensors by."""
     axis = next((axis.name for axis in anatomy.of_kind("hidden")), next(iter(anatomy.axes)))
+    if isinstance(anatomy.builder, FunctionBuilder):  # whose axes have any names
+        written = [d for name in scaled for d in anatomy.tensors[name].dimensions if d.role in ("write", "gain")]
+        own = (a for d in written for a in sorted(d.layout.axes()) if a in anatomy.builder.arguments)
+        axis = next(own, axis)
     field = anatomy.builder.field(axis)
-    in_every_block = [re.escape(folded(name)).replace(r"\*", r"\d+") for name in scaled]
+    own = isinstance(anatomy.builder, FunctionBuilder)  # whose numbers outside of blocks count unlike layers
+    in_every_block = [
+        re.escape(name) if own and not anatomy.tensors[name].block else re.escape(folded(name)).replace(r"\*", r"\d+")
+        for name in scaled
+    ]
     found = [Multiplier(pattern, field, math.log2(ratio)) for pattern in in_every_block]
     return replace(anatomy, override=replace(anatomy.override, multipliers=(*anatomy.override.multipliers, *found)))
 

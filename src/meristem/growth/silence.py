@@ -89,15 +89,11 @@ def _last_steps(anatomy: Anatomy, model: nn.Module, inputs: Inputs, branches: bo
     if is_streamed(model):
         return frozenset()
     blocks = [m for b in anatomy.blocks for m in model.get_submodule(b.prefix).children()]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with _Watch(model, branches) as watch:
             run_watched(model, lambda: watch.hooks(blocks), inputs)
     except MeristemError:
         return frozenset()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
     own = {t.tied_to or t.name for t in anatomy.tensors.values() if t.block}
     return frozenset(watch.found & own) if watch.found - {INPUT, FOREIGN} <= own else frozenset()
 

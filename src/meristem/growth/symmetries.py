@@ -8,7 +8,6 @@ and so does what is looked up by number (tokens, positions, experts).
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -108,8 +107,6 @@ def watched_symmetries(
 
 def watched(model: nn.Module, inputs: Mapping[str, Any], watch: Watch) -> list[Tensor]:
     """Run the network under a watch, and return what it takes in and gives out."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     ends: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -118,13 +115,8 @@ def watched(model: nn.Module, inputs: Mapping[str, Any], watch: Watch) -> list[T
     def hooks() -> list[Any]:
         return [*watch.hooks(model), model.register_forward_hook(keep, with_kwargs=True)]
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns when it puts these flags back
-            with torch.backends.mkldnn.flags(enabled=False), watch:  # whose recurrent layers are one operator
-                run_watched(model, hooks, inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with watch:
+        run_watched(model, hooks, inputs)
     return ends
 
 

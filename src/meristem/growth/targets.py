@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from meristem.anatomy import Anatomy
 from meristem.anatomy.axis_ref import is_part, skipped_by, whole_of
+from meristem.anatomy.builder import FunctionBuilder
 from meristem.anatomy.heads import Heads
 from meristem.errors import MeristemError
 from meristem.growth.head_targets import ATTENTION_SCOPES, head_dim_targets, heads_targets, is_regrouped, own_axes
@@ -160,7 +161,8 @@ def _whole(method: str, axis: str, target: int, size: int) -> int:
 def _derived(anatomy: Anatomy, method: str, sizes: dict[str, int], asked: int | None) -> dict[str, int]:
     """Sizes that the architecture derives from others. Raises MeristemError where another one was asked for."""
     changed = {axis: size for axis, size in sizes.items() if size != anatomy.sizes[axis]}
-    if not any(anatomy.axes[axis].kind == "hidden" for axis in changed):
+    follows = isinstance(anatomy.builder, FunctionBuilder) and bool(anatomy.builder.following)
+    if not follows and not any(anatomy.axes[axis].kind == "hidden" for axis in changed):
         return {}
     derived = dict(anatomy.builder.derived(changed))
     factor = anatomy.builder.fact("expand")  # state-space blocks are so many times as wide as the stream
@@ -182,7 +184,8 @@ def _derived(anatomy: Anatomy, method: str, sizes: dict[str, int], asked: int | 
 
 def _named(anatomy: Anatomy, method: str, sizes: Mapping[str, int]) -> dict[str, int]:
     for axis, size in sizes.items():
-        known = [name for name, a in anatomy.axes.items() if a.kind in SIZED and not is_part(name)]
+        follows = anatomy.builder.following if isinstance(anatomy.builder, FunctionBuilder) else {}
+        known = [n for n, a in anatomy.axes.items() if a.kind in SIZED and not is_part(n) and n not in follows]
         if axis not in known:
             raise MeristemError(
                 f"{method}: {anatomy.builder.model_type} has no axis {axis!r} that can change; it has {', '.join(known)}"

@@ -68,11 +68,39 @@ def repair(
     if factor is not None and math.isclose(factor, 1) and keep_tied:
         return Repair(scales)
     gains = [name for name in anatomy.tensors if norm is not None and name.rpartition(".")[0] == norm]
+    readers = linear_readers(anatomy, head, model, inputs) if factor is not None and not gains and keep_tied else []
+    if factor is not None and readers:
+        shared = {name: scales.get(name, 1.0) / factor for name in (head.tied_to, head.name)}
+        return Repair({**scales, **shared, **{name: scales.get(name, 1.0) * factor for name in readers}})
     if factor is None or not gains:  # no norm, or one without a gain that could take the factor
         untied = target.resized(target.sizes, target.depths, {"tie_word_embeddings": False})  # may scale otherwise
         own = statistics.get(head.name, 1.0) / width_constants(anatomy, untied).get(head.name, 1.0)
         return Repair({**scales, head.name: own}, untied=True)
     return Repair({**scales, **{gain: scales.get(gain, 1.0) / factor for gain in gains}})
+
+
+def tied_to_heads(anatomy: Anatomy) -> frozenset[str]:
+    """Outside transformers, the embeddings that a head reads with, by both names: new columns have to stay zero, since they are read as
+    they are written."""
+    if not isinstance(anatomy.builder, FunctionBuilder):
+        return frozenset()
+    heads = [tensor for tensor in anatomy.tensors.values() if _reads_as_written(anatomy, tensor)]
+    return frozenset(name for head in heads for name in (head.name, head.tied_to or head.name))
+
+
+def linear_readers(anatomy: Anatomy, head: TensorAnatomy, model: nn.Module, inputs: Inputs) -> list[str]:
+    """Outside transformers, the weights that read what an embedding gives out as it is, where nothing else does: they can take up a
+    factor of an embedding that is tied to a head without a norm before it (a recurrent language model). None for any other."""
+    if inputs is None or not isinstance(anatomy.builder, FunctionBuilder):
+        return []
+    own = head.tied_to or head.name
+    stream = stream_of(model, anatomy, inputs)
+    takers = {name for name, taken in stream.taken.items() if own in taken and name != own}
+    alone = all(stream.taken[name] == {own} and anatomy.tensors[name].reads for name in takers)
+    of_head = head.name.rpartition(".")[0]  # its bias joins what the one matrix gives out in either place
+    others = [t for t in anatomy.tensors if t != own and t.rpartition(".")[0] != of_head]
+    mixed = [t for t in others if stream.names.of(t) == stream.names.of(own)]
+    return sorted(takers) if alone and not mixed and not stream.measures(anatomy, own) else []
 
 
 def _reads_as_written(anatomy: Anatomy, tensor: TensorAnatomy) -> bool:

@@ -22,6 +22,8 @@ def types_of(builder: HuggingFaceBuilder) -> dict[str, list[str]]:
     found = {}
     for axis, path in builder.fields.depth_paths.items():
         owner = path.rpartition(".")[0]
+        if owner and not hasattr(read_field(builder.config, owner), "model_type"):
+            continue  # a list with the depth of each stage
         for name in TYPES:
             types = read_field(builder.config, f"{owner}.{name}" if owner else name)
             if (

@@ -24,6 +24,7 @@ from meristem.growth.head_dim import smaller_head_dim_map
 from meristem.growth.layers import LayerMap, LayerSource
 from meristem.growth.method import Method, Weights
 from meristem.growth.norm_statistics import normed_axes
+from meristem.growth.padding import follows
 from meristem.growth.targets import width_targets
 
 ROWS = ("vocab", "positions")  # kinds of axes whose units stand for a token or a place
@@ -91,6 +92,9 @@ class WeightSelection(Method):
         if kind == "head_dim":
             return smaller_head_dim_map(anatomy, axis, {**anatomy.sizes, **targets}, undo=self.readers != "kept")
         kept = self._kept(anatomy, axis, target, weights)
+        if self.readers == "rescaled" and self.selection == "first" and follows(anatomy, axis):
+            copies = (old - 1 - kept) // target + 1  # of each unit, dealt out in turn where the function rounds
+            return AxisMap(UnitMap.select(kept, old), UnitMap.select(kept, old, copies.double()), twins=False)
         if self.readers == "rescaled":
             return AxisMap(UnitMap.select(kept, old), UnitMap.select(kept, old, old / target), twins=False)
         units = UnitMap.select(kept, old)

@@ -72,7 +72,15 @@ def planning_inputs(model: nn.Module, sequence_length: int) -> dict[str, Tensor]
 
 
 def planned_target(model: nn.Module, methods: Sequence[Method], anatomy: Anatomy | None = None) -> nn.Module:
-    """The network that the methods would make of `model`, on the meta device: no weight is touched, unless a method asks.
+    """The network that the methods would make of `model`, on the meta device.
+
+    Args, raises: see `planned_builder`.
+    """
+    return on_meta(planned_builder(model, methods, anatomy))
+
+
+def planned_builder(model: nn.Module, methods: Sequence[Method], anatomy: Anatomy | None = None) -> Builder:
+    """What builds the network that the methods would make of `model`: no weight is touched, unless a method asks.
 
     Args:
         anatomy: of `model`, if it is known.
@@ -81,15 +89,23 @@ def planned_target(model: nn.Module, methods: Sequence[Method], anatomy: Anatomy
         MeristemError: when the targets do not fit the network.
     """
     anatomy, weights = anatomy or Anatomy.of(model), weights_of(model)
-    target = None
-    for method in methods:
-        if target is not None:
+    builder = anatomy.builder
+    for position, method in enumerate(methods):
+        if position:
+            target = on_meta(builder)
             anatomy, weights = Anatomy.of(target), target.state_dict()
-        target = _on_meta(method.target(anatomy, weights))
-    return _on_meta(anatomy.builder) if target is None else target
+        builder = method.target(anatomy, weights)
+    return builder
 
 
-def _on_meta(builder: Builder) -> nn.Module:
+def changed_sizes(before: Builder, after: Builder) -> dict[str, tuple[int, int]]:
+    """{axis or list of blocks: (old, new)} of those that differ."""
+    old, new = ({**builder.sizes, **builder.depths} for builder in (before, after))
+    return {name: (old[name], size) for name, size in new.items() if name in old and old[name] != size}
+
+
+def on_meta(builder: Builder) -> nn.Module:
+    """The network that it builds at its own sizes, without values."""
     with torch.device("meta"):
         return builder.build(builder.sizes, builder.depths)
 

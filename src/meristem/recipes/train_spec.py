@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from meristem.errors import MeristemError, nearest
 from meristem.recipes.conflicts import CONFLICTS
@@ -17,6 +18,18 @@ from meristem.recipes.tune_spec import TuneSpec
 
 if TYPE_CHECKING:
     from meristem.recipes.modifiers import Modifier
+
+
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"{value!r} is no regular expression: {error}") from error
+    return value
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+
 
 DecayShape = Literal["linear", "cosine", "1-sqrt"]
 
@@ -55,7 +68,7 @@ class TrainSpec(Strict):
     checkpoint_every: Count | None = None
     keep_every: Count | None = None
     scale_learning_rate: bool = False
-    learning_rates: dict[str, Positive] = Field(default_factory=dict)
+    learning_rates: dict[Pattern, Positive] = Field(default_factory=dict)
     early_stop: EarlyStopSpec | None = None
     spikes: SpikesSpec | None = None
     seed: int = 0

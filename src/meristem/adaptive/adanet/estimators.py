@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -12,16 +13,18 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from meristem.adaptive.adanet.bins import Bins
 from meristem.adaptive.adanet.candidates import Options
 from meristem.adaptive.adanet.complexity import margin_bound
 from meristem.adaptive.adanet.losses import LOSSES, Loss, Softmax, Squared
 from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.adanet.nodewise import NodeOptions, NodewiseModule, grow_nodes
-from meristem.adaptive.adanet.price import chosen_price
+from meristem.adaptive.adanet.price import PRICES, Rows, chosen_start
 from meristem.adaptive.adanet.search import Search
+from meristem.adaptive.exporting import Probabilities, Unscaled, export
 from meristem.adaptive.files import load_estimator, save_estimator
 from meristem.adaptive.options import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, SHARE, Range, check_options
 from meristem.adaptive.targets import ClassLabels, ScaledTarget, checked_weights, counted_rows
@@ -38,6 +41,7 @@ class _AdaNet(BaseEstimator):
     width: int = 64
     adanet_lambda: float | Literal["auto"] = 1e-3
     adanet_beta: float = 0.0
+    embedding: Literal["none", "piecewise", "auto"] = "none"
     max_rounds: int = 10
     max_depth: int = 3
     min_improvement: float = 1e-3
@@ -96,18 +100,17 @@ class _AdaNet(BaseEstimator):
         if self.variant == "CVX":
             self._search_nodes(NodewiseModule(mean, scale), x, targets, shares, loss)
             return
-        module = AdaNetModule(mean, scale, targets.shape[1])
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        if self.adanet_lambda == "auto":
-            self.price_ = chosen_price(module, x, targets, weight, self._samples, loss, self._options(0.0), seed)
-            self._report(f"adanet_lambda {self.price_:g}")
-        else:
-            self.price_ = self.adanet_lambda
+        prices = PRICES if self.adanet_lambda == "auto" else (float(self.adanet_lambda),)
+        rows = Rows(x, targets, weight, self._samples)
+        modules = self._starts(mean, scale, x, targets.shape[1])
+        module, self.price_ = chosen_start(modules, rows, prices, loss, self._options(0.0), seed)
+        self._report(f"adanet_lambda {self.price_:g}, {module.num_bins} bins")
         held = None
         if self.validation_fraction:
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
             held = order[: max(1, int(self.validation_fraction * len(x)))]
-        options = self._options(float(self.price_))
+        options = self._options(self.price_)
         search = Search(
             module,
             x,
@@ -129,11 +132,22 @@ class _AdaNet(BaseEstimator):
         search.run()
         self.module_, self.history_ = search.module, search.history
 
+    def _starts(self, mean: Tensor, scale: Tensor, x: Tensor, outputs: int) -> list[AdaNetModule]:
+        """Networks without blocks, to choose from: they read numbers as they are, or encoded in bins too."""
+        plain = AdaNetModule(mean, scale, outputs)
+        bins = None if self.embedding == "none" else Bins.of(x)
+        if bins is None or (self.embedding == "auto" and bins.count > len(x) / 2):
+            return [plain]
+        binned = AdaNetModule(mean, scale, outputs, bins)
+        return [binned] if self.embedding == "piecewise" else [plain, binned]
+
     def _search_nodes(self, module: NodewiseModule, x: Tensor, targets: Tensor, shares: Tensor, loss: Loss) -> None:
         if targets.shape[1] != 1:
             raise MeristemError(f"variant='CVX' is for two classes or regression, found {targets.shape[1]} classes")
         if self.adanet_lambda == "auto":
             raise MeristemError("variant='CVX' needs a number as adanet_lambda")
+        if self.embedding != "none":
+            raise MeristemError(f"variant='CVX' reads numbers as they are, got embedding={self.embedding!r}")
         options = NodeOptions(
             self.max_steps, self.max_depth, self.adanet_lambda, self.adanet_beta, self.max_norm, self.p
         )
@@ -192,8 +206,10 @@ class _AdaNet(BaseEstimator):
         config = {
             "outputs": self.module_.num_outputs,
             "layout": self.module_.layout(),
+            "bins": self.module_.num_bins,
             "history": self.history_,
             "samples": self._samples,
+            "price": getattr(self, "price_", None),
             **self._targets(),
         }
         save_estimator(self, out, self.module_.state_dict(), config, overwrite)
@@ -202,12 +218,27 @@ class _AdaNet(BaseEstimator):
     def load(cls, source: str | Path) -> Self:
         """What `save` wrote. Raises MeristemError if it is something else."""
         estimator, tensors, config = load_estimator(cls, source, None)
-        kind = NodewiseModule if estimator.variant == "CVX" else AdaNetModule
-        estimator.module_ = kind.of_layout(config["layout"], config["features"], config["outputs"])
+        shape = config["layout"], config["features"], config["outputs"]
+        if estimator.variant == "CVX":
+            estimator.module_ = NodewiseModule.of_layout(*shape)
+        else:
+            estimator.module_ = AdaNetModule.of_layout(*shape, config.get("bins", 0))
         estimator.module_.load_state_dict(tensors)
         estimator.history_, estimator._samples = config["history"], config["samples"]
+        estimator.price_ = config.get("price", estimator.adanet_lambda)
         estimator._restore_targets(config)
         return estimator
+
+    def export(self, out: str | Path, overwrite: bool = False) -> Path:
+        """Write the network as ONNX (`.onnx`) or by torch.export (`.pt2`): see `exporting.export`."""
+        return export(self, out, overwrite)
+
+    def _answering(self) -> nn.Module:
+        """Inputs to answers as one module."""
+        return nn.Sequential(copy.deepcopy(self.module_), self._to_answers())
+
+    def _to_answers(self) -> nn.Module:
+        raise NotImplementedError
 
     def _targets(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -226,7 +257,8 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, _AdaNet):
     Args:
         width: units in each layer of a block (B). adanet_lambda, adanet_beta: the price of output weights; "auto" chooses the former on a quarter of
             the rows, with one block trained on the others.
-        max_rounds, max_depth: at most so many rounds (T), layers. min_improvement: the share of the objective by which a round
+        embedding: "piecewise": blocks read each number in 8 bins too (`bins`); "auto": if a first block is better for it on held-out rows, tried where
+            the rows are twice as many as the bins. max_rounds, max_depth: at most so many rounds (T), layers. min_improvement: the share of the objective by which a round
             must lower it (0 in the paper). variant: see `candidates.Options`.
         max_norm, p: Lambda and its norm in the complexity r; `project` also holds the weights to it.
         shrinkage: the share of its re-fitted weights with which a block joins; below 1, more rounds average more blocks.
@@ -258,6 +290,9 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, _AdaNet):
         targets = one_hot[:, 1:] * 2 - 1 if len(self.classes_) == 2 else one_hot
         self._search(X, targets, checked_weights(sample_weight, X), self._loss())
         return self
+
+    def _to_answers(self) -> nn.Module:
+        return Probabilities(self._loss())
 
     def _loss(self) -> Loss:
         return LOSSES[self.loss]() if len(self.classes_) == 2 else Softmax()
@@ -320,3 +355,6 @@ class AdaNetRegressor(ScaledTarget, RegressorMixin, _AdaNet):
     def predict(self, X: Any) -> np.ndarray:
         """The predicted numbers (n_samples,)."""
         return self._unscaled(self._outputs(X))
+
+    def _to_answers(self) -> nn.Module:
+        return Unscaled(self.target_mean_, self.target_scale_)

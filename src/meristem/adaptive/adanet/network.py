@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from meristem.adaptive.adanet.bins import Bins
+
 Units = list[list[Tensor]]  # for each block, the activities of its layers, (n, width) each
 
 
@@ -41,24 +43,33 @@ class FeatureModule(nn.Module):
     """A module that reads Psi(x).
 
     Args:
-        mean, scale: of the inputs (inputs,). num_outputs: outputs.
+        mean, scale: of the inputs (inputs,). num_outputs: outputs. bins: of the inputs, which Psi has beside them, if any.
     """
 
-    def __init__(self, mean: Tensor, scale: Tensor, num_outputs: int):
+    def __init__(self, mean: Tensor, scale: Tensor, num_outputs: int, bins: Bins | None = None):
         super().__init__()
         self.num_outputs = num_outputs
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
+        self.num_bins = bins.count if bins else 0
+        if bins:
+            self.register_buffer("bin_input", bins.input)
+            self.register_buffer("bin_low", bins.low)
+            self.register_buffer("bin_span", bins.span)
         self.output_weights = nn.ParameterList()
 
     @property
     def num_features(self) -> int:
-        return len(self.get_buffer("mean")) + 1
+        return len(self.get_buffer("mean")) + self.num_bins + 1
 
     def features(self, x: Tensor) -> Tensor:
-        """Psi(x) (n, num_features)."""
+        """Psi(x) (n, num_features): the scaled inputs, their bins, 1."""
         scaled = (x - self.get_buffer("mean")) / self.get_buffer("scale")
-        return torch.cat([scaled, torch.ones_like(x[:, :1])], 1)
+        parts = [scaled, torch.ones_like(x[:, :1])]
+        if self.num_bins:
+            above = x.index_select(1, self.get_buffer("bin_input")) - self.get_buffer("bin_low")
+            parts.insert(1, (above / self.get_buffer("bin_span")).clamp(0, 1))
+        return torch.cat(parts, 1)
 
 
 class Block(nn.Module):
@@ -109,8 +120,8 @@ class Block(nn.Module):
 class AdaNetModule(FeatureModule):
     """f(x) = sum over blocks of h_block(x) w_block: what a search returns, ready for torch.export."""
 
-    def __init__(self, mean: Tensor, scale: Tensor, num_outputs: int):
-        super().__init__(mean, scale, num_outputs)
+    def __init__(self, mean: Tensor, scale: Tensor, num_outputs: int, bins: Bins | None = None):
+        super().__init__(mean, scale, num_outputs, bins)
         self.blocks = nn.ModuleList()
         self.complexities: list[float] = []
 
@@ -170,9 +181,10 @@ class AdaNetModule(FeatureModule):
         ]
 
     @classmethod
-    def of_layout(cls, layout: Sequence[Mapping[str, Any]], inputs: int, outputs: int) -> AdaNetModule:
+    def of_layout(cls, layout: Sequence[Mapping[str, Any]], inputs: int, outputs: int, bins: int = 0) -> AdaNetModule:
         """An empty module of the given shape, to load weights into."""
-        module = cls(torch.zeros(inputs, dtype=torch.float64), torch.ones(inputs, dtype=torch.float64), outputs)
+        zeros, ones = torch.zeros(inputs, dtype=torch.float64), torch.ones(inputs, dtype=torch.float64)
+        module = cls(zeros, ones, outputs, Bins.empty(bins) if bins else None)
         for entry in layout:
             shape = {name: value for name, value in entry.items() if name != "complexity"}
             block = Block(module.num_features, earlier_widths=module.widths, **shape).double()

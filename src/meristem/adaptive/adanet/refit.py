@@ -17,6 +17,7 @@ from torch import Tensor
 
 from meristem.adaptive.adanet.losses import Loss
 
+SHORTEST = 1e-12  # a step that is not shortened further: what it misses is rounding
 DENSE = 512  # units at most whose Hessian is written out
 
 
@@ -164,6 +165,7 @@ def path(problem: Problem, gammas: Sequence[float], count: int = 60) -> list[Ten
 
 def _proximal(problem: Problem, w: Tensor, step: float, count: int = 200) -> tuple[Tensor, float]:
     """FISTA with backtracking, restarted where the value rises; ends early when it stands."""
+    rounding = max(1e-12, 4 * torch.finfo(w.dtype).eps)
     outputs = problem.outputs(w)
     ahead, outputs_ahead, momentum = w, outputs, 1.0
     value = float(problem.smooth(outputs) + problem.paid(w))
@@ -175,7 +177,7 @@ def _proximal(problem: Problem, w: Tensor, step: float, count: int = 200) -> tup
             change, outputs_new = new - ahead, problem.outputs(new)
             bound = smooth + float((gradient * change).sum() + change.square().sum() / (2 * step))
             reached = float(problem.smooth(outputs_new))
-            if reached <= bound + 1e-12 * abs(smooth):
+            if reached <= bound + rounding * abs(smooth) or step < SHORTEST:
                 break
             step /= 2
         now = reached + float(problem.paid(new))

@@ -162,12 +162,13 @@ class Search:
 
     def restore(self, tensors: dict[str, Tensor], note: Any, history: Sequence[Mapping[str, Any]]) -> None:
         """The network of a finished round."""
-        restored = AdaNetModule.of_layout(note, self.module.num_features - 1, self.module.num_outputs)
+        restored = AdaNetModule.of_layout(note, self.x.shape[1], self.module.num_outputs, self.module.num_bins)
         restored.load_state_dict(tensors)
         self.module = restored.to(self.x.device)
 
     def _fingerprint(self) -> str:
         said = repr((asdict(self.options), type(self.loss).__name__, self.max_depth, self.min_improvement, self.seed))
+        said += f" {self.module.num_bins} bins" if self.module.num_bins else ""
         digest = hashlib.sha256(said.encode())
         if self.rows_held_out is not None:
             digest.update(self.rows_held_out.cpu().numpy().tobytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import sys
 from dataclasses import KW_ONLY, dataclass
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from meristem.adaptive.energynet.copies import equal_columns, shared_out
 from meristem.adaptive.energynet.rows import sorted_rows, weighted_rows
 from meristem.adaptive.energynet.structure import StructureOptions, layer_tensors, learn_structure, restored_layers
+from meristem.adaptive.exporting import Answering, Probabilities, Unscaled, export
 from meristem.adaptive.files import load_estimator, save_estimator
 from meristem.adaptive.mlp import Training, mlp, train_supervised
 from meristem.adaptive.options import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, SHARE, Range, check_options
@@ -239,6 +241,19 @@ class _EnergyNet(BaseEstimator):
         estimator.widths_ = [layer.width for layer in estimator.layers_]
         return estimator
 
+    def export(self, out: str | Path, overwrite: bool = False) -> Path:
+        """Write the network as ONNX (`.onnx`) or by torch.export (`.pt2`): see `exporting.export`."""
+        return export(self, out, overwrite)
+
+    def _answering(self) -> nn.Module:
+        """Inputs to answers as one module."""
+        check_is_fitted(self, "network_")
+        mean, scale = (torch.as_tensor(array, dtype=torch.float64) for array in (self.mean_, self.scale_))
+        return Answering(copy.deepcopy(self.network_).cpu(), mean, scale, self._to_answers())
+
+    def _to_answers(self) -> nn.Module:
+        raise NotImplementedError
+
     def _targets(self) -> dict[str, Any]:
         raise NotImplementedError
 
@@ -308,6 +323,9 @@ class EnergyNetClassifier(ClassLabels, ClassifierMixin, _EnergyNet):
         without = y == self.unlabelled
         return without if len(np.unique(y[~without])) > 1 else np.zeros(len(y), dtype=bool)
 
+    def _to_answers(self) -> nn.Module:
+        return Probabilities()
+
     def predict_proba(self, X: Any) -> np.ndarray:
         """Class probabilities (n_samples, classes)."""
         return torch.softmax(self._outputs(X), -1).numpy()
@@ -343,3 +361,6 @@ class EnergyNetRegressor(ScaledTarget, RegressorMixin, _EnergyNet):
     def predict(self, X: Any) -> np.ndarray:
         """The predicted numbers (n_samples,)."""
         return self._unscaled(self._outputs(X))
+
+    def _to_answers(self) -> nn.Module:
+        return Unscaled(self.target_mean_, self.target_scale_)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from hashlib import sha256
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -23,7 +24,14 @@ from meristem.adaptive.rbm.order import Infinite, Order, Ordered, Unordered
 from meristem.adaptive.rbm.partition import ENUMERABLE, Annealed, anneal, fewest_units, log_partition
 from meristem.adaptive.rbm.progress import Progress
 from meristem.adaptive.rbm.training import Learner, Options
-from meristem.adaptive.rbm.visible import BinaryVisible, GaussianVisible, Visible, in_unit_interval
+from meristem.adaptive.rbm.visible import (
+    BinaryVisible,
+    GaussianVisible,
+    LabelledVisible,
+    Visible,
+    check_groups,
+    in_unit_interval,
+)
 from meristem.adaptive.tensors import batches, generator_of, tensor_of
 from meristem.errors import MeristemError
 
@@ -48,6 +56,8 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         initial_visible_bias: where binary units' biases start: at the data's log-odds, so that the hidden units have only
             dependences to explain (Hinton's guide, 2010), or at zero (as published for the infinite RBM).
         sigma: the standard deviation of Gaussian visible units.
+        categories: the sizes of categorical units, the last features in one-hot groups: (3, 4) are the last seven, of which exactly one of
+            three and one of four is on. The features before them are as `visible` says.
         device: where to compute, as torch names it. random_state, verbose: as everywhere in scikit-learn.
         checkpoint: a file in which a fit keeps its state after each pass; a fit that finds it goes on from there.
 
@@ -68,6 +78,7 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     visible: Literal["binary", "gaussian"] = "binary"
     initial_visible_bias: Literal["data", "zeros"] = "data"
     sigma: float = 1.0
+    categories: tuple[int, ...] = ()
     device: str = "cpu"
     random_state: Any = None
     verbose: int = 0
@@ -90,12 +101,17 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def check_options(self) -> None:
         """Raises MeristemError for options that make no sense."""
         check_options(self, self._ranges)
+        if any(not isinstance(size, Integral) or size < 2 for size in self.categories):
+            raise MeristemError(f"categories are sizes of at least 2, such as (3, 4), got {self.categories!r}")
 
     def _order(self) -> Order:
         return Unordered()
 
     def _visible_kind(self) -> Visible:
-        return BinaryVisible() if self.visible == "binary" else GaussianVisible(self.sigma)
+        kind: Visible = BinaryVisible() if self.visible == "binary" else GaussianVisible(self.sigma)
+        for size in self.categories:
+            kind = LabelledVisible(kind, size)
+        return kind
 
     def _options(self) -> Options:
         return Options(self.learning_rate, self.gibbs_steps, self.persistent, self.l1, self.l2)
@@ -109,12 +125,15 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return self._inputs(rows)
 
     def _inputs(self, X: np.ndarray) -> Tensor:
-        if self.visible == "gaussian" or not X.size:
+        if self.categories:
+            check_groups(X, self.categories)
+        plain = X[:, : X.shape[1] - sum(self.categories)]
+        if self.visible == "gaussian" or not plain.size:
             return tensor_of(X, device=self.device)
-        if not in_unit_interval(X):
+        if not in_unit_interval(plain):
             raise MeristemError(
-                f"binary visible units take values in [0, 1], found {X.min():g} to {X.max():g}; scale the data "
-                "(sklearn.preprocessing.MinMaxScaler) or choose visible='gaussian'"
+                f"binary visible units take values in [0, 1], found {plain.min():g} to {plain.max():g}; scale the data "
+                "(sklearn.preprocessing.MinMaxScaler(clip=True)) or choose visible='gaussian'"
             )
         return tensor_of(X, device=self.device).clamp_(0, 1)
 
@@ -191,14 +210,18 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         )
 
     def _initial_visible_bias(self, data: Tensor) -> Tensor:
-        mean = data.mean(0)
+        mean, least = data.mean(0), 0.5 / (len(data) + 1)
+        from_data = self.initial_visible_bias == "data"
+        seen: Any = self
+        inputs = int(seen.n_features_in_)
+        plain = inputs - sum(self.categories)
+        bias = torch.logit(mean, eps=least) if from_data else torch.zeros_like(mean)
         if self.visible == "gaussian":
-            return mean
-        return (
-            torch.logit(mean, eps=0.5 / (len(data) + 1))
-            if self.initial_visible_bias == "data"
-            else torch.zeros_like(mean)
-        )
+            bias[:plain] = mean[:plain]
+        if from_data:  # softmax of a categorical unit's biases is how often each of its values occurs
+            groups = slice(plain, inputs)
+            bias[groups] = mean[groups].clamp(min=least).log()
+        return bias
 
     def _update(self, learner: Learner, data: Tensor, index: Tensor) -> None:
         learner.update(data[index])

@@ -7,6 +7,7 @@ serves all: E(v, h) = energy(v, c) - field . scaled(v) - h . b.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from meristem.adaptive.rbm.draws import Draws
+from meristem.errors import MeristemError
 
 ROUNDING = 1e-6  # by so much a value of a binary unit may lie outside [0, 1]
 
@@ -23,6 +25,23 @@ ROUNDING = 1e-6  # by so much a value of a binary unit may lie outside [0, 1]
 def in_unit_interval(x: np.ndarray) -> bool:
     """Whether all values are in [0, 1], but for rounding."""
     return bool(x.min() >= -ROUNDING and x.max() <= 1 + ROUNDING)
+
+
+def check_groups(x: np.ndarray, sizes: Sequence[int]) -> None:
+    """Raises MeristemError unless the last columns of x (n, inputs) are groups of these sizes, each row of a group a distribution."""
+    start = x.shape[1] - sum(sizes)
+    if start < 0:
+        raise MeristemError(
+            f"categories of {', '.join(map(str, sizes))} values need {sum(sizes)} columns, found {x.shape[1]}"
+        )
+    for number, size in enumerate(sizes, 1):
+        group, start = x[:, start : start + size], start + size
+        wrong = np.nonzero((np.abs(group.sum(1) - 1) > 1e-4) | (group < -ROUNDING).any(1))[0]
+        if len(wrong):
+            raise MeristemError(
+                f"categorical unit {number}, row {wrong[0] + 1}: {np.round(group[wrong[0]], 4).tolist()}; exactly one of its {size} columns "
+                "is 1 (or they are probabilities of sum 1): sklearn.preprocessing.OneHotEncoder gives them"
+            )
 
 
 class Visible(Protocol):
@@ -94,7 +113,7 @@ class GaussianVisible:
 
 @dataclass(frozen=True)
 class LabelledVisible:
-    """Units of another kind, and behind them `num_labels` of which exactly one is on (a class)."""
+    """Units of another kind, and behind them `num_labels` of which exactly one is on (a class, or a categorical unit)."""
 
     inputs: Visible
     num_labels: int

@@ -53,7 +53,7 @@ def logits_of(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
 
 def _run(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
     dtype, device = next(model.parameters()).dtype, device_of(model)
-    cast = {name: _moved(value, device, dtype) for name, value in inputs.items()}
+    cast = {name: moved_to(value, device, dtype) for name, value in inputs.items()}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
@@ -65,9 +65,10 @@ def _run(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
             return model(**cast)
 
 
-def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def moved_to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """An argument of forward on this device; floating-point tensors in this dtype."""
     if isinstance(value, list | tuple):
-        return type(value)(_moved(entry, device, dtype) for entry in value)
+        return type(value)(moved_to(entry, device, dtype) for entry in value)
     if not isinstance(value, Tensor):
         return value
     return value.to(device, dtype) if value.is_floating_point() else value.to(device)

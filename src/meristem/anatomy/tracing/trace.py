@@ -8,12 +8,12 @@ from math import gcd, lcm
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from meristem.algebra import Layout
 from meristem.anatomy.axis_ref import part_of
 from meristem.anatomy.builder import Builder
-from meristem.anatomy.modes import evaluating
+from meristem.anatomy.inputs.outputs import moved_to
+from meristem.anatomy.modes import evaluating, step_by_step
 from meristem.anatomy.roles import Role
 from meristem.anatomy.tracing.space import Resolved
 from meristem.anatomy.tracing.watch import Watch
@@ -74,16 +74,14 @@ def _watched(builder: Builder, sizes: Sizes, inputs: Mapping[str, Any]) -> Watch
 def _pass(builder: Builder, sizes: Sizes, inputs: Mapping[str, Any], device: str) -> Watch:
     with torch.random.fork_rng(devices=[]), torch.device(device):
         model = builder.build(sizes, builder.depths)
-    given = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    given = {name: moved_to(value, torch.device(device), dtype) for name, value in inputs.items()}
     watch = Watch(model)
-    fast = torch.backends.mha.get_fastpath_enabled()
     handles = list(watch.hooks(model))
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
+        with evaluating(model), step_by_step(), torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
             model(**given)
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
     return watch
@@ -157,9 +155,11 @@ def _term(atoms: Sequence[tuple[Sizes, int]], groups: dict[str, int]) -> list[st
         if all(other * base[axis] == size * s[axis] for s, other in atoms):
             common = gcd(size, base[axis])
             times, parts = size // common, base[axis] // common
+            if parts > 1 and times > 1:  # 8 / 3 of an axis has units of its own, and cuts nothing into thirds
+                return None
             if parts > 1:
                 groups[axis] = lcm(parts, groups.get(axis, 1))
-                return [times, part_of(axis, parts)] if times > 1 else [part_of(axis, parts)]
+                return [part_of(axis, parts)]
             return [times, axis] if times > 1 else [axis]
     for a in base:
         for b in base:

@@ -215,6 +215,11 @@ class Watch(TorchDispatchMode):
             self.space.join(self.of(x)[1], self.of(weight)[read])
         elif groups == x.shape[1] == results[0].shape[1] and not transposed:  # depthwise
             self.space.join(self.of(x)[1], channels)
+        for place in range(2, weight.dim() if not transposed and x.dim() == weight.dim() else 0):
+            if 1 < weight.shape[place] == x.shape[place] and results[0].shape[place] == 1:
+                # a kernel as long as what it runs over (all features of a word) sums over it
+                self.space.join(self.of(x)[place], self.of(weight)[place])
+                self.vote(weight, place, "read")
         spatial = [self.space.fresh(n) for n in results[0].shape[2:]]
         self._give(results, [[self.of(x)[0], channels, *spatial]])
         if len(operands) == 3:

@@ -61,6 +61,7 @@ class Texts:
         """`count` of them, from where earlier runs stopped (see `data.order.Order`)."""
         own = self.corpora[0]
         more = {"separator": None if self.data.documents == "across" else own.separator, "pad_token": own.pad_token}
+        more["vocab_size"] = own.vocab_size
         return Sequences(self.windows(split), self.data.sequence_length, count, seed, offset, **more)
 
     def windows(self, split: Literal["train", "tune", "eval"]) -> Windows:

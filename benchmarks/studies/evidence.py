@@ -1,0 +1,60 @@
+"""What `meristem plan` says of a method: each claim's figures at every budget, as data beside the package's code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.studies.results import Finding
+from benchmarks.studies.statistics import LEAST_SEEDS
+from benchmarks.studies.study import layers_of
+
+PLACE = Path("src") / "meristem" / "recipes" / "evidence.json"
+METHODS = {"shrink_perturb": "shrink_zero_pad_perturb"}  # where a side is not named as its method
+
+
+def write_evidence(found: Mapping[str, Sequence[Finding]], root: Path) -> None:
+    """All claims that are measured on enough seeds."""
+    rows = [row for findings in found.values() for finding in findings for row in evidence(finding)]
+    (root / PLACE).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def evidence(finding: Finding) -> list[dict[str, Any]]:
+    """One entry for each claim of a study at one setting."""
+    entries = []
+    for claim in finding.study.claims:
+        budgets = {
+            budget: figures for budget in finding.setting.budgets if (figures := _at(finding, claim.side, budget))
+        }
+        if budgets:
+            method, _, moment = claim.side.partition("@")
+            entries.append(
+                {
+                    "study": finding.study.name,
+                    "setting": finding.name,
+                    "method": METHODS.get(method, method),
+                    "grown_at": float(moment) if moment else None,
+                    "claim": claim.says,
+                    "networks": _networks(finding),
+                    "verdict": finding.verdict(claim),
+                    "gates": {f"{budget:g}": passes for budget, passes in finding.gates.items()},
+                    "budgets": {f"{budget:g}": figures for budget, figures in budgets.items()},
+                }
+            )
+    return entries
+
+
+def _at(finding: Finding, side: str, budget: float) -> dict[str, Any] | None:
+    gap = finding.gap(side, budget)
+    if gap is None or gap.seeds < LEAST_SEEDS:
+        return None
+    return {"loss": [round(x, 4) for x in (gap.mean, gap.low, gap.high)], "saved": str(finding.saved(side, budget))}
+
+
+def _networks(finding: Finding) -> str:
+    return ", ".join(
+        f"{name} {model.get('model_type')} {layers_of(model)} x {model.get('hidden_size', '?')}"
+        for name, model in finding.setting.networks.items()
+    )

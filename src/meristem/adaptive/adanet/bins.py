@@ -1,0 +1,52 @@
+"""Piecewise linear encoding of numbers (Gorishniy, Rubachev & Babenko 2022, arXiv 2203.05556, section 3.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+BINS = 8  # of a feature
+QUANTILE_ROWS = 100_000  # that the edges are found from
+FEWEST = 3  # a feature of fewer has as much to say by itself
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Bins of features: bin b of feature j says how far x_j has come through it, min(max((x_j - low) / span, 0), 1).
+
+    Args:
+        input: the feature that each bin is of (bins,). low: where it begins. span: how long it is.
+    """
+
+    input: Tensor
+    low: Tensor
+    span: Tensor
+
+    @property
+    def count(self) -> int:
+        return len(self.low)
+
+    @classmethod
+    def of(cls, x: Tensor, count: int = BINS) -> Self | None:
+        """Bins between quantiles of the features of x (n, inputs); None if none has enough different values."""
+        inputs, lows, spans = [], [], []
+        edges = torch.quantile(x[:QUANTILE_ROWS], torch.linspace(0, 1, count + 1, dtype=x.dtype), dim=0)
+        for number, column in enumerate(edges.T):
+            distinct = torch.unique(column)
+            if len(distinct) <= FEWEST:
+                continue
+            inputs += [number] * (len(distinct) - 1)
+            lows.append(distinct[:-1])
+            spans.append(distinct.diff())
+        if not inputs:
+            return None
+        return cls(torch.tensor(inputs), torch.cat(lows), torch.cat(spans))
+
+    @classmethod
+    def empty(cls, count: int) -> Self:
+        """So many bins, to load into."""
+        ones = torch.ones(count, dtype=torch.float64)
+        return cls(torch.zeros(count, dtype=torch.long), 0 * ones, ones)

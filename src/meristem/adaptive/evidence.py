@@ -1,0 +1,125 @@
+"""What can be said of a learned table on rows that it has not seen: what each part adds, calibration, what the columns matter."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import log_loss
+
+from meristem.adaptive.adanet import AdaNetClassifier, AdaNetRegressor
+from meristem.adaptive.learned import Estimator, Learned
+from meristem.adaptive.tables import encode
+
+MOST_ROWS = 2_000  # that importance is measured on
+REPEATS = 5
+BINS = 10  # of a calibration curve
+
+
+@dataclass(frozen=True)
+class Addition:
+    """How a network of its first parts alone does: score (accuracy or R^2), and loss (cross entropy; mean squared error in regression)."""
+
+    parts: int
+    score: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Importance:
+    """By how much the score falls when a column's values are exchanged between rows, with its deviation over the repeats."""
+
+    column: str
+    fall: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How often the class that was said holds, by the probability that it was said with.
+
+    Args:
+        said, held: the mean of each bin (bins,). rows: in each bin. error: the mean of |said - held|, weighted by rows (Guo et al. 2017).
+    """
+
+    said: np.ndarray
+    held: np.ndarray
+    rows: np.ndarray
+    error: float
+
+
+def additions(estimator: Estimator, x: pd.DataFrame, y: np.ndarray) -> list[Addition]:
+    """The network of 1, 2, ... parts of an AdaNet estimator on rows x (n, features), y (n,); empty for others."""
+    if not isinstance(estimator, AdaNetClassifier | AdaNetRegressor):
+        return []
+    found, count = [], len(estimator.output_weights_)
+    for parts in range(1, count + 1):
+        shorter: Any = copy.copy(estimator)
+        shorter.module_ = copy.deepcopy(estimator.module_)
+        for weights in list(shorter.module_.output_weights)[parts:]:
+            weights.data.zero_()
+        found.append(Addition(parts, float(shorter.score(x, y)), loss_of(shorter, x, y)))
+    return found
+
+
+def loss_of(estimator: Estimator, x: pd.DataFrame, y: np.ndarray) -> float:
+    """Cross entropy of the classes, or the mean squared error."""
+    classes = getattr(estimator, "classes_", None)
+    if classes is None:
+        return float(np.mean((np.asarray(estimator.predict(x)) - y) ** 2))
+    known = np.isin(y, classes)
+    said = estimator.predict_proba(x)  # type: ignore[union-attr]
+    said = np.clip(said, 1e-12, 1)
+    return (
+        float(log_loss(y[known], (said / said.sum(1, keepdims=True))[known], labels=classes)) if known.any() else np.nan
+    )
+
+
+def calibration(estimator: Estimator, x: pd.DataFrame, y: np.ndarray) -> Calibration:
+    """Of a classifier, on rows x (n, features), y (n,); bins of equal width, those without rows left out."""
+    said = estimator.predict_proba(x)  # type: ignore[union-attr]
+    confidence, right = said.max(1), estimator.classes_[said.argmax(1)] == y  # type: ignore[union-attr]
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    rows = np.bincount(place, minlength=BINS)
+    used = rows > 0
+    mean, held = (np.bincount(place, values, BINS)[used] / rows[used] for values in (confidence, right.astype(float)))
+    error = float(np.abs(mean - held) @ rows[used] / len(y))
+    return Calibration(mean, held, rows[used], error)
+
+
+def importances(learned: Learned, frame: pd.DataFrame, y: np.ndarray, seed: int = 0) -> list[Importance]:
+    """Permutation importance (Breiman 2001) of each column of a table, the largest first.
+
+    Args:
+        frame: rows as the table has them (n, columns), of which at most 2,000 are used. y: (n,).
+    """
+    draw = np.random.default_rng(seed)
+    if len(y) > MOST_ROWS:
+        chosen = draw.choice(len(y), MOST_ROWS, replace=False)
+        frame, y = frame.iloc[chosen], y[chosen]
+    x = encode(learned.encoder, frame, learned.columns)
+    whole = float(learned.estimator.score(x, y))
+    found = []
+    for column in learned.columns:
+        if column.kind == "left out":
+            continue
+        # the encoder reads rows one by one, so that exchanged values are exchanged numbers
+        features = _features_of(learned, frame, x, column.name, draw)
+        falls = []
+        for _ in range(REPEATS if len(features) else 0):
+            changed = x.copy()
+            changed[features] = x[features].to_numpy()[draw.permutation(len(y))]
+            falls.append(whole - float(learned.estimator.score(changed, y)))
+        found.append(Importance(column.name, float(np.mean(falls or [0])), float(np.std(falls or [0]))))
+    return sorted(found, key=lambda one: -one.fall)
+
+
+def _features_of(learned: Learned, frame: pd.DataFrame, x: pd.DataFrame, column: str, draw: Any) -> list[str]:
+    """The features that change when a column's values are exchanged."""
+    other = frame.copy()
+    other[column] = frame[column].to_numpy()[draw.permutation(len(frame))]
+    changed = (encode(learned.encoder, other, learned.columns).to_numpy() != x.to_numpy()).any(0)
+    return list(x.columns[changed])

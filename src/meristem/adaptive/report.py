@@ -1,0 +1,135 @@
+"""A fit as one page: the structure, the rounds, what each part added, calibration, what the columns matter. It opens without a server."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from meristem.adaptive import pictures
+from meristem.adaptive.adanet import AdaNetClassifier, AdaNetRegressor
+from meristem.adaptive.evidence import additions, calibration, importances, loss_of
+from meristem.adaptive.learned import Estimator, Learned
+
+FILE = "report.html"
+MOST_COLUMNS = 30  # of the picture of what columns matter; the table has all
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse}td,th{text-align:left;padding:.2em 1.2em .2em 0;border-bottom:1px solid #ddd}
+td.n{text-align:right;font-variant-numeric:tabular-nums}svg{max-width:100%;height:auto}pre{overflow-x:auto}
+"""
+
+
+def page(learned: Learned, frame: pd.DataFrame, y: np.ndarray, notes: Sequence[str] = ()) -> str:
+    """The page, as HTML.
+
+    Args:
+        frame: rows that were not learned from, as the table has them (n, columns). y: their targets (n,).
+        notes: what was decided about the table.
+    """
+    estimator, metrics = learned.estimator, learned.metrics
+    x = learned.numbers(frame)
+    title = f"{metrics['method']}: {learned.target}"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        _headline(learned, loss_of(estimator, x, y)),
+        "<h2>Structure</h2>",
+        _svg(pictures.structure(estimator)),
+        f"<pre>{escape(estimator.summary())}</pre>",
+        *_grown(estimator, x, y, str(metrics["measure"])),
+        *_fitting(estimator, x, y),
+        *_columns(learned, frame, y),
+        "<h2>The table</h2>",
+        "".join(f"<p>{escape(note)}</p>" for note in notes),
+        _table(("column", "what was decided"), [(column.name, column.said) for column in learned.columns]),
+        "<h2>The estimator</h2>",
+        estimator._repr_html_(),
+    ]
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+    return f"{head}<style>{STYLE}</style>{''.join(parts)}</html>\n"
+
+
+def _headline(learned: Learned, loss: float) -> str:
+    metrics = learned.metrics
+    name = "mean squared error" if learned.task == "regression" else "cross entropy"
+    rows = [
+        (f"{metrics['measure']} on {metrics['test_rows']:,} rows not seen", metrics["test_score"]),
+        ("the same of a linear model", metrics["linear_test_score"]),
+        (f"{metrics['measure']} on the {metrics['train_rows']:,} rows learned from", metrics["train_score"]),
+        (f"{name} on rows not seen", loss),
+        ("parameters", metrics["parameters"]),
+    ]
+    return _table(("", ""), rows)
+
+
+def _grown(estimator: Estimator, x: pd.DataFrame, y: np.ndarray, measure: str) -> list[str]:
+    """How the structure came about: AdaNet's rounds and what each block added, EnergyNet's layers."""
+    if not isinstance(estimator, AdaNetClassifier | AdaNetRegressor):
+        layers = [(number, a.allocated, a.width, a.gain) for number, a in enumerate(estimator.layers_, 1)]
+        head = ("layer", "units grown", "units kept", "gain in log-likelihood, nats per row")
+        return ["<h2>What each layer added</h2>", _table(head, layers)]
+    losses = "mean squared error" if isinstance(estimator, AdaNetRegressor) else "cross entropy"
+    added = [(one.parts, one.score, one.loss) for one in additions(estimator, x, y)]
+    parts = ["<h2>What each block added, on rows not seen</h2>", _table(("first parts", measure, losses), added)]
+    rounds = [_round(record) for record in estimator.history_ if "candidates" in record]
+    if rounds:
+        head = ("round", "tried: depth, objective, units used, steps, seconds", "joined", "objective after it")
+        parts += ["<h2>Rounds</h2>", f"<p>adanet_lambda {_cell(estimator.price_)[0]}.</p>", _table(head, rounds)]
+    return parts
+
+
+def _round(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    tried = "; ".join(
+        f"{c['depth']}: {c['objective']:.4f}, {c['units_used']}, {c['steps']}, {c['seconds']:.2f}"
+        for c in record["candidates"]
+    )
+    joined = "none" if record.get("refused") else f"depth {record['depth']}"
+    return record["round"], tried, joined, record["objective"]
+
+
+def _fitting(estimator: Estimator, x: pd.DataFrame, y: np.ndarray) -> list[str]:
+    if not hasattr(estimator, "classes_"):
+        figure = pictures.predicted_over_true(np.asarray(estimator.predict(x)), y)
+        return ["<h2>Predictions beside the truth, on rows not seen</h2>", _svg(figure)]
+    found = calibration(estimator, x, y)
+    said = f"<p>Expected calibration error {found.error:.3f}, on {int(found.rows.sum()):,} rows not seen.</p>"
+    return ["<h2>Calibration</h2>", said, _svg(pictures.reliability(found.said, found.held, found.rows))]
+
+
+def _columns(learned: Learned, frame: pd.DataFrame, y: np.ndarray) -> list[str]:
+    found = importances(learned, frame, y, int(learned.metrics["seed"]))
+    shown = found[:MOST_COLUMNS]
+    figure = pictures.importance([i.column for i in shown], [i.fall for i in shown], [i.deviation for i in shown])
+    said = f"<p>By how much {learned.metrics['measure']} falls on rows not seen when a column's values are exchanged between rows.</p>"
+    rows = [(one.column, one.fall, one.deviation) for one in found]
+    return ["<h2>What the columns matter</h2>", said, _svg(figure), _table(("column", "fall", "deviation"), rows)]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    top = f"<tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>" if any(head) else ""
+    lines = ["".join(f"<td{kind}>{said}</td>" for said, kind in map(_cell, row)) for row in rows]
+    return f"<table>{top}{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _cell(value: Any) -> tuple[str, str]:
+    """A value as text, and the attribute of its cell."""
+    if isinstance(value, str):
+        return escape(value), ""
+    return (f"{value:,}" if isinstance(value, int) else f"{value:.4g}"), ' class="n"'
+
+
+def _svg(figure: Figure) -> str:
+    """A figure to stand in the page."""
+    text = io.StringIO()
+    with rc_context(
+        {"svg.hashsalt": "meristem", "svg.fonttype": "none"}
+    ):  # the same bytes for the same fit; words as words
+        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)
