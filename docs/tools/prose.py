@@ -22,7 +22,6 @@ GLUE = "\u00a0"
 KNOWN = frozenset(
     {
         "docs/architectures.md",
-        "docs/ladders.md",
     }
 )
 

@@ -85,7 +85,9 @@ def test_a_hub_name_is_judged_before_its_weights_are_fetched(small, hub, tmp_pat
     assert fetched == [["config.json", "adapter_config.json"]] * 4
 
 
-def test_mistyped_names(small, hub):
+def test_mistyped_names(small, hub, tmp_path):
+    shutil.copytree(small, tmp_path / "beside" / "models" / "small")
+    small = tmp_path / "beside" / "models" / "small"
     parent = small.parent
     with pytest.raises(ms.MeristemError, match=rf"smal: no such directory \(did you mean {small}\?\)"):
         open_model(str(parent / "smal"))

@@ -100,7 +100,8 @@ def _computed(model: nn.Module, width: int) -> Iterator[str]:
             **vars(module),
             **unsaved,
         }.items():  # a table outside of the checkpoint (CTRL, VideoMAE)
-            if isinstance(value, Tensor) and value.dim() > 1 and value.shape[-1] == width and "pos" in attribute:
+            is_table = isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1
+            if is_table and value.shape[-1] == width and "pos" in attribute:
                 yield f"{COMPUTED[0][1]} ({name}.{attribute})"
 
 
