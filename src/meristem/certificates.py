@@ -133,7 +133,8 @@ def verify(
     *,
     expected: Expected | None = None,
 ) -> Certificate:
-    """Run both networks on the same inputs, in evaluation mode, and compare all their outputs.
+    """Run both networks on the same inputs, in evaluation mode, and compare all their outputs; logits of a larger vocabulary for the
+    tokens that both have.
 
     Args:
         small, big: two networks with the same inputs and outputs; neither is changed.
@@ -314,6 +315,7 @@ def _comparable(ours: Outputs, theirs: Outputs, expected: Expected | None) -> tu
     if expected:
         ours = expected(ours, theirs)
     else:  # of two networks of other widths only the outputs can be compared that have one shape in both
+        theirs = {name: _of_old_tokens(name, ours.get(name), output) for name, output in theirs.items()}
         same = {name: output for name, output in ours.items() if output.shape == theirs[name].shape}
         ours = same if same and "logits" not in set(ours) - set(same) else ours
     for name, output in ours.items():
@@ -321,6 +323,13 @@ def _comparable(ours: Outputs, theirs: Outputs, expected: Expected | None) -> tu
             shapes = f"shapes {tuple(output.shape)} and {tuple(theirs[name].shape)}"
             raise MeristemError(f"the outputs cannot be compared: {name} has {shapes}")
     return ours, theirs
+
+
+def _of_old_tokens(name: str, ours: Tensor | None, theirs: Tensor) -> Tensor:
+    """Logits of a larger vocabulary, for the tokens that both networks have: new ones stand behind them."""
+    if name != "logits" or ours is None or not ours.dim() or ours.shape[:-1] != theirs.shape[:-1]:
+        return theirs
+    return theirs[..., : ours.shape[-1]]
 
 
 def _change_by_rounding(model: nn.Module, inputs: dict[str, Any], dtype: torch.dtype, stored: torch.dtype) -> float:

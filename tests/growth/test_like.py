@@ -424,3 +424,18 @@ def test_bad_inputs_on_the_command_line(tmp_path):
         assert message in done.stderr
         assert len([line for line in done.stderr.splitlines() if "planning" not in line]) == 1
         assert not (tmp_path / "out").exists()
+
+
+def test_verify_compares_the_old_tokens():
+    small = pico.build("llama")
+    big = ms.grow(small, ms.LEMON(vocab_size=80))
+    old = small.config.vocab_size
+    assert ms.verify(small, big).holds
+    with torch.no_grad():
+        big.lm_head.weight[old:] += 1.0
+        assert ms.verify(small, big).holds
+        big.lm_head.weight[old - 1] *= 2.0
+    changed = ms.verify(small, big)
+    assert changed.relative_error > 1e-2
+    with pytest.raises(ms.MeristemError, match="cannot be compared: logits has"):
+        ms.verify(big, small, {"input_ids": torch.randint(old, (2, 8))})
