@@ -16,6 +16,7 @@ import itertools
 import json
 import re
 import sys
+import textwrap
 import tempfile
 import time
 from collections import Counter
@@ -119,11 +120,14 @@ def counts(found: list[dict[str, Any]]) -> str:
     grow = len(found) - count["shrinks"]
     allowed = grow - count["cannot be exact"]
     by_proof = Counter(proof_of(row) for row in found if kind_of(row) == "cannot be exact")
-    lines = [
+    told = (
         f"{len(found)} adjacent rungs of {len({row['family'] for row in found})} families; in {count['shrinks']} some axis shrinks. "
         f"**Of the {grow} that grow, {count['exact']} are exact ({count['exact'] / grow:.0%}), {count['cannot be exact']} are ruled out by "
-        f"proof, {count['open']} are open: of the {allowed} that no proof rules out, {count['exact'] / allowed:.0%} are exact.** ",
-        "Ruled out means that no growth that keeps the old units in their places is exact.",
+        f"proof, {count['open']} are open: of the {allowed} that no proof rules out, {count['exact'] / allowed:.0%} are exact.** "
+        "Ruled out means that no growth that keeps the old units in their places is exact."
+    )
+    lines = [
+        textwrap.fill(told, 110),
         "",
         "| proof ([theory](theory.md#7-what-cannot-be-exact)) | about | rungs |",
         "|---|---|---|",
