@@ -16,8 +16,8 @@ import itertools
 import json
 import re
 import sys
-import textwrap
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from functools import partial
