@@ -36,7 +36,8 @@ def test_given_inputs_are_used_and_networks_left_alone():
 
 def test_outputs_of_other_shapes_are_refused():
     with pytest.raises(ms.MeristemError, match="cannot be compared"):
-        ms.verify(pico.build("llama"), pico.build("llama", vocab_size=70))
+        ms.verify(pico.build("llama", vocab_size=70), pico.build("llama"))
+    assert not ms.verify(pico.build("llama"), pico.build("llama", vocab_size=70)).holds  # on the tokens of both
 
 
 def test_large_networks_are_judged_in_float32(monkeypatch):
