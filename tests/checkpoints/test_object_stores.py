@@ -90,6 +90,19 @@ def test_files_come_once_and_again_when_they_change(store, tmp_path, monkeypatch
     assert not (again.path / "tokenizer.model").exists()
 
 
+def test_what_changes_while_it_is_read_is_no_checkpoint(store, tmp_path, monkeypatch):
+    get_file = MemoryFileSystem.get_file
+
+    def meanwhile(self, source, target, **options):
+        get_file(self, source, target, **options)
+        if source.endswith("tokenizer.model"):
+            store.pipe_file("/bucket/small/config.json", b"{}")
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", meanwhile)
+    with pytest.raises(ms.MeristemError, match=r"config\.json changed while it was read"):
+        find_source("memory://bucket/small")
+
+
 def test_a_kill_in_the_middle_of_fetching_costs_one_file(store, monkeypatch):
     get_file, fetched = MemoryFileSystem.get_file, []
 

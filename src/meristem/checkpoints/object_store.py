@@ -6,6 +6,7 @@ A result is written and proved on this disk and then uploaded; `config.json` com
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -38,31 +39,28 @@ def fetch(address: str, unwanted: tuple[str, ...], judge: Callable[[Path], objec
     system, root = _open(address)
     folder = cache_folder().with_name("checkpoints") / hashlib.sha256(address.encode()).hexdigest()[:16]
     with _locked(folder), _told(address, "cannot be read"):
-        found = {
-            name: info for name, info in _listed(system, root, address) if not any(fnmatch(name, p) for p in unwanted)
-        }
+        found = _versions(system, root, address, unwanted)
         if CONFIG not in found:
             raise MeristemError(f"{address} is no model directory: it holds no {CONFIG}")
         known = _states(folder)
         for stale in set(known) - set(found):
             (folder / stale).unlink(missing_ok=True)
         for name in sorted(found, key=lambda name: (name != CONFIG, name)):
-            state = [found[name].get("size"), str(system.ukey(_join(root, name)))]
-            if known.get(name) != state or not (folder / name).is_file():
+            if known.get(name) != found[name] or not (folder / name).is_file():
                 known.pop(name, None)
                 _write_states(folder, known)
-                _fetch_file(system, _join(root, name), folder / name, state[0])
-                known[name] = state
+                _fetch_file(system, _join(root, name), folder / name, found[name][0])
+                known[name] = found[name]
                 _write_states(folder, known)
             if name == CONFIG:
                 judge(folder)
-        now = {name: str(system.ukey(_join(root, name))) for name in found}
-        changed = sorted(name for name in found if known[name][1] != now[name])
+        now = _versions(system, root, address, unwanted)
+        changed = sorted(name for name in found if found[name] != now.get(name))
         if changed:
             raise MeristemError(
                 f"{address}: {changed[0]} changed while it was read; try again when nobody writes there"
             )
-        _write_states(folder, {name: known[name] for name in found})
+        _write_states(folder, found)
     return folder
 
 
@@ -139,6 +137,16 @@ def _listed(system: Any, root: str, address: str) -> Iterator[tuple[str, dict[st
         yield name, info
 
 
+def _versions(system: Any, root: str, address: str, unwanted: tuple[str, ...]) -> dict[str, list[Any]]:
+    """{file: [size, what tells its version apart]}, by one listing of the store as it is now."""
+    system.invalidate_cache()
+    return {
+        name: [info.get("size"), hashlib.sha256(str(sorted(info.items())).encode()).hexdigest()]
+        for name, info in _listed(system, root, address)
+        if not any(fnmatch(name, pattern) for pattern in unwanted)
+    }
+
+
 def _join(root: str, name: str) -> str:
     return f"{root.rstrip('/')}/{name}"
 
@@ -174,15 +182,12 @@ def _locked(folder: Path) -> Any:
     return FileLock(folder.with_suffix(".lock"))
 
 
-class _told:
+@contextlib.contextmanager
+def _told(address: str, what: str) -> Iterator[None]:
     """Errors of the store, whose kinds are legion, as one sentence."""
-
-    def __init__(self, address: str, what: str) -> None:
-        self.address, self.what = address, what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, MeristemError):
-            raise MeristemError(f"{self.address} {self.what}: {first_line(error)}") from error
+    try:
+        yield
+    except MeristemError:
+        raise
+    except Exception as error:
+        raise MeristemError(f"{address} {what}: {first_line(error)}") from error
