@@ -222,3 +222,13 @@ def test_why_a_hub_name_leads_to_nothing(monkeypatch, tmp_path, error, words):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(ms.MeristemError, match=f"acme/llama: no such directory here, and {words}|on the hub {words}"):
         find_source("acme/llama")
+
+
+def test_only_models_of_the_hub_have_revisions(small, monkeypatch):
+    monkeypatch.chdir(small.parent)
+    with pytest.raises(
+        ms.MeristemError, match=r"small@main: small is a directory, and only models of the hub have revisions"
+    ):
+        find_source("small@main")
+    with pytest.raises(ms.MeristemError, match=r"no such directory .*, and no hub name either"):
+        ms.load_certificate("a b/c")

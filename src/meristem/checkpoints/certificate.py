@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from meristem.certificates import Certificate
-from meristem.checkpoints.source import HUB_NAME
+from meristem.checkpoints.source import hub_name
 from meristem.errors import MeristemError, first_line
 
 RECORD = "meristem.json"
@@ -46,12 +46,10 @@ def _record_of(source: str) -> Path:
     """The record's file, fetched from the hub where it is not in a directory."""
     if Path(source).exists():
         return Path(source) / RECORD
-    named = HUB_NAME.match(source)
-    if not named:
-        raise MeristemError(f"{source}: no such directory, and no hub name either (owner/name, or owner/name@revision)")
+    name, revision = hub_name(source)
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(named[1], RECORD, revision=named[2]))
+        return Path(hf_hub_download(name, RECORD, revision=revision))
     except Exception as error:
         raise MeristemError(f"{source}: no {RECORD} can be fetched from the hub: {first_line(error)}") from error

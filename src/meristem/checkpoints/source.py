@@ -68,18 +68,27 @@ def find_source(source: str | Source, trust_remote_code: bool = False) -> Source
     if exists:
         read_config(Source(source, path), trust_remote_code)
         return Source(source, path)
-    named = HUB_NAME.match(source)
-    if not named or source.startswith("."):
-        raise MeristemError(
-            f"{source}: {nothing_here(source)}, and no hub name either (owner/name, or owner/name@revision)"
-        )
-    name, wanted = named.groups()
+    name, wanted = hub_name(source)
     if wanted and Path(name).is_dir():
         raise MeristemError(f"{source}: {name} is a directory, and only models of the hub have revisions")
     described = _snapshot(name, allow_patterns=["config.json", ADAPTER], **({"revision": wanted} if wanted else {}))
     revision = described.name if COMMIT.match(described.name) else wanted
     read_config(Source(name, described, revision), trust_remote_code)
     return Source(name, _snapshot(name, ignore_patterns=[*OTHER_WEIGHTS, *code], revision=revision), revision)
+
+
+def hub_name(source: str) -> tuple[str, str | None]:
+    """A hub name and its revision, of owner/name or owner/name@revision.
+
+    Raises:
+        MeristemError: for what is no such name.
+    """
+    named = HUB_NAME.match(source)
+    if not named or source.startswith("."):
+        raise MeristemError(
+            f"{source}: {nothing_here(source)}, and no hub name either (owner/name, or owner/name@revision)"
+        )
+    return named[1], named[2]
 
 
 def _snapshot(name: str, **options: Any) -> Path:
