@@ -17,6 +17,7 @@ from meristem.cli.grow import grow
 from meristem.cli.inspect import inspect
 from meristem.cli.learn import learn
 from meristem.cli.output import leave, register
+from meristem.cli.parameters import SIZES
 from meristem.cli.plan import plan
 from meristem.cli.race import demo, race
 from meristem.cli.run import run
@@ -59,6 +60,7 @@ register(
     "grow SRC OUT --method lemon --hidden-size 768",
     "grow SRC OUT --like TARGET --dry-run",
     "grow SRC OUT --width 2 --push-to-hub me/grown",
+    in_context=SIZES,
 )
 register(
     app,
@@ -66,6 +68,7 @@ register(
     "shrink SRC OUT --hidden-size 256",
     "shrink SRC OUT --method prune --num-hidden-layers 6 --data text.txt",
     "shrink SRC OUT --method prune --intermediate-size 512 --inputs examples.safetensors",
+    in_context=SIZES,
 )
 register(app, fuse, "fuse A B OUT", "fuse A B OUT --weights 0.7,0.3", "fuse A B OUT --experts")
 register(app, average, "average STEP1 STEP2 STEP3 OUT", "average STEP1 STEP2 OUT --weights 1-sqrt")
@@ -76,6 +79,7 @@ register(
     "plan SRC --width 2 --tokens 10M",
     "plan SRC --like TARGET --tokens 20B",
     "plan SRC --num-experts 8 --experts-per-token 2 --tokens 1B --json",
+    in_context=SIZES,
 )
 register(app, verify, "verify SMALL BIG", "verify SMALL BIG --inputs ids.json --json")
 register(app, run, "run RECIPE.yaml", "run RECIPE.yaml --executor local --executor-option slots=2")

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,25 +33,37 @@ class Answer:
     exit_code: int = 0
 
 
-def register(app: typer.Typer, command: Callable[..., Answer], *examples: str) -> None:
-    """Make `command` a verb of `app`, with `--json`, `--quiet` and `examples` at the end of its help."""
+def register(
+    app: typer.Typer, command: Callable[..., Answer], *examples: str, in_context: Mapping[str, Any] | None = None
+) -> None:
+    """Make `command` a verb of `app`, with `--json`, `--quiet` and `examples` at the end of its help.
+
+    Args:
+        in_context: options behind `--method`, by name, that the command finds in its context and not among its arguments.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    own = set(signature.parameters)
 
     @functools.wraps(command)
     def verb(**given: Any) -> None:
-        as_json, quiet = given.pop("as_json"), given.pop("quiet")
-        with _speaking(as_json, quiet):
-            answer = command(**given)
-        if as_json:
+        with _speaking(given["as_json"], given["quiet"]):
+            answer = command(**{name: value for name, value in given.items() if name in own})
+        if given["as_json"]:
             print(as_text(answer.content))
         if answer.exit_code:
             raise typer.Exit(answer.exit_code)
 
-    signature = inspect.signature(command, eval_str=True)
-    further = [
+    parameters = list(signature.parameters.values())
+    behind = next((place + 1 for place, parameter in enumerate(parameters) if parameter.name == "method"), 0)
+    parameters[behind:behind] = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=kind)
+        for name, kind in (in_context or {}).items()
+    ]
+    parameters += [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
         for name, kind in (("as_json", AsJson), ("quiet", Quiet))
     ]
-    verb.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *further])  # type: ignore[attr-defined]
+    verb.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     epilog = "Examples:\n\n" + "\n\n".join(f"meristem {example}" for example in examples)
     app.command(command.__name__, epilog=epilog)(verb)
 

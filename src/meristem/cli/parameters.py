@@ -123,3 +123,18 @@ PushTo = Annotated[
 PushRevision = Annotated[
     Optional[str], typer.Option("--revision", help="With --push-to-hub: the branch to upload to. Default: main.")
 ]
+
+# What every command takes that plans a network of another size; `options.method_options` reads them from the command's context.
+SIZES = {
+    "hidden_size": HiddenSize,
+    "intermediate_size": IntermediateSize,
+    "num_attention_heads": AttentionHeads,
+    "num_key_value_heads": KeyValueHeads,
+    "head_dim": HeadDim,
+    "vocab_size": VocabSize,
+    "max_position_embeddings": Positions,
+    "num_hidden_layers": HiddenLayers,
+    "blocks": Blocks,
+    "size": Size,
+    "option": MoreOptions,
+}

@@ -12,26 +12,15 @@ from meristem.cli.growing import Request, grow_checkpoint
 from meristem.cli.options import method_options
 from meristem.cli.output import Answer
 from meristem.cli.parameters import (
-    AttentionHeads,
-    Blocks,
     Drop,
     DryRun,
-    HeadDim,
-    HiddenLayers,
-    HiddenSize,
-    IntermediateSize,
-    KeyValueHeads,
-    MoreOptions,
     Out,
     Overwrite,
-    Positions,
     PushRevision,
     PushTo,
     ShardSize,
-    Size,
     Source,
     Trust,
-    VocabSize,
 )
 from meristem.cli.places import at_place
 from meristem.errors import MeristemError
@@ -50,17 +39,6 @@ def shrink(
             autocompletion=lambda incomplete: [name for name in SHRINKING if name.startswith(incomplete)],
         ),
     ] = "weight_selection",
-    hidden_size: HiddenSize = None,
-    intermediate_size: IntermediateSize = None,
-    num_attention_heads: AttentionHeads = None,
-    num_key_value_heads: KeyValueHeads = None,
-    head_dim: HeadDim = None,
-    vocab_size: VocabSize = None,
-    max_position_embeddings: Positions = None,
-    num_hidden_layers: HiddenLayers = None,
-    blocks: Blocks = None,
-    size: Size = None,
-    option: MoreOptions = None,
     data: Annotated[
         Optional[str],
         typer.Option(
