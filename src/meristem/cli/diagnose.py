@@ -9,6 +9,7 @@ import typer
 
 from meristem.cli.output import Answer, calm_libraries
 from meristem.cli.parameters import RecipeFile, RunDirectory
+from meristem.cli.progress import step
 from meristem.errors import MeristemError
 
 
@@ -20,12 +21,17 @@ def diagnose(
 ) -> Answer:
     """Measure a growth point: how much the training after it works against the one before, and the learning rate that bounds it."""
     calm_libraries()
-    from meristem.recipes.diagnose import diagnose as measure
+    from meristem.recipes.growth_node import check_grows
     from meristem.recipes.schema import load_recipe
 
     if bound <= 0:
         raise MeristemError(f"--bound must be positive, got {bound}")
-    found = measure(load_recipe(recipe), node, out or Path("runs") / recipe.stem, bound)
+    loaded = load_recipe(recipe)
+    check_grows(loaded, node)
+    with step("loading torch and transformers"):
+        from meristem.recipes.diagnose import diagnose as measure
+
+    found = measure(loaded, node, out or Path("runs") / recipe.stem, bound, step=step)
     _print_junction(node, bound, found)
     return Answer({"recipe": recipe, "node": node, "bound": bound, "diagnoses": found})
 

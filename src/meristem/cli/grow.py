@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from meristem.cli.growing import Request, grow_checkpoint
-from meristem.cli.options import complete_method, method_options
+from meristem.cli.options import check_methods, complete_method, method_options
 from meristem.cli.output import Answer
 from meristem.cli.parameters import (
     Drop,
@@ -96,6 +96,7 @@ def grow(
 ) -> Answer:
     """Grow a model into a larger one, prove it, and write a plain Hugging Face directory, tensor by tensor."""
     options = method_options(context)
+    check_methods(method)
     if build is not None:
         from meristem.cli.own import grow_own
 

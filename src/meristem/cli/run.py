@@ -10,6 +10,7 @@ import typer
 from meristem.cli.options import named_values
 from meristem.cli.output import Answer, calm_libraries
 from meristem.cli.parameters import ExecutorName, ExecutorOptions, RecipeFile, RunDirectory
+from meristem.cli.progress import step
 from meristem.errors import MeristemError
 
 
@@ -27,10 +28,12 @@ def run(
     from rich.console import Console
     from rich.table import Table
 
-    from meristem.recipes.run import run as run_recipe
     from meristem.recipes.schema import load_recipe
 
     loaded, out = load_recipe(recipe), out or Path("runs") / recipe.stem
+    with step("loading torch and transformers"):
+        from meristem.recipes.run import run as run_recipe
+
     results = run_recipe(loaded, out, executor=executor_named(executor, executor_option or [], out), watch=watch)
     table = Table("node", "seed", "parameters", "examples", "TFLOPs", "seconds", "eval loss", title=str(recipe))
     nodes = [(name, seed, node) for seed, found in results.items() for name, node in found.items()]

@@ -13,13 +13,13 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from meristem.adaptive.request import SHIPPED, check_table
 from meristem.adaptive.tables.columns import Column, describe
 from meristem.adaptive.tables.encoding import Task
 from meristem.adaptive.tables.layout import SEPARATORS
 from meristem.adaptive.tables.reading import read_frame
 from meristem.errors import MeristemError, nearest
 
-SHIPPED = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 MOST_CLASSES = 20  # so many whole numbers are taken for classes if nobody says otherwise
 
 
@@ -73,14 +73,8 @@ def open_table(
         if target is not None:
             raise MeristemError(f"{source} has its target; a target is named for a CSV file only")
         return of_frame(_shipped(source), "target", task)
-    path = Path(source)
-    if path.is_dir():
-        raise MeristemError(f"{source} is a directory; a CSV file is needed")
-    if not path.is_file():
-        raise MeristemError(
-            f"{source} is neither a CSV file nor one of {', '.join(SHIPPED)}; {nearest(source, SHIPPED)}"
-        )
-    frame, layout = read_frame(path, separator, header)
+    check_table(source)
+    frame, layout = read_frame(Path(source), separator, header)
     if len(frame) < 2:
         raise MeristemError(f"{source} has {len(frame)} rows under its header; at least 2 are needed")
     wanted = _target_name(source, list(frame.columns), target)
@@ -93,7 +87,7 @@ def open_table(
         raise MeristemError(f"{source} has no column beside {wanted!r} to learn from{hint}")
     table = of_frame(frame, wanted, task, f"{source}, ")
     unpacked = "" if layout.encoding != "cp1252" else ", not UTF-8: read as Windows-1252"
-    return Table(**{**vars(table), "notes": [f"{path.name}: {layout.said()}{unpacked}", *table.notes]})
+    return Table(**{**vars(table), "notes": [f"{Path(source).name}: {layout.said()}{unpacked}", *table.notes]})
 
 
 def of_frame(frame: pd.DataFrame, target: str, task: str = "auto", where: str = "") -> Table:
