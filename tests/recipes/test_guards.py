@@ -215,5 +215,5 @@ def test_bad_input(tmp_path, train, words):
 def test_nothing_branches_off_a_run_that_ends_nobody_knows_when(tmp_path):
     train = {**TRAIN, "schedule": "constant_with_warmup", "early_stop": {}}
     nodes = {"net": {"train": train}, "end": {"decay": {"from": "net", "at": 640, "tokens": 128}}}
-    with pytest.raises(ms.MeristemError, match="which ends nobody knows when"):
+    with pytest.raises(ms.MeristemError, match="whose end is not known"):
         parse_recipe({"data": corpus(tmp_path), "nodes": nodes})

@@ -89,7 +89,7 @@ def average(
     from meristem.checkpoints.source import find_source
 
     if len(sources) < 2:
-        raise MeristemError(f"an average is of at least two checkpoints, got {len(sources)}")
+        raise MeristemError(f"an average needs at least two checkpoints, got {len(sources)}")
     parts = shares(len(sources), weights)
     found = [find_source(source, trust_remote_code) if isinstance(source, str) else source for source in sources]
     model = averaged([open_streamed(source, trust_remote_code) for source in found], parts)

@@ -33,5 +33,5 @@ def shares(count: int, weights: str | Sequence[float] = "mean") -> list[float]:
     if len(given) != count:
         raise MeristemError(f"{len(given)} weights for {count} checkpoints; give one for each")
     if not all(math.isfinite(weight) and weight >= 0 for weight in given) or not sum(given) > 0:
-        raise MeristemError(f"weights are numbers from zero on that do not sum to zero, got {given}")
+        raise MeristemError(f"weights must be at least zero and not all zero, got {given}")
     return [weight / sum(given) for weight in given]

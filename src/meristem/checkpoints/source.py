@@ -69,7 +69,7 @@ def find_source(source: str | Source, trust_remote_code: bool = False) -> Source
         return Source(source, path)
     name, wanted = hub_name(source)
     if wanted and Path(name).is_dir():
-        raise MeristemError(f"{source}: {name} is a directory, and only models of the hub have revisions")
+        raise MeristemError(f"{source}: {name} is a directory, and only hub models have revisions")
     described = _snapshot(name, allow_patterns=["config.json", ADAPTER], **({"revision": wanted} if wanted else {}))
     revision = described.name if COMMIT.match(described.name) else wanted
     read_config(Source(name, described, revision), trust_remote_code)
@@ -85,7 +85,7 @@ def hub_name(source: str) -> tuple[str, str | None]:
     named = HUB_NAME.match(source)
     if not named or source.startswith("."):
         raise MeristemError(
-            f"{source}: {nothing_here(source)}, and no hub name either (owner/name, or owner/name@revision)"
+            f"{source}: {nothing_here(source)}, and it is not a hub name (owner/name, or owner/name@revision)"
         )
     return named[1], named[2]
 
@@ -114,7 +114,7 @@ def read_config(source: Source, trust_remote_code: bool = False) -> dict[str, An
         )
     for path, value in _everywhere(entries):
         if path.rpartition(".")[-1] in QUANTISED and value:
-            raise MeristemError(f"{source} is quantised ({path} in config.json); use the weights that it was made from")
+            raise MeristemError(f"{source} is quantised ({path} in config.json); use the original weights")
     if not trust_remote_code:
         for path, value in _everywhere(entries):
             key = path.rpartition(".")[-1]

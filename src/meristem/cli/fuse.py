@@ -50,7 +50,7 @@ def fuse(
     try:
         shares = [float(share) for share in weights.split(",")] if weights else None
     except ValueError as error:
-        raise MeristemError(f"--weights wants numbers such as 0.7,0.3, got {weights!r}") from error
+        raise MeristemError(f"--weights takes numbers such as 0.7,0.3, got {weights!r}") from error
     where = (push_to_hub, revision)
     check_push(where)
     calm_libraries()

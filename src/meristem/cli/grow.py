@@ -101,7 +101,7 @@ def grow(
         from meristem.cli.own import grow_own
 
         if out is not None:
-            raise MeristemError("with --build there is no SRC: meristem grow --build module:function ... OUT")
+            raise MeristemError("with --build there is no SRC argument: meristem grow --build module:function ... OUT")
         if push_to_hub is not None:
             raise MeristemError(
                 "--push-to-hub is for transformers checkpoints; a network of your own has no class there"

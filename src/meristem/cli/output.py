@@ -138,5 +138,5 @@ def parents_and_out(verb: str, sources: list[str], what: str) -> tuple[list[str]
         MeristemError: for fewer than two sources.
     """
     if len(sources) < 3:
-        raise MeristemError(f"{verb} wants at least two {what} and OUT, got {' '.join(sources)}")
+        raise MeristemError(f"{verb} takes at least two {what} and OUT, got {' '.join(sources)}")
     return sources[:-1], sources[-1]

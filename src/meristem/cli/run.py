@@ -56,7 +56,7 @@ def executor_named(name: str | None, options: list[str], out: Path) -> Any:
 
     if name is None:
         if options:
-            raise MeristemError("--executor-option goes with --executor local, ray or slurm")
+            raise MeristemError("--executor-option needs --executor local, ray or slurm")
         return None
     own = {"folder": out / "slurm"} if name == "slurm" else {}
     return build_executor(name, {**own, **named_values("--executor-option", options)})

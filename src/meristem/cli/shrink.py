@@ -69,13 +69,11 @@ def shrink(
     if method not in SHRINKING:
         raise MeristemError(f"--method of shrink is one of {', '.join(SHRINKING)}, got {method!r}")
     if "batches" in options:
-        raise MeristemError("--option batches= takes no data; give --data or --inputs")
+        raise MeristemError("--option batches= cannot hold data; give --data or --inputs")
     if method == "prune":
         looked.check()
     elif data or inputs or tokenizer:
-        raise MeristemError(
-            "weight_selection looks at no data; --data, --tokenizer and --inputs go with --method prune"
-        )
+        raise MeristemError("weight_selection uses no data; --data, --tokenizer and --inputs are for --method prune")
 
     def shrunk(place: Path) -> Answer:
         return grow_checkpoint(

@@ -16,4 +16,4 @@ def check_grows(recipe: Recipe, node: str) -> None:
         raise MeristemError(f"no node {node!r} in this recipe; {nearest(node, recipe.nodes)}")
     spec = recipe.nodes[node]
     if not (spec.grow or spec.fuse):
-        raise MeristemError(f"{node!r} is a {spec.kind} node; diagnose wants one that grows or fuses")
+        raise MeristemError(f"{node!r} is a {spec.kind} node; diagnose needs one that grows or fuses")

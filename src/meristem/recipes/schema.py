@@ -78,9 +78,7 @@ class Recipe(Strict):
                 raise ValueError(f"node {name!r}: images have no tokens; say how many `examples` to train on")
             varied = isinstance(self.data, ImageSpec) and self.data.augment
             if varied and node.train and node.train.incubate and node.train.incubate.cache_prefix:
-                raise ValueError(
-                    f"node {name!r}: augmented images never come round again, so there is no prefix to cache"
-                )
+                raise ValueError(f"node {name!r}: augmented images never repeat, so there is no prefix to cache")
         for asked in (self.race.challenger, self.race.baseline) if self.race else ():
             if asked not in self.nodes:
                 raise ValueError(f"race names {asked!r}, which is no node; {nearest(asked, self.nodes)}")
@@ -101,7 +99,7 @@ class Recipe(Strict):
             kept = (train.steps(length) - 1) // every + 1 if train and every else 0
             if kept < node.average.last:
                 raise ValueError(
-                    f"node {name!r} averages the last {node.average.last} checkpoints of {node.parents[0]!r}, which leaves {kept}; give that "
+                    f"node {name!r} averages the last {node.average.last} checkpoints of {node.parents[0]!r}, which keeps {kept}; give that "
                     "train node a smaller `keep_every`"
                 )
         carries = (parent.grow or parent.fuse) and (parent.grow or parent.fuse).optimizer == "carry"  # type: ignore[union-attr]
@@ -172,7 +170,7 @@ def are_decoders(nodes: Any) -> bool | None:
     alone = [kind for kind in types if kind not in both and kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
     if both and alone:
         raise ValueError(
-            f"ul2 reads otherwise for {both[0]} (an encoder-decoder) than for {alone[0]} (a decoder); give each a recipe of its own"
+            f"ul2 reads data differently for {both[0]} (an encoder-decoder) than for {alone[0]} (a decoder); give each a recipe of its own"
         )
     return bool(alone) if both or alone else None
 
