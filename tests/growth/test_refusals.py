@@ -105,7 +105,7 @@ def test_a_growth_that_breaks_its_promise_raises():
 
     small = pico.build("bloom")
     anatomy = ms.Anatomy.of(small, {"bloom": Override()})
-    with pytest.raises(ms.PreservationError, match="should preserve the function and does not: relative logit error"):
+    with pytest.raises(ms.PreservationError, match="should keep the function and does not: relative logit error"):
         ms.grow(small, ms.HyperCloning(width=2), anatomy=anatomy)
 
 
