@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 def average(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="A B ... OUT", help="Checkpoints, the oldest first, then the directory to write."),
+        typer.Argument(metavar="A B ... OUT", help="The checkpoints, oldest first, then the directory to write."),
     ],
     weights: Annotated[
-        str, typer.Option(help="mean, 1-sqrt or cosine: the decay that they stand for; or numbers such as 0.2,0.3,0.5.")
+        str, typer.Option(help="mean, 1-sqrt or cosine (the decay that the mean stands for), or numbers such as 0.2,0.3,0.5.")
     ] = "mean",
     max_shard_size: ShardSize = "5GB",
     overwrite: Overwrite = False,
@@ -35,7 +35,7 @@ def average(
     push_to_hub: PushTo = None,
     revision: PushRevision = None,
 ) -> Answer:
-    """Average checkpoints of one run, tensor by tensor, in place of a decay of the learning rate."""
+    """Average checkpoints of one run, tensor by tensor, instead of decaying the learning rate."""
     from meristem.checkpoints.decay_weights import SHAPES, shares
     from meristem.checkpoints.directory import check_place
     from meristem.checkpoints.source import find_source

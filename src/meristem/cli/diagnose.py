@@ -16,10 +16,10 @@ from meristem.errors import MeristemError
 def diagnose(
     recipe: RecipeFile,
     node: Annotated[str, typer.Argument(metavar="NODE", help="A node that grows or fuses.")],
-    bound: Annotated[float, typer.Option(help="Of the conflict per step at the junction.")] = 0.1,
+    bound: Annotated[float, typer.Option(help="The largest conflict per step at the junction.")] = 0.1,
     out: RunDirectory = None,
 ) -> Answer:
-    """Measure a growth point: how much the training after it works against the one before, and the learning rate that bounds it."""
+    """Measure a growth point: how much the training after it conflicts with the training before it, and the learning rate that bounds the conflict."""
     calm_libraries()
     from meristem.recipes.growth_node import check_grows
     from meristem.recipes.schema import load_recipe

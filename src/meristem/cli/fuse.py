@@ -32,10 +32,10 @@ def fuse(
     verify: Prove = True,
     allow_differences: Annotated[
         bool,
-        typer.Option("--allow-differences", help="Fuse parents that compute differently, all as the first one does."),
+        typer.Option("--allow-differences", help="Fuse parents that compute differently; the result computes as the first one does."),
     ] = False,
     experts: Annotated[
-        bool, typer.Option("--experts", help="The parents' feed-forward blocks become experts, all else is averaged.")
+        bool, typer.Option("--experts", help="The parents' feed-forward blocks become experts; everything else is averaged.")
     ] = False,
     experts_per_token: ExpertsPerToken = None,
     max_shard_size: ShardSize = "5GB",
@@ -45,7 +45,7 @@ def fuse(
     push_to_hub: PushTo = None,
     revision: PushRevision = None,
 ) -> Answer:
-    """Fuse several models of one type into one as wide as all together (Deep Fusion); the same one twice is self-fusion."""
+    """Fuse several models of one type into one that is as wide as all of them together (Deep Fusion)."""
     parents, out = parents_and_out("fuse", sources, "models")
     try:
         shares = [float(share) for share in weights.split(",")] if weights else None

@@ -47,7 +47,7 @@ def grow(
     method: Annotated[
         Optional[str],
         typer.Option(
-            help="The growth method; several, comma-separated, act in turn. Default: hypercloning.",
+            help="The growth method, or several, comma-separated, applied in turn. Default: hypercloning.",
             autocompletion=complete_method,
         ),
     ] = None,
@@ -61,7 +61,7 @@ def grow(
     encoder_layers: OwnLayers = None,
     decoder_layers: OwnLayers = None,
     noise: Annotated[Optional[float], typer.Option(help="Symmetry-breaking noise (relative).")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Seed of whatever the method draws.")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Seed of the method's random numbers.")] = None,
     tied: Annotated[Optional[str], typer.Option(help="A tied head: keep or untie.")] = None,
     verify: Prove = True,
     sample: Sample = None,
@@ -70,18 +70,18 @@ def grow(
     processes: ProcessCount = None,
     build: Annotated[
         Optional[str],
-        typer.Option(metavar="MODULE:FUNCTION", help="Grow a network of your own: what builds it. Runs that module."),
+        typer.Option(metavar="MODULE:FUNCTION", help="Grow a network of your own: the function that builds it. This runs the module."),
     ] = None,
     sizes: Annotated[
         Optional[list[str]],
         typer.Option(
-            "--sizes", metavar="ARGUMENT=N", help="With --build: its arguments that may grow, as they are now."
+            "--sizes", metavar="ARGUMENT=N", help="With --build: the function's arguments that may grow, with their present values."
         ),
     ] = None,
     depths: Annotated[
         Optional[list[str]],
         typer.Option(
-            "--depths", metavar="ARGUMENT=N", help="With --build: its arguments that count blocks, as they are now."
+            "--depths", metavar="ARGUMENT=N", help="With --build: the function's arguments that count blocks, with their present values."
         ),
     ] = None,
     weights: Annotated[

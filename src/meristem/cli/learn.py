@@ -34,14 +34,14 @@ def learn(
     ] = "auto",
     header: Annotated[
         Optional[bool],
-        typer.Option("--header/--no-header", help="Whether the first row names the columns. Default: looks."),
+        typer.Option("--header/--no-header", help="Whether the first row names the columns. Default: found from the rows."),
     ] = None,
     separator: Annotated[
-        Optional[str], typer.Option(help="Between values, such as ';' or '\\t'. Default: looks.")
+        Optional[str], typer.Option(help="The separator of values, such as ';' or '\\t'. Default: found from the rows.")
     ] = None,
     option: MoreOptions = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
-    test_share: Annotated[float, typer.Option(help="The share of rows kept for the test.")] = 0.2,
+    test_share: Annotated[float, typer.Option(help="The share of rows that are kept for the test.")] = 0.2,
     overwrite: Overwrite = False,
 ) -> Answer:
     """Learn a network's structure and weights from a table (AdaNet, EnergyNet)."""

@@ -19,9 +19,9 @@ import typer
 
 from meristem.errors import MeristemError
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and everything else on stderr.")]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Say nothing but answers and errors: no progress, no notes.")
+    bool, typer.Option("--quiet", "-q", help="Print only answers and errors: no progress, no notes.")
 ]
 
 

@@ -28,13 +28,13 @@ def plan(
     tokens: Annotated[
         str,
         typer.Option(
-            help="Budget of training the target from scratch, such as 10M: tokens, or examples of what has no tokens."
+            help="The budget of training the target from scratch, such as 10M: tokens, or examples if there are no tokens."
         ),
     ],
     method: Annotated[
         Optional[str],
         typer.Option(
-            help="The growth methods, comma-separated. Default: what suits the target.", autocompletion=complete_method
+            help="The growth methods, comma-separated. Default: one that suits the target.", autocompletion=complete_method
         ),
     ] = None,
     like: LikeTarget = None,
@@ -42,13 +42,13 @@ def plan(
     depth: Annotated[Optional[str], typer.Option(help="Factor for the number of layers.")] = None,
     num_experts: NumExperts = None,
     experts_per_token: ExpertsPerToken = None,
-    small_tokens: Annotated[Optional[str], typer.Option(help="Tokens before growing. Default: G_stack's law.")] = None,
-    sequence_length: Annotated[int, typer.Option(help="For counting attention.")] = 256,
+    small_tokens: Annotated[Optional[str], typer.Option(help="Tokens of the small network before growing. Default: by G_stack's law.")] = None,
+    sequence_length: Annotated[int, typer.Option(help="The sequence length for counting attention.")] = 256,
     inputs: Inputs = None,
     drop: Drop = None,
     trust_remote_code: Trust = False,
 ) -> Answer:
-    """Plan a growth before spending anything: method, moment, learning rate, costs, what was measured of it, warnings."""
+    """Plan a growth before you spend anything: method, moment, learning rate, costs, measurements, warnings."""
     calm_libraries()
     from meristem.checkpoints.source import find_source
     from meristem.recipes.data_specs import parse_count

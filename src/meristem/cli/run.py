@@ -20,10 +20,10 @@ def run(
     executor: ExecutorName = None,
     executor_option: ExecutorOptions = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Keep OUT/report.html up to date while the run goes on.")
+        bool, typer.Option("--watch", help="Update OUT/report.html during the run.")
     ] = False,
 ) -> Answer:
-    """Run a recipe; finished nodes are not run again, killed ones resume."""
+    """Run a recipe. Finished nodes do not run again, and killed ones resume."""
     calm_libraries()
     from rich.console import Console
     from rich.table import Table
