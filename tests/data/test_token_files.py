@@ -75,7 +75,7 @@ def test_a_folder_holds_its_own_splits(tmp_path):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"name": "a.bin", "tokens": TOKENS[:3].astype("uint8"), "dtype": "uint8"}, "no whole uint16 tokens"),
+    ({"name": "a.bin", "tokens": TOKENS[:3].astype("uint8"), "dtype": "uint8"}, "not a whole number of uint16 tokens"),
     ({"name": "a.npy", "tokens": TOKENS.reshape(2, -1)}, "needed is a 1-D array"),
     ({"name": "a.npy", "dtype": "float32"}, "needed is a 1-D array of uint16"),
     ({"said": {"vocab_size": "many"}}, "names no vocab_size"),

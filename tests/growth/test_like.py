@@ -159,7 +159,7 @@ def test_layers_by_a_list():
 
 
 @pytest.mark.parametrize("method, message", [
-    (ms.Stacking(layers="0-40"), "asked for layer 40, the network has 2 layers: 0-1 are there"),
+    (ms.Stacking(layers="0-40"), "asked for layer 40, the network has 2 layers, 0-1"),
     (ms.Stacking(layers="first"), "numbers and ranges such as 0-23,8-31; got 'first'"),
     (ms.Stacking(decoder_layers="0"), "llama has no decoder_layers; its lists of blocks: layers"),
     (ms.LEMON(head_dim=7), "head_dim of 7, the network has 8"),
@@ -252,7 +252,7 @@ def entries(**changes) -> str:
     ("[1, 2]", "this config has no model_type"),
     ('{"hidden_size": 64}', "this config has no model_type"),
     ('{"model_type": "lama"}', "no model_type 'lama'; did you mean 'llama'"),
-    (entries(hidden_size="64"), "transformers refuses this llama config: .*expected int, got str"),
+    (entries(hidden_size="64"), "transformers does not accept this llama config: .*expected int, got str"),
     (entries(hidden_size=-64), "the target's hidden_size is -64; a positive whole number would work"),
     (entries(num_hidden_layers=0), "the target's num_hidden_layers is 0"),
     (entries(num_attention_heads=5), "32. is not a multiple of the number of attention heads .5"),

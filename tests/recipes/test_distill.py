@@ -94,7 +94,7 @@ def test_a_pruned_network_is_healed_by_the_one_it_was_cut_from(tmp_path):
     ({"distill": {"teacher": "wide", "temperature": 0}}, "temperature"),
     ({"distill": {"teacher": "wide", "weight": 1.5}}, "weight"),
     ({"distill": {"teacher": "wide"}, "trainer": {"fsdp": True}}, "distill and fsdp cannot be combined"),
-    ({"distill": {"teacher": "wide"}, "incubate": {"num_hidden_layers": 4, "modules": 2, "module": 0}}, "distill and incubate do not go"),
+    ({"distill": {"teacher": "wide"}, "incubate": {"num_hidden_layers": 4, "modules": 2, "module": 0}}, "distill and incubate cannot be combined"),
     ({"distill": {}}, "teacher"),
 ])  # fmt: skip
 def test_refusals(tmp_path, train, message):

@@ -65,7 +65,7 @@ def test_the_last_checkpoints_are_averaged(tmp_path):
     ({"train": {"from": "small", **SHORT, "train_only": "new"}}, "'fresh', 'copied', 'grown' or 'all'"),
     ({"train": {"from": "small", **SHORT, "fresh": {"rate": 1}}}, "unknown key 'rate'"),
     ({"train": {"from": "small", **SHORT, "train_only": "fresh", "majority": {"kernels": 2}}}, "majority and train_only cannot be combined"),
-    ({"average": {"from": "small", "last": 3}}, "averages the last 3 checkpoints of 'small', which leaves 0"),
+    ({"average": {"from": "small", "last": 3}}, "averages the last 3 checkpoints of 'small', which keeps 0"),
     ({"average": {"from": "small"}}, "`from: NODE` with `last: N`"),
     ({"average": {"from": ["small", "small"]}}, "at least two different nodes"),
 ])  # fmt: skip
