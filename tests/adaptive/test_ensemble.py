@@ -222,7 +222,7 @@ def test_images_regression_and_data_loaders():
         ({"mixture": "tensor"}, "known: scalar, vector, matrix, mean"),
         ({"strategies": ("shrink",)}, "some of grow, solo and all"),
         ({"generator": lambda n, e: [propose(n, e)[0]] * 2}, "a name of its own"),
-        ({"generator": lambda n, e: []}, "at least one proposal"),
+        ({"generator": lambda n, e: []}, "a generator must give at least one proposal"),
         ({"num_outputs": 5}, r"logits of shape \(64, 3\); expected \(64, 5\)"),
     ],
 )

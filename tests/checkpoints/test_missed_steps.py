@@ -103,7 +103,7 @@ def test_another_network_and_another_directory_are_refused(grown, tmp_path):
     folder, _, _ = grown
     model = pico.build("qwen2", tie_word_embeddings=True, num_hidden_layers=2)
     with pytest.raises(
-        ms.MeristemError, match=r"has missed steps for model\.layers\..*, and the model has no such tensor"
+        ms.MeristemError, match=r"records missed steps for model\.layers\..*, and the model has no such tensor"
     ):
         ms.load_missed_steps(adam(model), model, folder)
     with pytest.raises(ms.MeristemError, match=r"is not a directory of torch\.distributed\.checkpoint"):

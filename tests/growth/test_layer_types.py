@@ -103,7 +103,7 @@ def test_what_cannot_stand_in_order_is_refused():
     ):
         ms.grow(made(transformers.Gemma3ForCausalLM(gemma3(num_hidden_layers=8))),
                 ms.LEMON(num_hidden_layers=9, layer_types={"layers": [FULL] * 9}))  # fmt: skip
-    with pytest.raises(ms.MeristemError, match="llama names no kinds of its layers; leave out layer_types"):
+    with pytest.raises(ms.MeristemError, match="llama has no layer types for its layers; leave out layer_types"):
         ms.grow(pico.build("llama"), ms.LEMON(num_hidden_layers=3, layer_types={"layers": [FULL] * 3}))
 
 

@@ -320,7 +320,7 @@ REFUSED = {
     "num_experts must be a whole number": ("llama", {"num_experts": 2.5}, {}),
     "is one of 'random', 'zero'": ("llama", {"router": "learned"}, {}),
     r"mixtral has no place for model.layers.0.self_attn.q_proj.bias \(8 tensors": ("llama", {}, {"attention_bias": True}),
-    "mixtral is a mixture of experts already; more_experts": ("mixtral", {}, {}),
+    "mixtral is already a mixture of experts; more_experts": ("mixtral", {}, {}),
     "qwen2_moe has no config entry 'router_aux_los_coef'; did you mean 'router_aux_loss_coef'": (
         "qwen2", {"fields": {"router_aux_los_coef": 0.1}}, {}
     ),

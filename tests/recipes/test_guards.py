@@ -205,7 +205,7 @@ def test_spikes_with_other_methods(tmp_path, more):
 @pytest.mark.parametrize("train, words", [
     ({"early_stop": {"patience": 0}}, "greater than 0"), ({"early_stop": {"patients": 2}}, "did you mean 'patience'"),
     ({"spikes": {"window": 1}}, "greater than 1"), ({"spikes": {"action": "stop"}}, "'skip' or 'end'"),
-    ({"spikes": {}, "trainer": {"fp16": True}}, "fp16 do not go together"),
+    ({"spikes": {}, "trainer": {"fp16": True}}, "cannot be combined with fp16"),
 ])  # fmt: skip
 def test_bad_input(tmp_path, train, words):
     with pytest.raises(ms.MeristemError, match=words):
