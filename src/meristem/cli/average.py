@@ -27,7 +27,10 @@ def average(
         typer.Argument(metavar="A B ... OUT", help="The checkpoints, oldest first, then the directory to write."),
     ],
     weights: Annotated[
-        str, typer.Option(help="mean, 1-sqrt or cosine (the decay that the mean stands for), or numbers such as 0.2,0.3,0.5.")
+        str,
+        typer.Option(
+            help="mean, 1-sqrt or cosine (the decay that the mean stands for), or numbers such as 0.2,0.3,0.5."
+        ),
     ] = "mean",
     max_shard_size: ShardSize = "5GB",
     overwrite: Overwrite = False,

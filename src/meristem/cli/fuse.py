@@ -32,10 +32,14 @@ def fuse(
     verify: Prove = True,
     allow_differences: Annotated[
         bool,
-        typer.Option("--allow-differences", help="Fuse parents that compute differently; the result computes as the first one does."),
+        typer.Option(
+            "--allow-differences",
+            help="Fuse parents that compute differently; the result computes as the first one does.",
+        ),
     ] = False,
     experts: Annotated[
-        bool, typer.Option("--experts", help="The parents' feed-forward blocks become experts; everything else is averaged.")
+        bool,
+        typer.Option("--experts", help="The parents' feed-forward blocks become experts; everything else is averaged."),
     ] = False,
     experts_per_token: ExpertsPerToken = None,
     max_shard_size: ShardSize = "5GB",

@@ -70,18 +70,25 @@ def grow(
     processes: ProcessCount = None,
     build: Annotated[
         Optional[str],
-        typer.Option(metavar="MODULE:FUNCTION", help="Grow a network of your own: the function that builds it. This runs the module."),
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Grow a network of your own: the function that builds it. This runs the module.",
+        ),
     ] = None,
     sizes: Annotated[
         Optional[list[str]],
         typer.Option(
-            "--sizes", metavar="ARGUMENT=N", help="With --build: the function's arguments that may grow, with their present values."
+            "--sizes",
+            metavar="ARGUMENT=N",
+            help="With --build: the function's arguments that may grow, with their present values.",
         ),
     ] = None,
     depths: Annotated[
         Optional[list[str]],
         typer.Option(
-            "--depths", metavar="ARGUMENT=N", help="With --build: the function's arguments that count blocks, with their present values."
+            "--depths",
+            metavar="ARGUMENT=N",
+            help="With --build: the function's arguments that count blocks, with their present values.",
         ),
     ] = None,
     weights: Annotated[

@@ -34,7 +34,9 @@ def learn(
     ] = "auto",
     header: Annotated[
         Optional[bool],
-        typer.Option("--header/--no-header", help="Whether the first row names the columns. Default: found from the rows."),
+        typer.Option(
+            "--header/--no-header", help="Whether the first row names the columns. Default: found from the rows."
+        ),
     ] = None,
     separator: Annotated[
         Optional[str], typer.Option(help="The separator of values, such as ';' or '\\t'. Default: found from the rows.")

@@ -20,9 +20,7 @@ import typer
 from meristem.errors import MeristemError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and everything else on stderr.")]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print only answers and errors: no progress, no notes.")
-]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only answers and errors: no progress, no notes.")]
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,7 @@ Overwrite = Annotated[
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint contains.")]
 Drop = Annotated[
     Optional[list[str]],
-    typer.Option(
-        "--drop", help="Tensors of SRC to drop, by name, if its class does not use them; * matches anything."
-    ),
+    typer.Option("--drop", help="Tensors of SRC to drop, by name, if its class does not use them; * matches anything."),
 ]
 Inputs = Annotated[
     Optional[Path],

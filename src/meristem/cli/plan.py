@@ -34,7 +34,8 @@ def plan(
     method: Annotated[
         Optional[str],
         typer.Option(
-            help="The growth methods, comma-separated. Default: one that suits the target.", autocompletion=complete_method
+            help="The growth methods, comma-separated. Default: one that suits the target.",
+            autocompletion=complete_method,
         ),
     ] = None,
     like: LikeTarget = None,
@@ -42,7 +43,9 @@ def plan(
     depth: Annotated[Optional[str], typer.Option(help="Factor for the number of layers.")] = None,
     num_experts: NumExperts = None,
     experts_per_token: ExpertsPerToken = None,
-    small_tokens: Annotated[Optional[str], typer.Option(help="Tokens of the small network before growing. Default: by G_stack's law.")] = None,
+    small_tokens: Annotated[
+        Optional[str], typer.Option(help="Tokens of the small network before growing. Default: by G_stack's law.")
+    ] = None,
     sequence_length: Annotated[int, typer.Option(help="The sequence length for counting attention.")] = 256,
     inputs: Inputs = None,
     drop: Drop = None,

@@ -19,9 +19,7 @@ def run(
     out: RunDirectory = None,
     executor: ExecutorName = None,
     executor_option: ExecutorOptions = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Update OUT/report.html during the run.")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Update OUT/report.html during the run.")] = False,
 ) -> Answer:
     """Run a recipe. Finished nodes do not run again, and killed ones resume."""
     calm_libraries()

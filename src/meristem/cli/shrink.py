@@ -42,7 +42,8 @@ def shrink(
     data: Annotated[
         Optional[str],
         typer.Option(
-            "--data", help="For prune: a text file, a folder of text files, tokens, python-stdlib or the name of a data set."
+            "--data",
+            help="For prune: a text file, a folder of text files, tokens, python-stdlib or the name of a data set.",
         ),
     ] = None,
     tokenizer: Annotated[Optional[str], typer.Option(help="The tokenizer for --data. Default: the one in SRC.")] = None,
