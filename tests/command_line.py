@@ -9,6 +9,7 @@ import io
 import subprocess
 import sys
 import traceback
+import warnings
 from unittest import mock
 
 
@@ -18,7 +19,12 @@ def meristem(*arguments) -> subprocess.CompletedProcess:
 
     words, code = ["meristem", *map(str, arguments)], 0
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch.object(sys, "argv", words):
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        _warnings_on_stderr(),
+        mock.patch.object(sys, "argv", words),
+    ):
         try:
             main()
         except SystemExit as left:
@@ -27,6 +33,17 @@ def meristem(*arguments) -> subprocess.CompletedProcess:
             traceback.print_exc()
             code = 1
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def _warnings_on_stderr():
+    """As in a process of its own; pytest keeps warnings to itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", UserWarning)
+        warnings.simplefilter("default", RuntimeWarning)
+        warnings.showwarning = lambda *told: print(warnings.formatwarning(*told[:4]), file=sys.stderr)
+        yield
 
 
 def in_own_process(*arguments) -> subprocess.CompletedProcess:
