@@ -16,7 +16,6 @@ from meristem.anatomy.config_heads import ConfigHeads, head_scopes
 from meristem.anatomy.heads import GROUP, HEAD_DIM, HEADS, KV_HEADS
 from meristem.anatomy.uninitialised import uninitialised
 
-
 KEPT = 4096  # answers of `Shapes.moves` that are remembered
 _ANSWERS: dict[tuple[type, bytes, bytes], bool | None] = {}
 
