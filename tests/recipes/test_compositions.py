@@ -99,6 +99,7 @@ def check(directory, pair):
     assert (directory / "optimizer.safetensors").exists() == ("majority" not in pair)
 
 
+@pytest.mark.everyday(seconds=7)  # each feature at least once
 @pytest.mark.parametrize("pair", list(itertools.combinations(ALONE, 2)), ids="-".join)
 def test_every_pair_in_one_process(pair, folder):
     if set(pair) == {"incubate", "cache_prefix"}:
