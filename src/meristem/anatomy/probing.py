@@ -72,8 +72,15 @@ class Shapes:
 
 
 def _entries(config: Any) -> bytes:
-    """A digest of all attributes of a config and of the configs in it."""
-    return hashlib.sha256(repr(_attributes(config)).encode()).digest()
+    """A digest of all attributes of a config and of the configs in it.
+
+    Raises:
+        ValueError: if one is written by its address, which another object may have later.
+    """
+    said = repr(_attributes(config))
+    if " at 0x" in said:
+        raise ValueError("an attribute has no repr of its own")
+    return hashlib.sha256(said.encode()).digest()
 
 
 def _attributes(config: Any) -> tuple[str, dict[str, Any]]:
