@@ -39,7 +39,8 @@ def of_text(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("content", "step"), [(of_images, 3), (of_text, 11)])
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("content", "step"), [(of_images, 3), (of_text, 23)])
 def test_killed_at_any_file_operation(content, step, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(content(tmp_path)))

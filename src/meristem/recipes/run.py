@@ -54,6 +54,8 @@ def run(
     def execute(jobs: Sequence[Job]) -> dict[str, str]:
         return _execute(jobs, task, callbacks, executor, {})
 
+    for name in recipe.nodes:
+        _check_network(recipe, name, task)
     recipe = choose_numbers(recipe, out, task.fingerprint, execute)
     jobs = plan_jobs(recipe, out, task.fingerprint)
     open_jobs = sum(not has_finished(job.directory) for job in jobs)
@@ -69,6 +71,23 @@ def run(
         assert result is not None
         results[job.seed][job.name] = result
     return results
+
+
+def _check_network(recipe: Recipe, name: str, task: Task) -> None:
+    """Raises MeristemError if a node's new network cannot be built, before any other node has been trained."""
+    import torch
+
+    train = recipe.nodes[name].train
+    if train is None or train.model is None:
+        return
+    try:
+        with torch.device("meta"):
+            task.new_model(train.model, 0)
+    except MeristemError:  # some class may not go without numbers
+        try:
+            task.new_model(train.model, 0)
+        except MeristemError as error:
+            raise MeristemError(f"node {name!r}: {error}") from error
 
 
 def _execute(

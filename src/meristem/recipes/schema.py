@@ -55,6 +55,12 @@ class Recipe(Strict):
         return value if decoders is None else {**value, "data": {**data, "prefix_lm": decoders}}
 
     @model_validator(mode="after")
+    def _seeds_differ(self) -> Recipe:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} name one twice; equal seeds give equal results, not replicates")
+        return self
+
+    @model_validator(mode="after")
     def _is_a_graph(self) -> Recipe:
         for name, node in self.nodes.items():
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
@@ -76,6 +82,7 @@ class Recipe(Strict):
                 )
             if node.train and node.train.tokens and isinstance(self.data, ImageSpec):
                 raise ValueError(f"node {name!r}: images have no tokens; say how many `examples` to train on")
+            self._check_budget(name, node)
             varied = isinstance(self.data, ImageSpec) and self.data.augment
             if varied and node.train and node.train.incubate and node.train.incubate.cache_prefix:
                 raise ValueError(
@@ -90,6 +97,20 @@ class Recipe(Strict):
                 )
         self.order()
         return self
+
+    def _check_budget(self, name: str, node: NodeSpec) -> None:
+        """A budget below half a step would be rounded to none."""
+        run = node.train or (self.nodes[node.decay.from_].train if node.decay else None)
+        budget = node.train or node.decay
+        if not run or not budget:
+            return
+        unit, length = ("examples", 1) if budget.examples else ("tokens", getattr(self.data, "sequence_length", 1))
+        amount = budget.examples or budget.tokens
+        if amount and amount < run.batch_size * length / 2:
+            step = (
+                f"{run.batch_size} sequences of {length} tokens" if unit == "tokens" else f"{run.batch_size} examples"
+            )
+            raise ValueError(f"node {name!r}: {amount:,} {unit} are less than one step ({step})")
 
     def _check_parent(self, name: str, node: NodeSpec, parent: NodeSpec) -> None:
         train = parent.train
@@ -108,6 +129,7 @@ class Recipe(Strict):
         try:
             if node.train and carries:
                 node.train.check_conflicts({"carry"})
+                self._check_optimizers(node.train, parent)
             if node.decay and train is None:
                 raise ValueError(
                     f"decays {node.decay.from_!r}, a node of kind {parent.kind}; a decay branches off a train node"
@@ -116,6 +138,16 @@ class Recipe(Strict):
                 node.decay.check(train)
         except ValueError as error:
             raise ValueError(f"node {name!r} {error}") from error
+
+    def _check_optimizers(self, train: TrainSpec, grown: NodeSpec) -> None:
+        """Whether those that left the state to carry are of the kind that goes on from it."""
+        for name in grown.parents:
+            before = self.nodes[name]
+            if before.train and before.train.optimizer != train.optimizer:
+                raise ValueError(
+                    f"carries the state of {before.train.optimizer} ({name!r}) into {train.optimizer}; take the same `trainer: {{optim}}`, "
+                    "or `optimizer: reset`"
+                )
 
     def order(self) -> list[str]:
         """Node names, parents first. Raises ValueError for a cycle."""
@@ -207,6 +239,12 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         key, section = str(location[-1]), _section(error["loc"][:-1])
         return f"{place}: unknown key {key!r}; {nearest(key, section)}"
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        found = "nothing" if error["input"] is None else repr(error["input"])[:80]
+        return (
+            f"{place}: ".removeprefix(": ")
+            + f"wanted `key: value` entries ({', '.join(_section(error['loc']))}), found {found}"
+        )
     if place == "data.task":
         return f"{place}: unknown task {error['input']!r}; {nearest(str(error['input']), TASKS)}"
     message = error["msg"].removeprefix("Value error, ")

@@ -78,9 +78,14 @@ def network(auto_class: Any, entries: Mapping[str, Any], defaults: Mapping[str, 
     model_type = own.pop("model_type", None)
     if model_type not in CONFIG_MAPPING_NAMES:
         raise MeristemError(f"model_type {model_type!r} is unknown; {nearest(str(model_type), CONFIG_MAPPING_NAMES)}")
-    known = set(vars(AutoConfig.for_model(model_type)))
+    default = AutoConfig.for_model(model_type)
+    if type(default) not in auto_class._model_mapping:
+        raise MeristemError(
+            f"{model_type} has no network for this task: transformers' {auto_class.__name__} knows none"
+        )
+    known = set(vars(default))
     known |= {"num_labels", "decoder_start_token_id"}  # every config takes them, and few list them
-    known |= set(getattr(AutoConfig.for_model(model_type), "attribute_map", {}))
+    known |= set(getattr(default, "attribute_map", {}))
     for key, value in own.items():
         if key not in known and not _shapes_follow(auto_class, model_type, own, key, value):
             said = (name for name in known if not name.startswith("_"))
