@@ -138,6 +138,11 @@ def test_a_pattern_that_is_none_is_refused_when_the_recipe_is_read(tmp_path):
       "b": {"grow": {"from": "a", "method": "hypercloning", "width": 2, "optimizer": "carry"}},
       "c": {"train": {"from": "b", "tokens": "8k", "learning_rate": 1e-3}}},
      "carries the state of adafactor ('a') into adamw_torch"),
+    ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3}, "resources": {"processes": 3}}},
+     "batch_size 16 cannot be cut into 3 equal parts"),
+    ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3}},
+      "b": {"train": {"from": "a", "tokens": "8k", "learning_rate": 1e-3, "train_only": "fresh"}}},
+     "node 'b': train_only and fresh want a model that has been grown"),
 ])  # fmt: skip
 def test_what_can_be_known_is_said_when_the_recipe_is_read(nodes, words):
     with pytest.raises(ms.MeristemError, match=re.escape(words)):
@@ -158,6 +163,13 @@ def test_no_node_runs_before_a_network_that_cannot_be_built(tmp_path, model, wor
     own = {"tokens": 512, "learning_rate": 1e-3}
     nodes = {"a": {"train": {"model": MODEL, **own}}, "b": {"train": {"model": model, **own}}}
     with pytest.raises(ms.MeristemError, match=words):
+        run(parse_recipe({"data": corpus(tmp_path, lines=300), "nodes": nodes}), tmp_path / "out")
+    assert not list(tmp_path.glob("out/a-*"))
+
+
+def test_no_node_runs_before_a_checkpoint_that_is_not_there(tmp_path):
+    nodes = {"a": {"train": TRAIN}, "b": {"checkpoint": {"source": str(tmp_path / "none")}}}
+    with pytest.raises(ms.MeristemError, match="none"):
         run(parse_recipe({"data": corpus(tmp_path, lines=300), "nodes": nodes}), tmp_path / "out")
     assert not list(tmp_path.glob("out/a-*"))
 

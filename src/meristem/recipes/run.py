@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meristem.checkpoints.source import find_source
 from meristem.errors import MeristemError
 from meristem.recipes.guards import diverged
 from meristem.recipes.node import Job, NodeResult, directory_name, has_finished, load_result
@@ -19,6 +20,7 @@ from meristem.recipes.watch import Watch
 
 if TYPE_CHECKING:
     from meristem.recipes.executors import Executor
+    from meristem.recipes.specs import NodeSpec
 
 Results = dict[int, dict[str, NodeResult]]  # seed -> node -> result
 
@@ -55,7 +57,7 @@ def run(
         return _execute(jobs, task, callbacks, executor, {})
 
     for name in recipe.nodes:
-        _check_network(recipe, name, task)
+        _check_origin(recipe.nodes[name], name, task)
     recipe = choose_numbers(recipe, out, task.fingerprint, execute)
     jobs = plan_jobs(recipe, out, task.fingerprint)
     open_jobs = sum(not has_finished(job.directory) for job in jobs)
@@ -73,11 +75,13 @@ def run(
     return results
 
 
-def _check_network(recipe: Recipe, name: str, task: Task) -> None:
-    """Raises MeristemError if a node's new network cannot be built, before any other node has been trained."""
+def _check_origin(node: NodeSpec, name: str, task: Task) -> None:
+    """Raises MeristemError if a node's checkpoint is not there or its new network cannot be built, before any other node has been trained."""
     import torch
 
-    train = recipe.nodes[name].train
+    train = node.train
+    if node.checkpoint:
+        find_source(node.checkpoint.source)
     if train is None or train.model is None:
         return
     try:

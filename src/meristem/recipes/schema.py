@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from meristem.errors import MeristemError, nearest
 from meristem.recipes.data_specs import TASKS, DataSpec, ImageSpec, PairSpec, SourceSpec, Strict, TextSpec
 from meristem.recipes.decay_spec import DecaySpec
+from meristem.recipes.graph_checks import check_budget, check_parent, check_provenance
 from meristem.recipes.guard_specs import EarlyStopSpec, SpikesSpec
 from meristem.recipes.method_specs import IncubateSpec
 from meristem.recipes.specs import (
@@ -74,7 +75,7 @@ class Recipe(Strict):
                     raise ValueError(
                         f"node {name!r} comes from {parent!r}, an ensemble, which leaves no single network"
                     )
-                self._check_parent(name, node, self.nodes[parent])
+                check_parent(name, node, self.nodes[parent], self.nodes, self.data)
             shared = set(self.seeds) & set(node.train.tune.on.seeds) if node.train and node.train.tune else set()
             if shared:
                 raise ValueError(
@@ -82,7 +83,7 @@ class Recipe(Strict):
                 )
             if node.train and node.train.tokens and isinstance(self.data, ImageSpec):
                 raise ValueError(f"node {name!r}: images have no tokens; say how many `examples` to train on")
-            self._check_budget(name, node)
+            check_budget(name, node, self.nodes, self.data)
             varied = isinstance(self.data, ImageSpec) and self.data.augment
             if varied and node.train and node.train.incubate and node.train.incubate.cache_prefix:
                 raise ValueError(
@@ -96,58 +97,10 @@ class Recipe(Strict):
                     f"race names {asked!r}, a node of kind {self.nodes[asked].kind}; only train nodes have a loss curve"
                 )
         self.order()
+        for name, node in self.nodes.items():
+            if node.train:
+                check_provenance(name, node.train, (self.nodes[other] for other in self.ancestors(name)))
         return self
-
-    def _check_budget(self, name: str, node: NodeSpec) -> None:
-        """A budget below half a step would be rounded to none."""
-        run = node.train or (self.nodes[node.decay.from_].train if node.decay else None)
-        budget = node.train or node.decay
-        if not run or not budget:
-            return
-        unit, length = ("examples", 1) if budget.examples else ("tokens", getattr(self.data, "sequence_length", 1))
-        amount = budget.examples or budget.tokens
-        if amount and amount < run.batch_size * length / 2:
-            step = (
-                f"{run.batch_size} sequences of {length} tokens" if unit == "tokens" else f"{run.batch_size} examples"
-            )
-            raise ValueError(f"node {name!r}: {amount:,} {unit} are less than one step ({step})")
-
-    def _check_parent(self, name: str, node: NodeSpec, parent: NodeSpec) -> None:
-        train = parent.train
-        if node.assemble and not (train and train.incubate):
-            raise ValueError(f"node {name!r} assembles {node.parents}, of which one incubates no module")
-        if node.average and node.average.last:
-            length = getattr(self.data, "sequence_length", 0)
-            every = train.step_at(train.keep_every, length) if train and train.keep_every else 0
-            kept = (train.steps(length) - 1) // every + 1 if train and every else 0
-            if kept < node.average.last:
-                raise ValueError(
-                    f"node {name!r} averages the last {node.average.last} checkpoints of {node.parents[0]!r}, which leaves {kept}; give that "
-                    "train node a smaller `keep_every`"
-                )
-        carries = (parent.grow or parent.fuse) and (parent.grow or parent.fuse).optimizer == "carry"  # type: ignore[union-attr]
-        try:
-            if node.train and carries:
-                node.train.check_conflicts({"carry"})
-                self._check_optimizers(node.train, parent)
-            if node.decay and train is None:
-                raise ValueError(
-                    f"decays {node.decay.from_!r}, a node of kind {parent.kind}; a decay branches off a train node"
-                )
-            if node.decay and train:
-                node.decay.check(train)
-        except ValueError as error:
-            raise ValueError(f"node {name!r} {error}") from error
-
-    def _check_optimizers(self, train: TrainSpec, grown: NodeSpec) -> None:
-        """Whether those that left the state to carry are of the kind that goes on from it."""
-        for name in grown.parents:
-            before = self.nodes[name]
-            if before.train and before.train.optimizer != train.optimizer:
-                raise ValueError(
-                    f"carries the state of {before.train.optimizer} ({name!r}) into {train.optimizer}; take the same `trainer: {{optim}}`, "
-                    "or `optimizer: reset`"
-                )
 
     def order(self) -> list[str]:
         """Node names, parents first. Raises ValueError for a cycle."""
