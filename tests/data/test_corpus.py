@@ -123,3 +123,15 @@ def test_a_file_that_is_not_there_is_asked_of_no_hub():
     for source in ("nothere.txt", "some/where/else", "tokens.bin"):
         with pytest.raises(ms.MeristemError, match=f"{source}: no such file or folder"):
             open_corpus(source)
+
+
+def test_shards_of_tokens_are_not_taken_for_text(tmp_path):
+    """As llm.c leaves them."""
+    for number in range(2):
+        (tmp_path / f"fineweb_train_{number}.bin").write_bytes(b"\0" * 64)
+        (tmp_path / f"fineweb_train_{number}.json").write_text('{"vocab_size": 256}')
+    with pytest.raises(
+        ms.MeristemError,
+        match=r"holds token files \(fineweb_train_0.bin, fineweb_train_1.bin\), and none is named train",
+    ):
+        open_corpus(str(tmp_path))

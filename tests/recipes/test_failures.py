@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from concurrent.futures import Future
@@ -172,6 +173,13 @@ def test_no_node_runs_before_a_checkpoint_that_is_not_there(tmp_path):
     with pytest.raises(ms.MeristemError, match="none"):
         run(parse_recipe({"data": corpus(tmp_path, lines=300), "nodes": nodes}), tmp_path / "out")
     assert not list(tmp_path.glob("out/a-*"))
+
+
+def test_an_optimizer_whose_package_is_missing(tmp_path):
+    if importlib.util.find_spec("bitsandbytes"):
+        pytest.skip("it is there")
+    with pytest.raises(ms.MeristemError, match=r"optim .*: You need to install `bitsandbytes`"):
+        run(recipe(tmp_path, trainer={"optim": "lion_32bit"}), tmp_path / "out")
 
 
 def test_another_optimizer_begins_with_a_state_of_its_own(tmp_path):

@@ -123,6 +123,12 @@ def _documents(source: str, text_column: str, stream: bool) -> tuple[str | None,
     if path.is_file():
         return _read([path])
     if path.is_dir():
+        tokens = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
+        if tokens:
+            raise MeristemError(
+                f"{source} holds token files ({', '.join(tokens[:3])}{', ...' if len(tokens) > 3 else ''}), and none is named train.bin or "
+                "train.npy; give one of them, or several as `sources: [{source: FILE, weight: 1}, ...]`"
+            )
         files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in TEXT_SUFFIXES)
         if not files:
             raise MeristemError(
