@@ -104,13 +104,19 @@ def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
-    options = {"scale": scale, "enable_gqa": enable_gqa}
     with _disable_current_modes():
         tensors = [None if one is None else _on_cpu(one) for one in (query, key, value, attn_mask)]
-        choice = torch._fused_sdp_choice(*tensors, dropout_p, is_causal, **options)
+        choice = torch._fused_sdp_choice(*tensors, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)  # pyright: ignore[reportCallIssue]
     if choice != SDPBackend.FLASH_ATTENTION.value:
         return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, **options
+            query,
+            key,
+            value,
+            attn_mask=attn_mask,
+            dropout_p=dropout_p,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=enable_gqa,
         )
     mask = attn_mask.to(query.dtype) if attn_mask is not None and attn_mask.dtype == torch.bool else attn_mask
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
