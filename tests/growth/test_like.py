@@ -396,7 +396,6 @@ def test_the_command_line(tmp_path):
     assert "46,512" not in priced.stdout or "large" in priced.stdout
 
 
-@pytest.mark.slow
 def test_bad_inputs_on_the_command_line(tmp_path):
     """One sentence each, naming what would work; nothing is written."""
     yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 512}

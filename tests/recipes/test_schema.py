@@ -21,7 +21,7 @@ def test_fuse_options_reach_the_method():
 
 
 def test_a_good_recipe():
-    recipe = parse_recipe({"nodes": {"big": {"train": {"from": "grown", "tokens": 10, "learning_rate": 1}},
+    recipe = parse_recipe({"nodes": {"big": {"train": {"from": "grown", "tokens": "10k", "learning_rate": 1}},
                                      "grown": GROW, "small": TRAIN}, "race": {"challenger": "big", "baseline": "small"}})  # fmt: skip
     assert recipe.nodes["small"].train.tokens == 4_000_000
     assert recipe.order() == ["small", "grown", "big"]

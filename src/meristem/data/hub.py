@@ -37,7 +37,8 @@ def load_data_set(
             more: dict[str, Any] = {"streaming": True} if stream else {}
             loaded = datasets.load_dataset(name, config or None, split=split, **more)  # pyright: ignore[reportCallIssue, reportArgumentType]
     except Exception as error:
-        raise MeristemError(f"data set {source!r} cannot be loaded: {first_line(error)}") from error
+        here = "" if Path(source).exists() else " (no file or folder here has this name)"
+        raise MeristemError(f"data set {source!r} cannot be loaded: {first_line(error)}{here}") from error
     for part in [loaded] if split else loaded.values():
         found = part.column_names or columns  # a stream may not know its columns before it is read
         missing = next((column for column in columns if column not in found), None)

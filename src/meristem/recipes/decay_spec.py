@@ -30,9 +30,10 @@ class DecaySpec(Strict):
     def check(self, run: TrainSpec) -> None:
         """Raises ValueError if it cannot branch off this run."""
         if not run.is_stable:
+            falls = "" if run.decay is None else f", decay: {run.decay}"
             raise ValueError(
-                f"decays {self.from_!r}, whose learning rate ends elsewhere (schedule: {run.schedule}); a decay branches off "
-                "`schedule: {wsd, decay: 0}` or constant_with_warmup"
+                f"decays {self.from_!r}, whose learning rate ends elsewhere (schedule: {run.schedule}{falls}); a "
+                "decay branches off a run with `schedule: wsd, decay: 0` or `schedule: constant_with_warmup`"
             )
         given, budget = ("examples", run.examples) if run.examples else ("tokens", run.tokens)
         assert budget is not None

@@ -142,7 +142,7 @@ def _grown(node: str, spec: GrowSpec, streams: Streams, parent: nn.Module, state
 def _state(directory: Path) -> State | None:
     """What the node's Adam has left; None of another optimizer."""
     file = directory / "optimizer.safetensors"
-    state = load_state(file) if file.exists() else {}
+    state = load_state(file)
     return state if any("exp_avg_sq" in entries for entries in state.values()) else None
 
 

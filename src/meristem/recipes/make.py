@@ -117,7 +117,7 @@ def _state_to_carry(parent: Path) -> Any:
     file = parent / "optimizer.safetensors"
     if not file.exists():
         raise MeristemError(
-            f"{parent.name} has no optimizer state to carry (its node trained several kernels); use optimizer: reset"
+            f"{parent.name} has no optimizer state to carry (its node trained several kernels, or its optimizer keeps none); use optimizer: reset"
         )
     return load_state(file)
 

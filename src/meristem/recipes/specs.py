@@ -190,6 +190,11 @@ class NodeSpec(Strict):
             raise ValueError("only a train node or a decay can use several processes")
         if self.train and self.resources.processes > 1:
             self.train.check_conflicts({"processes"})
+            parts = self.train.trainer.get("gradient_accumulation_steps", 1) * self.resources.processes
+            if self.train.batch_size % parts:
+                raise ValueError(
+                    f"batch_size {self.train.batch_size} cannot be cut into {parts} equal parts (processes, accumulation)"
+                )
         return self
 
     @property

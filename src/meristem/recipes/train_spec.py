@@ -123,6 +123,13 @@ class TrainSpec(Strict):
         return self
 
     @model_validator(mode="after")
+    def _batches_can_be_cut(self) -> TrainSpec:
+        cut = self.trainer.get("gradient_accumulation_steps", 1)
+        if isinstance(cut, int) and cut > 0 and self.batch_size % cut:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of gradient_accumulation_steps {cut}")
+        return self
+
+    @model_validator(mode="after")
     def _steps_can_be_left_out(self) -> TrainSpec:
         if self.spikes and self.spikes.action == "skip" and self.trainer.get("fp16"):
             raise ValueError(
@@ -185,6 +192,12 @@ class TrainSpec(Strict):
     def is_sharded_from_first(self) -> bool:
         """Whether FSDP hands out the weights of the first process; methods that look at weights want them everywhere."""
         return bool(self.trainer.get("fsdp")) and not self.modifiers()
+
+    @property
+    def optimizer(self) -> str:
+        """Its kind, by transformers' name; the ways to compute AdamW's steps are one."""
+        name = str(self.trainer.get("optim", "adamw_torch"))
+        return "adamw_torch" if name in ("adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused") else name
 
     @property
     def is_stable(self) -> bool:

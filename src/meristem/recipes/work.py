@@ -77,7 +77,8 @@ def _train(job: Job, spec: TrainSpec, task: Task, callbacks: Sequence[Any]) -> O
         origin = Origin(
             trained=True,
             read=sum(result.examples for result in ancestors_of(job).values()),
-            optimizer_state=load_state(file) if file.exists() else None,
+            optimizer_state=load_state(file),
+            asked_for=Job.load(parent).node.train is None,
             amplitudes=_amplitudes(parent),
             provenance=_provenance(parent),
             teacher=teacher,
