@@ -16,11 +16,11 @@ from benchmarks.studies.statistics import LEAST_SEEDS
 from benchmarks.studies.study import Claim, Study, layers_of
 
 PROTOCOL = """\
-Every side spends the same counted FLOPs, all of its parents included. A learning rate stays where it is and then falls to zero over the last
-{decay:.0%} of the budget (1 - sqrt), so each figure is that of a finished network; one stable run serves all budgets. Every side's rate comes from
-the same search, at a budget of {tune_budget:g}, on seed{s} {tune_seeds} and on a split that no result uses: {rates}, then on by factors of two at
-either edge while the edge is best. What the search costs is not counted in the sides' compute; it is {tune_flops:.1f} TFLOPs in all. Reported seeds: {seeds}.
-A budget of b is b tokens for each parameter of the target network, trained from random numbers ({unit:.3f} TFLOPs for each unit of b).
+Every side spends the same counted FLOPs, all of its parents included. The learning rate is constant, and falls to zero over the last
+{decay:.0%} of the budget (1 - sqrt). Each figure is therefore that of a finished network, and one stable run serves all budgets. Every side's rate comes
+from the same search, at a budget of {tune_budget:g}, on seed{s} {tune_seeds} and on a split that no result uses: {rates}, then further by factors of two at
+either edge while the edge is best. The cost of the search ({tune_flops:.1f} TFLOPs in all) is not counted in the sides' compute. Reported seeds: {seeds}.
+A budget of b means b tokens for each parameter of the target network, trained from random numbers ({unit:.3f} TFLOPs for each unit of b).
 
 Data: `{data}`, {task}, bytes, sequences of {length}, batches of {batch}. Networks: {networks}."""
 HEAD = "<!-- Written by `python -m benchmarks report` from results/studies/*.jsonl; do not edit. -->\n\n"
@@ -46,13 +46,18 @@ def summary(found: dict[str, list[Finding]]) -> str:
     lines = [
         "# Studies: what is claimed, and what we measured",
         "",
-        "Each line is a published claim, tested where its gate passes: under the condition without which it could be neither confirmed nor",
-        "refuted. The effect is the loss minus the baseline's at equal compute (below zero is better), with the bootstrap's interval over",
-        "seeds; *saved* is the share of the baseline's compute to the same loss. Everything is counted, parents included. Budgets are in bytes",
-        "for each parameter of the target. With three seeds the bootstrap's interval reaches about from the lowest to the highest of the three",
-        "differences: read it as how far seeds differ, not as a level of 95 %. `python -m benchmarks run NAME` measures what is missing, `python -m benchmarks report` writes these pages.",
+        "Each line is a published claim. It is tested where its gate passes: the gate is the condition without which the claim can be neither",
+        "confirmed nor refuted.",
+        "",
+        "- *Effect*: the loss minus the baseline's at equal compute, with the bootstrap's interval over seeds. Below zero is better.",
+        "- *Saved*: the share of the baseline's compute that is saved to the same loss.",
+        "",
+        "Compute includes all parents. Budgets are in bytes for each parameter of the target. With three seeds the interval reaches roughly from",
+        "the lowest to the highest of the three differences. Read it as the spread of the seeds, not as a level of 95 %.",
+        "",
         "A study is one file in `benchmarks/studies/`: question, gate, sides (stages that are recipe nodes), settings. Its results are the rows of",
-        "`results/studies/NAME.SETTING.jsonl`, one for each side, seed, budget and rate; a row that is there is never measured again, on any machine.",
+        "`results/studies/NAME.SETTING.jsonl`, one for each side, seed, budget and rate. `python -m benchmarks run NAME` measures the missing rows, and",
+        "never measures an existing row again, on any machine. `python -m benchmarks report` writes these pages.",
         "",
         *_table(["study", "claim", "gate", "effect", "saved", "verdict"], _summary_rows(found)),
     ]

@@ -57,7 +57,9 @@ def test_what_an_index_may_not_hold(tmp_path):
             return os.system, (f"touch {tmp_path / 'run'}",)
 
     (bad / INDEX).write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(ms.MeristemError, match=r"is not an index of a distributed checkpoint: it wants posix.system"):
+    with pytest.raises(
+        ms.MeristemError, match=r"is not an index of a distributed checkpoint: it asks for posix.system"
+    ):
         open_distributed(str(bad))
     assert not (tmp_path / "run").exists()
     (bad / INDEX).write_bytes(index)

@@ -96,7 +96,7 @@ def test_sequences_are_a_permutation_that_goes_on_where_it_stopped():
     assert whole[:10] != whole[10:]  # a new order each time round
     assert [Sequences(tokens, 10, 8, seed=3, offset=12)[i]["input_ids"].tolist() for i in range(8)] == whole[12:]
     assert whole != [Sequences(tokens, 10, 20, seed=4)[i]["input_ids"].tolist() for i in range(20)]
-    with pytest.raises(ms.MeristemError, match="less than one sequence of 101"):
+    with pytest.raises(ms.MeristemError, match="fewer than one sequence of 101"):
         Sequences(tokens, 101, 1)
 
 

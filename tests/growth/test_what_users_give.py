@@ -261,7 +261,7 @@ def test_an_instance_that_computes_otherwise_than_its_class_says_where(what):
     change, words = CHANGED[what]
     small = pico.build("llama")
     change(small)
-    with pytest.raises(ms.PreservationError, match=f"is not what its class makes of its config.*: {words}"):
+    with pytest.raises(ms.PreservationError, match=f"differs from what its class builds from its config.*: {words}"):
         ms.grow(small, ms.HyperCloning(width=2))
 
 

@@ -108,7 +108,7 @@ def test_every_pair_in_one_process(pair, folder):
     if why is None and "cache_prefix" in pair:
         why = conflict(("incubate", next(name for name in pair if name != "cache_prefix")))
     if why:
-        with pytest.raises(ms.MeristemError, match="do not go together"):
+        with pytest.raises(ms.MeristemError, match="cannot be combined"):
             parse_recipe(content)
         return
     run(parse_recipe(content), folder / "out")
@@ -125,7 +125,7 @@ def test_every_pair_in_two_processes(way, folder, tmp_path):
     for _, other in (pair for pair in SHARED if pair[0] == way):
         content, why = content_for((way, other), folder), conflict((way, other))
         if why:
-            with pytest.raises(ms.MeristemError, match="do not go together"):
+            with pytest.raises(ms.MeristemError, match="cannot be combined"):
                 parse_recipe(content)
             continue
         recipe = parse_recipe(content)

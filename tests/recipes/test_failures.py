@@ -32,7 +32,7 @@ def recipe(tmp_path, **train):
     ("save_steps", 1, "checkpoint_every"), ("load_best_model_at_end", True, "ends with"), ("lr_scheduler_type", "linear", "schedule"),
 ])  # fmt: skip
 def test_reserved_keys_name_the_one_to_use(tmp_path, key, value, use):
-    with pytest.raises(ms.MeristemError, match=f"{key} is not yours to set; .*{use}"):
+    with pytest.raises(ms.MeristemError, match=f"{key} is set by the recipe; .*{use}"):
         recipe(tmp_path, trainer={key: value})
 
 
@@ -124,7 +124,7 @@ def test_a_node_that_an_executor_refuses_fails_alone(tmp_path):
 
 
 def test_a_pattern_that_is_none_is_refused_when_the_recipe_is_read(tmp_path):
-    with pytest.raises(ms.MeristemError, match=r"learning_rates.*'mlp\(' is no regular expression"):
+    with pytest.raises(ms.MeristemError, match=r"learning_rates.*'mlp\(' is not a regular expression"):
         recipe(tmp_path, learning_rates={"mlp(": 2.0})
 
 

@@ -175,7 +175,7 @@ def test_a_cached_prefix_changes_the_cost_and_nothing_else(tmp_path):
     assert [p["eval_loss"] for p in cached.curve] == [p["eval_loss"] for p in plain.curve]
     assert cached.metrics["eval_accuracy"] == plain.metrics["eval_accuracy"]
     assert 0.8 * plain.flops < cached.flops < plain.flops
-    with pytest.raises(ms.MeristemError, match="never come round again"):
+    with pytest.raises(ms.MeristemError, match="never repeat"):
         parse_recipe({"data": {**data, "augment": ["flip"]}, "nodes": nodes})
 
 

@@ -61,13 +61,13 @@ def test_the_last_checkpoints_are_averaged(tmp_path):
 
 
 @pytest.mark.parametrize("node, message", [
-    ({"train": {**TRAIN, "train_only": "fresh"}}, "train_only and fresh want `from`"),
+    ({"train": {**TRAIN, "train_only": "fresh"}}, "train_only and fresh need `from`"),
     ({"train": {"from": "small", **SHORT, "train_only": "new"}}, "'fresh', 'copied', 'grown' or 'all'"),
     ({"train": {"from": "small", **SHORT, "fresh": {"rate": 1}}}, "unknown key 'rate'"),
-    ({"train": {"from": "small", **SHORT, "train_only": "fresh", "majority": {"kernels": 2}}}, "majority and train_only do not go together"),
-    ({"average": {"from": "small", "last": 3}}, "averages the last 3 checkpoints of 'small', which leaves 0"),
+    ({"train": {"from": "small", **SHORT, "train_only": "fresh", "majority": {"kernels": 2}}}, "majority and train_only cannot be combined"),
+    ({"average": {"from": "small", "last": 3}}, "averages the last 3 checkpoints of 'small', which keeps 0"),
     ({"average": {"from": "small"}}, "`from: NODE` with `last: N`"),
-    ({"average": {"from": ["small", "small"]}}, "at least two nodes, each once"),
+    ({"average": {"from": ["small", "small"]}}, "at least two different nodes"),
 ])  # fmt: skip
 def test_refusals(tmp_path, node, message):
     with pytest.raises(ms.MeristemError) as error:

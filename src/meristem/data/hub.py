@@ -61,6 +61,6 @@ def split_of(loaded: Any, source: str) -> tuple[Any, Any]:
     held = next((split for split in HELD_OUT if split in loaded), None)
     if "train" not in loaded or held is None:
         raise MeristemError(
-            f"data set {source!r} has the splits {', '.join(map(str, loaded))}; it wants train, and test or validation"
+            f"data set {source!r} has the splits {', '.join(map(str, loaded))}; train is needed, and test or validation"
         )
     return loaded["train"], loaded[held]

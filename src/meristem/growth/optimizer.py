@@ -73,7 +73,7 @@ def _as_tensor(key: str, value: Any, name: str) -> Tensor:
     if isinstance(value, Tensor):
         return value
     if not isinstance(value, int | float):
-        raise MeristemError(f"optimizer state {key!r} of {name} is a {type(value).__name__}, which cannot grow")
+        raise MeristemError(f"optimizer state {key!r} of {name} is of type {type(value).__name__}, which cannot grow")
     return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
 
 

@@ -81,15 +81,13 @@ class TextSpec(Strict):
     @model_validator(mode="after")
     def _is_prefix_lm(self) -> TextSpec:
         if self.prefix_lm is not None and self.task != "ul2":
-            raise ValueError(f"prefix_lm goes with task ul2, this is {self.task}")
+            raise ValueError(f"prefix_lm needs task ul2; this is {self.task}")
         return self
 
     @model_validator(mode="after")
     def _documents_fit(self) -> TextSpec:
         if self.documents != "across" and self.task != "causal-lm":
-            raise ValueError(
-                f"documents: {self.documents} goes with task causal-lm; {self.task} reads across documents"
-            )
+            raise ValueError(f"documents: {self.documents} needs task causal-lm; {self.task} reads across documents")
         return self
 
     @property

@@ -48,7 +48,7 @@ class DecaySpec(Strict):
                 f"decays {self.from_!r}, which learns from {run.distill.teacher!r}; give that node `schedule: wsd` with a decay of its own"
             )
         if run.early_stop:
-            raise ValueError(f"decays {self.from_!r}, which ends nobody knows when (early_stop)")
+            raise ValueError(f"decays {self.from_!r}, whose end is not known (early_stop)")
         if run.majority or run.incubate:
             raise ValueError(
                 f"decays {self.from_!r}, which trains {'kernels' if run.majority else 'a module'}: that ends with its own run"

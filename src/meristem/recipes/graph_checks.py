@@ -35,7 +35,7 @@ def check_parent(name: str, node: NodeSpec, parent: NodeSpec, nodes: Nodes, data
         kept = (train.steps(length) - 1) // every + 1 if train and every else 0
         if kept < node.average.last:
             raise ValueError(
-                f"node {name!r} averages the last {node.average.last} checkpoints of {node.parents[0]!r}, which leaves {kept}; give that "
+                f"node {name!r} averages the last {node.average.last} checkpoints of {node.parents[0]!r}, which keeps {kept}; give that "
                 "train node a smaller `keep_every`"
             )
     carries = (parent.grow or parent.fuse) and (parent.grow or parent.fuse).optimizer == "carry"  # type: ignore[union-attr]

@@ -117,7 +117,7 @@ def _execute(
         try:
             perform(job.directory, task, callbacks)
         except NodeCrashed as error:
-            raise MeristemError(f"{error}; run the same command again to go on") from error
+            raise MeristemError(f"{error}; run the same command again to continue") from error
         except MeristemError as error:
             if not diverged(job.directory):
                 raise

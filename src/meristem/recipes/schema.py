@@ -86,9 +86,7 @@ class Recipe(Strict):
             check_budget(name, node, self.nodes, self.data)
             varied = isinstance(self.data, ImageSpec) and self.data.augment
             if varied and node.train and node.train.incubate and node.train.incubate.cache_prefix:
-                raise ValueError(
-                    f"node {name!r}: augmented images never come round again, so there is no prefix to cache"
-                )
+                raise ValueError(f"node {name!r}: augmented images never repeat, so there is no prefix to cache")
         for asked in (self.race.challenger, self.race.baseline) if self.race else ():
             if asked not in self.nodes:
                 raise ValueError(f"race names {asked!r}, which is no node; {nearest(asked, self.nodes)}")
@@ -157,7 +155,7 @@ def are_decoders(nodes: Any) -> bool | None:
     alone = [kind for kind in types if kind not in both and kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
     if both and alone:
         raise ValueError(
-            f"ul2 reads otherwise for {both[0]} (an encoder-decoder) than for {alone[0]} (a decoder); give each a recipe of its own"
+            f"ul2 reads data differently for {both[0]} (an encoder-decoder) than for {alone[0]} (a decoder); give each a recipe of its own"
         )
     return bool(alone) if both or alone else None
 

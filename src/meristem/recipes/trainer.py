@@ -100,8 +100,8 @@ class NodeTrainer(Trainer):
         odd = lost or load_result.unexpected_keys
         if odd:
             raise MeristemError(
-                f"the checkpoint to go on from has {'no' if lost else 'an unknown'} tensor {odd[0]!r} ({len(odd)} such); "
-                f"remove {self.args.output_dir} to train the node anew"
+                f"the checkpoint to resume has {'no' if lost else 'an unknown'} tensor {odd[0]!r} ({len(odd)} such); "
+                f"remove {self.args.output_dir} to train the node again"
             )
 
     def _mean(self, loss: torch.Tensor) -> torch.Tensor:

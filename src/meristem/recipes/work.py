@@ -141,8 +141,8 @@ def _decay(job: Job, spec: DecaySpec, task: Task, callbacks: Sequence[Any]) -> O
     if not (place / MODEL).exists():
         kept = sorted(int(p.name) for p in (parent / "kept").glob("[0-9]*"))
         raise MeristemError(
-            f"{job.label}: {before.label} has kept nothing at step {step}, only at {kept or 'its end'}; it was run before this decay was "
-            f"asked for. Branch off one of these, or remove {parent} to run it again"
+            f"{job.label}: {before.label} has kept no checkpoint at step {step}, only at {kept or 'its end'}; it ran before this decay was "
+            f"added. Branch off one of these, or remove {parent} to run it again"
         )
     whole = load_result(parent)
     assert whole is not None
