@@ -6,7 +6,7 @@ from importlib import import_module
 
 from benchmarks.trials.trial import Trial
 
-NAMES = ("majority",)
+NAMES = ("majority", "energynet")
 
 
 def trials() -> dict[str, Trial]:

@@ -69,7 +69,8 @@ class Engine:
             found = [self.measure(task, side, value, seed, "tune")["value"] for seed in self.scale.tuned_on]
             return mean(math.inf if own is None else own for own in found)
 
-        return search(self.scale.values, loss, self.scale.step)
+        values = side.values or self.scale.values
+        return values[0] if len(values) == 1 else search(values, loss, self.scale.step)
 
     def measure(self, task: str, side: Way, value: float, seed: int, split: str) -> Row:
         """One row."""
@@ -87,7 +88,9 @@ class Engine:
                 fixed = {"task": task, "side": side.name, "tuned": value, "seed": seed, "split": split}
                 seconds = round(time.perf_counter() - began, 1)
                 self.rows.add([{"id": own, **fixed, **kept, "seconds": seconds}])
-                say(f"{self.trial.name}, {task}, {side.name}: {value:g}, seed {seed}, {split}: {kept['value']}, {seconds} s")
+                say(
+                    f"{self.trial.name}, {task}, {side.name}: {value:g}, seed {seed}, {split}: {kept['value']}, {seconds} s"
+                )
         return self.rows.found[own]
 
     def _in_turn(self, seeds: Sequence[int]) -> list[int]:

@@ -39,7 +39,10 @@ def problem(inputs: int, width: int) -> Problem:
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Examples) -> float:
     """Per cent."""
-    right = [(model(part).argmax(1) == labels).float() for part, labels in zip(data[0].split(1000), data[1].split(1000), strict=True)]
+    right = [
+        (model(part).argmax(1) == labels).float()
+        for part, labels in zip(data[0].split(1000), data[1].split(1000), strict=True)
+    ]
     return 100 * float(torch.cat(right).mean())
 
 
@@ -110,7 +113,16 @@ TRIAL = Trial(
                 }
             },
             values=(5e-4, 1e-3, 2e-3),
-            sides=("kernels", "kernels_layer", "mean_only", "larger_init", "dropout", "sam", "distilled_ensemble", "k_times_wider"),
+            sides=(
+                "kernels",
+                "kernels_layer",
+                "mean_only",
+                "larger_init",
+                "dropout",
+                "sam",
+                "distilled_ensemble",
+                "k_times_wider",
+            ),
         ),
     },
     claims=[

@@ -19,7 +19,15 @@ are judged on test rows that nothing else uses. Reported seeds: {seeds}. Differe
 def trial_page(trial: Trial, found: Sequence[Found]) -> str:
     """Question, gate, protocol, a table for each task, verdicts, limits; the largest setting first."""
     says = trial.gate.says
-    parts = [f"# {trial.title}", "", f"**Question.** {trial.question}", "", f"**Gate.** {says[0].upper()}{says[1:]}.", "", trial.protocol]
+    parts = [
+        f"# {trial.title}",
+        "",
+        f"**Question.** {trial.question}",
+        "",
+        f"**Gate.** {says[0].upper()}{says[1:]}.",
+        "",
+        trial.protocol,
+    ]
     if not found:
         parts += ["", "Not run yet."]
     for own in found:
@@ -70,7 +78,14 @@ def _task(own: Found, task: str) -> list[str]:
     if not rows:
         return [*lines, "", "Not measured yet."]
     figures = [key for key in _figures(own, task) if key != "value"]
-    head = ["side", "tuned", own.trial.metric, f"minus {own.trial.baseline}", "seeds", *(key.replace("_", " ") for key in figures)]
+    head = [
+        "side",
+        "tuned",
+        own.trial.metric,
+        f"minus {own.trial.baseline}",
+        "seeds",
+        *(key.replace("_", " ") for key in figures),
+    ]
     lines += ["", *table(head, rows), ""]
     if own.gate(task) == "fails":
         return [*lines, "**Not testable on this task.**"]

@@ -61,7 +61,7 @@ class Found:
         return effect(paired) if paired else None
 
     def gate(self, task: str) -> str:
-        """"passes", "fails", or "not measured"."""
+        """ "passes", "fails", or "not measured"."""
         if any(len(self.values(task, side)) < LEAST_SEEDS for side in self.trial.gate.sides):
             return "not measured"
         return "passes" if gate_holds(self.trial, self.scale, task, self.rows) else "fails"

@@ -25,11 +25,13 @@ class Way:
     Args:
         options: what `Trial.fit` is given of it, and with the name all that its result depends on.
         tuned_as: the side whose search serves this one too.
+        values: where its search begins; where the setting says by default.
     """
 
     name: str
     options: Entries = field(default_factory=dict)
     tuned_as: str | None = None
+    values: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Scale:
     Args:
         tasks: options by name; all that the data and the budget of a task depend on.
         values: where the search for a side's number (a learning rate, a penalty) begins; it goes on by `step` at either edge.
+            A single value is not searched.
         tuned_on: seeds of the search, on a split of the training rows of its own.
         sides: those that run at this size; all by default.
     """
