@@ -43,20 +43,17 @@ def summary_rows(trial: Trial, found: Sequence[Found]) -> Iterable[list[str]]:
     if not found:
         yield [link, "", "not measured", "", "", "not run yet"]
     for own in found:
-        for claim in trial.claims:
-            for task in own.scale.tasks:
-                gate, gap = own.gate(task), own.gap(task, claim.side)
-                if gate == "not measured" and gap is None:
-                    continue
-                effect = f"{gap} {trial.metric}" if gap and gate == "passes" else ""
-                yield [
-                    f"{link} ({own.name}, {task})",
-                    f"`{claim.side}`: {claim.says}",
-                    gate,
-                    effect,
-                    "",
-                    own.verdict(task, claim.side),
-                ]
+        for task in own.scale.tasks:
+            gate, where = own.gate(task), f"{link} ({own.name}, {task})"
+            if gate == "fails":
+                said = f"{trial.gate.says}: fails"
+                yield [where, f"{len(trial.claims)} claims", said, "", "", "not testable on this task"]
+                continue
+            for claim in trial.claims:
+                if gap := own.gap(task, claim.side):
+                    effect = f"{gap} {trial.metric}" if gate == "passes" else ""
+                    verdict = own.verdict(task, claim.side)
+                    yield [where, f"`{claim.side}`: {claim.says}", gate, effect, "", verdict]
 
 
 def _protocol(own: Found) -> str:
