@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     os.environ.setdefault("TQDM_DISABLE", "1")
     if given.verb == "report":
-        from benchmarks.report import write_pages
+        from benchmarks._report import write_pages
 
         write_pages(ROOT)
         return 0
@@ -54,7 +54,7 @@ def _run(given: argparse.Namespace) -> int:
         settings = dict.fromkeys(setting for name in names for setting in known[name].settings)
         print(f"there is no setting {given.setting!r}; settings are {', '.join(settings)}", file=sys.stderr)
         return 2
-    from benchmarks.measure import measure
+    from benchmarks._measure import measure
 
     spawn = multiprocessing.get_context("spawn")
     others = [spawn.Process(target=measure, args=(found, given, turn), daemon=True) for turn in range(1, given.workers)]

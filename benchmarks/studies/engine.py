@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from benchmarks.studies.nodes import Prices, asked, is_readable, recipe_of
+from benchmarks.studies.perform import perform_recipe
 from benchmarks.studies.rows import Row, Rows, identity
 from benchmarks.studies.search import search
 from benchmarks.studies.statistics import gate_passes
@@ -106,29 +107,15 @@ class Engine:
     def _run(
         self, side: Side, rates: Sequence[float], budgets: Sequence[float], seed: int, split: str
     ) -> dict[float, Row]:
-        from meristem.errors import MeristemError
-        from meristem.recipes.guards import diverged
-        from meristem.recipes.node import has_finished
-        from meristem.recipes.perform import perform
-        from meristem.recipes.plan import jobs_of_seed
         from meristem.recipes.schema import parse_recipe
         from meristem.recipes.tasks import open_task
 
         self._prices = self._prices or Prices.of(self.setting)
         content, read = recipe_of(self.setting, self._prices, side, rates, budgets, seed)
-        recipe = parse_recipe(content)
-        self._task = self._task or open_task(recipe.data)
-        jobs = jobs_of_seed(recipe, self.out, self._task.fingerprint, seed, split)
-        for job in jobs.values():
-            if has_finished(job.directory):
-                continue
-            job.save()
-            try:
-                perform(job.directory, self._task)
-            except MeristemError:
-                if not diverged(job.directory):
-                    raise
-                return {budget: {"loss": None} for budget in budgets}
+        self._task = self._task or open_task(parse_recipe(content).data)
+        jobs = perform_recipe(content, self.out, self._task, seed, split)
+        if jobs is None:
+            return {budget: {"loss": None} for budget in budgets}
         self._check_networks(side, jobs)
         made = {budget: self._row(jobs, name) for budget, name in read.items()}
         for name in jobs:

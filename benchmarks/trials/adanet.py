@@ -92,7 +92,9 @@ def fit(task: Entries, options: Entries, value: float, fold: int, split: str) ->
     from sklearn.preprocessing import StandardScaler
 
     x, y, test_x, test_y = folds(task["data"], fold)
-    tried = [make_pipeline(StandardScaler(), own) for own in candidates(options["way"], fold, task["steps"], task["rounds"])]
+    tried = [
+        make_pipeline(StandardScaler(), own) for own in candidates(options["way"], fold, task["steps"], task["rounds"])
+    ]
     inner = StratifiedKFold(INNER, shuffle=True, random_state=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from benchmarks.trials.trial import Trial
 
-NAMES = ("majority", "adanet", "energynet")
+NAMES = ("majority", "incubation", "adanet", "energynet")
 
 
 def trials() -> dict[str, Trial]:

@@ -103,7 +103,12 @@ def test_pages_say_what_the_rows_say(tmp_path):
     page, lines = trial_page(TRIAL, found), list(summary_rows(TRIAL, found))
     assert "| `better` | 0.016 | 8.01 | -2.0000 [-2.0000, -2.0000] | 3 | 100 |" in page
     assert "**Not testable on this task.**" in page
-    assert lines[0][2:] == ["passes", "-2.0000 [-2.0000, -2.0000] test error, %", "", "holds here: better than the baseline"]
+    assert lines[0][2:] == [
+        "passes",
+        "-2.0000 [-2.0000, -2.0000] test error, %",
+        "",
+        "holds here: better than the baseline",
+    ]
     assert [line[1:] for line in lines if "unlearned" in line[0]] == [
         ["2 claims", "plain has learned its rows: fails", "", "", "not testable on this task"]
     ]
@@ -142,6 +147,16 @@ def test_all_trials_tune_on_other_seeds_than_they_report():
 TINY = {
     "majority": {"data": "digits", "rows": 300, "width": 16, "epochs": 1, "batch_size": 100},
     "energynet": {"data": "digits", "rows": 300, "labels": 30},
+    "incubation": {
+        "data": "digits",
+        "fraction": 0.05,
+        "modules": 2,
+        "layers": 4,
+        "width": 16,
+        "patch": 4,
+        "epochs": 4,
+        "batch_size": 16,
+    },
 }
 
 
@@ -175,3 +190,14 @@ def test_rows_are_known_by_what_was_asked():
     assert one != identity(TRIAL.asked({"learned": 1.0}, TRIAL.side("plain"), 1e-3, 0, "tune"))
     assert one != identity(TRIAL.asked({"learned": 2.0}, TRIAL.side("plain"), 1e-3, 0, "eval"))
     assert one != identity(TRIAL.asked({"learned": 1.0}, TRIAL.side("better"), 1e-3, 0, "eval"))
+
+
+def test_the_sides_of_incubation_cost_the_same():
+    """Counted FLOPs, the meta network's and all modules' included; the control of twice the epochs costs twice."""
+    trial, costs = trials()["incubation"], {}
+    for side in trial.sides:
+        costs[side.name] = trial.fit({**TINY["incubation"], "epochs": 20}, side.options, 1e-3, 0, "eval")["flops"]
+    whole = costs["end_to_end"]
+    assert costs.pop("stochastic_depth") < whole
+    assert costs.pop("end_to_end_twice") == pytest.approx(2 * whole, rel=0.05)
+    assert costs == pytest.approx(dict.fromkeys(costs, whole), rel=0.1)
