@@ -94,6 +94,7 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"num_mel_bins", 16),
     (r"feature_projection_input_dim", 16),
     (r"num_latents|segment_means_seq_len|num_landmarks", 8),
+    (r"index_topk", 6),  # fewer than the tokens of the example, so that the choice counts
     (r"n_langs|num_codebooks", 1),
     (r"type_vocab_size", 2),
 )
