@@ -31,10 +31,11 @@ Drop = Annotated[
     ),
 ]
 Inputs = Annotated[
-    Optional[Path],
+    Optional[str],
     typer.Option(
         "--inputs",
-        help="What the network is run on: a .safetensors, .npz or .json file of named tensors. Default: random.",
+        help="What the network is run on: a .safetensors, .npz or .json file of named tensors; or text for its tokenizer: a file, a "
+        "folder, a data set's name. Default: random.",
     ),
 ]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe file.")]

@@ -52,7 +52,8 @@ def plan(
     calm_libraries()
     from meristem.anatomy import Anatomy
     from meristem.checkpoints import open_streamed
-    from meristem.cli.inputs import read_inputs
+    from meristem.checkpoints.source import find_source
+    from meristem.cli.inputs import inputs_for
     from meristem.recipes.advice import advise, suggested
     from meristem.recipes.costs import (
         changed_sizes,
@@ -75,20 +76,21 @@ def plan(
     if method is None and not like:
         method, why = suggested(options)
     with step("planning"):
-        model = open_streamed(source, trust_remote_code, drop or [])
+        found = find_source(source, trust_remote_code)
+        model = open_streamed(found, trust_remote_code, drop or [])
         aimed = like_target(model, method, options, (like, False)) if like else None
         chosen = list(aimed.methods) if aimed else named_methods(method, options)
         anatomy = Anatomy.of(model)
         builders = [anatomy.builder, planned_builder(model, chosen, anatomy)]
-        given = read_inputs(inputs) if inputs else planning_inputs(model, sequence_length)
+        given = inputs_for(inputs, found, model) or planning_inputs(model, sequence_length)
         small, large = (network_cost(on_meta(builder), given) for builder in builders)
     unit = "tokens" if "input_ids" in given else "examples"
-    found = routes(small, large, budget, before)
+    costs = routes(small, large, budget, before)
     sizes, parameters = changed_sizes(*builders), (small.parameters, large.parameters)
-    advice = advise(chosen, why, sizes, parameters, budget, found, unit, before is not None)
-    _print_costs(small, large, found, unit)
+    advice = advise(chosen, why, sizes, parameters, budget, costs, unit, before is not None)
+    _print_costs(small, large, costs, unit)
     _print_advice(advice)
-    told = {"source": source, "unit": unit, "small": small, "large": large, "sizes": sizes, "routes": found}
+    told = {"source": source, "unit": unit, "small": small, "large": large, "sizes": sizes, "routes": costs}
     return Answer({**told, "advice": advice})
 
 

@@ -29,12 +29,12 @@ def verify(
         from meristem.checkpoints import open_streamed
         from meristem.checkpoints.record import recorded_methods
         from meristem.checkpoints.source import find_source
-        from meristem.cli.inputs import read_inputs
+        from meristem.cli.inputs import inputs_for
         from meristem.growth.growth import sampled_certificate
 
-        given = read_inputs(inputs) if inputs else None
         found = [find_source(source, trust_remote_code) for source in (small, big)]
         models = [open_streamed(source, trust_remote_code, drop or []) for source in found]
+        given = inputs_for(inputs, found[0], models[0])
         if sample is None:
             certificate = measure(models[0], models[1], given)
         else:

@@ -1,6 +1,6 @@
 """Data that work offline: text, images; and Hugging Face data sets."""
 
-from meristem.data.corpus import Corpus, open_corpus
+from meristem.data.corpus import Corpus, first_tokens, open_corpus
 from meristem.data.corruption import CorruptedSpans, MaskedSequences
 from meristem.data.denoisers import Denoisers, PrefixDenoisers
 from meristem.data.images import Images, LabelledImages, open_images
@@ -20,6 +20,7 @@ __all__ = [
     "Pairs",
     "PrefixDenoisers",
     "Sequences",
+    "first_tokens",
     "open_corpus",
     "open_images",
     "open_pairs",
