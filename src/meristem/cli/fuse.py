@@ -91,12 +91,15 @@ def fuse_checkpoints(
     from meristem.checkpoints.directory import check_place
     from meristem.checkpoints.record import fusion_record
     from meristem.checkpoints.source import find_source
+    from meristem.checkpoints.vocabularies import check_same_tokens
     from meristem.cli.inputs import inputs_for
     from meristem.growth.fuse import fuse_with_certificate
 
     check_place(out, overwrite, sources)
     with step("planning and measuring" if prove else "planning"):
         found = {source: find_source(source, trust) for source in dict.fromkeys(sources)}
+        if not method.allow_differences:
+            check_same_tokens(list(found.values()), "fused")
         opened = {name: open_streamed(source, trust, drop) for name, source in found.items()}
         given = inputs_for(inputs, found[sources[0]], opened[sources[0]])
         fusion = fuse_with_certificate([opened[source] for source in sources], method, verify=prove, inputs=given)
