@@ -85,3 +85,16 @@ def test_the_count_of_layers_without_keys_of_their_own_follows():
 
 def test_layers_that_leave_nothing():
     assert read_later(transformers.LlamaConfig(num_hidden_layers=3), 3) == frozenset()
+
+
+def test_it_holds_beyond_the_length_of_the_proof():
+    """On 24 tokens an indexer that chooses 30 leaves nothing out, so the proof alone would not show whose choice a layer reads."""
+    config = transformers.GlmMoeDsaConfig(**{**LATENT, "index_topk": 30})
+    torch.manual_seed(0)
+    small = transformers.GlmMoeDsaForCausalLM(config).eval()
+    pico.randomise(small)
+    big = ms.grow(small, ms.IdentityBlocks(depth=2))
+    longer = torch.randint(3, 67, (2, 60), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs = small(input_ids=longer).logits, big(input_ids=longer).logits
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=float(ours.abs().max()) * 1e-5)
