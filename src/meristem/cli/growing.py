@@ -73,10 +73,9 @@ def grow_checkpoint(asked: Request) -> Answer:
         MeristemError: if it cannot be done.
     """
     from meristem.checkpoints.directory import check_place
-    from meristem.checkpoints.shares import Processes
     from meristem.cli.pushing import check_push, push
 
-    who = Processes.parse(asked.processes) if asked.processes is not None else None
+    who = _processes(asked.processes) if asked.processes is not None else None
     if not asked.dry_run:
         check_place(asked.out, asked.overwrite, [asked.source])
         check_push(asked.push)
@@ -101,11 +100,20 @@ def grow_checkpoint(asked: Request) -> Answer:
     return Answer({**_told(asked, planned, growth), "pushed": push(asked.out, asked.push)})
 
 
+def _processes(asked: str) -> Processes:
+    from meristem.checkpoints.shares import Processes
+
+    return Processes.parse(asked)
+
+
 def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
+    from meristem.checkpoints.source import find_source
+
+    found = find_source(asked.source, asked.trust)
+
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.distributed import is_distributed, open_distributed
     from meristem.checkpoints.sharded_optimizer import read_sharded_optimizer
-    from meristem.checkpoints.source import find_source
     from meristem.checkpoints.trainer_state import is_trainer_checkpoint, read_trainer_state
     from meristem.cli.inputs import inputs_for
     from meristem.growth import Growth
@@ -113,8 +121,7 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
     drop, options = asked.drop, dict(asked.options)
     chosen = None if asked.target[0] else named_methods(asked.method, options)
     if chosen and wants_data(chosen):
-        return _plan_on_data(asked, chosen)
-    found = find_source(asked.source, asked.trust)
+        return _plan_on_data(asked, found, chosen)
     sharded, resumable = is_distributed(found.path), is_trainer_checkpoint(found.path, drop)
     small, reader = (
         open_distributed(found, asked.trust, drop) if sharded else (open_streamed(found, asked.trust, drop), None)
@@ -129,15 +136,13 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
     return _Planned(growth, found, small, reader, saved, aimed, again, {}, given)
 
 
-def _plan_on_data(asked: Request, methods: Sequence[Any]) -> _Planned:
+def _plan_on_data(asked: Request, found: Source, methods: Sequence[Any]) -> _Planned:
     """The same by methods that watch the whole network at work: it is in memory, and no optimizer's state follows."""
     from meristem.checkpoints import open_model
-    from meristem.checkpoints.source import find_source
     from meristem.growth import Growth
 
     looked = replace(asked.looked, inputs=Path(asked.inputs) if asked.inputs else None)
     looked.check()
-    found = find_source(asked.source, asked.trust)
     small = open_model(found, asked.trust, asked.drop)
     batches = looked.batches(found.path, small)
     again = functools.partial(Growth.of, small, with_batches(methods, batches), verify=False)
