@@ -218,7 +218,7 @@ def test_a_card_that_cannot_be_read_says_nothing(card, tmp_path):
     assert (dict(found.metadata), list(found.citations), list(found.ancestors)) == ({}, [], [])
 
 
-def test_the_card_inherits_tags_and_data_sets_and_no_results(tmp_path):
+def test_the_card_inherits_tags_and_neither_data_nor_results(tmp_path):
     (tmp_path / "README.md").write_text(
         "---\ntags: [storytelling, meristem]\ndatasets:\n- acme/stories\nlanguage: [en, de]\nmodel-index:\n- name: x\n---\n"
     )
@@ -226,6 +226,5 @@ def test_the_card_inherits_tags_and_data_sets_and_no_results(tmp_path):
     assert found == {
         "library_name": "transformers",
         "tags": ["meristem", "model-growth", "storytelling"],
-        "datasets": "acme/stories",
         "language": ["en", "de"],
     }

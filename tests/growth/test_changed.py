@@ -41,7 +41,7 @@ CHANGES = {
 def test_what_differs_is_named(change):
     model = pico.build("llama", tie_word_embeddings=change is head_untied_by_hand)
     change(model)
-    with pytest.raises(ms.PreservationError, match="is not what its class makes of its config") as told:
+    with pytest.raises(ms.PreservationError, match="differs from what its class builds from its config") as told:
         ms.grow(model, ms.HyperCloning(width=2, noise=0.0))
     assert CHANGES[change] in str(told.value)
     assert "not understood" not in str(told.value)

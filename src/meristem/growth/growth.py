@@ -294,7 +294,7 @@ def _say_what_is_lost(
     if broken:
         changed = changed_since(model)
         cause = (
-            f"The network is not what its class makes of its config, which is what grows: {changed}"
+            f"The network differs from what its class builds from its config, and only that can grow: {changed}"
             if changed
             else "Norms that see uneven copies, or blocks that cannot be silent, are the usual causes; whole multiples of the width "
             "are exact"
