@@ -83,6 +83,8 @@ def examine(name: str, model_type: str) -> dict[str, Any]:
                 continue
             no_width = axis == "width" and "nothing to grow" in str(error)
             return {**row, "outcome": "no width" if no_width else "fail", "stage": axis, "why": _line(error)}
+    if isinstance(row["width"], str):  # a width that is not promised is none that can be grown
+        return {**row, "outcome": "fail", "stage": "width", "why": row.pop("width")}
     return {**row, "outcome": "pass"}
 
 
@@ -93,12 +95,16 @@ def _proof(model, anatomy, inputs, method) -> float | str:
     from meristem.certificates import verify
     from meristem.growth import Growth
     from meristem.growth.expected import expected_outputs
+    from meristem.growth.norm_statistics import obstacles
 
     growth = Growth.of(model, method, anatomy=anatomy, inputs=inputs)
     if sum(p.numel() for p in growth.model.parameters()) <= sum(p.numel() for p in model.parameters()):
         raise RuntimeError("nothing grew")
     if not growth.plans[0].preserves_function:
-        return "not promised"  # identity blocks after a norm on the stream itself (post-norm)
+        if not growth.plans[0].maps:
+            return "not promised"  # identity blocks after a norm on the stream itself (post-norm)
+        why = obstacles(anatomy, growth.plans[0].maps, model, inputs)
+        return "not promised: " + "; ".join(f"{axis}: {cause}" for axis, cause in why.items())
     with tempfile.TemporaryDirectory() as folder:
         growth.model.save_pretrained(folder)
         again, report = type(model).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)

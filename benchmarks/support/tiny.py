@@ -94,6 +94,7 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"num_mel_bins", 16),
     (r"feature_projection_input_dim", 16),
     (r"num_latents|segment_means_seq_len|num_landmarks", 8),
+    (r"index_topk", 6),  # fewer than the tokens of the example, so that the choice counts
     (r"n_langs|num_codebooks", 1),
     (r"type_vocab_size", 2),
 )
@@ -122,6 +123,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     **{encoder: {"num_blocks": 2} for encoder in ("eomt", "eomt_dinov3", "videomt")},
     "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
     "oneformer": {"conv_dim": 64, "mask_dim": 64, "hidden_dim": 64},
+    "glm5_next_text": {"index_topk": 2048},  # in pools of 16
     "layoutlmv3": {"hidden_size": 96, "coordinate_size": 16, "shape_size": 16, "input_size": 64, "image_size": 64},
     "lilt": {"hidden_size": 96},
     "hy_v4_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},

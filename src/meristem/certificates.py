@@ -145,11 +145,13 @@ def verify(
         MeristemError: if the inputs cannot be guessed or `big` does not take them, the outputs have different names or
             shapes, or those of `small` are not numbers.
     """
-    from meristem.anatomy.inputs import device_of, example_inputs
+    from meristem.anatomy.inputs import check_named, device_of, example_inputs
 
     for network in (small, big):
         if not isinstance(network, nn.Module):
             raise MeristemError(f"verify compares two networks, got a {type(network).__name__}; pass its .model")
+    if inputs is not None:
+        check_named(small, inputs)
     described = "given" if inputs is not None else "random"
     inputs = dict(inputs) if inputs is not None else example_inputs(small)
     described += ": " + ", ".join(
@@ -260,7 +262,7 @@ class _Passes:
                 error, UNRUNNABLE
             ):  # an operator (grouped_mm) or a device (MPS) without float64; or parts that do not fit
                 if dtype == torch.float32:
-                    raise _unrunnable(self._small, self._big, self._inputs, error) from error
+                    raise _unrunnable(self._small, self._big, self._inputs, error, ours is error) from error
                 continue
             if error is not None:
                 raise error
@@ -294,17 +296,28 @@ class _Passes:
 UNRUNNABLE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 
 
-def _unrunnable(small: nn.Module, big: nn.Module, inputs: dict[str, Any], error: Exception) -> MeristemError:
+def _unrunnable(
+    small: nn.Module, big: nn.Module, inputs: dict[str, Any], error: Exception, first: bool
+) -> MeristemError:
+    """The error about two networks of which one does not run: the small one, or only the other."""
     if "multiple of 16 bytes" in str(error):
         return MeristemError(
             f"{type(big).__name__} does not run: grouped products of experts want units of whole 16 bytes, so multiples of 4 in float32 and "
             "of 8 in half precision. Pad them first (zero_padding with another intermediate_size), take another granularity, or open the "
             "network with experts_implementation='eager'"
         )
+    which = "the first" if first else "the second one alone"
+    said = ", ".join(f"{name} {_seen(value)}" if isinstance(value, Tensor) else name for name, value in inputs.items())
     return MeristemError(
-        f"{type(small).__name__} and {type(big).__name__} cannot be compared: one of them does not run on these inputs "
-        f"({', '.join(inputs)}): {first_line(error)}"
+        f"{type(small).__name__} and {type(big).__name__} cannot be compared: {which} does not run on these inputs ({said}): "
+        f"{first_line(error)}"
     )
+
+
+def _seen(value: Tensor) -> str:
+    """Shape and dtype of an input, and of whole numbers the range: tokens beyond the vocabulary stop a network, too."""
+    span = "" if value.is_floating_point() or not value.numel() else f" from {int(value.min())} to {int(value.max())}"
+    return f"{tuple(value.shape)} {_name(value.dtype)}{span}"
 
 
 def _comparable(ours: Outputs, theirs: Outputs, expected: Expected | None) -> tuple[Outputs, Outputs]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pico
 import pytest
 import torch.distributed.checkpoint as dcp
@@ -10,6 +12,7 @@ from hostile import invoke
 import meristem as ms
 from meristem.checkpoints import open_model
 from meristem.checkpoints.distributed import open_distributed
+from meristem.checkpoints.vocabularies import tokens_of
 
 
 @pytest.fixture
@@ -64,3 +67,34 @@ def test_a_sampled_proof_of_models_by_their_hub_names(pair, tmp_path, monkeypatc
     code, said = invoke(["verify", "acme/small", "acme/big", "--sample", "2"])
     assert code == 0, said
     assert ms.verify(open_model("acme/small"), open_model("acme/big")).holds
+
+
+def vocabulary(directory, tokens) -> None:
+    rules = {"model": {"vocab": {token: number for number, token in enumerate(tokens)}}, "added_tokens": []}
+    (directory / "tokenizer.json").write_text(json.dumps(rules))
+
+
+@pytest.mark.parametrize("verb, made", [("fuse", "fused"), ("average", "averaged")])
+def test_ids_that_stand_for_other_tokens_stop_it(pair, tmp_path, verb, made):
+    for directory, tokens in zip(pair, (["a", "b", "c", "d"], ["a", "c", "b", "d", "e"]), strict=True):
+        vocabulary(directory, tokens)
+    code, said = invoke([verb, *map(str, pair), str(tmp_path / "out")])
+    assert code == 2
+    assert "read other tokens by the same ids: 1 is 'b' and 'c', and 2 of 4 differ; " + made in said
+    assert not (tmp_path / "out").exists()
+    code, said = invoke([verb, *map(str, pair), str(tmp_path / "out"), "--allow-differences"])
+    assert code == 0, said
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_tokens_by_the_files_of_any_tokenizer(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"model": {"vocab": [["<unk>", 0.0], ["x", -1.5]]}, "added_tokens": [{"id": 2, "content": "<end>"}]})
+    )
+    assert tokens_of(tmp_path) == {0: "<unk>", 1: "x", 2: "<end>"}
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text('{"x": 1, "y": 0}')
+    assert tokens_of(tmp_path) == {0: "y", 1: "x"}
+    (tmp_path / "vocab.json").rename(tmp_path / "vocab.txt")
+    (tmp_path / "vocab.txt").write_text("[PAD]\nword\n")
+    assert tokens_of(tmp_path) == {0: "[PAD]", 1: "word"}

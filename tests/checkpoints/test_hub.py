@@ -14,6 +14,7 @@ from fake_hub import TOKEN, fake_hub
 
 import meristem as ms
 from meristem.checkpoints import open_streamed
+from meristem.checkpoints.card import model_card
 
 CARD = """---
 license: llama3.2
@@ -215,3 +216,15 @@ def test_a_card_that_cannot_be_read_says_nothing(card, tmp_path):
     (tmp_path / "README.md").write_text(card)
     found = lineage([tmp_path, tmp_path / "not there"])
     assert (dict(found.metadata), list(found.citations), list(found.ancestors)) == ({}, [], [])
+
+
+def test_the_card_inherits_tags_and_neither_data_nor_results(tmp_path):
+    (tmp_path / "README.md").write_text(
+        "---\ntags: [storytelling, meristem]\ndatasets:\n- acme/stories\nlanguage: [en, de]\nmodel-index:\n- name: x\n---\n"
+    )
+    found = front_matter(model_card({}, [tmp_path]))
+    assert found == {
+        "library_name": "transformers",
+        "tags": ["meristem", "model-growth", "storytelling"],
+        "language": ["en", "de"],
+    }

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pico
 import pytest
 import torch
 import yaml
-from command_line import meristem
+from command_line import here, meristem
 from safetensors.torch import save_file
 
 import meristem as ms
@@ -153,14 +154,71 @@ def test_inputs_of_the_users_own(small, tmp_path):
     (tmp_path / "none.json").write_text("{}")
     np.savez(tmp_path / "pickle.npz", input_ids=np.array([{}], dtype=object))
     for name, words in (
-        ("ids.txt", "takes a .safetensors, .npz, .json file"),
-        ("bad.json", "holds no named tensors"),
+        ("ids.txt", "inputs are a .safetensors, .npz, .json file"),
+        ("bad.json", "holds a list and no named tensors"),
         ("none.json", "holds no tensors"),
         ("pickle.npz", "holds no named tensors"),
         ("nowhere.json", "cannot be read"),
     ):
         with pytest.raises(ms.MeristemError, match=words):
             read_inputs(tmp_path / name)
+
+
+def test_token_files_hold_whole_numbers_without_sign(tmp_path):
+    np.savez(tmp_path / "ids.npz", input_ids=np.array([[5, 6, 65535]], dtype=np.uint16))
+    found = read_inputs(tmp_path / "ids.npz")["input_ids"]
+    assert found.dtype == torch.int64
+    assert found.tolist() == [[5, 6, 65535]]
+
+
+def test_inputs_that_forward_does_not_take(small, tmp_path):
+    np.savez(tmp_path / "more.npz", input_ids=np.array([[5, 6]]), pixel_values=np.zeros((1, 3, 4, 4)))
+    for verb in (["grow", small, tmp_path / "big", "--width", 2], ["verify", small, small]):
+        with pytest.raises(
+            ms.MeristemError, match=r"forward of LlamaForCausalLM takes no pixel_values.*it takes attention_mask"
+        ):
+            here(*verb, "--inputs", tmp_path / "more.npz")
+    np.savez(tmp_path / "high.npz", input_ids=np.array([[5, 6, 99]]))
+    with pytest.raises(
+        ms.MeristemError, match=r"the first does not run on these inputs \(input_ids \(1, 3\) int64 from 5 to 99\)"
+    ):
+        here("verify", small, small, "--inputs", tmp_path / "high.npz")
+
+
+STORIES = Path(__file__).parents[3] / "shared" / "data" / "checkpoints" / "stories260K-llama"
+
+
+@pytest.mark.skipif(not STORIES.exists(), reason="no trained checkpoint here")
+def test_text_becomes_the_models_own_tokens(tmp_path):
+    from transformers import AutoTokenizer
+
+    from meristem.checkpoints import open_streamed
+    from meristem.cli.inputs import inputs_for
+
+    text = "Once upon a time there was a girl named Lily. " * 40
+    (tmp_path / "story.txt").write_text(text)
+    wanted = AutoTokenizer.from_pretrained(STORIES).encode(text, add_special_tokens=False)[:512]
+    found = inputs_for(str(tmp_path / "story.txt"), str(STORIES), open_streamed(str(STORIES)))
+    assert found["input_ids"].shape == (4, 128)
+    assert found["input_ids"].flatten().tolist() == wanted
+    (tmp_path / "short.txt").write_text("Once upon a time")
+    short = inputs_for(str(tmp_path / "short.txt"), str(STORIES), open_streamed(str(STORIES)))["input_ids"]
+    assert short.shape[0] == 1
+    assert 4 <= short.shape[1] < 12
+    assert here("grow", STORIES, tmp_path / "big", "--width", 2, "--inputs", tmp_path / "story.txt") == 0
+    record = json.loads((tmp_path / "big" / "meristem.json").read_text())
+    assert record["certificate"]["inputs"] == "given: input_ids (4, 128)"
+    assert here("verify", STORIES, tmp_path / "big", "--inputs", tmp_path / "story.txt") == 0
+    for named, words in (("empty.txt", "holds no text"), ("nowhere.txt", "no such file|nowhere.txt")):
+        (tmp_path / "empty.txt").write_text("")
+        with pytest.raises(ms.MeristemError, match=words):
+            here("verify", STORIES, STORIES, "--inputs", tmp_path / named)
+
+
+def test_text_for_a_model_without_a_tokenizer(small, tmp_path):
+    (tmp_path / "a.txt").write_text("a text")
+    with pytest.raises(ms.MeristemError, match="holds no tokenizer; put its own there"):
+        here("verify", small, small, "--inputs", tmp_path / "a.txt")
 
 
 def test_a_bad_recipe_leaves_nothing(tmp_path):

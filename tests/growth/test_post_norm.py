@@ -161,3 +161,25 @@ def test_new_blocks_learn():
     assert state["bert.encoder.layer.1.output.dense.weight"].abs().min() > 0
     assert (state[MIDDLE.format(1, "weight")] - 1).abs().max() > 1e-3
     assert (state[LAST.format(0, "weight")] - 1).abs().max() > 1e-3
+
+
+def test_a_norm_that_its_block_uses_twice_is_not_passed_on():
+    """XMOD's adapters stand between two uses of the block's last norm, so its gain has to stay there."""
+    config = transformers.XmodConfig(**ENCODER, languages=["en_XX", "de_DE"], default_language="en_XX", pad_token_id=0)
+    small = transformers.XmodForMaskedLM(config).eval()
+    pico.randomise(small)
+    growth = Growth.of(small, ms.IdentityBlocks(depth=2))
+    assert not growth.plans[0].preserves_function
+    assert growth.certificate.relative_error > 1e-3
+    (why,) = (row.obstacle for row in rows(growth.plans[0], small))
+    assert "layer.0.output.LayerNorm ends its block (post-norm) and stands before another step of it too" in why
+
+
+def test_without_adapters_between_the_same_norm_is_passed_on():
+    config = transformers.XmodConfig(**ENCODER, languages=["en_XX"], default_language="en_XX", pad_token_id=0,
+                                     adapter_reuse_layer_norm=False)  # fmt: skip
+    small = transformers.XmodForMaskedLM(config).eval()
+    pico.randomise(small)
+    growth = Growth.of(small, ms.IdentityBlocks(depth=2))
+    assert growth.plans[0].preserves_function
+    assert growth.certificate.relative_error < 1e-9

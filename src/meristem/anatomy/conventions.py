@@ -180,7 +180,9 @@ LAYER_OUTPUTS = r"_?out_indices|backbone_out_indices|out_layers"
 # Classes that number what stands before the layers as 1, and not as 0.
 OUTPUTS_FROM_ONE = r"(Beit|Data2VecVision)ForSemanticSegmentation"
 # How many of the last layers do more than the others.
-LAST_LAYERS = r"num_blocks"
+LAST_LAYERS = r"num_blocks|num_kv_shared_layers"
+# For each layer the number of the one whose keys and values it reads: its own, or that of an earlier one.
+LAYER_SOURCES = r"kv_source_layers"
 # Where a part of the config has one of these, what a layer computes depends on its number: it takes in what that layer of another
 # part gave out, or divides its scores by its number.
 NUMBERED_FIELDS = ("deepstack_visual_indexes", "deepstack_layer_map", "scale_attn_by_inverse_layer_idx")

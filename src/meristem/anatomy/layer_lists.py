@@ -1,4 +1,5 @@
-"""Config entries that follow the layers: lists with one entry for each, and lists of the numbers of some."""
+"""Config entries that follow the layers: lists with one entry for each, and lists of the numbers of some; and which layers leave
+something for later ones."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from meristem.anatomy.conventions import LAST_LAYERS, LAYER_LISTS, LAYER_NUMBERS, LAYER_OUTPUTS
+from meristem.anatomy.conventions import LAST_LAYERS, LAYER_LISTS, LAYER_NUMBERS, LAYER_OUTPUTS, LAYER_SOURCES
 
 
 def follow_layers(config: Any, order: Sequence[int], old: int, first: int = 0) -> None:
@@ -23,7 +24,9 @@ def follow_layers(config: Any, order: Sequence[int], old: int, first: int = 0) -
             setattr(config, name, sum(source >= old - value for source in order) + max(0, value - old))
         if not isinstance(value, list | tuple):
             continue
-        if re.fullmatch(LAYER_NUMBERS, name):
+        if re.fullmatch(LAYER_SOURCES, name) and len(value) == old:
+            setattr(config, name, type(value)(_sources(value, order)))
+        elif re.fullmatch(LAYER_NUMBERS, name):
             setattr(config, name, type(value)(new for new, source in enumerate(order) if source in value))
         elif re.fullmatch(LAYER_OUTPUTS, name) and all(isinstance(entry, int) for entry in value):
             setattr(config, name, type(value)(_behind(entry - first, order, old) + first for entry in value))
@@ -31,6 +34,30 @@ def follow_layers(config: Any, order: Sequence[int], old: int, first: int = 0) -
             setattr(config, name, type(value)(value[i] for i in order))
     _rename_stages(config, len(order), old)
     _repeat_patterns(config)
+
+
+def read_later(config: Any, depth: int) -> frozenset[int]:
+    """The numbers of the layers that leave something for later ones: keys and values (Gemma 3n, Mistral Large 4), or which positions
+    their indexer has chosen (GLM 5).
+
+    Args:
+        config: of the part that has these layers.
+        depth: how many there are.
+    """
+    modes = getattr(config, "kv_sharing_modes", None) or ()
+    indexers = getattr(config, "indexer_types", None) or ()
+    stores = {layer for layer, mode in enumerate(modes) if mode == "store"}
+    chooses = {layer for layer in range(depth - 1) if tuple(indexers[layer : layer + 2]) == ("full", "shared")}
+    return frozenset((stores | chooses) & set(range(depth)))
+
+
+def _sources(value: Sequence[int], order: Sequence[int]) -> list[int]:
+    """Whose keys and values each new layer reads: its own where the old one did, else those of the last copy of the owner before it."""
+    found = []
+    for new, source in enumerate(order):
+        owner = value[source]
+        found.append(new if owner == source else next((i for i in range(new, -1, -1) if order[i] == owner), new))
+    return found
 
 
 def _behind(number: int, order: Sequence[int], old: int) -> int:

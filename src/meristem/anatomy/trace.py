@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,11 +39,24 @@ def norm_before_head(model: nn.Module, inputs: Inputs = None, otherwise: str = "
     return names[before[-1]] if before else None
 
 
+@dataclass(frozen=True)
+class NormUse:
+    """What a norm of the stream measures in a pass.
+
+    Attributes:
+        least: the least mean square that it measures where a block gives out what it does (for norms that subtract the mean,
+            variance).
+        again: the block uses it in another place too, as XMOD does before its adapters.
+    """
+
+    least: float
+    again: bool
+
+
 def stream_norms(
     model: nn.Module, norms: Iterable[str], block_prefixes: list[str], inputs: Inputs = None
-) -> dict[str, float]:
-    """The norms whose output is the output of a block (post-norm, as in BERT), with the least mean square that they measure (for
-    those that subtract the mean, variance).
+) -> dict[str, NormUse]:
+    """The norms whose output is the output of a block (post-norm, as in BERT).
 
     Args:
         norms: paths of the norms to look at.
@@ -53,9 +68,11 @@ def stream_norms(
     watched = {model.get_submodule(path): path for path in norms}
     given: dict[int, tuple[str, float, Tensor]] = {}
     found: dict[str, float] = {}
+    uses, ends = Counter[str](), Counter[str]()
 
     def keep(module: nn.Module, args: tuple, output: Any) -> None:
         if module in watched and args:
+            uses[watched[module]] += 1
             x = args[0].float()
             least = float(min(x.var(-1, correction=0).min(), x.square().mean(-1).min()))
             given[id(output)] = (watched[module], least, output)  # the tensor is kept, and with it its id
@@ -64,9 +81,10 @@ def stream_norms(
             if id(first) in given:
                 path, least, _ = given[id(first)]
                 found[path] = min(found.get(path, least), least)
+                ends[path] += 1
 
     run_watched(model, lambda: [m.register_forward_hook(keep) for m in (*watched, *blocks)], inputs)
-    return found
+    return {path: NormUse(least, uses[path] > ends[path]) for path, least in found.items()}
 
 
 def blocks_pass_through(

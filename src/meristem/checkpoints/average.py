@@ -70,6 +70,7 @@ def average(
     *,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    allow_differences: bool = False,
     tell: Callable[[Sequence[str], Sequence[Source]], object] | None = None,
     **options: Any,
 ) -> list[float]:
@@ -77,6 +78,7 @@ def average(
 
     Args:
         weights: as in `shares`.
+        allow_differences: average models whose tokenizers read other tokens by the same ids.
         tell: called with what the last one holds that was left behind, and with what the sources are, the last one first.
         options: further ones of `write_model`.
 
@@ -87,11 +89,14 @@ def average(
         MeristemError: for fewer than two, checkpoints that are not of one network, or as `write_model`.
     """
     from meristem.checkpoints.source import find_source
+    from meristem.checkpoints.vocabularies import check_same_tokens
 
     if len(sources) < 2:
         raise MeristemError(f"an average needs at least two checkpoints, got {len(sources)}")
     parts = shares(len(sources), weights)
     found = [find_source(source, trust_remote_code) if isinstance(source, str) else source for source in sources]
+    if not allow_differences:
+        check_same_tokens(found, "averaged")
     model = averaged([open_streamed(source, trust_remote_code) for source in found], parts)
     paths = [source.path for source in found]
     left = write_model(

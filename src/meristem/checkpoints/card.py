@@ -25,6 +25,7 @@ Made by [Meristem]({url}) with **{methods}**; loads with plain transformers{trus
 {options}
 ```
 {citation}"""
+OWN_TAGS = ("meristem", "model-growth")
 URL = "https://pypi.org/project/meristem-nn/"
 
 
@@ -66,10 +67,11 @@ def _front_matter(on_hub: Sequence[str], parents: int, inherited: Lineage) -> st
 
     base = list(on_hub) or list(inherited.ancestors)
     relation = "merge" if parents > 1 else "finetune"  # the hub knows no growth
+    tags = inherited.metadata.get("tags", [])
     content = {
         "library_name": "transformers",
         **inherited.metadata,
-        "tags": ["meristem", "model-growth"],
+        "tags": list(dict.fromkeys([*OWN_TAGS, *([tags] if isinstance(tags, str) else tags)])),
         **({"base_model": base, "base_model_relation": relation} if base else {}),
     }
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)

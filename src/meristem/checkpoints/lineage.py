@@ -1,4 +1,5 @@
-"""What a model card inherits from the cards of the models that it was made from: licence, language, citation, their own base."""
+"""What a model card inherits from the cards of the models that it was made from: licence, language, tags, citation, their own
+base. Results of evaluations do not: they were measured of another network."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 LONGEST = 1 << 20  # bytes of a card that is read
-KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
+KEPT = (
+    "license",
+    "license_name",
+    "license_link",
+    "language",
+    "pipeline_tag",
+    "tags",
+)  # no names of data, which may be private
 CITATION = re.compile(r"^```[\w-]*[ \t]*\n(\s*@\w+\s*\{.*?)^```", re.S | re.M)
 
 

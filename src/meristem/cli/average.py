@@ -32,6 +32,10 @@ def average(
             help="mean, 1-sqrt or cosine (the decay that the mean stands for), or numbers such as 0.2,0.3,0.5."
         ),
     ] = "mean",
+    allow_differences: Annotated[
+        bool,
+        typer.Option("--allow-differences", help="Average models whose tokenizers give the same ids to other tokens."),
+    ] = False,
     max_shard_size: ShardSize = "5GB",
     overwrite: Overwrite = False,
     trust_remote_code: Trust = False,
@@ -57,6 +61,7 @@ def average(
     check_push(where)
     calm_libraries()
     flags = {"overwrite": overwrite, "trust_remote_code": trust_remote_code, "max_shard_size": max_shard_size}
+    allowed = {"allow_differences": allow_differences}
 
     def averaged(place: Path) -> Answer:
         check_place(place, overwrite, parents)
@@ -70,7 +75,7 @@ def average(
         def tell(left: Sequence[str], found: Sequence[Source]) -> None:
             say_left(left, place, found)
 
-        parts = write_average(found, place, chosen, **flags, bar=bar, tell=tell)
+        parts = write_average(found, place, chosen, **flags, **allowed, bar=bar, tell=tell)
         note(f"{place}: the mean of {len(parts)} checkpoints, weights {', '.join(f'{part:.3g}' for part in parts)}")
         return Answer({"out": place, "sources": parents, "weights": parts, "pushed": push(place, where)})
 

@@ -54,12 +54,13 @@ class Looked:
             return [read_inputs(self.inputs)]
         from torch.utils.data import DataLoader
 
+        from meristem.cli.inputs import own_tokenizer
         from meristem.data import Sequences, open_corpus
 
         assert self.data is not None
         text = model.config.get_text_config()
         length = min(self.sequence_length, getattr(text, "max_position_embeddings", None) or self.sequence_length)
-        corpus = open_corpus(self.data, self.tokenizer or _own_tokenizer(source))
+        corpus = open_corpus(self.data, self.tokenizer or own_tokenizer(source))
         highest = max((int(split.max()) for split in (corpus.train, corpus.eval) if len(split)), default=0)
         if highest >= text.vocab_size:
             raise MeristemError(
@@ -78,12 +79,6 @@ class Looked:
         shapes = {name: list(tensor.shape[1:]) for name, tensor in batches[0].items()}
         examples = sum(len(next(iter(batch.values()))) for batch in batches)
         return {"data": self.data or str(self.inputs), "examples": examples, "shapes": shapes}
-
-
-def _own_tokenizer(source: Path) -> str:
-    if any((source / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
-        return str(source)
-    raise MeristemError(f"{source} holds no tokenizer; name one with --tokenizer (bytes, or a Hugging Face tokenizer)")
 
 
 def wants_data(methods: Sequence[Any]) -> bool:

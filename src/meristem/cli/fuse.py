@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from meristem.cli.output import Answer, calm_libraries, note, parents_and_out
-from meristem.cli.parameters import Drop, ExpertsPerToken, Overwrite, Prove, PushRevision, PushTo, ShardSize, Trust
+from meristem.cli.parameters import (
+    Drop,
+    ExpertsPerToken,
+    Inputs,
+    Overwrite,
+    Prove,
+    PushRevision,
+    PushTo,
+    ShardSize,
+    Trust,
+)
 from meristem.cli.places import at_place
 from meristem.cli.progress import step
 from meristem.cli.pushing import check_push, push
@@ -29,6 +39,7 @@ def fuse(
     norm: Annotated[str, typer.Option(help="plain (as published), equalised or grouped.")] = "plain",
     noise: Annotated[Optional[float], typer.Option(help="Symmetry-breaking noise of a self-fusion (relative).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    inputs: Inputs = None,
     verify: Prove = True,
     allow_differences: Annotated[
         bool,
@@ -68,7 +79,7 @@ def fuse(
         return made
 
     def fused(place: Path) -> Answer:
-        flags = (verify, max_shard_size, drop or [], overwrite, trust_remote_code)
+        flags = (verify, max_shard_size, drop or [], overwrite, trust_remote_code, inputs)
         return Answer({**fuse_checkpoints(parents, place, method, *flags), "pushed": push(place, where)})
 
     return at_place(out, fused, overwrite)
@@ -83,6 +94,7 @@ def fuse_checkpoints(
     drop: Sequence[str] = (),
     overwrite: bool = False,
     trust: bool = False,
+    inputs: str | None = None,
 ) -> dict[str, Any]:
     """Open, fuse, measure, write; what was made, printed and as data."""
     from meristem.checkpoints.directory import check_place
@@ -94,11 +106,16 @@ def fuse_checkpoints(
 
         from meristem.checkpoints import open_streamed
         from meristem.checkpoints.record import fusion_record
+        from meristem.checkpoints.vocabularies import check_same_tokens
+        from meristem.cli.inputs import inputs_for
         from meristem.growth.fuse import fuse_with_certificate
 
         method = make_method()
+        if not method.allow_differences:
+            check_same_tokens(list(found.values()), "fused")
         opened = {name: open_streamed(source, trust, drop) for name, source in found.items()}
-        fusion = fuse_with_certificate([opened[source] for source in sources], method, verify=prove)
+        given = inputs_for(inputs, found[sources[0]], opened[sources[0]])
+        fusion = fuse_with_certificate([opened[source] for source in sources], method, verify=prove, inputs=given)
     with ThreadPoolExecutor(1) as beside:  # the sources are hashed while they are read anyway
         parents = [found[source] for source in sources]
         record = beside.submit(fusion_record, fusion, parents, drop)

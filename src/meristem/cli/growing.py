@@ -43,7 +43,7 @@ class Request:
     max_shard_size: str = "5GB"
     dry_run: bool = False
     drop: Sequence[str] = ()
-    inputs: Path | None = None
+    inputs: str | None = None
     target: tuple[str | None, bool] = (None, False)
     processes: str | None = None
     sample: int | None = None
@@ -63,6 +63,7 @@ class _Planned:
     aimed: Any
     again: Callable[[], Any]
     more: dict[str, Any]
+    given: dict[str, Any] | None = None
 
 
 def grow_checkpoint(asked: Request) -> Answer:
@@ -84,9 +85,7 @@ def grow_checkpoint(asked: Request) -> Answer:
         planned = _plan(asked, prove, who)
     growth = planned.growth
     if planned.aimed is not None:
-        from meristem.cli.inputs import read_inputs
-
-        print_axes(growth, planned.aimed, read_inputs(asked.inputs) if asked.inputs else None)
+        print_axes(growth, planned.aimed, planned.given)
     if asked.dry_run:
         return Answer({"out": None, **print_files(growth.model, asked.max_shard_size)})
     if who is not None:
@@ -116,25 +115,25 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
     from meristem.checkpoints.distributed import is_distributed, open_distributed
     from meristem.checkpoints.sharded_optimizer import read_sharded_optimizer
     from meristem.checkpoints.trainer_state import is_trainer_checkpoint, read_trainer_state
-    from meristem.cli.inputs import read_inputs
+    from meristem.cli.inputs import inputs_for
     from meristem.growth import Growth
 
     drop, options = asked.drop, dict(asked.options)
     chosen = None if asked.target[0] else named_methods(asked.method, options)
     if chosen and wants_data(chosen):
         return _plan_on_data(asked, found, chosen)
-    given = read_inputs(asked.inputs) if asked.inputs else None
     sharded, resumable = is_distributed(found.path), is_trainer_checkpoint(found.path, drop)
     small, reader = (
         open_distributed(found, asked.trust, drop) if sharded else (open_streamed(found, asked.trust, drop), None)
     )
     shards = None if sharded else read_sharded_optimizer(found.path, small, drop)
+    given = inputs_for(asked.inputs, found, small)
     saved = read_trainer_state(found.path, small) if resumable else shards
     aimed = like_target(small, asked.method, options, asked.target) if asked.target[0] else None
     chosen, later = aimed.methods if aimed else chosen, who is None and not sharded
     growth = Growth.of(small, chosen, verify=prove, sample=asked.sample, inputs=given, later=later)
     again = functools.partial(Growth.of, small, chosen, sample=asked.sample, inputs=given)
-    return _Planned(growth, found, small, reader, saved, aimed, again, {})
+    return _Planned(growth, found, small, reader, saved, aimed, again, {}, given)
 
 
 def _plan_on_data(asked: Request, found: Source, methods: Sequence[Any]) -> _Planned:
@@ -142,7 +141,7 @@ def _plan_on_data(asked: Request, found: Source, methods: Sequence[Any]) -> _Pla
     from meristem.checkpoints import open_model
     from meristem.growth import Growth
 
-    looked = replace(asked.looked, inputs=asked.inputs)
+    looked = replace(asked.looked, inputs=Path(asked.inputs) if asked.inputs else None)
     looked.check()
     small = open_model(found, asked.trust, asked.drop)
     batches = looked.batches(found.path, small)

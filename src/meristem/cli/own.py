@@ -16,7 +16,7 @@ def grow_own(
     sizes: Sequence[str],
     depths: Sequence[str],
     weights: Path | None,
-    inputs: Path | None,
+    inputs: str | None,
     method: str | None,
     options: dict[str, Any],
     prove: bool,
@@ -45,7 +45,7 @@ def grow_own(
     deeper = {**options.pop("depths", {}), **{a: n for a, n in targets.items() if a in lengths}}
     wider = {axis: size for axis, size in targets.items() if axis not in lengths}
     named = {name: found for name, found in (("sizes", wider), ("depths", deeper)) if found}
-    methods, given = named_methods(method, {**options, **named}), read_inputs(inputs)
+    methods, given = named_methods(method, {**options, **named}), read_inputs(Path(inputs))
     try:
         net = make(**own, **lengths)
     except TypeError as error:

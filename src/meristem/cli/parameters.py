@@ -29,10 +29,11 @@ Drop = Annotated[
     typer.Option("--drop", help="Tensors of SRC to drop, by name, if its class does not use them; * matches anything."),
 ]
 Inputs = Annotated[
-    Optional[Path],
+    Optional[str],
     typer.Option(
         "--inputs",
-        help="Inputs of the proof: a .safetensors, .npz or .json file of named tensors. Default: random.",
+        help="Inputs of the proof: a .safetensors, .npz or .json file of named tensors; or text for the model's tokenizer: a file, "
+        "a folder, a data set's name. Default: random.",
     ),
 ]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe file.")]

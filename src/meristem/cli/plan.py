@@ -54,22 +54,18 @@ def plan(
     """Plan a growth before you spend anything: method, moment, learning rate, costs, measurements, warnings."""
     calm_libraries()
     from meristem.checkpoints.source import find_source
-    from meristem.recipes.data_specs import parse_count
 
     options = method_options(context)
     check_methods(method)
-    budget, before = parse_count(tokens), parse_count(small_tokens) if small_tokens else None
+    budget, before = _count("--tokens", tokens), _count("--small-tokens", small_tokens) if small_tokens else None
     if sequence_length < 1:
         raise MeristemError(f"--sequence-length must be at least 1, got {sequence_length}")
-    for name, count in (("--tokens", budget), ("--small-tokens", before)):
-        if count is not None and (not isinstance(count, int) or count < 1):
-            raise MeristemError(f"{name} takes a count such as 10M, got {count!r}")
     with step("planning"):
         found = find_source(source, trust_remote_code)
 
         from meristem.anatomy import Anatomy
         from meristem.checkpoints import open_streamed
-        from meristem.cli.inputs import read_inputs
+        from meristem.cli.inputs import inputs_for
         from meristem.recipes.advice import advise, suggested
         from meristem.recipes.costs import (
             changed_sizes,
@@ -86,7 +82,7 @@ def plan(
         chosen = list(aimed.methods) if aimed else named_methods(method, options)
         anatomy = Anatomy.of(model)
         builders = [anatomy.builder, planned_builder(model, chosen, anatomy)]
-        given = read_inputs(inputs) if inputs else planning_inputs(model, sequence_length)
+        given = inputs_for(inputs, found, model) or planning_inputs(model, sequence_length)
         small, large = (network_cost(on_meta(builder), given) for builder in builders)
     unit = "tokens" if "input_ids" in given else "examples"
     costs = routes(small, large, budget, before)
@@ -96,6 +92,19 @@ def plan(
     _print_advice(advice)
     told = {"source": source, "unit": unit, "small": small, "large": large, "sizes": sizes, "routes": costs}
     return Answer({**told, "advice": advice})
+
+
+def _count(flag: str, text: str) -> int:
+    """The number that a user wrote. Raises MeristemError for anything else."""
+    from meristem.recipes.data_specs import parse_count
+
+    try:
+        count = parse_count(text)
+    except (ValueError, OverflowError) as error:
+        raise MeristemError(f"{flag} takes a count such as 10M, got {text!r}") from error
+    if not isinstance(count, int) or count < 1:
+        raise MeristemError(f"{flag} takes a count such as 10M, got {text!r}")
+    return count
 
 
 def _print_advice(advice: Any) -> None:

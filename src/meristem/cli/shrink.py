@@ -78,7 +78,16 @@ def shrink(
 
     def shrunk(place: Path) -> Answer:
         return grow_checkpoint(
-            Request(source, place, method, options, *flags, inputs=inputs, push=where, looked=looked)
+            Request(
+                source,
+                place,
+                method,
+                options,
+                *flags,
+                inputs=str(inputs) if inputs else None,
+                push=where,
+                looked=looked,
+            )
         )
 
     return at_place(out, shrunk, overwrite)

@@ -32,11 +32,11 @@ def verify(
         from meristem.certificates import verify as measure
         from meristem.checkpoints import open_streamed
         from meristem.checkpoints.record import recorded_methods
-        from meristem.cli.inputs import read_inputs
+        from meristem.cli.inputs import inputs_for
         from meristem.growth.growth import sampled_certificate
 
-        given = read_inputs(inputs) if inputs else None
         models = [open_streamed(source, trust_remote_code, drop or []) for source in found]
+        given = inputs_for(inputs, found[0], models[0])
         if sample is None:
             certificate = measure(models[0], models[1], given)
         else:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from meristem.lazily import load_when_used
 
 if TYPE_CHECKING:
-    from meristem.data.corpus import Corpus, open_corpus
+    from meristem.data.corpus import Corpus, first_tokens, open_corpus
     from meristem.data.corruption import CorruptedSpans, MaskedSequences
     from meristem.data.denoisers import Denoisers, PrefixDenoisers
     from meristem.data.images import Images, LabelledImages, open_images
@@ -17,6 +17,7 @@ load_when_used(
     __name__,
     {
         "Corpus": "meristem.data.corpus",
+        "first_tokens": "meristem.data.corpus",
         "open_corpus": "meristem.data.corpus",
         "CorruptedSpans": "meristem.data.corruption",
         "MaskedSequences": "meristem.data.corruption",
@@ -45,6 +46,7 @@ __all__ = [
     "Pairs",
     "PrefixDenoisers",
     "Sequences",
+    "first_tokens",
     "open_corpus",
     "open_images",
     "open_pairs",

@@ -22,6 +22,8 @@ from meristem.errors import MeristemError
 TABLES = {".parquet", ".arrow"}  # rows that are no text as they lie
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".json", ".jsonl", ".csv", ".c", ".h", ".js", ".ts"}
 
+LONGEST_TOKEN = 64  # characters; so many for each token hold as many tokens as wanted, as a rule
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -80,6 +82,23 @@ def open_corpus(source: str, tokenizer: str = "bytes", text_column: str = "text"
     known = encoding.vocab_size, found.fingerprint, description
     separator = int(encoding.separator[0]) if len(encoding.separator) else None
     return Corpus(train, tune, held_out, *known, *special, found.documents, found.bytes, separator)
+
+
+def first_tokens(source: str, tokenizer: str, count: int) -> np.ndarray:
+    """Up to `count` tokens from the beginning of a source, (count,), int64: an example, for which not all of it is read.
+
+    Args, raises: as `open_corpus`, of any length of text.
+    """
+    if is_token_source(Path(source)):
+        return np.array(open_corpus(source, tokenizer).train[:count], dtype=np.int64)
+    encoding, found = open_encoding(tokenizer), np.zeros(0, dtype=np.int64)
+    for document in _documents(source, "text", stream=True)[1]:
+        found = np.concatenate([found, encoding.encode(document[: count * LONGEST_TOKEN]), encoding.separator])
+        if len(found) >= count:
+            break
+    if len(found) <= len(encoding.separator):
+        raise MeristemError(f"{source} holds no text")
+    return found[:count].astype(np.int64)
 
 
 def _sizes(train: np.ndarray, tune: np.ndarray, held_out: np.ndarray) -> str:

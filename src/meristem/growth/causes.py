@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from meristem.anatomy.instances import constructor_of
-from meristem.anatomy.uninitialised import uninitialised
 from meristem.growth.differences import INERT
 from meristem.growth.plan import GrowthPlan
 from meristem.growth.upcycle_plan import UpcyclePlan
@@ -58,9 +54,14 @@ def known_cause(model: nn.Module, plans: tuple[GrowthPlan, ...]) -> str | None:
     return of_width(model, plans[0].source.sizes[widened[0]]) if widened else None
 
 
-def of_width(model: nn.Module, width: int) -> str | None:
-    """The same for a network of which the width grows."""
-    found = next(_computed(model, width), None)
+def of_width(model: nn.Module, width: int, wider: nn.Module | None = None) -> str | None:
+    """The same for a network of which the width grows.
+
+    Args:
+        wider: what its class makes of a larger width, if that is known, perhaps on the meta device: what has the same sizes there is
+            not computed from this width (RT-DETR's encoder has one of its own).
+    """
+    found = next(_computed(model, width, wider), None)
     if found is None:
         return None
     return (
@@ -90,10 +91,12 @@ def _kinds(value: object) -> object:
     return set(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-def _computed(model: nn.Module, width: int) -> Iterator[str]:
+def _computed(model: nn.Module, width: int, wider: nn.Module | None) -> Iterator[str]:
+    others = dict(wider.named_modules()) if wider is not None else {}
     for name, module in model.named_modules():
+        stays = name in others and _sizes(others[name]) == _sizes(module) != []
         for pattern, what in COMPUTED:
-            if re.search(pattern, type(module).__name__) and not any(True for _ in module.parameters()):
+            if re.search(pattern, type(module).__name__) and not stays and not any(True for _ in module.parameters()):
                 yield f"{what} ({name}: {type(module).__name__})"
         unsaved = {buffer: module._buffers[buffer] for buffer in module._non_persistent_buffers_set}
         for attribute, value in {
@@ -101,26 +104,12 @@ def _computed(model: nn.Module, width: int) -> Iterator[str]:
             **unsaved,
         }.items():  # a table outside of the checkpoint (CTRL, VideoMAE)
             is_table = isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1
-            if is_table and value.shape[-1] == width and "pos" in attribute:
+            if is_table and value.shape[-1] == width and "pos" in attribute and not stays:
                 yield f"{COMPUTED[0][1]} ({name}.{attribute})"
 
 
-def changed_since(model: nn.Module) -> str | None:
-    """How an instance computes otherwise than what its class builds, though its tensors are the same: other modules, hooks, a forward
-    of its own. None if nothing of that is found."""
-    hooked = [n or "the network" for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
-    patched = [n or "the network" for n, m in model.named_modules() if "forward" in vars(m)]
-    said = []
-    try:
-        with torch.device("meta"):
-            made = uninitialised(functools.partial(constructor_of(model), model.config))  # pyright: ignore[reportArgumentType]
-        theirs = {name: type(module) for name, module in made.named_modules()}
-    except Exception:  # no transformers model: nothing to compare it with
-        theirs = {}
-    for name, module in model.named_modules():
-        kind = theirs.get(name)
-        if name and kind is not None and kind.__name__ not in {c.__name__ for c in type(module).__mro__}:
-            said.append(f"{name} is a {type(module).__name__} and not a {kind.__name__}")
-    said += [f"{hooked[0]} has a hook"] if hooked else []
-    said += [f"{patched[0]} has a forward of its own"] if patched else []
-    return "; ".join([*said[:3], *(["and more"] if len(said) > 3 else [])]) or None
+def _sizes(module: nn.Module) -> list[object]:
+    """The whole numbers and the shapes of tables that a module has; sizes of the network are among them."""
+    numbers = sorted((n, v) for n, v in vars(module).items() if isinstance(v, int) and v > 1 and not n.startswith("_"))
+    tables = {**vars(module), **module._buffers}
+    return [*numbers, *((n, tuple(t.shape)) for n, t in tables.items() if isinstance(t, Tensor))]

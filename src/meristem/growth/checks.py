@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from meristem.anatomy import Anatomy
 from meristem.anatomy.builder import FunctionBuilder
+from meristem.anatomy.inputs import check_named
 from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.errors import AnatomyError, MeristemError
 from meristem.growth.plan import GrowthPlan
@@ -16,13 +17,15 @@ from meristem.growth.plan import GrowthPlan
 NAMED = 3
 
 
-def check_inputs(inputs: Any) -> None:
-    """Raises MeristemError unless `inputs` are keyword arguments of forward (or none)."""
+def check_inputs(inputs: Any, model: nn.Module) -> None:
+    """Raises MeristemError unless `inputs` are keyword arguments of the network's forward (or none)."""
     if inputs is not None and not isinstance(inputs, Mapping):
         raise MeristemError(
             f"inputs are keyword arguments of forward, {{name: tensor}}; got a {type(inputs).__name__}. If the network is called "
             'as model(x), and forward names the argument x, pass inputs={"x": x}'
         )
+    if inputs is not None:
+        check_named(model, inputs)
 
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
@@ -34,7 +37,14 @@ def check_bare(model: Any) -> None:
     if inner is not None:
         raise MeristemError(f"{type(model).__name__} wraps the network; pass the network itself: model.{inner}")
     if isinstance(model, nn.Module) and not any(is_streamed(part) for part in model.modules()):
-        empty = next((name for name, tensor in model.state_dict().items() if tensor.is_meta), None)
+        state = model.state_dict()
+        packed = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
+        if packed is not None:
+            raise MeristemError(
+                f"{packed} is no tensor but packed (torch.ao's quantisation), so there are no weights to grow; grow the network before "
+                "it is quantised"
+            )
+        empty = next((name for name, tensor in state.items() if tensor.is_meta), None)
         if empty is not None:
             raise MeristemError(
                 f"{empty} is on the meta device, so this network has no values to grow; load its weights first"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
 from meristem.anatomy import Anatomy
+from meristem.anatomy.fields import read_field
+from meristem.anatomy.huggingface import HuggingFaceBuilder
+from meristem.anatomy.layer_lists import read_later
 from meristem.errors import MeristemError
 from meristem.growth.layers import LayerMap, LayerSource, layer_order
 from meristem.growth.plan import GrowthPlan
@@ -177,19 +180,21 @@ def repeat_span(old: int, first: int, last: int) -> LayerMap:
 def identity_layers(anatomy: Anatomy, axis: str, new: int) -> LayerMap:
     """Silent copies, which write nothing into the residual stream, among the layers of one list of blocks.
 
-    Behind each layer, evenly; where the architecture wants other kinds of layers at those places (dense first, experts
+    Behind each layer, evenly, or in front of one that leaves something for later layers, so that those read it from the old one and
+    not from its copy (`read_later`); where the architecture wants other kinds of layers at those places (dense first, experts
     later; a bias in the last one), wherever it has room for them.
 
     Raises:
         MeristemError: if no arrangement gives every new place a layer of its kind.
     """
     old = anatomy.depths[axis]
-    spread_out = tuple(
-        LayerSource.identity(layer, copy > 0) for layer, times in spread(old, new) for copy in range(times)
-    )
+    owners = _read_later(anatomy, axis)
+    spread_out = _silent_copies(spread(old, new), owners)
     at_the_end = tuple(LayerSource.identity(min(i, old - 1), i >= old) for i in range(new))
     arrangements = (
-        (at_the_end,) if anatomy.override.numbered else (spread_out, at_the_end, *_of_one_kind(anatomy, axis, new))
+        (at_the_end,)
+        if anatomy.override.numbered
+        else (spread_out, at_the_end, *_of_one_kind(anatomy, axis, new, owners))
     )
     for first in arrangements:
         kinds = layer_kinds(anatomy, axis, first)
@@ -203,7 +208,25 @@ def identity_layers(anatomy: Anatomy, axis: str, new: int) -> LayerMap:
     raise MeristemError(f"identity blocks: {anatomy.builder.model_type} has no place for {new - old} more {axis}")
 
 
-def _of_one_kind(anatomy: Anatomy, axis: str, new: int) -> Iterator[LayerMap]:
+def _read_later(anatomy: Anatomy, axis: str) -> frozenset[int]:
+    """The layers of one list of blocks that leave something for later ones."""
+    builder = anatomy.builder
+    if not isinstance(builder, HuggingFaceBuilder):
+        return frozenset()
+    owner = builder.fields.depth_paths[axis].rpartition(".")[0]
+    return read_later(read_field(builder.config, owner) if owner else builder.config, anatomy.depths[axis])
+
+
+def _silent_copies(times: Iterable[tuple[int, int]], in_front: frozenset[int]) -> LayerMap:
+    """Each old layer as many times as asked; all but one of them silent, behind it or, for those named, in front of it."""
+    return tuple(
+        LayerSource.identity(layer, copy < count - 1 if layer in in_front else copy > 0)
+        for layer, count in times
+        for copy in range(count)
+    )
+
+
+def _of_one_kind(anatomy: Anatomy, axis: str, new: int, owners: frozenset[int]) -> Iterator[LayerMap]:
     """Silent copies behind the layers of one kind only, for each kind (some kinds share weights among all of theirs)."""
     old = anatomy.depths[axis]
     prefixes = [blocks.prefix for blocks in anatomy.blocks if blocks.axis == axis]
@@ -211,7 +234,7 @@ def _of_one_kind(anatomy: Anatomy, axis: str, new: int) -> Iterator[LayerMap]:
     for kind in dict.fromkeys(kinds):
         members = [layer for layer in range(old) if kinds[layer] == kind]
         times = dict(zip(members, (t for _, t in spread(len(members), len(members) + new - old)), strict=True))
-        yield tuple(LayerSource.identity(i, copy > 0) for i in range(old) for copy in range(times.get(i, 1)))
+        yield _silent_copies(((i, times.get(i, 1)) for i in range(old)), owners)
 
 
 def layer_kinds(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> Kinds | None:

@@ -110,11 +110,12 @@ def fuse_with_certificate(
     from meristem.anatomy.inputs import example_inputs
 
     method = method or DeepFusion()
-    check_inputs(inputs)
     check_number(anatomies, models)
     found = list(anatomies) if anatomies is not None else [None] * len(models)
     pairs = [known(model, anatomy) for model, anatomy in zip(models, found, strict=True)]
     parents = [parent for parent, _ in pairs]
+    for parent in parents:
+        check_inputs(inputs, parent)
     if isinstance(method, Rebasin):
         return _averaged(parents, method, inputs if inputs is not None else example_inputs(parents[0]), verify)
     anatomies = [(anatomy or Anatomy.of(parent)).watched(inputs) for parent, anatomy in pairs]

@@ -19,7 +19,8 @@ from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
 from meristem.errors import MeristemError, PreservationError
 from meristem.growth.build import build, in_float32
-from meristem.growth.causes import changed_since, known_cause
+from meristem.growth.causes import known_cause
+from meristem.growth.changed import changed_since
 from meristem.growth.checks import check_bare, check_guesses, check_inputs, check_same
 from meristem.growth.depth import new_layers
 from meristem.growth.expected import expected_outputs
@@ -91,7 +92,7 @@ class Growth:
         """
         before = model.provenance if isinstance(model, Growth) else None
         model, anatomy = known(model, anatomy)
-        check_inputs(inputs)
+        check_inputs(inputs, model)
         if (method is None) == (like is None):
             raise MeristemError("grow takes either a method, or like= and a target config")
         methods = as_list(method) if method is not None else []
@@ -199,7 +200,7 @@ def _measured(
         return None
     if steps.promised and not certificate.holds:
         raise PreservationError(f"this growth should keep the function and does not: {certificate.summary()}")
-    _say_what_is_lost(methods, steps, certificate)
+    _say_what_is_lost(model, methods, steps, certificate)
     return certificate
 
 
@@ -236,7 +237,7 @@ def _second_try(
     if not certificate.holds:
         if parting is None and isinstance(anatomy.builder, FunctionBuilder) and _uneven(steps):
             steps = replace(steps, plans=tuple(replace(plan, preserves_function=False) for plan in steps.plans))
-            _say_what_is_lost(methods, steps, certificate)
+            _say_what_is_lost(model, methods, steps, certificate)
             return steps, certificate, methods
         where = f"; cloned, {parting}" if parting else ""
         if certificate.holds_unrounded:
@@ -281,7 +282,9 @@ def shown_by(anatomy: Anatomy) -> str:
     return "print(anatomy)" if isinstance(anatomy.builder, FunctionBuilder) else "`meristem inspect`"
 
 
-def _say_what_is_lost(methods: Sequence[Method], steps: Steps, certificate: Certificate | None) -> None:
+def _say_what_is_lost(
+    model: nn.Module, methods: Sequence[Method], steps: Steps, certificate: Certificate | None
+) -> None:
     """Warn of a growth by a method that usually keeps the function, and here does not promise to."""
     if certificate is None or certificate.holds:
         return
@@ -289,9 +292,15 @@ def _say_what_is_lost(methods: Sequence[Method], steps: Steps, certificate: Cert
         m.name for m, plan in zip(methods, steps.plans, strict=True) if m.preserving and not plan.preserves_function
     ]
     if broken:
+        changed = changed_since(model)
+        cause = (
+            f"The network differs from what its class builds from its config, and only that can grow: {changed}"
+            if changed
+            else "Norms that see uneven copies, or blocks that cannot be silent, are the usual causes; whole multiples of the width "
+            "are exact"
+        )
         warnings.warn(
-            f"{', '.join(broken)}: this growth does not keep the function: {certificate.summary()}. Norms that see uneven copies, "
-            "or blocks that cannot be silent, are the usual causes; whole multiples of the width are exact",
+            f"{', '.join(broken)}: this growth does not keep the function: {certificate.summary()}. {cause}",
             stacklevel=3,
         )
 

@@ -130,5 +130,13 @@ Methods = Method | Sequence[Method]
 
 
 def as_list(methods: Methods) -> list[Method]:
-    """One method, or several to be applied in turn, as a list."""
-    return [methods] if isinstance(methods, Method) else list(methods)
+    """One method, or several to be applied in turn, as a list. Raises MeristemError for anything else."""
+    found = [methods] if isinstance(methods, Method) or not isinstance(methods, Sequence) else list(methods)
+    found = [methods] if isinstance(methods, str) else found
+    other = next((entry for entry in found if not isinstance(entry, Method)), None)
+    if other is not None:
+        said = f"the class {other.__name__}" if isinstance(other, type) else repr(other)[:60]
+        raise MeristemError(
+            f"a growth method is an object such as ms.HyperCloning(width=2), or a list of such; got {said}"
+        )
+    return found  # pyright: ignore[reportReturnType]

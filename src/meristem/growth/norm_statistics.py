@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from meristem.algebra import AxisMap
@@ -16,6 +17,7 @@ from meristem.anatomy.conventions import COMPARED_BY_TYPE, NORM_EPS_FIELDS
 from meristem.anatomy.streamed import weights_of
 from meristem.anatomy.trace import Inputs
 from meristem.growth.causes import of_width
+from meristem.growth.dimensions import sizes_after
 from meristem.growth.own_maps import OwnMaps, folds, own_maps
 from meristem.growth.stream import Stream
 from meristem.growth.stream_watch import stream_of
@@ -116,7 +118,7 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
         if summed:
             found[axis] = f"{summed[0]} divides by the length of its input, which more units change"
     for axis in sorted(axis for axis in maps if kind_of(axis) == "hidden" and axis not in found):
-        if cause := _computed_from(anatomy, axis, model, inputs):
+        if cause := _computed_from(anatomy, axis, maps, model, inputs):
             found[axis] = cause
     uneven = {axis for axis, axis_map in maps.items() if not axis_map.is_uniform()} - set(found)
     for axis in sorted(uneven & set(anatomy.measured)):
@@ -163,11 +165,25 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
     return found
 
 
-def _computed_from(anatomy: Anatomy, axis: str, model: nn.Module, inputs: Inputs) -> str | None:
+def _computed_from(
+    anatomy: Anatomy, axis: str, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs
+) -> str | None:
     """What joins the stream and is computed from its width, so that no map of the stream is that of the wider network's."""
     known = anatomy.override.paired or any("frequencies" in layout for _, _, layout in anatomy.override.layouts)
     cause = None if known else of_width(model, anatomy.sizes[axis])
+    cause = of_width(model, anatomy.sizes[axis], _wider(anatomy, maps)) if cause else None
     return cause if cause and stream_of(model, anatomy, inputs).foreign else None
+
+
+def _wider(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> nn.Module | None:
+    """What the network's class makes of the new sizes, without values; None where it does not take them."""
+    builder = anatomy.builder
+    try:
+        target = builder.resized(sizes_after(anatomy, maps), builder.depths, {})
+        with torch.device("meta"):
+            return target.build(target.sizes, target.depths)
+    except Exception:  # whatever a class raises about its config
+        return None
 
 
 def _gains_that_do_not_fold(anatomy: Anatomy, stream: Stream, axis: str) -> list[str]:

@@ -26,6 +26,7 @@ class StreamNorm:
         centres, offset: as in `anatomy.norms.NormFacts`.
         eps: what it adds to the mean square.
         least: the least mean square that it has measured.
+        again: the block uses it in another place too.
     """
 
     last: bool
@@ -33,6 +34,7 @@ class StreamNorm:
     offset: float
     eps: float
     least: float
+    again: bool = False
 
     @property
     def unit(self) -> float:

@@ -8,6 +8,10 @@ mean 0 and mean square 1, and measures that again without changing it. So of a b
 - the norms of the silent block do the same, with gain sqrt(1 + eps), which makes up for their own eps;
 - the last norm of the last silent block takes over the gain and the bias of the block's (`passing_on`).
 
+A norm that a block uses a second time, as XMOD does before its language adapters, cannot be passed on: the residual stream starts
+from what it gives out there, g n + b, and ends as N(g n + b + ...). With g = 1 it would add to n instead, so g stays, and a silent
+block would have to find the old N in N(g N + b), which no norm does unless all of g are equal.
+
 What remains is that n has the mean square v / (v + eps) for a stream of mean square v, and not 1: eps / (2 v) for each place where
 blocks are added. (For LayerNorm, v is the variance.)
 """
@@ -23,7 +27,7 @@ from torch import Tensor, nn
 from meristem.anatomy import Anatomy, BlockList
 from meristem.anatomy.norms import norm_eps
 from meristem.anatomy.streamed import with_weights
-from meristem.anatomy.trace import Inputs, blocks_pass_through, stream_norms
+from meristem.anatomy.trace import Inputs, NormUse, blocks_pass_through, stream_norms
 from meristem.errors import MeristemError
 from meristem.growth.layers import LayerMap
 from meristem.growth.passing_on import StreamNorm
@@ -67,6 +71,13 @@ def silence(anatomy: Anatomy, layers: Mapping[str, LayerMap], model: nn.Module, 
         norms = {}
     if not norms or not _normed_streams_pass(anatomy, grown, norms, model, inputs):
         return Silence(cannot)
+    again = next((path for path, norm in norms.items() if norm.again), None)
+    if again is not None:
+        return Silence(
+            f"{cannot}: {again} ends its block (post-norm) and stands before another step of it too, so no gain is right in both "
+            "places once a block follows",
+            norms,
+        )
     if any(layers[blocks.axis][0].silent for blocks in grown):
         return Silence(f"{cannot} where it comes before all others (post-norm)", norms)
     change = sum(_change(blocks, layers[blocks.axis], norms) for blocks in grown)
@@ -110,7 +121,8 @@ def _norms_of_the_stream(
     found = {}
     for path in paths:
         facts, eps = anatomy.norms[path], norm_eps(model.get_submodule(path))
-        found[path] = StreamNorm(path in seen, facts.centres, facts.offset, eps, seen.get(path, 0.0))
+        use = seen.get(path, NormUse(0.0, again=False))
+        found[path] = StreamNorm(path in seen, facts.centres, facts.offset, eps, use.least, use.again)
     last = {path[: len(b.prefix) + 1] + path[len(b.prefix) + 1 :].partition(".")[0] for b in grown for path in seen}
     complete = all(f"{b.prefix}.{index}" in last for b in grown for index in range(b.length))
     return found if complete else {}

@@ -67,6 +67,12 @@ def example_inputs(model: nn.Module, batch_size: int = 2, sequence_length: int =
     )
 
 
+def reads_only_text(model: nn.Module) -> bool:
+    """Whether a transformers model takes tokens and nothing else that it could be shown: no images, sounds, series or states."""
+    net = Interface(model, 1, 1, torch.Generator())
+    return bool(texts(net)) and _reads_only_text(net)
+
+
 def _reads_only_text(net: Interface) -> bool:
     return not any(stream(net) for stream in (images, videos, sounds, others))
 

@@ -12,6 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meristem.errors import MeristemError
+
+# What forward hands on without naming it (transformers' TransformersKwargs).
+EVERYWHERE = frozenset(
+    (
+        "position_ids",
+        "cu_seq_lens_q",
+        "cu_seq_lens_k",
+        "seq_idx",
+        "num_items_in_batch",
+        "cache_position",
+        "logits_to_keep",
+    )
+)
 Group = dict[str, Any]  # some keyword arguments of forward
 
 
@@ -82,6 +96,20 @@ class Interface:
 
     def randint(self, high: int, *shape: int) -> Tensor:
         return torch.randint(high, shape, generator=self.generator)
+
+
+def check_named(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Raises MeristemError for an argument that the forward of a transformers model does not name, and would drop without a word."""
+    if not hasattr(model, "main_input_name"):
+        return
+    taken = inspect.signature(type(model).forward).parameters
+    named = {name for name, p in taken.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} - {"self"}
+    unknown = [name for name, value in inputs.items() if isinstance(value, Tensor) and name not in named | EVERYWHERE]
+    if named and unknown:
+        raise MeristemError(
+            f"the forward of {type(model).__name__} takes no {', '.join(unknown)}, so nothing would be shown of it; it takes "
+            f"{', '.join(sorted(named))}"
+        )
 
 
 def _parts(config: Any, part: str) -> Iterator[Any]:

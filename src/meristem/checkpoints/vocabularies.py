@@ -1,0 +1,53 @@
+"""Whether models read the same text in the same token ids, as far as the files beside their weights say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from meristem.checkpoints.source import Source
+from meristem.errors import MeristemError
+
+
+def check_same_tokens(sources: Sequence[Source], made: str) -> None:
+    """Raises MeristemError if some id stands for one token in the first model and for another in a later one.
+
+    Args:
+        sources: the models; one without a vocabulary that can be read says nothing.
+        made: what is made of them, for the sentence: "fused".
+    """
+    known = [(source, found) for source in sources if (found := tokens_of(source.path))]
+    for source, found in known[1:]:
+        first, ours = known[0]
+        other = sorted(number for number in ours.keys() & found.keys() if ours[number] != found[number])
+        if other:
+            raise MeristemError(
+                f"{first} and {source} read other tokens by the same ids: {other[0]} is {ours[other[0]]!r} and {found[other[0]]!r}, and "
+                f"{len(other):,} of {len(ours):,} differ; {made}, one would be read with the other's tokenizer. Pass --allow-differences "
+                "(allow_differences=True) if they mean the same"
+            )
+
+
+def tokens_of(directory: Path) -> dict[int, str]:
+    """{id: token} by tokenizer.json, vocab.json or vocab.txt; empty where none can be read."""
+    try:
+        if (directory / "tokenizer.json").is_file():
+            rules = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+            added = {entry["id"]: entry["content"] for entry in rules.get("added_tokens") or ()}
+            return {**_by_id(rules["model"]["vocab"]), **added}
+        if (directory / "vocab.json").is_file():
+            return _by_id(json.loads((directory / "vocab.json").read_text(encoding="utf-8")))
+        if (directory / "vocab.txt").is_file():
+            return dict(enumerate((directory / "vocab.txt").read_text(encoding="utf-8").splitlines()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return {}
+
+
+def _by_id(vocabulary: Any) -> dict[int, str]:
+    """Of {token: id}, or of a list of (token, score)."""
+    if isinstance(vocabulary, dict):
+        return {int(number): token for token, number in vocabulary.items()}
+    return {number: entry[0] for number, entry in enumerate(vocabulary)}

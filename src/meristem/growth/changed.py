@@ -1,0 +1,92 @@
+"""How an instance computes otherwise than what its class builds from its config, though its tensors have the same names and shapes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from meristem.anatomy.instances import constructor_of
+from meristem.anatomy.streamed import is_streamed
+from meristem.anatomy.uninitialised import uninitialised
+
+NAMED = 3
+LARGEST = 500_000_000  # parameters of a network that is built once more, to look at tables that no checkpoint holds
+CLOSE = 1e-2  # relative, of such tables: a network in half precision holds them rounded
+OF_A_RUN = frozenset(("training", "gradient_checkpointing", "layer_idx", "p"))
+
+
+def changed_since(model: nn.Module) -> str | None:
+    """What a network is or has that its class does not make of its config: other modules, hooks, a forward of its own, other numbers
+    in a module, other tables, weights that are or are not tied. None if nothing of that is found, and for a network that is streamed."""
+    if is_streamed(model):
+        return None
+    hooked = [n or "the network" for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+    patched = [n or "the network" for n, m in model.named_modules() if "forward" in vars(m)]
+    made = _made(model)
+    said = list(_differences(model, made)) if made is not None else []
+    said += [f"{hooked[0]} has a hook"] if hooked else []
+    said += [f"{patched[0]} has a forward of its own"] if patched else []
+    return "; ".join([*said[:NAMED], *(["and more"] if len(said) > NAMED else [])]) or None
+
+
+def _made(model: nn.Module) -> nn.Module | None:
+    """What its class makes of its config; None for no transformers model, which has nothing to be compared with."""
+    small = sum(parameter.numel() for parameter in model.parameters()) <= LARGEST
+    try:
+        with torch.device("cpu" if small else "meta"):
+            made = uninitialised(functools.partial(constructor_of(model), model.config))  # pyright: ignore[reportArgumentType]
+        if hasattr(made, "tie_weights"):
+            made.tie_weights()  # pyright: ignore[reportCallIssue]
+    except Exception:
+        return None
+    return made
+
+
+def _differences(model: nn.Module, made: nn.Module) -> Iterator[str]:
+    """Of each kind the first few."""
+    theirs = dict(made.named_modules())
+    for name, module in model.named_modules():
+        other = theirs.get(name)
+        if other is None:
+            continue
+        if name and type(other).__name__ not in {c.__name__ for c in type(module).__mro__}:
+            yield f"{name} is a {type(module).__name__} and not a {type(other).__name__}"
+        for attribute, value in _numbers(module).items():
+            usual = _numbers(other).get(attribute, value)
+            if value != usual:
+                yield f"{name}.{attribute}".lstrip(".") + f" is {value!r} and not {usual!r}"
+        for attribute in module._non_persistent_buffers_set:
+            if _differ(module._buffers.get(attribute), other._buffers.get(attribute)):
+                yield f"{name}.{attribute}".lstrip(".") + " holds other numbers than its config gives"
+    ours, usual = _tied(model), _tied(made)
+    for pair in sorted(ours ^ usual):
+        yield f"{pair[0]} and {pair[1]} are {'one tensor' if pair in ours else 'two tensors'}, which the config says otherwise"
+
+
+def _numbers(module: nn.Module) -> Mapping[str, Any]:
+    """What it computes with beside its tensors."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, bool | int | float)
+        and not name.startswith("_")
+        and name not in OF_A_RUN
+        and "drop" not in name
+    }
+
+
+def _differ(ours: Tensor | None, theirs: Tensor | None) -> bool:
+    if ours is None or theirs is None or theirs.is_meta or not ours.is_floating_point() or ours.shape != theirs.shape:
+        return False
+    return not torch.allclose(ours.cpu().double(), theirs.double(), rtol=CLOSE, atol=0)
+
+
+def _tied(model: nn.Module) -> set[tuple[str, str]]:
+    """Pairs of names of one parameter."""
+    first: dict[int, str] = {}
+    names = ((name, id(parameter)) for name, parameter in model.named_parameters(remove_duplicate=False))
+    return {(first[key], name) for name, key in names if first.setdefault(key, name) != name}
