@@ -54,7 +54,7 @@ def run(path, trial=TRIAL, scale=SCALE, **more):
 
 
 def test_every_side_finds_its_best_value_and_the_gate_is_judged_by_task(tmp_path):
-    engine, tested = run(tmp_path)
+    _, tested = run(tmp_path)
     assert tested
     found = Found.of(TRIAL, "toy", tmp_path)
     tuned = {row["side"]: row["tuned"] for row in found.rows if (row["task"], row["split"]) == ("learned", "eval")}
