@@ -25,6 +25,7 @@ from meristem.anatomy.streamed import weights_of
 from meristem.checkpoints.shards import Progress, Shards, write_shards
 from meristem.checkpoints.stock import Written
 from meristem.errors import MeristemError, first_line
+from meristem.growth.makers import divide_threads
 from meristem.orphans import PARENT, watching_parent
 
 KILLS = 1000  # of the processes of one growth, after which it gives up
@@ -192,7 +193,8 @@ def write_shares(
     def start(rank: int) -> None:
         ours, theirs = fork.Pipe(duplex=False)
         process = fork.Process(
-            target=_work, args=(theirs, os.getpid(), directory, shards, shares[rank], groups, model, weights)
+            target=_work,
+            args=(theirs, os.getpid(), len(shares), directory, shards, shares[rank], groups, model, weights),
         )
         process.start()
         theirs.close()
@@ -250,10 +252,19 @@ def take_over(directory: Path, target: Path, shards: Shards) -> None:
 
 
 def _work(
-    pipe: Any, parent: int, directory: Path, shards: Shards, files: Sequence[str], groups: Any, model: Any, weights: Any
+    pipe: Any,
+    parent: int,
+    processes: int,
+    directory: Path,
+    shards: Shards,
+    files: Sequence[str],
+    groups: Any,
+    model: Any,
+    weights: Any,
 ) -> None:
     """In a process of its own, which ends with the one that started it."""
     os.environ[PARENT] = str(parent)
+    divide_threads(processes)
     try:
         with watching_parent():
             write_share(directory, shards, files, groups, model, weights)

@@ -12,6 +12,7 @@ from torch import Tensor
 from meristem.algebra import UnitMap
 from meristem.growth.apply import Fetch, changes_numbers, grow_tensor, makes_scaled_copies, scaled_copies
 from meristem.growth.draws import rows_of_a_block
+from meristem.growth.makers import in_order
 from meristem.growth.noisy_rows import Maps, Rows, drawn_shape, noisy_rows, rows_apart, spread_of
 from meristem.growth.plan import TensorPlan
 
@@ -89,14 +90,19 @@ def _noisy_pieces(
     shape = [count, *(size if m is None else m.new_size for m, size in zip(maps[1:], source.shape[1:], strict=True))]
     together = rows_of_a_block(drawn_shape(plan, shape))
     row_bytes = max(1, math.prod(shape[1:]) * source.element_size())
-    for a, b in _cut([0, count], max(1, PIECE // (row_bytes * together)) * together):
-        piece = source.new_empty(b - a, *shape[1:])
-        for c, d in _cut([a, b], together):
-            part, own = _old_rows(source, rows, c, d)
-            piece[c - a : d - a] = noisy_rows(plan, part, [own, *maps[1:]], Rows((c, d), count, spread))
+
+    def made(first: int, last: int) -> Tensor:
+        piece = source.new_empty(last - first, *shape[1:])
+        for a, b in _cut([first, last], together):
+            part, own = _old_rows(source, rows, a, b)
+            piece[a - first : b - first] = noisy_rows(plan, part, [own, *maps[1:]], Rows((a, b), count, spread))
         if look is not None:
-            look(plan, {plan.terms[0].source: source}, (a, b), piece)
-        yield [a], piece
+            look(plan, {plan.terms[0].source: source}, (first, last), piece)
+        return piece
+
+    step = max(1, PIECE // (row_bytes * together)) * together
+    for (first, _), piece in in_order(made, _cut([0, count], step)):
+        yield [first], piece
 
 
 def _old_rows(source: Tensor, rows: UnitMap | None, first: int, last: int) -> tuple[Tensor, UnitMap | None]:
