@@ -179,3 +179,31 @@ def test_two_ranks_of_a_real_torchrun(tmp_path):
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     assert done.stdout.count("parameters, hypercloning") == 1  # the first rank says what was made
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "small", "two"]
+
+
+@pytest.mark.dist
+def test_ranks_on_ray_write_what_one_process_does(tmp_path, monkeypatch):
+    """The command starts a cluster of its own; a worker is killed, and its rank goes on."""
+    pytest.importorskip("ray")
+    pico.build("llama").save_pretrained(tmp_path / "small")
+    words = ["small", "--width", "2", "--max-shard-size", "30KB", "--no-verify"]
+    monkeypatch.chdir(tmp_path)
+    one = meristem("grow", *words[:1], "one", *words[1:])
+    assert one.returncode == 0, one.stderr
+    done = meristem("grow", *words[:1], "ray", *words[1:], "--processes", "ray:3")
+    assert done.returncode == 0, done.stderr
+    assert len(contents(tmp_path / "one")) > 4
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "ray", "small"]
+    assert json.loads((tmp_path / "ray" / "meristem.json").read_text())["source"]["name"] == "small"
+
+
+def test_a_rank_that_fails_elsewhere_ends_the_wait(tmp_path):
+    pico.build("llama").save_pretrained(tmp_path / "small")
+
+    def failed():
+        raise ms.MeristemError("a rank on Ray failed: no space left")
+
+    with pytest.raises(ms.MeristemError, match="no space left"):
+        write(tmp_path / "small", tmp_path / "out", METHODS["width"], Processes(2, 0, watch=failed))
+    assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))  # torchrun, 
 class Processes:
     """Who writes: `count` processes started here (`rank` None), or this one as number `rank` of `count` started elsewhere.
 
+    `watch`: called by a rank 0 that waits for others; raises if one of them has failed for good.
     `of`: what the written weights depend on beside the source's files (methods and their options), as JSON knows it; all ranks have
     to say the same.
     """
@@ -45,6 +46,7 @@ class Processes:
     count: int
     rank: int | None = None
     of: Any = None
+    watch: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @staticmethod
     def parse(text: str) -> Processes:
@@ -61,7 +63,7 @@ class Processes:
                 "--processes ranks is for torchrun and srun, which set RANK and WORLD_SIZE; none is set here"
             )
         if not text.isdecimal() or int(text) < 1:
-            raise MeristemError(f"--processes takes a number of at least 1, or ranks, got {text!r}")
+            raise MeristemError(f"--processes takes a number of at least 1, ranks or ray, got {text!r}")
         return Processes(int(text))
 
 
@@ -127,7 +129,7 @@ def shared_files(
             write_shares(directory, shards, groups, model, weights, processes.count, progress)
         else:
             write_share(directory, shards, share(shards, processes.count)[processes.rank], groups, model, weights)
-            wait_for_all(directory, shards, progress)
+            wait_for_all(directory, shards, progress, processes.watch)
         take_over(directory, target, shards)
 
     try:
@@ -225,7 +227,7 @@ def write_shares(
             process.join()
 
 
-def wait_for_all(directory: Path, shards: Shards, progress: Progress | None) -> None:
+def wait_for_all(directory: Path, shards: Shards, progress: Progress | None, watch: Callable[[], None]) -> None:
     """Wait until all files are there, written by other ranks.
 
     Raises:
@@ -233,6 +235,7 @@ def wait_for_all(directory: Path, shards: Shards, progress: Progress | None) -> 
     """
     seen, last, since = _Seen(directory, shards, progress), -1, time.monotonic()
     while not seen.look():
+        watch()
         size = sum(file.stat().st_size for file in _files(directory))
         if size != last:
             last, since = size, time.monotonic()

@@ -27,7 +27,7 @@ class Request:
 
     Attributes:
         target: what `--like` names, and whether the target's other fields hold.
-        processes: who writes: a number of processes, or "ranks".
+        processes: who writes: a number of processes, "ranks" or "ray"; which rank this process is, if that is known.
         sample: prove with so many blocks.
         push: the repository of the hub and its branch, if the result is uploaded.
         looked: the data of a method that chooses by data.
@@ -45,7 +45,7 @@ class Request:
     drop: Sequence[str] = ()
     inputs: Path | None = None
     target: tuple[str | None, bool] = (None, False)
-    processes: str | None = None
+    processes: str | Processes | None = None
     sample: int | None = None
     push: tuple[str | None, str | None] = (None, None)
     looked: Looked = field(default_factory=Looked)
@@ -74,8 +74,13 @@ def grow_checkpoint(asked: Request) -> Answer:
     from meristem.checkpoints.directory import check_place
     from meristem.checkpoints.shares import Processes
     from meristem.cli.pushing import check_push, push
+    from meristem.cli.ray_ranks import on_ray, wants_ray
 
-    who = Processes.parse(asked.processes) if asked.processes is not None else None
+    if wants_ray(asked.processes):
+        if not asked.dry_run:
+            return on_ray(str(asked.processes), grow_checkpoint, asked)
+        asked = replace(asked, processes=None)
+    who = Processes.parse(asked.processes) if isinstance(asked.processes, str) else asked.processes
     if not asked.dry_run:
         check_place(asked.out, asked.overwrite, [asked.source])
         check_push(asked.push)
