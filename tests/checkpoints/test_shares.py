@@ -14,10 +14,11 @@ import pico
 import pytest
 import torch
 from command_line import meristem
+from safetensors.torch import load_file
 
 import meristem as ms
 from meristem.checkpoints import open_streamed, shares, write_model
-from meristem.checkpoints.shards import Shards
+from meristem.checkpoints.shards import Shards, lay_out, write_shards
 from meristem.checkpoints.shares import Processes
 from meristem.checkpoints.stored import StoredTensors
 
@@ -207,3 +208,13 @@ def test_a_rank_that_fails_elsewhere_ends_the_wait(tmp_path):
     with pytest.raises(ms.MeristemError, match="no space left"):
         write(tmp_path / "small", tmp_path / "out", METHODS["width"], Processes(2, 0, watch=failed))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_piece_that_is_never_made_is_no_hole_in_a_file(tmp_path):
+    layout = {"a": torch.empty(4, 2, device="meta"), "b": torch.empty(3, device="meta")}
+    shards = lay_out(layout)
+    pieces = [("a", ([0], torch.ones(2, 2))), ("b", ([0], torch.ones(3)))]
+    with pytest.raises(AssertionError, match="16 bytes of model.safetensors have not been made"):
+        write_shards(tmp_path, shards, pieces)
+    write_shards(tmp_path, shards, [*pieces, ("a", ([2], torch.ones(2, 2)))])
+    assert all(bool((tensor == 1).all()) for tensor in load_file(tmp_path / "model.safetensors").values())

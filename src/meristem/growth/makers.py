@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,7 @@ def in_order(make: Callable[[int, int], T], stretches: Iterable[Stretch]) -> Ite
     """(stretch, make(*stretch)) in the order of the stretches, each made by a thread that does nothing else; no more than one waits
     for each thread. With one thread, the caller's makes them."""
     left = iter(stretches)
-    first = [stretch for stretch, _ in zip(left, range(2), strict=False)]
+    first = list(itertools.islice(left, 2))
     if _THREADS[0] == 1 or len(first) < 2:
         for stretch in (*first, *left):
             yield stretch, make(*stretch)
