@@ -23,6 +23,7 @@ from typing import Any
 
 from meristem.anatomy.streamed import weights_of
 from meristem.checkpoints.shards import Progress, Shards, write_shards
+from meristem.checkpoints.source import states_of_files
 from meristem.checkpoints.stock import Written
 from meristem.errors import MeristemError, first_line
 from meristem.growth.makers import divide_threads
@@ -88,9 +89,8 @@ def fingerprint(shards: Shards, of: Any, sources: Sequence[str | Path]) -> str:
     for header in shards.headers.values():
         digest.update(header)
     for source in sources:
-        for file in sorted(Path(source).iterdir()) if Path(source).is_dir() else ():
-            found = file.stat()
-            digest.update(f"{file.name} {found.st_size} {found.st_mtime_ns}".encode())
+        for name, (size, changed) in states_of_files(Path(source)).items() if Path(source).is_dir() else ():
+            digest.update(f"{name} {size} {changed}".encode())
     return digest.hexdigest()[:12]
 
 

@@ -63,6 +63,7 @@ class _Planned:
     aimed: Any
     again: Callable[[], Any]
     more: dict[str, Any]
+    same: Callable[[], None] = lambda: None  # raises if the source has changed meanwhile
 
 
 def grow_checkpoint(asked: Request) -> Answer:
@@ -111,7 +112,7 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.distributed import is_distributed, open_distributed
     from meristem.checkpoints.sharded_optimizer import read_sharded_optimizer
-    from meristem.checkpoints.source import find_source
+    from meristem.checkpoints.source import find_source, unchanged
     from meristem.checkpoints.trainer_state import is_trainer_checkpoint, read_trainer_state
     from meristem.cli.inputs import read_inputs
     from meristem.growth import Growth
@@ -122,6 +123,7 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
         return _plan_on_data(asked, chosen)
     given = read_inputs(asked.inputs) if asked.inputs else None
     found = find_source(asked.source, asked.trust)
+    same = unchanged(found)
     sharded, resumable = is_distributed(found.path), is_trainer_checkpoint(found.path, drop)
     small, reader = (
         open_distributed(found, asked.trust, drop) if sharded else (open_streamed(found, asked.trust, drop), None)
@@ -132,7 +134,7 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
     chosen, later = aimed.methods if aimed else chosen, who is None and not sharded
     growth = Growth.of(small, chosen, verify=prove, sample=asked.sample, inputs=given, later=later)
     again = functools.partial(Growth.of, small, chosen, sample=asked.sample, inputs=given)
-    return _Planned(growth, found, small, reader, saved, aimed, again, {})
+    return _Planned(growth, found, small, reader, saved, aimed, again, {}, same)
 
 
 def _plan_on_data(asked: Request, methods: Sequence[Any]) -> _Planned:
@@ -193,8 +195,13 @@ def _write_growth(
     def prove() -> None:
         written[0] = growth.prove()
 
+    def record() -> dict[str, Any]:
+        read = hashed()
+        planned.same()
+        return {**growth_record(written[0], source, asked.drop, read), **planned.more}
+
     write(
-        growth.model, asked.out, lambda: {**growth_record(written[0], source, asked.drop, hashed()), **planned.more}, [source], asked.overwrite, asked.max_shard_size, asked.trust,
+        growth.model, asked.out, record, [source], asked.overwrite, asked.max_shard_size, asked.trust,
         functools.partial(grow_saved, saved, growth) if saved is not None else None, processes,
         prove if growth.pending is not None else None,
     )  # fmt: skip
