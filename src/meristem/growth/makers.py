@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ def divide_threads(processes: int) -> None:
     _THREADS[0] = max(1, _THREADS[0] // processes)
 
 
-def in_order(make: Callable[[int, int], T], stretches: Iterable[Stretch]) -> Iterator[tuple[Stretch, T]]:
+def in_order(make: Callable[[int, int], T], stretches: Iterable[Stretch]) -> Generator[tuple[Stretch, T], None, None]:
     """(stretch, make(*stretch)) in the order of the stretches, each made by a thread that does nothing else; no more than one waits
     for each thread. With one thread, the caller's makes them."""
     left = iter(stretches)
