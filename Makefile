@@ -15,6 +15,7 @@ WORKERS ?= 2
 THIRD ?= $(shell echo $$(( $$(date +%s) / 86400 % 3 )))
 STUDIES ?=
 SETTING ?= tiny
+unexport PYTHONDONTWRITEBYTECODE  # compiled once, not by every worker and every process that a test starts
 
 .PHONY: demo test test-all test-third gpu lint format bench studies docs clean
 

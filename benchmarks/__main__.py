@@ -8,6 +8,11 @@ import multiprocessing
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.studies.study import Study
+    from benchmarks.trials.trial import Trial
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     os.environ.setdefault("TQDM_DISABLE", "1")
     if given.verb == "report":
-        from benchmarks.studies.page import write_pages
+        from benchmarks._report import write_pages
 
         write_pages(ROOT)
         return 0
@@ -36,8 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> int:
     from benchmarks.studies.catalogue import studies
+    from benchmarks.trials.catalogue import trials
 
-    known = studies()
+    known: dict[str, Study | Trial] = {**studies(), **trials()}
     names = given.names or list(known)
     for name in names:
         if name not in known:
@@ -48,7 +54,7 @@ def _run(given: argparse.Namespace) -> int:
         settings = dict.fromkeys(setting for name in names for setting in known[name].settings)
         print(f"there is no setting {given.setting!r}; settings are {', '.join(settings)}", file=sys.stderr)
         return 2
-    from benchmarks.studies.measure import measure
+    from benchmarks._measure import measure
 
     spawn = multiprocessing.get_context("spawn")
     others = [spawn.Process(target=measure, args=(found, given, turn), daemon=True) for turn in range(1, given.workers)]

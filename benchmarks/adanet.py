@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.colors import rgb_to_hsv
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.ensemble import HistGradientBoostingClassifier, VotingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -36,6 +35,7 @@ from sklearn.preprocessing import StandardScaler
 sys.path.insert(0, str(Path(__file__).parent))
 
 from support import shared_data
+from support.cifar_pairs import load_pairs
 from support.picture import picture
 from support.statistics import summary, t_test
 from support.terminal import say
@@ -44,7 +44,6 @@ from meristem.adaptive import AdaNetClassifier
 from meristem.checkpoints.write import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 PAPER = {  # Table 1: AdaNet, logistic regression, network
     "deer-truck": (0.9372, 0.8997, 0.9213),
     "deer-horse": (0.8430, 0.7685, 0.8055),
@@ -69,35 +68,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "table_folds": 10,
     },
 }
-
-
-def features(images: np.ndarray) -> np.ndarray:
-    """154 numbers in [0, 1] for each image: 9 orientations of gradient in 4 x 4 cells, and a histogram of 10 hues."""
-    grey = images.astype(float) @ [0.299, 0.587, 0.144]
-    down, right = np.zeros_like(grey), np.zeros_like(grey)
-    right[:, :, :-1], down[:, :-1] = np.diff(grey, axis=2), np.diff(grey, axis=1)
-    size, angle = np.hypot(right, down), np.degrees(np.arctan2(down, right + 1e-15)) + 90
-    cells = []
-    for number in range(9):
-        inside = (angle >= 20 * number) & (angle < 20 * (number + 1))
-        cells.append((size * inside).reshape(-1, 4, 8, 4, 8).mean((2, 4)).reshape(-1, 16))
-    hue = rgb_to_hsv(images / 255.0)[..., 0].reshape(len(images), -1)
-    hues = np.stack([np.histogram(row, 10, (0, 1), density=True)[0] for row in hue])
-    joined = np.concatenate([*cells, hues], 1)
-    low, high = joined.min(0), joined.max(0)
-    return (joined - low) / np.where(high > low, high - low, 1)
-
-
-def load_pairs(data: Any, pairs: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    parts = [data.jpegs("cifar10_jpeg", split) for split in ("train", "test")]
-    images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    sets = {}
-    for pair in pairs:
-        numbers = [NAMES.index(name) for name in pair.split("-")]
-        chosen = np.isin(labels, numbers)
-        order = np.random.default_rng(0).permutation(int(chosen.sum()))
-        sets[pair] = features(images[chosen])[order], (labels[chosen] == numbers[1]).astype(int)[order]
-    return sets
 
 
 def deep_ensemble(scaler: Any, like: int, sizes: tuple[int, int, int], random_state: int, **options: Any) -> Any:

@@ -80,27 +80,6 @@ SIDES = ("meta", "end_to_end", "stacked", "incubation", "incubation_clone")
 FRACTIONS = (0.5, 0.25)
 
 
-def npz_of(name: str) -> Path | None:
-    """The images of ../shared/data as an .npz file that recipes read; None where that is not."""
-    file = ROOT / "runs" / "images" / f"{name}.npz"
-    if file.exists():
-        return file
-    loader = shared_data.loader()
-    if loader is None:
-        return None
-    import numpy as np
-
-    if name == "cifar10":
-        (x, y), (held_x, held_y) = (loader.jpegs("cifar10_jpeg", split) for split in ("train", "test"))
-    else:
-        x, y, held_x, held_y = loader.mnist(name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{name}.partial.npz")
-    np.savez_compressed(partial, x_train=x, y_train=y, x_test=held_x, y_test=held_y)
-    partial.replace(file)
-    return file
-
-
 class Study:
     """One data set: recipes of every side whose counted FLOPs are equal."""
 
@@ -109,7 +88,7 @@ class Study:
         data, self.metric = dict(own["data"]), "eval_loss"
         if name != "text":
             whole = data.get("fraction", 1.0)
-            source = data.get("source") or str(npz_of(name))
+            source = data.get("source") or shared_data.images(name)
             data |= {"task": "image-classification", "source": source, "fraction": whole * fraction}
             self.metric = "eval_accuracy"
         self.data, self.model, self.out, self.executor = data, own["model"], out, executor
@@ -211,7 +190,7 @@ def part(
     setting: dict[str, Any], name: str, seeds: list[int], out: Path, executor: Any, near: dict[str, float]
 ) -> dict[str, Any]:
     """All sides on one data set, each at the rate that a search on the first seed finds, beginning at `near` if that is known."""
-    if name not in ("text", "digits") and npz_of(name) is None:
+    if name not in ("text", "digits") and shared_data.images(name) is None:
         return {"skipped": "no ../shared/data"}
     study, found, rates = Study(setting, name, out, executor), {"search": {}}, {}
     for side in SIDES:

@@ -1,6 +1,7 @@
 """Every recipe of docs/recipes.md, killed at random moments: does it end with the same bytes, and does any process survive its parent?
 
-    python benchmarks/kills.py --kills 100            # all ways; resumes; about an hour on two quiet cores
+    python benchmarks/kills.py                        # 100 kills in all ways; resumes; two hours on two quiet cores
+    python benchmarks/kills.py --kills torchrun=30    # of one way
     python benchmarks/kills.py --small                # 6 kills of one recipe, in one process
 
 The recipes are those of the page with less data (see `support.small_recipes`). Each runs undisturbed once. A trial then runs the same
@@ -41,8 +42,8 @@ from checkpoints import ENVIRONMENT, ROOT, say
 from support.small_recipes import published, small
 
 WAYS = {"single": [], "torchrun": [], "ray": ["--executor", "ray", "--executor-option", "slots=2"]}
-SHARES = {"single": 0.72, "torchrun": 0.18, "ray": 0.1}  # of the kills; a kill costs the less the further to the left
-MOST = 8  # kills in one trial
+WANTED = {"single": 50, "torchrun": 30, "ray": 20}  # kills at least; each recipe is killed in each way
+MOST = {"single": 5, "torchrun": 3, "ray": 3}  # kills in one trial
 SOON_SECONDS = 5.0  # what a killed process had started and that still runs then is written down by its command line
 GONE_SECONDS = 90.0  # when it counts as a survivor
 CRASH_SECONDS = 300.0
@@ -156,13 +157,13 @@ def trial(file: Path, out: Path, way: str, duration: float, draw: random.Random,
     process, again = start(file, out, way, log), 0
     try:
         for number in itertools.count():
-            moment = draw.uniform(0, duration / 2) if number < MOST else CRASH_SECONDS
+            moment = draw.uniform(0, duration / 2) if number < MOST[way] else CRASH_SECONDS
             process.join(moment)
             if process.exitcode == 0:
                 return
             if process.exitcode is not None:  # a process of its own crashed, and it asks to be started again
                 again += 1
-                if again > MOST + 3:
+                if again > MOST[way] + 3:
                     raise SystemExit(f"{file}: does not end, see {log}\n{log.read_text()[-2000:]}")
                 process = start(file, out, way, log)
                 continue
@@ -182,6 +183,8 @@ def undisturbed(file: Path, folder: Path, way: str) -> tuple[dict[str, str], flo
     out, log, began = folder / "undisturbed", folder / "undisturbed.log", time.monotonic()
     process = start(file, out, way, log)
     process.join()
+    if process.exitcode == 2:  # a recipe that says why this way is not for it
+        return {}, 0.0
     if process.exitcode:
         raise SystemExit(f"{file}: the undisturbed run ended with {process.exitcode}\n{log.read_text()[-2000:]}")
     return digest(out), time.monotonic() - began
@@ -198,11 +201,17 @@ def one(
         file.write_text(yaml.safe_dump(small(content, processes=2 if way == "torchrun" else 1)))
         known[name, way] = undisturbed(file, place, way)
     expected, duration = known[name, way]
-    out, log = place / "killed", place / "killed.log"
+    row = {"recipe": name, "way": way, "number": number}
+    if not expected:
+        said = (place / "undisturbed.log").read_text(encoding="utf-8").strip().splitlines()
+        return {**row, "refused": " ".join(said[-3:]), "files": 0, "unequal": [], "kills": []}
+    out, log, began = place / "killed", place / "killed.log", time.monotonic()
     kills = list(trial(file, out, way, duration, random.Random(f"{name} {way} {number}"), log))
+    if not kills:  # the machine had been slower
+        known[name, way] = (expected, min(duration, time.monotonic() - began))
     found = digest(out)
     unequal = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
-    row = {"recipe": name, "way": way, "number": number, "files": len(expected), "unequal": unequal, "kills": kills}
+    row |= {"files": len(expected), "unequal": unequal, "kills": kills}
     if unequal:
         row["first_difference"] = first_difference(place / "undisturbed", out, unequal)
         kept = keep / f"{name}-{way}-{number}"
@@ -212,22 +221,37 @@ def one(
     return {**row, "undisturbed_seconds": round(duration, 1), "load_average": os.getloadavg()[0]}
 
 
-def missing(rows: list[dict[str, Any]], wanted: dict[str, float], recipes: list[str]) -> Iterator[tuple[str, str, int]]:
-    """(recipe, way, number of the trial) while kills are wanted, each recipe before any comes again, small graphs first."""
+def missing(rows: list[dict[str, Any]], wanted: dict[str, int], recipes: list[str]) -> Iterator[tuple[str, str, int]]:
+    """(recipe, way, number of the trial) while kills are wanted, or a recipe has not been killed in a way."""
     for number in range(50):
-        for way, name in itertools.product(wanted, recipes):
-            done = sum(len(row["kills"]) for row in rows if row["way"] == way)
-            if done < wanted[way] and not any(
-                (name, way, number) == (r["recipe"], r["way"], r["number"]) for r in rows
-            ):
+        for name, way in itertools.product(recipes, wanted):
+            trials = [row for row in rows if row["way"] == way]
+            own = [row for row in trials if row["recipe"] == name]
+            if any(row["number"] == number or "refused" in row for row in own):
+                continue
+            if sum(len(row["kills"]) for row in trials) < wanted[way] or not any(row["kills"] for row in own):
                 yield name, way, number
+
+
+def trainings(content: dict[str, Any]) -> int:
+    """How many networks a recipe trains, about."""
+    tuned = sum("tune" in own for node in content["nodes"].values() for own in node.values())
+    return len(content["nodes"]) + 6 * tuned
+
+
+def amounts(said: list[str]) -> dict[str, int]:
+    """`["torchrun=30"]` as numbers of kills by way."""
+    wanted = {way: int(number) for way, _, number in (word.partition("=") for word in said)}
+    if unknown := wanted.keys() - WAYS.keys():
+        raise SystemExit(f"--kills {' '.join(unknown)}: no such way; there are {', '.join(WAYS)}")
+    return wanted
 
 
 def main() -> None:
     os.environ.update({**ENVIRONMENT, "OMP_NUM_THREADS": "1"})
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--kills", nargs="+", metavar="WAY=N", default=[f"{way}={n}" for way, n in WANTED.items()])
+    parser.add_argument("--recipes", nargs="+", help="some of them, by name", default=list(published()))
     parser.add_argument("--small", action="store_true", help="6 kills of the first recipe, in one process")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--unequal", type=Path, default=Path(tempfile.gettempdir()) / "kills-unequal", help="where")
@@ -238,16 +262,14 @@ def main() -> None:
     from meristem.checkpoints.write import write_json
     from meristem.recipes.code import code_revision
 
-    recipes = dict(list(published().items())[: 1 if arguments.small else None])
-    ways = ["single"] if arguments.small else arguments.ways
-    whole = sum(SHARES[way] for way in ways)
-    wanted = {way: (6 if arguments.small else arguments.kills) * SHARES[way] / whole for way in ways}
+    recipes = {name: published()[name] for name in arguments.recipes[: 1 if arguments.small else None]}
+    wanted = {"single": 6} if arguments.small else amounts(arguments.kills)
     file = arguments.results / ("kills_small.json" if arguments.small else "kills.json")
     found = json.loads(file.read_text()) if file.exists() else {"trials": []}
     rows = [row for row in found["trials"] if row["revision"] == code_revision()]  # of other code they show nothing
     known: dict[Any, Any] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True, prefix="kills-") as folder:
-        for name, way, number in missing(rows, wanted, sorted(recipes, key=lambda name: len(recipes[name]["nodes"]))):
+        for name, way, number in missing(rows, wanted, sorted(recipes, key=lambda name: trainings(recipes[name]))):
             row = one(name, recipes[name], way, number, Path(folder), known, arguments.unequal)
             rows.append({**row, "revision": code_revision()})
             say(

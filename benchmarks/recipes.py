@@ -172,6 +172,7 @@ def flops_part(names: list[str]) -> dict[str, Any]:
 
     from meristem.anatomy import flops
     from meristem.anatomy.flop_formulas import more_formulas
+    from meristem.anatomy.flops_by_shapes import by_shapes
     from meristem.anatomy.inputs import example_inputs
     from meristem.recipes.tasks.task import new_of
 
@@ -191,7 +192,7 @@ def flops_part(names: list[str]) -> dict[str, Any]:
         entries = {**shrunk_entries(config), **MORE.get(name, {})}
         model = new_of(auto, transformers.AutoConfig.for_model(name, **entries)).train()
         inputs = batch(model)
-        by_shapes = flops._by_shapes(flops._TrainingStep(model), inputs, ())
+        counted = by_shapes(flops._TrainingStep(model), inputs, ())
         with more_formulas(), FlopCounterMode(display=False) as real:
             model(**inputs).loss.backward()
         with torch.device("meta"):
@@ -200,8 +201,8 @@ def flops_part(names: list[str]) -> dict[str, Any]:
         start = time.process_time()
         large = flops.training_flops(whole, inputs)
         seconds = time.process_time() - start
-        row = {"by_shapes": by_shapes.total if by_shapes else None, "really_run": real.get_total_flops()}
-        row["ratio"] = row["by_shapes"] / row["really_run"] if by_shapes else None
+        row = {"by_shapes": counted.total if counted else None, "really_run": real.get_total_flops()}
+        row["ratio"] = row["by_shapes"] / row["really_run"] if counted else None
         row |= {
             "default_parameters": sum(p.numel() for p in whole.parameters()),
             "default_gflops": round(large / 1e9, 1),

@@ -1,4 +1,5 @@
-"""What each test takes, measured once and kept in `measured.json`: from it follow which tests are slow, and fair thirds of the rest.
+"""What each test takes, measured once and kept in `measured.json`: from it follow which cases are slow (`everyday.py`), and fair
+thirds of them.
 
     pytest --measure tests/growth        # run these, and keep what they took
 
@@ -14,10 +15,10 @@ import zlib
 from pathlib import Path
 
 import pytest
+from everyday import slow_cases
 
 FILE = Path(__file__).with_name("measured.json")
-SLOW = 5.0  # seconds of the processor, from which on a test does not belong to the everyday suite
-KEPT = 0.5  # seconds; what takes less is not written down
+KEPT = 0.1  # seconds; what takes less is not written down, and counts as nothing
 PARTS = 3
 
 
@@ -34,18 +35,28 @@ def part_of(name: str) -> int:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--measure", action="store_true", help="keep in tests/measured.json what each test takes")
     parser.addoption("--third", type=int, help=f"of the slow tests, only those of this part (0 to {PARTS - 1})")
+    parser.addoption("--only-slow", action="store_true", help="only tests of which the everyday suite runs no case")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    taken, third = measured(), config.getoption("--third")
-    for item in items:
-        if taken.get(item.nodeid, 0.0) >= SLOW:
-            item.add_marker(pytest.mark.slow)
+    for item in slow_cases(items, measured()):
+        item.add_marker(pytest.mark.slow)
+    third = config.getoption("--third")
     if third is not None:
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        chosen = [item for item in slow if part_of(item.nodeid) == third % PARTS]
-        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = chosen
+        _keep(items, [item for item in items if _is_slow(item) and part_of(item.nodeid) == third % PARTS], config)
+    if config.getoption("--only-slow"):
+        everyday = {item.nodeid.split("[")[0] for item in items if not _is_slow(item)}
+        _keep(items, [item for item in items if item.nodeid.split("[")[0] not in everyday], config)
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None
+
+
+def _keep(items: list[pytest.Item], chosen: list[pytest.Item], config: pytest.Config) -> None:
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = chosen
 
 
 @pytest.hookimpl(wrapper=True)

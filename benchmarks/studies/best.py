@@ -28,7 +28,7 @@ SEED = Stage("seed", until=0.05, rate="seed")
 STUDY = Study(
     name="best",
     title="The best recipe there is",
-    question="Does a composition of what helps reach a tuned network's loss with half the compute, everything counted?",
+    question="Do the helpful methods together reach a tuned network's loss with half the compute, everything counted?",
     gate=Gate(
         "the target beats the narrow network and the narrow, shallow one at equal FLOPs, all tuned",
         better="scratch",

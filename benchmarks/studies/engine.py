@@ -12,12 +12,12 @@ from typing import Any
 from filelock import FileLock
 
 from benchmarks.studies.nodes import Prices, asked, is_readable, recipe_of
+from benchmarks.studies.perform import perform_recipe
 from benchmarks.studies.rows import Row, Rows, identity
+from benchmarks.studies.search import search
 from benchmarks.studies.statistics import gate_passes
 from benchmarks.studies.study import Setting, Side, Study
 from benchmarks.support.terminal import say
-
-FURTHER = 5  # learning rates at most that a search goes on by, at each edge
 
 
 class Engine:
@@ -76,23 +76,15 @@ class Engine:
         if side.rate_of:
             return self.rate_of(self.study.side(side.rate_of))
         tune = self.setting.tune
-        losses: dict[float, float] = {}
 
-        def attempt(rates: Iterable[float]) -> float:
-            for rate in self._in_turn(rates):
-                found = [self.measure(side, rate, [tune.budget], seed, "tune")[0] for seed in tune.seeds]
-                losses[rate] = mean(row["loss"] if row["loss"] is not None else math.inf for row in found)
-            return min(losses, key=lambda rate: losses[rate])
+        def loss(rate: float) -> float:
+            found = [self.measure(side, rate, [tune.budget], seed, "tune")[0] for seed in tune.seeds]
+            return mean(row["loss"] if row["loss"] is not None else math.inf for row in found)
 
-        best = attempt(tune.rates)
-        for _ in range(FURTHER):
-            edge = {min(losses): 0.5, max(losses): 2.0}.get(best)
-            if edge is None:
-                break
-            best = attempt([best * edge])
-        if not math.isfinite(losses[best]):
-            raise SystemExit(f"{side.name}: every learning rate diverged: {sorted(losses)}")
-        return best
+        try:
+            return search(self._in_turn(tune.rates), loss)
+        except ValueError as error:
+            raise SystemExit(f"{side.name}: {error}") from error
 
     def measure(self, side: Side, rate: float, budgets: Sequence[float], seed: int, split: str) -> list[Row]:
         """A row for each budget."""
@@ -115,29 +107,15 @@ class Engine:
     def _run(
         self, side: Side, rates: Sequence[float], budgets: Sequence[float], seed: int, split: str
     ) -> dict[float, Row]:
-        from meristem.errors import MeristemError
-        from meristem.recipes.guards import diverged
-        from meristem.recipes.node import has_finished
-        from meristem.recipes.perform import perform
-        from meristem.recipes.plan import jobs_of_seed
         from meristem.recipes.schema import parse_recipe
         from meristem.recipes.tasks import open_task
 
         self._prices = self._prices or Prices.of(self.setting)
         content, read = recipe_of(self.setting, self._prices, side, rates, budgets, seed)
-        recipe = parse_recipe(content)
-        self._task = self._task or open_task(recipe.data)
-        jobs = jobs_of_seed(recipe, self.out, self._task.fingerprint, seed, split)
-        for job in jobs.values():
-            if has_finished(job.directory):
-                continue
-            job.save()
-            try:
-                perform(job.directory, self._task)
-            except MeristemError:
-                if not diverged(job.directory):
-                    raise
-                return {budget: {"loss": None} for budget in budgets}
+        self._task = self._task or open_task(parse_recipe(content).data)
+        jobs = perform_recipe(content, self.out, self._task, seed, split)
+        if jobs is None:
+            return {budget: {"loss": None} for budget in budgets}
         self._check_networks(side, jobs)
         made = {budget: self._row(jobs, name) for budget, name in read.items()}
         for name in jobs:

@@ -39,7 +39,7 @@ def networks(hidden_size: int, layers: int, heads: int) -> dict[str, Entries]:
 STUDY = Study(
     name="mixture",
     title="Dense to mixture of experts",
-    question="A dense network is there. Is it better to upcycle it to a mixture of experts, to go on with it as it is, or to train the mixture "
+    question="A dense network exists. Is it better to upcycle it to a mixture of experts, to train it further as it is, or to train the mixture "
     "from random numbers, at equal FLOPs with active parameters counted?",
     gate=Gate(
         "the mixture beats the dense network at equal FLOPs, both from random numbers and tuned",

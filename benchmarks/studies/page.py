@@ -8,53 +8,44 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.studies.catalogue import studies
-from benchmarks.studies.evidence import write_evidence
 from benchmarks.studies.nodes import is_readable
-from benchmarks.studies.picture import draw
-from benchmarks.studies.results import Finding, findings
+from benchmarks.studies.results import Finding
 from benchmarks.studies.statistics import LEAST_SEEDS
 from benchmarks.studies.study import Claim, Study, layers_of
+from benchmarks.support.markdown import table
 
 PROTOCOL = """\
-Every side spends the same counted FLOPs, all of its parents included. A learning rate stays where it is and then falls to zero over the last
-{decay:.0%} of the budget (1 - sqrt), so each figure is that of a finished network; one stable run serves all budgets. Every side's rate comes from
-the same search, at a budget of {tune_budget:g}, on seed{s} {tune_seeds} and on a split that no result uses: {rates}, then on by factors of two at
-either edge while the edge is best. What the search costs is not counted in the sides' compute; it is {tune_flops:.1f} TFLOPs in all. Reported seeds: {seeds}.
-A budget of b is b tokens for each parameter of the target network, trained from random numbers ({unit:.3f} TFLOPs for each unit of b).
+Every side spends the same counted FLOPs, all of its parents included. The learning rate is constant, and falls to zero over the last
+{decay:.0%} of the budget (1 - sqrt). Each figure is therefore that of a finished network, and one stable run serves all budgets. Every side's rate comes
+from the same search, at a budget of {tune_budget:g}, on seed{s} {tune_seeds} and on a split that no result uses: {rates}, then further by factors of two at
+either edge while the edge is best. The cost of the search ({tune_flops:.1f} TFLOPs in all) is not counted in the sides' compute. Reported seeds: {seeds}.
+A budget of b means b tokens for each parameter of the target network, trained from random numbers ({unit:.3f} TFLOPs for each unit of b).
 
 Data: `{data}`, {task}, bytes, sequences of {length}, batches of {batch}. Networks: {networks}."""
-HEAD = "<!-- Written by `python -m benchmarks report` from results/studies/*.jsonl; do not edit. -->\n\n"
 
 
-def write_pages(root: Path) -> None:
-    """`docs/studies.md`, `docs/studies/NAME.md`, `results/studies/NAME.SETTING.png`, and what `meristem plan` knows of them."""
-    rows, docs = root / "results" / "studies", root / "docs" / "studies"
-    docs.mkdir(parents=True, exist_ok=True)
-    found = {study.name: findings(study, rows) for study in studies().values()}
-    for study in studies().values():
-        for finding in found[study.name]:
-            draw(finding, rows / f"{study.name}.{finding.name}.png")
-        (docs / f"{study.name}.md").write_text(
-            HEAD + study_page(study, found[study.name], docs, rows), encoding="utf-8"
-        )
-    (root / "docs" / "studies.md").write_text(HEAD + summary(found), encoding="utf-8")
-    write_evidence(found, root)
-
-
-def summary(found: dict[str, list[Finding]]) -> str:
-    """Claim, gate, effect, verdict: one line for each claim of each study, at the largest setting that has a result."""
+def summary(found: dict[str, list[Finding]], more: Iterable[Sequence[str]] = ()) -> str:
+    """Claim, gate, effect, verdict: one line for each claim of each study, at the largest setting that has a result; `more` lines of trials."""
     lines = [
         "# Studies: what is claimed, and what we measured",
         "",
-        "Each line is a published claim, tested where its gate passes: under the condition without which it could be neither confirmed nor",
-        "refuted. The effect is the loss minus the baseline's at equal compute (below zero is better), with the bootstrap's interval over",
-        "seeds; *saved* is the share of the baseline's compute to the same loss. Everything is counted, parents included. Budgets are in bytes",
-        "for each parameter of the target. With three seeds the bootstrap's interval reaches about from the lowest to the highest of the three",
-        "differences: read it as how far seeds differ, not as a level of 95 %. `python -m benchmarks run NAME` measures what is missing, `python -m benchmarks report` writes these pages.",
-        "A study is one file in `benchmarks/studies/`: question, gate, sides (stages that are recipe nodes), settings. Its results are the rows of",
-        "`results/studies/NAME.SETTING.jsonl`, one for each side, seed, budget and rate; a row that is there is never measured again, on any machine.",
+        "Each line is a published claim. It is tested where its gate passes: the gate is the condition without which the claim can be neither",
+        "confirmed nor refuted.",
         "",
-        *_table(["study", "claim", "gate", "effect", "saved", "verdict"], _summary_rows(found)),
+        "- *Effect*: the loss minus the baseline's at equal compute, with the bootstrap's interval over seeds. Below zero is better.",
+        "- *Saved*: the share of the baseline's compute that is saved to the same loss.",
+        "",
+        "Compute includes all parents. Budgets are in bytes for each parameter of the target. With three seeds the interval reaches roughly from",
+        "the lowest to the highest of the three differences. Read it as the spread of the seeds, not as a level of 95 %.",
+        "",
+        "A study is one file in `benchmarks/studies/`: question, gate, sides (stages that are recipe nodes), settings. Its results are the rows of",
+        "`results/studies/NAME.SETTING.jsonl`, one for each side, seed, budget and rate. `python -m benchmarks run NAME` measures the missing rows, and",
+        "never measures an existing row again, on any machine. `python -m benchmarks report` writes these pages.",
+        "",
+        "A trial (Majority Kernels, Deep Incubation, AdaNet, EnergyNet) trains to the end instead. Its file is in `benchmarks/trials/`. Its effect is",
+        "the difference in the named figure, usually the test error, and it has no compute to save.",
+        "",
+        *table(["study", "claim", "gate", "effect", "saved", "verdict"], [*_summary_rows(found), *more]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -106,7 +97,7 @@ def study_page(study: Study, found: Sequence[Finding], docs: Path, rows: Path) -
     if not found:
         parts += ["", "Not run yet."]
     for finding in found:
-        parts += ["", f"## Setting `{finding.name}`", "", _protocol(finding), "", *_gate_table(finding)]
+        parts += ["", f"## Setting `{finding.name}`", "", _protocol(finding), "", *_gatetable(finding)]
         if finding.gate_is_measured and finding.tested_at is None:
             parts += ["", "**Not testable at this size.**"]
             continue
@@ -132,7 +123,7 @@ def _network(name: str, entries: Any) -> str:
     return f"{name}, {entries['model_type']} of {layers_of(entries)} layers x {width} wide"
 
 
-def _gate_table(finding: Finding) -> list[str]:
+def _gatetable(finding: Finding) -> list[str]:
     gate, rows = finding.study.gate, []
     for budget, passes in finding.gates.items():
         gaps = [finding.gap(gate.better, budget, to=other) for other in gate.worse]
@@ -140,7 +131,7 @@ def _gate_table(finding: Finding) -> list[str]:
             seeds = min(gap.seeds for gap in gaps if gap)
             says = "passes" if passes else "fails" if seeds >= LEAST_SEEDS else "open"
             rows.append([f"{budget:g}", *map(str, gaps), str(seeds), says])
-    return _table(["budget", *(f"{gate.better} minus {other}" for other in gate.worse), "seeds", "gate"], rows)
+    return table(["budget", *(f"{gate.better} minus {other}" for other in gate.worse), "seeds", "gate"], rows)
 
 
 def _results(finding: Finding) -> list[str]:
@@ -169,7 +160,7 @@ def _results(finding: Finding) -> list[str]:
         if any(cells) and rates:
             lines.append([f"`{side.name}`", ", ".join(rates), *cells])
     head = [f"budget {budget:g}" + ("" if finding.gates[budget] else " (gate not passed)") for budget in budgets]
-    return _table(["side", "rate", *head], lines)
+    return table(["side", "rate", *head], lines)
 
 
 def _verdicts(finding: Finding) -> list[str]:
@@ -196,8 +187,3 @@ def _said(finding: Finding, claim: Claim, budget: float) -> str:
 
 def _listed(values: Iterable[Any]) -> str:
     return ", ".join(map(str, values))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    line = lambda cells: "| " + " | ".join(cells) + " |"  # noqa: E731
-    return [line(head), "|" + "---|" * len(head), *map(line, rows)]

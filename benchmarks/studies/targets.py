@@ -21,7 +21,7 @@ def grown(name: str, method: str | list[str], **more: Any) -> Side:
 STUDY = Study(
     name="targets",
     title="Growing to a published rung",
-    question="A family's smaller rung is there. Does growing it to the larger rung's shape save compute against training that from random numbers?",
+    question="The smaller size of a family exists. Does growing it to the larger size save compute, compared with training the larger one from random numbers?",
     gate=Gate("the larger rung beats the smaller one at equal FLOPs, both tuned", better="scratch", worse=("small",)),
     sides=[
         Side("scratch", [Stage("large")]),

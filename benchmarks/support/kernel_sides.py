@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,18 +29,24 @@ class Problem:
         new: (seed, dropout) -> a network; torch is seeded with it, too. answers: (network, x) -> logits (N, classes, ...) for labels (N, ...).
         wider, units: (seed, factor) -> a network whose hidden layers alone are so many times wider; those layers, first to last. None where that
             is not to be had.
+        head: the path of a layer that stays single (a language model's is known without).
     """
 
     new: Callable[[int, float], nn.Module]
     answers: Callable[[nn.Module, Tensor], Tensor]
     wider: Callable[[int, int], nn.Module] | None = None
     units: Callable[[nn.Module], list[Units]] = lambda model: []
+    head: str | None = None
 
 
-def own_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers that kernels are for: linear and convolutional, without a language model's head."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d) and layer is not head]
+def own_layers(model: nn.Module, head: str | None = None) -> list[nn.Module]:
+    """The layers that kernels are for: linear and convolutional, without the head."""
+    out = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return [
+        layer
+        for path, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and layer is not out and path != head
+    ]
 
 
 class Sides:
@@ -108,8 +115,13 @@ class Sides:
     def plain(self, rate: float, seed: int) -> nn.Module:
         return self.fit(self.new(seed), rate, seed)
 
-    def kernels(self, rate: float, seed: int, **options: Any) -> nn.Module:
-        many = ms.majority(self.new(seed), kernels=KERNELS, seed=seed, **options)
+    def k_times_wider(self, rate: float, seed: int, kernels: int = KERNELS) -> nn.Module:
+        """The ceiling: the network whose hidden layers are k times as wide, trained and deployed as it is."""
+        return self.fit(self.wider(seed, kernels), rate, seed)
+
+    def kernels(self, rate: float, seed: int, kernels: int = KERNELS, **options: Any) -> nn.Module:
+        single = {"exclude": re.escape(self.problem.head)} if self.problem.head else {}
+        many = ms.majority(self.new(seed), kernels=kernels, seed=seed, **single, **options)
         self.fit(many, rate, seed, before=lambda step: ms.mix_kernels(many, step, self.setting["steps"]))
         return ms.deploy(many, self.batches).eval()
 
@@ -123,7 +135,7 @@ class Sides:
     def larger_init(self, rate: float, seed: int) -> nn.Module:
         """Plain, starting at the scale that kernels with gain "deployed" have while they are single."""
         model = self.new(seed)
-        for layer in own_layers(model):
+        for layer in own_layers(model, self.problem.head):
             layer.weight.data *= KERNELS**0.5
         return self.fit(model, rate, seed)
 
@@ -145,7 +157,7 @@ class Sides:
     def weight_noise(self, rate: float, seed: int) -> nn.Module:
         """Normal noise of the variance that mixing three independent kernels has at the start, annealed alike."""
         model, steps = self.new(seed), self.setting["steps"]
-        matrices = [layer.weight for layer in own_layers(model)]
+        matrices = [layer.weight for layer in own_layers(model, self.problem.head)]
         share = ((KERNELS - 1) / (KERNELS * (KERNELS + 1))) ** 0.5  # of a kernel's standard deviation, alpha = 1
         scales = [share * float(p.detach().std()) for p in matrices]
         rng, noise = torch.Generator().manual_seed(seed), []

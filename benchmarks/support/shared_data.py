@@ -36,6 +36,25 @@ def text(data: str) -> str:
     return _once(ROOT / "runs" / "texts" / data, lambda unfinished: _documents(packed, unfinished))
 
 
+def images(name: str) -> str | None:
+    """The images (`cifar10`, `mnist`, `fashion_mnist`) as an .npz file that recipes read; None where ../shared/data is not."""
+    file = ROOT / "runs" / "images" / f"{name}.npz"
+    source = loader()
+    if file.exists() or source is None:
+        return str(file) if file.exists() else None
+    import numpy as np
+
+    if name == "cifar10":
+        (x, y), (held_x, held_y) = (source.jpegs("cifar10_jpeg", split) for split in ("train", "test"))
+    else:
+        x, y, held_x, held_y = source.mnist(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{name}.partial.npz")
+    np.savez_compressed(partial, x_train=x, y_train=y, x_test=held_x, y_test=held_y)
+    partial.replace(file)
+    return str(file)
+
+
 def reviews(folder: Path) -> str | None:
     """The long movie reviews, unpacked into `folder` as a corpus of documents; None where ../shared/data is not."""
     packed = FOLDER / "text" / "nltk_movie_reviews.zip"

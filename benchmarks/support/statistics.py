@@ -28,7 +28,7 @@ class Effect:
 
 def effect(values: Sequence[float]) -> Effect:
     """Of paired differences, one for each seed: their mean with the percentile bootstrap's interval, by all resamples of up to five values, by
-    10,000 draws of more. With three seeds it is about the range of the three, and says no more.
+    10,000 draws of more. With three seeds it is about the range of the three, and says no more. A run that diverged has an infinite difference.
 
     Raises:
         ValueError: for no values.
@@ -40,7 +40,8 @@ def effect(values: Sequence[float]) -> Effect:
     else:
         drawn = np.random.default_rng(0).choice(np.asarray(values), (DRAWS, len(values)))
         means = drawn.mean(1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    between: Any = "linear" if np.isfinite(means).all() else "nearest"  # between two infinities there is nothing
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method=between)
     return Effect(mean(values), float(low), float(high), len(values))
 
 

@@ -311,7 +311,7 @@ def _comparable(ours: Outputs, theirs: Outputs, expected: Expected | None) -> tu
     """What should be put out and what is, by the same names and in the same shapes."""
     missing = [name for name in ours if name not in theirs]
     if missing:
-        raise MeristemError(f"the outputs cannot be compared: only one network puts out {', '.join(missing)}")
+        raise MeristemError(f"the outputs cannot be compared: only one network returns {', '.join(missing)}")
     if expected:
         ours = expected(ours, theirs)
     else:  # of two networks of other widths only the outputs can be compared that have one shape in both

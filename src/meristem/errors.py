@@ -38,5 +38,10 @@ def nearest(asked: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What to quote of an error from below."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What to quote of an error from below: its first line, and the next where the first only announces it.
+
+    >>> first_line(ValueError("Validation failed:\\n  width is odd\\nsee the manual"))
+    'Validation failed: width is odd'
+    """
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {more[0].strip()}" if more and first.endswith(":") else first

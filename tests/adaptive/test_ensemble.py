@@ -220,10 +220,10 @@ def test_images_regression_and_data_loaders():
     ("options", "message"),
     [
         ({"mixture": "tensor"}, "known: scalar, vector, matrix, mean"),
-        ({"strategies": ("shrink",)}, "of grow, solo, all"),
-        ({"generator": lambda n, e: [propose(n, e)[0]] * 2}, "unique names"),
-        ({"generator": lambda n, e: []}, "at least one proposal"),
-        ({"num_outputs": 5}, r"logits of shape \(64, 3\), asked for \(64, 5\)"),
+        ({"strategies": ("shrink",)}, "some of grow, solo and all"),
+        ({"generator": lambda n, e: [propose(n, e)[0]] * 2}, "a name of its own"),
+        ({"generator": lambda n, e: []}, "a generator must give at least one proposal"),
+        ({"num_outputs": 5}, r"logits of shape \(64, 3\); expected \(64, 5\)"),
     ],
 )
 def test_bad_input_is_named(options, message):

@@ -41,7 +41,7 @@ def test_a_csv_file(csv_file):
         ("a,b\n1,2\n3,4\n", "c", "no column 'c'"),
         ("a,b\n1,2\n3\n5,6\n", None, "row 3: 1 fields, the header has 2"),
         ("a,b\n1,2\n", None, "at least 2 are needed"),
-        ("b\n1\n2\n", None, "no column beside 'b'"),
+        ("b\n1\n2\n", None, "no column except 'b'"),
     ],
 )
 def test_bad_tables_are_named(tmp_path, text, target, message):
@@ -54,7 +54,7 @@ def test_bad_tables_are_named(tmp_path, text, target, message):
 def test_a_table_that_is_not_there():
     with pytest.raises(ms.MeristemError, match="did you mean 'breast_cancer'"):
         open_table("breast-cancer")
-    with pytest.raises(ms.MeristemError, match="for a CSV file only"):
+    with pytest.raises(ms.MeristemError, match="for CSV files only"):
         open_table("wine", "alcohol")
 
 

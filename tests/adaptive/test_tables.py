@@ -115,7 +115,7 @@ def test_what_is_told_counts_more_than_what_is_found(write):
     assert find_layout_of(write("a b,c d\n1 2,3 4\n"), " ").fields == 3
     with pytest.raises(ms.MeristemError, match="no ';' in its first rows"):
         open_table(write(text()), separator=";")
-    with pytest.raises(ms.MeristemError, match="one sign"):
+    with pytest.raises(ms.MeristemError, match="one character"):
         open_table(write(text()), separator=";;")
 
 
@@ -191,13 +191,13 @@ def test_what_a_target_is():
 @pytest.mark.parametrize(
     ("values", "task", "message"),
     [
-        (["a", "b"] * 9, "regression", "'a', 'b' is no number"),
-        ([0.5, 1.5] * 9, "classification", "0.5 is no class; --task regression"),
+        (["a", "b"] * 9, "regression", "'a', 'b' is not a number"),
+        ([0.5, 1.5] * 9, "classification", "0.5 is not a class; --task regression"),
         ([1.0, np.inf, 2.0], "auto", "infinite"),
         ([3] * 9, "auto", "'3' in all rows"),
         ([None] * 9, "auto", "no values"),
         ([*range(100), "oops"], "auto", "'oops' among numbers"),
-        ([f"text {i}" for i in range(50)], "auto", "50 different words in 50 rows are no classes"),
+        ([f"text {i}" for i in range(50)], "auto", "50 different words in 50 rows cannot be classes"),
     ],
 )
 def test_targets_that_cannot_be_learned(values, task, message):
@@ -270,7 +270,7 @@ def test_an_encoder_file_of_something_else(tmp_path):
     from sklearn.preprocessing import FunctionTransformer
 
     skops.io.dump(FunctionTransformer(describe), tmp_path / "encoder.skops")
-    with pytest.raises(ms.MeristemError, match="types that no encoder of Meristem has"):
+    with pytest.raises(ms.MeristemError, match="types that no encoder of Meristem uses"):
         load_encoder(tmp_path / "encoder.skops")
     (tmp_path / "encoder.skops").write_text("nothing")
     with pytest.raises(ms.MeristemError, match="holds no encoder"):

@@ -137,5 +137,5 @@ def test_the_rest_of_an_axis_hears_each_unit_once():
     carried = whole.write.matrix() @ torch.arange(5.0, dtype=torch.float64)
     heard = rest.read.matrix().T @ carried[2:]
     assert torch.equal(heard, torch.tensor([2.0, 3.0, 4.0], dtype=torch.float64))
-    with pytest.raises(ValueError, match="stay where they are"):
+    with pytest.raises(ValueError, match="keep their positions"):
         AxisMap.duplicate(torch.tensor([1, 0, 2]), 3).rest(1)

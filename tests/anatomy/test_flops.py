@@ -9,8 +9,9 @@ from torch import nn
 
 import meristem as ms
 from meristem import MeristemError
-from meristem.anatomy import flops
+from meristem.anatomy import flops, flops_by_shapes
 from meristem.anatomy.flops import block_flops, forward_flops, training_flops
+from meristem.anatomy.flops_by_shapes import by_shapes
 from meristem.anatomy.inputs import example_inputs
 from meristem.subnetworks.blocks import lists_of_blocks
 from meristem.subnetworks.flops import PathFlops
@@ -32,7 +33,7 @@ def really_run(model, inputs):
 def test_shapes_count_what_a_run_counts(family):
     model = pico.build(family)
     inputs = batch(model)
-    assert flops._by_shapes(flops._TrainingStep(model.train()), inputs, ()) is not None
+    assert by_shapes(flops._TrainingStep(model.train()), inputs, ()) is not None
     assert training_flops(model, inputs) == really_run(model, inputs)
 
 
@@ -99,6 +100,55 @@ def test_a_mixture_that_casts_its_router_costs_the_dense_network_and_the_router(
     inputs = batch(small)
     tokens = 2 * (inputs["input_ids"].numel() + inputs["labels"].numel())
     assert training_flops(big, inputs) - training_flops(small, inputs) == 3 * 2 * 32 * 4 * tokens
+
+
+def test_a_triangular_system_costs_a_substitution():
+    """n^2 operations for each of k columns, and as much backward for the right-hand side, and n^2 k products for the matrix."""
+
+    class Solved(OfValues):
+        def forward(self, x, labels=None):
+            y = torch.linalg.solve_triangular(self.linear.weight.tril(), x.T, upper=False)
+            return type("Output", (), {"loss": y.sum(), "logits": y})()
+
+    x = torch.randn(3, 4)
+    assert forward_flops(Solved(), {"x": x}) == 4 * 4 * 3
+    assert training_flops(Solved(), {"x": x}) == 4 * 4 * 3 + 4 * 4 * 3 + 2 * 4 * 4 * 3
+
+
+class Drawn(nn.Module):
+    """Takes a draw of its own on the CPU, as LayerDrop does."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x, labels=None):
+        kept = bool(torch.rand([]) < 2)
+        x = self.linear(x) if kept else x
+        return type("Output", (), {"loss": x.sum(), "logits": x})()
+
+
+@pytest.mark.parametrize("network", [Drawn(), OfValues()])
+def test_nothing_is_drawn_to_count_a_network_that_looks_at_draws(network):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert by_shapes(flops._Forward(network), {"x": torch.ones(2, 4)}, ()) is None
+    assert torch.equal(torch.get_rng_state(), before)
+    assert forward_flops(network, {"x": torch.zeros(2, 4)}) == 2 * 2 * 4 * 4
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "mixtral", "bert", "vit"])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_meta_device_counts_as_the_cpu(family, dropout):
+    """Attention takes another operator with dropout, and another on the meta device by itself."""
+    more = {"dropout_rate": dropout} if family == "t5" else {"attention_dropout": dropout}
+    more = {"attention_probs_dropout_prob": dropout} if family in ("bert", "vit") else more
+    model = pico.build(family, **more).train()
+    step, inputs = flops._TrainingStep(model), batch(model)
+    on_meta = flops_by_shapes._on_meta(step, inputs, ())
+    assert on_meta is not None
+    assert on_meta.total == really_run(model, inputs)
 
 
 def test_an_unknown_operator_is_refused():

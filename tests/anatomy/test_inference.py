@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pico
 import pytest
 import torch
 from torch import nn
 
 import meristem as ms
-from meristem.anatomy import Override
+from meristem.anatomy import Override, probing
 from meristem.anatomy.norms import norm_facts
 from meristem.anatomy.trace import norm_before_head
 from meristem.errors import AnatomyError
@@ -135,3 +137,29 @@ def test_a_users_override_is_tried_first():
     override = {"llama": Override(layouts=((r"mlp\.up_proj$", "out", "ffn"),))}
     tensor = ms.Anatomy.of(pico.build("llama"), override).tensors["model.layers.0.mlp.up_proj.weight"]
     assert tensor.dimensions[0].source == "override"
+
+
+def test_what_was_built_once_is_not_built_again(monkeypatch):
+    """Whether a field moves shapes is asked several times in a growth; every attribute of the config is part of the question."""
+    built = []
+    monkeypatch.setattr(probing, "_ANSWERS", {})
+    monkeypatch.setattr(probing, "uninitialised", lambda make: built.append(make) or make())
+    model = pico.build("bart")
+    wider, other, broken = (copy.deepcopy(model.config) for _ in range(3))
+    wider.decoder_ffn_dim, other.dropout, broken.decoder_attention_heads = 104, 0.5, 7
+    for _ in range(2):
+        shapes = probing.Shapes(type(model), copy.deepcopy(model.config))
+        assert not shapes.moves(model.config)
+        assert shapes.moves(wider)
+        assert not shapes.moves(other)
+        assert shapes.moves(broken, unless_built=True)
+        assert not shapes.moves(broken)
+        assert len(built) == 5  # and the network itself
+    assert not probing.Shapes(type(model), wider).moves(wider)
+    assert probing.Shapes(type(model), wider).moves(other)
+    assert len(built) == 9
+    growth = ms.Growth.of(model, ms.IdentityBlocks(num_hidden_layers=3, blocks="encoder"))
+    before = len(built)
+    again = ms.Growth.of(model, ms.IdentityBlocks(num_hidden_layers=3, blocks="encoder"))
+    assert again.certificate == growth.certificate
+    assert len(built) == before  # 100 more without what is remembered

@@ -137,6 +137,12 @@ def test_the_interval_is_that_of_all_resamples():
     assert (found.low, found.high) == pytest.approx((1.0 + 0.65 / 3, 6.0 - 0.65 * 4 / 3))
 
 
+def test_a_run_that_diverged_makes_the_interval_infinite_and_not_unknown():
+    assert effect([math.inf] * 3).low == math.inf
+    found = effect([-1.0, -1.0, math.inf])
+    assert (found.low, found.high) == (-1.0, math.inf)
+
+
 def test_flops_to_a_loss_lie_between_budgets_log_linearly():
     curve = [(1e9, 3.0), (4e9, 2.0)]
     assert flops_to(curve, 2.5) == pytest.approx(2e9)

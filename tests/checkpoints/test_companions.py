@@ -37,7 +37,7 @@ def test_a_distributed_checkpoint_keeps_its_tokenizer(tmp_path):
     assert code == 0, said
     assert (out / "tokenizer.json").read_text() == "{}"
     assert (out / "templates" / "a.jinja").read_text() == "a"
-    assert "left behind of" in said
+    assert "not copied from" in said
     assert ": evil.py\n" in said
     assert ms.verify(small, open_distributed(str(out))[0]).holds
 
@@ -46,9 +46,9 @@ def test_a_distributed_checkpoint_keeps_its_tokenizer(tmp_path):
 def test_of_several_sources_it_is_said_whose_files_are_taken(pair, tmp_path, verb, first, last):
     code, said = invoke([verb, *map(str, pair), str(tmp_path / "out")])
     assert code == 0, said
-    assert f"{tmp_path / last} has other tokenizer.json than {tmp_path / first}, whose files are taken" in said
+    assert f"{tmp_path / last} and {tmp_path / first} differ in tokenizer.json; the latter's are copied" in said
     assert (tmp_path / "out" / "tokenizer.json").read_text() == f'"{first}"'
-    assert f"left behind of {tmp_path / first}, being no part of the grown model: optimizer.bin" in said
+    assert f"not copied from {tmp_path / first}, since not part of the grown model: optimizer.bin" in said
 
 
 def test_a_sampled_proof_of_models_by_their_hub_names(pair, tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def test_a_trainers_optimizer_in_shards_is_not_lost(tmp_path, name):
     done = meristem("grow", source, tmp_path / "out", "--width", 2)
     assert done.returncode == 2
     first = name.split("/")[0]
-    assert f"is a Trainer's checkpoint whose optimizer lies in {first}, which does not grow" in done.stderr
+    assert f"is a Trainer's checkpoint whose optimizer is in {first}, which cannot grow" in done.stderr
     assert not (tmp_path / "out").exists()
     done = meristem("grow", source, tmp_path / "out", "--width", 2, "--drop", first)
     assert done.returncode == 0, done.stderr

@@ -140,7 +140,7 @@ def test_an_optimizer_that_is_a_program(site):
     (site.path / "trainer_state.json").write_text("{}")
     site.pickled("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin")
     for name, said in judged(site, str(site.path), ("grow", "shrink"), 2).items():
-        assert "optimizer.pt is no optimizer's state that can be read without running" in said, name
+        assert "optimizer.pt is not an optimizer's state that can be read without running" in said, name
     torch.save({"state": {0: Canary(site.ran)}, "param_groups": []}, site.path / "optimizer.pt")
     judged(site, str(site.path), ("grow",), 2)
     for wrong in ({"state": {}, "param_groups": []}, {"state": [1], "param_groups": [{"params": [0]}]}, [1], 3):

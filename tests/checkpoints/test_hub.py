@@ -118,7 +118,7 @@ def test_a_certificate_that_is_not_there(small, tmp_path):
         ms.load_certificate(small)
     for text in ("[]", "{}", '{"certificate": {"holds": true}}', "not json", '{"certificate": 3}'):
         (tmp_path / "meristem.json").write_text(text)
-        with pytest.raises(ms.MeristemError, match="is not a record of Meristem's"):
+        with pytest.raises(ms.MeristemError, match="is not a record that Meristem wrote"):
             ms.load_certificate(tmp_path)
     (tmp_path / "meristem.json").write_text('{"certificate": null}')
     assert ms.load_certificate(tmp_path) is None
@@ -127,7 +127,7 @@ def test_a_certificate_that_is_not_there(small, tmp_path):
 @pytest.mark.parametrize(
     "options, token, words",
     [
-        (["--push-to-hub", "me/refused/twice"], TOKEN, "is no name of a repository (owner/name)"),
+        (["--push-to-hub", "me/refused/twice"], TOKEN, "is not the name of a repository (owner/name)"),
         (["--push-to-hub", "me/big"], "", "needs a token: `hf auth login`"),
         (["--push-to-hub", "me/big"], "hf_wrong", "does not accept the token"),
         (["--revision", "v2"], TOKEN, "--revision names the branch of --push-to-hub REPO; give both"),

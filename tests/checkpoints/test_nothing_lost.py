@@ -165,7 +165,7 @@ def test_what_is_not_weights_travels_along(saved, tmp_path):
     for name in COMPANIONS:
         assert (saved / "big" / name).read_text() == f"of {name}"
     for name in LEFT:
-        assert name in done.stderr.partition("left behind")[2]
+        assert name in done.stderr.partition("not copied from")[2]
         assert not (saved / "big" / name).exists()
     assert not (saved / "big" / ".git").exists()
     assert not (saved / "big" / "big").exists()

@@ -172,7 +172,7 @@ def test_config_comes_last(store, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("grow", "memory://bucket/nothing", "OUT", "--width", 2), "memory://bucket/nothing is no model directory: it holds no config.json"),
+        (("grow", "memory://bucket/nothing", "OUT", "--width", 2), "memory://bucket/nothing is not a model directory: it holds no config.json"),
         (("grow", "nosuch://bucket/x", "OUT", "--width", 2), "the protocol 'nosuch' is not known"),
         (("grow", "memory://bucket/small", "memory://bucket/small", "--width", 2), "memory://bucket/small holds"),
         (("grow", "memory://bucket/small", "memory://bucket/new", "--width", 2, "--overwrite"), "--overwrite replaces directories"),

@@ -54,7 +54,7 @@ def test_a_growth_that_does_not_hold_leaves_nothing(tmp_path, monkeypatch):
     right = pieces.grow_whole
     wrong = "model.layers.1.mlp.down_proj.weight"
     monkeypatch.setattr(build, "grow_whole", lambda plan, fetch: right(plan, fetch) * (1 + (plan.name == wrong)))
-    with pytest.raises(ms.PreservationError, match="should preserve the function and does not"):
+    with pytest.raises(ms.PreservationError, match="should keep the function and does not"):
         grow(tmp_path / "small", tmp_path / "big")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small"]
 

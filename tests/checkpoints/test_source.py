@@ -226,11 +226,9 @@ def test_why_a_hub_name_leads_to_nothing(monkeypatch, tmp_path, error, words):
 
 def test_only_models_of_the_hub_have_revisions(small, monkeypatch):
     monkeypatch.chdir(small.parent)
-    with pytest.raises(
-        ms.MeristemError, match=r"small@main: small is a directory, and only models of the hub have revisions"
-    ):
+    with pytest.raises(ms.MeristemError, match=r"small@main: small is a directory, and only hub models have revisions"):
         find_source("small@main")
-    with pytest.raises(ms.MeristemError, match=r"no such directory .*, and no hub name either"):
+    with pytest.raises(ms.MeristemError, match=r"no such directory .*, and it is not a hub name"):
         ms.load_certificate("a b/c")
 
 

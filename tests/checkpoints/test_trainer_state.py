@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pico
 import pytest
 import torch
+from command_line import meristem
 from transformers import Trainer, TrainingArguments
 
 import meristem as ms
@@ -34,8 +32,7 @@ def test_a_run_grown_in_the_middle(family, tmp_path):
     changes = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0} if family == "gpt2" else {}
     undisturbed = train(pico.build(family, **changes), tmp_path / "small", 20)
     source, out = tmp_path / "small" / "checkpoint-10", tmp_path / "grown"
-    command = [sys.executable, "-m", "meristem.cli.main", "grow", str(source), str(out), "--width", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = meristem("grow", source, out, "--width", 2)
     assert done.returncode == 0, done.stderr
     assert "optimizer state grown" in done.stdout
     losses = train(open_model(str(out)), tmp_path / "big", 20, resume=str(out))
@@ -66,8 +63,6 @@ def test_groups_of_another_shape_are_refused(tmp_path):
 ])  # fmt: skip
 def test_an_optimizer_that_cannot_grow_is_refused_before_anything_is_written(entries, message, tmp_path):
     """As `meristem grow RUN/checkpoint-N OUT` meets it: one sentence, exit code 2, and no OUT."""
-    from command_line import meristem
-
     small = pico.build("llama")
     small.save_pretrained(tmp_path / "checkpoint-1")
     (tmp_path / "checkpoint-1" / "trainer_state.json").write_text("{}")

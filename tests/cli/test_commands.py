@@ -194,7 +194,7 @@ def test_executors_from_the_command_line(tmp_path):
         (["--executor", "rai"], "did you mean 'ray'"),
         (["--executor", "local", "--executor-option", "slot=2"], "did you mean 'slots'"),
         (["--executor", "local", "--executor-option", "slots"], "takes name=value"),
-        (["--executor-option", "slots=2"], "goes with --executor"),
+        (["--executor-option", "slots=2"], "needs --executor"),
     ):
         done = meristem("run", file, "--out", tmp_path / "out", *options)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)

@@ -48,7 +48,7 @@ def test_width_and_depth_of_ones_own_network(files):
     (("--sizes", "width=9", *WEIGHTS), "conv1.weight of (8, 3, 3, 3), and the network one of (9, 3, 3, 3)"),
     (("--sizes", "width", *WEIGHTS), "--sizes takes name=number"),
     (("--sizes", "channels=8", *WEIGHTS), "does not take these sizes"),
-    (("--sizes", "width=8"), "--build wants --sizes"),
+    (("--sizes", "width=8"), "--build needs --sizes"),
     (("--sizes", "width=8", "--weights", "x.safetensors"), "has no bn1.bias"),
     (("--sizes", "width=8", *WEIGHTS, "--build", "my_module:CifarNet"), "did you mean 'CifarResNet'?"),
     (("--sizes", "width=8", *WEIGHTS, "--build", "nowhere:build"), "the module nowhere cannot be imported"),

@@ -7,7 +7,7 @@ import pytest
 from command_line import here
 
 import meristem as ms
-from meristem.anatomy.block_count import count_blocks
+from meristem.block_count import count_blocks
 from meristem.checkpoints import open_streamed
 from meristem.cli import progress
 
@@ -54,7 +54,7 @@ def test_nothing_is_counted_outside(small):
 
 
 def test_a_long_step_says_where_it_is(capsys, monkeypatch):
-    from meristem.anatomy.block_count import block_reached, expect_blocks
+    from meristem.block_count import block_reached, expect_blocks
 
     monkeypatch.setattr(progress, "LONG", 0.05)
     monkeypatch.setattr(progress, "OFTEN", 0.05)
@@ -75,3 +75,28 @@ def test_a_short_step_says_nothing_and_quiet_nothing_at_all(small, tmp_path, cap
     assert here("grow", small, tmp_path / "big", "--width", 2, "--quiet") == 0
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "")
+
+
+def test_learn_says_what_it_does_and_draws_no_bar_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LONG", 0.0)
+    few = ("--option", "structure_iter=2", "--option", "max_epochs=2")
+    assert here("learn", "energynet", "iris", tmp_path / "out", *few) == 0
+    said = capsys.readouterr().err
+    assert "meristem: learning by energynet\n" in said
+    assert "layer 1:" in said
+    assert "it/s" not in said
+    assert "\r" not in said
+
+
+def test_diagnose_says_what_it_measures(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LONG", 0.0)
+    train = "tokens: 256, batch_size: 2, learning_rate: 1e-3"
+    (tmp_path / "r.yaml").write_text(
+        "data: {source: python-stdlib, sequence_length: 32}\n"
+        f"nodes:\n  a: {{train: {{model: {{model_type: gpt2, n_embd: 16, n_layer: 1, n_head: 2}}, {train}}}}}\n"
+        "  b: {grow: {from: a, method: hypercloning, width: 2}}\n"
+    )
+    assert here("diagnose", tmp_path / "r.yaml", "b", "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().err
+    assert "meristem: loading torch and transformers\n" in said
+    assert "meristem: measuring the junction at b, seed 0\n" in said

@@ -80,9 +80,9 @@ def nll(path, ids) -> float:
         (["--method", "prune", "--data", "python-stdlib"], "holds no tokenizer; name one with --tokenizer"),
         (["--method", "prune", "--data", "nowhere.txt", "--tokenizer", "bytes"], "nowhere.txt"),
         (["--method", "prune", "--data", "a", "--examples", "0"], "--examples must be at least 1, got 0"),
-        (["--method", "prune", "--inputs", "a.json", "--tokenizer", "bytes"], "--tokenizer goes with --data"),
+        (["--method", "prune", "--inputs", "a.json", "--tokenizer", "bytes"], "--tokenizer is for --data"),
         (["--method", "prune", "--inputs", "a.json", "--option", "batches=3"], "give --data or --inputs"),
-        (["--data", "a"], "weight_selection looks at no data"),
+        (["--data", "a"], "weight_selection uses no data"),
         (["--method", "hypercloning"], "is one of weight_selection, prune"),
     ],
 )

@@ -119,10 +119,27 @@ def test_inspect_fits_80_columns_and_cuts_no_name(family, tmp_path, capsys):
         (["grow"], 2),
         (["grow", "a", "b", "--wdith", "2"], 2),
         (["fuse", "a", "b"], 2),
+        (["inspect", "./nosuch"], 2),
+        (["grow", "./nosuch", "out"], 2),
+        (["grow", "a", "out", "--method", "hypercloned"], 2),
+        (["shrink", "./nosuch", "out"], 2),
+        (["fuse", "./nosuch", "./nosuch", "out"], 2),
+        (["average", "./nosuch", "./nosuch", "out"], 2),
+        (["average", "a", "b", "out", "--weights", "0.1,0.2,0.7"], 2),
+        (["learn", "adanets", "digits", "out"], 2),
+        (["learn", "adanet", "nosuch.csv", "out"], 2),
+        (["plan", "./nosuch", "--tokens", "1M"], 2),
+        (["verify", "./nosuch", "./nosuch"], 2),
+        *(([name, "nosuch.yaml"], 2) for name in ("run", "race", "data")),
+        *(([name, "bad.yaml"], 2) for name in ("run", "race", "data")),
+        (["diagnose", "nosuch.yaml", "node"], 2),
     ],
 )
-def test_what_needs_no_network_loads_no_library(arguments, code):
-    done = subprocess.run([sys.executable, "-c", SPIED, *arguments], capture_output=True, text=True, check=False)
+def test_what_needs_no_network_loads_no_library(arguments, code, tmp_path):
+    """Help, and errors that can be known before: a wrong flag, no such method, no such model or recipe, an unknown key."""
+    (tmp_path / "bad.yaml").write_text("nodes: {a: {trian: {}}}")
+    program = [sys.executable, "-c", SPIED, *arguments]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert done.stderr.splitlines()[-1] == "[]" or done.stderr.splitlines()[0] == "[]"
 

@@ -96,5 +96,42 @@ def test_sequences_are_a_permutation_that_goes_on_where_it_stopped():
     assert whole[:10] != whole[10:]  # a new order each time round
     assert [Sequences(tokens, 10, 8, seed=3, offset=12)[i]["input_ids"].tolist() for i in range(8)] == whole[12:]
     assert whole != [Sequences(tokens, 10, 20, seed=4)[i]["input_ids"].tolist() for i in range(20)]
-    with pytest.raises(ms.MeristemError, match="less than one sequence of 101"):
+    with pytest.raises(ms.MeristemError, match="fewer than one sequence of 101"):
         Sequences(tokens, 101, 1)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_rows_are_no_text(tmp_path, monkeypatch, kind):
+    """A file with a column `text` is read by it, without being asked to; JSON of another shape is text as it lies."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("MERISTEM_CACHE", str(tmp_path / "cache"))
+    rows = datasets.Dataset.from_dict({"id": list(range(40)), "text": [f"row {n}, one line" for n in range(40)]})
+    file = tmp_path / f"rows.{kind}"
+    {"jsonl": rows.to_json, "csv": rows.to_csv, "parquet": rows.to_parquet}[kind](file)
+    corpus = open_corpus(str(file))
+    assert corpus.documents == 40
+    read = bytes(corpus.train.astype("uint8")) + bytes(corpus.tune.astype("uint8")) + bytes(corpus.eval.astype("uint8"))
+    assert b"row 7, one line" in read
+    assert b'"id"' not in read
+    assert b"PAR1" not in read
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"body": "x"}\n' * 400)
+    assert open_corpus(str(other)).documents == 1
+
+
+def test_a_file_that_is_not_there_is_asked_of_no_hub():
+    for source in ("nothere.txt", "some/where/else", "tokens.bin"):
+        with pytest.raises(ms.MeristemError, match=f"{source}: no such file or folder"):
+            open_corpus(source)
+
+
+def test_shards_of_tokens_are_not_taken_for_text(tmp_path):
+    """As llm.c leaves them."""
+    for number in range(2):
+        (tmp_path / f"fineweb_train_{number}.bin").write_bytes(b"\0" * 64)
+        (tmp_path / f"fineweb_train_{number}.json").write_text('{"vocab_size": 256}')
+    with pytest.raises(
+        ms.MeristemError,
+        match=r"holds token files \(fineweb_train_0.bin, fineweb_train_1.bin\), and none is named train",
+    ):
+        open_corpus(str(tmp_path))

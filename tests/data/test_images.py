@@ -81,10 +81,10 @@ def test_files_that_are_no_images(tmp_path):
     with pytest.raises(ms.MeristemError, match="no such file"):
         open_images(str(tmp_path / "nothing.npz"))
     (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(ms.MeristemError, match="no NumPy"):
+    with pytest.raises(ms.MeristemError, match="not a NumPy"):
         open_images(str(tmp_path / "text.npz"))
     np.savez(tmp_path / "objects.npz", x_train=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(ms.MeristemError, match="no NumPy"):  # it would have to be unpickled
+    with pytest.raises(ms.MeristemError, match="not a NumPy"):  # it would have to be unpickled
         open_images(str(tmp_path / "objects.npz"))
 
 

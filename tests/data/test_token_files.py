@@ -75,9 +75,9 @@ def test_a_folder_holds_its_own_splits(tmp_path):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"name": "a.bin", "tokens": TOKENS[:3].astype("uint8"), "dtype": "uint8"}, "no whole uint16 tokens"),
-    ({"name": "a.npy", "tokens": TOKENS.reshape(2, -1)}, "wanted a 1-D array"),
-    ({"name": "a.npy", "dtype": "float32"}, "wanted a 1-D array of uint16"),
+    ({"name": "a.bin", "tokens": TOKENS[:3].astype("uint8"), "dtype": "uint8"}, "not a whole number of uint16 tokens"),
+    ({"name": "a.npy", "tokens": TOKENS.reshape(2, -1)}, "needed is a 1-D array"),
+    ({"name": "a.npy", "dtype": "float32"}, "needed is a 1-D array of uint16"),
     ({"said": {"vocab_size": "many"}}, "names no vocab_size"),
     ({"said": {"vocab_size": 299}}, r"holds token 299, and its vocabulary has 299"),
     ({"name": "a.npy", "tokens": TOKENS.astype("int32") - 1, "dtype": "int32"}, r"holds token -1, and"),
@@ -90,7 +90,7 @@ def test_files_that_are_no_tokens(tmp_path, change, words):
 def test_what_lies_beside_is_asked_for(tmp_path):
     file = write(tmp_path)
     (tmp_path / "meta.json").unlink()
-    with pytest.raises(ms.MeristemError, match=r"wants train\.json \(or meta\.json\) beside it"):
+    with pytest.raises(ms.MeristemError, match=r"needs train\.json \(or meta\.json\) beside it"):
         open_corpus(str(file))
 
 

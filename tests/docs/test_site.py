@@ -56,7 +56,7 @@ def test_commands_with_their_options():
 
     assert "## grow\n" in page
     assert "    meristem grow SRC OUT [OPTIONS]" in page
-    assert "| `--overwrite` | Replace OUT if all that it holds is Meristem's or save_pretrained's. |  |" in page
+    assert "| `--overwrite` | Replace OUT if Meristem or save_pretrained wrote everything in it. |  |" in page
 
 
 def test_a_card_gets_headings_and_its_studies():

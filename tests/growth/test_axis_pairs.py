@@ -190,7 +190,7 @@ def test_shrink_keeps_frequencies_tokens_and_places():
      "4 heads on 2 key-value heads would put query heads on .* not trained with; 2 heads on 2 would work"),
     ({}, {"head_dim": 16}, "shrinks: asked for head_dim of 16, the network has 8; the nearest target that works is 8"),
     ({}, {"vocab_size": 0}, "vocab must be a positive whole number, got 0"),
-    ({}, {"max_position_embeddings": 8}, "llama learns no positions|has no axis 'positions'"),
+    ({}, {"max_position_embeddings": 8}, "llama has no learned positions|has no axis 'positions'"),
 ])  # fmt: skip
 def test_what_cannot_shrink(changes, options, message):
     with pytest.raises(ms.MeristemError, match=message):

@@ -154,5 +154,5 @@ def test_incubated_clones_stand_where_they_fit():
         torch.testing.assert_close(hybrid.layer2[layer].conv1.weight, net.layer2[1].conv1.weight)
     assert hybrid(**IMAGES).shape == (4, 10)
     short, anatomy = staged(1, 1)
-    with pytest.raises(ms.MeristemError, match=r"no block of the second .* fits place 1 of 4"):
+    with pytest.raises(ms.MeristemError, match=r"no block of the second .* fits position 1 of 4"):
         ms.incubate(short, Division((4, 4), 1, (1, 1)), 1, start="clone", anatomy=anatomy, inputs=IMAGES)

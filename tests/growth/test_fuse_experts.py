@@ -191,5 +191,5 @@ def test_refusals():
         ms.fuse([small, small], ms.DeepFusion(experts=True, experts_per_token=3))
     with pytest.raises(ms.MeristemError, match="no mixture class is known for gpt2"):
         ms.fuse([pico.build("gpt2")] * 2, ms.DeepFusion(experts=True))
-    with pytest.raises(ms.MeristemError, match="experts and norm or noise do not go together"):
+    with pytest.raises(ms.MeristemError, match="experts cannot be combined with norm or noise"):
         ms.DeepFusion(experts=True, norm="equalised")

@@ -20,7 +20,11 @@ from meristem.growth.method import as_list
 from meristem.growth.optimizer import grow_state, named_state
 
 CASES = [(row, family) for row in METHODS for family in FAMILIES]
-cases = pytest.mark.parametrize("row, family", CASES)
+
+
+def cases(test):
+    """Every method on every family; the everyday suite has time for each method and each family at least once."""
+    return pytest.mark.everyday(seconds=4)(pytest.mark.parametrize("row, family", CASES)(test))
 
 
 @pytest.fixture(scope="module")

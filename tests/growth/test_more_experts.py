@@ -203,10 +203,10 @@ def test_wider_experts_are_exact(tmp_path):
 
 
 @pytest.mark.parametrize("model, options, message", [
-    ("llama", {"num_experts": 8}, "llama has no experts; upcycle makes some"),
-    ("mixtral", {"num_experts": 4}, "more than the 4 that there are, got 4"),
+    ("llama", {"num_experts": 8}, "llama has no experts; upcycle adds some"),
+    ("mixtral", {"num_experts": 4}, "more than 4, the present number, got 4"),
     ("mixtral", {"num_experts": 8, "experts_per_token": 9}, "from 1 to 8, got 9"),
-    ("mixtral", {"num_experts": 8, "weights": [1, 2]}, "weights are 4 numbers"),
+    ("mixtral", {"num_experts": 8, "weights": [1, 2]}, "weights must be 4 numbers"),
     ("mixtral", {"num_experts": 8, "weights": "a,b"}, "weights are numbers"),
 ])  # fmt: skip
 def test_refusals(model, options, message):
@@ -246,7 +246,7 @@ def test_chosen_layers_learn_as_if_only_they_had_grown():
     step(growth.model, optimizer, batches(1, 0)[0])
     moved = {name for name, tensor in growth.model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == {f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
-    with pytest.raises(ms.MeristemError, match=r"layers are some of 0 to 1, .* got 2"):
+    with pytest.raises(ms.MeristemError, match=r"layers must be numbers from 0 to 1, .* got 2"):
         ms.freeze_old(growth.model, growth, layers=[2])
 
 

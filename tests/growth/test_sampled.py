@@ -125,7 +125,7 @@ def test_the_sample_is_refused_where_it_makes_no_sense(tmp_path):
     with pytest.raises(ms.MeristemError, match="sample=2 or more"):
         ms.Growth.of(deep("llama"), METHODS["clone"], sample=1)
     deep("llama").save_pretrained(tmp_path / "small")
-    with pytest.raises(ms.MeristemError, match="does not say how"):
+    with pytest.raises(ms.MeristemError, match="does not record how"):
         here("verify", tmp_path / "small", tmp_path / "small", "--sample", 2)
 
 

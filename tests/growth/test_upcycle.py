@@ -309,7 +309,7 @@ def test_what_a_mixtures_config_cannot_say_is_named():
 
 REFUSED = {
     "experts_per_token=9 of num_experts=8; at most 8": ("llama", {"experts_per_token": 9}, {}),
-    "num_experts=8 is no multiple of granularity=3.* num_experts=9 would work": ("llama", {"granularity": 3}, {}),
+    "num_experts=8 is not a multiple of granularity=3.* num_experts=9 would work": ("llama", {"granularity": 3}, {}),
     "does not divide the 64 feed-forward units; 4 would": ("llama", {"granularity": 5, "num_experts": 10, "experts_per_token": 5}, {}),
     "no mixture class is known for gpt2; known for llama": ("gpt2", {}, {}),
     "mixtral has no shared experts": ("llama", {"shared_experts": 1}, {}),
@@ -320,7 +320,7 @@ REFUSED = {
     "num_experts must be a whole number": ("llama", {"num_experts": 2.5}, {}),
     "is one of 'random', 'zero'": ("llama", {"router": "learned"}, {}),
     r"mixtral has no place for model.layers.0.self_attn.q_proj.bias \(8 tensors": ("llama", {}, {"attention_bias": True}),
-    "mixtral is a mixture of experts already; more_experts": ("mixtral", {}, {}),
+    "mixtral is already a mixture of experts; more_experts": ("mixtral", {}, {}),
     "qwen2_moe has no config entry 'router_aux_los_coef'; did you mean 'router_aux_loss_coef'": (
         "qwen2", {"fields": {"router_aux_los_coef": 0.1}}, {}
     ),

@@ -93,8 +93,8 @@ def test_a_pruned_network_is_healed_by_the_one_it_was_cut_from(tmp_path):
     ({"distill": {"teacher": "nobody"}}, "comes from 'nobody', which is no node"),
     ({"distill": {"teacher": "wide", "temperature": 0}}, "temperature"),
     ({"distill": {"teacher": "wide", "weight": 1.5}}, "weight"),
-    ({"distill": {"teacher": "wide"}, "trainer": {"fsdp": True}}, "distill and fsdp do not go together"),
-    ({"distill": {"teacher": "wide"}, "incubate": {"num_hidden_layers": 4, "modules": 2, "module": 0}}, "distill and incubate do not go"),
+    ({"distill": {"teacher": "wide"}, "trainer": {"fsdp": True}}, "distill and fsdp cannot be combined"),
+    ({"distill": {"teacher": "wide"}, "incubate": {"num_hidden_layers": 4, "modules": 2, "module": 0}}, "distill and incubate cannot be combined"),
     ({"distill": {}}, "teacher"),
 ])  # fmt: skip
 def test_refusals(tmp_path, train, message):
@@ -116,5 +116,5 @@ def test_a_teacher_of_another_vocabulary_is_refused(tmp_path):
     other = {**WIDE["train"]["model"], "vocab_size": 300}
     nodes = {"small": {"train": TRAIN}, "wide": {"train": {**TRAIN, "model": other}},
              "node": {"train": {"from": "small", **SHORT, "distill": {"teacher": "wide"}}}}  # fmt: skip
-    with pytest.raises(ms.MeristemError, match="tells 300 answers apart, and the network that is trained 25"):
+    with pytest.raises(ms.MeristemError, match="has 300 possible answers, and the trained network 25"):
         run(parse_recipe({"data": corpus(tmp_path), "nodes": nodes}), tmp_path / "out")

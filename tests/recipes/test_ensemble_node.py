@@ -86,7 +86,7 @@ def test_bad_recipes():
         with pytest.raises(ms.MeristemError, match=words):
             parse_recipe({"data": DATA, "nodes": {**vits(), **nodes}})
 
-    refused("each member once", net={"ensemble": {"from": ["deep", "deep"]}})
+    refused("different members", net={"ensemble": {"from": ["deep", "deep"]}})
     refused("1 complexities for 2", net={"ensemble": {"from": ["deep", "wide"], "complexities": [1]}})
     refused("leaves no single network", more={"train": {"from": "net", "examples": 1, "learning_rate": 1}})
     with pytest.raises(ms.MeristemError, match="only train nodes have a loss curve"):

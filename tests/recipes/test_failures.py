@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from concurrent.futures import Future
 
 import pytest
-from small import TRAIN, corpus
+from small import MODEL, TRAIN, corpus
 from transformers import TrainerCallback, TrainingArguments
 
 import meristem as ms
 from meristem.recipes import run
 from meristem.recipes.executors import Executor
 from meristem.recipes.guards import diverged
+from meristem.recipes.left import load_state
 from meristem.recipes.node import NodeResult
 from meristem.recipes.perform import perform
 from meristem.recipes.schema import parse_recipe
@@ -29,7 +32,7 @@ def recipe(tmp_path, **train):
     ("save_steps", 1, "checkpoint_every"), ("load_best_model_at_end", True, "ends with"), ("lr_scheduler_type", "linear", "schedule"),
 ])  # fmt: skip
 def test_reserved_keys_name_the_one_to_use(tmp_path, key, value, use):
-    with pytest.raises(ms.MeristemError, match=f"{key} is not yours to set; .*{use}"):
+    with pytest.raises(ms.MeristemError, match=f"{key} is set by the recipe; .*{use}"):
         recipe(tmp_path, trainer={key: value})
 
 
@@ -121,5 +124,77 @@ def test_a_node_that_an_executor_refuses_fails_alone(tmp_path):
 
 
 def test_a_pattern_that_is_none_is_refused_when_the_recipe_is_read(tmp_path):
-    with pytest.raises(ms.MeristemError, match=r"learning_rates.*'mlp\(' is no regular expression"):
+    with pytest.raises(ms.MeristemError, match=r"learning_rates.*'mlp\(' is not a regular expression"):
         recipe(tmp_path, learning_rates={"mlp(": 2.0})
+
+
+@pytest.mark.parametrize("nodes, words", [
+    ({"a": {"train": {"model": MODEL, "tokens": "8q", "learning_rate": 1e-3}}}, "'8q' is no number of tokens or examples; write 300000"),
+    ({"a": {"train": {"model": MODEL, "tokens": 10, "learning_rate": 1e-3}}}, "10 tokens are less than one step (16 sequences of 32 tokens)"),
+    ({"a": ["train"]}, "nodes.a: wanted `key: value` entries (checkpoint, train, "),
+    ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3, "subnetwork": {"kind": "raptr"}}}}, "raptr wants stages"),
+    ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3, "trainer": {"gradient_accumulation_steps": 3}}}},
+     "batch_size 16 is no multiple of gradient_accumulation_steps 3"),
+    ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3, "trainer": {"optim": "adafactor"}}},
+      "b": {"grow": {"from": "a", "method": "hypercloning", "width": 2, "optimizer": "carry"}},
+      "c": {"train": {"from": "b", "tokens": "8k", "learning_rate": 1e-3}}},
+     "carries the state of adafactor ('a') into adamw_torch"),
+    ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3}, "resources": {"processes": 3}}},
+     "batch_size 16 cannot be cut into 3 equal parts"),
+    ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3}},
+      "b": {"train": {"from": "a", "tokens": "8k", "learning_rate": 1e-3, "train_only": "fresh"}}},
+     "node 'b': train_only and fresh want a model that has been grown"),
+])  # fmt: skip
+def test_what_can_be_known_is_said_when_the_recipe_is_read(nodes, words):
+    with pytest.raises(ms.MeristemError, match=re.escape(words)):
+        parse_recipe({"data": {"sequence_length": 32}, "nodes": nodes})
+
+
+def test_seeds_that_name_one_twice_are_no_replicates():
+    nodes = {"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3}}}
+    with pytest.raises(ms.MeristemError, match=re.escape("seeds [0, 1, 0] name one twice")):
+        parse_recipe({"seeds": [0, 1, 0], "nodes": nodes})
+
+
+@pytest.mark.parametrize("model, words", [
+    ({"model_type": "vit"}, "node 'b': vit has no network for this task"),
+    ({**MODEL, "hidden_size": 15}, "node 'b': llama cannot be built from these entries: .* not a multiple of"),
+])  # fmt: skip
+def test_no_node_runs_before_a_network_that_cannot_be_built(tmp_path, model, words):
+    own = {"tokens": 512, "learning_rate": 1e-3}
+    nodes = {"a": {"train": {"model": MODEL, **own}}, "b": {"train": {"model": model, **own}}}
+    with pytest.raises(ms.MeristemError, match=words):
+        run(parse_recipe({"data": corpus(tmp_path, lines=300), "nodes": nodes}), tmp_path / "out")
+    assert not list(tmp_path.glob("out/a-*"))
+
+
+def test_no_node_runs_before_a_checkpoint_that_is_not_there(tmp_path):
+    nodes = {"a": {"train": TRAIN}, "b": {"checkpoint": {"source": str(tmp_path / "none")}}}
+    with pytest.raises(ms.MeristemError, match="none"):
+        run(parse_recipe({"data": corpus(tmp_path, lines=300), "nodes": nodes}), tmp_path / "out")
+    assert not list(tmp_path.glob("out/a-*"))
+
+
+def test_an_optimizer_whose_package_is_missing(tmp_path):
+    if importlib.util.find_spec("bitsandbytes"):
+        pytest.skip("it is there")
+    with pytest.raises(ms.MeristemError, match=r"optim .*: You need to install `bitsandbytes`"):
+        run(recipe(tmp_path, trainer={"optim": "lion_32bit"}), tmp_path / "out")
+
+
+def test_another_optimizer_begins_with_a_state_of_its_own(tmp_path):
+    """A later stage with AdamW behind Adafactor; a decay of a run whose SGD keeps no state."""
+    own = {"tokens": 512, "learning_rate": 1e-3, "batch_size": 4}
+    run_ = {"model": MODEL, **own, "schedule": "wsd", "decay": 0}
+    nodes = {
+        "a": {"train": {"model": MODEL, **own, "trainer": {"optim": "adafactor"}}},
+        "b": {"train": {"from": "a", **own}},
+        "s": {"train": {**run_, "trainer": {"optim": "sgd"}}},
+        "d": {"decay": {"from": "s", "at": 512, "tokens": 256}},
+    }
+    results = run(parse_recipe({"data": corpus(tmp_path, lines=300), "nodes": nodes}), tmp_path / "out")[0]
+    state = {name: load_state(next(tmp_path.glob(f"out/{name}-*")) / "optimizer.safetensors") for name in nodes}
+    assert all(set(entries) == {"step", "exp_avg", "exp_avg_sq"} for entries in state["b"].values())
+    assert {float(entries["step"]) for entries in state["b"].values()} == {4.0}
+    assert state["s"] == state["d"] == {}
+    assert results["d"].examples == 2 * 4

@@ -98,7 +98,7 @@ def test_a_cluster_ends_with_the_command_that_started_it(tmp_path):
         below = psutil.Process(run.pid).children(recursive=True)
         run.kill()
         run.wait()
-        _, left = psutil.wait_procs(below, timeout=10)
+        _, left = psutil.wait_procs(below, timeout=30)
         assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
     finally:
         for process in [run, *below]:

@@ -92,9 +92,9 @@ def test_an_eager_network_is_not_fooled():
 @pytest.mark.parametrize("models, data, words", [
     ([{"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1}], {}, "does not read a prefix in both directions"),
     ([T5, MODEL], {}, "give each a recipe of its own"),
-    ([MODEL], {"prefix_lm": False}, "say prefix_lm: true under data|T5|Seq2Seq|encoder-decoder"),
+    ([MODEL], {"prefix_lm": False}, "set prefix_lm: true under data|T5|Seq2Seq|encoder-decoder"),
     ([T5], {"prefix_lm": True}, "T5|Causal"),
-    ([MODEL], {"task": "causal-lm", "prefix_lm": True}, "prefix_lm goes with task ul2"),
+    ([MODEL], {"task": "causal-lm", "prefix_lm": True}, "prefix_lm needs task ul2"),
 ])  # fmt: skip
 def test_bad_input(tmp_path, models, data, words):
     with pytest.raises(ms.MeristemError, match=words):

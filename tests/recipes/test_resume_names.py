@@ -88,7 +88,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_not_gone_on_from(tmp_path):
     lost = "model.layers.1.mlp.up_proj.weight"
     del tensors[lost]
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(ms.MeristemError, match=rf"checkpoint to go on from has no tensor '{lost}' \(1 such\)"):
+    with pytest.raises(ms.MeristemError, match=rf"checkpoint to resume has no tensor '{lost}' \(1 such\)"):
         run(recipe, tmp_path / "out")
 
 

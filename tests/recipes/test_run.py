@@ -175,7 +175,7 @@ def test_a_cached_prefix_changes_the_cost_and_nothing_else(tmp_path):
     assert [p["eval_loss"] for p in cached.curve] == [p["eval_loss"] for p in plain.curve]
     assert cached.metrics["eval_accuracy"] == plain.metrics["eval_accuracy"]
     assert 0.8 * plain.flops < cached.flops < plain.flops
-    with pytest.raises(ms.MeristemError, match="never come round again"):
+    with pytest.raises(ms.MeristemError, match="never repeat"):
         parse_recipe({"data": {**data, "augment": ["flip"]}, "nodes": nodes})
 
 
@@ -280,10 +280,20 @@ def test_every_trainer_argument_is_reachable_and_checked(corpus_file, tmp_path):
     ({"model_type": "lama"}, "model_type 'lama' is unknown; did you mean 'llama'"),
     ({"model_type": "llama", "hidden_sise": 3}, "no config entry 'hidden_sise'; did you mean 'hidden_size'"),
     ({"model_type": "llama", "hidden_size": "wide"}, "llama cannot be built"),
+    ({"model_type": "gpt_neox", "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "head_dim": 16},
+     "gpt_neox has no config entry 'head_dim'"),  # its positions would read it, and its heads would not
 ])  # fmt: skip
 def test_a_model_that_cannot_be_built(entries, message):
     with pytest.raises(ms.MeristemError, match=message):
         causal_language_model(entries, 256, 32, 0)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "qwen2", "olmoe"])
+def test_an_entry_that_a_class_reads_and_its_config_does_not_list(model_type):
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 1}
+    model = causal_language_model({"model_type": model_type, **sizes, "head_dim": 16}, 256, 32, 0)
+    assert model.model.layers[0].self_attn.q_proj.weight.shape == (4 * 16, 32)
+    assert model.config.to_dict()["head_dim"] == 16
 
 
 def test_flops_are_counted_attention_included():

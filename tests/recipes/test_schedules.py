@@ -103,7 +103,7 @@ def test_a_decay_that_comes_later_says_where_it_can_branch_off(branched, tmp_pat
     recipe, out, _ = branched
     content = recipe.model_dump(by_alias=True, exclude_none=True, exclude={"race"})
     content["nodes"] = {"run": content["nodes"]["run"], "new": {"decay": {"from": "run", "at": 128 * 9, "tokens": 128}}}
-    with pytest.raises(ms.MeristemError, match=r"kept nothing at step 9, only at \[8\]"):
+    with pytest.raises(ms.MeristemError, match=r"kept no checkpoint at step 9, only at \[8\]"):
         run(parse_recipe(content), out)
     content["nodes"]["new"]["decay"]["at"] = 128 * 8
     assert run(parse_recipe(content), out)[0]["new"].examples == 4

@@ -21,7 +21,7 @@ def test_fuse_options_reach_the_method():
 
 
 def test_a_good_recipe():
-    recipe = parse_recipe({"nodes": {"big": {"train": {"from": "grown", "tokens": 10, "learning_rate": 1}},
+    recipe = parse_recipe({"nodes": {"big": {"train": {"from": "grown", "tokens": "10k", "learning_rate": 1}},
                                      "grown": GROW, "small": TRAIN}, "race": {"challenger": "big", "baseline": "small"}})  # fmt: skip
     assert recipe.nodes["small"].train.tokens == 4_000_000
     assert recipe.order() == ["small", "grown", "big"]
@@ -53,7 +53,7 @@ def test_a_good_recipe():
     ({"nodes": {"small": TRAIN, "both": {"fuse": {"from": ["small", "small"], "weights": [1, 1]}}}}, "sum to 1"),
     ({"nodes": {"small": TRAIN, "both": {"fuse": {"from": ["small", "other"]}}}}, "comes from 'other', which is no node"),
     ({"nodes": {"small": TRAIN, "all": {"assemble": {"from": ["small", "small"]}}}}, "incubates no module"),
-    ({"nodes": {"small": {"train": {**TRAIN["train"], "incubate": {"num_hidden_layers": 4, "modules": 2, "module": 0}}}}}, "wants `from`"),
+    ({"nodes": {"small": {"train": {**TRAIN["train"], "incubate": {"num_hidden_layers": 4, "modules": 2, "module": 0}}}}}, "needs `from`"),
     ({"nodes": {"small": TRAIN, "m": {"train": {"from": "small", "tokens": 1, "learning_rate": 1, "incubate": {
         "num_hidden_layers": 4, "modules": 2, "module": 2}}}}}, "numbered from 0 to 1"),
     ({"nodes": {"small": {"train": {**TRAIN["train"], "examples": 5}}}}, "give either `tokens` or `examples`"),
@@ -62,7 +62,7 @@ def test_a_good_recipe():
     ({"data": {**IMAGES, "augmnt": []}, "nodes": {"small": TRAIN}}, "did you mean 'augment'"),
     ({"data": {"task": "image-clasification"}, "nodes": {"small": TRAIN}}, "data.task: unknown task 'image-clasification'; did you mean 'image-classification'"),
     ({"nodes": {"small": {**TRAIN, "resources": {"cpu": 2}}}}, "unknown key 'cpu'; did you mean 'cpus'"),
-    ({"nodes": {"small": TRAIN, "grown": {**GROW, "resources": {"processes": 2}}}}, "only a train node is shared"),
+    ({"nodes": {"small": TRAIN, "grown": {**GROW, "resources": {"processes": 2}}}}, "only a train node or a decay"),
     ({"nodes": {"small": TRAIN, "m": {"train": {"from": "small", "tokens": 1, "learning_rate": 1, "incubate": {
         "num_hidden_layers": [4, 4, 4], "modules": 2, "module": 0}}}}}, "12 blocks in 3 stages make 3 to 12 modules, got 2"),
     ({"nodes": {"../evil": TRAIN}}, "use letters, digits"),

@@ -149,7 +149,7 @@ def test_a_class_that_does_not_keep_documents_apart_is_refused(tmp_path, model, 
     ({"sources": [{"source": "a"}]}, "at least 2 items"),
     ({"sources": [{"source": "a", "weight": 0}, {"source": "b"}]}, "greater than 0"),
     ({"sources": [{"source": "a", "wieght": 1}, {"source": "b"}]}, "did you mean 'weight'"),
-    ({"source": "a", "documents": "whole", "task": "masked-lm"}, "goes with task causal-lm"),
+    ({"source": "a", "documents": "whole", "task": "masked-lm"}, "needs task causal-lm"),
 ])  # fmt: skip
 def test_bad_input(data, words):
     with pytest.raises(ms.MeristemError, match=words):

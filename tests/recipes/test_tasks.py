@@ -150,7 +150,7 @@ def test_an_encoder_decoder_learns_by_ul2s_denoisers(tmp_path):
     assert done.metrics["eval_loss"] < done.curve[0]["eval_loss"]
     assert done.flops > 0
     data["sequence_length"] = 1024
-    with pytest.raises(ms.MeristemError, match="ul2 on sequences of 1024 tokens wants 174"):
+    with pytest.raises(ms.MeristemError, match="ul2 on sequences of 1024 tokens needs 174"):
         open_task(parse_recipe({"data": data, "nodes": {"small": {"train": train}}}).data)
 
 

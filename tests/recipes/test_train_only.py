@@ -8,7 +8,7 @@ from small import MODEL, TRAIN, corpus
 
 import meristem as ms
 from meristem.checkpoints import open_model
-from meristem.recipes.run import run
+from meristem.recipes.run import directory_of, run
 from meristem.recipes.schema import parse_recipe
 
 SHORT = {"tokens": 1280, "learning_rate": 3e-3, "batch_size": 4, "evaluations": 2}
@@ -61,13 +61,13 @@ def test_the_last_checkpoints_are_averaged(tmp_path):
 
 
 @pytest.mark.parametrize("node, message", [
-    ({"train": {**TRAIN, "train_only": "fresh"}}, "train_only and fresh want `from`"),
+    ({"train": {**TRAIN, "train_only": "fresh"}}, "train_only and fresh need `from`"),
     ({"train": {"from": "small", **SHORT, "train_only": "new"}}, "'fresh', 'copied', 'grown' or 'all'"),
     ({"train": {"from": "small", **SHORT, "fresh": {"rate": 1}}}, "unknown key 'rate'"),
-    ({"train": {"from": "small", **SHORT, "train_only": "fresh", "majority": {"kernels": 2}}}, "majority and train_only do not go together"),
-    ({"average": {"from": "small", "last": 3}}, "averages the last 3 checkpoints of 'small', which leaves 0"),
+    ({"train": {"from": "small", **SHORT, "train_only": "fresh", "majority": {"kernels": 2}}}, "majority and train_only cannot be combined"),
+    ({"average": {"from": "small", "last": 3}}, "averages the last 3 checkpoints of 'small', which keeps 0"),
     ({"average": {"from": "small"}}, "`from: NODE` with `last: N`"),
-    ({"average": {"from": ["small", "small"]}}, "at least two nodes, each once"),
+    ({"average": {"from": ["small", "small"]}}, "at least two different nodes"),
 ])  # fmt: skip
 def test_refusals(tmp_path, node, message):
     with pytest.raises(ms.MeristemError) as error:
@@ -76,7 +76,12 @@ def test_refusals(tmp_path, node, message):
 
 
 def test_a_model_that_has_not_grown_says_so(tmp_path):
+    """Said when the recipe is read; of a checkpoint, when it is opened."""
     assert MODEL["hidden_size"] == 16
     nodes = {"small": {"train": TRAIN}, "node": {"train": {"from": "small", **SHORT, "train_only": "fresh"}}}
+    with pytest.raises(ms.MeristemError, match="no node before it grows one"):
+        parse_recipe({"data": corpus(tmp_path), "nodes": nodes})
+    results = run(parse_recipe({"data": corpus(tmp_path), "nodes": {"small": nodes["small"]}}), tmp_path / "out")
+    nodes["small"] = {"checkpoint": {"source": str(directory_of(tmp_path / "out", results[0]["small"]) / "model")}}
     with pytest.raises(ms.MeristemError, match="nothing records which entries of this one are new"):
         run(parse_recipe({"data": corpus(tmp_path), "nodes": nodes}), tmp_path / "out")

@@ -108,17 +108,17 @@ def test_numbers_that_diverge_lose(tmp_path):
     told = json.loads((tmp_path / "out" / "tuning" / "small.json").read_text())
     assert told["chosen"] == {"learning_rate": 1e-2}
     assert [trial["losses"][0] is None for trial in told["trials"]] == [False, True]
-    with pytest.raises(ms.MeristemError, match="every number that was tried diverged"):
+    with pytest.raises(ms.MeristemError, match="every number of the grid diverged"):
         run(recipe_for(tmp_path, {"learning_rate": [1e18, 2e18], "on": {"seeds": [100]}}, **sgd), tmp_path / "out")
 
 
 @pytest.mark.parametrize("tune, train, words", [
     ({"learning_rate": [1e-3]}, {}, "at least two rising numbers"), ({"learning_rate": [2e-3, 1e-3]}, {}, "rising"),
-    ({"learning_rate": [1e-3, "much"]}, {}, "rising numbers"), ({}, {}, "wants a list of numbers"),
+    ({"learning_rate": [1e-3, "much"]}, {}, "rising numbers"), ({}, {}, "needs a list of numbers"),
     ({"weight_decay": [0.0, 0.1]}, {}, "give either `learning_rate` or a grid"),
     ({"learning_rate": [1e-3, 2e-3]}, {"learning_rate": 1e-3}, "give either `learning_rate` or a grid"),
-    ({"weight_dekay": [0.0, 0.1]}, {"learning_rate": 1e-3}, "no number of this node; did you mean 'weight_decay'"),
-    ({"seed": [1, 2]}, {"learning_rate": 1e-3}, "no number of this node"),
+    ({"weight_dekay": [0.0, 0.1]}, {"learning_rate": 1e-3}, "not a number of this node; did you mean 'weight_decay'"),
+    ({"seed": [1, 2]}, {"learning_rate": 1e-3}, "not a number of this node"),
     ({"learning_rate": [1e-3, 2e-3], "on": {"seeds": [0]}}, {}, "the recipe's own"),
     ({"learning_rate": [1e-3, 2e-3], "on": {"sedes": [0]}}, {}, "did you mean 'seeds'"),
 ])  # fmt: skip

@@ -62,7 +62,7 @@ def load_estimator(
         ) from error
     found = config.get("estimator") if isinstance(config, dict) else None
     if found != kind.__name__:
-        raise MeristemError(f"{source} holds a {found or 'model of another kind'}, asked for a {kind.__name__}")
+        raise MeristemError(f"{source} holds a {found or 'model of another kind'}, not a {kind.__name__}")
     try:
         options, features, names = config["options"], config["features"], config["feature_names"]
         if "device" in options:
@@ -89,4 +89,4 @@ def _plain(value: Any) -> Any:
     """NumPy's numbers as JSON has them."""
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"{value!r} of {type(value).__name__} cannot be kept as JSON")
+    raise TypeError(f"{value!r} of type {type(value).__name__} cannot be stored as JSON")

@@ -20,6 +20,7 @@ from meristem.adaptive.adanet import AdaNetClassifier, AdaNetRegressor
 from meristem.adaptive.energynet import EnergyNetClassifier, EnergyNetRegressor
 from meristem.adaptive.learned import Estimator, Learned, fitted_encoder
 from meristem.adaptive.pictures import save_figure, structure
+from meristem.adaptive.request import check_kind
 from meristem.adaptive.tables import Table, build_encoder, encode
 from meristem.adaptive.tables.columns import lines
 from meristem.checkpoints.write import atomic_directory
@@ -52,8 +53,7 @@ def new_estimator(kind: str, classification: bool, options: Mapping[str, Any]) -
     Raises:
         MeristemError: for an unknown kind or option, or a value that makes no sense.
     """
-    if kind not in KINDS:
-        raise MeristemError(f"unknown method {kind!r}; {nearest(kind, KINDS)}")
+    check_kind(kind)
     chosen = KINDS[kind][0 if classification else 1]
     hints = typing.get_type_hints(chosen)
     known = {f.name for f in dataclasses.fields(chosen) if f.init} - OF_THE_FIT
@@ -179,7 +179,7 @@ def split(table: Table, test_share: float, seed: int) -> tuple[pd.DataFrame, pd.
     )
     if table.is_classification and len(np.unique(y)) < 2:
         raise MeristemError(
-            f"the {len(y)} rows to learn from are all of one class, {y[0]!r}; another --seed or --test-share"
+            f"the {len(y)} rows to learn from are all of one class, {y[0]!r}; try another --seed or --test-share"
         )
     return x, test_x, y, test_y  # pyright: ignore[reportReturnType]: each is of the kind that was split
 

@@ -38,5 +38,5 @@ def read_state(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], Any] | 
     except (OSError, SafetensorError) as error:
         raise MeristemError(f"{path} holds no training state: {error}") from error
     if said.get("fingerprint") != fingerprint:
-        raise MeristemError(f"{path} is of other data or other options; choose another checkpoint or remove it")
+        raise MeristemError(f"{path} belongs to other data or options; choose another checkpoint or remove it")
     return tensors, json.loads(said["note"])

@@ -100,7 +100,7 @@ class AxisMap:
         """
         kept = self.write.matrix()[:skipped]
         if not torch.equal(kept, torch.eye(skipped, self.old_size, dtype=torch.float64)):
-            raise ValueError(f"the first {skipped} units have to stay where they are")
+            raise ValueError(f"the first {skipped} units have to keep their positions")
         write = self.write.matrix()[skipped:, skipped:]
         read = self.read.matrix()[skipped:, skipped:]
         return AxisMap(UnitMap.from_matrix(write), UnitMap.from_matrix(read), twins=False)

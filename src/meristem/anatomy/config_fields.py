@@ -54,7 +54,7 @@ class ConfigFields:
         paths = axis_paths(config, root, moves)
         if not any(kind_of(axis) == "hidden" for axis in paths):
             raise MeristemError(
-                f"{type(config).__name__} has no width field that Meristem knows; looked for {', '.join(FIELDS['hidden'])}"
+                f"{type(config).__name__} has no width field that Meristem knows; it looked for {', '.join(FIELDS['hidden'])}"
             )
         return ConfigFields(config, root, paths, depth_paths(config, root, moves))
 

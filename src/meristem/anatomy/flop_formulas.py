@@ -45,6 +45,11 @@ def _vector_flops(*shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
     return 2 * max(math.prod(shape) for shape in shapes if isinstance(shape, Sequence))
 
 
+def _triangular_flops(a: Sequence[int], b: Sequence[int], *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Substitution: n^2 operations for each column of the result (or row, where the matrix stands on the right)."""
+    return math.prod(out_shape) * a[-1]
+
+
 def _fourier_flops(a: Sequence[int], dims: Sequence[int], *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     """5 n log2 n real operations for each transform of n entries, the usual count."""
     points = math.prod(a[dim] for dim in dims)
@@ -63,6 +68,7 @@ def more_formulas() -> Iterator[None]:
         aten._grouped_mm: shapes(_grouped_flops),
         aten._int_mm: registry[aten.mm],
         **{operator: shapes(_vector_flops) for operator in (aten.mv, aten.addmv, aten.dot, aten.vdot, aten.addr)},
+        aten.linalg_solve_triangular: shapes(_triangular_flops),
         **{operator: shapes(_fourier_flops) for operator in (aten._fft_r2c, aten._fft_c2r, aten._fft_c2c)},
     }
     if hasattr(torch.ops.transformers, "grouped_mm_fallback"):

@@ -45,7 +45,7 @@ def structure_of_model(
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "model_type"):
         raise AnatomyError(
-            f"{type(model).__name__} is no transformers model; describe it with ms.Anatomy.infer(build, sizes) "
+            f"{type(model).__name__} is not a transformers model; describe it with ms.Anatomy.infer(build, sizes) "
             "and pass that as anatomy="
         )
     model_type = getattr(config, "base_model_type", config.model_type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +15,9 @@ from meristem.anatomy.config_fields import ConfigFields
 from meristem.anatomy.config_heads import ConfigHeads, head_scopes
 from meristem.anatomy.heads import GROUP, HEAD_DIM, HEADS, KV_HEADS
 from meristem.anatomy.uninitialised import uninitialised
+
+KEPT = 4096  # answers of `Shapes.moves` that are remembered
+_ANSWERS: dict[tuple[type, bytes, bytes], bool | None] = {}
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,53 @@ class Shapes:
         return self.of(self.config)
 
     def moves(self, config: Any, unless_built: bool = False) -> bool:
-        """Whether this config builds a network of other shapes; `unless_built` is the answer if it builds none."""
+        """Whether this config builds a network of other shapes; `unless_built` is the answer if it builds none.
+
+        A growth asks the same of the same config several times, and each answer is a build. So answers are remembered.
+        """
+        key = self._key(config)
+        answer = _ANSWERS[key] if key in _ANSWERS else self._built(config)
+        if key is not None:
+            if len(_ANSWERS) >= KEPT:
+                _ANSWERS.clear()
+            _ANSWERS[key] = answer
+        return unless_built if answer is None else answer
+
+    def _built(self, config: Any) -> bool | None:
         try:
             return self.of(config) != self.own
         except (ValueError, RuntimeError, TypeError, AttributeError, IndexError):
-            return unless_built
+            return None
+
+    def _key(self, config: Any) -> tuple[type, bytes, bytes] | None:
+        """The class and all entries of both configs; None where they cannot be told."""
+        if not isinstance(self.model_class, type):  # a function of one instance, which must not be kept
+            return None
+        try:
+            return self.model_class, self._own_entries, _entries(config)
+        except Exception:  # a config whose entries cannot be read is built
+            return None
+
+    @cached_property
+    def _own_entries(self) -> bytes:
+        return _entries(self.config)
+
+
+def _entries(config: Any) -> bytes:
+    """A digest of all attributes of a config and of the configs in it.
+
+    Raises:
+        ValueError: if one is written by its address, which another object may have later.
+    """
+    said = repr(_attributes(config))
+    if " at 0x" in said:
+        raise ValueError("an attribute has no repr of its own")
+    return hashlib.sha256(said.encode()).digest()
+
+
+def _attributes(config: Any) -> tuple[str, dict[str, Any]]:
+    parts = {name: _attributes(one) if hasattr(one, "model_type") else one for name, one in vars(config).items()}
+    return str(type(config)), parts
 
 
 def with_derived_fields(fields: ConfigFields, shapes: Shapes) -> ConfigFields:

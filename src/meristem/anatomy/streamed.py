@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from meristem.anatomy.block_count import block_reached, expect_blocks
 from meristem.anatomy.lockstep import side_by_side, take_turns
+from meristem.block_count import block_reached, expect_blocks
 
 
 @dataclass(frozen=True)

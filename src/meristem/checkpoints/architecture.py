@@ -40,7 +40,7 @@ def _grouped(entries: dict[str, Any], source: Source) -> tuple[type, Any]:
         config = model_class.config_class(**own)  # type: ignore[attr-defined]
         config.auto_map, config.architectures = own_code(model_class), [model_class.__name__]
     except Exception as error:
-        raise MeristemError(f"{source}: its config is not one of grouped norms: {first_line(error)}") from error
+        raise MeristemError(f"{source}: its config is not a config of grouped norms: {first_line(error)}") from error
     config.name_or_path = source.name
     return model_class, config
 
@@ -72,4 +72,6 @@ def _class_of_its_own(reference: str, auto_class: str, source: Source) -> type:
         found.register_for_auto_class(auto_class)
         return found
     except Exception as error:
-        raise MeristemError(f"{source}: its own class {reference} cannot be loaded: {first_line(error)}") from error
+        raise MeristemError(
+            f"{source}: the class {reference} that it brings cannot be loaded: {first_line(error)}"
+        ) from error

@@ -7,9 +7,7 @@ younger checkpoints weigh together. So a shape of decay is a set of weights: equ
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from meristem.anatomy.streamed import Weights, streamed, weights_of
+from meristem.checkpoints.decay_weights import shares
 from meristem.checkpoints.open_streamed import open_streamed
 from meristem.checkpoints.record import average_record
 from meristem.checkpoints.source import Source
 from meristem.checkpoints.write import write_model
-from meristem.errors import MeristemError, nearest
+from meristem.errors import MeristemError
 from meristem.growth.build import skeleton
-
-SHAPES: Mapping[str, Callable[[float], float]] = {  # what a step counts after this share of the decay
-    "mean": lambda share: 1 - share,
-    "1-sqrt": lambda share: 1 - math.sqrt(share),
-    "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
-}
-
-
-def shares(count: int, weights: str | Sequence[float] = "mean") -> list[float]:
-    """What each of so many checkpoints counts, the oldest first; together one.
-
-    Args:
-        weights: "mean" (a linear decay), "1-sqrt" or "cosine": the decay that they stand for; or a number for each.
-
-    Raises:
-        MeristemError: for a shape that there is not, numbers that are not as many, negative, or all zero.
-    """
-    if isinstance(weights, str):
-        if weights not in SHAPES:
-            raise MeristemError(f"unknown weights {weights!r}; {nearest(weights, SHAPES)}")
-        left = [SHAPES[weights](number / count) for number in range(count + 1)]
-        return [before - after for before, after in pairwise(left)]
-    given = [float(weight) for weight in weights]
-    if len(given) != count:
-        raise MeristemError(f"{len(given)} weights for {count} checkpoints; give one for each")
-    if not all(math.isfinite(weight) and weight >= 0 for weight in given) or not sum(given) > 0:
-        raise MeristemError(f"weights are numbers from zero on that do not sum to zero, got {given}")
-    return [weight / sum(given) for weight in given]
 
 
 def averaged(models: Sequence[nn.Module], parts: Sequence[float]) -> nn.Module:
@@ -118,7 +89,7 @@ def average(
     from meristem.checkpoints.source import find_source
 
     if len(sources) < 2:
-        raise MeristemError(f"an average is of at least two checkpoints, got {len(sources)}")
+        raise MeristemError(f"an average needs at least two checkpoints, got {len(sources)}")
     parts = shares(len(sources), weights)
     found = [find_source(source, trust_remote_code) if isinstance(source, str) else source for source in sources]
     model = averaged([open_streamed(source, trust_remote_code) for source in found], parts)

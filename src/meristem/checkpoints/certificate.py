@@ -32,9 +32,9 @@ def load_certificate(source: str | Path) -> Certificate | None:
         proof = content["certificate"]
         return None if proof is None else _certificate(proof)
     except OSError as error:
-        raise MeristemError(f"{source} holds no {RECORD}: nothing that Meristem has made is there") from error
+        raise MeristemError(f"{source} holds no {RECORD}: Meristem did not write this directory") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MeristemError(f"{file} is not a record of Meristem's: {first_line(error)}") from error
+        raise MeristemError(f"{file} is not a record that Meristem wrote: {first_line(error)}") from error
 
 
 def _certificate(proof: dict[str, Any]) -> Certificate:

@@ -88,11 +88,9 @@ def check_place(out: Path, overwrite: bool = False, sources: Sequence[str | Path
     if not exists:
         return place
     if not place.is_dir():
-        raise MeristemError(f"OUT, {out}, is a file; name a directory that is not there yet")
+        raise MeristemError(f"OUT, {out}, is a file; name a new directory")
     if os.path.ismount(place):
-        raise MeristemError(
-            f"OUT, {out}, is where a disk is mounted, which cannot be exchanged; name a directory in it"
-        )
+        raise MeristemError(f"OUT, {out}, is a mount point, which cannot be replaced; name a directory in it")
     if not overwrite:
         raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
     try:

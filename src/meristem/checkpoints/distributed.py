@@ -275,7 +275,7 @@ def _renamed(value: io.BytesIO, path: Keys, heirs: Mapping[str, list[str]]) -> i
     try:
         names = torch.load(value, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise MeristemError(f"{_flat(path)} is no list of parameter names: {first_line(error)}") from error
+        raise MeristemError(f"{_flat(path)} is not a list of parameter names: {first_line(error)}") from error
     renamed = io.BytesIO()
     torch.save([heir for name in names for heir in heirs.get(name, [])], renamed)
     renamed.seek(0)

@@ -40,7 +40,7 @@ class _Unpickler(pickle.Unpickler):
         ):
             return getattr(torch, name)
         if (module, name) not in KNOWN:
-            raise pickle.UnpicklingError(f"it wants {module}.{name}, which no index of tensors needs")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no index of tensors needs")
         return super().find_class(module, name)
 
 

@@ -51,7 +51,7 @@ def read_header(file: Path) -> dict[str, Entry]:
         MeristemError: if the file is not there, cannot be read, is no whole safetensors file, or holds types that are not known.
     """
     if not file.is_file():
-        raise MeristemError(f"{file.parent}: the index names {file.name}, which is not there")
+        raise MeristemError(f"{file.parent}: the index names {file.name}, which does not exist")
     try:
         with open(file, "rb") as stream:
             size = os.fstat(stream.fileno()).st_size

@@ -19,7 +19,9 @@ def check_access(repository: str) -> None:
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise MeristemError(f"{repository!r} is no name of a repository (owner/name): {first_line(error)}") from error
+        raise MeristemError(
+            f"{repository!r} is not the name of a repository (owner/name): {first_line(error)}"
+        ) from error
     if get_token() is None:
         raise MeristemError(f"an upload to {repository} needs a token: `hf auth login`, or the environment's HF_TOKEN")
     try:

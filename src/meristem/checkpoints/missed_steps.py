@@ -30,7 +30,7 @@ def load_missed_steps(optimizer: Optimizer, model: nn.Module, directory: str | P
         MeristemError: if the directory is none, or is another network's.
     """
     if not (Path(directory) / INDEX).is_file():
-        raise MeristemError(f"{directory} is no directory of torch.distributed.checkpoint: it has no {INDEX}")
+        raise MeristemError(f"{directory} is not a directory of torch.distributed.checkpoint: it has no {INDEX}")
     reader = DistributedTensors(Path(directory))
     parameters = dict(model.named_parameters())
     for key, path in reader.paths.items():
@@ -40,7 +40,7 @@ def load_missed_steps(optimizer: Optimizer, model: nn.Module, directory: str | P
         missed = reader.tensor(key)
         if parameter is None or parameter.shape != missed.shape:
             raise MeristemError(
-                f"{directory} has missed steps for {path[-2]} {tuple(missed.shape)}; the model does not"
+                f"{directory} records missed steps for {path[-2]} {tuple(missed.shape)}, and the model has no such tensor"
             )
         if parameter in optimizer.state:
             part = as_part(missed, parameter.detach())

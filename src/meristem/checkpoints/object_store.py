@@ -41,7 +41,7 @@ def fetch(address: str, unwanted: tuple[str, ...], judge: Callable[[Path], objec
     with _locked(folder), _told(address, "cannot be read"):
         found = _versions(system, root, address, unwanted)
         if CONFIG not in found:
-            raise MeristemError(f"{address} is no model directory: it holds no {CONFIG}")
+            raise MeristemError(f"{address} is not a model directory: it holds no {CONFIG}")
         known = _states(folder)
         for stale in set(known) - set(found):
             (folder / stale).unlink(missing_ok=True)
@@ -58,7 +58,7 @@ def fetch(address: str, unwanted: tuple[str, ...], judge: Callable[[Path], objec
         changed = sorted(name for name in found if found[name] != now.get(name))
         if changed:
             raise MeristemError(
-                f"{address}: {changed[0]} changed while it was read; try again when nobody writes there"
+                f"{address}: {changed[0]} changed while it was read; try again when no process writes there"
             )
         _write_states(folder, found)
     return folder
@@ -133,7 +133,7 @@ def _listed(system: Any, root: str, address: str) -> Iterator[tuple[str, dict[st
     for path, info in sorted(found.items()):
         name = path.removeprefix(base)
         if not path.startswith(base) or any(part in ("", ".", "..") for part in name.split("/")):
-            raise MeristemError(f"{address} holds {path!r}, whose name leads out of its directory")
+            raise MeristemError(f"{address} holds {path!r}, whose path leads out of its directory")
         yield name, info
 
 
@@ -156,7 +156,7 @@ def _fetch_file(system: Any, place: str, target: Path, size: int | None) -> None
     unfinished = target.with_name(target.name + ".part")
     system.get_file(place, str(unfinished))
     if size is not None and unfinished.stat().st_size != size:
-        raise MeristemError(f"{place} has {size:,} bytes, of which {unfinished.stat().st_size:,} came")
+        raise MeristemError(f"{place} has {size:,} bytes, of which {unfinished.stat().st_size:,} arrived")
     os.replace(unfinished, target)
 
 

@@ -117,13 +117,13 @@ def weights_from(
     if missing:
         raise MeristemError(
             f"{source}: {len(missing)} tensors of {type(model).__name__} are missing from its files, such as {missing[0]}; "
-            "config.json and the weights do not belong together"
+            "config.json does not fit the weights"
         )
     for name in state:
         if name in homes and found[homes[name]].shape != state[name].shape:
             raise MeristemError(
                 f"{source}: {name} is {tuple(found[homes[name]].shape)} in its files and {tuple(state[name].shape)} by its "
-                "config; config.json and the weights do not belong together"
+                "config; config.json does not fit the weights"
             )
     dtypes = {name: found[homes[name]].dtype if name in homes else own[name].dtype for name in state}
     return Weights(
@@ -165,7 +165,7 @@ def _check_sizes(config: Any, stored: StoredTensors, source: Source) -> None:
     for part in (config, text_part(config)):
         for name, size in vars(part).items():
             if isinstance(size, int) and size < 0 and name in SIZES:
-                raise MeristemError(f"{source}: config.json says {name}={size}, which is no size")
+                raise MeristemError(f"{source}: config.json says {name}={size}, which is not a size")
             if isinstance(size, int) and size > len(stored) and name in DEPTHS:
                 raise MeristemError(
                     f"{source}: config.json says {name}={size}, but its files hold {len(stored)} tensors in all"

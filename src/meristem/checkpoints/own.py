@@ -72,7 +72,7 @@ def load_weights(net: nn.Module, file: Path) -> nn.Module:
         if shapes:
             name = shapes[0]
             said = f"has {name} of {tuple(state[name].shape)}, and the network one of {tuple(own[name].shape)}"
-        raise MeristemError(f"--weights {file} {said}; are --sizes and --depths those that it was trained with?")
+        raise MeristemError(f"--weights {file} {said}; were --sizes and --depths the same when it was trained?")
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     net = net.to(dtypes.pop()) if len(dtypes) == 1 else net
     net.load_state_dict(state)

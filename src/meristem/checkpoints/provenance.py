@@ -38,7 +38,7 @@ def provenance(of: Growth | Fusion | nn.Module | str | Path) -> Provenance:
     place = getattr(of, "name_or_path", None)
     if not place or not Path(place).is_dir():
         raise MeristemError(
-            f"this {type(of).__name__} does not say which directory it was loaded from; pass that directory, or the Growth that "
+            f"this {type(of).__name__} does not record the directory that it was loaded from; pass that directory, or the Growth that "
             "made it"
         )
     found = read_provenance(Path(place))

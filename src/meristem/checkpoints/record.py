@@ -111,7 +111,7 @@ def recorded_methods(directory: Path) -> list[Method]:
         return [METHODS[entry.pop("method")](**entry) for entry in named]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise MeristemError(
-            f"{file} does not say how {directory} was grown, which a sampled proof has to know ({error!r}); leave out --sample"
+            f"{file} does not record how {directory} was grown, and a sampled proof needs that ({error!r}); leave out --sample"
         ) from error
 
 

@@ -61,7 +61,7 @@ def lay_out(layout: Mapping[str, Tensor], max_shard_size: str | int = DEFAULT_SH
 
     for name, tensor in layout.items():
         if tensor.dtype not in NAMES:
-            raise MeristemError(f"{name} is of {tensor.dtype}, which cannot be written; known: {', '.join(DTYPES)}")
+            raise MeristemError(f"{name} has dtype {tensor.dtype}, which cannot be written; known: {', '.join(DTYPES)}")
     try:
         split = split_torch_state_dict_into_shards(
             dict(layout), filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size

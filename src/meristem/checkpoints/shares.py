@@ -241,7 +241,7 @@ def wait_for_all(directory: Path, shards: Shards, progress: Progress | None, wat
             last, since = size, time.monotonic()
         if time.monotonic() - since > STALLED_SECONDS:
             missing = next(file for file in shards.files if not (directory / file).exists())
-            raise MeristemError(f"{missing} has not been written by any rank, and nothing has grown for half an hour")
+            raise MeristemError(f"{missing} has not been written by any rank, and no file has grown for half an hour")
         time.sleep(POLL_SECONDS)
 
 

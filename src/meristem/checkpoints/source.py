@@ -13,7 +13,6 @@ from typing import Any
 from meristem.checkpoints.object_store import fetch, is_address
 from meristem.checkpoints.other_formats import ADAPTER, no_model_here
 from meristem.errors import MeristemError, first_line
-from meristem.growth.grouped_norms import is_grouped
 from meristem.nowhere import nothing_here, why_not_fetched
 
 HUB_NAME = re.compile(r"^([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?$")  # and a branch, a tag or a commit
@@ -71,7 +70,7 @@ def find_source(source: str | Source, trust_remote_code: bool = False) -> Source
         return Source(source, path)
     name, wanted = hub_name(source)
     if wanted and Path(name).is_dir():
-        raise MeristemError(f"{source}: {name} is a directory, and only models of the hub have revisions")
+        raise MeristemError(f"{source}: {name} is a directory, and only hub models have revisions")
     described = _snapshot(name, allow_patterns=["config.json", ADAPTER], **({"revision": wanted} if wanted else {}))
     revision = described.name if COMMIT.match(described.name) else wanted
     read_config(Source(name, described, revision), trust_remote_code)
@@ -120,7 +119,7 @@ def hub_name(source: str) -> tuple[str, str | None]:
     named = HUB_NAME.match(source)
     if not named or source.startswith("."):
         raise MeristemError(
-            f"{source}: {nothing_here(source)}, and no hub name either (owner/name, or owner/name@revision)"
+            f"{source}: {nothing_here(source)}, and it is not a hub name (owner/name, or owner/name@revision)"
         )
     return named[1], named[2]
 
@@ -149,17 +148,23 @@ def read_config(source: Source, trust_remote_code: bool = False) -> dict[str, An
         )
     for path, value in _everywhere(entries):
         if path.rpartition(".")[-1] in QUANTISED and value:
-            raise MeristemError(f"{source} is quantised ({path} in config.json); use the weights that it was made from")
+            raise MeristemError(f"{source} is quantised ({path} in config.json); use the original weights")
     if not trust_remote_code:
-        made_here = is_grouped(entries.get("model_type"))  # a class that Meristem makes, whatever code the config names
         for path, value in _everywhere(entries):
             key = path.rpartition(".")[-1]
-            code = key == "auto_map" and value and not (made_here and path == "auto_map")
+            code = key == "auto_map" and value and not (path == "auto_map" and _made_here(entries))
             kernel = key.endswith("_implementation") and any("/" in str(v) for _, v in _everywhere({key: value}))
             if code or kernel:
                 brings = "brings its own code" if code else "wants code from the hub"
                 raise MeristemError(f"{source} {brings} ({path}: {value}); pass --trust-remote-code to run it")
     return entries
+
+
+def _made_here(entries: dict[str, Any]) -> bool:
+    """Whether it is of a class that Meristem makes, whatever code the config names."""
+    from meristem.growth.grouped_norms import is_grouped  # loads torch
+
+    return is_grouped(entries.get("model_type"))
 
 
 def _entries(source: Source) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Group:
             made = converter.convert(self.key, model=model, config=model.config)
         except Exception as error:
             raise MeristemError(
-                f"{self.sources[0][0]} and its like cannot be converted to {self.key}: {error}"
+                f"{self.sources[0][0]} and similar tensors cannot be converted to {self.key}: {error}"
             ) from error
         return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
 

@@ -49,7 +49,7 @@ def is_trainer_checkpoint(source: Path, drop: Sequence[str] = ()) -> bool:
     lost = [name for name in sharded if not any(fnmatch(name, pattern) for pattern in drop)]
     if lost:
         raise MeristemError(
-            f"{source} is a Trainer's checkpoint whose optimizer lies in {lost[0]}, which does not grow: save it whole "
+            f"{source} is a Trainer's checkpoint whose optimizer is in {lost[0]}, which cannot grow: save it whole "
             f"(optimizer.pt; for FSDP with a FULL_STATE_DICT), or pass --drop {lost[0]!r} to grow the weights alone"
         )
     return (source / "optimizer.pt").is_file() and not any(fnmatch("optimizer.pt", pattern) for pattern in drop)
@@ -115,7 +115,7 @@ def _read_optimizer(file: Path) -> Any:
         fits = all(isinstance(parts, dict) for parts in saved["state"].values()) and bool(groups)
     except Exception as error:
         raise MeristemError(
-            f"{file} is no optimizer's state that can be read without running what it holds; pass --drop optimizer.pt to grow the "
+            f"{file} is not an optimizer's state that can be read without running its code; pass --drop optimizer.pt to grow the "
             "weights alone"
         ) from error
     if not fits:

@@ -24,7 +24,7 @@ def check_unplaced(
         flags = " ".join(f"--drop {pattern!r}" for pattern in _patterns(lost))
         raise MeristemError(
             f"{source}: {type(model).__name__} has no place for {len(lost)} tensors of its files ({shown}), which would be "
-            f"lost; pass {flags} to leave them out, or name the class that has them in config.json"
+            f"lost; pass {flags} to leave them out, or name in config.json the class that uses them"
         )
 
 

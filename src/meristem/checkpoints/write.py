@@ -186,7 +186,7 @@ def check_written(model: Any, directory: Path) -> None:
     try:
         config = type(model.config).from_pretrained(directory)
     except Exception as error:
-        raise MeristemError(f"the config that was made cannot be read again: {first_line(error)}") from error
+        raise MeristemError(f"the new config cannot be read again: {first_line(error)}") from error
     read_weights(without_weights(type(model), config, source), StoredTensors(directory), source)
 
 

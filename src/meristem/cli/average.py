@@ -12,7 +12,7 @@ import typer
 from meristem.cli.output import Answer, calm_libraries, note, parents_and_out
 from meristem.cli.parameters import Overwrite, PushRevision, PushTo, ShardSize, Trust
 from meristem.cli.places import at_place
-from meristem.cli.progress import bytes_bar
+from meristem.cli.progress import bytes_bar, step
 from meristem.cli.pushing import check_push, push
 from meristem.cli.writing import say_left
 from meristem.errors import MeristemError
@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 def average(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="A B ... OUT", help="Checkpoints, the oldest first, then the directory to write."),
+        typer.Argument(metavar="A B ... OUT", help="The checkpoints, oldest first, then the directory to write."),
     ],
     weights: Annotated[
-        str, typer.Option(help="mean, 1-sqrt or cosine: the decay that they stand for; or numbers such as 0.2,0.3,0.5.")
+        str,
+        typer.Option(
+            help="mean, 1-sqrt or cosine (the decay that the mean stands for), or numbers such as 0.2,0.3,0.5."
+        ),
     ] = "mean",
     max_shard_size: ShardSize = "5GB",
     overwrite: Overwrite = False,
@@ -35,10 +38,10 @@ def average(
     push_to_hub: PushTo = None,
     revision: PushRevision = None,
 ) -> Answer:
-    """Average checkpoints of one run, tensor by tensor, in place of a decay of the learning rate."""
-    from meristem.checkpoints.average import SHAPES
-    from meristem.checkpoints.average import average as write_average
+    """Average checkpoints of one run, tensor by tensor, instead of decaying the learning rate."""
+    from meristem.checkpoints.decay_weights import SHAPES, shares
     from meristem.checkpoints.directory import check_place
+    from meristem.checkpoints.source import find_source
 
     parents, out = parents_and_out("average", sources, "checkpoints")
     chosen: str | list[float] = weights
@@ -49,6 +52,7 @@ def average(
             raise MeristemError(
                 f"--weights is one of {', '.join(SHAPES)}, or numbers such as 0.3,0.7; got {weights!r}"
             ) from error
+    shares(len(parents), chosen)
     where = (push_to_hub, revision)
     check_push(where)
     calm_libraries()
@@ -56,12 +60,17 @@ def average(
 
     def averaged(place: Path) -> Answer:
         check_place(place, overwrite, parents)
+        with step("reading the checkpoints"):
+            found = [find_source(parent, trust_remote_code) for parent in parents]
+
+            from meristem.checkpoints.average import average as write_average
+
         bar = functools.partial(bytes_bar, f"writing {place}")
 
         def tell(left: Sequence[str], found: Sequence[Source]) -> None:
             say_left(left, place, found)
 
-        parts = write_average(parents, place, chosen, **flags, bar=bar, tell=tell)
+        parts = write_average(found, place, chosen, **flags, bar=bar, tell=tell)
         note(f"{place}: the mean of {len(parts)} checkpoints, weights {', '.join(f'{part:.3g}' for part in parts)}")
         return Answer({"out": place, "sources": parents, "weights": parts, "pushed": push(place, where)})
 

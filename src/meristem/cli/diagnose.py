@@ -9,23 +9,29 @@ import typer
 
 from meristem.cli.output import Answer, calm_libraries
 from meristem.cli.parameters import RecipeFile, RunDirectory
+from meristem.cli.progress import step
 from meristem.errors import MeristemError
 
 
 def diagnose(
     recipe: RecipeFile,
     node: Annotated[str, typer.Argument(metavar="NODE", help="A node that grows or fuses.")],
-    bound: Annotated[float, typer.Option(help="Of the conflict per step at the junction.")] = 0.1,
+    bound: Annotated[float, typer.Option(help="The largest conflict per step at the junction.")] = 0.1,
     out: RunDirectory = None,
 ) -> Answer:
-    """Measure a growth point: how much the training after it works against the one before, and the learning rate that bounds it."""
+    """Measure a growth point: how much the training after it conflicts with the training before it, and the learning rate that bounds the conflict."""
     calm_libraries()
-    from meristem.recipes.diagnose import diagnose as measure
+    from meristem.recipes.growth_node import check_grows
     from meristem.recipes.schema import load_recipe
 
     if bound <= 0:
         raise MeristemError(f"--bound must be positive, got {bound}")
-    found = measure(load_recipe(recipe), node, out or Path("runs") / recipe.stem, bound)
+    loaded = load_recipe(recipe)
+    check_grows(loaded, node)
+    with step("loading torch and transformers"):
+        from meristem.recipes.diagnose import diagnose as measure
+
+    found = measure(loaded, node, out or Path("runs") / recipe.stem, bound, step=step)
     _print_junction(node, bound, found)
     return Answer({"recipe": recipe, "node": node, "bound": bound, "diagnoses": found})
 

@@ -37,7 +37,7 @@ class Looked:
                 "named tensors), and not both"
             )
         if self.data is None and self.tokenizer is not None:
-            raise MeristemError("--tokenizer goes with --data; --inputs holds tokens already")
+            raise MeristemError("--tokenizer is for --data; --inputs holds tokens already")
         for name, count in (("--examples", self.examples), ("--sequence-length", self.sequence_length)):
             if count < 1 + (name == "--sequence-length"):
                 raise MeristemError(f"{name} must be at least {1 + (name == '--sequence-length')}, got {count}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -16,6 +16,9 @@ from meristem.cli.progress import step
 from meristem.cli.pushing import check_push, push
 from meristem.cli.writing import write
 from meristem.errors import MeristemError
+
+if TYPE_CHECKING:
+    from meristem.growth.deep_fusion import DeepFusion
 
 
 def fuse(
@@ -29,10 +32,14 @@ def fuse(
     verify: Prove = True,
     allow_differences: Annotated[
         bool,
-        typer.Option("--allow-differences", help="Fuse parents that compute differently, all as the first one does."),
+        typer.Option(
+            "--allow-differences",
+            help="Fuse parents that compute differently; the result computes as the first one does.",
+        ),
     ] = False,
     experts: Annotated[
-        bool, typer.Option("--experts", help="The parents' feed-forward blocks become experts, all else is averaged.")
+        bool,
+        typer.Option("--experts", help="The parents' feed-forward blocks become experts; everything else is averaged."),
     ] = False,
     experts_per_token: ExpertsPerToken = None,
     max_shard_size: ShardSize = "5GB",
@@ -42,20 +49,23 @@ def fuse(
     push_to_hub: PushTo = None,
     revision: PushRevision = None,
 ) -> Answer:
-    """Fuse several models of one type into one as wide as all together (Deep Fusion); the same one twice is self-fusion."""
+    """Fuse several models of one type into one that is as wide as all of them together (Deep Fusion)."""
     parents, out = parents_and_out("fuse", sources, "models")
     try:
         shares = [float(share) for share in weights.split(",")] if weights else None
     except ValueError as error:
-        raise MeristemError(f"--weights wants numbers such as 0.7,0.3, got {weights!r}") from error
+        raise MeristemError(f"--weights takes numbers such as 0.7,0.3, got {weights!r}") from error
     where = (push_to_hub, revision)
     check_push(where)
     calm_libraries()
-    from meristem.growth.deep_fusion import DeepFusion
 
-    experts_each = (experts, experts_per_token or 2)
-    method = DeepFusion(shares, norm, noise, seed, allow_differences, *experts_each)  # type: ignore[arg-type]
-    method.convex(len(parents))
+    def method() -> DeepFusion:
+        from meristem.growth.deep_fusion import DeepFusion
+
+        experts_each = (experts, experts_per_token or 2)
+        made = DeepFusion(shares, norm, noise, seed, allow_differences, *experts_each)  # type: ignore[arg-type]
+        made.convex(len(parents))
+        return made
 
     def fused(place: Path) -> Answer:
         flags = (verify, max_shard_size, drop or [], overwrite, trust_remote_code)
@@ -67,7 +77,7 @@ def fuse(
 def fuse_checkpoints(
     sources: Sequence[str],
     out: Path,
-    method: Any,
+    make_method: Callable[[], DeepFusion],
     prove: bool = True,
     max_shard_size: str = "5GB",
     drop: Sequence[str] = (),
@@ -75,15 +85,18 @@ def fuse_checkpoints(
     trust: bool = False,
 ) -> dict[str, Any]:
     """Open, fuse, measure, write; what was made, printed and as data."""
-    from meristem.checkpoints import open_streamed
     from meristem.checkpoints.directory import check_place
-    from meristem.checkpoints.record import fusion_record
     from meristem.checkpoints.source import find_source
-    from meristem.growth.fuse import fuse_with_certificate
 
     check_place(out, overwrite, sources)
     with step("planning and measuring" if prove else "planning"):
         found = {source: find_source(source, trust) for source in dict.fromkeys(sources)}
+
+        from meristem.checkpoints import open_streamed
+        from meristem.checkpoints.record import fusion_record
+        from meristem.growth.fuse import fuse_with_certificate
+
+        method = make_method()
         opened = {name: open_streamed(source, trust, drop) for name, source in found.items()}
         fusion = fuse_with_certificate([opened[source] for source in sources], method, verify=prove)
     with ThreadPoolExecutor(1) as beside:  # the sources are hashed while they are read anyway

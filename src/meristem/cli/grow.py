@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from meristem.cli.growing import Request, grow_checkpoint
-from meristem.cli.options import complete_method, method_options
+from meristem.cli.options import check_methods, complete_method, method_options
 from meristem.cli.output import Answer
 from meristem.cli.parameters import (
     Drop,
@@ -47,7 +47,7 @@ def grow(
     method: Annotated[
         Optional[str],
         typer.Option(
-            help="The growth method; several, comma-separated, act in turn. Default: hypercloning.",
+            help="The growth method, or several, comma-separated, applied in turn. Default: hypercloning.",
             autocompletion=complete_method,
         ),
     ] = None,
@@ -61,7 +61,7 @@ def grow(
     encoder_layers: OwnLayers = None,
     decoder_layers: OwnLayers = None,
     noise: Annotated[Optional[float], typer.Option(help="Symmetry-breaking noise (relative).")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Seed of whatever the method draws.")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Seed of the method's random numbers.")] = None,
     tied: Annotated[Optional[str], typer.Option(help="A tied head: keep or untie.")] = None,
     verify: Prove = True,
     sample: Sample = None,
@@ -70,18 +70,25 @@ def grow(
     processes: ProcessCount = None,
     build: Annotated[
         Optional[str],
-        typer.Option(metavar="MODULE:FUNCTION", help="Grow a network of your own: what builds it. Runs that module."),
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Grow a network of your own: the function that builds it. This runs the module.",
+        ),
     ] = None,
     sizes: Annotated[
         Optional[list[str]],
         typer.Option(
-            "--sizes", metavar="ARGUMENT=N", help="With --build: its arguments that may grow, as they are now."
+            "--sizes",
+            metavar="ARGUMENT=N",
+            help="With --build: the function's arguments that may grow, with their present values.",
         ),
     ] = None,
     depths: Annotated[
         Optional[list[str]],
         typer.Option(
-            "--depths", metavar="ARGUMENT=N", help="With --build: its arguments that count blocks, as they are now."
+            "--depths",
+            metavar="ARGUMENT=N",
+            help="With --build: the function's arguments that count blocks, with their present values.",
         ),
     ] = None,
     weights: Annotated[
@@ -96,11 +103,12 @@ def grow(
 ) -> Answer:
     """Grow a model into a larger one, prove it, and write a plain Hugging Face directory, tensor by tensor."""
     options = method_options(context)
+    check_methods(method)
     if build is not None:
         from meristem.cli.own import grow_own
 
         if out is not None:
-            raise MeristemError("with --build there is no SRC: meristem grow --build module:function ... OUT")
+            raise MeristemError("with --build there is no SRC argument: meristem grow --build module:function ... OUT")
         if push_to_hub is not None:
             raise MeristemError(
                 "--push-to-hub is for transformers checkpoints; a network of your own has no class there"

@@ -73,7 +73,6 @@ def grow_checkpoint(asked: Request) -> Answer:
         MeristemError: if it cannot be done.
     """
     from meristem.checkpoints.directory import check_place
-    from meristem.checkpoints.shares import Processes
     from meristem.cli.pushing import check_push, push
     from meristem.cli.ray_ranks import on_ray, wants_ray
 
@@ -81,7 +80,7 @@ def grow_checkpoint(asked: Request) -> Answer:
         if not asked.dry_run:
             return on_ray(str(asked.processes), grow_checkpoint, asked)
         asked = replace(asked, processes=None)
-    who = Processes.parse(asked.processes) if isinstance(asked.processes, str) else asked.processes
+    who = _processes(asked.processes) if isinstance(asked.processes, str) else asked.processes
     if not asked.dry_run:
         check_place(asked.out, asked.overwrite, [asked.source])
         check_push(asked.push)
@@ -108,11 +107,20 @@ def grow_checkpoint(asked: Request) -> Answer:
     return Answer({**_told(asked, planned, growth), "pushed": push(asked.out, asked.push)})
 
 
+def _processes(asked: str) -> Processes:
+    from meristem.checkpoints.shares import Processes
+
+    return Processes.parse(asked)
+
+
 def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
+    from meristem.checkpoints.source import find_source, unchanged
+
+    found = find_source(asked.source, asked.trust)
+
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.distributed import is_distributed, open_distributed
     from meristem.checkpoints.sharded_optimizer import read_sharded_optimizer
-    from meristem.checkpoints.source import find_source, unchanged
     from meristem.checkpoints.trainer_state import is_trainer_checkpoint, read_trainer_state
     from meristem.cli.inputs import read_inputs
     from meristem.growth import Growth
@@ -120,9 +128,8 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
     drop, options = asked.drop, dict(asked.options)
     chosen = None if asked.target[0] else named_methods(asked.method, options)
     if chosen and wants_data(chosen):
-        return _plan_on_data(asked, chosen)
+        return _plan_on_data(asked, found, chosen)
     given = read_inputs(asked.inputs) if asked.inputs else None
-    found = find_source(asked.source, asked.trust)
     same = unchanged(found)
     sharded, resumable = is_distributed(found.path), is_trainer_checkpoint(found.path, drop)
     small, reader = (
@@ -137,15 +144,13 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
     return _Planned(growth, found, small, reader, saved, aimed, again, {}, same)
 
 
-def _plan_on_data(asked: Request, methods: Sequence[Any]) -> _Planned:
+def _plan_on_data(asked: Request, found: Source, methods: Sequence[Any]) -> _Planned:
     """The same by methods that watch the whole network at work: it is in memory, and no optimizer's state follows."""
     from meristem.checkpoints import open_model
-    from meristem.checkpoints.source import find_source
     from meristem.growth import Growth
 
     looked = replace(asked.looked, inputs=asked.inputs)
     looked.check()
-    found = find_source(asked.source, asked.trust)
     small = open_model(found, asked.trust, asked.drop)
     batches = looked.batches(found.path, small)
     again = functools.partial(Growth.of, small, with_batches(methods, batches), verify=False)

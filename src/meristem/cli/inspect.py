@@ -14,14 +14,16 @@ def inspect(source: Source, drop: Drop = None, trust_remote_code: Trust = False)
     """Show a network's axes, blocks and tensors, and how each is known."""
     calm_libraries()
     with step(f"reading {source}"):
+        from meristem.checkpoints.source import find_source
+
+        found = find_source(source, trust_remote_code)
+
         from meristem.anatomy import Anatomy
         from meristem.anatomy.table import by_block
         from meristem.checkpoints import open_streamed
         from meristem.checkpoints.provenance import shares
-        from meristem.checkpoints.source import find_source
         from meristem.growth import METHODS
 
-        found = find_source(source, trust_remote_code)
         anatomy = Anatomy.of(open_streamed(found, trust_remote_code, drop or []))
     print(f"{source}: {anatomy.builder.model_type}\n\n{by_block(anatomy)}\n")
     told = shares(found.path)

@@ -7,10 +7,12 @@ from typing import Annotated, Optional
 
 import typer
 
+from meristem.adaptive.request import check_kind, check_table
 from meristem.cli.options import read_options
 from meristem.cli.output import Answer, note
 from meristem.cli.parameters import MoreOptions, Out, Overwrite
 from meristem.cli.places import at_place
+from meristem.cli.progress import step
 from meristem.errors import MeristemError
 
 
@@ -32,33 +34,41 @@ def learn(
     ] = "auto",
     header: Annotated[
         Optional[bool],
-        typer.Option("--header/--no-header", help="Whether the first row names the columns. Default: looks."),
+        typer.Option(
+            "--header/--no-header", help="Whether the first row names the columns. Default: found from the rows."
+        ),
     ] = None,
     separator: Annotated[
-        Optional[str], typer.Option(help="Between values, such as ';' or '\\t'. Default: looks.")
+        Optional[str], typer.Option(help="The separator of values, such as ';' or '\\t'. Default: found from the rows.")
     ] = None,
     option: MoreOptions = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
-    test_share: Annotated[float, typer.Option(help="The share of rows kept for the test.")] = 0.2,
+    test_share: Annotated[float, typer.Option(help="The share of rows that are kept for the test.")] = 0.2,
     overwrite: Overwrite = False,
 ) -> Answer:
     """Learn a network's structure and weights from a table (AdaNet, EnergyNet)."""
-    try:
-        import pandas  # noqa: F401
-        import skops  # noqa: F401
-    except ImportError as error:
-        raise MeristemError(f"learning from tables needs {error.name}: pip install 'meristem-nn[adaptive]'") from None
-    from meristem.adaptive.learn import learn as learn_table
-    from meristem.adaptive.tables import open_table
-    from meristem.adaptive.tables.columns import lines
-
-    reading = {"target": target, "task": task, "header": header, "separator": separator}
-    opened = open_table(table, **reading)
-    print("\n".join([*opened.notes, *lines(opened.columns)]), flush=True)
+    check_kind(method)
+    check_table(table)
     options = read_options({}, option or [])
+    reading = {"target": target, "task": task, "header": header, "separator": separator}
+    with step(f"reading {table}"):
+        try:
+            import pandas  # noqa: F401
+            import skops  # noqa: F401
+        except ImportError as error:
+            raise MeristemError(
+                f"learning from tables needs {error.name}: pip install 'meristem-nn[adaptive]'"
+            ) from None
+        from meristem.adaptive.learn import learn as learn_table
+        from meristem.adaptive.tables import open_table
+        from meristem.adaptive.tables.columns import lines
+
+        opened = open_table(table, **reading)
+    print("\n".join([*opened.notes, *lines(opened.columns)]), flush=True)
 
     def learned_at(place: Path) -> Answer:
-        learned = learn_table(method, opened, place, options, seed, test_share, overwrite)
+        with step(f"learning by {method}"):
+            learned = learn_table(method, opened, place, options, seed, test_share, overwrite)
         metrics = learned.metrics
         print(learned.estimator.summary())
         print(

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from meristem.errors import MeristemError
+from meristem.errors import MeristemError, nearest
 
 METHOD_FLAGS = (
     "width",
@@ -50,6 +50,17 @@ METHOD_NAMES = (
     "weight_selection",
     "zero_padding",
 )  # of meristem.growth.METHODS, which takes seconds to import: a shell that completes a word cannot wait
+
+
+def check_methods(method: str | None) -> None:
+    """Whether all of several comma-separated methods are known.
+
+    Raises:
+        MeristemError: naming the one that is not, and the nearest known one.
+    """
+    for name in (method or "hypercloning").split(","):
+        if name not in METHOD_NAMES:
+            raise MeristemError(f"unknown method {name!r}; {nearest(name, METHOD_NAMES)}")
 
 
 def complete_method(incomplete: str) -> list[str]:

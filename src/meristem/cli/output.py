@@ -19,10 +19,8 @@ import typer
 
 from meristem.errors import MeristemError
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Say nothing but answers and errors: no progress, no notes.")
-]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and everything else on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only answers and errors: no progress, no notes.")]
 
 
 @dataclass(frozen=True)
@@ -138,5 +136,5 @@ def parents_and_out(verb: str, sources: list[str], what: str) -> tuple[list[str]
         MeristemError: for fewer than two sources.
     """
     if len(sources) < 3:
-        raise MeristemError(f"{verb} wants at least two {what} and OUT, got {' '.join(sources)}")
+        raise MeristemError(f"{verb} takes at least two {what} and OUT, got {' '.join(sources)}")
     return sources[:-1], sources[-1]

@@ -36,7 +36,7 @@ def grow_own(
 
     if weights is None or inputs is None or not sizes:
         raise MeristemError(
-            "--build wants --sizes channels=16 (the arguments that may grow), --weights FILE.safetensors and --inputs FILE (keyword "
+            "--build needs --sizes channels=16 (the arguments that may grow), --weights FILE.safetensors and --inputs FILE (keyword "
             "arguments of forward, on which the network is watched and proved)"
         )
     check_place(out, overwrite, [weights])

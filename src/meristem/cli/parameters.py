@@ -21,24 +21,22 @@ Out = Annotated[
     ),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace OUT if all that it holds is Meristem's or save_pretrained's.")
+    bool, typer.Option("--overwrite", help="Replace OUT if Meristem or save_pretrained wrote everything in it.")
 ]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code that the checkpoint brings along.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint contains.")]
 Drop = Annotated[
     Optional[list[str]],
-    typer.Option(
-        "--drop", help="Tensors of SRC to leave out that its class has no place for, by name; * for anything."
-    ),
+    typer.Option("--drop", help="Tensors of SRC to drop, by name, if its class does not use them; * matches anything."),
 ]
 Inputs = Annotated[
     Optional[Path],
     typer.Option(
         "--inputs",
-        help="What the network is run on: a .safetensors, .npz or .json file of named tensors. Default: random.",
+        help="Inputs of the proof: a .safetensors, .npz or .json file of named tensors. Default: random.",
     ),
 ]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe file.")]
-RunDirectory = Annotated[Optional[Path], typer.Option("--out", help="Where the nodes are kept. Default: runs/NAME.")]
+RunDirectory = Annotated[Optional[Path], typer.Option("--out", help="The directory of the nodes. Default: runs/NAME.")]
 ExecutorName = Annotated[
     Optional[str],
     typer.Option(
@@ -83,22 +81,22 @@ TakeFields = Annotated[
     bool,
     typer.Option(
         "--take-target-fields/--keep-source-fields",
-        help="Of --like: whose config entries hold that are no sizes (rope theta, eps, activation).",
+        help="With --like: take config entries that are not sizes (rope theta, eps, activation) from the target or from the source.",
     ),
 ]
 NumExperts = Annotated[Optional[int], typer.Option(help="Experts in each block (upcycle).")]
-ExpertsPerToken = Annotated[Optional[int], typer.Option(help="Experts that a token gets (upcycle).")]
+ExpertsPerToken = Annotated[Optional[int], typer.Option(help="Experts for each token (upcycle).")]
 HiddenLayers = Annotated[Optional[int], typer.Option(help="Target number of layers.")]
 Prove = Annotated[
     bool,
     typer.Option("--verify/--no-verify", help="Measure that the function is kept, block by block, before writing."),
 ]
-ShardSize = Annotated[str, typer.Option(help="Of each weight file.")]
+ShardSize = Annotated[str, typer.Option(help="The largest size of a weight file.")]
 Sample = Annotated[
     Optional[int],
     typer.Option(
         "--sample",
-        help="Also --verify sample=N: prove with N blocks (first, last, others at random), and every tensor by algebra.",
+        help="Prove with N blocks (first, last, others at random), and check every tensor by algebra. Also written --verify sample=N.",
     ),
 ]
 ProcessCount = Annotated[
@@ -110,7 +108,7 @@ ProcessCount = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the tensors, sizes and files; write nothing.")]
 MoreOptions = Annotated[
-    Optional[list[str]], typer.Option("--option", help="Any further option of the method, as name=value.")
+    Optional[list[str]], typer.Option("--option", help="Another option of the method, as name=value.")
 ]
 PushTo = Annotated[
     Optional[str],

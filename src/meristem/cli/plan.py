@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from meristem.cli.options import complete_method, like_target, method_options, named_methods
+from meristem.cli.options import check_methods, complete_method, like_target, method_options, named_methods
 from meristem.cli.output import Answer, calm_libraries
 from meristem.cli.parameters import (
     Drop,
@@ -28,13 +28,14 @@ def plan(
     tokens: Annotated[
         str,
         typer.Option(
-            help="Budget of training the target from scratch, such as 10M: tokens, or examples of what has no tokens."
+            help="The budget of training the target from scratch, such as 10M: tokens, or examples if there are no tokens."
         ),
     ],
     method: Annotated[
         Optional[str],
         typer.Option(
-            help="The growth methods, comma-separated. Default: what suits the target.", autocompletion=complete_method
+            help="The growth methods, comma-separated. Default: one that suits the target.",
+            autocompletion=complete_method,
         ),
     ] = None,
     like: LikeTarget = None,
@@ -42,40 +43,45 @@ def plan(
     depth: Annotated[Optional[str], typer.Option(help="Factor for the number of layers.")] = None,
     num_experts: NumExperts = None,
     experts_per_token: ExpertsPerToken = None,
-    small_tokens: Annotated[Optional[str], typer.Option(help="Tokens before growing. Default: G_stack's law.")] = None,
-    sequence_length: Annotated[int, typer.Option(help="For counting attention.")] = 256,
+    small_tokens: Annotated[
+        Optional[str], typer.Option(help="Tokens of the small network before growing. Default: by G_stack's law.")
+    ] = None,
+    sequence_length: Annotated[int, typer.Option(help="The sequence length for counting attention.")] = 256,
     inputs: Inputs = None,
     drop: Drop = None,
     trust_remote_code: Trust = False,
 ) -> Answer:
-    """Plan a growth before spending anything: method, moment, learning rate, costs, what was measured of it, warnings."""
+    """Plan a growth before you spend anything: method, moment, learning rate, costs, measurements, warnings."""
     calm_libraries()
-    from meristem.anatomy import Anatomy
-    from meristem.checkpoints import open_streamed
-    from meristem.cli.inputs import read_inputs
-    from meristem.recipes.advice import advise, suggested
-    from meristem.recipes.costs import (
-        changed_sizes,
-        network_cost,
-        on_meta,
-        planned_builder,
-        planning_inputs,
-        routes,
-    )
+    from meristem.checkpoints.source import find_source
     from meristem.recipes.data_specs import parse_count
 
     options = method_options(context)
+    check_methods(method)
     budget, before = parse_count(tokens), parse_count(small_tokens) if small_tokens else None
     if sequence_length < 1:
         raise MeristemError(f"--sequence-length must be at least 1, got {sequence_length}")
     for name, count in (("--tokens", budget), ("--small-tokens", before)):
         if count is not None and (not isinstance(count, int) or count < 1):
             raise MeristemError(f"{name} takes a count such as 10M, got {count!r}")
-    why = ""
-    if method is None and not like:
-        method, why = suggested(options)
     with step("planning"):
-        model = open_streamed(source, trust_remote_code, drop or [])
+        found = find_source(source, trust_remote_code)
+
+        from meristem.anatomy import Anatomy
+        from meristem.checkpoints import open_streamed
+        from meristem.cli.inputs import read_inputs
+        from meristem.recipes.advice import advise, suggested
+        from meristem.recipes.costs import (
+            changed_sizes,
+            network_cost,
+            on_meta,
+            planned_builder,
+            planning_inputs,
+            routes,
+        )
+
+        method, why = suggested(options) if method is None and not like else (method, "")
+        model = open_streamed(found, trust_remote_code, drop or [])
         aimed = like_target(model, method, options, (like, False)) if like else None
         chosen = list(aimed.methods) if aimed else named_methods(method, options)
         anatomy = Anatomy.of(model)
@@ -83,12 +89,12 @@ def plan(
         given = read_inputs(inputs) if inputs else planning_inputs(model, sequence_length)
         small, large = (network_cost(on_meta(builder), given) for builder in builders)
     unit = "tokens" if "input_ids" in given else "examples"
-    found = routes(small, large, budget, before)
+    costs = routes(small, large, budget, before)
     sizes, parameters = changed_sizes(*builders), (small.parameters, large.parameters)
-    advice = advise(chosen, why, sizes, parameters, budget, found, unit, before is not None)
-    _print_costs(small, large, found, unit)
+    advice = advise(chosen, why, sizes, parameters, budget, costs, unit, before is not None)
+    _print_costs(small, large, costs, unit)
     _print_advice(advice)
-    told = {"source": source, "unit": unit, "small": small, "large": large, "sizes": sizes, "routes": found}
+    told = {"source": source, "unit": unit, "small": small, "large": large, "sizes": sizes, "routes": costs}
     return Answer({**told, "advice": advice})
 
 

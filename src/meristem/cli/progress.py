@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from meristem.block_count import count_blocks
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -34,19 +36,14 @@ def step(about: str) -> Iterator[None]:
     On a terminal that is a spinner with the seconds so far; elsewhere a line after two seconds and one each half minute.
     """
     words = _Words(about)
-    with _spinning(words) if _console().is_terminal else _lines(words):
-        from meristem.anatomy.block_count import count_blocks  # after a second or two of loading torch
-
-        with count_blocks(words.count):
-            yield
+    with _spinning(words) if _console().is_terminal else _lines(words), count_blocks(words.count):
+        yield
 
 
 @contextlib.contextmanager
 def bytes_bar(about: str, total: int) -> Iterator[Callable[[int], None]]:
     """Gives a function to call with the number of bytes just done; a proof that runs meanwhile tells its blocks, as in `step`."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    from meristem.anatomy.block_count import count_blocks
 
     console, words = _console(), _Words(about)
     if not console.is_terminal:

@@ -10,6 +10,7 @@ import typer
 from meristem.cli.machine import machine
 from meristem.cli.output import Answer, calm_libraries, note
 from meristem.cli.parameters import ExecutorName, ExecutorOptions, RecipeFile, RunDirectory
+from meristem.cli.progress import step
 from meristem.cli.run import executor_named
 from meristem.errors import MeristemError
 
@@ -28,16 +29,18 @@ def race(
 ) -> Answer:
     """Run a recipe and compare its challenger with its baseline: a table, race.png and race.json."""
     calm_libraries()
-    from meristem.checkpoints.write import write_json
-    from meristem.recipes.figure import draw_race
-    from meristem.recipes.race import race as run_laps
-    from meristem.recipes.race import report
-    from meristem.recipes.run import run
     from meristem.recipes.schema import load_recipe
 
     loaded, out = load_recipe(recipe), out or Path("runs") / recipe.stem
     if loaded.race is None:
         raise MeristemError(f"{recipe} has no `race: {{challenger: ..., baseline: ...}}` section")
+    with step("loading torch and transformers"):
+        from meristem.checkpoints.write import write_json
+        from meristem.recipes.figure import draw_race
+        from meristem.recipes.race import race as run_laps
+        from meristem.recipes.race import report
+        from meristem.recipes.run import run
+
     results = run(loaded, out, executor=executor_named(executor, executor_option or [], out))
     laps = run_laps(loaded, results)
     found = report(loaded, laps, machine())

@@ -7,11 +7,13 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from meristem.checkpoints.shares import Processes
 from meristem.cli.output import Answer
 from meristem.errors import MeristemError, first_line
+
+if TYPE_CHECKING:
+    from meristem.checkpoints.shares import Processes
 
 ASKED = re.compile(r"^ray(?::([0-9]+))?$")
 
@@ -32,6 +34,7 @@ def on_ray(processes: str, grow: Callable[[Any], Answer], asked: Any) -> Answer:
     Raises:
         MeristemError: without Ray or a cluster, and what a rank says that fails.
     """
+    from meristem.checkpoints.shares import Processes
     from meristem.recipes.executors.ray import cluster
 
     found = ASKED.match(processes)

@@ -10,6 +10,7 @@ import typer
 from meristem.cli.options import named_values
 from meristem.cli.output import Answer, calm_libraries
 from meristem.cli.parameters import ExecutorName, ExecutorOptions, RecipeFile, RunDirectory
+from meristem.cli.progress import step
 from meristem.errors import MeristemError
 
 
@@ -18,19 +19,19 @@ def run(
     out: RunDirectory = None,
     executor: ExecutorName = None,
     executor_option: ExecutorOptions = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Keep OUT/report.html up to date while the run goes on.")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Update OUT/report.html during the run.")] = False,
 ) -> Answer:
-    """Run a recipe; finished nodes are not run again, killed ones resume."""
+    """Run a recipe. Finished nodes do not run again, and killed ones resume."""
     calm_libraries()
     from rich.console import Console
     from rich.table import Table
 
-    from meristem.recipes.run import run as run_recipe
     from meristem.recipes.schema import load_recipe
 
     loaded, out = load_recipe(recipe), out or Path("runs") / recipe.stem
+    with step("loading torch and transformers"):
+        from meristem.recipes.run import run as run_recipe
+
     results = run_recipe(loaded, out, executor=executor_named(executor, executor_option or [], out), watch=watch)
     table = Table("node", "seed", "parameters", "examples", "TFLOPs", "seconds", "eval loss", title=str(recipe))
     nodes = [(name, seed, node) for seed, found in results.items() for name, node in found.items()]
@@ -53,7 +54,7 @@ def executor_named(name: str | None, options: list[str], out: Path) -> Any:
 
     if name is None:
         if options:
-            raise MeristemError("--executor-option goes with --executor local, ray or slurm")
+            raise MeristemError("--executor-option needs --executor local, ray or slurm")
         return None
     own = {"folder": out / "slurm"} if name == "slurm" else {}
     return build_executor(name, {**own, **named_values("--executor-option", options)})

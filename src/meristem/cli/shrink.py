@@ -35,23 +35,24 @@ def shrink(
     method: Annotated[
         str,
         typer.Option(
-            help="weight_selection (by the weights alone), or prune (by what the network does on --data or --inputs).",
+            help="weight_selection (by the weights alone) or prune (by what the network does on --data or --inputs).",
             autocompletion=lambda incomplete: [name for name in SHRINKING if name.startswith(incomplete)],
         ),
     ] = "weight_selection",
     data: Annotated[
         Optional[str],
         typer.Option(
-            "--data", help="Of prune: a text file, a folder of them, tokens, python-stdlib or a data set's name."
+            "--data",
+            help="For prune: a text file, a folder of text files, tokens, python-stdlib or the name of a data set.",
         ),
     ] = None,
-    tokenizer: Annotated[Optional[str], typer.Option(help="Of --data. Default: what lies in SRC.")] = None,
-    examples: Annotated[int, typer.Option(help="Of --data: how many sequences are looked at.")] = 128,
-    sequence_length: Annotated[int, typer.Option(help="Of --data: tokens in each.")] = 256,
+    tokenizer: Annotated[Optional[str], typer.Option(help="The tokenizer for --data. Default: the one in SRC.")] = None,
+    examples: Annotated[int, typer.Option(help="With --data: the number of sequences.")] = 128,
+    sequence_length: Annotated[int, typer.Option(help="With --data: the tokens of each sequence.")] = 256,
     inputs: Annotated[
         Optional[Path],
         typer.Option(
-            "--inputs", help="Of prune: some hundred examples, a .safetensors, .npz or .json file of named tensors."
+            "--inputs", help="For prune: some hundred examples, in a .safetensors, .npz or .json file of named tensors."
         ),
     ] = None,
     max_shard_size: ShardSize = "5GB",
@@ -69,13 +70,11 @@ def shrink(
     if method not in SHRINKING:
         raise MeristemError(f"--method of shrink is one of {', '.join(SHRINKING)}, got {method!r}")
     if "batches" in options:
-        raise MeristemError("--option batches= takes no data; give --data or --inputs")
+        raise MeristemError("--option batches= cannot hold data; give --data or --inputs")
     if method == "prune":
         looked.check()
     elif data or inputs or tokenizer:
-        raise MeristemError(
-            "weight_selection looks at no data; --data, --tokenizer and --inputs go with --method prune"
-        )
+        raise MeristemError("weight_selection uses no data; --data, --tokenizer and --inputs are for --method prune")
 
     def shrunk(place: Path) -> Answer:
         return grow_checkpoint(

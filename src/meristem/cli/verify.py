@@ -25,15 +25,17 @@ def verify(
     from rich.table import Table
 
     with step("proving"):
+        from meristem.checkpoints.source import find_source
+
+        found = [find_source(source, trust_remote_code) for source in (small, big)]
+
         from meristem.certificates import verify as measure
         from meristem.checkpoints import open_streamed
         from meristem.checkpoints.record import recorded_methods
-        from meristem.checkpoints.source import find_source
         from meristem.cli.inputs import read_inputs
         from meristem.growth.growth import sampled_certificate
 
         given = read_inputs(inputs) if inputs else None
-        found = [find_source(source, trust_remote_code) for source in (small, big)]
         models = [open_streamed(source, trust_remote_code, drop or []) for source in found]
         if sample is None:
             certificate = measure(models[0], models[1], given)

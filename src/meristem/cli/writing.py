@@ -44,14 +44,14 @@ def say_left(left: Sequence[str], out: Path, sources: Sequence[Source]) -> list[
     left = [name for name in left if not (out / name).exists()]  # a Trainer's files are written beside
     if left:
         print(
-            f"meristem: left behind of {sources[0]}, being no part of the grown model: {', '.join(left)}",
+            f"meristem: not copied from {sources[0]}, since not part of the grown model: {', '.join(left)}",
             file=sys.stderr,
         )
     for source in sources[1:]:
         others = differing(sources[0].path, source.path)
         if others:
             print(
-                f"meristem: {source} has other {', '.join(others)} than {sources[0]}, whose files are taken",
+                f"meristem: {source} and {sources[0]} differ in {', '.join(others)}; the latter's are copied",
                 file=sys.stderr,
             )
     return list(left)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import json
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +16,10 @@ import numpy as np
 from meristem.data.encoding import Encoding, open_encoding
 from meristem.data.hub import load_data_set, version_of
 from meristem.data.token_cache import EVAL_SHARE, cached_tokens
-from meristem.data.token_files import fingerprint_of, is_token_source, open_tokens, split_files
+from meristem.data.token_files import SUFFIXES, fingerprint_of, is_token_source, open_tokens, split_files
 from meristem.errors import MeristemError
 
+TABLES = {".parquet", ".arrow"}  # rows that are no text as they lie
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".json", ".jsonl", ".csv", ".c", ".h", ".js", ".ts"}
 
 
@@ -113,25 +116,51 @@ def _documents(source: str, text_column: str, stream: bool) -> tuple[str | None,
     path = Path(source)
     if source == "python-stdlib":
         return _read(_stdlib())
-    if path.exists() and (stream or text_column != "text"):
+    if path.exists() and (stream or text_column != "text" or _has_rows(path, text_column)):
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
         rows = load_data_set(source, [text_column], split="train", stream=stream)
         return f"{text_column} {_read(files)[0]}", _column(rows, text_column, source)
     if path.is_file():
         return _read([path])
     if path.is_dir():
+        tokens = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
+        if tokens:
+            raise MeristemError(
+                f"{source} holds token files ({', '.join(tokens[:3])}{', ...' if len(tokens) > 3 else ''}), and none is named train.bin or "
+                "train.npy; give one of them, or several as `sources: [{source: FILE, weight: 1}, ...]`"
+            )
         files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in TEXT_SUFFIXES)
         if not files:
             raise MeristemError(
-                f"{source} holds no text files ({', '.join(sorted(TEXT_SUFFIXES))}) and no tokens (train.bin, train.npy)"
+                f"{source} holds no text files ({', '.join(sorted(TEXT_SUFFIXES))}) and no tokens (train.bin, train.npy); "
+                "a folder of .parquet is read with `stream: true`"
             )
         return _read(files)
-    if source.startswith((".", "/", "~")):
+    if (
+        source.startswith((".", "/", "~"))
+        or source.count("/") > 1
+        or path.suffix.lower() in TEXT_SUFFIXES | TABLES | {*SUFFIXES}
+    ):
         raise MeristemError(f"{source}: no such file or folder")
     rows = load_data_set(source, [text_column], split="train", stream=stream)
     version = version_of(rows)
     key = None if version is None else f"{source} {text_column} {version}"
     return key, _column(rows, text_column, source)
+
+
+def _has_rows(file: Path, column: str) -> bool:
+    """Whether a file holds rows of which `column` is the text, rather than text that happens to be JSON or commas."""
+    if not file.is_file() or file.suffix.lower() not in {*TABLES, ".jsonl", ".csv"}:
+        return False
+    if file.suffix.lower() in TABLES:
+        return True
+    with file.open(encoding="utf-8", errors="replace", newline="") as content:
+        first = content.readline(1 << 20)
+        try:
+            names = json.loads(first) if file.suffix.lower() == ".jsonl" else next(csv.reader([first]), [])
+        except (ValueError, csv.Error):
+            return False
+    return isinstance(names, dict | list) and column in names
 
 
 def _column(rows: Iterable[Mapping[str, Any]], column: str, source: str) -> Iterator[str]:

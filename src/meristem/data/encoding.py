@@ -6,12 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from meristem.errors import MeristemError, first_line
+
+if TYPE_CHECKING:
+    import torch
 
 SEPARATOR = 0  # between documents, and as padding; like the next two a byte that does not occur in text
 MASK = 1  # for a masked byte
@@ -67,6 +69,8 @@ def open_encoding(tokenizer: str) -> Encoding:
 
 def padded(tokens: np.ndarray, length: int, filling: int) -> torch.Tensor:
     """Tokens (length,), int64, with `filling` behind them."""
+    import torch
+
     whole = torch.full((length,), filling, dtype=torch.long)
     whole[: len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
     return whole

@@ -37,7 +37,8 @@ def load_data_set(
             more: dict[str, Any] = {"streaming": True} if stream else {}
             loaded = datasets.load_dataset(name, config or None, split=split, **more)  # pyright: ignore[reportCallIssue, reportArgumentType]
     except Exception as error:
-        raise MeristemError(f"data set {source!r} cannot be loaded: {first_line(error)}") from error
+        here = "" if Path(source).exists() else " (no file or folder here has this name)"
+        raise MeristemError(f"data set {source!r} cannot be loaded: {first_line(error)}{here}") from error
     for part in [loaded] if split else loaded.values():
         found = part.column_names or columns  # a stream may not know its columns before it is read
         missing = next((column for column in columns if column not in found), None)
@@ -60,6 +61,6 @@ def split_of(loaded: Any, source: str) -> tuple[Any, Any]:
     held = next((split for split in HELD_OUT if split in loaded), None)
     if "train" not in loaded or held is None:
         raise MeristemError(
-            f"data set {source!r} has the splits {', '.join(map(str, loaded))}; it wants train, and test or validation"
+            f"data set {source!r} has the splits {', '.join(map(str, loaded))}; train is needed, and test or validation"
         )
     return loaded["train"], loaded[held]

@@ -142,7 +142,7 @@ def _numpy_file(path: Path) -> tuple[np.ndarray, ...]:
     except KeyError as error:
         raise MeristemError(f"{path} has no array {first_line(error)}; it wants {', '.join(KEYS)}") from error
     except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise MeristemError(f"{path} is no NumPy .npz file of plain arrays: {first_line(error)}") from error
+        raise MeristemError(f"{path} is not a NumPy .npz file of plain arrays: {first_line(error)}") from error
 
 
 def _data_set(source: str) -> tuple[np.ndarray, ...]:
@@ -152,7 +152,7 @@ def _data_set(source: str) -> tuple[np.ndarray, ...]:
         shapes = {picture.shape for picture in pictures}
         if len(shapes) > 1:
             raise MeristemError(
-                f"{source}: images of different shapes, such as {sorted(shapes, key=str)[:3]}; bring them to one"
+                f"{source}: images of different shapes, such as {sorted(shapes, key=str)[:3]}; resize them to one shape"
             )
         found += [np.stack(pictures), np.asarray(rows["label"])]
     return tuple(found)
@@ -166,7 +166,7 @@ def _check(source: str, x: np.ndarray, y: np.ndarray, held_x: np.ndarray, held_y
             f"{key} {array.shape} {array.dtype}" for key, array in zip(KEYS, (x, y, held_x, held_y), strict=True)
         )
         raise MeristemError(
-            f"{source}: wanted images (examples, height, width[, channels]) and whole labels from 0, got {shapes}"
+            f"{source}: needed are images (examples, height, width[, channels]) and whole labels from 0, got {shapes}"
         )
 
 

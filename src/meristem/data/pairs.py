@@ -59,12 +59,10 @@ def open_pairs(
     """
     encoding = open_encoding(tokenizer)
     if encoding.end_token is None:
-        raise MeristemError(f"tokenizer {tokenizer!r} has no end token; text-to-text wants one (or `bytes`)")
+        raise MeristemError(f"tokenizer {tokenizer!r} has no end token, and text-to-text needs one (or `bytes`)")
     rows = [list(part) for part in _rows(source, columns)]
     if not all(rows):
-        raise MeristemError(
-            f"{source}: {len(rows[0])} training and {len(rows[1])} evaluation pairs; it wants some of both"
-        )
+        raise MeristemError(f"{source}: {len(rows[0])} training and {len(rows[1])} evaluation pairs; both are needed")
     chosen, tuning, kept = splits(len(rows[0]), len(rows[1]), fraction, eval_examples)
     parts = [[rows[0][i] for i in chosen], [rows[0][i] for i in tuning], [rows[1][i] for i in kept]]
     digest = hashlib.sha256(f"{encoding.fingerprint} {lengths} {json.dumps(parts)}".encode()).hexdigest()
@@ -128,7 +126,7 @@ def _rows(source: str, columns: tuple[str, str]) -> Iterator[Iterable[tuple[str,
         files = (folder / f"{name}{suffix}" for name in names for suffix in (".jsonl", *DELIMITERS))
         file = next((file for file in files if file.is_file()), None)
         if file is None:
-            raise MeristemError(f"{source} has no {names[0]}.jsonl, .csv or .tsv; it wants train and test")
+            raise MeristemError(f"{source} has no {names[0]}.jsonl, .csv or .tsv; both train and test are needed")
         yield _read(file, columns)
 
 

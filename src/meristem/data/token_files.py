@@ -40,17 +40,17 @@ def open_tokens(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
         try:
             tokens = np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise MeristemError(f"{file} is no NumPy array of numbers: {error}") from error
+            raise MeristemError(f"{file} is not a NumPy array of numbers: {error}") from error
     else:
         dtype, offset = _layout(file, said)
         if dtype not in DTYPES:
             raise MeristemError(f"{file}: tokens are {', '.join(DTYPES)}; the file beside says dtype {dtype!r}")
         size = file.stat().st_size - offset
         if size <= 0 or size % np.dtype(dtype).itemsize:
-            raise MeristemError(f"{file}: {size} bytes behind offset {offset} are no whole {dtype} tokens")
+            raise MeristemError(f"{file}: {size} bytes after offset {offset} are not a whole number of {dtype} tokens")
         tokens = np.memmap(file, dtype=dtype, mode="r", offset=offset)
     if tokens.ndim != 1 or tokens.dtype.name not in DTYPES:
-        raise MeristemError(f"{file}: wanted a 1-D array of {', '.join(DTYPES)}, got {tokens.dtype} {tokens.shape}")
+        raise MeristemError(f"{file}: needed is a 1-D array of {', '.join(DTYPES)}, got {tokens.dtype} {tokens.shape}")
     for piece in _samples(file, tokens):
         check_range(piece, said["vocab_size"], str(file))
     return tokens, said
@@ -114,7 +114,7 @@ def _beside(file: Path) -> dict[str, Any]:
     place = next((place for place in places if place.is_file()), None)
     if place is None:
         raise MeristemError(
-            f'{file} wants {places[0].name} (or meta.json) beside it, with at least {{"vocab_size": ...}}'
+            f'{file} needs {places[0].name} (or meta.json) beside it, with at least {{"vocab_size": ...}}'
         )
     try:
         said = json.loads(place.read_text())

@@ -53,7 +53,7 @@ class Consecutive(_OfArray):
     def __init__(self, array: np.ndarray, sequence_length: int) -> None:
         super().__init__(array)
         if len(array) < sequence_length:
-            raise MeristemError(f"the corpus has {len(array)} tokens, less than one sequence of {sequence_length}")
+            raise MeristemError(f"the corpus has {len(array)} tokens, fewer than one sequence of {sequence_length}")
         self.sequence_length = sequence_length
 
     def __len__(self) -> int:

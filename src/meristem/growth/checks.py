@@ -20,8 +20,8 @@ def check_inputs(inputs: Any) -> None:
     """Raises MeristemError unless `inputs` are keyword arguments of forward (or none)."""
     if inputs is not None and not isinstance(inputs, Mapping):
         raise MeristemError(
-            f"inputs are keyword arguments of forward, {{name: tensor}}; got a {type(inputs).__name__}. For a network that is called "
-            'as model(x), whose forward names it x, pass inputs={"x": x}'
+            f"inputs are keyword arguments of forward, {{name: tensor}}; got a {type(inputs).__name__}. If the network is called "
+            'as model(x), and forward names the argument x, pass inputs={"x": x}'
         )
 
 
@@ -44,7 +44,7 @@ def check_bare(model: Any) -> None:
 def check_number(anatomies: Sequence[Anatomy] | None, models: Sequence[Any]) -> None:
     """Raises MeristemError unless there is one anatomy for each network."""
     if anatomies is not None and len(anatomies) != len(models):
-        raise MeristemError(f"anatomies has {len(anatomies)} entries for {len(models)} networks: it wants one for each")
+        raise MeristemError(f"anatomies has {len(anatomies)} entries for {len(models)} networks; give one for each")
 
 
 def check_same(model: nn.Module, anatomy: Anatomy) -> None:
@@ -53,21 +53,21 @@ def check_same(model: nn.Module, anatomy: Anatomy) -> None:
     names = set(weights_of(model))
     if any(".parametrizations." in name for name in names - set(anatomy.tensors)):
         raise MeristemError(
-            f"the weights of this {type(model).__name__} are computed from others (several kernels, from ms.majority?); "
-            "ms.deploy(model) makes a plain network, which grows"
+            f"the weights of this {type(model).__name__} are computed from other tensors (several kernels, from ms.majority?); "
+            "ms.deploy(model) makes a plain network, which can grow"
         )
     lacks, more = sorted(set(anatomy.tensors) - names), sorted(names - set(anatomy.tensors))
     if lacks or more:
         said = [f"the network has no {listed(lacks)}"] if lacks else []
         said += [f"the anatomy does not know {listed(more)} of the network"] if more else []
         raise MeristemError(
-            f"the anatomy is of another network than this {type(model).__name__}: {'; '.join(said)}. Describe the class that builds "
+            f"the anatomy describes another network than this {type(model).__name__}: {'; '.join(said)}. Describe the class that builds "
             "all its tensors"
         )
     for name, tensor in anatomy.tensors.items():
         if tuple(state[name].shape) != tensor.shape:
             raise MeristemError(
-                f"the anatomy is of a network of another size: {name} is {tuple(state[name].shape)} in the network and "
+                f"the anatomy describes a network of another size: {name} is {tuple(state[name].shape)} in the network and "
                 f"{tensor.shape} in the anatomy; infer it at the network's own sizes"
             )
 

@@ -71,7 +71,7 @@ class DeepFusion:
         check_values(self)
         if self.experts and (self.norm != "plain" or self.noise):
             raise MeristemError(
-                "experts and norm or noise do not go together: parents that become experts are not laid side by side"
+                "experts cannot be combined with norm or noise: parents that become experts are not put side by side"
             )
         if isinstance(self.experts_per_token, bool) or self.experts_per_token < 1:
             raise MeristemError(
@@ -140,7 +140,7 @@ class DeepFusion:
         if not isinstance(target, HuggingFaceBuilder):
             raise MeristemError('norm="grouped" is for transformers models: their checkpoints can carry the class')
         if any("hidden" not in anatomy.sizes for anatomy in anatomies):
-            raise MeristemError(f'norm="grouped" wants one residual stream; {target.model_type} has several widths')
+            raise MeristemError(f'norm="grouped" needs one residual stream; {target.model_type} has several widths')
         groups = [group for anatomy in anatomies for group in _norm_groups(anatomy)]
         config = grouped_config(target.config, target.model_class, groups)
         return HuggingFaceBuilder(grouped_class(target.model_class)[1], config, target.reading)
@@ -172,14 +172,14 @@ def joined_sizes(anatomies: Sequence[Anatomy]) -> dict[str, int]:
     """
     first = anatomies[0]
     if len(anatomies) < 2:
-        raise MeristemError("fusion wants at least two networks")
+        raise MeristemError("fusion needs at least two networks")
     for number, other in enumerate(anatomies[1:], start=2):
         _check_pair(first, other, number)
     if has_alibi(first):
         raise MeristemError("networks with ALiBi cannot be fused: a head's slope follows from the number of heads")
     odd = [axis for axis in first.axes if is_frequencies(axis) or are_pairs(axis) or skipped_by(axis)]
     if odd:
-        raise MeristemError(f"{first.builder.model_type} cannot be fused: {odd[0]} does not lie side by side")
+        raise MeristemError(f"{first.builder.model_type} cannot be fused: {odd[0]} cannot be put side by side")
     return {
         axis: sum(a.sizes[axis] for a in anatomies) if kind_of(axis) in JOINED else size
         for axis, size in first.sizes.items()

@@ -59,9 +59,7 @@ def in_order(text: str | Sequence[int], old: int, method: str) -> LayerMap:
         if last < first:
             raise MeristemError(f"{method}: layers are numbers and ranges such as 0-23,8-31; got {part.strip()!r}")
         if last >= old:
-            raise MeristemError(
-                f"{method}: asked for layer {last}, the network has {old} layers: 0-{old - 1} are there"
-            )
+            raise MeristemError(f"{method}: asked for layer {last}, the network has {old} layers, 0-{old - 1}")
         order += range(first, last + 1)
     return tuple(LayerSource.copy(layer) for layer in order)
 
@@ -116,8 +114,8 @@ def with_fitting_sources(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> La
         near = sorted((i for i, kind in enumerate(old) if new[place] <= kind), key=lambda i: abs(i - source))
         if not near:
             raise MeristemError(
-                f"no block of the {axis} of {anatomy.builder.model_type} fits place {place} of {len(layer_map)}: they change the "
-                "shape of the stream, and that place keeps it"
+                f"no block of the {axis} of {anatomy.builder.model_type} fits position {place} of {len(layer_map)}: they change the "
+                "shape of the stream, and that position must keep it"
             )
         fitted.append(layer if near[0] == source else LayerSource.copy(near[0]))
     return tuple(fitted)

@@ -58,9 +58,7 @@ def depth_targets(
     for axis, target in targets.items():
         length = anatomy.depths[axis]
         if target > LARGEST_DEPTH:
-            raise MeristemError(
-                f"{method}: {target:,} {axis} are more than any network has ({LARGEST_DEPTH:,} at most)"
-            )
+            raise MeristemError(f"{method}: {target:,} {axis} are too many ({LARGEST_DEPTH:,} at most)")
         if (target > length) if shrink else (target < length):
             raise MeristemError(
                 f"{method} {'shrinks' if shrink else 'grows'}: asked for {target} {axis}, the network has {length}; "

@@ -47,8 +47,8 @@ def check_alike(first: Anatomy, other: Anatomy, number: int) -> None:
     if found:
         shown = ", ".join(f"{entry}: {ours!r} and {theirs!r}" for entry, ours, theirs in found[:6])
         raise MeristemError(
-            f"networks 1 and {number} compute differently ({shown}); fused, the latter would run as the former does. Pass "
-            "allow_differences=True (--allow-differences) to do that all the same: the certificate then shows the gap"
+            f"networks 1 and {number} compute differently ({shown}); fused, all would run as the first does. Pass "
+            "allow_differences=True (--allow-differences) to do that nevertheless: the certificate then shows the gap"
         )
 
 

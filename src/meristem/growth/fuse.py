@@ -229,7 +229,7 @@ def _as_experts(
         certificate = _certify(plans, parents, weights, fused, inputs, again)
     if certificate and exact and not certificate.holds:
         raise PreservationError(
-            f"one network as several experts should compute what it did and does not: {certificate.summary()}"
+            f"one network as several experts should keep its function and does not: {certificate.summary()}"
         )
     options = {"method": method.name, **asdict(method), "weights": list(weights), "parents": len(parents)}
     return Fusion(fused, tuple(plans), weights, certificate, exact, (options,), same_as)
@@ -311,7 +311,7 @@ def fuse_state(fusion: Fusion, states: Sequence[State], family: Family | None = 
     """
     if not fusion.plans:
         raise MeristemError(
-            "a mean of aligned networks has no optimizer to carry: its units stand elsewhere; start it anew"
+            "the optimizers of aligned networks cannot be carried over, because units have changed places; start a new one"
         )
     family = family or family_by_entries({key for s in states for entries in s.values() for key in entries} - {MISSED})
     if fusion.as_experts:

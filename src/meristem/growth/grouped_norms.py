@@ -67,7 +67,7 @@ def known_class(entries: dict[str, Any]) -> type:
     stock = getattr(transformers, name, None) if name.isidentifier() else None
     if not isinstance(stock, type) or not issubclass(stock, transformers.PreTrainedModel):
         known = (n for n in dir(transformers) if n.endswith(("LM", "Classification", "Generation")))
-        raise MeristemError(f"its architecture {name!r} is no model class of transformers; {nearest(name, known)}")
+        raise MeristemError(f"its architecture {name!r} is not a model class of transformers; {nearest(name, known)}")
     return grouped_class(stock)[1]
 
 

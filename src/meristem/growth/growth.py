@@ -93,7 +93,7 @@ class Growth:
         model, anatomy = known(model, anatomy)
         check_inputs(inputs)
         if (method is None) == (like is None):
-            raise MeristemError("grow takes a method, or like= and a target config, and not both")
+            raise MeristemError("grow takes either a method, or like= and a target config")
         methods = as_list(method) if method is not None else []
         if not methods and like is None:
             raise MeristemError("no growth method given")
@@ -198,7 +198,7 @@ def _measured(
         )
         return None
     if steps.promised and not certificate.holds:
-        raise PreservationError(f"this growth should preserve the function and does not: {certificate.summary()}")
+        raise PreservationError(f"this growth should keep the function and does not: {certificate.summary()}")
     _say_what_is_lost(methods, steps, certificate)
     return certificate
 
@@ -241,17 +241,17 @@ def _second_try(
         where = f"; cloned, {parting}" if parting else ""
         if certificate.holds_unrounded:
             raise PreservationError(
-                f"this growth preserves the function, but {certificate.stored_dtype} cannot hold its weights well enough: "
+                f"this growth keeps the function, but {certificate.stored_dtype} cannot hold its weights well enough: "
                 f"{certificate.summary()}. Grow a copy in float32 (model.float()), or pass verify=False (--no-verify)"
             )
         changed = changed_since(model)
         if changed:
             raise PreservationError(
-                f"this growth should preserve the function and does not: {certificate.summary()}. The network is not what its class "
-                f"makes of its config, which is what grows: {changed}"
+                f"this growth should keep the function and does not: {certificate.summary()}. The network differs from what "
+                f"its class builds from its config, and only that can grow: {changed}"
             )
         raise PreservationError(
-            f"this growth should preserve the function and does not: {certificate.summary()}. The anatomy of this "
+            f"this growth should keep the function and does not: {certificate.summary()}. The anatomy of this "
             f"{anatomy.builder.model_type} is not understood{where}{_said_of_parts(anatomy)}. {shown_by(anatomy)} shows what was inferred"
         )
     return steps, certificate, methods

@@ -52,7 +52,7 @@ def head_dim_map(
     if is_part(axis):
         kept = next(t.name for t in anatomy.tensors.values() for d in t.dimensions if axis in d.layout.axes())
         raise MeristemError(
-            f"{kept} holds numbers for a part of the units of a head, so head_dim cannot grow; keep it at "
+            f"{kept} holds values for only a part of the units of a head, so head_dim cannot grow; keep it at "
             f"{anatomy.sizes[whole_of(axis)]}"
         )
     small = anatomy.builder
@@ -150,7 +150,7 @@ def _places(anatomy: Anatomy, ours: nn.Module, theirs: nn.Module, old: int, new:
     if found is None:
         if any(hasattr(_code(ours), turn) for turn in TURNS):
             raise MeristemError(
-                f"{anatomy.builder.model_type} turns units by frequencies that it holds in no table, so head_dim cannot grow; "
+                f"{anatomy.builder.model_type} rotates units by frequencies that are in no table, so head_dim cannot grow; "
                 f"keep it at {old}"
             )
         return torch.arange(old)

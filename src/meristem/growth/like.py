@@ -84,7 +84,7 @@ def like(
     anatomy = anatomy or Anatomy.of(model)
     builder = anatomy.builder
     if not isinstance(builder, HuggingFaceBuilder):
-        raise MeristemError(f"like= wants a transformers model; {builder.model_type} has no config")
+        raise MeristemError(f"like= needs a transformers model; {builder.model_type} has no config")
     config = read_target(target)
     unknown = set(options) - OPTIONS
     if unknown:
@@ -289,7 +289,7 @@ def _check_shapes(reached: HuggingFaceBuilder, aim: HuggingFaceBuilder) -> None:
     if other:
         name = other[0]
         raise MeristemError(
-            f"the target has other tensors than any growth of this network: {len(other)} differ, such as {name}, "
+            f"no growth of this network has the target's tensors: {len(other)} differ, such as {name}, "
             f"{_told(ours.get(name))} against {_told(theirs.get(name))}; its config differs in "
             f"{', '.join(other_fields(reached.config, aim.config) or other_fields(reached.config, aim.config, ()))}"
         )

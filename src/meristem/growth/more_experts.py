@@ -61,10 +61,10 @@ class MoreExperts(Method):
     def _axis(self, anatomy: Anatomy) -> tuple[str, int]:
         found = anatomy.of_kind("experts")
         if not found:
-            raise MeristemError(f"{self.name}: {anatomy.builder.model_type} has no experts; upcycle makes some of it")
+            raise MeristemError(f"{self.name}: {anatomy.builder.model_type} has no experts; upcycle adds some")
         old, target = found[0].size, self.num_experts
         if isinstance(target, bool) or not isinstance(target, int) or target <= old:
-            raise MeristemError(f"{self.name}: num_experts must be more than the {old} that there are, got {target!r}")
+            raise MeristemError(f"{self.name}: num_experts must be more than {old}, the present number, got {target!r}")
         top = self.experts_per_token
         if top is not None and (isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= target):
             raise MeristemError(f"{self.name}: experts_per_token must be from 1 to {target}, got {top!r}")
@@ -96,7 +96,7 @@ class MoreExperts(Method):
         right = len(used) == old and all(math.isfinite(weight) and weight >= 0 for weight in used) and sum(used) > 0
         if not right:
             raise MeristemError(
-                f"{self.name}: weights are {old} numbers from zero on, how often each expert is used, got {self.weights!r}"
+                f"{self.name}: weights must be {old} numbers of at least zero (how often each expert is used), got {self.weights!r}"
             )
         return [weight / sum(used) for weight in used]
 

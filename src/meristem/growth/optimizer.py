@@ -73,15 +73,25 @@ def _as_tensor(key: str, value: Any, name: str) -> Tensor:
     if isinstance(value, Tensor):
         return value
     if not isinstance(value, int | float):
-        raise MeristemError(f"optimizer state {key!r} of {name} is a {type(value).__name__}, which cannot grow")
+        raise MeristemError(f"optimizer state {key!r} of {name} is of type {type(value).__name__}, which cannot grow")
     return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
 
 
 def load_named_state(optimizer: Optimizer, model: nn.Module, state: State) -> None:
     """Put a state by names into an optimizer of `model`; of a sharded network, every process keeps its part. What the optimizer does
-    not train (frozen parameters) stays without."""
+    not train (frozen parameters) stays without.
+
+    Raises:
+        MeristemError: for the state of another optimizer.
+    """
     parameters = dict(model.named_parameters())
     family = family_of(optimizer)
+    for name, entries in state.items():
+        if not family.takes(entries):
+            raise MeristemError(
+                f"the optimizer state of {name} has {', '.join(sorted(entries))}, which {family.name} cannot go on from; take the "
+                "optimizer that left it, or begin with a new state"
+            )
     group_of = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     for name, entries in state.items():
         parameter = parameters[name]

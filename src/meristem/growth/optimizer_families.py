@@ -79,6 +79,13 @@ class Family:
     fills: bool = False
     exact: str = field(default="")
 
+    def takes(self, entries: Iterable[str]) -> bool:
+        """Whether a state with these entries is one of this optimizer's, so that it can go on from it."""
+        names = set(entries) - {MISSED}
+        if self.changes is None or not names:  # an unknown optimizer; one that keeps nothing
+            return True
+        return set(NEEDED.get(self.name, ())) <= names <= set(self.entries)
+
     def initial(self, key: str, value: float) -> float:
         """What a number for the whole tensor is before its first step; `value` for those that do not count steps."""
         return {"step": 0.0, "mu_product": 1.0}.get(key, value)
@@ -193,6 +200,11 @@ FAMILIES: dict[str, Family] = {
         ),
         Family("SGDScheduleFree", {"z": "weights"}, _schedule_free(_proportional)),
     )
+}
+NEEDED = {  # entries that an optimizer cannot make a step without, once it has a state
+    **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam"), ("exp_avg", "exp_avg_sq")),
+    **{"Adamax": ("exp_avg", "exp_inf"), "RMSprop": ("square_avg",), "Adagrad": ("sum",), "Lion": ("exp_avg",)},
+    **{"AdamWScheduleFree": ("z", "exp_avg_sq"), "SGDScheduleFree": ("z",), "Adafactor": ("step",)},
 }
 FOR_KNOWN_ENTRIES = Family("an unknown optimizer", {**ADAM, "momentum_buffer": "gradient"}, None)
 QUANTISED = ("state1", "qmap1", "absmax1")

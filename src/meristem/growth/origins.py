@@ -76,7 +76,7 @@ class Units:
             kind, _, place = run.partition(":")
             first, plus, length = place.partition("+")
             if kind not in KINDS or not plus:
-                raise ValueError(f"no run of units: {run!r}")
+                raise ValueError(f"not a run of units: {run!r}")
             runs.append((NOWHERE if first == "*" else int(first), int(length), KINDS.index(kind)))
         return Units(tuple(runs))
 

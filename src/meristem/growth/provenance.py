@@ -106,7 +106,7 @@ class Provenance:
             MeristemError: for a name or a kind that there is not.
         """
         if kind not in KINDS:
-            raise MeristemError(f"an entry is old, copied or fresh; asked for {kind!r}")
+            raise MeristemError(f"an entry is old, copied or fresh, not {kind!r}")
         return self.labels(name) == KINDS.index(kind)
 
     def masks(self, name: str) -> dict[Kind, Tensor]:

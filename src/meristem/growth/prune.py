@@ -109,7 +109,7 @@ class Prune(Method):
             )
         if is_streamed(model):
             raise MeristemError(
-                f"{self.name} watches the whole network at work, so its weights have to be in memory: open it with from_pretrained"
+                f"{self.name} runs the whole network, so its weights must be in memory: open it with from_pretrained"
             )
         computed = computed_weight(model)
         if computed is not None:

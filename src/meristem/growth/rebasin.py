@@ -107,7 +107,7 @@ def align(first: nn.Module, other: nn.Module, method: Rebasin, inputs: Mapping[s
     certificate = verify(other, moved, inputs)
     if not certificate.holds:
         raise PreservationError(
-            f"the network with its units in other places computes something else: {certificate.summary()}"
+            f"the network computes another function when its units change places: {certificate.summary()}"
         )
     return moved
 

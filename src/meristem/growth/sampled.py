@@ -34,7 +34,7 @@ def choose_blocks(anatomy: Anatomy, count: int, seed: int = 0) -> Kept:
     """
     if count < 2:
         raise MeristemError(
-            f"a sampled proof runs at least the first and the last block, so sample=2 or more; got {count}"
+            f"a sampled proof runs at least the first and the last block, so sample must be at least 2; got {count}"
         )
     if not anatomy.blocks:
         raise MeristemError(
@@ -210,7 +210,7 @@ def _compare(
     worst = float((back - expected).abs().max())
     if not worst <= allowed:
         raise PreservationError(
-            f"{plan.name} is not what it was made of: taken back by the dual maps it differs from {plan.terms[0].source} by "
+            f"{plan.name} is wrong: taken back by the dual maps, it differs from {plan.terms[0].source} by "
             f"{worst:.1e}, where rounding allows {allowed:.1e}"
         )
 

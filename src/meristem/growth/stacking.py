@@ -43,7 +43,7 @@ class DepthMethod(Method):
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
         """None: the width stays. Raises MeristemError if no layer is added either."""
         if not self.layer_maps(anatomy):
-            raise MeristemError(f"{self.name}: nothing to grow; the depth asked for is the one it has")
+            raise MeristemError(f"{self.name}: nothing to grow; the network already has the asked depth")
         return {}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
@@ -195,5 +195,5 @@ def _spans(anatomy: Anatomy, method: DepthMethod, layers: int, target: int | Non
 
 def _span(method: str, layers: int, depth: int) -> int:
     if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= depth:
-        raise MeristemError(f"{method}: layers must be between 1 and {depth}, the layers there are; got {layers!r}")
+        raise MeristemError(f"{method}: layers must be between 1 and {depth}, the number of layers; got {layers!r}")
     return layers

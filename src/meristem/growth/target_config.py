@@ -74,7 +74,7 @@ def _config(entries: Any, name: str) -> Any:
 
     kind = entries.get("model_type") if isinstance(entries, dict) else None
     if not isinstance(kind, str):
-        raise MeristemError(f'{name}: a config says its model_type, such as "llama", and this one does not')
+        raise MeristemError(f'{name}: this config has no model_type, such as "llama"')
     if kind not in CONFIG_MAPPING_NAMES:
         close = nearest(kind, CONFIG_MAPPING_NAMES)
         raise MeristemError(
@@ -84,7 +84,7 @@ def _config(entries: Any, name: str) -> Any:
         return AutoConfig.for_model(**_without_implementations(entries))
     except Exception as error:  # strict dataclasses, validators, and what the classes do themselves
         reason = first_line(error.__cause__ or error)
-        raise MeristemError(f"{name}: transformers refuses this {kind} config: {reason}") from error
+        raise MeristemError(f"{name}: transformers does not accept this {kind} config: {reason}") from error
 
 
 def _without_implementations(entries: Any) -> Any:

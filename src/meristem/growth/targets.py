@@ -123,7 +123,7 @@ def _check_side(anatomy: Anatomy, method: str, sizes: dict[str, int], shrink: bo
             continue
         largest = LARGEST_TABLE if anatomy.axes[axis].kind in ("vocab", "positions") else LARGEST_WIDTH
         if not shrink and size > max(largest, anatomy.sizes[axis]):
-            raise MeristemError(f"{method}: {axis} of {size:,} is more than any network has ({largest:,} at most)")
+            raise MeristemError(f"{method}: {axis} of {size:,} is too large ({largest:,} at most)")
         if shrink and anatomy.axes[axis].kind == "group" and size > anatomy.sizes[axis]:
             kv_heads = sizes.get(Heads.of(axis).kv_heads, anatomy.sizes[Heads.of(axis).kv_heads])
             raise MeristemError(

@@ -60,7 +60,7 @@ class TensorOrigin:
             return TensorOrigin((Piece.of_dict(content, tables),))
         pieces, over = tuple(Piece.of_dict(piece, tables) for piece in content["pieces"]), int(content.get("over", 1))
         if over < 1 or not pieces or len(pieces) % over:
-            raise ValueError(f"{len(pieces)} pieces cannot lie over each other by {over}")
+            raise ValueError(f"{len(pieces)} parts cannot overlap by {over}")
         return TensorOrigin(pieces, int(content["along"]), over)
 
 

@@ -187,7 +187,7 @@ def _of(model: nn.Module, provenance: Provenance | Growth | Fusion) -> Provenanc
     found = provenance.provenance if isinstance(provenance, Growth | Fusion) else provenance
     if not isinstance(found, Provenance):
         raise MeristemError(
-            f"a provenance, a Growth or a Fusion is wanted, got {type(found).__name__}; ms.provenance(directory) reads one"
+            f"needed is a provenance, a Growth or a Fusion; got {type(found).__name__}; ms.provenance(directory) reads one"
         )
     found.check(_inner(model))
     return found
@@ -211,7 +211,7 @@ def _chosen(names: Collection[str], layers: Collection[int | LayerRank] | None) 
             own = [] if isinstance(layer, bool) or not isinstance(layer, int) else numbers.get(layer, [])
         if not own:
             raise MeristemError(
-                f"layers are some of 0 to {max(numbers, default=-1)}, or what ms.rank_layers gives, got {layer!r}"
+                f"layers must be numbers from 0 to {max(numbers, default=-1)}, or a result of ms.rank_layers, got {layer!r}"
             )
         found.update(own)
     return found

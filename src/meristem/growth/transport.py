@@ -67,7 +67,7 @@ class Counterparts:
                 len(a.shape) == len(b.shape) for a, b in pairs
             )
             if not alike:
-                raise MeristemError(f"the networks are not built alike: {name} is made of other parts in each")
+                raise MeristemError(f"the networks are not built alike: {name} is composed differently in each")
             for a, b in pairs:
                 for n, m, group, counterpart in zip(a.shape, b.shape, a.groups, b.groups, strict=True):
                     if group is not None and counterpart is not None:
@@ -80,7 +80,7 @@ class Counterparts:
             found += pairs
         if len({a for a, _ in sizes}) < len(sizes) or len({b for _, b in sizes}) < len(sizes):
             raise MeristemError(
-                "the networks are not built alike: units that belong together in the one do not in the other"
+                "the networks are not built alike: units that belong together in one do not in the other"
             )
         return Counterparts(tuple(found), sizes)
 

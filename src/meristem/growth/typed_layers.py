@@ -89,7 +89,7 @@ def typed_layers(anatomy: Anatomy, axis: str, types: Sequence[str]) -> LayerMap:
     own = _own_types(anatomy)
     if axis not in own:
         raise MeristemError(
-            f"{anatomy.builder.model_type} names no kinds of its {axis}; leave out layer_types for them"
+            f"{anatomy.builder.model_type} has no layer types for its {axis}; leave out layer_types for them"
         )
     found = map_to_types(anatomy, axis, types)
     if found is None:

@@ -79,7 +79,7 @@ class Upcycle(Method):
         for name in ("num_experts", "experts_per_token"):
             if counts[name] % self.granularity:
                 raise MeristemError(
-                    f"upcycle: {name}={counts[name]} is no multiple of granularity={self.granularity}, so some copy would lack a "
+                    f"upcycle: {name}={counts[name]} is not a multiple of granularity={self.granularity}, so some copy would lack a "
                     f"shard; {name}={-(-counts[name] // self.granularity) * self.granularity} would work"
                 )
         if not 0 <= self.reinit <= 1:
@@ -136,7 +136,7 @@ class Upcycle(Method):
         if row is None or not isinstance(builder, HuggingFaceBuilder):
             if anatomy.of_kind("experts"):
                 raise MeristemError(
-                    f"upcycle: {builder.model_type} is a mixture of experts already; more_experts gives it more of them"
+                    f"upcycle: {builder.model_type} is already a mixture of experts; more_experts adds experts to it"
                 )
             known = ", ".join(f"{dense} ({row.model_type})" for dense, row in MIXTURES.items())
             raise MeristemError(f"upcycle: no mixture class is known for {builder.model_type}; known for {known}")

@@ -80,7 +80,7 @@ class WidthMethod(Method):
             asked["vocab"] = -(-(self.vocab_size or anatomy.sizes.get("vocab", 0)) // multiple) * multiple
         if self.max_position_embeddings and "positions" not in anatomy.axes:
             raise MeristemError(
-                f"{self.name}: {anatomy.builder.model_type} learns no positions, so max_position_embeddings shapes no tensor; "
+                f"{self.name}: {anatomy.builder.model_type} has no learned positions, so max_position_embeddings changes no tensor; "
                 "write it into config.json"
             )
         return {axis: size for axis, size in asked.items() if size is not None}

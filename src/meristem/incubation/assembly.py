@@ -24,7 +24,7 @@ def assemble(incubations: Sequence[Incubation]) -> nn.Module:
     by_module = {incubation.module: incubation for incubation in incubations}
     if sorted(i.module for i in incubations) != list(range(division.modules)):
         raise MeristemError(
-            f"assembly wants modules 0 to {division.modules - 1} once each, got {sorted(i.module for i in incubations)}"
+            f"assembly needs each of the modules 0 to {division.modules - 1} once, got {sorted(i.module for i in incubations)}"
         )
     if any(i.division != division for i in incubations):
         raise MeristemError("the modules come from different divisions; incubate all by the same one")

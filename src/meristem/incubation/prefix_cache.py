@@ -46,12 +46,12 @@ def cached_prefix(incubation: Incubation, max_bytes: int = 4 * GIBIBYTE) -> Iter
     lists = lists_of_blocks(model, incubation.anatomy)
     if len(lists) != 1:
         raise MeristemError(
-            f"the prefix can be cached where there is one list of blocks; this network has {len(lists)}"
+            f"the prefix can be cached only if there is one list of blocks; this network has {len(lists)}"
         )
     (blocks,), first = lists, incubation.division.in_hybrid(module).start
     handed_on = sorted(layer for layer in blocks.needed if layer < first)
     if handed_on:
-        raise MeristemError(f"blocks {handed_on} of {blocks.name} hand something to later ones, so they have to run")
+        raise MeristemError(f"blocks {handed_on} of {blocks.name} pass something to later ones, so they have to run")
     cache = PrefixCache(model, blocks, first, max_bytes)
     original = type(model)
     model.__class__ = _cached_class(original, cache) if first else original
@@ -119,9 +119,7 @@ class PrefixCache:
                 torch.manual_seed(len(seen))
                 self._hooked(hook, forward, args, kwargs)
         if not torch.equal(*seen):
-            raise MeristemError(
-                "the blocks in front of the module are random in training (dropout?); set their rates to 0"
-            )
+            raise MeristemError("the blocks before the module are random in training (dropout?); set their rates to 0")
 
 
 class _Reached(Exception):

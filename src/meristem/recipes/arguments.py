@@ -31,7 +31,7 @@ def trainer_arguments(
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if spec.batch_size % (accumulation * processes):
         raise MeristemError(
-            f"batch_size {spec.batch_size} is no multiple of gradient_accumulation_steps {accumulation}"
+            f"batch_size {spec.batch_size} is not a multiple of gradient_accumulation_steps {accumulation}"
             + (f" x {processes} processes" if processes > 1 else "")
         )
     settings: dict[str, Any] = {

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from meristem.growth.block_steps import count_blocks_apart
 from meristem.growth.optimizer import State, load_named_state
+from meristem.growth.optimizer_families import family_of
 from meristem.recipes.left import plain_optimizer
 
 
@@ -33,12 +34,19 @@ class Stopwatch(TrainerCallback):
 
 class CarriedState(TrainerCallback):
     """Begins a run with the optimizer state of a grown network. Not earlier, since sharding exchanges the parameters before a run
-    begins; a resumed run has its own."""
+    begins; a resumed run has its own.
 
-    def __init__(self, initial_state: State) -> None:
-        self.initial_state = initial_state
+    Args:
+        asked_for: whether the recipe asks for it (`optimizer: carry`). Otherwise another optimizer than the one that left the state begins anew.
+    """
+
+    def __init__(self, initial_state: State, *, asked_for: bool = True) -> None:
+        self.initial_state, self.asked_for = initial_state, asked_for
 
     def on_train_begin(self, args, state, control, model: Any = None, optimizer: Any = None, **kwargs) -> None:
+        family = family_of(plain_optimizer(optimizer))
+        if not self.asked_for and not all(family.takes(entries) for entries in self.initial_state.values()):
+            return
         if state.global_step == 0:
             load_named_state(plain_optimizer(optimizer), model, self.initial_state)
         else:

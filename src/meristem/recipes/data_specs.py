@@ -12,9 +12,18 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
 def parse_count(value: Any) -> Any:
-    """4M, 2.5k or a plain number."""
-    match = re.fullmatch(r"([\d_.]+)\s*([kmbg]?)", str(value).strip().lower())
-    return int(float(match.group(1).replace("_", "")) * _UNITS[match.group(2)]) if match else value
+    """4M, 2.5k or a plain number.
+
+    Raises:
+        ValueError: for words that are none of them.
+    """
+    said = str(value).strip().lower().replace(",", "").replace("_", "")
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kmbg]?)", said)
+    if match:
+        return int(float(match.group(1)) * _UNITS[match.group(2)])
+    if isinstance(value, str):
+        raise ValueError(f"{value!r} is no number of tokens or examples; write 300000, 300k, 2.5M or 1B")
+    return value
 
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
@@ -72,15 +81,13 @@ class TextSpec(Strict):
     @model_validator(mode="after")
     def _is_prefix_lm(self) -> TextSpec:
         if self.prefix_lm is not None and self.task != "ul2":
-            raise ValueError(f"prefix_lm goes with task ul2, this is {self.task}")
+            raise ValueError(f"prefix_lm needs task ul2; this is {self.task}")
         return self
 
     @model_validator(mode="after")
     def _documents_fit(self) -> TextSpec:
         if self.documents != "across" and self.task != "causal-lm":
-            raise ValueError(
-                f"documents: {self.documents} goes with task causal-lm; {self.task} reads across documents"
-            )
+            raise ValueError(f"documents: {self.documents} needs task causal-lm; {self.task} reads across documents")
         return self
 
     @property

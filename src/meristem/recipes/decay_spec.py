@@ -30,9 +30,10 @@ class DecaySpec(Strict):
     def check(self, run: TrainSpec) -> None:
         """Raises ValueError if it cannot branch off this run."""
         if not run.is_stable:
+            falls = "" if run.decay is None else f", decay: {run.decay}"
             raise ValueError(
-                f"decays {self.from_!r}, whose learning rate ends elsewhere (schedule: {run.schedule}); a decay branches off "
-                "`schedule: {wsd, decay: 0}` or constant_with_warmup"
+                f"decays {self.from_!r}, whose learning rate ends elsewhere (schedule: {run.schedule}{falls}); a "
+                "decay branches off a run with `schedule: wsd, decay: 0` or `schedule: constant_with_warmup`"
             )
         given, budget = ("examples", run.examples) if run.examples else ("tokens", run.tokens)
         assert budget is not None
@@ -47,7 +48,7 @@ class DecaySpec(Strict):
                 f"decays {self.from_!r}, which learns from {run.distill.teacher!r}; give that node `schedule: wsd` with a decay of its own"
             )
         if run.early_stop:
-            raise ValueError(f"decays {self.from_!r}, which ends nobody knows when (early_stop)")
+            raise ValueError(f"decays {self.from_!r}, whose end is not known (early_stop)")
         if run.majority or run.incubate:
             raise ValueError(
                 f"decays {self.from_!r}, which trains {'kernels' if run.majority else 'a module'}: that ends with its own run"

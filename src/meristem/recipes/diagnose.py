@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,17 +16,19 @@ from meristem.anatomy import Anatomy
 from meristem.checkpoints import open_model
 from meristem.dynamics import Junction, junction, junction_learning_rate
 from meristem.dynamics.junction import language_loss, restricted, warmup_steps
-from meristem.errors import MeristemError, nearest
+from meristem.errors import MeristemError
 from meristem.growth.block_steps import MISSED
 from meristem.growth.fuse import fuse_state, fuse_with_certificate
 from meristem.growth.optimizer import State, grow_state
 from meristem.growth.plan import GrowthPlan
 from meristem.recipes.arguments import ADAM_BETA2
+from meristem.recipes.growth_node import check_grows
 from meristem.recipes.left import load_state
+from meristem.recipes.node import NodeResult
 from meristem.recipes.run import directory_of, run
 from meristem.recipes.schema import Recipe
 from meristem.recipes.specs import FuseSpec, GrowSpec
-from meristem.recipes.tasks import open_task
+from meristem.recipes.tasks import Task, open_task
 from meristem.streams import Streams
 
 
@@ -46,7 +49,14 @@ class Diagnosis:
     warmup: dict[str, int]
 
 
-def diagnose(recipe: Recipe, node: str, out: Path, bound: float = 0.1, sequences: int = 8) -> list[Diagnosis]:
+def diagnose(
+    recipe: Recipe,
+    node: str,
+    out: Path,
+    bound: float = 0.1,
+    sequences: int = 8,
+    step: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> list[Diagnosis]:
     """Measure the growth or fusion node `node` of a recipe, for each seed, on a batch of its own training text.
 
     What the node comes from is run first, if it has not been.
@@ -54,43 +64,55 @@ def diagnose(recipe: Recipe, node: str, out: Path, bound: float = 0.1, sequences
     Args:
         bound: of the conflict at the junction, per step.
         sequences: of the probe batch.
+        step: entered around the measurement of each seed, with a sentence that says so; it may show progress.
 
     Raises:
         MeristemError: for a node that does not grow, or whose growth mixes units so that the small network cannot be read back.
     """
-    if node not in recipe.nodes:
-        raise MeristemError(f"no node {node!r} in this recipe; {nearest(node, recipe.nodes)}")
-    spec = recipe.nodes[node]
-    if not (spec.grow or spec.fuse):
-        raise MeristemError(f"{node!r} is a {spec.kind} node; diagnose wants one that grows or fuses")
+    check_grows(recipe, node)
     wanted = {name: recipe.nodes[name] for name in recipe.ancestors(node)}
     results = run(recipe.model_copy(update={"nodes": wanted, "race": None}), out)
     task = open_task(recipe.data)
     found = []
     for seed, done in results.items():
-        parents = [open_model(str(directory_of(out, done[name]) / "model")).float() for name in spec.parents]
-        known = [_state(directory_of(out, done[name])) for name in spec.parents]
-        states = [state for state in known if state]
-        states = states if len(states) == len(parents) else []
-        if spec.fuse:
-            point = _fused(spec.fuse, Streams(seed).seed("growth"), parents, states)
-        else:
-            assert spec.grow is not None
-            point = _grown(node, spec.grow, Streams(seed, spec.seed), parents[0], states)
-        large = point.large or open_model(str(directory_of(out, done[node]) / "model")).float()
-        for plan, parent in zip(point.plans, parents, strict=True):
-            _check_way_back(plan, parent, large, fused=len(point.plans) > 1)
-        examples = task.training_set(sequences, Streams(seed).seed("order"), 0)
-        batch = default_data_collator([examples[i] for i in range(sequences)])
-        moments = _second_moments(point.state, _beta2(recipe, spec.parents[0])) if point.state else None
-        measured = junction(point.plans, parents, large, language_loss(batch), point.weights, moments)
-        rate = junction_learning_rate(measured, bound)
-        following = {
-            n: s.train for n, s in recipe.nodes.items() if s.train and s.train.from_ == node and s.train.learning_rate
-        }
-        warmup = {name: warmup_steps(rate, train.rate) for name, train in following.items()}
-        found.append(Diagnosis(node, seed, measured, bound, rate, "adam" if moments else "sgd", warmup))
+        with step(f"measuring the junction at {node}, seed {seed}"):
+            found.append(_diagnosis(recipe, node, seed, done, out, task, bound, sequences))
     return found
+
+
+def _diagnosis(
+    recipe: Recipe,
+    node: str,
+    seed: int,
+    done: Mapping[str, NodeResult],
+    out: Path,
+    task: Task,
+    bound: float,
+    sequences: int,
+) -> Diagnosis:
+    spec = recipe.nodes[node]
+    parents = [open_model(str(directory_of(out, done[name]) / "model")).float() for name in spec.parents]
+    known = [_state(directory_of(out, done[name])) for name in spec.parents]
+    states = [state for state in known if state]
+    states = states if len(states) == len(parents) else []
+    if spec.fuse:
+        point = _fused(spec.fuse, Streams(seed).seed("growth"), parents, states)
+    else:
+        assert spec.grow is not None
+        point = _grown(node, spec.grow, Streams(seed, spec.seed), parents[0], states)
+    large = point.large or open_model(str(directory_of(out, done[node]) / "model")).float()
+    for plan, parent in zip(point.plans, parents, strict=True):
+        _check_way_back(plan, parent, large, fused=len(point.plans) > 1)
+    examples = task.training_set(sequences, Streams(seed).seed("order"), 0)
+    batch = default_data_collator([examples[i] for i in range(sequences)])
+    moments = _second_moments(point.state, _beta2(recipe, spec.parents[0])) if point.state else None
+    measured = junction(point.plans, parents, large, language_loss(batch), point.weights, moments)
+    rate = junction_learning_rate(measured, bound)
+    following = {
+        n: s.train for n, s in recipe.nodes.items() if s.train and s.train.from_ == node and s.train.learning_rate
+    }
+    warmup = {name: warmup_steps(rate, train.rate) for name, train in following.items()}
+    return Diagnosis(node, seed, measured, bound, rate, "adam" if moments else "sgd", warmup)
 
 
 @dataclass(frozen=True)
@@ -120,7 +142,7 @@ def _grown(node: str, spec: GrowSpec, streams: Streams, parent: nn.Module, state
 def _state(directory: Path) -> State | None:
     """What the node's Adam has left; None of another optimizer."""
     file = directory / "optimizer.safetensors"
-    state = load_state(file) if file.exists() else {}
+    state = load_state(file)
     return state if any("exp_avg_sq" in entries for entries in state.values()) else None
 
 

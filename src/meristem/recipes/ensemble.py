@@ -120,7 +120,7 @@ def _answers(networks: Mapping[str, nn.Module], examples: Ordered, task: Task) -
     parts, targets = zip(*_said(networks, examples, task), strict=True)
     shapes = {name: logits.shape[1] for name, logits in parts[0].items()}
     if len(set(shapes.values())) > 1:
-        raise MeristemError(f"networks of one ensemble give as many logits, these {shapes}")
+        raise MeristemError(f"networks of one ensemble must give the same number of logits; these give {shapes}")
     return {name: torch.cat([part[name] for part in parts]) for name in networks}, torch.cat(targets)
 
 

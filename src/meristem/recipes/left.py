@@ -101,7 +101,9 @@ def save_state(state: State, file: Path) -> None:
 
 
 def load_state(file: Path) -> State:
-    """What `save_state` wrote."""
+    """What `save_state` wrote; nothing where an optimizer kept none, or its kernels' was not left."""
+    if not file.exists():
+        return {}
     state: dict[str, dict[str, Tensor]] = {}
     for key, value in load_file(file).items():
         name, _, entry = key.partition("::")

@@ -84,8 +84,8 @@ def average_node(job: Job, spec: AverageSpec, task: Task) -> Outcome:
         models = [*(place / MODEL for place in kept), *models][-spec.last :]
         if len(models) < spec.last:
             raise MeristemError(
-                f"{job.label}: {parent.name} has left {len(models)} checkpoints, {spec.last} are asked for; it was run before this "
-                "average was. Remove it to run it again"
+                f"{job.label}: {parent.name} has kept {len(models)} checkpoints, and the average needs {spec.last}; it ran before this "
+                "average was added. Remove it to run it again"
             )
     parts = average([str(model) for model in models], job.directory / MODEL, spec.weights, overwrite=True)
     model = open_model(str(job.directory / MODEL)).float()
@@ -117,7 +117,7 @@ def _state_to_carry(parent: Path) -> Any:
     file = parent / "optimizer.safetensors"
     if not file.exists():
         raise MeristemError(
-            f"{parent.name} has no optimizer state to carry (its node trained several kernels); use optimizer: reset"
+            f"{parent.name} has no optimizer state to carry (its node trained several kernels, or its optimizer keeps none); use optimizer: reset"
         )
     return load_state(file)
 

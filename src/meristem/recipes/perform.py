@@ -56,7 +56,7 @@ def perform(directory: Path, task: Task | None = None, callbacks: Sequence[Any] 
         if job.node.resources.processes == 1:
             finish(job, task, callbacks)
         elif callbacks:
-            raise MeristemError(f"{job.label}: callbacks stay in this process, so they go with `processes: 1` only")
+            raise MeristemError(f"{job.label}: callbacks stay in this process, so they need `processes: 1`")
         else:
             _in_processes(job)
 

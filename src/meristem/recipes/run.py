@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meristem.checkpoints.source import find_source
 from meristem.errors import MeristemError
 from meristem.recipes.guards import diverged
 from meristem.recipes.node import Job, NodeResult, directory_name, has_finished, load_result
@@ -19,6 +20,7 @@ from meristem.recipes.watch import Watch
 
 if TYPE_CHECKING:
     from meristem.recipes.executors import Executor
+    from meristem.recipes.specs import NodeSpec
 
 Results = dict[int, dict[str, NodeResult]]  # seed -> node -> result
 
@@ -54,6 +56,8 @@ def run(
     def execute(jobs: Sequence[Job]) -> dict[str, str]:
         return _execute(jobs, task, callbacks, executor, {})
 
+    for name in recipe.nodes:
+        _check_origin(recipe.nodes[name], name, task)
     recipe = choose_numbers(recipe, out, task.fingerprint, execute)
     jobs = plan_jobs(recipe, out, task.fingerprint)
     open_jobs = sum(not has_finished(job.directory) for job in jobs)
@@ -69,6 +73,25 @@ def run(
         assert result is not None
         results[job.seed][job.name] = result
     return results
+
+
+def _check_origin(node: NodeSpec, name: str, task: Task) -> None:
+    """Raises MeristemError if a node's checkpoint is not there or its new network cannot be built, before any other node has been trained."""
+    import torch
+
+    train = node.train
+    if node.checkpoint:
+        find_source(node.checkpoint.source)
+    if train is None or train.model is None:
+        return
+    try:
+        with torch.device("meta"):
+            task.new_model(train.model, 0)
+    except MeristemError:  # some class may not go without numbers
+        try:
+            task.new_model(train.model, 0)
+        except MeristemError as error:
+            raise MeristemError(f"node {name!r}: {error}") from error
 
 
 def _execute(
@@ -94,7 +117,7 @@ def _execute(
         try:
             perform(job.directory, task, callbacks)
         except NodeCrashed as error:
-            raise MeristemError(f"{error}; run the same command again to go on") from error
+            raise MeristemError(f"{error}; run the same command again to continue") from error
         except MeristemError as error:
             if not diverged(job.directory):
                 raise

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from meristem.errors import MeristemError, nearest
 from meristem.recipes.data_specs import TASKS, DataSpec, ImageSpec, PairSpec, SourceSpec, Strict, TextSpec
 from meristem.recipes.decay_spec import DecaySpec
+from meristem.recipes.graph_checks import check_budget, check_parent, check_provenance
 from meristem.recipes.guard_specs import EarlyStopSpec, SpikesSpec
 from meristem.recipes.method_specs import IncubateSpec
 from meristem.recipes.specs import (
@@ -55,6 +56,12 @@ class Recipe(Strict):
         return value if decoders is None else {**value, "data": {**data, "prefix_lm": decoders}}
 
     @model_validator(mode="after")
+    def _seeds_differ(self) -> Recipe:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} name one twice; equal seeds give equal results, not replicates")
+        return self
+
+    @model_validator(mode="after")
     def _is_a_graph(self) -> Recipe:
         for name, node in self.nodes.items():
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
@@ -68,7 +75,7 @@ class Recipe(Strict):
                     raise ValueError(
                         f"node {name!r} comes from {parent!r}, an ensemble, which leaves no single network"
                     )
-                self._check_parent(name, node, self.nodes[parent])
+                check_parent(name, node, self.nodes[parent], self.nodes, self.data)
             shared = set(self.seeds) & set(node.train.tune.on.seeds) if node.train and node.train.tune else set()
             if shared:
                 raise ValueError(
@@ -76,11 +83,10 @@ class Recipe(Strict):
                 )
             if node.train and node.train.tokens and isinstance(self.data, ImageSpec):
                 raise ValueError(f"node {name!r}: images have no tokens; say how many `examples` to train on")
+            check_budget(name, node, self.nodes, self.data)
             varied = isinstance(self.data, ImageSpec) and self.data.augment
             if varied and node.train and node.train.incubate and node.train.incubate.cache_prefix:
-                raise ValueError(
-                    f"node {name!r}: augmented images never come round again, so there is no prefix to cache"
-                )
+                raise ValueError(f"node {name!r}: augmented images never repeat, so there is no prefix to cache")
         for asked in (self.race.challenger, self.race.baseline) if self.race else ():
             if asked not in self.nodes:
                 raise ValueError(f"race names {asked!r}, which is no node; {nearest(asked, self.nodes)}")
@@ -89,33 +95,10 @@ class Recipe(Strict):
                     f"race names {asked!r}, a node of kind {self.nodes[asked].kind}; only train nodes have a loss curve"
                 )
         self.order()
+        for name, node in self.nodes.items():
+            if node.train:
+                check_provenance(name, node.train, (self.nodes[other] for other in self.ancestors(name)))
         return self
-
-    def _check_parent(self, name: str, node: NodeSpec, parent: NodeSpec) -> None:
-        train = parent.train
-        if node.assemble and not (train and train.incubate):
-            raise ValueError(f"node {name!r} assembles {node.parents}, of which one incubates no module")
-        if node.average and node.average.last:
-            length = getattr(self.data, "sequence_length", 0)
-            every = train.step_at(train.keep_every, length) if train and train.keep_every else 0
-            kept = (train.steps(length) - 1) // every + 1 if train and every else 0
-            if kept < node.average.last:
-                raise ValueError(
-                    f"node {name!r} averages the last {node.average.last} checkpoints of {node.parents[0]!r}, which leaves {kept}; give that "
-                    "train node a smaller `keep_every`"
-                )
-        carries = (parent.grow or parent.fuse) and (parent.grow or parent.fuse).optimizer == "carry"  # type: ignore[union-attr]
-        try:
-            if node.train and carries:
-                node.train.check_conflicts({"carry"})
-            if node.decay and train is None:
-                raise ValueError(
-                    f"decays {node.decay.from_!r}, a node of kind {parent.kind}; a decay branches off a train node"
-                )
-            if node.decay and train:
-                node.decay.check(train)
-        except ValueError as error:
-            raise ValueError(f"node {name!r} {error}") from error
 
     def order(self) -> list[str]:
         """Node names, parents first. Raises ValueError for a cycle."""
@@ -172,7 +155,7 @@ def are_decoders(nodes: Any) -> bool | None:
     alone = [kind for kind in types if kind not in both and kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
     if both and alone:
         raise ValueError(
-            f"ul2 reads otherwise for {both[0]} (an encoder-decoder) than for {alone[0]} (a decoder); give each a recipe of its own"
+            f"ul2 reads data differently for {both[0]} (an encoder-decoder) than for {alone[0]} (a decoder); give each a recipe of its own"
         )
     return bool(alone) if both or alone else None
 
@@ -207,6 +190,12 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         key, section = str(location[-1]), _section(error["loc"][:-1])
         return f"{place}: unknown key {key!r}; {nearest(key, section)}"
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        found = "nothing" if error["input"] is None else repr(error["input"])[:80]
+        return (
+            f"{place}: ".removeprefix(": ")
+            + f"wanted `key: value` entries ({', '.join(_section(error['loc']))}), found {found}"
+        )
     if place == "data.task":
         return f"{place}: unknown task {error['input']!r}; {nearest(str(error['input']), TASKS)}"
     message = error["msg"].removeprefix("Value error, ")

@@ -115,7 +115,7 @@ class AverageSpec(Strict):
         if isinstance(self.from_, str) == (self.last is None):
             raise ValueError("average takes `from: NODE` with `last: N`, or `from: [A, B, ...]` without")
         if isinstance(self.from_, list) and len(set(self.from_)) < max(2, len(self.from_)):
-            raise ValueError(f"an average is of at least two nodes, each once, got {self.from_}")
+            raise ValueError(f"an average needs at least two different nodes, got {self.from_}")
         count = self.last or len(self.from_)
         if not isinstance(self.weights, str) and (len(self.weights) != count or not sum(self.weights)):
             raise ValueError(f"{len(self.weights)} weights for {count} checkpoints; give one for each, not all zero")
@@ -139,7 +139,7 @@ class EnsembleSpec(Strict):
     @model_validator(mode="after")
     def _each_once(self) -> EnsembleSpec:
         if len(set(self.from_)) < len(self.from_):
-            raise ValueError(f"an ensemble has each member once, got {self.from_}")
+            raise ValueError(f"an ensemble needs different members, got {self.from_}")
         if self.complexities and len(self.complexities) != len(self.from_):
             raise ValueError(f"{len(self.complexities)} complexities for {len(self.from_)} networks")
         return self
@@ -187,9 +187,14 @@ class NodeSpec(Strict):
                 "a node is exactly one of `checkpoint`, `train`, `grow`, `fuse`, `average`, `assemble` and `ensemble`, or a `decay`"
             )
         if self.resources.processes > 1 and not (self.train or self.decay):
-            raise ValueError("only a train node is shared by several processes (and a decay)")
+            raise ValueError("only a train node or a decay can use several processes")
         if self.train and self.resources.processes > 1:
             self.train.check_conflicts({"processes"})
+            parts = self.train.trainer.get("gradient_accumulation_steps", 1) * self.resources.processes
+            if self.train.batch_size % parts:
+                raise ValueError(
+                    f"batch_size {self.train.batch_size} cannot be cut into {parts} equal parts (processes, accumulation)"
+                )
         return self
 
     @property

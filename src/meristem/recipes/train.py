@@ -41,6 +41,7 @@ class Origin:
         trained: whether the model comes from another node.
         read: examples that earlier nodes have read.
         optimizer_state: by parameter name.
+        asked_for: whether the recipe asks for this state; otherwise another optimizer begins with one of its own.
         amplitudes: scales that a growth gave the weights (see `growth.optimizer.amplitudes`).
         provenance: which entries of the model a growth has added.
         teacher: the directory of a model to learn from.
@@ -52,6 +53,7 @@ class Origin:
     amplitudes: Mapping[str, tuple[float, float]] | None = None
     provenance: Provenance | None = None
     teacher: Path | None = None
+    asked_for: bool = True
 
 
 def train(
@@ -159,7 +161,7 @@ class _Run:
         found: list[TrainerCallback] = []
         keeps_moments = all(modifier.keeps_moments for modifier in self.modifiers) and not self.spec.incubate
         if self.origin.optimizer_state and keeps_moments:
-            found.append(CarriedState(self.origin.optimizer_state))
+            found.append(CarriedState(self.origin.optimizer_state, asked_for=self.origin.asked_for))
         for modifier in self.modifiers:
             found += modifier.callbacks()
         if self.spec.early_stop:

@@ -24,7 +24,7 @@ def _pattern(value: str) -> str:
     try:
         re.compile(value)
     except re.error as error:
-        raise ValueError(f"{value!r} is no regular expression: {error}") from error
+        raise ValueError(f"{value!r} is not a regular expression: {error}") from error
     return value
 
 
@@ -87,9 +87,9 @@ class TrainSpec(Strict):
         if (self.model is None) == (self.from_ is None):
             raise ValueError("give either `model` (a config to start from random numbers) or `from` (another node)")
         if self.from_ is None and (self.train_only != "all" or self.fresh):
-            raise ValueError("train_only and fresh want `from`: a node whose model has been grown")
+            raise ValueError("train_only and fresh need `from`: a node whose model has been grown")
         if self.incubate and self.from_ is None:
-            raise ValueError("incubate wants `from`: the node of the meta network")
+            raise ValueError("incubate needs `from`: the node of the meta network")
         if (self.tokens is None) == (self.examples is None):
             raise ValueError("give either `tokens` or `examples` (sequences, images): how much to train on")
         return self
@@ -102,7 +102,7 @@ class TrainSpec(Strict):
                 "give either `learning_rate` or a grid for it: `tune: {learning_rate: [1e-3, 2e-3, 4e-3]}`"
             )
         if self.schedule != "wsd" and (self.decay is not None or self.decay_shape is not None):
-            raise ValueError("decay and decay_shape go with `schedule: wsd`")
+            raise ValueError("decay and decay_shape need `schedule: wsd`")
         if self.schedule == "wsd" and self.warmup + self.decay_share > 1:
             raise ValueError(f"warmup {self.warmup} and decay {self.decay_share} are more than the whole run")
         first = {key: values[0] for key, values in grids.items()}
@@ -119,14 +119,21 @@ class TrainSpec(Strict):
             raise ValueError(str(error)) from error
         self.check_conflicts(set())
         if self.majority and self.subnetwork and (self.subnetwork.__pydantic_extra__ or {}).get("widths"):
-            raise ValueError("majority and subnetwork do not go together with `widths`: kernels are not sliced")
+            raise ValueError("majority cannot be combined with a subnetwork of `widths`: kernels are not sliced")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_can_be_cut(self) -> TrainSpec:
+        cut = self.trainer.get("gradient_accumulation_steps", 1)
+        if isinstance(cut, int) and cut > 0 and self.batch_size % cut:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of gradient_accumulation_steps {cut}")
         return self
 
     @model_validator(mode="after")
     def _steps_can_be_left_out(self) -> TrainSpec:
         if self.spikes and self.spikes.action == "skip" and self.trainer.get("fp16"):
             raise ValueError(
-                "spikes: {action: skip} and fp16 do not go together: its scaler wants gradients in every step; use bf16"
+                "spikes: {action: skip} cannot be combined with fp16, whose scaler needs gradients in every step; use bf16"
             )
         return self
 
@@ -151,7 +158,7 @@ class TrainSpec(Strict):
         for one in sorted(present):
             for other, why in CONFLICTS.get(one, {}).items():
                 if other in present:
-                    raise ValueError(f"{one} and {other} do not go together: {why}")
+                    raise ValueError(f"{one} and {other} cannot be combined: {why}")
 
     def with_numbers(self, numbers: Mapping[str, float], budget: Mapping[str, int | None] | None = None) -> TrainSpec:
         """The same with other numbers (and another budget), nothing to tune, and checked. Raises ValueError for a key that is no number
@@ -166,7 +173,7 @@ class TrainSpec(Strict):
                 place = place.get(part) if isinstance(place, dict) else None
             known = set(TrainSpec.model_fields) - _NOT_TUNED if not path else set(place or {})
             if place is None or last not in known or not (path or _takes_numbers(last)):
-                raise ValueError(f"tune: {key} is no number of this node; {nearest(key, _NUMBERS)}")
+                raise ValueError(f"tune: {key} is not a number of this node; {nearest(key, _NUMBERS)}")
             place[last] = int(value) if last in _WHOLE else value
         return TrainSpec.model_validate(content)
 
@@ -185,6 +192,12 @@ class TrainSpec(Strict):
     def is_sharded_from_first(self) -> bool:
         """Whether FSDP hands out the weights of the first process; methods that look at weights want them everywhere."""
         return bool(self.trainer.get("fsdp")) and not self.modifiers()
+
+    @property
+    def optimizer(self) -> str:
+        """Its kind, by transformers' name; the ways to compute AdamW's steps are one."""
+        name = str(self.trainer.get("optim", "adamw_torch"))
+        return "adamw_torch" if name in ("adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused") else name
 
     @property
     def is_stable(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from meristem.errors import MeristemError
+from meristem.errors import MeristemError, first_line
 from meristem.growth.optimizer import scaled_groups
 from meristem.growth.optimizer_families import family_of
 from meristem.recipes.guard_specs import SpikesSpec
@@ -100,8 +100,8 @@ class NodeTrainer(Trainer):
         odd = lost or load_result.unexpected_keys
         if odd:
             raise MeristemError(
-                f"the checkpoint to go on from has {'no' if lost else 'an unknown'} tensor {odd[0]!r} ({len(odd)} such); "
-                f"remove {self.args.output_dir} to train the node anew"
+                f"the checkpoint to resume has {'no' if lost else 'an unknown'} tensor {odd[0]!r} ({len(odd)} such); "
+                f"remove {self.args.output_dir} to train the node again"
             )
 
     def _mean(self, loss: torch.Tensor) -> torch.Tensor:
@@ -109,7 +109,10 @@ class NodeTrainer(Trainer):
         return self.accelerator.reduce(loss, "mean")  # type: ignore[return-value]
 
     def create_optimizer(self, *args: Any, **kwargs: Any):
-        optimizer = super().create_optimizer(*args, **kwargs)
+        try:
+            optimizer = super().create_optimizer(*args, **kwargs)
+        except ImportError as error:  # of a package that transformers has optimizers from
+            raise MeristemError(f"trainer: optim {self.args.optim}: {first_line(error)}") from error
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if self._amplitudes:
             _regroup(optimizer, scaled_groups(optimizer.param_groups, model, self._amplitudes, family_of(optimizer)))

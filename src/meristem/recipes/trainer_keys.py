@@ -48,7 +48,7 @@ def check_keys(trainer: Mapping[str, Any]) -> None:
     """Raises MeristemError for a key that is reserved, naming the one to use, or that TrainingArguments has not."""
     for key in trainer:
         if key in RESERVED:
-            raise MeristemError(f"trainer: {key} is not yours to set; {RESERVED[key]}")
+            raise MeristemError(f"trainer: {key} is set by the recipe; {RESERVED[key]}")
     if trainer:
         from transformers import TrainingArguments
 

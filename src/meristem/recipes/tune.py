@@ -74,9 +74,7 @@ class _Search:
         self._try([point for point in itertools.product(*self.grids.values()) if point not in self.tried])
         best = min(self.tried, key=lambda point: mean(self.tried[point]))
         if not math.isfinite(mean(self.tried[best])):
-            raise MeristemError(
-                f"{self.name}: every number that was tried diverged: {self._said()}; begin the grid lower"
-            )
+            raise MeristemError(f"{self.name}: every number of the grid diverged: {self._said()}; start the grid lower")
         return best
 
     def _goes_on(self, best: Numbers) -> bool:

@@ -33,11 +33,11 @@ class TuneSpec(BaseModel):
     @model_validator(mode="after")
     def _grids(self) -> TuneSpec:
         if not self.grids:
-            raise ValueError("tune wants a list of numbers for a key, for example learning_rate: [1e-3, 2e-3, 4e-3]")
+            raise ValueError("tune needs a list of numbers for a key, for example learning_rate: [1e-3, 2e-3, 4e-3]")
         for key, values in self.grids.items():
             numbers = isinstance(values, list) and all(_is_number(value) for value in values)
             if not numbers or len(values) < 2 or sorted(set(map(float, values))) != [float(v) for v in values]:
-                raise ValueError(f"tune: {key} wants at least two rising numbers, got {values!r}")
+                raise ValueError(f"tune: {key} needs at least two rising numbers, got {values!r}")
         return self
 
     @property

@@ -77,7 +77,8 @@ def _train(job: Job, spec: TrainSpec, task: Task, callbacks: Sequence[Any]) -> O
         origin = Origin(
             trained=True,
             read=sum(result.examples for result in ancestors_of(job).values()),
-            optimizer_state=load_state(file) if file.exists() else None,
+            optimizer_state=load_state(file),
+            asked_for=Job.load(parent).node.train is None,
             amplitudes=_amplitudes(parent),
             provenance=_provenance(parent),
             teacher=teacher,
@@ -140,8 +141,8 @@ def _decay(job: Job, spec: DecaySpec, task: Task, callbacks: Sequence[Any]) -> O
     if not (place / MODEL).exists():
         kept = sorted(int(p.name) for p in (parent / "kept").glob("[0-9]*"))
         raise MeristemError(
-            f"{job.label}: {before.label} has kept nothing at step {step}, only at {kept or 'its end'}; it was run before this decay was "
-            f"asked for. Branch off one of these, or remove {parent} to run it again"
+            f"{job.label}: {before.label} has kept no checkpoint at step {step}, only at {kept or 'its end'}; it ran before this decay was "
+            f"added. Branch off one of these, or remove {parent} to run it again"
         )
     whole = load_result(parent)
     assert whole is not None

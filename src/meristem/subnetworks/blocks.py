@@ -147,7 +147,7 @@ def with_schedules(schedule: Schedule | Mapping[str, Schedule], blocks: list[Blo
         at_risk = [layer for layer in sorted(b.needed) if _may_skip(s, layer)]
         if at_risk:
             raise MeristemError(
-                f"blocks {at_risk} of {b.name} hand something to others (a position bias, keys and values) and must always run: "
+                f"blocks {at_risk} of {b.name} pass something to others (a position bias, keys and values) and must always run: "
                 "add them to fixed_layers"
             )
     return found

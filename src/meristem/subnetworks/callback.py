@@ -40,7 +40,7 @@ class RaptrCallback(TrainerCallback):
         **options: Any,
     ) -> None:
         if (schedule is None) == (not options):
-            raise MeristemError("RaptrCallback wants a schedule, or stages=[...] and further options to make one")
+            raise MeristemError("RaptrCallback needs a schedule, or stages=[...] and further options to make one")
         self.schedule, self.options = schedule, options
         self.masked_update, self.check_ranks = masked_update, check_ranks
         self._step = contextlib.ExitStack()

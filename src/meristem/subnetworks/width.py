@@ -139,7 +139,7 @@ def _slices(blocks: Blocks, layer: int, path: Path) -> list[Slice]:
     for name, parameter in parameters.items():
         if name not in anatomy.tensors:
             raise MeristemError(
-                f"{name} is no weight of its own (kernels, adapters); such networks can be trained in depth only"
+                f"{name} is not a plain weight (kernels, adapters); such networks can be trained in depth only"
             )
         indices = [used(dimension.layout) for dimension in anatomy.tensors[name].dimensions]
         if any(index is not None for index in indices):

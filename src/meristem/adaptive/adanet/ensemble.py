@@ -146,7 +146,9 @@ class EnsembleSearch:
         """
         unknown = set(self.strategies) - {"grow", "solo", "all"}
         if unknown or not self.strategies:
-            raise MeristemError(f"strategies are of grow, solo, all; got {', '.join(map(repr, self.strategies))}")
+            raise MeristemError(
+                f"strategies are some of grow, solo and all; got {', '.join(map(repr, self.strategies))}"
+            )
         check_mixture(self.mixture)
         self._rows = list(self.data)
         self._loss: Loss = Squared() if self._rows[0][1].is_floating_point() else Softmax()
@@ -228,7 +230,9 @@ class EnsembleSearch:
             proposals = list(self.generator(number, ensemble))
         names = [sub.name for sub in proposals]
         if not proposals or len(set(names)) < len(names):
-            raise MeristemError(f"a generator gives at least one proposal and unique names, got {names}")
+            raise MeristemError(
+                f"a generator must give at least one proposal, each with a name of its own; got {names}"
+            )
         return proposals
 
     def _train(self, sub: Subnetwork, ensemble: Ensemble, seed: int) -> None:
@@ -245,7 +249,7 @@ class EnsembleSearch:
                 logits = sub.say(x)[1]
                 if logits.shape != (len(x), self.num_outputs):
                     raise MeristemError(
-                        f"{sub.name} gives logits of shape {tuple(logits.shape)}, asked for {(len(x), self.num_outputs)}"
+                        f"{sub.name} gives logits of shape {tuple(logits.shape)}; expected {(len(x), self.num_outputs)}"
                     )
                 loss = self._training_loss(logits, y)
                 if self.distillation and ensemble.subnetworks:

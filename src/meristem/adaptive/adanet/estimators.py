@@ -324,7 +324,7 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, _AdaNet):
         parts = self.module_.parts()
         mass = sum(part.mass for part in parts)
         if len(self.classes_) != 2 or not mass:
-            raise MeristemError("the bound is stated for two classes and a network with at least one unit")
+            raise MeristemError("the bound holds for two classes and a network with at least one unit")
         signs = np.where(np.asarray(y) == self.classes_[1], 1.0, -1.0)
         below = float((signs * self.decision_function(X) / mass <= margin).mean())
         complexity = sum(part.mass / mass * part.complexity * 2**part.depth for part in parts)

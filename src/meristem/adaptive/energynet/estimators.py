@@ -105,7 +105,7 @@ class _EnergyNet(BaseEstimator):
             "l1": self.l1,
             "visible": self.visible_,
             "device": self.device,
-            "verbose": self.verbose,
+            "verbose": max(0, self.verbose - 1),  # a line for each layer; a bar for each machine if more is asked for
         }
         options = StructureOptions(
             machine, self.depth_penalty, self.max_layers, self.quantile, checkpoint=self.checkpoint

@@ -80,7 +80,7 @@ class InfiniteRBMClassifier(ClassLabels, ClassifierMixin, InfiniteRBM):
             self._read_labels(np.asarray(classes))
         strange = np.setdiff1d(y, self.classes_)
         if len(strange):
-            raise ValueError(f"{strange[0]!r} is none of the classes {self.classes_.tolist()}")
+            raise ValueError(f"{strange[0]!r} is not one of the classes {self.classes_.tolist()}")
         self._go_on(self._labelled(X, torch.as_tensor(np.searchsorted(self.classes_, y))))
         return self
 

@@ -183,7 +183,14 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         learner = self._learner(data)
         progress = Progress(self.checkpoint, learner, self._fingerprint(data) if self.checkpoint else "")
         rows = range(progress.epoch, self.n_iter)
-        bar = tqdm(rows, initial=progress.epoch, total=self.n_iter, disable=not self.verbose, desc=type(self).__name__)
+        bar = tqdm(
+            rows,
+            initial=progress.epoch,
+            total=self.n_iter,
+            disable=None if self.verbose else True,  # None: of no use where there is no terminal
+            desc=type(self).__name__,
+            leave=False,
+        )
         for epoch in bar:
             for index in batches(len(data), self.batch_size, learner.generator):
                 if first := self._regrouped(learner, epoch):

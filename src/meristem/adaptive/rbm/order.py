@@ -138,7 +138,7 @@ class Infinite(Ordered):
     def __post_init__(self) -> None:
         if not self.beta > 1:
             raise MeristemError(
-                f"the infinite RBM's sum over units exists for beta > 1 only, got {self.beta}; 1.01 works"
+                f"the infinite RBM's sum over units exists only for beta > 1, got {self.beta}; 1.01 would work"
             )
 
     @property

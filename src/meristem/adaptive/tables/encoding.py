@@ -143,7 +143,7 @@ def load_encoder(path: Path) -> ColumnTransformer:
     try:
         strange = set(skops.io.get_untrusted_types(file=path)) - set(TRUSTED)
         if strange:
-            raise MeristemError(f"{path} names types that no encoder of Meristem has: {', '.join(sorted(strange))}")
+            raise MeristemError(f"{path} names types that no encoder of Meristem uses: {', '.join(sorted(strange))}")
         return skops.io.load(path, trusted=TRUSTED)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise MeristemError(f"{path} holds no encoder: {first_line(error)}") from error

@@ -102,7 +102,7 @@ def find_layout(path: Path, separator: str | None = None, header: bool | None = 
     if separator is not None:
         separator = separator.replace("\\t", "\t")
         if len(separator) != 1:
-            raise MeristemError(f"the separator is one sign such as ';' or '\\t', got {separator!r}")
+            raise MeristemError(f"the separator is one character such as ';' or '\\t', got {separator!r}")
     quote = (
         "'"
         if any(line.lstrip().startswith("'") or ",'" in line for line in lines) and '"' not in "".join(lines)
@@ -141,7 +141,7 @@ def _first_lines(path: Path) -> tuple[str, list[str]]:
         if any("\0" in line for line in lines):
             break
         return encoding, lines
-    raise MeristemError(f"{path} is no text; a table of values separated by commas, semicolons or tabs is needed")
+    raise MeristemError(f"{path} is not text; a table of values separated by commas, semicolons or tabs is needed")
 
 
 def _split(lines: list[str], layout: Layout) -> list[list[str]]:

@@ -13,13 +13,13 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from meristem.adaptive.request import SHIPPED, check_table
 from meristem.adaptive.tables.columns import Column, describe
 from meristem.adaptive.tables.encoding import Task
 from meristem.adaptive.tables.layout import SEPARATORS
 from meristem.adaptive.tables.reading import read_frame
 from meristem.errors import MeristemError, nearest
 
-SHIPPED = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 MOST_CLASSES = 20  # so many whole numbers are taken for classes if nobody says otherwise
 
 
@@ -71,16 +71,10 @@ def open_table(
         raise MeristemError(f"the task is classification or regression, got {task!r}")
     if source in SHIPPED:
         if target is not None:
-            raise MeristemError(f"{source} has its target; a target is named for a CSV file only")
+            raise MeristemError(f"{source} has a fixed target; --target is for CSV files only")
         return of_frame(_shipped(source), "target", task)
-    path = Path(source)
-    if path.is_dir():
-        raise MeristemError(f"{source} is a directory; a CSV file is needed")
-    if not path.is_file():
-        raise MeristemError(
-            f"{source} is neither a CSV file nor one of {', '.join(SHIPPED)}; {nearest(source, SHIPPED)}"
-        )
-    frame, layout = read_frame(path, separator, header)
+    check_table(source)
+    frame, layout = read_frame(Path(source), separator, header)
     if len(frame) < 2:
         raise MeristemError(f"{source} has {len(frame)} rows under its header; at least 2 are needed")
     wanted = _target_name(source, list(frame.columns), target)
@@ -90,10 +84,10 @@ def open_table(
             if layout.separator in SEPARATORS
             else ""
         )
-        raise MeristemError(f"{source} has no column beside {wanted!r} to learn from{hint}")
+        raise MeristemError(f"{source} has no column except {wanted!r} to learn from{hint}")
     table = of_frame(frame, wanted, task, f"{source}, ")
     unpacked = "" if layout.encoding != "cp1252" else ", not UTF-8: read as Windows-1252"
-    return Table(**{**vars(table), "notes": [f"{path.name}: {layout.said()}{unpacked}", *table.notes]})
+    return Table(**{**vars(table), "notes": [f"{Path(source).name}: {layout.said()}{unpacked}", *table.notes]})
 
 
 def of_frame(frame: pd.DataFrame, target: str, task: str = "auto", where: str = "") -> Table:
@@ -121,11 +115,11 @@ def read_target(values: pd.Series, task: str, name: str) -> tuple[np.ndarray, Ta
     numbers = pd.to_numeric(values, errors="coerce").astype(float)
     words = values[numbers.isna()]
     if task == "regression" and len(words):
-        raise MeristemError(f"{name}: {_quoted(words)} is no number, which a regression needs")
+        raise MeristemError(f"{name}: {_quoted(words)} is not a number, and a regression needs numbers")
     if not len(words) and not np.isfinite(numbers).all():
         raise MeristemError(f"{name}: the target has infinite values")
     if len(words) and numbers.notna().mean() > 0.5 and numbers.nunique() > MOST_CLASSES:
-        raise MeristemError(f"{name}: {_quoted(words)} among numbers; mend or empty these cells")
+        raise MeristemError(f"{name}: {_quoted(words)} among numbers; correct or empty these cells")
     distinct = values.nunique()
     whole = not len(words) and bool((numbers % 1 == 0).all())
     kind: Task = "regression" if not len(words) and not (whole and distinct <= MOST_CLASSES) else "classification"
@@ -133,11 +127,11 @@ def read_target(values: pd.Series, task: str, name: str) -> tuple[np.ndarray, Ta
         kind = "regression" if task == "regression" else "classification"
     if kind == "classification" and not len(words) and not whole:
         raise MeristemError(
-            f"{name}: {numbers[numbers % 1 != 0].iloc[0]:g} is no class; --task regression predicts numbers"
+            f"{name}: {numbers[numbers % 1 != 0].iloc[0]:g} is not a class; --task regression predicts numbers"
         )
     if kind == "classification" and len(words) and distinct > max(MOST_CLASSES, len(values) / 2):
         raise MeristemError(
-            f"{name}: {distinct} different words in {len(values)} rows are no classes; choose another --target"
+            f"{name}: {distinct} different words in {len(values)} rows cannot be classes; choose another --target"
         )
     if distinct < 2:
         raise MeristemError(f"{name}: the target is {str(values.iloc[0])!r} in all rows; there is nothing to learn")

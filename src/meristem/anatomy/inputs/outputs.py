@@ -41,7 +41,7 @@ def outputs_of(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]
     """
     found = {name: tensor for name, tensor in _tensors(_run(model, inputs), "") if tensor.numel()}
     if not found:
-        raise MeristemError(f"{type(model).__name__} puts out no floating-point tensor that could be compared")
+        raise MeristemError(f"{type(model).__name__} returns no floating-point tensor that could be compared")
     return found
 
 

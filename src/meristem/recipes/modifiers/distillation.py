@@ -49,8 +49,8 @@ class Distill(Modifier):
         model.train()
         if classes[0] != classes[1]:
             raise MeristemError(
-                f"distill: {self.spec.teacher!r} tells {classes[1]} answers apart, and the network that is trained {classes[0]}; a teacher "
-                "has the same vocabulary or classes"
+                f"distill: {self.spec.teacher!r} has {classes[1]} possible answers, and the trained network {classes[0]}; a teacher "
+                "needs the same vocabulary or classes"
             )
         self._flops = forward_flops(self._teacher, setting.example)
         return model

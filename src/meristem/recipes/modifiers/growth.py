@@ -29,8 +29,8 @@ class TrainNew(Modifier):
     def prepare(self, model: nn.Module, setting: Setting) -> nn.Module:
         if setting.provenance is None:
             raise MeristemError(
-                "train_only and fresh want a model that has been grown: nothing records which entries of this one are new. Train "
-                "`from` a grow node, or from one that comes from it"
+                "train_only and fresh need a grown model: nothing records which entries of this one are new. Train "
+                "`from` a grow node, or from a node that depends on one"
             )
         setting.provenance.check(model)
         ratio = self.fresh.learning_rate / self._rate if self.fresh else 1.0

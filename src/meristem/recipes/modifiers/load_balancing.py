@@ -50,7 +50,7 @@ class LoadBalancing(Modifier):
         config: Any = model.config
         if not hasattr(model, COEFFICIENT) or "output_router_logits" not in inspect.signature(model.forward).parameters:
             raise MeristemError(
-                f"load_balancing wants a mixture of experts whose class has such a loss; {type(model).__name__} has none"
+                f"load_balancing needs a mixture of experts whose class has such a loss; {type(model).__name__} has none"
             )
         self._answers, self._model = setting.answers, model
         top = (getattr(config, name, None) for name in PER_TOKEN)

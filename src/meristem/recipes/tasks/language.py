@@ -85,7 +85,7 @@ class _WithSentinels(Language):
         if len(own.sentinels) < wanted or own.end_token is None:
             raise MeristemError(
                 f"tokenizer {self.data.tokenizer!r} has {len(own.sentinels)} sentinels (<extra_id_0> and so on); {self.data.task} on "
-                f"sequences of {self.data.sequence_length} tokens wants {wanted} and an end token (or `bytes`, with 100)"
+                f"sequences of {self.data.sequence_length} tokens needs {wanted} and an end token (or `bytes`, with 100)"
             )
         self.sentinels = np.array(own.sentinels[:wanted])
         self.vocab_size = max(own.vocab_size, int(self.sentinels.max()) + 1)
@@ -129,7 +129,7 @@ class MaskedLanguage(Language):
     def asked(self, sequences: Sequences) -> Ordered:
         if self.corpus.mask_token is None:
             raise MeristemError(
-                f"tokenizer {self.data.tokenizer!r} has no mask token; masked-lm wants one (or `bytes`)"
+                f"tokenizer {self.data.tokenizer!r} has no mask token, and masked-lm needs one (or `bytes`)"
             )
         return MaskedSequences(sequences, self.corpus.mask_token, self.corpus.vocab_size, self.data.corrupted)
 
@@ -156,7 +156,7 @@ class MixtureOfDenoisers(_WithSentinels):
     def check(self, model: nn.Module, label: str) -> None:
         if not model.config.is_encoder_decoder:  # type: ignore[union-attr]
             raise MeristemError(
-                f"{label}: this ul2 is for encoder-decoders, {type(model).__name__} is none; say prefix_lm: true under data"
+                f"{label}: this ul2 is for encoder-decoders, and {type(model).__name__} is not one; set prefix_lm: true under data"
             )
         super().check(model, label)
 
@@ -181,7 +181,7 @@ class PrefixDenoising(_WithSentinels):
     def check(self, model: nn.Module, label: str) -> None:
         if model.config.is_encoder_decoder:  # type: ignore[union-attr]
             raise MeristemError(
-                f"{label}: this ul2 is for decoders, {type(model).__name__} has an encoder; say prefix_lm: false under data"
+                f"{label}: this ul2 is for decoders, and {type(model).__name__} has an encoder; set prefix_lm: false under data"
             )
         super().check(model, label)
         if is_first_process():

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from meristem.data import Ordered
@@ -77,12 +78,18 @@ def network(auto_class: Any, entries: Mapping[str, Any], defaults: Mapping[str, 
     model_type = own.pop("model_type", None)
     if model_type not in CONFIG_MAPPING_NAMES:
         raise MeristemError(f"model_type {model_type!r} is unknown; {nearest(str(model_type), CONFIG_MAPPING_NAMES)}")
-    known = set(vars(AutoConfig.for_model(model_type)))
+    default = AutoConfig.for_model(model_type)
+    if type(default) not in auto_class._model_mapping:
+        raise MeristemError(
+            f"{model_type} has no network for this task: transformers' {auto_class.__name__} knows none"
+        )
+    known = set(vars(default))
     known |= {"num_labels", "decoder_start_token_id"}  # every config takes them, and few list them
-    known |= set(getattr(AutoConfig.for_model(model_type), "attribute_map", {}))
-    for key in own:
-        if key not in known:
-            raise MeristemError(f"{model_type} has no config entry {key!r}; {nearest(key, known)}")
+    known |= set(getattr(default, "attribute_map", {}))
+    for key, value in own.items():
+        if key not in known and not _shapes_follow(auto_class, model_type, own, key, value):
+            said = (name for name in known if not name.startswith("_"))
+            raise MeristemError(f"{model_type} has no config entry {key!r}; {nearest(key, said)}")
     try:
         fitting = {key: value for key, value in defaults.items() if key in known}
         config = AutoConfig.for_model(model_type, **{**fitting, **own})
@@ -97,6 +104,23 @@ def network(auto_class: Any, entries: Mapping[str, Any], defaults: Mapping[str, 
         return model
     except Exception as error:
         raise MeristemError(f"{model_type} cannot be built from these entries: {first_line(error)}") from error
+
+
+def _shapes_follow(auto_class: Any, model_type: str, entries: Mapping[str, Any], key: str, value: Any) -> bool:
+    """Whether tensors have other shapes with twice this value: many classes read a `head_dim` that their config does not list."""
+    from transformers import AutoConfig
+
+    def shapes(config: Any) -> dict[str, torch.Size]:
+        with torch.device("meta"):
+            return {name: tensor.shape for name, tensor in new_of(auto_class, config).named_parameters()}
+
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    try:
+        given, twice = ({**entries, key: number} for number in (value, 2 * value))
+        return shapes(AutoConfig.for_model(model_type, **given)) != shapes(AutoConfig.for_model(model_type, **twice))
+    except Exception:  # these entries cannot be built at all
+        return False
 
 
 def new_of(auto_class: Any, config: Any) -> Any:
@@ -122,7 +146,7 @@ def check_some(examples: int, source: str, split: Split) -> None:
     """Raises MeristemError for an empty split."""
     if not examples:
         said = {"tune": "tuning", "eval": "evaluation"}[split]
-        raise MeristemError(f"{source} is too little to hold some out for {said}; give more, or shorter sequences")
+        raise MeristemError(f"{source} is too small to hold some out for {said}; give more, or shorter sequences")
 
 
 def check_vocabulary(model: nn.Module, vocab_size: int, label: str) -> None:

@@ -33,7 +33,9 @@ class TextToText(Task):
 
     def check(self, model: nn.Module, label: str) -> None:
         if not model.config.is_encoder_decoder:  # type: ignore[union-attr]
-            raise MeristemError(f"{label}: text-to-text wants an encoder-decoder, {type(model).__name__} is none")
+            raise MeristemError(
+                f"{label}: text-to-text needs an encoder-decoder, and {type(model).__name__} is not one"
+            )
         check_vocabulary(model, self.pairs.encoding.vocab_size, label)
 
     def training_set(self, count: int, seed: int, offset: int) -> PaddedPairs:

@@ -35,8 +35,8 @@ class Texts:
         for part, corpus in zip(data.parts, self.corpora, strict=True):
             if data.documents != "across" and corpus.separator is None:
                 raise MeristemError(
-                    f"{part.source}: documents: {data.documents} wants a token that ends each document; the tokenizer has no end token (of "
-                    "tokens on disk, name it `end_token` in the JSON file beside)"
+                    f"{part.source}: documents: {data.documents} needs a token that ends each document, and the tokenizer has none (for "
+                    "tokens on disk, name it `end_token` in the JSON file beside them)"
                 )
 
     @property

@@ -1,0 +1,32 @@
+"""The one search for a number (a learning rate, a penalty): a grid that goes on at either edge while the edge is best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+FURTHER = 5  # values at most that a search goes on by
+
+
+def search(values: Iterable[float], loss: Callable[[float], float], step: float = 2.0, further: int = FURTHER) -> float:
+    """The value of the lowest loss.
+
+    Args:
+        values: where it begins.
+        loss: infinite where a run diverged.
+        step: the factor between an edge and the next value beyond it.
+
+    Raises:
+        ValueError: if every loss is infinite.
+    """
+    losses = {value: loss(value) for value in values}
+    for _ in range(further):
+        best = min(losses, key=losses.__getitem__)
+        edge = {min(losses): 1 / step, max(losses): step}.get(best)
+        if edge is None or len(losses) == 1:
+            break
+        losses[best * edge] = loss(best * edge)
+    best = min(losses, key=losses.__getitem__)
+    if not math.isfinite(losses[best]):
+        raise ValueError(f"every value diverged: {sorted(losses)}")
+    return best

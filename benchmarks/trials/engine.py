@@ -1,0 +1,98 @@
+"""Runs a trial: the gate's sides first, every side tuned by the same search, then fresh seeds. What the rows hold is not run again."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+from filelock import FileLock
+
+from benchmarks.studies.rows import Row, Rows, identity
+from benchmarks.studies.search import search
+from benchmarks.support.terminal import say
+from benchmarks.trials.results import gate_holds
+from benchmarks.trials.trial import Scale, Trial, Way
+
+
+class Engine:
+    """One trial at one setting.
+
+    Args:
+        rows: what is measured already, and where more is kept.
+        out: for locks, so that processes side by side do nothing twice.
+        seeds: reported ones; the setting's by default.
+        turn: which of several processes this is.
+        ungated: measure every side at once; the page still judges by the gate.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        scale: Scale,
+        rows: Rows,
+        out: Path,
+        seeds: Sequence[int] = (),
+        turn: int = 0,
+        ungated: bool = False,
+    ) -> None:
+        self.trial, self.scale, self.rows, self.out, self.turn = trial, scale, rows, out, turn
+        self.ungated, self.seeds = ungated, list(seeds or scale.seeds)
+
+    def run(self) -> bool:
+        """Measure all that is missing, task by task. False if the gate fails on every task: then only its own sides are measured."""
+        tested = False
+        for task in self.scale.tasks:
+            for name in self.trial.gate.sides:
+                self.report(task, self.trial.side(name))
+            if not self.ungated and not gate_holds(self.trial, self.scale, task, self.rows.found.values()):
+                say(f"{self.trial.name}, {task}: not testable: {self.trial.gate.says}: no")
+                continue
+            tested = True
+            for side in self.trial.sides_of(self.scale):
+                self.report(task, side)
+        return tested
+
+    def report(self, task: str, side: Way) -> list[Row]:
+        """The side's figures on the reported seeds."""
+        value = self.tuned(task, side)
+        return [self.measure(task, side, value, seed, "eval") for seed in self._in_turn(self.seeds)]
+
+    def tuned(self, task: str, side: Way) -> float:
+        """The side's number, by the search on seeds and a split that no result uses."""
+        if side.tuned_as:
+            return self.tuned(task, self.trial.side(side.tuned_as))
+
+        def loss(value: float) -> float:
+            found = [self.measure(task, side, value, seed, "tune")["value"] for seed in self.scale.tuned_on]
+            return mean(math.inf if own is None else own for own in found)
+
+        values = side.values or self.scale.values
+        return values[0] if len(values) == 1 else search(values, loss, self.scale.step)
+
+    def measure(self, task: str, side: Way, value: float, seed: int, split: str) -> Row:
+        """One row."""
+        entries = self.scale.tasks[task]
+        own = identity(self.trial.asked(entries, side, value, seed, split))
+        if own in self.rows.found:
+            return self.rows.found[own]
+        self.out.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.out / f".{own}.lock"):
+            self.rows.read()
+            if own not in self.rows.found:
+                began = time.perf_counter()
+                figures = self.trial.fit(entries, side.options, value, seed, split)
+                kept = {key: figure if math.isfinite(figure) else None for key, figure in figures.items()}
+                fixed = {"task": task, "side": side.name, "tuned": value, "seed": seed, "split": split}
+                seconds = round(time.perf_counter() - began, 1)
+                self.rows.add([{"id": own, **fixed, **kept, "seconds": seconds}])
+                say(
+                    f"{self.trial.name}, {task}, {side.name}: {value:g}, seed {seed}, {split}: {kept['value']}, {seconds} s"
+                )
+        return self.rows.found[own]
+
+    def _in_turn(self, seeds: Sequence[int]) -> list[int]:
+        start = self.turn % len(seeds)
+        return [*seeds[start:], *seeds[:start]]

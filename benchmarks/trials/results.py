@@ -1,0 +1,84 @@
+"""What a trial's rows say: the gate by task, each side's difference from the baseline, a verdict in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.studies.rows import Row, Rows, identity
+from benchmarks.studies.statistics import LEAST_SEEDS, differences
+from benchmarks.support.statistics import Effect, effect
+from benchmarks.trials.trial import Scale, Trial
+
+
+def reported(rows: Iterable[Row], task: str, side: str) -> list[Row]:
+    """The rows of a side on a task that are no search's."""
+    return [row for row in rows if (row["task"], row["side"], row["split"]) == (task, side, "eval")]
+
+
+def gate_holds(trial: Trial, scale: Scale, task: str, rows: Iterable[Row]) -> bool:
+    """Whether the claim can be tested on the task: the condition holds, on three seeds or more."""
+    rows = list(rows)
+    found = {side: reported(rows, task, side) for side in trial.gate.sides}
+    return all(len(own) >= min(LEAST_SEEDS, len(scale.seeds)) for own in found.values()) and trial.gate.holds(found)
+
+
+def _measured(row: Row) -> tuple[float, int, str]:
+    return row["tuned"], row["seed"], row["split"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A trial at one setting, with its rows; those of another definition than today's are left out."""
+
+    trial: Trial
+    name: str
+    scale: Scale
+    rows: Sequence[Row]
+
+    @staticmethod
+    def of(trial: Trial, name: str, folder: Path) -> Found:
+        scale, known = trial.settings[name], {side.name: side for side in trial.sides}
+        rows = [
+            row
+            for row in Rows(folder / f"{trial.name}.{name}.jsonl").found.values()
+            if row["side"] in known
+            and row["task"] in scale.tasks
+            and row["id"] == identity(trial.asked(scale.tasks[row["task"]], known[row["side"]], *_measured(row)))
+        ]
+        return Found(trial, name, scale, rows)
+
+    def values(self, task: str, side: str) -> dict[int, float]:
+        """{seed: figure} of a side; infinite where it diverged."""
+        rows = reported(self.rows, task, side)
+        return {row["seed"]: math.inf if row["value"] is None else row["value"] for row in rows}
+
+    def gap(self, task: str, side: str) -> Effect | None:
+        """Minus the baseline, paired by seed; None where there is no pair."""
+        paired = differences(self.values(task, side), self.values(task, self.trial.baseline))
+        return effect(paired) if paired else None
+
+    def gate(self, task: str) -> str:
+        """ "passes", "fails", or "not measured"."""
+        if any(len(self.values(task, side)) < LEAST_SEEDS for side in self.trial.gate.sides):
+            return "not measured"
+        return "passes" if gate_holds(self.trial, self.scale, task, self.rows) else "fails"
+
+    def verdict(self, task: str, side: str) -> str:
+        """In a few words; whatever the sign."""
+        if self.gate(task) != "passes":
+            return {"fails": "not testable on this task"}.get(self.gate(task), "not measured yet")
+        gap = self.gap(task, side)
+        if gap is None or gap.seeds < LEAST_SEEDS:
+            return "not measured yet"
+        if gap.high < 0:
+            return "holds here: better than the baseline"
+        return "does not hold here: worse than the baseline" if gap.low > 0 else "no difference shown"
+
+
+def found_of(trial: Trial, folder: Path) -> list[Found]:
+    """Of every setting that has rows, the largest first."""
+    found = [Found.of(trial, name, folder) for name in reversed(trial.settings)]
+    return [own for own in found if own.rows]

@@ -1,0 +1,203 @@
+"""Trials: one search for all sides, gates by task, rows that are never measured twice, splits that do not mix, pages from rows."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.studies.rows import Rows, identity
+from benchmarks.studies.search import search
+from benchmarks.studies.study import Claim
+from benchmarks.trials.catalogue import trials
+from benchmarks.trials.data import examples
+from benchmarks.trials.engine import Engine
+from benchmarks.trials.page import summary_rows, trial_page
+from benchmarks.trials.results import Found, gate_holds
+from benchmarks.trials.trial import Condition, Scale, Trial, Way
+
+BEST = {"plain": 2e-3, "better": 16e-3, "worse": 1e-3}
+LEAD = {"plain": 0.0, "better": -2.0, "worse": 1.0}
+
+
+def pretend(task, options, value, seed, split):
+    """Errors with a known minimum over the tuned number; the seed shifts all sides alike."""
+    way = options["way"]
+    error = 10 + LEAD[way] + abs(math.log2(value / BEST[way])) + seed / 100
+    return {"value": error, "train_accuracy": task["learned"]}
+
+
+SCALE = Scale(
+    tasks={"learned": {"learned": 100.0}, "unlearned": {"learned": 90.0}},
+    values=(1e-3, 2e-3, 4e-3),
+    tuned_on=(100,),
+    seeds=(0, 1, 2),
+)
+TRIAL = Trial(
+    name="toy",
+    title="Toy",
+    question="Does it work?",
+    metric="test error, %",
+    gate=Condition("plain has learned its rows", ("plain",), lambda rows: all(r["train_accuracy"] >= 99.9 for r in rows["plain"])),
+    sides=[Way(name, {"way": name}) for name in BEST],
+    fit=pretend,
+    settings={"toy": SCALE},
+    claims=[Claim("better", "a paper: two points"), Claim("worse", "another")],
+    baseline="plain",
+    protocol="None.",
+)  # fmt: skip
+
+
+def run(path, trial=TRIAL, scale=SCALE, **more):
+    engine = Engine(trial, scale, Rows(path / "toy.toy.jsonl"), path / "out", **more)
+    return engine, engine.run()
+
+
+def test_every_side_finds_its_best_value_and_the_gate_is_judged_by_task(tmp_path):
+    engine, tested = run(tmp_path)
+    assert tested
+    found = Found.of(TRIAL, "toy", tmp_path)
+    tuned = {row["side"]: row["tuned"] for row in found.rows if (row["task"], row["split"]) == ("learned", "eval")}
+    assert tuned == pytest.approx(BEST)
+    assert (found.gate("learned"), found.gate("unlearned")) == ("passes", "fails")
+    assert {row["side"] for row in found.rows if row["task"] == "unlearned"} == {"plain"}
+    assert found.gap("learned", "better").mean == pytest.approx(-2.0)
+    assert found.verdict("learned", "better") == "holds here: better than the baseline"
+    assert found.verdict("learned", "worse") == "does not hold here: worse than the baseline"
+    assert found.verdict("unlearned", "better") == "not testable on this task"
+    assert {row["seed"] for row in found.rows if row["split"] == "tune"} == {100}
+
+
+def test_nothing_is_measured_twice_and_a_new_definition_is_measured_anew(tmp_path, monkeypatch):
+    run(tmp_path)
+    count = len(Rows(tmp_path / "toy.toy.jsonl").found)
+    run(tmp_path, replace(TRIAL, fit=lambda *asked: pytest.fail("it ran something")))
+    other = replace(SCALE, tasks={"learned": {"learned": 100.0, "epochs": 2}})
+    run(tmp_path, scale=other)
+    assert len(Rows(tmp_path / "toy.toy.jsonl").found) == count + sum(
+        row["task"] == "learned" for row in Found.of(TRIAL, "toy", tmp_path).rows
+    )
+
+
+def test_a_side_that_diverges_counts_as_infinitely_bad_and_not_as_missing(tmp_path):
+    def diverging(task, options, value, seed, split):
+        found = pretend(task, options, value, seed, split)
+        return {**found, "value": math.inf} if options["way"] == "worse" and split == "eval" else found
+
+    run(tmp_path, replace(TRIAL, fit=diverging))
+    found = Found.of(TRIAL, "toy", tmp_path)
+    assert found.values("learned", "worse") == {0: math.inf, 1: math.inf, 2: math.inf}
+    assert found.verdict("learned", "worse") == "does not hold here: worse than the baseline"
+
+
+def test_the_gate_wants_three_seeds(tmp_path):
+    engine, tested = run(tmp_path, seeds=(0, 1))
+    assert not tested
+    assert not gate_holds(TRIAL, SCALE, "learned", engine.rows.found.values())
+    assert Found.of(TRIAL, "toy", tmp_path).gate("learned") == "not measured"
+
+
+def test_pages_say_what_the_rows_say(tmp_path):
+    run(tmp_path)
+    found = [Found.of(TRIAL, "toy", tmp_path)]
+    page, lines = trial_page(TRIAL, found), list(summary_rows(TRIAL, found))
+    assert "| `better` | 0.016 | 8.01 | -2.0000 [-2.0000, -2.0000] | 3 | 100 |" in page
+    assert "**Not testable on this task.**" in page
+    assert lines[0][2:] == [
+        "passes",
+        "-2.0000 [-2.0000, -2.0000] test error, %",
+        "",
+        "holds here: better than the baseline",
+    ]
+    assert [line[1:] for line in lines if "unlearned" in line[0]] == [
+        ["2 claims", "plain has learned its rows: fails", "", "", "not testable on this task"]
+    ]
+    assert trial_page(TRIAL, []).count("Not run yet.") == 1
+
+
+@pytest.mark.parametrize("best, expected", [(1.0, 1.0), (8.0, 8.0), (0.25, 0.25), (1000.0, 64.0)])
+def test_the_search_goes_on_at_an_edge_and_ends(best, expected):
+    assert search((1.0, 2.0), lambda value: abs(math.log2(value / best))) == expected
+
+
+def test_a_search_in_which_all_diverged_says_so():
+    with pytest.raises(ValueError, match="every value diverged"):
+        search((1.0, 2.0), lambda value: math.inf)
+
+
+def test_the_rows_of_the_search_neither_train_nor_test():
+    """Of digits: 1,438 rows train and 359 test; of the 1,438 a fifth judges the search, and these do not train then."""
+    (x, _), (judged, _) = examples("digits", None, "eval")
+    (part, _), (held, _) = examples("digits", None, "tune")
+    assert (len(x), len(judged), len(part), len(held)) == (1438, 359, 1151, 287)
+    assert float(torch.cdist(held, part).min()) > 0
+    assert float(torch.cdist(judged, x).min()) > 0
+
+
+def test_all_trials_tune_on_other_seeds_than_they_report():
+    for trial in trials().values():
+        names = {side.name for side in trial.sides}
+        assert {trial.baseline, *trial.gate.sides, *(claim.side for claim in trial.claims)} <= names
+        for scale in trial.settings.values():
+            assert len(scale.seeds) >= 3
+            assert len(scale.values) == 1 or not set(scale.seeds) & set(scale.tuned_on), trial.name
+            assert set(scale.sides) <= names
+
+
+TINY = {
+    "majority": {"data": "digits", "rows": 300, "width": 16, "epochs": 1, "batch_size": 100},
+    "energynet": {"data": "digits", "rows": 300, "labels": 30},
+    "incubation": {
+        "data": "digits",
+        "fraction": 0.05,
+        "modules": 2,
+        "layers": 4,
+        "width": 16,
+        "patch": 4,
+        "epochs": 4,
+        "batch_size": 16,
+    },
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_side_of_a_trial_runs_and_two_seeds_differ(name):
+    trial = trials()[name]
+    for side in trial.sides:
+        first, again, other = (trial.fit(TINY[name], side.options, 2e-3, seed, "tune") for seed in (0, 0, 1))
+        assert 0 <= first["value"] <= 100
+        assert first == again
+        assert first != other, side.name
+
+
+def test_the_head_never_has_kernels():
+    from benchmarks.support.kernel_sides import own_layers
+    from benchmarks.trials.majority import mlp
+
+    assert [layer.out_features for layer in own_layers(mlp(64, 16, 0.0), "6")] == [16, 16]
+
+
+def test_labels_are_as_many_of_each_class_and_outnumbered():
+    from benchmarks.trials.energynet import drawn
+
+    x, (_, labels), (judged, _) = drawn({"data": "digits", "rows": None, "labels": 50}, 3, "eval")
+    assert sorted(labels.tolist()) == sorted([*range(10)] * 5)
+    assert (len(x), len(judged)) == (1438, 359)
+
+
+def test_rows_are_known_by_what_was_asked():
+    one = identity(TRIAL.asked({"learned": 1.0}, TRIAL.side("plain"), 1e-3, 0, "eval"))
+    assert one != identity(TRIAL.asked({"learned": 1.0}, TRIAL.side("plain"), 1e-3, 0, "tune"))
+    assert one != identity(TRIAL.asked({"learned": 2.0}, TRIAL.side("plain"), 1e-3, 0, "eval"))
+    assert one != identity(TRIAL.asked({"learned": 1.0}, TRIAL.side("better"), 1e-3, 0, "eval"))
+
+
+def test_the_sides_of_incubation_cost_the_same():
+    """Counted FLOPs, the meta network's and all modules' included; the control of twice the epochs costs twice."""
+    trial, costs = trials()["incubation"], {}
+    for side in trial.sides:
+        costs[side.name] = trial.fit({**TINY["incubation"], "epochs": 20}, side.options, 1e-3, 0, "eval")["flops"]
+    whole = costs["end_to_end"]
+    assert costs.pop("stochastic_depth") < whole
+    assert costs.pop("end_to_end_twice") == pytest.approx(2 * whole, rel=0.05)
+    assert costs == pytest.approx(dict.fromkeys(costs, whole), rel=0.1)
