@@ -1,15 +1,17 @@
 """How large a checkpoint can be, and how long it takes: plans of published shapes, whole commands beside `cp`, and a model of both.
 
-    python benchmarks/scale.py                         # all parts: 0.84 GB -> 3.1 GB, about 15 minutes, 10 GB of disk
+    python benchmarks/scale.py                         # all parts: 0.9 GB -> 3.3 GB, about 15 minutes, 12 GB of disk
     python benchmarks/scale.py --parts plans           # checkpoints of up to 1 T parameters whose data is a hole in the file
     python benchmarks/scale.py --parts speed --mergekit VENV/bin/python
 
 `plans`: inspect, plan and `grow --dry-run` of each shape; seconds, seconds of the processor and peak memory.
-`speed`: whole commands, start-up included, each in turn with `cp -r` of what it wrote; ratios are of one round, and the median is
-given. With `--mergekit`, mergekit's passthrough stacks the same layers beside `--method stacking`.
-`model`: a growth takes the longest of reading, making and writing (they overlap), after a start-up; rates come from `speed`, are
-checked against sources of other sizes, and are then applied to 7B, 70B, 405B and 671B on N machines.
-Writes results/scale.json.
+`speed`: whole commands, start-up included, in turns with each other and with `cp -r` of what was written. The least of all rounds is
+given, in seconds and in seconds of the processor (user and system), and the ratios of these: on a machine that others use, seconds
+measure the others. With `--mergekit`, mergekit's passthrough stacks the same layers beside `--method stacking`.
+`model`: a growth takes a start-up and then the longest of reading, making and writing, which overlap. The rates (bytes read and
+written in a second, seconds of the processor for each GB made) are measured, seconds of the processor are checked at outputs of about
+1, 2, 4 and 8 GB, and all is then applied to 7B, 70B, 405B and 671B on N machines.
+Writes results/scale.json after each part.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -38,12 +39,17 @@ COMMANDS = {
     "width, unproved": ["--width", "2", "--no-verify"],
     "width, sampled proof": ["--width", "2", "--sample", "4"],
     "width, whole proof": ["--width", "2"],
-    "width, noise, unproved": ["--width", "2", "--no-verify", "--option", "noise=0.1"],
+    "width, no noise, unproved": ["--width", "2", "--no-verify", "--noise", "0"],
     "width, two processes, unproved": ["--width", "2", "--no-verify", "--processes", "2", "--max-shard-size", "500MB"],
     "depth, unproved": ["--method", "stacking", "--depth", "2", "--no-verify"],
 }
+PROOFS = {
+    "width, sampled proof": "width, unproved",
+    "width, whole proof": "width, unproved",
+}
 PUBLISHED = {"7B": 6.7e9, "70B": 70.6e9, "405B": 405.9e9, "671B": 671.0e9}
 MACHINES = (1, 8, 64)
+PROBE = 1 << 29  # bytes that are written and read to measure the disk
 
 
 def timed(line: list[str], **more: Any) -> dict[str, float]:
@@ -77,13 +83,14 @@ def plans(folder: Path, names: list[str]) -> dict[str, Any]:
     return found
 
 
-def copied(source: Path, target: Path) -> float:
+def copied(source: Path, target: Path) -> dict[str, float]:
     shutil.rmtree(target, ignore_errors=True)
     os.sync()
+    copy = timed(["cp", "-r", str(source), str(target)])
     start = time.perf_counter()
-    subprocess.run(["cp", "-r", str(source), str(target)], check=True)
     os.sync()  # a growth is on the disk before it appears
-    return time.perf_counter() - start
+    shutil.rmtree(target)
+    return {**copy, "seconds": round(copy["seconds"] + time.perf_counter() - start, 2)}
 
 
 def grown(source: Path, out: Path, options: list[str]) -> dict[str, float]:
@@ -92,26 +99,44 @@ def grown(source: Path, out: Path, options: list[str]) -> dict[str, float]:
     return timed(meristem("grow", str(source), str(out), *options))
 
 
-def speed(folder: Path, layers: int, rounds: int, mergekit: str | None) -> dict[str, Any]:
+def speed(folder: Path, layers: int, rounds: int, mergekit: str | None, commands: list[str]) -> dict[str, Any]:
     source, out, duplicate = folder / "small", folder / "big", folder / "copy"
-    found: dict[str, Any] = {"parameters": make_source(source, layers)["parameters"], "rounds": rounds}
-    found["source_bytes"] = directory_bytes(source)
-    for name, options in COMMANDS.items():
-        runs = []
-        for _ in range(rounds):
-            run = grown(source, out, options)
-            runs.append(
-                {**run, "output_bytes": directory_bytes(out), "cp_sync_seconds": round(copied(out, duplicate), 2)}
-            )
+    parameters = make_source(source, layers)["parameters"]
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
+    copies: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
+    theirs: list[dict[str, float]] = []
+    for _ in range(rounds):
+        for name in commands:
+            runs[name].append({**grown(source, out, COMMANDS[name]), "output_bytes": directory_bytes(out)})
+            say(name, runs[name][-1])
+            copies[name].append(copied(out, duplicate))
+            say("cp -r", copies[name][-1])
             if mergekit and name.startswith("depth"):
-                runs[-1]["mergekit_seconds"] = passthrough(mergekit, source, folder / "merged", layers)["seconds"]
-        ratios = [run["cp_sync_seconds"] / run["seconds"] for run in runs]
-        found[name] = {"of_cp": round(statistics.median(ratios), 3), "runs": runs}
-        if "mergekit_seconds" in runs[0]:
-            of_mergekit = [run["mergekit_seconds"] / run["seconds"] for run in runs]
-            found[name]["of_mergekit"] = round(statistics.median(of_mergekit), 3)
-        say(name, found[name])
+                theirs.append(passthrough(mergekit, source, folder / "merged", layers))
+                say("mergekit", theirs[-1])
+    found: dict[str, Any] = {"parameters": parameters, "source_bytes": directory_bytes(source), "rounds": rounds}
+    for name in commands:
+        found[name] = {"least": least(runs[name]), "of_cp": ratio(copies[name], runs[name]), "runs": runs[name]}
+        if name in PROOFS and PROOFS[name] in runs:
+            found[name]["times_unproved"] = ratio(runs[name], runs[PROOFS[name]])
+        if theirs and name.startswith("depth"):
+            found[name] |= {"of_mergekit": ratio(theirs, runs[name]), "mergekit": theirs}
+    shutil.rmtree(source)
+    shutil.rmtree(out)
     return found
+
+
+def least(runs: list[dict[str, float]]) -> dict[str, float]:
+    """Of several runs of one command, each measure at its best."""
+    return {
+        measure: min(run[measure] for run in runs) for measure in ("seconds", "processor_seconds", "peak_gigabytes")
+    }
+
+
+def ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict[str, float]:
+    """The least of `ours` over the least of `theirs`."""
+    a, b = least(ours), least(theirs)
+    return {measure: round(a[measure] / max(1e-9, b[measure]), 3) for measure in ("seconds", "processor_seconds")}
 
 
 def passthrough(python: str, source: Path, out: Path, layers: int) -> dict[str, float]:
@@ -125,32 +150,66 @@ def passthrough(python: str, source: Path, out: Path, layers: int) -> dict[str, 
     return timed(line)
 
 
-def model(folder: Path, measured: dict[str, Any], layers: list[int]) -> dict[str, Any]:
-    """Rates from the smallest and the largest measured point, checked at those between, and what follows for published sizes."""
-    points = []
-    for count in layers:
-        source, out = folder / f"small{count}", folder / "big"
-        make_source(source, count)
-        run = grown(source, out, ["--width", "2", "--no-verify"])
-        points.append(
-            {"output_gigabytes": directory_bytes(out) / 1e9, "seconds": run["seconds"], "peak": run["peak_gigabytes"]}
-        )
-        say(points[-1])
-        shutil.rmtree(source)
-        shutil.rmtree(out)
+def disk(folder: Path) -> dict[str, float]:
+    """Bytes that this disk takes and gives in a second, in GB: the best of three times."""
+    data, file, best = os.urandom(1 << 24), folder / "probe", {"write": 0.0, "read": 0.0}
+    for _ in range(3):
+        start = time.perf_counter()
+        with open(file, "wb", buffering=0) as stream:
+            for _ in range(PROBE >> 24):
+                stream.write(data)
+            os.fsync(stream.fileno())
+            best["write"] = max(best["write"], PROBE / 1e9 / (time.perf_counter() - start))
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        start = time.perf_counter()
+        with open(file, "rb", buffering=0) as stream:
+            while stream.read(1 << 24):
+                pass
+        best["read"] = max(best["read"], PROBE / 1e9 / (time.perf_counter() - start))
+    file.unlink()
+    return {f"{name}_gigabytes_per_second": round(rate, 3) for name, rate in best.items()}
+
+
+def model(folder: Path, layers: list[int], rounds: int) -> dict[str, Any]:
+    """Rates from the smallest and the largest point, checked at those between, and what follows for published sizes."""
+    points = [point(folder, count, rounds) for count in layers]
     low, high = points[0], points[-1]
-    rate = (high["output_gigabytes"] - low["output_gigabytes"]) / max(1e-9, high["seconds"] - low["seconds"])
-    startup = max(0.0, low["seconds"] - low["output_gigabytes"] / rate)
-    for point in points:
-        point["predicted_seconds"] = round(startup + point["output_gigabytes"] / rate, 2)
-    hours = {
-        name: {machines: round((startup + 8 * parameters / 1e9 / rate / machines) / 3600, 3) for machines in MACHINES}
-        for name, parameters in PUBLISHED.items()
-    }  # twice the width is four times the parameters, in two bytes each
+    more = high["output_gigabytes"] - low["output_gigabytes"]
+    making = (high["processor_seconds"] - low["processor_seconds"]) / more
+    startup = max(0.0, low["processor_seconds"] - making * low["output_gigabytes"])
+    for at in points:
+        at["predicted_processor_seconds"] = round(startup + making * at["output_gigabytes"], 2)
+    rates, cores = disk(folder), os.cpu_count() or 1
+    write, read = rates["write_gigabytes_per_second"], rates["read_gigabytes_per_second"]
+
+    def hours(parameters: float, machines: int) -> float:
+        source, output = 2 * parameters / 1e9, 8 * parameters / 1e9  # two bytes each, four times as many
+        seconds = max(source / read, output / write, output * making / cores) / machines
+        return round((startup + seconds) / 3600, 3)
+
     return {
-        "start_up_seconds": round(startup, 2), "gigabytes_per_second": round(rate, 3), "points": points,
-        "hours_to_twice_the_width_by_machines": hours, "cp_of_the_same_in_one_run": measured.get("width, unproved", {}).get("of_cp"),
+        "start_up_processor_seconds": round(startup, 2), "processor_seconds_per_gigabyte": round(making, 3), **rates,
+        "cores": cores, "points": points,
+        "hours_to_twice_the_width_by_machines": {
+            name: {machines: hours(parameters, machines) for machines in MACHINES} for name, parameters in PUBLISHED.items()
+        },
+        "peak_gigabytes": {
+            "measured": max(at["peak_gigabytes"] for at in points),
+            "what it holds": "start-up, and the largest tensor of the source: nothing grows with the number of tensors",
+        },
     }  # fmt: skip
+
+
+def point(folder: Path, layers: int, rounds: int) -> dict[str, float]:
+    """One measured size."""
+    source, out = folder / f"small{layers}", folder / "big"
+    make_source(source, layers)
+    runs = [grown(source, out, COMMANDS["width, unproved"]) for _ in range(rounds)]
+    found = {"output_gigabytes": round(directory_bytes(out) / 1e9, 3), **least(runs)}
+    shutil.rmtree(source)
+    shutil.rmtree(out)
+    say(found)
+    return found
 
 
 def main() -> None:
@@ -159,8 +218,11 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="the small setting, which is the default")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--layers", type=int, default=8, help="of the source; 22 are 2.2 GB")
-    parser.add_argument("--points", type=int, nargs="+", default=[1, 4, 8], help="layers of the sources for the model")
+    parser.add_argument(
+        "--points", type=int, nargs="+", default=[2, 4, 10, 22], help="layers of the sources for the model"
+    )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--mergekit", help="a Python that has mergekit")
     parser.add_argument("--folder", type=Path, help="where the checkpoints go; a temporary one by default")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
@@ -171,19 +233,21 @@ def main() -> None:
     file = arguments.results / "scale.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
+    parts = {
+        "plans": lambda: plans(folder, arguments.shapes),
+        "speed": lambda: speed(folder, arguments.layers, arguments.rounds, arguments.mergekit, arguments.commands),
+        "model": lambda: model(folder, arguments.points, arguments.rounds),
+    }
+    found["machine"] = f"{machine()}, {os.cpu_count()} CPUs"
     try:
-        load = {"before": os.getloadavg()}
-        if "plans" in arguments.parts:
-            found["plans"] = plans(folder, arguments.shapes)
-        if "speed" in arguments.parts:
-            found["speed"] = speed(folder, arguments.layers, arguments.rounds, arguments.mergekit)
-        if "model" in arguments.parts:
-            found["model"] = model(folder, found.get("speed", {}), arguments.points)
+        for part in arguments.parts:
+            before = os.getloadavg()
+            made = parts[part]()
+            load = {"load_averages": {"before": before, "after": os.getloadavg()}}
+            found[part] = {**(found.get(part, {}) if part == "plans" else {}), **made, **load}
+            write_json(file, found)
     finally:
         shutil.rmtree(folder)
-    found["machine"] = f"{machine()}, {os.cpu_count()} CPUs"
-    found["load_averages"] = {**load, "after": os.getloadavg()}
-    write_json(file, found)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ import pico
 import pytest
 import torch
 from command_line import meristem
+from safetensors.torch import load_file
 
 import meristem as ms
 from meristem.checkpoints import open_streamed, shares, write_model
-from meristem.checkpoints.shards import Shards
+from meristem.checkpoints.shards import Shards, lay_out, write_shards
 from meristem.checkpoints.shares import Processes
 from meristem.checkpoints.stored import StoredTensors
 
@@ -179,3 +180,41 @@ def test_two_ranks_of_a_real_torchrun(tmp_path):
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     assert done.stdout.count("parameters, hypercloning") == 1  # the first rank says what was made
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "small", "two"]
+
+
+@pytest.mark.dist
+def test_ranks_on_ray_write_what_one_process_does(tmp_path, monkeypatch):
+    """The command starts a cluster of its own; a worker is killed, and its rank goes on."""
+    pytest.importorskip("ray")
+    pico.build("llama").save_pretrained(tmp_path / "small")
+    words = ["small", "--width", "2", "--max-shard-size", "30KB", "--no-verify"]
+    monkeypatch.chdir(tmp_path)
+    one = meristem("grow", *words[:1], "one", *words[1:])
+    assert one.returncode == 0, one.stderr
+    done = meristem("grow", *words[:1], "ray", *words[1:], "--processes", "ray:3")
+    assert done.returncode == 0, done.stderr
+    assert len(contents(tmp_path / "one")) > 4
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "ray", "small"]
+    assert json.loads((tmp_path / "ray" / "meristem.json").read_text())["source"]["name"] == "small"
+
+
+def test_a_rank_that_fails_elsewhere_ends_the_wait(tmp_path):
+    pico.build("llama").save_pretrained(tmp_path / "small")
+
+    def failed():
+        raise ms.MeristemError("a rank on Ray failed: no space left")
+
+    with pytest.raises(ms.MeristemError, match="no space left"):
+        write(tmp_path / "small", tmp_path / "out", METHODS["width"], Processes(2, 0, watch=failed))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_piece_that_is_never_made_is_no_hole_in_a_file(tmp_path):
+    layout = {"a": torch.empty(4, 2, device="meta"), "b": torch.empty(3, device="meta")}
+    shards = lay_out(layout)
+    pieces = [("a", ([0], torch.ones(2, 2))), ("b", ([0], torch.ones(3)))]
+    with pytest.raises(AssertionError, match=r"16 bytes of model\.safetensors have not been made"):
+        write_shards(tmp_path, shards, pieces)
+    write_shards(tmp_path, shards, [*pieces, ("a", ([2], torch.ones(2, 2)))])
+    assert all(bool((tensor == 1).all()) for tensor in load_file(tmp_path / "model.safetensors").values())

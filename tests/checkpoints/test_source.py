@@ -8,7 +8,7 @@ import shutil
 
 import pico
 import pytest
-from command_line import meristem
+from command_line import here, meristem
 
 import meristem as ms
 from meristem.checkpoints import open_model, open_streamed, write_model
@@ -230,3 +230,32 @@ def test_only_models_of_the_hub_have_revisions(small, monkeypatch):
         find_source("small@main")
     with pytest.raises(ms.MeristemError, match=r"no such directory .*, and it is not a hub name"):
         ms.load_certificate("a b/c")
+
+
+@pytest.mark.parametrize("change", ["weights", "config", "more"])
+def test_a_source_that_changes_while_it_is_read_is_refused(change, tmp_path, monkeypatch):
+    """Another run saves over it: half of what was made would be of the old weights, half of the new."""
+    from meristem.checkpoints import write
+
+    small = tmp_path / "small"
+    pico.build("llama").save_pretrained(small)
+    index = write.write_index
+
+    def meanwhile(*arguments):
+        if change == "weights":
+            pico.build("llama", seed=1).save_pretrained(tmp_path / "later")
+            shutil.copy(tmp_path / "later" / "model.safetensors", small)
+        elif change == "config":
+            (small / "config.json").write_text((small / "config.json").read_text() + " ")
+        else:
+            (small / "model-2.safetensors").write_bytes((small / "model.safetensors").read_bytes())
+        index(*arguments)
+
+    (small / "lost.txt").symlink_to(tmp_path / "nowhere")
+    (small / "notes.txt").write_text("a")
+    assert here("grow", small, tmp_path / "one", "--width", "2") == 0
+    monkeypatch.setattr(write, "write_index", meanwhile)
+    name = {"weights": "model", "config": "config", "more": "model-2"}[change]
+    with pytest.raises(ms.MeristemError, match=rf"{name}\.\w+ changed while it was read"):
+        here("grow", small, tmp_path / "out", "--width", "2")
+    assert not (tmp_path / "out").exists()

@@ -158,6 +158,16 @@ class AxisMap:
         return self.twin_gram() is not None and self.norm_factor == 1 and not bool(self.write.sourceless().any())
 
     @cached_property
+    def even_shares(self) -> tuple[int, tuple[int, int]] | None:
+        """Where the copies of every unit stand (`UnitMap.repeated`), if each is heard as it is and read with the same weight 1 / n."""
+        times = self.new_size // max(1, self.old_size)
+        if not self.twins or not self.heard.copies_only or times < 2 or self.heard.repeated is None:
+            return None
+        coefficient = self.read.coefficient
+        alike = self.read.repeated == self.heard.repeated and coefficient is not None
+        return self.heard.repeated if alike and bool((coefficient == 1 / times).all()) else None
+
+    @cached_property
     def gain_dual(self) -> UnitMap:
         """What the gradient of a per-feature factor rides. New unit i gives out w_i times what its source does, with g_i times
         its factor, so what its factor multiplies is w_i / g_i of the source's, and the gradient of what it gives out r_i: the

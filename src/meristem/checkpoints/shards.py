@@ -181,6 +181,14 @@ class Writer:
         self._thread.join()
         if kind is None:
             self._raise()
+            self._check_whole()
+
+    def _check_whole(self) -> None:
+        """A piece that was never made would be a hole in a file, which reads as zeros."""
+        for file in self._shards.files:
+            if self._left.get(file) != 0:
+                missing = self._left.get(file, self._shards.sizes[file])
+                raise AssertionError(f"{missing:,} bytes of {file} have not been made; please report this")
 
     def _raise(self) -> None:
         if self._failure is not None:

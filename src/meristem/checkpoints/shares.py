@@ -16,15 +16,17 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from meristem.anatomy.streamed import weights_of
 from meristem.checkpoints.shards import Progress, Shards, write_shards
+from meristem.checkpoints.source import states_of_files
 from meristem.checkpoints.stock import Written
 from meristem.errors import MeristemError, first_line
+from meristem.growth.makers import divide_threads
 from meristem.orphans import PARENT, watching_parent
 
 KILLS = 1000  # of the processes of one growth, after which it gives up
@@ -37,6 +39,7 @@ RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))  # torchrun, 
 class Processes:
     """Who writes: `count` processes started here (`rank` None), or this one as number `rank` of `count` started elsewhere.
 
+    `watch`: called by a rank 0 that waits for others; raises if one of them has failed for good.
     `of`: what the written weights depend on beside the source's files (methods and their options), as JSON knows it; all ranks have
     to say the same.
     """
@@ -44,6 +47,7 @@ class Processes:
     count: int
     rank: int | None = None
     of: Any = None
+    watch: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @staticmethod
     def parse(text: str) -> Processes:
@@ -60,7 +64,7 @@ class Processes:
                 "--processes ranks is for torchrun and srun, which set RANK and WORLD_SIZE; none is set here"
             )
         if not text.isdecimal() or int(text) < 1:
-            raise MeristemError(f"--processes takes a number of at least 1, or ranks, got {text!r}")
+            raise MeristemError(f"--processes takes a number of at least 1, ranks or ray, got {text!r}")
         return Processes(int(text))
 
 
@@ -85,9 +89,8 @@ def fingerprint(shards: Shards, of: Any, sources: Sequence[str | Path]) -> str:
     for header in shards.headers.values():
         digest.update(header)
     for source in sources:
-        for file in sorted(Path(source).iterdir()) if Path(source).is_dir() else ():
-            found = file.stat()
-            digest.update(f"{file.name} {found.st_size} {found.st_mtime_ns}".encode())
+        for name, (size, changed) in states_of_files(Path(source)).items() if Path(source).is_dir() else ():
+            digest.update(f"{name} {size} {changed}".encode())
     return digest.hexdigest()[:12]
 
 
@@ -126,7 +129,7 @@ def shared_files(
             write_shares(directory, shards, groups, model, weights, processes.count, progress)
         else:
             write_share(directory, shards, share(shards, processes.count)[processes.rank], groups, model, weights)
-            wait_for_all(directory, shards, progress)
+            wait_for_all(directory, shards, progress, processes.watch)
         take_over(directory, target, shards)
 
     try:
@@ -192,7 +195,8 @@ def write_shares(
     def start(rank: int) -> None:
         ours, theirs = fork.Pipe(duplex=False)
         process = fork.Process(
-            target=_work, args=(theirs, os.getpid(), directory, shards, shares[rank], groups, model, weights)
+            target=_work,
+            args=(theirs, os.getpid(), len(shares), directory, shards, shares[rank], groups, model, weights),
         )
         process.start()
         theirs.close()
@@ -223,7 +227,7 @@ def write_shares(
             process.join()
 
 
-def wait_for_all(directory: Path, shards: Shards, progress: Progress | None) -> None:
+def wait_for_all(directory: Path, shards: Shards, progress: Progress | None, watch: Callable[[], None]) -> None:
     """Wait until all files are there, written by other ranks.
 
     Raises:
@@ -231,6 +235,7 @@ def wait_for_all(directory: Path, shards: Shards, progress: Progress | None) -> 
     """
     seen, last, since = _Seen(directory, shards, progress), -1, time.monotonic()
     while not seen.look():
+        watch()
         size = sum(file.stat().st_size for file in _files(directory))
         if size != last:
             last, since = size, time.monotonic()
@@ -250,10 +255,19 @@ def take_over(directory: Path, target: Path, shards: Shards) -> None:
 
 
 def _work(
-    pipe: Any, parent: int, directory: Path, shards: Shards, files: Sequence[str], groups: Any, model: Any, weights: Any
+    pipe: Any,
+    parent: int,
+    processes: int,
+    directory: Path,
+    shards: Shards,
+    files: Sequence[str],
+    groups: Any,
+    model: Any,
+    weights: Any,
 ) -> None:
     """In a process of its own, which ends with the one that started it."""
     os.environ[PARENT] = str(parent)
+    divide_threads(processes)
     try:
         with watching_parent():
             write_share(directory, shards, files, groups, model, weights)

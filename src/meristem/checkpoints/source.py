@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,39 @@ def find_source(source: str | Source, trust_remote_code: bool = False) -> Source
     revision = described.name if COMMIT.match(described.name) else wanted
     read_config(Source(name, described, revision), trust_remote_code)
     return Source(name, _snapshot(name, ignore_patterns=[*OTHER_WEIGHTS, *code], revision=revision), revision)
+
+
+def states_of_files(directory: Path) -> dict[str, tuple[int, int]]:
+    """{name: (size, time of its last change in ns)} of the files of a directory; links to nothing are left out."""
+    found = {}
+    for file in sorted(directory.iterdir()):
+        with contextlib.suppress(FileNotFoundError):
+            state = file.stat()
+            found[file.name] = (state.st_size, state.st_mtime_ns)
+    return found
+
+
+def unchanged(source: Source) -> Callable[[], None]:
+    """What raises MeristemError if config or weights of the source are not what they are now."""
+
+    def states() -> dict[str, tuple[int, int]]:
+        found = states_of_files(source.path) if source.path.is_dir() else {}
+        return {
+            name: state for name, state in found.items() if name.endswith((".safetensors", ".distcp", "config.json"))
+        }
+
+    before = states()
+
+    def check() -> None:
+        after = states()
+        changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+        if changed:
+            raise MeristemError(
+                f"{source}: {changed[0]} changed while it was read, and what was made of it is of two kinds; run the command again "
+                "when nothing writes there"
+            )
+
+    return check
 
 
 def hub_name(source: str) -> tuple[str, str | None]:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from meristem.anatomy.streamed import Piece, Weights, weights_of
-from meristem.checkpoints.companions import Companions, companions, copy_companions
+from meristem.checkpoints.companions import companions, copy_companions
 from meristem.checkpoints.directory import atomic_directory, check_place, write_json
 from meristem.checkpoints.open_streamed import read_weights, without_weights
 from meristem.checkpoints.shards import (
@@ -69,38 +69,69 @@ def write_model(
     Raises:
         MeristemError: if `out` may not be written, the disk is full, or stock transformers would not find in the files what it wants.
     """
-    from meristem.checkpoints.card import model_card
-
     groups, shards = plan_files(model, max_shard_size)
     place = check_place(out, overwrite, sources)
     check_space(place, shards.bytes)
     if processes is not None and processes.rank:
         write_own_share(place, shards, groups, model, processes, sources)
         return ()
-    with atomic_directory(out, overwrite, sources) as partial, contextlib.ExitStack() as stack:
+    with atomic_directory(out, overwrite, sources) as partial:
         save_all_but_weights(model, partial)
-        if processes is not None:
-            if prove is not None:
-                prove()
-            write = stack.enter_context(shared_files(place, shards, groups, model, processes, sources))
-        else:
-            clear_shares(place)
-            write = functools.partial(_write_alone, model, groups, shards, prove)
-        with bar(shards.bytes) if bar else contextlib.nullcontext() as progress:
-            write(partial, progress)
-        write_index(partial, shards, model.num_parameters())
-        beside = Companions((), ())
-        if tokenizer_from is not None:
-            beside = companions(tokenizer_from, trust_remote_code or _has_own_code(model), partial)
-            copy_companions(tokenizer_from, partial, beside.copied)
-        record = record() if callable(record) else record
-        write_json(partial / "meristem.json", record)
-        origins = [Path(origin) for origin in (*([tokenizer_from] if tokenizer_from else []), *sources)]
-        (partial / "README.md").write_text(model_card(record, origins))
-        if more is not None:
-            more(partial)
-        check_written(model, partial)
+        with _weight_writer(place, model, groups, shards, processes, sources, prove) as write:
+            with bar(shards.bytes) if bar else contextlib.nullcontext() as progress:
+                write(partial, progress)
+            write_index(partial, shards, model.num_parameters())
+            left = _copy_beside(model, partial, tokenizer_from, trust_remote_code)
+            _describe(partial, record, tokenizer_from, sources)
+            if more is not None:
+                more(partial)
+            check_written(model, partial)
+    return left
+
+
+@contextlib.contextmanager
+def _weight_writer(
+    place: Path,
+    model: Any,
+    groups: Sequence[Written],
+    shards: Shards,
+    processes: Processes | None,
+    sources: Sequence[str | Path],
+    prove: Callable[[], object] | None,
+) -> Iterator[Callable[[Path, Progress | None], None]]:
+    """Gives what writes all weight files into a directory; what several processes have left beside `place` is gone afterwards."""
+    if processes is None:
+        clear_shares(place)
+        yield functools.partial(_write_alone, model, groups, shards, prove)
+        return
+    if prove is not None:
+        prove()
+    with shared_files(place, shards, groups, model, processes, sources) as write:
+        yield write
+
+
+def _copy_beside(model: Any, directory: Path, tokenizer_from: Path | None, trust_remote_code: bool) -> tuple[str, ...]:
+    """Copy the companions of the source's weights; returns what was left behind."""
+    if tokenizer_from is None:
+        return ()
+    beside = companions(tokenizer_from, trust_remote_code or _has_own_code(model), directory)
+    copy_companions(tokenizer_from, directory, beside.copied)
     return beside.left
+
+
+def _describe(
+    directory: Path,
+    record: dict[str, Any] | Callable[[], dict[str, Any]],
+    tokenizer_from: Path | None,
+    sources: Sequence[str | Path],
+) -> None:
+    """Write `meristem.json` and the model card."""
+    from meristem.checkpoints.card import model_card
+
+    record = record() if callable(record) else record
+    write_json(directory / "meristem.json", record)
+    origins = [Path(origin) for origin in (*([tokenizer_from] if tokenizer_from else []), *sources)]
+    (directory / "README.md").write_text(model_card(record, origins))
 
 
 def _write_alone(

@@ -124,5 +124,5 @@ def grow(
         out,
         lambda place: grow_checkpoint(Request(source, place, method, options, *flags, *further)),
         overwrite,
-        alone=processes != "ranks",
+        alone=processes != "ranks" and not str(processes).startswith("ray"),
     )

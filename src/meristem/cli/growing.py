@@ -27,7 +27,7 @@ class Request:
 
     Attributes:
         target: what `--like` names, and whether the target's other fields hold.
-        processes: who writes: a number of processes, or "ranks".
+        processes: who writes: a number of processes, "ranks" or "ray"; which rank this process is, if that is known.
         sample: prove with so many blocks.
         push: the repository of the hub and its branch, if the result is uploaded.
         looked: the data of a method that chooses by data.
@@ -45,7 +45,7 @@ class Request:
     drop: Sequence[str] = ()
     inputs: str | None = None
     target: tuple[str | None, bool] = (None, False)
-    processes: str | None = None
+    processes: str | Processes | None = None
     sample: int | None = None
     push: tuple[str | None, str | None] = (None, None)
     looked: Looked = field(default_factory=Looked)
@@ -64,6 +64,7 @@ class _Planned:
     again: Callable[[], Any]
     more: dict[str, Any]
     given: dict[str, Any] | None = None
+    same: Callable[[], None] = lambda: None  # raises if the source has changed meanwhile
 
 
 def grow_checkpoint(asked: Request) -> Answer:
@@ -74,8 +75,13 @@ def grow_checkpoint(asked: Request) -> Answer:
     """
     from meristem.checkpoints.directory import check_place
     from meristem.cli.pushing import check_push, push
+    from meristem.cli.ray_ranks import on_ray, wants_ray
 
-    who = _processes(asked.processes) if asked.processes is not None else None
+    if wants_ray(asked.processes):
+        if not asked.dry_run:
+            return on_ray(str(asked.processes), grow_checkpoint, asked)
+        asked = replace(asked, processes=None)
+    who = _processes(asked.processes) if isinstance(asked.processes, str) else asked.processes
     if not asked.dry_run:
         check_place(asked.out, asked.overwrite, [asked.source])
         check_push(asked.push)
@@ -107,7 +113,7 @@ def _processes(asked: str) -> Processes:
 
 
 def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
-    from meristem.checkpoints.source import find_source
+    from meristem.checkpoints.source import find_source, unchanged
 
     found = find_source(asked.source, asked.trust)
 
@@ -122,6 +128,7 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
     chosen = None if asked.target[0] else named_methods(asked.method, options)
     if chosen and wants_data(chosen):
         return _plan_on_data(asked, found, chosen)
+    same = unchanged(found)
     sharded, resumable = is_distributed(found.path), is_trainer_checkpoint(found.path, drop)
     small, reader = (
         open_distributed(found, asked.trust, drop) if sharded else (open_streamed(found, asked.trust, drop), None)
@@ -133,7 +140,7 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
     chosen, later = aimed.methods if aimed else chosen, who is None and not sharded
     growth = Growth.of(small, chosen, verify=prove, sample=asked.sample, inputs=given, later=later)
     again = functools.partial(Growth.of, small, chosen, sample=asked.sample, inputs=given)
-    return _Planned(growth, found, small, reader, saved, aimed, again, {}, given)
+    return _Planned(growth, found, small, reader, saved, aimed, again, {}, given, same)
 
 
 def _plan_on_data(asked: Request, found: Source, methods: Sequence[Any]) -> _Planned:
@@ -192,8 +199,13 @@ def _write_growth(
     def prove() -> None:
         written[0] = growth.prove()
 
+    def record() -> dict[str, Any]:
+        read = hashed()
+        planned.same()
+        return {**growth_record(written[0], source, asked.drop, read), **planned.more}
+
     write(
-        growth.model, asked.out, lambda: {**growth_record(written[0], source, asked.drop, hashed()), **planned.more}, [source], asked.overwrite, asked.max_shard_size, asked.trust,
+        growth.model, asked.out, record, [source], asked.overwrite, asked.max_shard_size, asked.trust,
         functools.partial(grow_saved, saved, growth) if saved is not None else None, processes,
         prove if growth.pending is not None else None,
     )  # fmt: skip

@@ -104,7 +104,7 @@ ProcessCount = Annotated[
     Optional[str],
     typer.Option(
         "--processes",
-        help="Write with this many processes here, or as one of the ranks of torchrun or srun (ranks). Default: one.",
+        help="Write with this many processes here, as one of the ranks of torchrun or srun (ranks), or with tasks of a Ray cluster (ray, ray:N). Default: one.",
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the tensors, sizes and files; write nothing.")]

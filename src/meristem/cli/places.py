@@ -28,7 +28,7 @@ def at_place(out: str, write: Callable[[Path], Answer], overwrite: bool = False,
         raise MeristemError(f"--overwrite replaces directories; remove what is at {out}, or name another address")
     if not alone:
         raise MeristemError(
-            f"--processes ranks writes to a directory that all ranks share, not to {out}; upload it afterwards"
+            f"--processes ranks or ray writes to a directory that all ranks share, not to {out}; upload it afterwards"
         )
     check_free(out)
     with tempfile.TemporaryDirectory(prefix="meristem-") as folder:

@@ -6,18 +6,17 @@ the same lines.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from meristem.algebra import AxisMap, UnitMap
-from meristem.growth.draws import BLOCK, normal
+from meristem.growth.draws import normal
+from meristem.growth.noisy_rows import Maps, all_rows, noisy_reader, noisy_rows, rounded, rows_apart, shared_reader
 from meristem.growth.origins import Redrawn, Shards
-from meristem.growth.rounding import is_half, round_shares, rounds_exactly
+from meristem.growth.rounding import is_half, rounds_exactly
 from meristem.growth.tensor_plan import Drawn, TensorPlan
 
 Fetch = Callable[[str], Tensor]
@@ -62,15 +61,14 @@ def grow_tensor(plan: TensorPlan, fetch: Fetch, moment: Moment = "weight") -> Te
 
     if makes_scaled_copies(plan, maps, moment, first.dtype):
         return scaled_copies(plan, fetch_once, moment, maps)
+    if moment == "weight" and rows_apart(plan, maps):
+        return noisy_rows(plan, first, maps, all_rows(plan, first, maps))
     return computed(plan, fetch_once, moment, maps, UnitMap.apply).contiguous()
-
-
-Maps = list[UnitMap | None]  # for each dimension; None: unchanged
 
 
 def makes_scaled_copies(plan: TensorPlan, maps: Maps, moment: Moment, dtype: torch.dtype) -> bool:
     """Whether every new unit is an old one times a factor that all its copies share, also after rounding."""
-    if moment == "weight" and is_half(dtype) and _shared_reader(plan) is not None and not _rounds_exactly(plan, maps):
+    if moment == "weight" and is_half(dtype) and shared_reader(plan) is not None and not _rounds_exactly(plan, maps):
         return False
     return all(m is None or m.source_factor is not None for m in maps) and not _mixes_units(plan, moment)
 
@@ -115,9 +113,8 @@ def computed(
     moment: Moment,
     maps: Maps,
     along: Callable[[UnitMap, Tensor, int], Tensor],
-    rows: Rows | None = None,
 ) -> Tensor:
-    """The sum of the terms, scaled; `along` does each dimension's share. `rows`: of which new rows the sources and maps are."""
+    """The sum of the terms, scaled; `along` does each dimension's share."""
     total: Tensor | None = None
     dtype = torch.float32
     for number, term in enumerate(plan.terms):
@@ -134,9 +131,7 @@ def computed(
         total = mapped if total is None else total + mapped
     assert total is not None
     if moment == "weight":
-        if rows is None and noisy_reader(plan) is not None and rows_apart(plan, maps):
-            rows = Rows((0, len(total)), len(total), spread_of(plan, fetch(plan.terms[0].source), maps))
-        return _rounded(plan, _finish_weight(plan, total, rows), dtype)
+        return rounded(plan, _finish_weight(plan, total), dtype)
     if moment == "displacement":
         return (total * plan.scale).to(dtype)
     if plan.begins:
@@ -145,21 +140,6 @@ def computed(
         total = total.masked_fill(plan.redrawn.mask(total.shape).to(total.device), 0)
     factor = (1 / (plan.scale * plan.copies)) ** DUAL[moment][1]
     return (total * (abs(factor) if moment == "magnitude" else factor)).to(dtype)
-
-
-def _rounded(plan: TensorPlan, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A finished weight in the dtype of its source."""
-    reader = _shared_reader(plan)
-    axis_map = None if reader is None else plan.maps[reader]
-    if not is_half(dtype) or reader is None or axis_map is None or tensor.shape[reader] != axis_map.new_size:
-        return tensor.to(dtype)  # what `UnitMap.scale_sources` has made is copied later
-    return round_shares(tensor, dtype, axis_map.heard, reader)
-
-
-def _shared_reader(plan: TensorPlan) -> int | None:
-    """The last dimension along which copies of a unit share what reads it."""
-    readers = [d for d, role in enumerate(plan.roles) if role == "read" and plan.maps[d] is not None]
-    return readers[-1] if readers else None
 
 
 def _copied(tensor: Tensor, maps: Maps) -> Tensor:
@@ -179,46 +159,6 @@ def _part(plan: TensorPlan, tensor: Tensor, part: str) -> Tensor:
             shape[dimension] = -1
             further = further | axis_map.write.further_copies().view(shape)
     return torch.where(further.to(tensor.device) == (part == "copies"), tensor, 0)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of a new tensor: (first, last), how many there are in all, and the standard deviation of all its entries before
-    noise."""
-
-    here: tuple[int, int]
-    of: int
-    spread: float
-
-
-def rows_apart(plan: TensorPlan, maps: Maps) -> bool:
-    """Whether every new row is made of one old row, noise included, so that rows can be made by themselves."""
-    plain = len(plan.terms) == 1 and isinstance(plan.terms[0].weight, float | int) and plan.terms[0].part == "all"
-    more = plan.perturb or plan.offset or plan.beside or plan.drawn or plan.shards or plan.redrawn
-    alone = all(m is None or m.dense is None for m in maps)
-    drawn = any(m is not None and (m.fresh is not None or m.filled) for m in plan.maps)
-    return plain and not more and alone and not drawn and len(maps) > 1 and _shared_reader(plan) not in (None, 0)
-
-
-def spread_of(plan: TensorPlan, source: Tensor, maps: Maps) -> float:
-    """The standard deviation of the entries of W' before noise, from W alone: each entry counts as often, and by as much, as the
-    maps copy it. Summed in float64 by blocks of rows."""
-    counts = [
-        (m.power_sums(1), m.power_sums(2)) if m is not None else (torch.ones(n, dtype=torch.float64),) * 2
-        for m, n in zip(maps, source.shape, strict=True)
-    ]
-    sums = [0.0, 0.0]
-    step = max(1, BLOCK // max(1, source[0].numel())) if len(source) else 1
-    for a in range(0, len(source), step):
-        block = source[a : a + step].double().cpu()
-        for power, values in enumerate((block, block.square())):
-            for dimension in range(source.dim() - 1, 0, -1):
-                values = values @ counts[dimension][power]
-            sums[power] += float(values @ counts[0][power][a : a + step])
-    factor = float(plan.terms[0].weight) * plan.scale
-    total = math.prod(m.new_size if m is not None else n for m, n in zip(maps, source.shape, strict=True))
-    variance = (sums[1] - sums[0] ** 2 / max(1, total)) / max(1, total - 1)
-    return abs(factor) * math.sqrt(max(0.0, variance))
 
 
 def _in_shards(fetch: Fetch, shards: Shards) -> Fetch:
@@ -242,7 +182,7 @@ def _redrawn(plan: TensorPlan, redrawn: Redrawn, tensor: Tensor) -> Tensor:
     return torch.where(redrawn.mask(tensor.shape).to(tensor.device), values, tensor)
 
 
-def _finish_weight(plan: TensorPlan, tensor: Tensor, rows: Rows | None = None) -> Tensor:
+def _finish_weight(plan: TensorPlan, tensor: Tensor) -> Tensor:
     if plan.redrawn is not None:
         tensor = _redrawn(plan, plan.redrawn, tensor)
     if plan.scale != 1:
@@ -255,17 +195,7 @@ def _finish_weight(plan: TensorPlan, tensor: Tensor, rows: Rows | None = None) -
         return tensor
     axis_map = plan.maps[reader]
     assert axis_map is not None
-    if rows is None:
-        return tensor + null_noise(plan, tensor, axis_map, reader, plan.noise, plan.seed)
-    drawn = normal(plan.name, plan.seed, "noise", (rows.of, *tensor.shape[1:]), rows.here).to(
-        tensor.device, tensor.dtype
-    )
-    return tensor + axis_map.project_noise(drawn * (plan.noise * rows.spread), reader)
-
-
-def noisy_reader(plan: TensorPlan) -> int | None:
-    """The dimension along which noise cancels, if this tensor gets any."""
-    return _shared_reader(plan) if plan.noise and plan.scale != 0 else None
+    return tensor + null_noise(plan, tensor, axis_map, reader, plan.noise, plan.seed)
 
 
 def null_noise(plan: TensorPlan, like: Tensor, axis_map: AxisMap, dimension: int, relative: float, seed: int) -> Tensor:

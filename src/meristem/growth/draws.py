@@ -25,12 +25,15 @@ def rows_of_a_block(shape: Sequence[int]) -> int:
     return max(1, BLOCK // max(1, math.prod(shape[1:])))
 
 
-def normal(name: str, seed: int, purpose: str, shape: Sequence[int], rows: tuple[int, int] | None = None) -> Tensor:
-    """Standard normal numbers in float32 on the CPU, which depend on the seed, the purpose, the name and their place only.
+def normal(
+    name: str, seed: int, purpose: str, shape: Sequence[int], rows: tuple[int, int] | None = None, std: float = 1.0
+) -> Tensor:
+    """Normal numbers in float32 on the CPU, which depend on the seed, the purpose, the name and their place only.
 
     Args:
         shape: of the whole tensor.
         rows: (first, last) along dimension 0, the last exclusive; all by default.
+        std: their standard deviation.
 
     Returns:
         A tensor of `shape`, with these rows only.
@@ -39,6 +42,7 @@ def normal(name: str, seed: int, purpose: str, shape: Sequence[int], rows: tuple
     first, last = rows or (0, count)
     width, step = math.prod(shape[1:]), rows_of_a_block(shape)
     key = np.frombuffer(hashlib.blake2b(f"{seed} {purpose} {name}".encode(), digest_size=16).digest(), dtype="<u8")
+    quantiles = _quantiles(std)
     drawn = np.empty((last - first, width), dtype=np.float32)
     for block in range(first // step, -(-last // step)) if last > first and width else ():
         begin, end = block * step, min((block + 1) * step, count)
@@ -46,12 +50,14 @@ def normal(name: str, seed: int, purpose: str, shape: Sequence[int], rows: tuple
         entries = slice((a - begin) * width, (b - begin) * width)
         raw = np.random.Philox(counter=[0, 0, 0, block], key=key).random_raw(-(-entries.stop // 4))
         bits = raw.astype("<u8", copy=False).view("<u2")[entries]
-        np.take(_quantiles(), bits, out=drawn[a - first : b - first].reshape(-1), mode="clip")
+        np.take(quantiles, bits, out=drawn[a - first : b - first].reshape(-1), mode="clip")
     return torch.from_numpy(drawn).view([last - first, *shape[1:]] if len(shape) else [])
 
 
-@functools.cache
-def _quantiles() -> np.ndarray:
+@functools.lru_cache(8)
+def _quantiles(std: float = 1.0) -> np.ndarray:
     """(65536,) float32: the normal numbers in the middle of equally likely stretches, in ascending order."""
+    if std != 1:
+        return _quantiles() * np.float32(std)
     middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
     return torch.special.ndtri(middles).float().numpy()

@@ -10,20 +10,10 @@ import torch
 from torch import Tensor
 
 from meristem.algebra import UnitMap
-from meristem.growth.apply import (
-    Fetch,
-    Maps,
-    Rows,
-    changes_numbers,
-    computed,
-    grow_tensor,
-    makes_scaled_copies,
-    noisy_reader,
-    rows_apart,
-    scaled_copies,
-    spread_of,
-)
+from meristem.growth.apply import Fetch, changes_numbers, grow_tensor, makes_scaled_copies, scaled_copies
 from meristem.growth.draws import rows_of_a_block
+from meristem.growth.makers import in_order
+from meristem.growth.noisy_rows import Maps, Rows, drawn_shape, noisy_rows, rows_apart, spread_of
 from meristem.growth.plan import TensorPlan
 
 PIECE = 1 << 22  # bytes of a source that are grown and written at once, where rows can be grown apart
@@ -49,7 +39,7 @@ def grow_pieces(plan: TensorPlan, fetch: Fetch, look: Look | None = None) -> Ite
     rows = maps[0] if maps else None
     runs = [(0, len(first))] if rows is None and first.dim() else rows.runs if rows is not None else None
     if first.dim() < 2 or runs is None or not makes_scaled_copies(plan, maps, "weight", first.dtype):
-        if first.dim() > 1 and noisy_reader(plan) is not None and rows_apart(plan, maps):
+        if rows_apart(plan, maps):
             yield from _noisy_pieces(plan, first, maps, look)
             return
         whole = grow_tensor(plan, sources.__getitem__)
@@ -76,7 +66,7 @@ def grow_whole(plan: TensorPlan, fetch: Fetch) -> Tensor:
     """The tensor that `grow_tensor` makes; where rows can be made apart, piece by piece, so that nothing but itself is large."""
     maps = [plan.unit_map(dimension) for dimension in range(len(plan.maps))]
     more = plan.beside or plan.drawn or plan.shards
-    if more or not maps or noisy_reader(plan) is None or not rows_apart(plan, maps):
+    if more or not rows_apart(plan, maps):
         return grow_tensor(plan, fetch)
     source = fetch(plan.terms[0].source)
     count = maps[0].new_size if maps[0] is not None else len(source)
@@ -98,18 +88,21 @@ def _noisy_pieces(
     rows, spread = maps[0], spread_of(plan, source, maps)
     count = rows.new_size if rows is not None else len(source)
     shape = [count, *(size if m is None else m.new_size for m, size in zip(maps[1:], source.shape[1:], strict=True))]
-    together = rows_of_a_block(shape)
+    together = rows_of_a_block(drawn_shape(plan, shape))
     row_bytes = max(1, math.prod(shape[1:]) * source.element_size())
-    for a, b in _cut([0, count], max(1, PIECE // (row_bytes * together)) * together):
-        piece = source.new_empty(b - a, *shape[1:])
-        for c, d in _cut([a, b], together):
-            part, own = _old_rows(source, rows, c, d)
-            piece[c - a : d - a] = computed(
-                plan, lambda _, part=part: part, "weight", [own, *maps[1:]], UnitMap.apply, Rows((c, d), count, spread)
-            )
+
+    def made(first: int, last: int) -> Tensor:
+        piece = source.new_empty(last - first, *shape[1:])
+        for a, b in _cut([first, last], together):
+            part, own = _old_rows(source, rows, a, b)
+            piece[a - first : b - first] = noisy_rows(plan, part, [own, *maps[1:]], Rows((a, b), count, spread))
         if look is not None:
-            look(plan, {plan.terms[0].source: source}, (a, b), piece)
-        yield [a], piece
+            look(plan, {plan.terms[0].source: source}, (first, last), piece)
+        return piece
+
+    step = max(1, PIECE // (row_bytes * together)) * together
+    for (first, _), piece in in_order(made, _cut([0, count], step)):
+        yield [first], piece
 
 
 def _old_rows(source: Tensor, rows: UnitMap | None, first: int, last: int) -> tuple[Tensor, UnitMap | None]:

@@ -9,6 +9,7 @@ is so large beside a weight that no such grid exists, that entry's noise shrinks
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -74,24 +75,61 @@ def _exact_shares(parts: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """`parts`, which are shares of one sum, in their own dtype with numbers of `dtype`, each moved by less than a digit so that they add up
     to their sum, rounded once, exactly."""
     total = functools.reduce(torch.add, parts).to(dtype).to(parts[0].dtype)
-    count = len(parts)
-    if count == 1:
+    if len(parts) == 1:
         return [total]
-    digits = 1 - int(torch.tensor(torch.finfo(dtype).eps).log2())  # of the significand, the hidden one included
-    finest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-    mean = total / count
-    deviations = [part - mean for part in parts]
-    unit = _power_of_two_below(total.abs()).mul_(2.0 ** (1 - digits))  # what the last digit of `total` counts
-    room = (unit * (2**digits - count)).sub_(mean.abs())  # how far a share may lie from the mean on the grid of `unit`
+    mean = total / len(parts)
+    return shares_of(total, [part - mean for part in parts], dtype)
+
+
+def shares_of(total: Tensor, deviations: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Numbers of `dtype`, in the dtype of `total`, that add up to `total` exactly: equal shares, each moved by its deviation.
+
+    Args:
+        total: numbers of `dtype`.
+        deviations: at least two for each entry, which add up to zero; changed in place.
+    """
+    count = len(deviations)
+    mean, unit, room = _room(total, count, dtype)
     largest = _largest(deviations)
     if largest.numel() and not bool((room - largest).amin() >= 0):
         shrunk = torch.where(largest > room, room.clamp(min=0) / largest.clamp(min=1e-38), 1)
         deviations = [deviation * shrunk for deviation in deviations]
     shares = [deviation.add_(mean) for deviation in deviations]
-    grid = _power_of_two_above(_largest(shares).mul_(1 + count / 2**digits)).mul_(2.0**-digits)
-    grid = torch.minimum(grid, unit).clamp_(min=finest)
+    grid = _grid(_largest(shares), unit, count, dtype)
     kept = [share.div_(grid).round_().mul_(grid) for share in shares[:-1]]
     return [*kept, functools.reduce(torch.sub, kept, total)]
+
+
+def pair_of(total: Tensor, deviation: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """`shares_of` two, one moved by `deviation` (changed in place) and one by its negative, in half as many passes."""
+    half, unit, room = _room(total, 2, dtype)
+    room.clamp_(min=0)
+    torch.minimum(deviation, room, out=deviation)
+    torch.maximum(deviation, room.neg_(), out=deviation)
+    grid = _grid(deviation.abs().add_(half.abs()), unit, 2, dtype)
+    first = half.add_(deviation).div_(grid).round_().mul_(grid)
+    return [first, total - first]
+
+
+def _room(total: Tensor, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """An equal share, what the last digit of `total` counts, and how far a share may lie from an equal one on the grid of that digit."""
+    digits = _digits(dtype)
+    mean = total / count
+    unit = _power_of_two_below(total).mul_(2.0 ** (1 - digits))
+    return mean, unit, (unit * (2**digits - count)).sub_(mean.abs())
+
+
+def _grid(largest: Tensor, unit: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """The distance of the numbers that all shares but the last are rounded to; `largest`: the size of any, changed in place."""
+    digits = _digits(dtype)
+    finest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    grid = _power_of_two_above(largest.mul_(1 + count / 2**digits)).mul_(2.0**-digits)
+    return torch.minimum(grid, unit, out=grid).clamp_(min=finest)
+
+
+def _digits(dtype: torch.dtype) -> int:
+    """Of the significand, the hidden one included."""
+    return 1 - round(math.log2(torch.finfo(dtype).eps))
 
 
 def _largest(parts: Sequence[Tensor]) -> Tensor:
@@ -100,7 +138,7 @@ def _largest(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _power_of_two_below(size: Tensor) -> Tensor:
-    """The power of two at or below each positive number; 0 for 0 and for what has no leading digit."""
+    """The power of two at or below the size of each number; 0 for 0 and for what has no leading digit."""
     whole, exponent, _ = BITS[size.dtype]
     return size.view(whole).bitwise_and(exponent).view(size.dtype)
 

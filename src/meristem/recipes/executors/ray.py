@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -13,6 +14,37 @@ from meristem.recipes.executors.executor import Executor, check_count, run_node
 from meristem.recipes.executors.with_parent import children_end_with_this_process
 from meristem.recipes.node import Job
 from meristem.recipes.perform import NodeCrashed
+
+
+@contextlib.contextmanager
+def cluster(address: str | None = None, slots: int | None = None) -> Iterator[tuple[Any, bool]]:
+    """(Ray's module, whether it was connected here): connected to a cluster within this context; arguments as of `Ray`.
+
+    Raises:
+        MeristemError: without Ray, or where no cluster answers or starts.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster started here: as the other executors run
+    try:
+        import ray
+    except ImportError as error:
+        raise MeristemError("ray needs: pip install 'meristem-nn[ray]'") from error
+    started = not ray.is_initialized()
+    try:
+        own: dict[str, Any] = {"address": address} if address else {"num_cpus": slots, "include_dashboard": False}
+        if started:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
+    except Exception as error:  # Ray raises plain ones too, of a node that does not start in time
+        hint = "; if it wants a token: RAY_AUTH_MODE=token" if address else ""
+        raise MeristemError(f"no Ray cluster at {address or 'this machine'}: {first_line(error)}{hint}") from error
+    with children_end_with_this_process() if started and not address else contextlib.nullcontext():
+        try:
+            yield ray, started
+        finally:
+            if started:
+                ray.shutdown()
 
 
 class Ray(Executor):
@@ -29,41 +61,19 @@ class Ray(Executor):
         check_count("retries", retries, 0)
         if slots is not None:
             check_count("slots", slots, 1)
-        self.address, self.slots, self.retries = address or os.environ.get("RAY_ADDRESS"), slots, retries
+        self.address, self.slots, self.retries = address, slots, retries
 
     def __enter__(self) -> Ray:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster started here: as the other executors run
-        try:
-            import ray
-        except ImportError as error:
-            raise MeristemError("the executor ray needs: pip install 'meristem-nn[ray]'") from error
-        self._ray, self._tasks = ray, []
-        try:
-            own: dict[str, Any] = (
-                {"address": self.address} if self.address else {"num_cpus": self.slots, "include_dashboard": False}
-            )
-            self._started = not ray.is_initialized()
-            if self._started:
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
-        except Exception as error:  # Ray raises plain ones too, of a node that does not start in time
-            hint = "; if it wants a token: RAY_AUTH_MODE=token" if self.address else ""
-            raise MeristemError(
-                f"no Ray cluster at {self.address or 'this machine'}: {first_line(error)}{hint}"
-            ) from error
-        self._watched = contextlib.ExitStack()
-        if self._started and not self.address:
-            self._watched.enter_context(children_end_with_this_process())
-        self._task: Any = ray.remote(run_node)
+        self._cluster = contextlib.ExitStack()
+        self._ray, self._started = self._cluster.enter_context(cluster(self.address, self.slots))
+        self._tasks: list[Any] = []
+        self._task: Any = self._ray.remote(run_node)
         return self
 
     def __exit__(self, *error: object) -> None:
         for task in self._tasks:
             self._ray.cancel(task, force=True)
-        if self._started:
-            self._ray.shutdown()
-        self._watched.close()
+        self._cluster.close()
 
     def submit(self, job: Job) -> Future[None]:
         wanted, has = job.node.resources, self._ray.cluster_resources()
