@@ -100,7 +100,7 @@ def test_an_index_that_points_elsewhere(saved):
     with pytest.raises(ms.MeristemError, match="points outside its own directory"):
         open_model(str(saved))
     (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
-    with pytest.raises(ms.MeristemError, match=r"names gone.safetensors, which is not there"):
+    with pytest.raises(ms.MeristemError, match=r"names gone.safetensors, which does not exist"):
         open_model(str(saved))
 
 

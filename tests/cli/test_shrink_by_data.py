@@ -77,7 +77,7 @@ def nll(path, ids) -> float:
     [
         (["--method", "prune"], "give --data (text, such as a file) or --inputs"),
         (["--method", "prune", "--data", "a", "--inputs", "b"], "and not both"),
-        (["--method", "prune", "--data", "python-stdlib"], "holds no tokenizer; name one with --tokenizer"),
+        (["--method", "prune", "--data", "python-stdlib"], "or, for --data, name one with --tokenizer"),
         (["--method", "prune", "--data", "nowhere.txt", "--tokenizer", "bytes"], "nowhere.txt"),
         (["--method", "prune", "--data", "a", "--examples", "0"], "--examples must be at least 1, got 0"),
         (["--method", "prune", "--inputs", "a.json", "--tokenizer", "bytes"], "--tokenizer is for --data"),

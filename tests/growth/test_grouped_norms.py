@@ -121,7 +121,7 @@ def test_the_code_in_a_checkpoint_is_not_run(tmp_path):
     assert ms.verify(fusion.model, open_model(str(out))).holds
     assert not (tmp_path / "ran").exists()
     config = json.loads((out / "config.json").read_text())
-    for change, words in (({"architectures": ["GroupedOs"]}, "no model class"), ({"norm_groups": "a+b"}, "fused")):
+    for change, words in (({"architectures": ["GroupedOs"]}, "not a model class"), ({"norm_groups": "a+b"}, "fused")):
         (out / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(ms.MeristemError, match=words):
             open_model(str(out))

@@ -415,7 +415,7 @@ def test_bad_inputs_on_the_command_line(tmp_path):
         (("llama", "--like", tmp_path / "tokenizer.json"), "a target with vocab_size=67 would work"),
         (("llama", "--like", tmp_path / "heads.json"), "heads 4 -> 2. The nearest target that works has heads 4"),
         (("yarn", "--like", tmp_path / "yarn64.json"), "depends on head_dim (yarn); keep it at 32"),
-        (("deep", "--method", "stacking", "--layers", "0-40"), "the network has 32 layers: 0-31 are there"),
+        (("deep", "--method", "stacking", "--layers", "0-40"), "the network has 32 layers, 0-31"),
     ]
     for (source, *options), message in cases:
         done = meristem("grow", tmp_path / source, tmp_path / "out", *options)

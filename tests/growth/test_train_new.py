@@ -262,7 +262,7 @@ def test_rates_that_are_none_are_one_sentence(bad):
 @pytest.mark.parametrize("layers", [1, "1", [True], ["1"], [9], [-1]], ids=str)
 def test_layers_that_are_none_are_one_sentence(layers):
     growth = grown()
-    with pytest.raises(ms.MeristemError, match=r"^layers (is a list|are some of 0 to 1)"):
+    with pytest.raises(ms.MeristemError, match=r"^layers (is a list|must be numbers from 0 to 1)"):
         ms.freeze_old(growth.model, growth, layers=layers)
 
 

@@ -91,7 +91,7 @@ def test_tokenizers_without_the_special_tokens(corpus_file, tmp_path):
     tokenizer = word_tokenizer(tmp_path / "tokenizer", ["<unk>", "<eos>", "times", "is", "."])
     for task, words in (("masked-lm", "no mask token"), ("span-corruption", "has 0 sentinels")):
         data = parse_recipe({"data": {**data_of(task, corpus_file), "tokenizer": tokenizer}, "nodes": {
-            "a": {"train": {"model": TASKS[task], "examples": 1, "learning_rate": 1}}}}).data  # fmt: skip
+            "a": {"train": {"model": TASKS[task], "examples": 16, "learning_rate": 1}}}}).data  # fmt: skip
         with pytest.raises(ms.MeristemError, match=words):
             open_task(data).evaluation_set()
 

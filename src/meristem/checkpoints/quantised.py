@@ -32,4 +32,4 @@ def check_not_quantised(source: object, placeholders: Mapping[str, Tensor], own:
         whole = name in own and own[name].is_floating_point() and not tensor.is_floating_point()
         if maker or (whole and tensor.dtype in (torch.int8, torch.uint8)):
             by = f", as {maker} writes it" if maker else f", stored as {str(tensor.dtype).removeprefix('torch.')}"
-            raise MeristemError(f"{source} is quantised ({name}{by}); use the weights that it was made from")
+            raise MeristemError(f"{source} is quantised ({name}{by}); use the original weights")

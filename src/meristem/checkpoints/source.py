@@ -78,10 +78,10 @@ def find_source(source: str | Source, trust_remote_code: bool = False) -> Source
 
 
 def states_of_files(directory: Path) -> dict[str, tuple[int, int]]:
-    """{name: (size, time of its last change in ns)} of the files of a directory; links to nothing are left out."""
+    """{name: (size, time of its last change in ns)} of the files of a directory; links to nothing and in circles are left out."""
     found = {}
     for file in sorted(directory.iterdir()):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             state = file.stat()
             found[file.name] = (state.st_size, state.st_mtime_ns)
     return found
