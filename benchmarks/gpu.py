@@ -34,8 +34,8 @@ class Part:
 
 
 PARTS: dict[str, Part] = {
-    "steps": Part(("-m", "benchmarks.support.step_times", "cuda"), 95),
-    "tests": Part(("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/growth/device_suite.py"), 100),
+    "steps": Part(("-m", "benchmarks.support.step_times", "cuda"), 170),
+    "tests": Part(("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/growth/device_suite.py"), 130),
     "growth": Part(
         ("-m", "benchmarks", "run", "growth", "--setting", "large", "--workers", "4", "--ungated"), 480, resumes=True
     ),

@@ -2,7 +2,7 @@
 
     python benchmarks/support/step_times.py cuda [--tiny]
 
-Prints a line of JSON after each part, the last with all: {side: {"milliseconds": ..., "of_full": ..., "peak_gigabytes": ...}}.
+Prints a line of JSON after each measurement, the last with all: {side: {"milliseconds": ..., "of_full": ..., "peak_gigabytes": ...}}.
 """
 
 from __future__ import annotations
@@ -139,8 +139,9 @@ SIDES: dict[str, tuple[Callable[[Setting, torch.device, bool], nn.Module], Aroun
 }
 
 
-def measure(setting: Setting, device: torch.device, compiled: bool) -> dict[str, Any]:
-    """Every side by itself, beside the full network of the same run; a side that fails says why and ends nothing."""
+def measure(setting: Setting, device: torch.device, compiled: bool) -> Iterator[dict[str, Any]]:
+    """Every side by itself, beside the full network of the same run: all that is found so far, after each. A side that fails says why and
+    ends nothing."""
     found: dict[str, Any] = {}
     for name, (make, around) in SIDES.items():
         try:
@@ -151,11 +152,11 @@ def measure(setting: Setting, device: torch.device, compiled: bool) -> dict[str,
         torch._dynamo.reset()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    return found
+        yield found
 
 
-def growth(setting: Setting, device: torch.device) -> dict[str, Any]:
-    """Seconds of growing and of proving on the device, and what the certificate says."""
+def growth(setting: Setting, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Seconds of growing and of proving on the device, and what the certificate says, after each."""
     import meristem as ms
 
     model = replace(setting, layers=max(2, setting.layers // 2)).model(device).to(torch.bfloat16).eval()
@@ -168,20 +169,18 @@ def growth(setting: Setting, device: torch.device) -> dict[str, Any]:
         found[name] = {"seconds": round(time.perf_counter() - start, 2)}
         if done.certificate is not None:
             found[name] |= {"holds": done.certificate.holds, "device": done.certificate.device}
-    return found
+        yield found
 
 
 def main() -> None:
     device, setting = torch.device(sys.argv[1]), TINY if "--tiny" in sys.argv else Setting()
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "growth": lambda: growth(setting, device),
-        "steps": lambda: measure(setting, device, compiled=False),
-        "steps, blocks compiled": lambda: measure(setting, device, compiled=True) if setting is not TINY else {},
-    }
+    parts = {"growth": growth(setting, device), "steps": measure(setting, device, compiled=False)}
+    if setting is not TINY:
+        parts["steps, blocks compiled"] = measure(setting, device, compiled=True)
     found: dict[str, Any] = {}
     for name, part in parts.items():
-        found[name] = part()
-        print(json.dumps(found), flush=True)
+        for found[name] in part:
+            print(json.dumps(found), flush=True)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
