@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from filelock import FileLock
-
 from benchmarks.studies.nodes import Prices, asked, is_readable, recipe_of
 from benchmarks.studies.perform import perform_recipe
-from benchmarks.studies.rows import Row, Rows, identity
+from benchmarks.studies.rows import Row, Rows, identity, in_turn
 from benchmarks.studies.search import search
 from benchmarks.studies.statistics import gate_passes
 from benchmarks.studies.study import Setting, Side, Study
@@ -50,25 +48,20 @@ class Engine:
     def run(self) -> bool:
         """Measure all that is missing. False if the gate fails: then only its own sides are measured."""
         gate = self.study.gate
-        for name in () if self.ungated else self._in_turn((gate.better, *gate.worse)):
+        for name in () if self.ungated else in_turn((gate.better, *gate.worse), self.turn):
             self.report(self.study.side(name))
         self.rows.read()
         if not self.ungated and not any(gate_passes(self.study, self.setting, self.rows.found.values()).values()):
             say(f"{self.study.name}: not testable at this size: {gate.says}: no")
             return False
-        for side in self._in_turn(self.study.sides_of(self.setting)):
+        for side in in_turn(self.study.sides_of(self.setting), self.turn):
             self.report(side)
         return True
-
-    def _in_turn(self, values: Iterable[Any]) -> list[Any]:
-        values = list(values)
-        start = self.turn % len(values) if values else 0
-        return values[start:] + values[:start]
 
     def report(self, side: Side) -> None:
         """The side's losses on the reported seeds, at all budgets that it can be read at."""
         budgets = [budget for budget in self.setting.budgets if is_readable(self.setting, side, budget)]
-        for seed in self._in_turn(self.seeds):
+        for seed in in_turn(self.seeds, self.turn):
             self.measure(side, self.rate_of(side), budgets, seed, "eval")
 
     def rate_of(self, side: Side) -> float:
@@ -82,27 +75,24 @@ class Engine:
             return mean(row["loss"] if row["loss"] is not None else math.inf for row in found)
 
         try:
-            return search(self._in_turn(tune.rates), loss)
+            return search(in_turn(tune.rates, self.turn), loss)
         except ValueError as error:
             raise SystemExit(f"{side.name}: {error}") from error
 
     def measure(self, side: Side, rate: float, budgets: Sequence[float], seed: int, split: str) -> list[Row]:
         """A row for each budget."""
         rates = [self.rate_of(self.study.side(stage.rate)) if stage.rate else rate for stage in side.stages]
-        ids = {b: identity(asked(self.setting, side, rates, b, seed, split)) for b in budgets}
-        if all(own in self.rows.found for own in ids.values()):
-            return [self.rows.found[ids[budget]] for budget in budgets]
-        self.out.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.out / f".{ids[budgets[-1]]}.lock"):
-            self.rows.read()
-            missing = [budget for budget in budgets if ids[budget] not in self.rows.found]
-            if missing:
-                said = ", ".join(f"{budget:g}" for budget in missing)
-                say(f"{self.study.name}, {side.name}: rate {rate:g}, seed {seed}, {split}, budgets {said}")
-                fixed = {"side": side.name, "split": split, "seed": seed, "rate": rate, "rates": rates}
-                made = self._run(side, rates, missing, seed, split)
-                self.rows.add([{"id": ids[b], **fixed, "budget": b, **made[b]} for b in missing])
-        return [self.rows.found[ids[budget]] for budget in budgets]
+        ids = {identity(asked(self.setting, side, rates, b, seed, split)): b for b in budgets}
+        fixed = {"side": side.name, "split": split, "seed": seed, "rate": rate, "rates": rates}
+
+        def make(missing: Sequence[str]) -> list[Row]:
+            left = [ids[own] for own in missing]
+            said = ", ".join(f"{budget:g}" for budget in left)
+            say(f"{self.study.name}, {side.name}: rate {rate:g}, seed {seed}, {split}, budgets {said}")
+            made = self._run(side, rates, left, seed, split)
+            return [{"id": own, **fixed, "budget": ids[own], **made[ids[own]]} for own in missing]
+
+        return self.rows.once(list(ids), self.out, make)
 
     def _run(
         self, side: Side, rates: Sequence[float], budgets: Sequence[float], seed: int, split: str

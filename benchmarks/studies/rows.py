@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 def identity(asked: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits of all that was asked."""
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def in_turn(values: Iterable[T], turn: int) -> list[T]:
+    """All values, beginning elsewhere for each of several processes that share the work."""
+    values = list(values)
+    start = turn % len(values) if values else 0
+    return values[start:] + values[:start]
 
 
 class Rows:
@@ -39,3 +47,18 @@ class Rows:
             for row in rows:
                 file.write(json.dumps(row) + "\n")
                 self.found[row["id"]] = row
+
+    def once(self, ids: Sequence[str], locks: Path, make: Callable[[Sequence[str]], Iterable[Row]]) -> list[Row]:
+        """The rows of these ids. Those that are missing are made now, by one of the processes that share the file.
+
+        Args:
+            locks: a folder for the locks of what is being made.
+            make: missing ids to their rows.
+        """
+        if any(own not in self.found for own in ids):
+            locks.mkdir(parents=True, exist_ok=True)
+            with FileLock(locks / f".{ids[-1]}.lock"):
+                self.read()
+                if missing := [own for own in ids if own not in self.found]:
+                    self.add(make(missing))
+        return [self.found[own] for own in ids]

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from filelock import FileLock
-
-from benchmarks.studies.rows import Row, Rows, identity
+from benchmarks.studies.rows import Row, Rows, identity, in_turn
 from benchmarks.studies.search import search
 from benchmarks.support.terminal import say
 from benchmarks.trials.results import gate_holds
@@ -58,7 +56,7 @@ class Engine:
     def report(self, task: str, side: Way) -> list[Row]:
         """The side's figures on the reported seeds."""
         value = self.tuned(task, side)
-        return [self.measure(task, side, value, seed, "eval") for seed in self._in_turn(self.seeds)]
+        return [self.measure(task, side, value, seed, "eval") for seed in in_turn(self.seeds, self.turn)]
 
     def tuned(self, task: str, side: Way) -> float:
         """The side's number, by the search on seeds and a split that no result uses."""
@@ -76,23 +74,16 @@ class Engine:
         """One row."""
         entries = self.scale.tasks[task]
         own = identity(self.trial.asked(entries, side, value, seed, split))
-        if own in self.rows.found:
-            return self.rows.found[own]
-        self.out.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.out / f".{own}.lock"):
-            self.rows.read()
-            if own not in self.rows.found:
-                began = time.perf_counter()
-                figures = self.trial.fit(entries, side.options, value, seed, split)
-                kept = {key: figure if math.isfinite(figure) else None for key, figure in figures.items()}
-                fixed = {"task": task, "side": side.name, "tuned": value, "seed": seed, "split": split}
-                seconds = round(time.perf_counter() - began, 1)
-                self.rows.add([{"id": own, **fixed, **kept, "seconds": seconds}])
-                say(
-                    f"{self.trial.name}, {task}, {side.name}: {value:g}, seed {seed}, {split}: {kept['value']}, {seconds} s"
-                )
-        return self.rows.found[own]
+        fixed = {"task": task, "side": side.name, "tuned": value, "seed": seed, "split": split}
 
-    def _in_turn(self, seeds: Sequence[int]) -> list[int]:
-        start = self.turn % len(seeds)
-        return [*seeds[start:], *seeds[:start]]
+        def make(missing: Sequence[str]) -> list[Row]:
+            began = time.perf_counter()
+            figures = self.trial.fit(entries, side.options, value, seed, split)
+            kept = {key: figure if math.isfinite(figure) else None for key, figure in figures.items()}
+            seconds = round(time.perf_counter() - began, 1)
+            say(
+                f"{self.trial.name}, {task}, {side.name}: {value:g}, seed {seed}, {split}: {kept['value']}, {seconds} s"
+            )
+            return [{"id": own, **fixed, **kept, "seconds": seconds}]
+
+        return self.rows.once([own], self.out, make)[0]

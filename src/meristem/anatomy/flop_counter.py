@@ -46,7 +46,7 @@ def counting(model: nn.Module, paths: Sequence[str], *, only_meta: bool = False)
 
 
 class FlopCounter(TorchDispatchMode):
-    """Counts operators by torch's formulas and the few more of this file.
+    """Counts operators by torch's formulas and the few more of `flop_formulas`.
 
     A backward operator belongs to the module in which the forward operator ran whose gradient it computes: autograd numbers its nodes in the
     order in which they are made, so each call of a module owns an interval of numbers.
@@ -61,7 +61,7 @@ class FlopCounter(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(
         cls,
-    ) -> bool:  # torch would switch its compiler off and on in every call; `_counting` does it once
+    ) -> bool:  # torch would switch its compiler off and on in every call
         return False
 
     def __init__(self, paths: Sequence[str] = (), *, only_meta: bool = False) -> None:
