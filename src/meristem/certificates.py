@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from meristem.anatomy.finite import not_finite
+from meristem.anatomy.finite import check_finite
 from meristem.anatomy.precision import in_precision
 from meristem.anatomy.streamed import run_together
 from meristem.errors import MeristemError, first_line
@@ -266,9 +266,7 @@ class _Passes:
                 continue
             if error is not None:
                 raise error
-            broken = [name for name, output in ours.items() if bool(output.isnan().any())]
-            if broken:
-                raise not_finite(self._small, broken[0])
+            check_finite(self._small, ours)
             return *_comparable(ours, theirs, self._expected), dtype
         raise AssertionError
 

@@ -76,3 +76,21 @@ def test_an_optimizer_that_cannot_grow_is_refused_before_anything_is_written(ent
     assert message in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fault, words", [
+    ({"exp_avg": torch.zeros(3)}, r"exp_avg of model\.embed_tokens\.weight has shape \(3,\) in place of \(67, 32\)"),
+    ({"exp_avg_sq": torch.full((67, 32), torch.nan)}, r"exp_avg_sq of model\.embed_tokens\.weight is not finite"),
+])  # fmt: skip
+def test_a_state_that_does_not_fit_its_weights_is_refused(fault, words, tmp_path):
+    small = pico.build("llama")
+    names = [name for name, _ in small.named_parameters()]
+    decayed = sum("norm" not in name for name in names)
+    entries = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(67, 32), "exp_avg_sq": torch.zeros(67, 32)}
+    groups = [list(range(decayed)), list(range(decayed, len(names)))]
+    whole = {"state": {0: entries}, "param_groups": [{"params": group} for group in groups]}
+    torch.save(whole, tmp_path / "optimizer.pt")
+    assert read_trainer_state(tmp_path, small).state["model.embed_tokens.weight"]["exp_avg"].shape == (67, 32)
+    torch.save({**whole, "state": {0: {**entries, **fault}}}, tmp_path / "optimizer.pt")
+    with pytest.raises(ms.MeristemError, match=words):
+        read_trainer_state(tmp_path, small)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.errors import MeristemError
@@ -11,24 +13,30 @@ from meristem.errors import MeristemError
 NAMED = 3
 
 
-def not_finite(model: nn.Module, output: str) -> MeristemError:
-    """The error about a network that puts out NaN: its cause is in its weights, which are named, or in the inputs.
+def check_finite(model: nn.Module, outputs: Mapping[str, Tensor]) -> None:
+    """Raises MeristemError for outputs that prove nothing: NaN, nothing but infinities, or an infinity that weights bring in. The cause is in
+    the weights, which are named, or in the inputs. (Minus infinity alone is what some classes put out for tokens that may not come.)
 
     Args:
-        output: the name of what is not a number.
+        outputs: what the network puts out, by name.
     """
-    bad = _bad_weights(model)
+    broken = next(
+        (n for n, o in outputs.items() if o.numel() and bool(o.isnan().any() or not o.isfinite().any())), None
+    )
+    infinite = any(bool(output.isinf().any()) for output in outputs.values())
+    bad = _bad_weights(model) if broken is not None or infinite else {}
     if bad:
         shown = ", ".join(f"{count} in {name}" for name, count in list(bad.items())[:NAMED])
         more = f" and {len(bad) - NAMED} more tensors" if len(bad) > NAMED else ""
-        return MeristemError(
+        raise MeristemError(
             f"the network's weights are not finite (NaN or infinite: {shown}{more}), so nothing can be proved of it; use a "
             "checkpoint from before they were, or pass verify=False (--no-verify) to copy them as they are"
         )
-    return MeristemError(
-        f"the network's outputs are not finite on the inputs of the proof ({output} is not a number), though its weights are; "
-        "pass inputs that it was made for (inputs=, --inputs)"
-    )
+    if broken is not None:
+        raise MeristemError(
+            f"the network's outputs are not finite on the inputs of the proof ({broken} is not a number), though its weights are; "
+            "pass inputs that it was made for (inputs=, --inputs)"
+        )
 
 
 def _bad_weights(model: nn.Module) -> dict[str, int]:

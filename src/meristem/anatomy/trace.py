@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from meristem.anatomy.inputs import example_inputs, logits_of
 from meristem.anatomy.modes import evaluating, step_by_step
 from meristem.anatomy.norms import is_norm, is_plain_norm
-from meristem.errors import MeristemError
+from meristem.errors import MeristemError, first_line
 
 Inputs = Mapping[str, Any] | None  # keyword arguments of forward; None: random ones
 
@@ -154,13 +154,19 @@ def run_watched(model: nn.Module, hooks: Callable[[], Iterable], inputs: Inputs 
         hooks: registers them and returns their handles; called when the inputs are known, since guessing them runs the model.
 
     Raises:
-        MeristemError: if there are no inputs and none can be guessed.
+        MeristemError: if there are no inputs and none can be guessed, or the network does not run on the given ones.
     """
     chosen = dict(inputs) if inputs is not None else example_inputs(model, batch_size=1, sequence_length=16)
     handles = list(hooks())
     try:
         with evaluating(model), step_by_step():
             logits_of(model, chosen)
+    except (RuntimeError, LookupError, TypeError) as error:
+        if inputs is None:
+            raise
+        raise MeristemError(
+            f"{type(model).__name__} does not run on these inputs ({', '.join(chosen)}): {first_line(error)}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

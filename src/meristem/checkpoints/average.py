@@ -22,6 +22,7 @@ from meristem.checkpoints.source import Source
 from meristem.checkpoints.write import write_model
 from meristem.errors import MeristemError
 from meristem.growth.build import skeleton
+from meristem.growth.differences import differences_of_configs, shown
 
 
 def averaged(models: Sequence[nn.Module], parts: Sequence[float]) -> nn.Module:
@@ -53,6 +54,8 @@ def averaged(models: Sequence[nn.Module], parts: Sequence[float]) -> nn.Module:
         for source, part in zip(sources, parts, strict=True):
             if part:
                 total += source[name].to(wide) * part
+        if bool(total.isnan().any()):
+            raise MeristemError(f"the mean of {name} is not a number; use checkpoints from before their weights were")
         return total.to(last.dtype)
 
     dtypes = {name: tensor.dtype for name, tensor in first.state_dict().items()}
@@ -78,7 +81,8 @@ def average(
 
     Args:
         weights: as in `shares`.
-        allow_differences: average models whose tokenizers read other tokens by the same ids.
+        allow_differences: average models whose configs say that they compute differently, all as the last does, or whose tokenizers read
+            other tokens by the same ids.
         tell: called with what the last one holds that was left behind, and with what the sources are, the last one first.
         options: further ones of `write_model`.
 
@@ -97,7 +101,10 @@ def average(
     found = [find_source(source, trust_remote_code) if isinstance(source, str) else source for source in sources]
     if not allow_differences:
         check_same_tokens(found, "averaged")
-    model = averaged([open_streamed(source, trust_remote_code) for source in found], parts)
+    models = [open_streamed(source, trust_remote_code) for source in found]
+    model = averaged(models, parts)
+    if not allow_differences:
+        _check_configs(models, found)
     paths = [source.path for source in found]
     left = write_model(
         model, out, lambda: average_record(found, parts), paths[-1], overwrite, sources=paths,
@@ -106,3 +113,14 @@ def average(
     if tell is not None:
         tell(left, found[::-1])
     return parts
+
+
+def _check_configs(models: Sequence[nn.Module], found: Sequence[Source]) -> None:
+    """Raises MeristemError, naming the entries, if a network computes otherwise than the last."""
+    for model, source in zip(models[:-1], found, strict=False):
+        different = differences_of_configs(model.config, models[-1].config)
+        if different:
+            raise MeristemError(
+                f"{source} and {found[-1]} compute differently ({shown(different)}); averaged, both would run as the last does. Pass "
+                "--allow-differences (allow_differences=True) to do that nevertheless"
+            )

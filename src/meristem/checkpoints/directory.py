@@ -36,7 +36,7 @@ def atomic_directory(out: Path, overwrite: bool = False, sources: Sequence[str |
 
     Args:
         overwrite: replace `out`, if all that it holds was written by Meristem or `save_pretrained`.
-        sources: what is read meanwhile; `out` may neither be nor contain it.
+        sources: what is read meanwhile; `out` may neither be nor contain it, nor what its files link to.
 
     Raises:
         MeristemError: if `out` may not be written (`check_place`), is being written by another process, or the disk refuses.
@@ -85,6 +85,10 @@ def check_place(out: Path, overwrite: bool = False, sources: Sequence[str | Path
         if Path(source).exists() and (read == place or place in read.parents):
             what = "is" if read == place else "contains"
             raise MeristemError(f"OUT, {out}, {what} the source {source}, which would be lost; choose another place")
+        if inside := next(_lying_in(place, read), None):
+            raise MeristemError(
+                f"OUT, {out}, holds what {inside} of the source {source} links to, which would be lost; choose another place"
+            )
     if not exists:
         return place
     if not place.is_dir():
@@ -103,6 +107,14 @@ def check_place(out: Path, overwrite: bool = False, sources: Sequence[str | Path
             "wrote. Move it away or choose another place"
         )
     return place
+
+
+def _lying_in(place: Path, source: Path) -> Iterator[str]:
+    """The entries of a source's directory that are links into `place`."""
+    for entry in sorted(source.iterdir()) if source.is_dir() else ():
+        with contextlib.suppress(OSError, RuntimeError):  # a link in a circle leads nowhere
+            if entry.is_symlink() and place in entry.resolve().parents:
+                yield entry.name
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -26,7 +26,7 @@ from meristem.checkpoints.shards import check_space
 from meristem.errors import MeristemError
 from meristem.growth import Growth
 from meristem.growth.optimizer import State, dtypes_of, grow_state
-from meristem.growth.optimizer_families import Family, stored_family
+from meristem.growth.optimizer_families import MISSED, Family, stored_family
 
 KEPT = ("scheduler.pt", "rng_state*.pth", "trainer_state.json", "training_args.bin", "scaler.pt")
 
@@ -87,7 +87,24 @@ def read_trainer_state(directory: Path, small: nn.Module) -> TrainerState:
         for number, name in zip(group["params"], group_names, strict=True):
             if number in saved["state"]:
                 state[name] = {key: torch.as_tensor(value) for key, value in saved["state"][number].items()}
-    return TrainerState(directory, state, saved["param_groups"], stored_family(state))
+    family = stored_family(state)
+    _check_moments(directory / "optimizer.pt", state, family, small)
+    return TrainerState(directory, state, saved["param_groups"], family)
+
+
+def _check_moments(file: Path, state: Mapping[str, Mapping[str, Tensor]], family: Family, small: nn.Module) -> None:
+    """Raises MeristemError for moments that are of other shapes than their weights, or not finite."""
+    shapes = {name: parameter.shape for name, parameter in small.named_parameters()}
+    advice = "grow the weights alone, from a copy without optimizer.pt"
+    for name, entries in state.items():
+        for key, value in entries.items():
+            wanted = family.shape_of(key, shapes[name])
+            if key != MISSED and tuple(value.shape) != wanted:
+                raise MeristemError(
+                    f"{file}: {key} of {name} has shape {tuple(value.shape)} in place of {wanted}; {advice}"
+                )
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise MeristemError(f"{file}: {key} of {name} is not finite (NaN or infinite); {advice}")
 
 
 def grow_trainer_state(saved: TrainerState, growth: Growth, out: Path) -> None:

@@ -83,7 +83,7 @@ def grow_checkpoint(asked: Request) -> Answer:
         asked = replace(asked, processes=None)
     who = _processes(asked.processes) if isinstance(asked.processes, str) else asked.processes
     if not asked.dry_run:
-        check_place(asked.out, asked.overwrite, [asked.source])
+        check_place(asked.out, asked.overwrite, [asked.source, *filter(None, asked.target[:1])])
         check_push(asked.push)
     calm_libraries()
     prove = asked.prove and not asked.dry_run

@@ -184,10 +184,13 @@ def _has_rows(file: Path, column: str) -> bool:
 
 def _column(rows: Iterable[Mapping[str, Any]], column: str, source: str) -> Iterator[str]:
     """Of each row. Raises MeristemError where a row has none; a stream may not know its columns before it is read."""
-    for row in rows:
-        if column not in row:
-            raise MeristemError(f"data set {source!r} has no column {column!r}; it has {', '.join(row)}")
-        yield str(row[column])
+    try:
+        for row in rows:
+            if column not in row:
+                raise MeristemError(f"data set {source!r} has no column {column!r}; it has {', '.join(row)}")
+            yield str(row[column])
+    except UnicodeDecodeError as error:
+        raise MeristemError(f"{source} is not text in UTF-8: {error}") from error
 
 
 def _read(files: Sequence[Path]) -> tuple[str, Iterable[str]]:

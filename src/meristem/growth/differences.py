@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from meristem.anatomy import Anatomy
@@ -33,7 +33,12 @@ def differences(first: Anatomy, other: Anatomy) -> list[Difference]:
     if not isinstance(first.builder, HuggingFaceBuilder) or not isinstance(other.builder, HuggingFaceBuilder):
         return []
     alike: Any = first.builder.resized(other.builder.sizes, other.builder.depths, {})
-    ours, theirs = (dict(_entries(builder.config.to_dict())) for builder in (alike, other.builder))
+    return differences_of_configs(alike.config, other.builder.config)
+
+
+def differences_of_configs(first: Any, other: Any) -> list[Difference]:
+    """The same of two configs of equal sizes."""
+    ours, theirs = (dict(_entries(config.to_dict())) for config in (first, other))
     return [
         (entry, ours.get(entry), theirs.get(entry))
         for entry in sorted(ours.keys() | theirs.keys())
@@ -45,11 +50,15 @@ def check_alike(first: Anatomy, other: Anatomy, number: int) -> None:
     """Raises MeristemError, naming the entries, if network `number` computes otherwise than the first."""
     found = differences(first, other)
     if found:
-        shown = ", ".join(f"{entry}: {ours!r} and {theirs!r}" for entry, ours, theirs in found[:6])
         raise MeristemError(
-            f"networks 1 and {number} compute differently ({shown}); fused, all would run as the first does. Pass "
+            f"networks 1 and {number} compute differently ({shown(found)}); fused, all would run as the first does. Pass "
             "allow_differences=True (--allow-differences) to do that nevertheless: the certificate then shows the gap"
         )
+
+
+def shown(found: Sequence[Difference]) -> str:
+    """The first few, for a sentence."""
+    return ", ".join(f"{entry}: {ours!r} and {theirs!r}" for entry, ours, theirs in found[:6])
 
 
 def _entries(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -110,6 +110,8 @@ def fuse_with_certificate(
     from meristem.anatomy.inputs import example_inputs
 
     method = method or DeepFusion()
+    if len(models) < 2:
+        raise MeristemError(f"fuse takes at least two networks, got {len(models)}")
     check_number(anatomies, models)
     found = list(anatomies) if anatomies is not None else [None] * len(models)
     pairs = [known(model, anatomy) for model, anatomy in zip(models, found, strict=True)]

@@ -64,7 +64,7 @@ def read_target(target: Any) -> Any:
 def _entries(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MeristemError(f"{path}: no JSON: {first_line(error)}; {WANTED}") from error
 
 

@@ -1,0 +1,134 @@
+"""Inputs by which somebody who knew only the README lost a source, got an empty proof, or saw a traceback."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pico
+import pytest
+import torch
+from command_line import meristem
+
+import meristem as ms
+
+
+@pytest.fixture
+def small(tmp_path):
+    pico.build("llama").save_pretrained(tmp_path / "small")
+    return tmp_path / "small"
+
+
+def changed(source, out, **tensors):
+    """A copy in which these entries of tensors are other numbers: {name: value of the first entry}."""
+    model = type(pico.build("llama")).from_pretrained(source)
+    with torch.no_grad():
+        for name, value in tensors.items():
+            model.get_parameter(name).view(-1)[0] = value
+    model.save_pretrained(out)
+    return out
+
+
+def refused(result, *words):
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    for said in words:
+        assert said in result.stderr
+
+
+def widths(directory):
+    return json.loads((directory / "config.json").read_text())["hidden_size"]
+
+
+@pytest.mark.parametrize("verb", ["grow", "shrink", "fuse", "average"])
+def test_a_source_whose_files_are_links_into_out_is_not_lost(small, tmp_path, verb):
+    links = tmp_path / "links"
+    links.mkdir()
+    for file in small.iterdir():
+        (links / file.name).symlink_to(file)
+    before = (small / "model.safetensors").read_bytes()
+    more = {"grow": ["--width", 2], "shrink": ["--intermediate-size", 40]}.get(verb, [])
+    sources = [links] if verb in ("grow", "shrink") else [links, links]
+    refused(meristem(verb, *sources, small, *more, "--overwrite"), "links to, which would be lost")
+    assert (small / "model.safetensors").read_bytes() == before
+
+
+def test_a_target_is_not_replaced_by_what_grows_to_it(small, tmp_path):
+    target = tmp_path / "target"
+    ms.grow(pico.build("llama"), ms.HyperCloning(width=2)).save_pretrained(target)
+    before = (target / "model.safetensors").read_bytes()
+    refused(meristem("grow", small, target, "--like", target, "--overwrite"), "is the source", "would be lost")
+    assert (target / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_infinite_weights_prove_nothing(small, tmp_path, value):
+    infinite = changed(small, tmp_path / "infinite", **{"model.norm.weight": value})
+    said = ("not finite", "model.norm.weight")
+    refused(meristem("grow", infinite, tmp_path / "big", "--width", 2), *said)
+    refused(meristem("fuse", small, infinite, tmp_path / "big"), *said)
+    refused(meristem("verify", infinite, infinite), *said)
+    assert not (tmp_path / "big").exists()
+
+
+def test_minus_infinity_for_some_outputs_alone_is_no_fault():
+    """As of a class that puts it out for tokens that may not come."""
+    from meristem.anatomy.finite import check_finite
+
+    masked = torch.tensor([[0.5, -math.inf], [1.0, -math.inf]])
+    check_finite(pico.build("llama"), {"logits": masked})
+    for broken in (masked.fill_(math.nan), torch.full((2, 2), -math.inf)):
+        with pytest.raises(ms.MeristemError, match="outputs are not finite"):
+            check_finite(pico.build("llama"), {"logits": broken})
+
+
+def test_what_computes_differently_is_not_averaged_without_a_word(small, tmp_path):
+    other = tmp_path / "other"
+    model = pico.build("llama")
+    model.config.rms_norm_eps = 1e-3
+    model.save_pretrained(other)
+    refused(
+        meristem("average", small, other, tmp_path / "mean"), "compute differently", "rms_norm_eps: 1e-06 and 0.001"
+    )
+    assert meristem("average", small, other, tmp_path / "mean", "--allow-differences").returncode == 0
+    assert json.loads((tmp_path / "mean" / "config.json").read_text())["rms_norm_eps"] == 1e-3
+
+
+def test_a_mean_that_is_not_a_number_is_refused(small, tmp_path):
+    broken = changed(small, tmp_path / "nan", **{"model.norm.weight": math.nan})
+    refused(meristem("average", small, broken, tmp_path / "mean"), "the mean of model.norm.weight is not a number")
+    assert not (tmp_path / "mean").exists()
+
+
+@pytest.mark.parametrize(
+    "ids, words", [([[1, -2, 3]], "index out of range"), ([[1.5, 2.0]], "does not run on these inputs")]
+)
+def test_tokens_that_are_none_are_one_sentence(tmp_path, ids, words):
+    """The network is tied, and its plan is mended by a pass on these inputs."""
+    small = tmp_path / "tied"
+    pico.build("llama", tie_word_embeddings=True).save_pretrained(small)
+    file = tmp_path / "inputs.json"
+    file.write_text(json.dumps({"input_ids": ids}))
+    refused(
+        meristem("grow", small, tmp_path / "big", "--width", 2, "--inputs", file), "does not run on these inputs", words
+    )
+
+
+def test_bytes_that_are_no_text_are_one_sentence(tmp_path):
+    from meristem.data.corpus import first_tokens
+
+    file = tmp_path / "noise.txt"
+    file.write_bytes(bytes([0xCD, 0xFF, 0xFE]) * 1000)
+    with pytest.raises(ms.MeristemError, match="is not text in UTF-8"):
+        first_tokens(str(file), "bytes", 100)
+
+
+def test_a_target_config_nested_beyond_reading_is_one_sentence(small, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text("[" * 100_000)
+    refused(meristem("grow", small, tmp_path / "big", "--like", file), "no JSON")
+
+
+def test_nothing_to_fuse_is_one_sentence():
+    with pytest.raises(ms.MeristemError, match="at least two networks"):
+        ms.fuse([])
