@@ -34,7 +34,10 @@ def average(
     ] = "mean",
     allow_differences: Annotated[
         bool,
-        typer.Option("--allow-differences", help="Average models whose configs compute differently or whose tokenizers give the same ids to other tokens."),
+        typer.Option(
+            "--allow-differences",
+            help="Average models whose configs compute differently or whose tokenizers give the same ids to other tokens.",
+        ),
     ] = False,
     max_shard_size: ShardSize = "5GB",
     overwrite: Overwrite = False,
