@@ -38,9 +38,10 @@ class WeightSelection(Method):
     Does not keep the function.
 
     Args:
-        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim, vocab_size,
-            max_position_embeddings: target sizes. In a head, the units stay whose frequencies the smaller
-            head has. Of the vocabulary and of positions, the first ones stay.
+        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads: target sizes.
+        head_dim: the target size of a head. The units stay whose frequencies the smaller head has.
+        vocab_size, max_position_embeddings: target sizes of the vocabulary and of learned positions. The
+            first ones stay.
         num_hidden_layers: the target depth.
         sizes: further target sizes by the name of the axis: {"encoder_ffn": 512}, {"channels": 8}.
         depths: further target depths by the name of the list of blocks: {"decoder_layers": 2}.
