@@ -53,8 +53,9 @@ class Fusion:
         weights: the weight of each parent in the mean.
         certificate: how far the logits of `model` are from the weighted mean of the parents' logits, or None
             if that was not measured.
-        exact: whether the fusion promises to be that mean. It does if the parents are one network, or if no
-            norm runs over the units of several parents.
+        exact: whether the fusion promises to be that mean. It does if the parents are one network. It also
+            does if their configs compute the same, no norm runs over the units of several parents, and the
+            logits are not capped.
         methods: the method and its options, as recorded in `meristem.json`.
         same_as: for each parent, the number of the first parent that has the same weights.
     """
