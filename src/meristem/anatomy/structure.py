@@ -50,7 +50,7 @@ class Dimension:
 
     Args:
         layout: the axes along which it runs.
-        role: "write", "read", "gain", "shift" or "fixed".
+        role: "write", "read", "gain", "shift", "variance" or "fixed".
         source: the rule that explains it: "override", "convention of q_proj", "one axis" ...
     """
 
