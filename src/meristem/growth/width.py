@@ -161,8 +161,9 @@ def _regrouped(anatomy: Anatomy, group: str, targets: Mapping[str, int]) -> dict
 
 
 def _sinusoids(method: str, axis: str, old: int, target: int) -> AxisMap:
-    """Frequencies stay where the wider table has them; the units that they are added to become neighbours of their copies, so
-    that the first copy of each is where its frequency is."""
+    """Frequencies stay where the wider table has them. The units to which they are added become neighbours of
+    their copies, so that the first copy of each is where its frequency is.
+    """
     if target % old:
         raise MeristemError(
             f"{method}: sinusoidal positions keep their frequencies only if {whole_of(axis)} grows by a whole factor; "
