@@ -62,7 +62,11 @@ def too_long_docstrings(source: str) -> list[int]:
             place = node.body[0]
             numbers = range(place.lineno, (place.end_lineno or place.lineno) + 1)
             found += [n for n in numbers if len(text[n - 1]) > COLUMNS and not TABLE.match(text[n - 1])]
-    return sorted(n for n in found if len(_filled(text[n - 1], "", "")) > 1)
+    return sorted(n for n in found if len(_filled(text[n - 1], _indent(text[n - 1]), "")) > 1)
+
+
+def _indent(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
 
 
 def _filled(paragraph: str, first: str, following: str) -> list[str]:
