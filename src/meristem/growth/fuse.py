@@ -97,9 +97,11 @@ def fuse(
         exact = ms.fuse([a, b], ms.DeepFusion(norm="grouped"))
         same_size = ms.fuse([a, b], ms.Rebasin(), inputs=batch)
 
-    With `DeepFusion` (arXiv:2306.11903) the result is as wide as all parents together, and its logits are the
-    weighted mean of theirs. With `Rebasin` (arXiv:2209.04836) it has the size of the first parent, and its
-    weights are the mean of the aligned weights.
+    With `DeepFusion` (arXiv:2306.11903) the result is as wide as all parents together, and computes the
+    weighted mean of their logits. This is exact if no norm runs over the units of several parents. Otherwise
+    there is a gap, which the certificate states. With `Rebasin` (arXiv:2209.04836) the result has the size of
+    the first parent, and its weights are the mean of the aligned weights. With `DeepFusion(experts=True)` the
+    parents become the experts of a mixture (Branch-Train-MiX, arXiv:2403.07816).
 
     Args:
         models: at least two networks of one type, depth, head size and vocabulary, or growths that made such
