@@ -34,7 +34,7 @@ def places() -> dict[Path, Path]:
 
 def written() -> set[Path]:
     """The pages of the site that have no source, since the code writes them."""
-    api = {Path("reference", "api", f"{room}.md") for room in reference.ROOMS}
+    api = {Path("reference", "api", f"{package}.md") for package in reference.PACKAGES}
     return api | {Path("methods", "index.md"), Path("reference", "cli.md"), Path("reference", "recipe-keys.md")}
 
 

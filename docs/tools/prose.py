@@ -1,14 +1,16 @@
 """Prose: lines of at most 110 columns.
 
-    python -m docs.tools.prose                 check README, docs, examples and the methods' cards; `make lint` runs this
+    python -m docs.tools.prose                 check README, docs, examples, cards and docstrings; `make lint` runs this
     python -m docs.tools.prose --reflow FILE   fill the paragraphs of FILE to 110 columns
 
 Tables, headings, code, and lines that a single link or word makes long are left alone. `KNOWN` lists pages that still fail.
-A page that is listed and passes has to leave the list, so that it only becomes shorter.
+A page that is listed and passes has to leave the list, so that it only becomes shorter. Docstrings of the packages in
+`KNOWN_PACKAGES` are not checked yet.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import textwrap
@@ -24,6 +26,8 @@ KNOWN = frozenset(
         "docs/architectures.md",
     }
 )
+
+KNOWN_PACKAGES = ("adaptive", "cli", "recipes")
 
 TABLE, HEADING, RULE = re.compile(r"^\s*\|"), re.compile(r"^#{1,6} "), re.compile(r"^(---+|<!--.*|:::.*|!!!.*)$")
 ITEM = re.compile(r"^(\s*)([-*+]|\d+\.) +")
@@ -46,6 +50,23 @@ def too_long(text: str) -> list[int]:
         if len(line) > COLUMNS and not (code or TABLE.match(line) or HEADING.match(line) or RULE.match(line))
         if len(_filled(line, "", "")) > 1
     ]
+
+
+def too_long_docstrings(source: str) -> list[int]:
+    """The numbers of the lines of a Python file that are in a docstring, over 110 columns, and can be broken."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    text = source.splitlines()
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
+            place = node.body[0]
+            numbers = range(place.lineno, (place.end_lineno or place.lineno) + 1)
+            found += [n for n in numbers if len(text[n - 1]) > COLUMNS and not TABLE.match(text[n - 1])]
+    return sorted(n for n in found if len(_filled(text[n - 1], _indent(text[n - 1]), "")) > 1)
+
+
+def _indent(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
 
 
 def _filled(paragraph: str, first: str, following: str) -> list[str]:
@@ -97,7 +118,7 @@ def reflow(text: str) -> str:
 
 
 def check() -> list[str]:
-    """One line for each page that fails without being known to, and for each that is known to and passes."""
+    """One line for each page or module that fails without being known to, and for each page that is known to and passes."""
     faults = []
     for page in pages():
         name, long = str(page.relative_to(ROOT)), too_long(page.read_text())
@@ -105,6 +126,13 @@ def check() -> list[str]:
             faults.append(f"{name}: lines {', '.join(map(str, long[:10]))} are over {COLUMNS} columns")
         elif not long and name in KNOWN:
             faults.append(f"{name}: no line is too long any more; take it off KNOWN in docs/tools/prose.py")
+    package = ROOT / "src" / "meristem"
+    for file in sorted(package.rglob("*.py")):
+        if file.relative_to(package).parts[0] not in KNOWN_PACKAGES:
+            long = too_long_docstrings(file.read_text())
+            if long:
+                shown = ", ".join(map(str, long[:10]))
+                faults.append(f"{file.relative_to(ROOT)}: docstrings are over {COLUMNS} columns in lines {shown}")
     return faults
 
 

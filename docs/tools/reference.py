@@ -13,7 +13,7 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-ROOMS = {
+PACKAGES = {
     "growth": "Growing, fusing, shrinking",
     "anatomy": "Anatomy and axis maps",
     "certificates": "Certificates and errors",
@@ -48,7 +48,7 @@ ALSO = {  # what public names refer to: the bases that hold shared options, and 
     "kernels": ["meristem.kernels.mixture.Mixing"],
     "incubation": ["meristem.incubation.division.Division", "meristem.incubation.hybrid.Incubation"],
 }
-SHARED_ROOM = {"algebra": "anatomy", "errors": "certificates"}
+SHARED_PAGE = {"algebra": "anatomy", "errors": "certificates"}
 
 
 def cell(text: str) -> str:
@@ -203,19 +203,19 @@ def _named(kind: Any) -> str:
 
 
 def public_names() -> dict[str, list[str]]:
-    """The full paths of all public names, by the room whose page shows them."""
+    """The full paths of all public names, by the package whose page shows them."""
     import meristem
 
-    found: dict[str, list[str]] = {room: [] for room in ROOMS}
+    found: dict[str, list[str]] = {package: [] for package in PACKAGES}
     for name, home in meristem._HOMES.items():
-        room = home.split(".")[1]
-        found[SHARED_ROOM.get(room, room)].append(f"{home}.{name}")
-    for room, paths in ALSO.items():
-        found[room] += paths
-    for room in ("checkpoints", "adaptive", "dynamics", "recipes"):
-        module = importlib.import_module(f"meristem.{room}")
-        known = {path.rsplit(".", 1)[1] for path in found[room]}
-        found[room] += [f"meristem.{room}.{name}" for name in _offered(module) if name not in known]
+        package = home.split(".")[1]
+        found[SHARED_PAGE.get(package, package)].append(f"{home}.{name}")
+    for package, paths in ALSO.items():
+        found[package] += paths
+    for package in ("checkpoints", "adaptive", "dynamics", "recipes"):
+        module = importlib.import_module(f"meristem.{package}")
+        known = {path.rsplit(".", 1)[1] for path in found[package]}
+        found[package] += [f"meristem.{package}.{name}" for name in _offered(module) if name not in known]
     return found
 
 
@@ -235,10 +235,10 @@ def _is_options(path: str) -> bool:
 
 
 def api_pages() -> dict[str, str]:
-    """One page of mkdocstrings directives for each room, by the name of the page."""
+    """One page of mkdocstrings directives for each package, by the name of the page."""
     pages = {}
-    for room, paths in public_names().items():
+    for package, paths in public_names().items():
         ordered = sorted(paths, key=lambda path: path.rsplit(".", 1)[1].lower())
         shown = [f"::: {path}\n" + ("    options: {members: false}\n" if _is_options(path) else "") for path in ordered]
-        pages[f"{room}.md"] = f"# {ROOMS[room]}\n\n" + "\n".join(shown)
+        pages[f"{package}.md"] = f"# {PACKAGES[package]}\n\n" + "\n".join(shown)
     return pages

@@ -67,6 +67,7 @@ class Certificate:
         unrounded_relative_error: the relative error of the same growth with weights that are not rounded,
             judged by `unrounded_tolerance`. None if the stored weights agree already, or if only the two
             stored networks are known.
+        unrounded_tolerance: the bound for `unrounded_relative_error`.
         blocks: None if both networks ran whole. Otherwise the blocks of the small network that ran, by the
             path of their list, with the blocks of the large one that are made from them. Every tensor was
             then checked by itself (`growth.sampled`).
@@ -147,6 +148,9 @@ def verify(
     expected: Expected | None = None,
 ) -> Certificate:
     """Run both networks on the same inputs, in evaluation mode, and compare all their outputs.
+
+        certificate = ms.verify(small, big)
+        assert certificate.holds, certificate.summary()
 
     If `big` has a larger vocabulary, logits are compared for the tokens that both networks have.
 

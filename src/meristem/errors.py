@@ -7,11 +7,15 @@ from collections.abc import Iterable
 
 
 class MeristemError(Exception):
-    """Bad input. The command line prints the message and exits with code 2, without a traceback."""
+    """Bad input. All errors of Meristem derive from it. The message says what was asked, what was found, and
+    what would work. The command line prints it and exits with code 2, without a traceback.
+    """
 
 
 class AnatomyError(MeristemError):
-    """Meristem cannot explain the tensors of a network."""
+    """Meristem cannot explain the tensors of a network. The message names the tensor. `overrides=` or
+    `roles=` of `Anatomy.infer` can declare its dimensions.
+    """
 
 
 class UnexplainedError(AnatomyError):

@@ -119,6 +119,29 @@ def test_what_is_over_110_columns_and_can_be_broken():
     assert prose.too_long(text + "\n\n```\n" + "a " * 60 + "\n```\n") == [2]
 
 
+def test_which_lines_of_docstrings_are_over_110_columns():
+    long = "a " * 60
+    source = f'''"""One.
+
+{long}
+"""
+name = "{long}"  # {long}
+
+
+def f():
+    """Two.
+
+    | {long} |
+
+    {"x" * 120}
+    {"a " * 52}b
+    {"a " * 53}b
+    """
+'''
+
+    assert prose.too_long_docstrings(source) == [3, 15]
+
+
 def test_reflowing_fills_prose_and_leaves_the_rest():
     long = "word " * 30 + "- end"
     table, code = "| " + "cell " * 40 + "|", "```sh\n" + "run " * 40 + "\n```"

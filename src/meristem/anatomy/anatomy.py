@@ -80,6 +80,9 @@ class Anatomy:
     ) -> Anatomy:
         """Infer the anatomy of any network that `build(**sizes, **depths)` returns as an nn.Module.
 
+            anatomy = ms.Anatomy.infer(build, {"width": 16}, {"num_blocks": 2}, inputs={"x": images})
+            wide = ms.grow(build(width=16, num_blocks=2), ms.HyperCloning({"width": 32}), anatomy=anatomy)
+
         Args:
             build: a function that returns the network. It is called on the meta device with `sizes`, and with
                 each size doubled.

@@ -18,6 +18,9 @@ def load_certificate(source: str | Path) -> Certificate | None:
     """Read the certificate of a grown or fused model from its `meristem.json`. Nothing else of the model is
     read.
 
+        certificate = ms.load_certificate("OUT")
+        print(certificate.relative_error)
+
     Args:
         source: a directory, or a hub name (owner/name, or owner/name@revision).
 

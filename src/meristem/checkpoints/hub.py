@@ -37,6 +37,8 @@ def push_to_hub(directory: str | Path, repository: str, revision: str | None = N
     """Upload a model directory that Meristem wrote. The repository and the branch are made if they do not
     exist.
 
+        ms.push_to_hub("OUT", "owner/name", revision="v2")
+
     The token comes from the standard place (`hf auth login`, or the environment variable HF_TOKEN).
 
     Args:

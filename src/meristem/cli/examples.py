@@ -1,4 +1,4 @@
-"""What a network is watched on: `--inputs FILE`, or `--data SOURCE` in the model's own tokens."""
+"""The data on which a network is watched: `--inputs FILE`, or `--data SOURCE` in the model's own tokens."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ TOGETHER = 8  # examples in a batch
 
 @dataclass(frozen=True)
 class Looked:
-    """Which data a method that chooses by data is to look at.
+    """The data for a method that chooses by data.
 
     Attributes:
-        data: a text source as recipes know them (`data.open_corpus`).
-        inputs: instead, a file of named tensors (`inputs.read_inputs`).
-        tokenizer: a name or directory; by default what lies in SRC.
-        examples, sequence_length: how many sequences of the training split, and of how many tokens.
+        data: a text source, as in recipes (`data.open_corpus`).
+        inputs: a file of named tensors (`inputs.read_inputs`), instead of `data`.
+        tokenizer: a name or directory. By default the tokenizer in SRC.
+        examples: how many sequences of the training split are used.
+        sequence_length: how many tokens each of them has.
     """
 
     data: str | None = None
@@ -30,7 +31,9 @@ class Looked:
     sequence_length: int = 256
 
     def check(self) -> None:
-        """Raises MeristemError for two sources, none, or counts that are no counts."""
+        """Raises MeristemError if there are two sources or none, or if a count is not a positive whole
+        number.
+        """
         if (self.data is None) == (self.inputs is None):
             raise MeristemError(
                 "--method prune chooses by what the network does on data: give --data (text, such as a file) or --inputs (a file of "
@@ -43,10 +46,10 @@ class Looked:
                 raise MeristemError(f"{name} must be at least {1 + (name == '--sequence-length')}, got {count}")
 
     def batches(self, source: Path, model: Any) -> list[dict[str, Any]]:
-        """Keyword arguments of forward, with labels where they are text.
+        """Keyword arguments of forward, with labels if they are text.
 
         Raises:
-            MeristemError: if data or tokenizer are not there, or do not fit the model.
+            MeristemError: if the data or the tokenizer do not exist, or do not fit the model.
         """
         if self.inputs is not None:
             from meristem.cli.inputs import read_inputs
@@ -75,21 +78,21 @@ class Looked:
         return list(DataLoader(Sequences(corpus.train, length, found), batch_size=TOGETHER))  # type: ignore[arg-type]
 
     def record(self, batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """What `meristem.json` says of it."""
+        """The entry in `meristem.json` about it."""
         shapes = {name: list(tensor.shape[1:]) for name, tensor in batches[0].items()}
         examples = sum(len(next(iter(batch.values()))) for batch in batches)
         return {"data": self.data or str(self.inputs), "examples": examples, "shapes": shapes}
 
 
 def wants_data(methods: Sequence[Any]) -> bool:
-    """Whether one of them chooses by what the network does on data."""
+    """Whether one of them chooses by what the network computes on data."""
     from meristem.growth import Prune
 
     return any(isinstance(method, Prune) for method in methods)
 
 
 def with_batches(methods: Sequence[Any], batches: Sequence[dict[str, Any]]) -> list[Any]:
-    """The methods; those that choose by data know it."""
+    """The methods, with the batches for those that choose by data."""
     from meristem.growth import Prune
 
     return [replace(method, batches=batches) if isinstance(method, Prune) else method for method in methods]

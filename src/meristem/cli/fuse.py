@@ -96,7 +96,7 @@ def fuse_checkpoints(
     trust: bool = False,
     inputs: str | None = None,
 ) -> dict[str, Any]:
-    """Open, fuse, measure, write; what was made, printed and as data."""
+    """Open, fuse, measure and write. Returns what was made, and prints it."""
     from meristem.checkpoints.directory import check_place
     from meristem.checkpoints.source import find_source
 

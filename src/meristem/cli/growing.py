@@ -1,4 +1,4 @@
-"""What `meristem grow` and `meristem shrink` do, once their arguments are parsed."""
+"""The work of `meristem grow` and `meristem shrink`, after their arguments are parsed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What a growth from the command line was asked for.
+    """The arguments of a growth from the command line.
 
     Attributes:
-        target: what `--like` names, and whether the target's other fields hold.
-        processes: who writes: a number of processes, "ranks" or "ray"; which rank this process is, if that is known.
-        sample: prove with so many blocks.
+        target: what `--like` names, and whether the other fields of the target are taken.
+        processes: who writes: a number of processes, "ranks" or "ray", or the rank of this process if it is
+            known.
+        sample: how many blocks of each list the proof runs.
         push: the repository of the hub and its branch, if the result is uploaded.
         looked: the data of a method that chooses by data.
     """
@@ -144,7 +145,9 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
 
 
 def _plan_on_data(asked: Request, found: Source, methods: Sequence[Any]) -> _Planned:
-    """The same by methods that watch the whole network at work: it is in memory, and no optimizer's state follows."""
+    """The same for methods that watch the whole network run. It is in memory, and no optimizer state
+    grows.
+    """
     from meristem.checkpoints import open_model
     from meristem.growth import Growth
 
@@ -157,7 +160,7 @@ def _plan_on_data(asked: Request, found: Source, methods: Sequence[Any]) -> _Pla
 
 
 def _write_and_hash(asked: Request, planned: _Planned, who: Processes | None) -> Any:
-    """The growth as it was written, by a second plan where the first proof fails."""
+    """Write the growth. If the first proof fails, plan it a second time."""
     from meristem.checkpoints.distributed import write_distributed
     from meristem.checkpoints.record import growth_record, source_record
 
@@ -187,7 +190,7 @@ def _write_growth(
     hashed: Callable[[], dict[str, Any]],
     processes: Processes | None,
 ) -> Any:
-    """The growth as it is written: proved meanwhile, if that is left to do."""
+    """Write the growth, and prove it meanwhile if that is left to do."""
     from meristem.checkpoints.record import growth_record
     from meristem.checkpoints.sharded_optimizer import grow_sharded_optimizer
     from meristem.checkpoints.trainer_state import TrainerState, grow_trainer_state
@@ -213,7 +216,7 @@ def _write_growth(
 
 
 def _told(asked: Request, planned: _Planned, growth: Any) -> dict[str, Any]:
-    """What was made, printed and as data."""
+    """What was made, as data, and printed."""
     from meristem.growth.optimizer import partly_new
 
     saved, out = planned.saved, asked.out

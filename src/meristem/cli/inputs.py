@@ -1,4 +1,6 @@
-"""What `--inputs` names, for proofs on a user's own data: a file of named tensors, or text in the model's own tokens."""
+"""The inputs that `--inputs` names, for proofs on the user's data: a file of named tensors, or text in the
+model's own tokens.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,14 @@ ROWS, LENGTH = 4, 128  # of a batch that is taken from text: sequences, and toke
 
 
 def inputs_for(given: str | None, source: str | Source, model: nn.Module) -> dict[str, Tensor] | None:
-    """What `--inputs` names, as keyword arguments of the model's forward; None where it names nothing.
+    """The inputs that `--inputs` names, as keyword arguments of the model's forward. None if nothing is
+    given.
 
     Args:
-        given: a file of named tensors; or text or tokens as recipes know them (`data.open_corpus`), of which the first few sequences
-            are taken, tokenized by what lies beside the model.
-        source: the model's directory or hub name.
+        given: a file of named tensors. Or text or tokens, as in recipes (`data.open_corpus`), of which the
+            first sequences are used. Text is tokenized by the model's own tokenizer.
+        source: the directory or hub name of the model.
+        model: the model.
 
     Raises:
         MeristemError: if it cannot be read, or does not fit the model.
@@ -64,7 +68,7 @@ def _of_text(given: str, source: str | Source, model: nn.Module) -> dict[str, Te
 
 
 def own_tokenizer(source: Path) -> str:
-    """The directory of a model, where a tokenizer lies in it. Raises MeristemError where none does."""
+    """The directory of a model that has a tokenizer. Raises MeristemError if it has none."""
     if any((source / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         return str(source)
     raise MeristemError(
@@ -74,10 +78,11 @@ def own_tokenizer(source: Path) -> str:
 
 
 def read_inputs(file: Path) -> dict[str, Tensor]:
-    """{argument of forward: tensor} from a .safetensors, .npz or .json file ({"input_ids": [[1, 2, 3]]}); nothing is unpickled.
+    """{argument of forward: tensor} from a .safetensors, .npz or .json file ({"input_ids": [[1, 2, 3]]}).
+    Nothing is unpickled.
 
     Raises:
-        MeristemError: if the file cannot be read, is of another kind, or holds none.
+        MeristemError: if the file cannot be read, is of another kind, or holds no tensors.
     """
     if file.suffix not in READERS:
         raise MeristemError(f"inputs are a {', '.join(READERS)} file of named tensors, got {file}")

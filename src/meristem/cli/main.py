@@ -91,7 +91,9 @@ register(app, demo, "demo", "demo --out /tmp/demo")
 
 
 def main() -> None:
-    """The entry point: every MeristemError becomes one clear message and exit code 2 (1 for a broken promise)."""
+    """The entry point. Every MeristemError becomes one clear message and exit code 2 (1 for a broken
+    promise).
+    """
     os.environ.setdefault(
         "THP_MEM_ALLOC_ENABLE", "1"
     )  # torch's large tensors lie in huge pages: a third of the kernel's time

@@ -53,10 +53,10 @@ METHOD_NAMES = (
 
 
 def check_methods(method: str | None) -> None:
-    """Whether all of several comma-separated methods are known.
+    """Check that all of several comma-separated methods are known.
 
     Raises:
-        MeristemError: naming the one that is not, and the nearest known one.
+        MeristemError: if one is unknown. The message names it, and the nearest known one.
     """
     for name in (method or "hypercloning").split(","):
         if name not in METHOD_NAMES:
@@ -64,22 +64,23 @@ def check_methods(method: str | None) -> None:
 
 
 def complete_method(incomplete: str) -> list[str]:
-    """What the last of several comma-separated methods may become."""
+    """Completions of the last of several comma-separated methods."""
     before, comma, last = incomplete.rpartition(",")
     return [f"{before}{comma}{name}" for name in METHOD_NAMES if name.startswith(last)]
 
 
 def method_options(context: typer.Context) -> dict[str, Any]:
-    """The method's options among the flags of the present command."""
+    """The options of the method among the flags of the present command."""
     given = {name: context.params.get(name) for name in METHOD_FLAGS}
     return read_options(given, context.params.get("option") or [], context.params.get("size") or [])
 
 
 def read_options(given: dict[str, Any], extra: list[str], sizes: Sequence[str] = ()) -> dict[str, Any]:
-    """Method options from flags, from `--option name=value` and `--size axis=number`; whole numbers and fractions are read as such.
+    """Method options from flags, from `--option name=value` and from `--size axis=number`. Numbers are
+    converted.
 
     Raises:
-        MeristemError: for a factor that is no whole number, or an option that is not name=value.
+        MeristemError: if a factor is not a whole number, or if an option is not name=value.
     """
     options = {name: value for name, value in given.items() if value is not None}
     for name in ("width", "depth"):
@@ -96,7 +97,7 @@ def read_options(given: dict[str, Any], extra: list[str], sizes: Sequence[str] =
 
 
 def named_values(flag: str, entries: Sequence[str]) -> dict[str, Any]:
-    """What a repeatable flag named: `name=value` each time."""
+    """The values of a repeatable flag, `name=value` each time."""
     options = {}
     for entry in entries:
         name, equals, value = entry.partition("=")
@@ -107,7 +108,7 @@ def named_values(flag: str, entries: Sequence[str]) -> dict[str, Any]:
 
 
 def _typed(value: str) -> Any:
-    """A number or a truth value where it reads as one; otherwise the text."""
+    """A number or a truth value if it reads as one, and the text otherwise."""
     if value.lower() in ("true", "false"):
         return value.lower() == "true"
     for kind in (int, float):
@@ -126,7 +127,7 @@ def named_methods(method: str | None, options: dict[str, Any]) -> list[Any]:
 
 
 def like_target(model: Any, method: str | None, options: dict[str, Any], target: tuple[str | None, bool]) -> Any:
-    """The growth to a target, from what --like names."""
+    """The growth to the target that `--like` names."""
     from meristem.growth.like import OPTIONS, like
 
     name, take = target

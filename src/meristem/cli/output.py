@@ -1,4 +1,6 @@
-"""What commands say and where: answers on stdout, everything else on stderr, one JSON object with `--json`."""
+"""What commands print, and where: answers on stdout, everything else on stderr, and one JSON object with
+`--json`.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,14 @@ class Answer:
 def register(
     app: typer.Typer, command: Callable[..., Answer], *examples: str, in_context: Mapping[str, Any] | None = None
 ) -> None:
-    """Make `command` a verb of `app`, with `--json`, `--quiet` and `examples` at the end of its help.
+    """Make `command` a command of `app`, with `--json`, `--quiet` and `examples` at the end of its help.
 
     Args:
-        in_context: options behind `--method`, by name, that the command finds in its context and not among its arguments.
+        app: the application.
+        command: the function.
+        examples: command lines.
+        in_context: {name: option after `--method`} for options that the command finds in its context and not
+            among its arguments.
     """
     signature = inspect.signature(command, eval_str=True)
     own = set(signature.parameters)
@@ -68,7 +74,7 @@ def register(
 
 @contextlib.contextmanager
 def _speaking(as_json: bool, quiet: bool) -> Iterator[None]:
-    """With `--json` what is printed goes to stderr; with `--quiet` stderr and notes go nowhere."""
+    """With `--json`, printed text goes to stderr. With `--quiet`, stderr and notes are dropped."""
     with contextlib.ExitStack() as stack:
         if quiet:
             nowhere = stack.enter_context(open(os.devnull, "w"))
@@ -92,13 +98,13 @@ def _quietly() -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """A sentence on stdout about what was written; not with `--quiet`."""
+    """Print a sentence on stdout about what was written, unless `--quiet` is given."""
     if not _QUIET[0]:
         print(text)
 
 
 def as_text(content: dict[str, Any]) -> str:
-    """Strict JSON: numbers that are not finite are null, paths are text."""
+    """Strict JSON: numbers that are not finite become null, and paths become text."""
     return json.dumps(_plain(content), indent=2, allow_nan=False, default=str)
 
 
@@ -115,14 +121,14 @@ def _plain(value: Any) -> Any:
 
 
 def calm_libraries() -> None:
-    """Libraries draw no bars and give no advice of their own, and do not load what no command uses."""
+    """Stop libraries from drawing bars, giving advice, and loading what no command uses."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def leave(message: str, code: int) -> None:
-    """One clear message on stderr, in colour where that is a terminal, and the exit code."""
+    """Print one clear message on stderr, in colour if it is a terminal, and exit with the code."""
     coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     name = "\x1b[1;31mmeristem:\x1b[0m" if coloured else "meristem:"
     print(f"{name} {message}", file=sys.stderr)
@@ -130,10 +136,10 @@ def leave(message: str, code: int) -> None:
 
 
 def parents_and_out(verb: str, sources: list[str], what: str) -> tuple[list[str], str]:
-    """A B ... OUT, taken apart.
+    """Split A B ... OUT into the sources and OUT.
 
     Raises:
-        MeristemError: for fewer than two sources.
+        MeristemError: if there are fewer than two sources.
     """
     if len(sources) < 3:
         raise MeristemError(f"{verb} takes at least two {what} and OUT, got {' '.join(sources)}")

@@ -1,4 +1,4 @@
-"""`meristem grow --build`: a network of one's own, from its function and a safetensors file."""
+"""`meristem grow --build`: a network outside transformers, from its function and a safetensors file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def grow_own(
     """Build, load, watch, grow, prove and write.
 
     Raises:
-        MeristemError: if something is missing or does not belong together.
+        MeristemError: if something is missing or does not fit.
     """
     from meristem.anatomy import Anatomy
     from meristem.checkpoints.directory import check_place

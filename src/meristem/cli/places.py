@@ -1,4 +1,4 @@
-"""OUT as the user names it: a directory here, or an address in an object store."""
+"""OUT as the user names it: a local directory, or an address in an object store."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from meristem.errors import MeristemError
 
 
 def at_place(out: str, write: Callable[[Path], Answer], overwrite: bool = False, alone: bool = True) -> Answer:
-    """What `write` makes at the directory that it is given, brought to where the user wants it.
+    """Call `write` with a directory, and bring the result to the place that the user named.
 
     Args:
-        alone: whether one process writes; ranks have to share a directory.
+        out: the place.
+        write: a function that writes into a directory.
+        overwrite: whether `--overwrite` is given.
+        alone: whether one process writes. Ranks have to share a directory.
 
     Raises:
-        MeristemError: if the address is taken or cannot be written, or for options that need a directory.
+        MeristemError: if the address is taken or cannot be written, or if an option needs a directory.
     """
     if "://" not in out:
         return write(Path(out))

@@ -17,7 +17,7 @@ LONG, OFTEN = 2.0, 30.0  # seconds until the first plain line of a step, and unt
 
 
 class _Words:
-    """What a step is about and, once a proof runs, how many of its blocks are done."""
+    """The text of a step and, when a proof runs, how many of its blocks are done."""
 
     def __init__(self, about: str) -> None:
         self.about, self.blocks = about, ""
@@ -31,9 +31,10 @@ class _Words:
 
 @contextlib.contextmanager
 def step(about: str) -> Iterator[None]:
-    """Say what is going on, with the blocks that proofs have run of all that they will run.
+    """A context that shows what is going on, with the blocks that proofs have run of all that they will run.
 
-    On a terminal that is a spinner with the seconds so far; elsewhere a line after two seconds and one each half minute.
+    On a terminal it is a spinner with the seconds so far. Elsewhere it is a line after two seconds, and one
+    every half minute.
     """
     words = _Words(about)
     with _spinning(words) if _console().is_terminal else _lines(words), count_blocks(words.count):
@@ -42,7 +43,9 @@ def step(about: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def bytes_bar(about: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Gives a function to call with the number of bytes just done; a proof that runs meanwhile tells its blocks, as in `step`."""
+    """A context with a function to call with the number of bytes just done. A proof that runs meanwhile shows
+    its blocks, as in `step`.
+    """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console, words = _console(), _Words(about)
@@ -64,7 +67,7 @@ def bytes_bar(about: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextlib.contextmanager
 def _spinning(words: _Words) -> Iterator[None]:
-    """A spinner, the words and the seconds so far; nothing of it stays."""
+    """A spinner, the text and the seconds so far. They are erased at the end."""
     from rich.progress import Progress, ProgressColumn, SpinnerColumn, TimeElapsedColumn
     from rich.text import Text
 
@@ -79,7 +82,7 @@ def _spinning(words: _Words) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lines(words: _Words) -> Iterator[None]:
-    """A plain line on what is standard error now, when a step is long, and again while it lasts."""
+    """A plain line on the present standard error when a step is long, and again while it lasts."""
     ended, stderr = threading.Event(), sys.stderr
 
     def tell() -> None:

@@ -1,4 +1,4 @@
-"""`--push-to-hub`: the result uploaded, if that was asked for."""
+"""`--push-to-hub`: upload the result, if the user wants that."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from meristem.errors import MeristemError
 
 
 def check_push(where: tuple[str | None, str | None]) -> None:
-    """Fails before any work is done where the upload could not work.
+    """Stop before any work is done if the upload could not work.
 
     Raises:
-        MeristemError: for a name that no repository can have, a missing or refused token, or a branch without a repository.
+        MeristemError: if no repository can have the name, if the token is missing or refused, or if a branch
+            is given without a repository.
     """
     repository, revision = where
     if repository is None:
@@ -26,7 +27,7 @@ def check_push(where: tuple[str | None, str | None]) -> None:
 
 
 def push(out: Path, where: tuple[str | None, str | None]) -> dict[str, Any] | None:
-    """Upload a directory that was written; None if that was not asked for."""
+    """Upload a directory that was written. Returns None if no upload was requested."""
     repository, revision = where
     if repository is None:
         return None

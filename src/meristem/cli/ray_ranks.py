@@ -24,15 +24,18 @@ def wants_ray(processes: str | Processes | None) -> bool:
 
 
 def on_ray(processes: str, grow: Callable[[Any], Answer], asked: Any) -> Answer:
-    """What `grow` answers as rank 0, in this process; the other ranks are tasks of the cluster at RAY_ADDRESS, or of one that is started
-    here. A task whose worker or machine dies is started again, and writes what is not there yet.
+    """The answer of `grow` as rank 0, in this process.
+
+    The other ranks are tasks of the cluster at RAY_ADDRESS, or of one that is started here. A task whose
+    worker or machine dies is started again, and writes the files that do not exist yet.
 
     Args:
         processes: "ray", with as many ranks as the cluster has CPUs, or "ray:N".
-        grow: one rank of what is asked for, which says who writes (`asked.processes`).
+        grow: a function that runs one rank of a request, which says who writes (`asked.processes`).
+        asked: the request.
 
     Raises:
-        MeristemError: without Ray or a cluster, and what a rank says that fails.
+        MeristemError: without Ray or a cluster, and the error of a rank that fails.
     """
     from meristem.checkpoints.shares import Processes
     from meristem.recipes.executors.ray import cluster
@@ -54,12 +57,12 @@ def on_ray(processes: str, grow: Callable[[Any], Answer], asked: Any) -> Answer:
 
 
 def as_rank(grow: Callable[[Any], Answer], asked: Any, processes: Processes) -> Answer:
-    """One rank of a growth that was asked for. A function of the module, so that Ray can send it."""
+    """Run one rank of a request. It is a function of the module, so that Ray can send it."""
     return grow(replace(asked, processes=processes))
 
 
 def seen_from_elsewhere(asked: Any) -> Any:
-    """The same request for a process that may stand in another directory."""
+    """The same request for a process that may have another working directory."""
     here = Path(asked.source)
     return replace(asked, out=asked.out.absolute(), source=str(here.absolute()) if here.exists() else asked.source)
 
@@ -69,7 +72,7 @@ def _rank(run: Callable[[Processes], Answer], processes: Processes) -> None:
 
 
 def _check(ray: Any, tasks: list[Any]) -> None:
-    """Raises what a task has failed with."""
+    """Raises the error of a task that has failed."""
     done, running = ray.wait(tasks, num_returns=len(tasks), timeout=0) if tasks else ([], [])
     tasks[:] = running
     for task in done:

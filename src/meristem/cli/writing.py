@@ -25,7 +25,9 @@ def write(
     processes: Processes | None = None,
     prove: Callable[[], object] | None = None,
 ) -> list[str]:
-    """The model directory, under a progress bar; what is no weight is the first source's."""
+    """Write the model directory, under a progress bar. Everything except weights comes from the first
+    source.
+    """
     from meristem.checkpoints import write_model
     from meristem.cli.progress import bytes_bar
 
@@ -38,7 +40,9 @@ def write(
 
 
 def say_left(left: Sequence[str], out: Path, sources: Sequence[Source]) -> list[str]:
-    """Tell what of the first source did not come along, and what of the other sources is not as there; the former is returned."""
+    """Print which files of the first source were not copied, and where files of the other sources differ.
+    Returns the former.
+    """
     from meristem.checkpoints.companions import differing
 
     left = [name for name in left if not (out / name).exists()]  # a Trainer's files are written beside
@@ -58,7 +62,7 @@ def say_left(left: Sequence[str], out: Path, sources: Sequence[Source]) -> list[
 
 
 def print_files(model: Any, max_shard_size: str) -> dict[str, Any]:
-    """What would be written: every tensor, its size and its file."""
+    """Print what would be written: every tensor, its size and its file."""
     from meristem.anatomy.table import columns
     from meristem.checkpoints.write import plan_files
 
@@ -82,7 +86,9 @@ def print_files(model: Any, max_shard_size: str) -> dict[str, Any]:
 
 
 def print_axes(growth: Any, found: Any, inputs: Any = None) -> None:
-    """Axis by axis what a growth to a target does, and what of the target's config it has not."""
+    """Print what a growth to a target does to each axis, and which entries of the target's config it does not
+    take.
+    """
     from rich.console import Console
     from rich.table import Table
 

@@ -93,9 +93,15 @@ def fuse(
 ) -> nn.Module:
     """Make one network from several. The parents do not change.
 
-    With `DeepFusion` (arXiv:2306.11903) the result is as wide as all parents together, and its logits are the
-    weighted mean of theirs. With `Rebasin` (arXiv:2209.04836) it has the size of the first parent, and its
-    weights are the mean of the aligned weights.
+        wide = ms.fuse([a, b])
+        exact = ms.fuse([a, b], ms.DeepFusion(norm="grouped"))
+        same_size = ms.fuse([a, b], ms.Rebasin(), inputs=batch)
+
+    With `DeepFusion` (arXiv:2306.11903) the result is as wide as all parents together, and computes the
+    weighted mean of their logits. This is exact if no norm runs over the units of several parents. Otherwise
+    there is a gap, which the certificate states. With `Rebasin` (arXiv:2209.04836) the result has the size of
+    the first parent, and its weights are the mean of the aligned weights. With `DeepFusion(experts=True)` the
+    parents become the experts of a mixture (Branch-Train-MiX, arXiv:2403.07816).
 
     Args:
         models: at least two networks of one type, depth, head size and vocabulary, or growths that made such
@@ -319,6 +325,9 @@ def _are_log_probabilities(output: Tensor) -> bool:
 
 def fuse_optimizer(fusion: Fusion, optimizers: Sequence[Optimizer], parents: Sequence[nn.Module]) -> Optimizer:
     """Make an optimizer for a fused network from those of its parents.
+
+        fusion = ms.fuse_with_certificate([a, b])
+        optimizer = ms.fuse_optimizer(fusion, [optimizer_a, optimizer_b], [a, b])
 
     The states are combined by `fuse_state`, and the hyperparameters are those of the first optimizer. If a
     run resumes from its saved state, call `ms.count_blocks_apart(optimizer)` after `load_state_dict`. Recipes

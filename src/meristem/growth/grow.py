@@ -33,6 +33,11 @@ def grow(
 ) -> nn.Module:
     """Make a larger network from `model`. The model itself does not change.
 
+        big = ms.grow(small, ms.HyperCloning(width=2))
+        deep = ms.grow(small, ms.IdentityBlocks(num_hidden_layers=6))
+        both = ms.grow(small, [ms.HyperCloning(width=2), ms.IdentityBlocks(num_hidden_layers=6)])
+        like = ms.grow(small, like="target/config.json")
+
     Args:
         model: a transformers model, any nn.Module together with its `anatomy`, or an earlier growth.
         method: a growth method, or a list of methods that are applied one after another.
@@ -69,6 +74,9 @@ def shrink(
 ) -> nn.Module:
     """Make a smaller network from a part of `model`. The model itself does not change.
 
+        half = ms.shrink(model, ms.WeightSelection(intermediate_size=64))
+        pruned = ms.shrink(model, ms.Prune(intermediate_size=64), inputs=batch)
+
     Args:
         model: a transformers model, any nn.Module together with its `anatomy`, or an earlier growth.
         method: a method that shrinks, such as `WeightSelection(hidden_size=256)` or `Prune`, or a list of
@@ -103,6 +111,10 @@ def grow_optimizer(
 ) -> Optimizer:
     """Make an optimizer for `big` from the one that trained `small`. The state grows, and the hyperparameters
     are copied.
+
+        method = ms.HyperCloning(width=2)
+        big = ms.grow(small, method)
+        optimizer = ms.grow_optimizer(optimizer, small, big, method)
 
     Moments follow the dual maps: g' = read_out . g . write_in^T (HyperCloning, arXiv:2409.12903;
     `docs/theory.md`). `Growth.grow_optimizer` does the same with the plans of the growth. This function plans

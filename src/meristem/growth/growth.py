@@ -42,6 +42,10 @@ from meristem.growth.steps import Steps, take_steps
 class Growth:
     """A grown network and everything that is known about it. `Growth.of` makes it.
 
+        growth = ms.Growth.of(small, ms.HyperCloning(width=2))
+        big, optimizer = growth.model, growth.grow_optimizer(optimizer)
+        print(growth.certificate.summary())
+
     Attributes:
         source: the network before the growth, unchanged.
         model: the grown network.

@@ -32,12 +32,13 @@ SHARING = (
 class MoreExperts(Method):
     """Add copies of experts, with equal rows of the router. The copies follow the old experts.
 
-    "Expert growth", arXiv:2604.19835. The function is kept if `experts_per_token` grows by the same factor as
-    `num_experts`: all copies of a chosen expert are then chosen and share its weight. This holds whether or
-    not the class normalises the weights. If top-k stays as it is, copies of the best expert displace others.
-    That change is measured, not promised. Noise on the router's rows lets copies diverge. In classes that
-    always give a token one expert (Switch), the first copy is chosen, and its output is multiplied by the
-    number of copies. That is exact for whole multiples.
+    "Expert growth", arXiv:2604.19835. The function is kept if `experts_per_token` grows by the same whole
+    factor as `num_experts` and every expert gets the same number of copies: all copies of a chosen expert are
+    then chosen and share its weight. This holds whether or not the class normalises the weights. Routers that
+    choose groups of experts first (`n_group` above 1) do not keep it. If top-k stays as it is, copies of the
+    best expert displace others. Such a change is measured, not promised. Noise on the router's rows lets
+    copies diverge. In classes that always give a token one expert (Switch), the first copy is chosen, and its
+    output is multiplied by the number of copies. That is exact for whole multiples.
 
     Args:
         num_experts: the target number of experts.

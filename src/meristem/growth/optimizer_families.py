@@ -1,5 +1,5 @@
-"""How the state of each optimizer grows, and how its steps follow the scale of grown weights: one row for each
-family.
+"""How the state of each optimizer grows, and how its steps follow the scale of grown weights: one row for
+each family.
 
 A growth multiplies the entries of a tensor by a and those of its gradient by b (`Amplitude`). An optimizer
 follows the trajectory of the small network if its step is multiplied by a too. The table shows what that

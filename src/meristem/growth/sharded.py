@@ -38,6 +38,13 @@ def grow_sharded(
     """Make a larger sharded network from `model`, and its optimizer. The model and its optimizer do not
     change.
 
+        def shard(model):
+            for block in model.model.layers:
+                fully_shard(block)
+            fully_shard(model)
+
+        big, optimizer = ms.grow_sharded(small, ms.HyperCloning(width=2), shard, optimizer)
+
     All processes have to call it in the same way. The results are those of `grow` and `grow_optimizer` in one
     process.
 

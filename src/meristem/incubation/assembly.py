@@ -18,6 +18,11 @@ def assemble(incubations: Sequence[Incubation]) -> nn.Module:
     """Make the large network from one trained hybrid for each of its modules (Deep Incubation,
     arXiv:2212.04129).
 
+        division = ms.divide(num_hidden_layers=6, modules=3)
+        parts = [ms.incubate(meta, division, module) for module in range(3)]
+        ...  # train each part's model
+        large = ms.assemble(parts)
+
     All its parameters require gradients again.
 
     Args:

@@ -137,6 +137,12 @@ def deploy(model: nn.Module, batches: Iterable[Any] | None = None) -> nn.Module:
     """Make the plain network whose weights are the means of the kernels. Its class, size and cost are those
     before `majority`.
 
+        kernels = ms.majority(model, kernels=3)
+        for step, batch in enumerate(loader):
+            ms.mix_kernels(kernels, step)
+            ...
+        plain = ms.deploy(kernels)
+
     Args:
         model: a network that `ms.majority` made. It does not change.
         batches: about 100 inputs on which the statistics of batch norms are estimated again (see

@@ -29,9 +29,11 @@ class Schedule(ABC):
         num_hidden_layers: the number of blocks of the full network.
         total_steps: the number of optimizer steps of the whole run.
         seed: the seed of the paths.
-        sampling: "bernoulli" draws each block independently, and "exact" keeps the number of blocks (see
-            `path.draw`).
-        scaling: the factor of the updates: "none", "sqrt_gap" or "inv_p" (see `path.scales`).
+        sampling: "bernoulli" draws each block independently, as in the papers. "exact" draws as many blocks
+            as are expected, so that time and memory do not vary, and each block keeps its own probability.
+        scaling: the factor of the update of each active block. "none": 1. "sqrt_gap": the square root of the
+            distance to the next active block, which keeps the size of the residual stream at initialisation.
+            "inv_p": 1 / probability, which keeps its mean.
 
     Raises:
         MeristemError: if a value is impossible.
@@ -108,7 +110,7 @@ class SubnetworkSchedule(Schedule):
         widths: the share of heads and feed-forward units in each stage (see `subnetworks/width.py`). All of
             them by default.
         sampling: "exact" (the same probabilities, no variance of depth) or "bernoulli" (as published).
-        scaling: "none", "sqrt_gap" or "inv_p" (see `path.scales`).
+        scaling: "none", "sqrt_gap" or "inv_p" (see `Schedule`).
         seed: the seed of the paths.
 
     Raises:
@@ -187,8 +189,8 @@ class LayerDrop(Schedule):
         total_steps: the number of optimizer steps of the whole run.
         rate: the probability that a block is dropped.
         seed: the seed of the paths.
-        sampling: "bernoulli" or "exact" (see `path.draw`).
-        scaling: "none", "sqrt_gap" or "inv_p" (see `path.scales`).
+        sampling: "bernoulli" or "exact" (see `Schedule`).
+        scaling: "none", "sqrt_gap" or "inv_p" (see `Schedule`).
 
     Raises:
         MeristemError: if a value is impossible.
@@ -218,8 +220,8 @@ class StochasticDepth(Schedule):
         total_steps: the number of optimizer steps of the whole run.
         last: the probability that the last block is kept.
         seed: the seed of the paths.
-        sampling: "bernoulli" or "exact" (see `path.draw`).
-        scaling: "inv_p", "none" or "sqrt_gap" (see `path.scales`).
+        sampling: "bernoulli" or "exact" (see `Schedule`).
+        scaling: "inv_p", "none" or "sqrt_gap" (see `Schedule`).
 
     Raises:
         MeristemError: if a value is impossible.
@@ -250,8 +252,8 @@ class ProgressiveLayerDropping(Schedule):
         theta: the probability towards which that of the last block falls.
         gamma: the rate at which it falls, for each step. By default 100 / total_steps.
         seed: the seed of the paths.
-        sampling: "bernoulli" or "exact" (see `path.draw`).
-        scaling: "inv_p", "none" or "sqrt_gap" (see `path.scales`).
+        sampling: "bernoulli" or "exact" (see `Schedule`).
+        scaling: "inv_p", "none" or "sqrt_gap" (see `Schedule`).
 
     Raises:
         MeristemError: if a value is impossible.
