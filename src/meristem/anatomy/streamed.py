@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from meristem.anatomy.lockstep import side_by_side, take_turns
+from meristem.anatomy.widened import widened
 from meristem.block_count import block_reached, expect_blocks
 
 
@@ -187,7 +188,7 @@ class _Station:
             if id(placeholder) in made:
                 held[leaf] = made[id(placeholder)]
                 continue
-            tensor = self._stream.weights[name].to(placeholder.dtype)
+            tensor = widened(self._stream.weights[name], placeholder.dtype)
             held[leaf] = tensor if held is owner._buffers else nn.Parameter(tensor, requires_grad=False)
             if held is owner._parameters:
                 made[id(placeholder)] = held[leaf]
