@@ -18,7 +18,7 @@ from meristem.checkpoints.source_hash import hashing, source_record
 
 def expected(directory) -> str:
     digest = hashlib.sha256()
-    for name in sorted(f.name for f in directory.iterdir() if f.name == "config.json" or ".safetensors" == f.suffix):
+    for name in sorted(f.name for f in directory.iterdir() if f.name == "config.json" or f.suffix == ".safetensors"):
         digest.update(name.encode() + (directory / name).read_bytes())
     return digest.hexdigest()
 
@@ -29,7 +29,9 @@ def test_it_is_that_of_the_files_and_a_growth_records_it(tmp_path):
         assert running.result() == {"name": "small", "revision": None, "sha256": expected(tmp_path / "small")}
     done = meristem("grow", tmp_path / "small", tmp_path / "big", "--width", "2", "--no-verify")
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "big" / "meristem.json").read_text())["source"]["sha256"] == expected(tmp_path / "small")
+    assert json.loads((tmp_path / "big" / "meristem.json").read_text())["source"]["sha256"] == expected(
+        tmp_path / "small"
+    )
 
 
 def test_it_waits_for_the_writing(tmp_path, monkeypatch):

@@ -1,5 +1,5 @@
-"""Memory for large tensors, used again once a tensor is gone: pages that the system hands out anew have to be cleared first, which
-takes longer than to fill them."""
+"""Memory for large tensors, used again once a tensor is gone: pages that the system hands out anew have to be cleared first, and a virtual
+machine may have to ask its host for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 LARGE = 1 << 22  # bytes, below which malloc keeps memory by itself
-HELD = 1 << 30  # bytes that are kept at most, in use or not
+HELD = 1 << 29  # bytes that are kept at most, in use or not
 ALIGNED = 64
 
 
@@ -34,11 +34,6 @@ class Recycler:
             offset = -block.ctypes.data % ALIGNED
             return torch.from_numpy(block[offset : offset + size]).view(dtype).view(tuple(shape))
 
-    def clear(self) -> None:
-        """Give back what is not in use."""
-        with self._lock:
-            self._blocks.clear()
-
     def _take(self, size: int) -> np.ndarray:
         for place in range(len(self._blocks)):
             if len(self._blocks[place]) == size + ALIGNED and sys.getrefcount(self._blocks[place]) == _UNUSED:
@@ -53,4 +48,4 @@ class Recycler:
 
 _UNUSED = 2  # references to a block that only the list has, while they are counted
 _RECYCLER = Recycler()
-empty, clear = _RECYCLER.empty, _RECYCLER.clear
+empty = _RECYCLER.empty
