@@ -70,5 +70,5 @@ def test_it_ends_with_the_work(tmp_path, monkeypatch):
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(bytes(100))
-    with hashing(Source("it", tmp_path)) as running, pytest.raises(ms.MeristemError, match="config.json"):
+    with hashing(Source("it", tmp_path)) as running, pytest.raises(ms.MeristemError, match="config"):
         running.result()
