@@ -79,6 +79,10 @@ class Weights(Mapping[str, Tensor]):
             self._kept[name] = (tensor, takers - 1)
         return tensor
 
+    def lent(self, name: str) -> Tensor:
+        """A tensor for what is made of it: one that is kept for others, who still get it, or one that is made now."""
+        return self._kept[name][0] if name in self._kept else self._make(name)
+
     @contextlib.contextmanager
     def shared(self, takers: int) -> Iterator[None]:
         """Inside, each tensor is kept until it has been asked for so many times."""

@@ -7,6 +7,7 @@ the processor's cache while they are widened and multiplied; for any other opera
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -74,10 +75,20 @@ def _product(left: Tensor, stored: Tensor) -> Tensor:
     """left (n, k) . stored (k, m), in the dtype of `left`, with `stored` widened in blocks of the rows that lie together."""
     k, m = stored.shape
     if stored.t().is_contiguous():  # what nn.Linear multiplies with
-        rows, step = stored.t(), max(1, BLOCK // max(1, k))
-        parts = [left @ rows[a : a + step].to(left.dtype).t() for a in range(0, m, step)]
-        return torch.cat(parts, 1) if len(parts) != 1 else parts[0]
-    result, step = left.new_zeros(len(left), m), max(1, BLOCK // max(1, m))
-    for a in range(0, k, step):
-        result.addmm_(left[:, a : a + step], stored[a : a + step].to(left.dtype))
+        result = left.new_empty(m, len(left))
+        for a, block in _blocks(stored.t(), left.dtype):
+            torch.mm(block, left.t(), out=result[a : a + len(block)])
+        return result.t()
+    result = left.new_zeros(len(left), m)
+    for a, block in _blocks(stored, left.dtype):
+        result.addmm_(left[:, a : a + len(block)], block)
     return result
+
+
+def _blocks(rows: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """(number of the first row, some rows in `dtype`), all in the same memory one after the other."""
+    step = max(1, BLOCK // max(1, rows.shape[1]))
+    memory = torch.empty(min(step, len(rows)), rows.shape[1], dtype=dtype)
+    for a in range(0, len(rows), step):
+        part = rows[a : a + step]
+        yield a, memory[: len(part)].copy_(part)

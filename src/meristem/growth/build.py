@@ -67,12 +67,13 @@ def with_flags(grown: nn.Module, plans: Sequence[GrowthPlan], models: Sequence[n
 def grown_weights(plan: GrowthPlan, model: nn.Module, look: Look | None = None) -> Weights:
     """The tensors of the large network by every name that its state dict has, tied ones included, made on demand."""
     weights = weights_of(model)
+    fetch = weights.lent if isinstance(weights, Weights) else weights.__getitem__
 
     def grown(name: str) -> Tensor:
-        return grow_whole(plan.tensors[plan.own_names[name]], weights.__getitem__)
+        return grow_whole(plan.tensors[plan.own_names[name]], fetch)
 
     def pieces(name: str) -> Iterator[tuple[list[int], Tensor]]:
-        return grow_pieces(plan.tensors[plan.own_names[name]], weights.__getitem__, look)
+        return grow_pieces(plan.tensors[plan.own_names[name]], fetch, look)
 
     def span(name: str) -> Span | None:
         tensor = plan.tensors[plan.own_names[name]]
