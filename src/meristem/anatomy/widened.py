@@ -73,7 +73,7 @@ def _whole(value: Any) -> Any:
 
 def _product(left: Tensor, stored: Tensor) -> Tensor:
     """left (n, k) . stored (k, m), in the dtype of `left`, with `stored` widened in blocks of the rows that lie together."""
-    k, m = stored.shape
+    m = stored.shape[1]
     if stored.t().is_contiguous():  # what nn.Linear multiplies with
         result = left.new_empty(m, len(left))
         for a, block in _blocks(stored.t(), left.dtype):
