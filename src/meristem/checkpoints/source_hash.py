@@ -20,8 +20,8 @@ AHEAD = (
 
 
 def source_record(source: str | Source, reading: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
-    """The source's name, its commit on the hub (None: a directory), and the SHA-256 of its config and weight files (None for a
-    name alone: pass what `find_source` found).
+    """The name of the source, its commit on the hub (None for a directory), and the SHA-256 of its config and
+    weight files (None for a name alone: pass what `find_source` found).
 
     Args:
         reading: called with the number of bytes read so far, before more are read.
