@@ -1,5 +1,8 @@
-"""Memory for large tensors, used again once a tensor is gone: pages that the system hands out anew have to be cleared first, and a virtual
-machine may have to ask its host for them."""
+"""Memory for large tensors, used again once a tensor is gone.
+
+Pages that the system hands out anew have to be cleared first, and a virtual machine may have to ask its host for
+them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ class Recycler:
         self._lock = threading.Lock()
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor on the CPU without values, as `torch.empty`; its memory is free again when it and all its views are gone."""
+        """A tensor on the CPU without values, as `torch.empty`. Its memory is free again when it and all its
+        views are gone.
+        """
         size = math.prod(shape) * dtype.itemsize
         if size < LARGE:
             return torch.empty(tuple(shape), dtype=dtype)

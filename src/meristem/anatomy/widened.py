@@ -1,8 +1,9 @@
 """A weight in half precision that counts as one in high precision, and is never copied whole.
 
-A proof runs stored weights in float32 or float64. A copy of each weight in that dtype takes two to four times its memory, and more time than
-the products of a few tokens with it. A `Widened` weight looks like the copy. Products and look-ups read it in blocks of rows that stay in
-the processor's cache while they are widened and multiplied; for any other operation the copy is made after all.
+A proof runs stored weights in float32 or float64. A copy of each weight in that dtype takes two to four times
+its memory, and more time than the products of a few tokens with it. A `Widened` weight looks like the copy.
+Products and look-ups read it in blocks of rows that stay in the processor's cache while they are widened and
+multiplied. For any other operation the copy is made after all.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _VIEWS = {
 
 
 def widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor` as one of `dtype`: a large matrix on the CPU in blocks as it is used, everything else at once."""
+    """`tensor` as one of `dtype`: a large matrix on the CPU in blocks as it is used, anything else at once."""
     wider = tensor.is_floating_point() and dtype.is_floating_point and tensor.dtype.itemsize < dtype.itemsize
     if wider and tensor.dim() > 1 and tensor.numel() >= LARGE and tensor.device.type == "cpu":
         return Widened(tensor, dtype)
@@ -72,7 +73,7 @@ def _whole(value: Any) -> Any:
 
 
 def _product(left: Tensor, stored: Tensor) -> Tensor:
-    """left (n, k) . stored (k, m), in the dtype of `left`, with `stored` widened in blocks of the rows that lie together."""
+    """left (n, k) . stored (k, m), in the dtype of `left`; `stored` is widened in blocks of rows."""
     m = stored.shape[1]
     if stored.t().is_contiguous():  # what nn.Linear multiplies with
         result = left.new_empty(m, len(left))

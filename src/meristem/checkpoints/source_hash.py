@@ -56,8 +56,11 @@ class _Stopped(Exception):
 
 
 class SourceHash:
-    """`source_record` in a thread of its own. It keeps near the writing, which it is told of: each byte of a source that is larger than
-    memory then comes from the disk once, for both."""
+    """`source_record` in a thread of its own.
+
+    It keeps near the writing, which it is told of. Each byte of a source that is larger than memory then comes from
+    the disk once, for both.
+    """
 
     def __init__(self, source: Source) -> None:
         self._bytes = _size(source.path)
