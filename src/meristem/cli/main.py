@@ -95,6 +95,7 @@ register(app, demo, "demo", "demo --out /tmp/demo")
 
 def main() -> None:
     """The entry point: every MeristemError becomes one clear message and exit code 2 (1 for a broken promise)."""
+    before = gc.get_threshold()
     gc.set_threshold(COLLECT_AFTER, 10, 10)  # looking for garbage in what libraries make as they load,
     atexit.register(gc.freeze)  # and once more at the end, took a third of a short command's time
     os.environ.setdefault(
@@ -114,6 +115,8 @@ def main() -> None:
         if isinstance(error, SystemExit) and error.code != INTERRUPTED:
             raise
         leave("interrupted; nothing is left half-written. Run the same command again", INTERRUPTED)
+    finally:
+        gc.set_threshold(*before)
 
 
 def _spelt_out(arguments: list[str]) -> list[str]:
