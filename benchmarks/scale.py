@@ -10,6 +10,7 @@ given, in seconds and in seconds of the processor (user and system), and the rat
 measure the others. With `--mergekit`, mergekit's passthrough stacks the same layers beside `--method stacking`.
 `bounds`: seconds of the processor that parts take by themselves: to load the libraries, to copy, to hash, to draw random numbers, to make
 noisy bfloat16 weights of them. No growth of this kind takes less than their sum over the cores.
+`kills`: thirty random kills of a growth with four processes, and of the process that started them.
 `model`: a growth takes a start-up and then the longest of reading, making and writing, which overlap. The rates (bytes read and
 written in a second, seconds of the processor for each GB made) are measured, seconds of the processor are checked at outputs of about
 1, 2, 4 and 8 GB, and all is then applied to 7B, 70B, 405B and 671B on N machines.
@@ -32,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import ENVIRONMENT, ROOT, directory_bytes, make_source, say
-from support.sparse import SHAPES, make_sparse
+from support.sparse import ONE_FILE, SHAPES, make_sparse
 
 VERBS = {
     "inspect": ["inspect", "SRC"],
@@ -53,7 +54,8 @@ PROOFS = {
 }
 PUBLISHED = {"7B": 6.7e9, "70B": 70.6e9, "405B": 405.9e9, "671B": 671.0e9}
 MACHINES = (1, 8, 64)
-PARTS = ["plans", "speed", "bounds", "model"]
+PARTS = ["plans", "speed", "bounds", "model", "kills"]
+KILLED = ROOT / "tests" / "checkpoints" / "killed_shares_worker.py"
 PROBE = 1 << 29  # bytes that are written and read to measure the disk
 
 
@@ -78,8 +80,8 @@ def meristem(*arguments: str) -> list[str]:
 def plans(folder: Path, names: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in names:
-        source = folder / name
-        found[name] = make_sparse(source, SHAPES[name]())
+        source = folder / name.replace(" ", "-")
+        found[name] = make_sparse(source, SHAPES[name](), "100GB" if name == ONE_FILE else "5GB")
         places = {"SRC": str(source), "OUT": str(folder / "out")}
         for verb, words in VERBS.items():
             found[name][verb] = timed(meristem(*(places.get(word, word) for word in words)))
@@ -210,6 +212,17 @@ def bounds(folder: Path) -> dict[str, Any]:
     return {name: round(value, 3) for name, value in found.items()}
 
 
+def kills(folder: Path) -> dict[str, Any]:
+    """A growth with four processes, killed at random moments thirty times: what came of it (see the test of the same)."""
+    place = folder / "killed"
+    place.mkdir()
+    said = subprocess.run([sys.executable, str(KILLED), str(place)], capture_output=True, text=True, check=True)
+    found = json.loads(said.stdout.splitlines()[-1])
+    statuses = found.pop("statuses")
+    shutil.rmtree(place)
+    return {**found, "growths": len(statuses), "failed": sum(map(bool, statuses))}
+
+
 def processor_seconds(work: Callable[[], Any], times: int = 50) -> float:
     """The least that this thread takes for it, of so many times."""
     taken = []
@@ -287,6 +300,7 @@ def main() -> None:
         "plans": lambda: plans(folder, arguments.shapes),
         "speed": lambda: speed(folder, arguments.layers, arguments.rounds, arguments.mergekit, arguments.commands),
         "bounds": lambda: bounds(folder),
+        "kills": lambda: kills(folder),
         "model": lambda: model(folder, arguments.points, arguments.rounds),
     }
     found["machine"] = f"{machine()}, {os.cpu_count()} CPUs"
