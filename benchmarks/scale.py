@@ -309,7 +309,9 @@ def main() -> None:
             before = os.getloadavg()
             made = parts[part]()
             load = {"load_averages": {"before": before, "after": os.getloadavg()}}
-            found[part] = {**(found.get(part, {}) if part == "plans" else {}), **made, **load}
+            if part == "speed":  # of the commands that were run; others stay as they were measured
+                made |= {name: {**made[name], **load} for name in arguments.commands}
+            found[part] = {**(found.get(part, {}) if part in ("plans", "speed") else {}), **made, **load}
             write_json(file, found)
     finally:
         shutil.rmtree(folder)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import pico
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import meristem as ms
+from meristem.anatomy.inputs import example_inputs
 from meristem.anatomy.streamed import Weights, streamed
 from meristem.anatomy.widened import LARGE, Widened, widened
+from meristem.certificates import outputs_in
+from meristem.checkpoints import open_streamed
 
 PAIRS = [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32, torch.float64)]
 
@@ -86,3 +90,17 @@ def test_a_streamed_network_of_large_weights_is_that_in_memory():
     assert certificate.dtype == "float64"
     assert certificate.relative_error < 1e-13
     assert certificate.holds
+
+
+@pytest.mark.parametrize("family", list(pico.FAMILIES))
+def test_every_family_computes_what_it_computes_with_copies(family, tmp_path, monkeypatch):
+    pico.build(family).to(torch.bfloat16).save_pretrained(tmp_path)
+    model = open_streamed(str(tmp_path))
+    inputs = example_inputs(model)
+    copied = outputs_in(model, inputs, torch.float32)
+    monkeypatch.setattr("meristem.anatomy.widened.LARGE", 1)
+    monkeypatch.setattr("meristem.anatomy.widened.BLOCK", 1 << 8)  # several blocks for each matrix
+    ours = outputs_in(model, inputs, torch.float32)
+    assert ours.keys() == copied.keys()
+    for name, output in ours.items():
+        torch.testing.assert_close(output, copied[name], rtol=1e-4, atol=1e-5)
