@@ -72,3 +72,23 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(bytes(100))
     with hashing(Source("it", tmp_path)) as running, pytest.raises(ms.MeristemError, match="config"):
         running.result()
+
+
+@pytest.mark.parametrize("processes", [[], ["--processes", "2"]])
+def test_it_is_never_waited_for_in_vain(processes, tmp_path, monkeypatch):
+    """A source that is larger than the hash may be ahead."""
+    pico.build("llama").save_pretrained(tmp_path / "small")
+    monkeypatch.setattr(source_hash, "CHUNK", 1 << 10)
+    monkeypatch.setattr(source_hash, "AHEAD", 1 << 10)
+    told = []
+    written = source_hash.SourceHash.written
+    monkeypatch.setattr(
+        source_hash.SourceHash, "written", lambda self, share: (told.append(share), written(self, share))[1]
+    )
+    words = ["--width", "2", "--no-verify", "--max-shard-size", "30KB", *processes]
+    done = meristem("grow", tmp_path / "small", tmp_path / "big", *words)
+    assert done.returncode == 0, done.stderr
+    recorded = json.loads((tmp_path / "big" / "meristem.json").read_text())["source"]["sha256"]
+    assert recorded == expected(tmp_path / "small")
+    assert told[-1] == 1.0
+    assert told[0] == 1.0 if processes else 0 < told[0] < 1

@@ -177,6 +177,8 @@ def _write(asked: Request, planned: _Planned, who: Processes | None) -> Any:
     from meristem.checkpoints.record import growth_record
 
     growth, found, hashed = planned.growth, planned.found, planned.hashed
+    if hashed is not None and (planned.reader is not None or who is not None):
+        hashed.written(1.0)  # others write too, or nobody tells how far it is
     if planned.reader is not None:
         with step(f"writing {asked.out}"):
             read = hashed.result if hashed is not None else lambda: None
