@@ -8,6 +8,9 @@
 `speed`: whole commands, start-up included, in turns with each other and with `cp -r` of what was written. The least of all rounds is
 given, in seconds and in seconds of the processor (user and system), and the ratios of these: on a machine that others use, seconds
 measure the others. With `--mergekit`, mergekit's passthrough stacks the same layers beside `--method stacking`.
+`bounds`: seconds of the processor that parts take by themselves: to load the libraries, to copy, to hash, to draw random numbers, to make
+noisy bfloat16 weights of them. No growth of this kind takes less than their sum over the cores.
+`kills`: thirty random kills of a growth with four processes, and of the process that started them.
 `model`: a growth takes a start-up and then the longest of reading, making and writing, which overlap. The rates (bytes read and
 written in a second, seconds of the processor for each GB made) are measured, seconds of the processor are checked at outputs of about
 1, 2, 4 and 8 GB, and all is then applied to 7B, 70B, 405B and 671B on N machines.
@@ -17,6 +20,7 @@ Writes results/scale.json after each part.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -24,11 +28,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from checkpoints import ENVIRONMENT, ROOT, directory_bytes, make_source, say
-from support.sparse import SHAPES, make_sparse
+from support.sparse import ONE_FILE, SHAPES, make_sparse
 
 VERBS = {
     "inspect": ["inspect", "SRC"],
@@ -49,6 +54,8 @@ PROOFS = {
 }
 PUBLISHED = {"7B": 6.7e9, "70B": 70.6e9, "405B": 405.9e9, "671B": 671.0e9}
 MACHINES = (1, 8, 64)
+PARTS = ["plans", "speed", "bounds", "model", "kills"]
+KILLED = ROOT / "tests" / "checkpoints" / "killed_shares_worker.py"
 PROBE = 1 << 29  # bytes that are written and read to measure the disk
 
 
@@ -73,8 +80,8 @@ def meristem(*arguments: str) -> list[str]:
 def plans(folder: Path, names: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in names:
-        source = folder / name
-        found[name] = make_sparse(source, SHAPES[name]())
+        source = folder / name.replace(" ", "-")
+        found[name] = make_sparse(source, SHAPES[name](), "100GB" if name == ONE_FILE else "5GB")
         places = {"SRC": str(source), "OUT": str(folder / "out")}
         for verb, words in VERBS.items():
             found[name][verb] = timed(meristem(*(places.get(word, word) for word in words)))
@@ -170,6 +177,62 @@ def disk(folder: Path) -> dict[str, float]:
     return {f"{name}_gigabytes_per_second": round(rate, 3) for name, rate in best.items()}
 
 
+def bounds(folder: Path) -> dict[str, Any]:
+    """What parts of a growth take by themselves, in seconds of the processor, the least of several times."""
+    import torch
+
+    from meristem.growth.draws import normal
+    from meristem.growth.rounding import pair_of
+
+    torch.set_num_threads(1)
+    source, rows, columns = folder / "bytes", 1 << 4, 1 << 12
+    source.write_bytes(os.urandom(1 << 24) * (PROBE >> 24))
+    load = [
+        timed([sys.executable, "-c", f"import {name}"])
+        for name in ("torch", "transformers.models.llama.modeling_llama") * 3
+    ]
+    copies = [timed(["cp", str(source), str(folder / "copied")]) for _ in range(3)]
+    data = source.read_bytes()
+    weights, shape = torch.randn(rows, columns).bfloat16(), [rows, columns]
+    noise = lambda: normal("weight", 0, "noise", shape, std=0.01)  # noqa: E731
+    drawn = noise()
+    new = 2 * rows * columns  # of each draw two entries
+    found = {
+        "torch_seconds": least(load[0::2])["processor_seconds"],
+        "transformers_and_torch_seconds": least(load[1::2])["processor_seconds"],
+        "cp_seconds_per_gigabyte": least(copies)["processor_seconds"] / (PROBE / 1e9),
+        "sha256_seconds_per_gigabyte": processor_seconds(lambda: hashlib.sha256(data), 3) / (PROBE / 1e9),
+        "draws_seconds_per_gigabyte_of_noisy_bfloat16": processor_seconds(noise) / (2 * new / 1e9),
+        "shares_seconds_per_gigabyte_of_noisy_bfloat16": processor_seconds(
+            lambda: [share.bfloat16() for share in pair_of(weights.float(), drawn.clone(), torch.bfloat16)]
+        ) / (2 * new / 1e9),
+    }  # fmt: skip
+    source.unlink()
+    (folder / "copied").unlink()
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def kills(folder: Path) -> dict[str, Any]:
+    """A growth with four processes, killed at random moments thirty times: what came of it (see the test of the same)."""
+    place = folder / "killed"
+    place.mkdir()
+    said = subprocess.run([sys.executable, str(KILLED), str(place)], capture_output=True, text=True, check=True)
+    found = json.loads(said.stdout.splitlines()[-1])
+    statuses = found.pop("statuses")
+    shutil.rmtree(place)
+    return {**found, "growths": len(statuses), "failed": sum(map(bool, statuses))}
+
+
+def processor_seconds(work: Callable[[], Any], times: int = 50) -> float:
+    """The least that this thread takes for it, of so many times."""
+    taken = []
+    for _ in range(times):
+        start = time.thread_time()
+        work()
+        taken.append(time.thread_time() - start)
+    return min(taken)
+
+
 def model(folder: Path, layers: list[int], rounds: int) -> dict[str, Any]:
     """Rates from the smallest and the largest point, checked at those between, and what follows for published sizes."""
     points = [point(folder, count, rounds) for count in layers]
@@ -214,7 +277,7 @@ def point(folder: Path, layers: int, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=["plans", "speed", "model"], default=["plans", "speed", "model"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--small", action="store_true", help="the small setting, which is the default")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--layers", type=int, default=8, help="of the source; 22 are 2.2 GB")
@@ -236,6 +299,8 @@ def main() -> None:
     parts = {
         "plans": lambda: plans(folder, arguments.shapes),
         "speed": lambda: speed(folder, arguments.layers, arguments.rounds, arguments.mergekit, arguments.commands),
+        "bounds": lambda: bounds(folder),
+        "kills": lambda: kills(folder),
         "model": lambda: model(folder, arguments.points, arguments.rounds),
     }
     found["machine"] = f"{machine()}, {os.cpu_count()} CPUs"
@@ -244,7 +309,9 @@ def main() -> None:
             before = os.getloadavg()
             made = parts[part]()
             load = {"load_averages": {"before": before, "after": os.getloadavg()}}
-            found[part] = {**(found.get(part, {}) if part == "plans" else {}), **made, **load}
+            if part == "speed":  # of the commands that were run; others stay as they were measured
+                made |= {name: {**made[name], **load} for name in arguments.commands}
+            found[part] = {**(found.get(part, {}) if part in ("plans", "speed") else {}), **made, **load}
             write_json(file, found)
     finally:
         shutil.rmtree(folder)

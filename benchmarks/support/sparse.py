@@ -56,17 +56,28 @@ def kimi_k2() -> Any:
     )  # fmt: skip
 
 
+def llama_21b() -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        architectures=["LlamaForCausalLM"], hidden_size=5120, intermediate_size=13824, num_hidden_layers=64,
+        num_attention_heads=40, num_key_value_heads=40, vocab_size=32000, tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+ONE_FILE = "Llama-21B in one file"  # of 41 GB, more than the memory of most machines
 SHAPES: dict[str, Callable[[], Any]] = {
     "Llama-70B": llama_70b,
     "Qwen3-30B-A3B": qwen3_30b_a3b,
+    ONE_FILE: llama_21b,
     "Llama-405B": llama_405b,
     "DeepSeek-V3": deepseek_v3,
     "Kimi-K2": kimi_k2,
 }
 
 
-def make_sparse(path: Path, config: Any) -> dict[str, int]:
-    """A checkpoint in bfloat16 of the class that `config` names, in shards of 5 GB, laid out as stock `save_pretrained` would.
+def make_sparse(path: Path, config: Any, max_shard_size: str = "5GB") -> dict[str, int]:
+    """A checkpoint in bfloat16 of the class that `config` names, laid out as stock `save_pretrained` would.
 
     Returns:
         parameters, tensors on disk, bytes and files.
@@ -80,7 +91,7 @@ def make_sparse(path: Path, config: Any) -> dict[str, int]:
 
     config.dtype = "bfloat16"
     model = skeleton(lambda: getattr(transformers, config.architectures[0])(config)).to(torch.bfloat16)
-    _, shards = plan_files(model)
+    _, shards = plan_files(model, max_shard_size)
     path.mkdir(parents=True)
     config.save_pretrained(path)
     for file, header in shards.headers.items():

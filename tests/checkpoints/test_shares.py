@@ -6,8 +6,10 @@ import contextlib
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pico
@@ -15,6 +17,7 @@ import pytest
 import torch
 from command_line import meristem
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import meristem as ms
 from meristem.checkpoints import open_streamed, shares, write_model
@@ -184,7 +187,7 @@ def test_two_ranks_of_a_real_torchrun(tmp_path):
 
 @pytest.mark.dist
 def test_ranks_on_ray_write_what_one_process_does(tmp_path, monkeypatch):
-    """The command starts a cluster of its own; a worker is killed, and its rank goes on."""
+    """The command starts a cluster of its own."""
     pytest.importorskip("ray")
     pico.build("llama").save_pretrained(tmp_path / "small")
     words = ["small", "--width", "2", "--max-shard-size", "30KB", "--no-verify"]
@@ -197,6 +200,50 @@ def test_ranks_on_ray_write_what_one_process_does(tmp_path, monkeypatch):
     assert contents(tmp_path / "ray") == contents(tmp_path / "one")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "ray", "small"]
     assert json.loads((tmp_path / "ray" / "meristem.json").read_text())["source"]["name"] == "small"
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that this one has started, and those that they have."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+    return [*children, *(further for child in children for further in descendants(child))]
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+@pytest.mark.dist
+def test_a_rank_on_ray_whose_worker_is_killed_goes_on(tmp_path):
+    """The first worker that is at work is killed when it has begun a file; the result is that of one process."""
+    pytest.importorskip("ray")
+    config = LlamaConfig(
+        hidden_size=256, intermediate_size=704, num_hidden_layers=8, num_attention_heads=4, vocab_size=4000
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "small")
+    words = ["grow", "small", "--width", "2", "--max-shard-size", "300KB", "--no-verify"]
+    command = [sys.executable, "-m", "meristem.cli.main", *words[:2]]
+    one = subprocess.run([*command, "one", *words[2:]], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert one.returncode == 0, one.stderr
+    killed = 0
+    with subprocess.Popen([*command, "ray", *words[2:], "--processes", "ray:2"], cwd=tmp_path) as running:
+        while running.poll() is None:
+            ranks = [pid for pid in descendants(running.pid) if title(pid).startswith("ray::_rank")]
+            begun = [pid for pid in ranks if list(tmp_path.glob(f".ray.shares-*/.{pid}.partial-*"))]
+            if begun and not killed:
+                os.kill(begun[0], signal.SIGKILL)
+                killed = begun[0]
+            time.sleep(0.002)
+    assert running.returncode == 0
+    assert killed
+    assert len(contents(tmp_path / "one")) > 20
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "ray", "small"]
 
 
 def test_a_rank_that_fails_elsewhere_ends_the_wait(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pico
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 
 import meristem as ms
 from meristem.anatomy.inputs import logits_of
-from meristem.anatomy.streamed import is_streamed, weights_of
+from meristem.anatomy.streamed import Weights, is_streamed, weights_of
 from meristem.checkpoints import open_model, open_streamed, write_model
 from meristem.checkpoints.headers import DTYPES
 from meristem.checkpoints.shards import lay_out, write_shards
@@ -191,3 +192,35 @@ def test_generation_config_is_kept(tmp_path):
     model.save_pretrained(tmp_path / "small")
     write_model(ms.grow(open_streamed(str(tmp_path / "small")), ms.HyperCloning(width=2)), tmp_path / "grown", {})
     assert transformers.GenerationConfig.from_pretrained(tmp_path / "grown").temperature == 0.5
+
+
+@pytest.fixture
+def kept_at_the_end(monkeypatch):
+    """What networks still keep for further passes when all have gone by."""
+    left, shared = [], Weights.shared
+
+    @contextlib.contextmanager
+    def seen(self, takers):
+        with shared(self, takers):
+            yield
+            left.append(sorted(self._kept))
+
+    monkeypatch.setattr(Weights, "shared", seen)
+    return left
+
+
+@pytest.mark.parametrize("method", [ms.HyperCloning(width=2), ms.Stacking(depth=2), NOISY_AND_DEEPER])
+def test_a_proof_keeps_nothing_behind_and_reads_each_tensor_once_for_a_block(
+    method, tmp_path, monkeypatch, kept_at_the_end
+):
+    """What is kept for a pass that has gone by would add up to the whole source."""
+    pico.build("llama").to(torch.bfloat16).save_pretrained(tmp_path / "small")
+    small, reads, read = open_streamed(str(tmp_path / "small")), [], StoredTensors.__getitem__
+    monkeypatch.setattr(StoredTensors, "__getitem__", lambda self, name: (reads.append(name), read(self, name))[1])
+    growth = Growth.of(small, method)
+    assert growth.certificate is not None
+    assert growth.certificate.own_dtype_relative_error is not None  # all four passes ran side by side
+    assert kept_at_the_end
+    assert not any(kept_at_the_end)
+    if isinstance(method, ms.HyperCloning):
+        assert max(reads.count(name) for name in set(reads)) == 1

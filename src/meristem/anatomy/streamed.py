@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from meristem.anatomy.lockstep import side_by_side, take_turns
+from meristem.anatomy.widened import widened
 from meristem.block_count import block_reached, expect_blocks
 
 
@@ -79,6 +80,10 @@ class Weights(Mapping[str, Tensor]):
         if takers > 1:
             self._kept[name] = (tensor, takers - 1)
         return tensor
+
+    def lent(self, name: str) -> Tensor:
+        """A tensor for what is made of it: one that is kept for others, who still get it, or one that is made now."""
+        return self._kept[name][0] if name in self._kept else self._make(name)
 
     @contextlib.contextmanager
     def shared(self, takers: int) -> Iterator[None]:
@@ -194,7 +199,7 @@ class _Station:
             if id(placeholder) in made:
                 held[leaf] = made[id(placeholder)]
                 continue
-            tensor = self._stream.weights[name].to(placeholder.dtype)
+            tensor = widened(self._stream.weights[name], placeholder.dtype)
             held[leaf] = tensor if held is owner._buffers else nn.Parameter(tensor, requires_grad=False)
             if held is owner._parameters:
                 made[id(placeholder)] = held[leaf]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,36 +11,13 @@ from meristem.certificates import Certificate
 from meristem.checkpoints.directory import write_json
 from meristem.checkpoints.provenance import provenance_before, recorded_provenance
 from meristem.checkpoints.source import Source
+from meristem.checkpoints.source_hash import source_record
 from meristem.errors import MeristemError
 from meristem.growth import METHODS, Growth
 from meristem.growth.fuse import Fusion
 from meristem.growth.method import Method
 from meristem.growth.provenance import Provenance
 from meristem.incubation import Incubation
-
-
-def source_record(source: str | Source) -> dict[str, Any]:
-    """The name of the source, its commit on the hub (None for a directory), and the SHA-256 of its config and
-    weight files (None for a name alone: pass what `find_source` found).
-
-    Raises:
-        MeristemError: if a file cannot be read.
-    """
-    found = Source(source, Path(source)) if isinstance(source, str) else source
-    digest = hashlib.sha256()
-    try:
-        if not found.path.is_dir():
-            return {"name": found.name, "revision": found.revision, "sha256": None}
-        for file in sorted(
-            [found.path / "config.json", *found.path.glob("*.safetensors"), *found.path.glob("*.distcp")]
-        ):
-            digest.update(file.name.encode())
-            with open(file, "rb") as stream:
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
-    except OSError as error:
-        raise MeristemError(f"{error.filename} cannot be read: {error.strerror or error}") from error
-    return {"name": found.name, "revision": found.revision, "sha256": digest.hexdigest()}
 
 
 def copy_record(source: str | Source) -> dict[str, Any]:

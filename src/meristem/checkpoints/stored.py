@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from meristem.anatomy import recycled
 from meristem.checkpoints.headers import Entry, read_header
 from meristem.checkpoints.other_formats import no_weights_here
 from meristem.errors import MeristemError
@@ -41,7 +42,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self.entries[name]
-        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        tensor = recycled.empty(entry.shape, entry.dtype)
         if entry.bytes:
             data = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
             self._read(entry, data)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from meristem.errors import MeristemError, PreservationError
 if TYPE_CHECKING:
     from meristem.checkpoints.shares import Processes
     from meristem.checkpoints.source import Source
+    from meristem.checkpoints.source_hash import SourceHash
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True)
 class _Planned:
-    """A growth and what was read for it."""
+    """A growth and what was read for it; `hashed` by the process that writes the record."""
 
     growth: Any
     found: Source
@@ -66,6 +67,7 @@ class _Planned:
     more: dict[str, Any]
     given: dict[str, Any] | None = None
     same: Callable[[], None] = lambda: None  # raises if the source has changed meanwhile
+    hashed: SourceHash | None = None
 
 
 def grow_checkpoint(asked: Request) -> Answer:
@@ -75,7 +77,7 @@ def grow_checkpoint(asked: Request) -> Answer:
         MeristemError: if it cannot be done.
     """
     from meristem.checkpoints.directory import check_place
-    from meristem.cli.pushing import check_push, push
+    from meristem.cli.pushing import check_push
     from meristem.cli.ray_ranks import on_ray, wants_ray
 
     if wants_ray(asked.processes):
@@ -87,9 +89,17 @@ def grow_checkpoint(asked: Request) -> Answer:
         check_place(asked.out, asked.overwrite, [asked.source, *filter(None, asked.target[:1])])
         check_push(asked.push)
     calm_libraries()
+    with contextlib.ExitStack() as beside:
+        return _grow(asked, who, beside)
+
+
+def _grow(asked: Request, who: Processes | None, beside: contextlib.ExitStack) -> Answer:
+    """The work; what runs `beside` it ends with it."""
+    from meristem.cli.pushing import push
+
     prove = asked.prove and not asked.dry_run
     with step("planning and proving" if prove else "planning"):
-        planned = _plan(asked, prove, who)
+        planned = _plan(asked, prove, who, beside)
     growth = planned.growth
     if planned.aimed is not None:
         print_axes(growth, planned.aimed, planned.given)
@@ -101,7 +111,7 @@ def grow_checkpoint(asked: Request) -> Answer:
                 "--processes is for checkpoints in safetensors; a distributed one is written by one process"
             )
         who = replace(who, of=[growth.methods, list(asked.drop)])
-    growth = _write_and_hash(asked, planned, who)
+    growth = _write(asked, planned, who)
     if who is not None and who.rank:
         return Answer({"out": asked.out, "rank": who.rank})
     return Answer({**_told(asked, planned, growth), "pushed": push(asked.out, asked.push)})
@@ -113,10 +123,13 @@ def _processes(asked: str) -> Processes:
     return Processes.parse(asked)
 
 
-def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
+def _plan(asked: Request, prove: bool, who: Processes | None, beside: contextlib.ExitStack) -> _Planned:
     from meristem.checkpoints.source import find_source, unchanged
+    from meristem.checkpoints.source_hash import hashing
 
     found = find_source(asked.source, asked.trust)
+    same, writes = unchanged(found), not asked.dry_run and (who is None or not who.rank)
+    hashed = beside.enter_context(hashing(found)) if writes else None  # while libraries load
 
     from meristem.checkpoints import open_streamed
     from meristem.checkpoints.distributed import is_distributed, open_distributed
@@ -128,8 +141,7 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
     drop, options = asked.drop, dict(asked.options)
     chosen = None if asked.target[0] else named_methods(asked.method, options)
     if chosen and wants_data(chosen):
-        return _plan_on_data(asked, found, chosen)
-    same = unchanged(found)
+        return _plan_on_data(asked, found, chosen, same, hashed)
     sharded, resumable = is_distributed(found.path), is_trainer_checkpoint(found.path, drop)
     small, reader = (
         open_distributed(found, asked.trust, drop) if sharded else (open_streamed(found, asked.trust, drop), None)
@@ -141,10 +153,12 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
     chosen, later = aimed.methods if aimed else chosen, who is None and not sharded
     growth = Growth.of(small, chosen, verify=prove, sample=asked.sample, inputs=given, later=later)
     again = functools.partial(Growth.of, small, chosen, sample=asked.sample, inputs=given)
-    return _Planned(growth, found, small, reader, saved, aimed, again, {}, given, same)
+    return _Planned(growth, found, small, reader, saved, aimed, again, {}, given, same, hashed)
 
 
-def _plan_on_data(asked: Request, found: Source, methods: Sequence[Any]) -> _Planned:
+def _plan_on_data(
+    asked: Request, found: Source, methods: Sequence[Any], same: Callable[[], None], hashed: SourceHash | None
+) -> _Planned:
     """The same for methods that watch the whole network run. It is in memory, and no optimizer state
     grows.
     """
@@ -156,38 +170,39 @@ def _plan_on_data(asked: Request, found: Source, methods: Sequence[Any]) -> _Pla
     small = open_model(found, asked.trust, asked.drop)
     batches = looked.batches(found.path, small)
     again = functools.partial(Growth.of, small, with_batches(methods, batches), verify=False)
-    return _Planned(again(), found, small, None, None, None, again, {"looked_at": looked.record(batches)})
+    more = {"looked_at": looked.record(batches)}
+    return _Planned(again(), found, small, None, None, None, again, more, None, same, hashed)
 
 
-def _write_and_hash(asked: Request, planned: _Planned, who: Processes | None) -> Any:
+def _write(asked: Request, planned: _Planned, who: Processes | None) -> Any:
     """Write the growth. If the first proof fails, plan it a second time."""
     from meristem.checkpoints.distributed import write_distributed
-    from meristem.checkpoints.record import growth_record, source_record
+    from meristem.checkpoints.record import growth_record
 
-    growth, found = planned.growth, planned.found
-    with ThreadPoolExecutor(1) as beside:  # the source is hashed while it is read anyway
-        hashed = beside.submit(source_record, found)
-        if planned.reader is not None:
-            with step(f"writing {asked.out}"):
-                record = lambda: growth_record(growth, found, asked.drop, hashed.result())  # noqa: E731
-                left = write_distributed(growth, planned.reader, asked.out, record, asked.overwrite, asked.trust)
-            say_left(left, asked.out, [found])
-            return growth
-        try:
-            return _write_growth(asked, growth, planned, hashed.result, who)
-        except PreservationError:
-            if growth.pending is None:
-                raise
-            with step("planning and proving once more"):  # what a trial tells may help; or the error says more
-                growth = planned.again()
-            return _write_growth(asked, growth, planned, hashed.result, who)
+    growth, found, hashed = planned.growth, planned.found, planned.hashed
+    if hashed is not None and (planned.reader is not None or who is not None):
+        hashed.written(1.0)  # others write too, or nobody tells how far it is
+    if planned.reader is not None:
+        with step(f"writing {asked.out}"):
+            read = hashed.result if hashed is not None else lambda: None
+            record = lambda: growth_record(growth, found, asked.drop, read())  # noqa: E731
+            left = write_distributed(growth, planned.reader, asked.out, record, asked.overwrite, asked.trust)
+        say_left(left, asked.out, [found])
+        return growth
+    try:
+        return _write_growth(asked, growth, planned, who)
+    except PreservationError:
+        if growth.pending is None:
+            raise
+        with step("planning and proving once more"):  # what a trial tells may help; or the error says more
+            growth = planned.again()
+        return _write_growth(asked, growth, planned, who)
 
 
 def _write_growth(
     asked: Request,
     growth: Any,
     planned: _Planned,
-    hashed: Callable[[], dict[str, Any]],
     processes: Processes | None,
 ) -> Any:
     """Write the growth, and prove it meanwhile if that is left to do."""
@@ -195,7 +210,7 @@ def _write_growth(
     from meristem.checkpoints.sharded_optimizer import grow_sharded_optimizer
     from meristem.checkpoints.trainer_state import TrainerState, grow_trainer_state
 
-    source, saved = planned.found, planned.saved
+    source, saved, hashed = planned.found, planned.saved, planned.hashed
     grow_saved = grow_trainer_state if isinstance(saved, TrainerState) else grow_sharded_optimizer
     written = [growth]
 
@@ -203,14 +218,14 @@ def _write_growth(
         written[0] = growth.prove()
 
     def record() -> dict[str, Any]:
-        read = hashed()
+        read = hashed.result() if hashed is not None else None
         planned.same()
         return {**growth_record(written[0], source, asked.drop, read), **planned.more}
 
     write(
         growth.model, asked.out, record, [source], asked.overwrite, asked.max_shard_size, asked.trust,
         functools.partial(grow_saved, saved, growth) if saved is not None else None, processes,
-        prove if growth.pending is not None else None,
+        prove if growth.pending is not None else None, hashed.written if hashed is not None else None,
     )  # fmt: skip
     return written[0]
 

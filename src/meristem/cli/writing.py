@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +26,41 @@ def write(
     more: Callable[[Path], None] | None = None,
     processes: Processes | None = None,
     prove: Callable[[], object] | None = None,
+    seen: Callable[[float], None] | None = None,
 ) -> list[str]:
     """Write the model directory, under a progress bar. Everything except weights comes from the first
     source.
+
+    Args:
+        seen: called with the share of the weights, from 0 to 1, that is written.
     """
     from meristem.checkpoints import write_model
     from meristem.cli.progress import bytes_bar
 
     bar = functools.partial(bytes_bar, f"{'proving and writing' if prove else 'writing'} {out}")
+    bar = functools.partial(_seen_by, bar, seen) if seen is not None else bar
     paths = [source.path for source in sources]
     left = write_model(
         model, out, record, paths[0], overwrite, more, max_shard_size, bar, paths, trust, processes, prove
     )
     return say_left(left, out, sources)
+
+
+@contextlib.contextmanager
+def _seen_by(
+    bar: Callable[[int], AbstractContextManager[Callable[[int], None]]], seen: Callable[[float], None], total: int
+) -> Iterator[Callable[[int], None]]:
+    """A bar that tells another, too."""
+    done = 0
+    with bar(total) as shown:
+
+        def tell(count: int) -> None:
+            nonlocal done
+            done += count
+            shown(count)
+            seen(done / max(1, total))
+
+        yield tell
 
 
 def say_left(left: Sequence[str], out: Path, sources: Sequence[Source]) -> list[str]:

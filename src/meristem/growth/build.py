@@ -76,12 +76,13 @@ def grown_weights(plan: GrowthPlan, model: nn.Module, look: Look | None = None) 
     demand.
     """
     weights = weights_of(model)
+    fetch = weights.lent if isinstance(weights, Weights) else weights.__getitem__
 
     def grown(name: str) -> Tensor:
-        return grow_whole(plan.tensors[plan.own_names[name]], weights.__getitem__)
+        return grow_whole(plan.tensors[plan.own_names[name]], fetch)
 
     def pieces(name: str) -> Iterator[tuple[list[int], Tensor]]:
-        return grow_pieces(plan.tensors[plan.own_names[name]], weights.__getitem__, look)
+        return grow_pieces(plan.tensors[plan.own_names[name]], fetch, look)
 
     def span(name: str) -> Span | None:
         tensor = plan.tensors[plan.own_names[name]]

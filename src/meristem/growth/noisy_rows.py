@@ -85,11 +85,13 @@ def noisy_rows(plan: TensorPlan, source: Tensor, maps: Maps, rows: Rows) -> Tens
     assert axis_map is not None
     mapped = source.float() if is_half(source.dtype) else source
     factor, even = float(plan.terms[0].weight) * plan.scale, axis_map.even_shares is not None
-    for dimension, unit_map in enumerate(maps):
-        if unit_map is not None and not (even and dimension == reader):
-            mapped = unit_map.apply(mapped, dimension)
+    left = [(d, m) for d, m in enumerate(maps) if m is not None and not (even and d == reader)]
+    for dimension, unit_map in left:
+        mapped = unit_map.apply(mapped, dimension)
     mapped = mapped if factor == 1 else mapped * factor
     if even:
+        if is_half(source.dtype) and (left or factor != 1):
+            mapped = mapped.to(source.dtype).to(mapped.dtype)
         return _even_shares(plan, mapped, axis_map, reader, rows, source.dtype)
     noise = _drawn(plan, (rows.of, *mapped.shape[1:]), rows, plan.noise * rows.spread, mapped)
     return rounded(plan, mapped + axis_map.project_noise(noise, reader), source.dtype)
@@ -134,7 +136,7 @@ def _copies(axis_map: AxisMap) -> int | None:
 def _even_shares(
     plan: TensorPlan, columns: Tensor, axis_map: AxisMap, reader: int, rows: Rows, dtype: torch.dtype
 ) -> Tensor:
-    """The shares of old columns, which all have the same number of copies."""
+    """The shares of old columns, numbers of `dtype`, which all have the same number of copies."""
     assert axis_map.even_shares is not None
     along, sizes = axis_map.even_shares
     count = sizes[along]
@@ -147,7 +149,7 @@ def _even_shares(
     if count == 2:
         deviation = _drawn(plan, shape, rows, std / math.sqrt(2), columns)
         if is_half(dtype):
-            shares = pair_of(columns.to(dtype).to(columns.dtype), deviation, dtype)
+            shares = pair_of(columns, deviation, dtype)
         else:
             half = columns / 2
             shares = [half + deviation, half - deviation]
@@ -157,7 +159,7 @@ def _even_shares(
         mean = torch.stack(deviations).mean(0)
         deviations = [deviation - mean for deviation in deviations]
         if is_half(dtype):
-            shares = shares_of(columns.to(dtype).to(columns.dtype), deviations, dtype)
+            shares = shares_of(columns, deviations, dtype)
         else:
             shares = [deviation.add_(columns / count) for deviation in deviations]
     for place, share in zip(places, shares, strict=True):

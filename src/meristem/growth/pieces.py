@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from meristem.algebra import UnitMap
+from meristem.anatomy import recycled
 from meristem.growth.apply import Fetch, changes_numbers, grow_tensor, makes_scaled_copies, scaled_copies
 from meristem.growth.draws import rows_of_a_block
 from meristem.growth.makers import in_order
@@ -80,10 +81,16 @@ def grow_whole(plan: TensorPlan, fetch: Fetch) -> Tensor:
         if made is None:
             if len(piece) == count:
                 return piece
-            made = piece.new_empty(count, *piece.shape[1:])
+            made = _empty(piece, count)
         made[place : place + len(piece)] = piece
     assert made is not None
     return made
+
+
+def _empty(piece: Tensor, count: int) -> Tensor:
+    """Room for `count` rows like those of `piece`."""
+    shape = (count, *piece.shape[1:])
+    return recycled.empty(shape, piece.dtype) if piece.device.type == "cpu" else piece.new_empty(shape)
 
 
 def _noisy_pieces(

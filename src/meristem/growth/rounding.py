@@ -112,11 +112,13 @@ def pair_of(total: Tensor, deviation: Tensor, dtype: torch.dtype) -> list[Tensor
     """`shares_of` two, one moved by `deviation` (changed in place) and one by its negative, in half as many
     passes.
     """
-    half, unit, room = _room(total, 2, dtype)
-    room.clamp_(min=0)
-    torch.minimum(deviation, room, out=deviation)
-    torch.maximum(deviation, room.neg_(), out=deviation)
-    grid = _grid(deviation.abs().add_(half.abs()), unit, 2, dtype)
+    digits, power, half = _digits(dtype), _power_of_two_below(total), total / 2
+    size = half.abs()
+    low = torch.sub(size, power, alpha=(2**digits - 2) * 2.0 ** (1 - digits)).clamp_(max=0)  # minus the room of `_room`
+    torch.maximum(deviation, low, out=deviation)
+    torch.minimum(deviation, low.neg_(), out=deviation)
+    largest = size.add_(torch.abs(deviation, out=low))
+    grid = _grid(largest, power.mul_(2.0 ** (1 - digits)), 2, dtype)
     first = half.add_(deviation).div_(grid).round_().mul_(grid)
     return [first, total - first]
 
@@ -160,6 +162,6 @@ def _power_of_two_below(size: Tensor) -> Tensor:
 
 
 def _power_of_two_above(size: Tensor) -> Tensor:
-    """The power of two at or above each positive number. 0 for 0."""
+    """The power of two at or above each positive number, written in its place. 0 for 0."""
     whole, exponent, mantissa = BITS[size.dtype]
-    return size.view(whole).add(mantissa).bitwise_and_(exponent).view(size.dtype)
+    return size.view(whole).add_(mantissa).bitwise_and_(exponent).view(size.dtype)
