@@ -79,7 +79,10 @@ def test_what_of_megatrons_files_is_refused(tmp_path):
 
     file = megatron(tmp_path)
     refused(r"no such file or folder; Megatron's tokens are in .*web_text\.bin", file.with_suffix(""))
-    refused(r"web_text\.idx is not text in UTF-8: it holds zero bytes; its tokens are in web_text\.bin", file.with_suffix(".idx"))
+    refused(
+        r"web_text\.idx is not text in UTF-8: it holds zero bytes; its tokens are in web_text\.bin",
+        file.with_suffix(".idx"),
+    )
     (tmp_path / "meta.json").write_text('{"vocab_size": 300, "dtype": "uint16"}')
     refused(r"its \.idx file says int32, the JSON file beside it dtype 'uint16'", file)
     refused("version 1 with numbers of kind 9 is not known", megatron(tmp_path, code=9))
