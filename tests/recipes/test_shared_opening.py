@@ -83,5 +83,5 @@ def test_a_new_network_too(monkeypatch):
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     assert all_sharded(model)
     assert resident() - before < 0.1 * size
-    with pytest.raises(ms.MeristemError, match="no network for this task|unknown"):
+    with pytest.raises(ms.MeristemError, match="model_type 'nothing' is unknown"):
         without_weights(lambda: causal_language_model({"model_type": "nothing"}, 256, 32, 0))
