@@ -144,7 +144,10 @@ class _Search:
             "seeds": self.tune.on.seeds,
             "trials": trials,
         }
-        write_json(self.out / f"{self.name}.json", {**content, "flops": sum(self.flops.values()), "at_lowest": lowest, "at_highest": highest})
+        write_json(
+            self.out / f"{self.name}.json",
+            {**content, "flops": sum(self.flops.values()), "at_lowest": lowest, "at_highest": highest},
+        )
 
 
 def _finite(loss: float) -> float | None:
