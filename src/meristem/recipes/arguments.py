@@ -58,8 +58,8 @@ def trainer_arguments(
         arguments = NodeArguments(**settings)
     except (TypeError, ValueError) as error:
         raise MeristemError(f"trainer: {error}") from error
-    there = get_available_reporting_integrations() if arguments.report_to else []
-    if missing := sorted(set(arguments.report_to) - set(there)):
+    asked = arguments.report_to or []
+    if missing := sorted(set(asked) - set(get_available_reporting_integrations() if asked else asked)):
         raise MeristemError(f"trainer: report_to {missing[0]!r} needs its package, which is not installed here")
     return arguments
 

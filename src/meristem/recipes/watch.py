@@ -48,7 +48,7 @@ class Watch:
         while not self._over.wait(EVERY_SECONDS):
             self._try(self._write)
 
-    def _try(self, write: Callable[[], None]) -> None:
+    def _try(self, write: Callable[[], object]) -> None:
         """A page that cannot be written must not end the run, nor hide what did: a full disk, a folder that is only to be read."""
         try:
             write()
