@@ -183,7 +183,9 @@ def undisturbed(file: Path, folder: Path, way: str) -> tuple[dict[str, str], flo
     out, log, began = folder / "undisturbed", folder / "undisturbed.log", time.monotonic()
     process = start(file, out, way, log)
     process.join()
-    if process.exitcode == 2:  # a recipe that says why this way is not for it
+    if (
+        process.exitcode == 2 and "no Ray cluster" not in log.read_text()
+    ):  # a recipe that says why this way is not for it
         return {}, 0.0
     if process.exitcode:
         raise SystemExit(f"{file}: the undisturbed run ended with {process.exitcode}\n{log.read_text()[-2000:]}")

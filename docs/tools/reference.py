@@ -95,7 +95,7 @@ def _default(parameter: Any) -> str:
 
 def recipe_keys() -> str:
     """A table of every key of a recipe file, with its type and default, from the specs that check the file."""
-    from meristem.recipes import data_specs, schema, specs
+    from meristem.recipes import data_specs, race_spec, schema, specs
 
     out = [
         "# Keys of a recipe",
@@ -103,7 +103,7 @@ def recipe_keys() -> str:
         "Written from the specs that read the file. [Recipes](../recipes.md) explains them.",
         "",
     ]
-    out += _keys("The file", schema.Recipe) + _keys("`race`", schema.RaceSpec) + _keys("A node", specs.NodeSpec)
+    out += _keys("The file", schema.Recipe) + _keys("`race`", race_spec.RaceSpec) + _keys("A node", specs.NodeSpec)
     data = {"text": data_specs.TextSpec, "pairs of texts": data_specs.PairSpec, "images": data_specs.ImageSpec}
     data["a source among `sources`"] = data_specs.SourceSpec
     for what, spec in data.items():

@@ -74,6 +74,23 @@ def test_mixtures_are_optimal(kind, loss):
         assert objective(moved) >= value - 1e-9
 
 
+@pytest.mark.parametrize("prices", [[0.0, 0.0, 0.0], [0.0, 0.0, 0.3], [1e-3, 1e-3, 1e-3], [0.0, 0.02, 0.3]])
+def test_one_weight_for_each_member_is_found_to_the_last_digit(prices):
+    """The optimality conditions of the penalised loss, by autograd; equal members share their weight."""
+    members = [*said(2, outputs=9), said(1, outputs=9)[0]]
+    labels = torch.stack([m.logits for m in members[:2]]).mean(0).argmax(1)
+    targets = nn.functional.one_hot(labels, 9).double()
+    found, value = fit_mixture("scalar", members, prices, targets, Softmax())
+    weights = torch.stack(found).requires_grad_()
+    loss = Softmax().value(sum(m.logits * w for m, w in zip(members, weights, strict=True)), targets).mean()
+    (slope,) = torch.autograd.grad(loss, weights)
+    for own, w, price in zip(slope.tolist(), weights.tolist(), prices, strict=True):
+        assert abs(own + price * (1 if w > 0 else -1)) < 1e-7 if w else abs(own) <= price + 1e-7
+    assert value == pytest.approx(
+        float(loss.detach()) + sum(p * abs(float(w.detach())) for p, w in zip(prices, weights, strict=True))
+    )
+
+
 def test_held_out_rows_stop_a_proposal_where_their_loss_is_lowest():
     seen = []
 
@@ -163,7 +180,7 @@ def test_a_killed_search_goes_on(tmp_path):
     x = data()[0][0]
     assert torch.equal(whole(x), ensemble(x))
     assert len(resumed.history) == 3
-    with pytest.raises(ms.MeristemError, match="other options"):
+    with pytest.raises(ms.MeristemError, match="other data or options"):
         EnsembleSearch(propose, data(), 3, checkpoint=file, steps=61).run()
 
 

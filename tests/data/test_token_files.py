@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import struct
 import subprocess
 import sys
 
@@ -53,6 +54,50 @@ def test_llm_cs_header_is_not_read_as_tokens(tmp_path, kind, version, dtype):
     assert np.concatenate([found.train, found.tune, found.eval]).tolist() == TOKENS.tolist()
 
 
+def megatron(folder, dtype="int32", code=4, version=1):
+    """As its `preprocess_data.py` writes it: NAME.bin, and NAME.idx with the lengths and places of sequences."""
+    lengths = np.array([1200, 800], dtype=np.int32)
+    (folder / "web_text.bin").write_bytes(TOKENS.astype(dtype).tobytes())
+    head = b"MMIDIDX\0\0" + struct.pack("<QBQQ", version, code, len(lengths), len(lengths) + 1)
+    places = np.array([0, 1200 * np.dtype(dtype).itemsize], dtype=np.int64)
+    (folder / "web_text.idx").write_bytes(head + lengths.tobytes() + places.tobytes() + np.arange(3).tobytes())
+    (folder / "meta.json").write_text('{"vocab_size": 300}')
+    return folder / "web_text.bin"
+
+
+@pytest.mark.parametrize("dtype, code", [("int32", 4), ("uint16", 8)])
+def test_megatrons_index_says_how_tokens_are_written(tmp_path, dtype, code):
+    """Read as uint16, every second of an int32 file's tokens would be 0, and none would be out of range."""
+    found = open_corpus(str(megatron(tmp_path, dtype, code)))
+    assert np.concatenate([found.train, found.tune, found.eval]).tolist() == TOKENS.tolist()
+
+
+def test_what_of_megatrons_files_is_refused(tmp_path):
+    def refused(words, source):
+        with pytest.raises(ms.MeristemError, match=words):
+            open_corpus(str(source))
+
+    file = megatron(tmp_path)
+    refused(r"no such file or folder; Megatron's tokens are in .*web_text\.bin", file.with_suffix(""))
+    refused(
+        r"web_text\.idx is not text in UTF-8: it holds zero bytes; its tokens are in web_text\.bin",
+        file.with_suffix(".idx"),
+    )
+    (tmp_path / "meta.json").write_text('{"vocab_size": 300, "dtype": "uint16"}')
+    refused(r"its \.idx file says int32, the JSON file beside it dtype 'uint16'", file)
+    refused("version 1 with numbers of kind 9 is not known", megatron(tmp_path, code=9))
+    refused("tokens are uint16, uint32, int32; .*int64", megatron(tmp_path, "int64", 5))
+    file.with_suffix(".idx").write_bytes(file.with_suffix(".idx").read_bytes()[:12])
+    refused("ends after 12 bytes", file)
+
+
+@pytest.mark.parametrize("content", ["words".encode("utf-16"), b"\x1f\x8b\x08\0" * 9], ids=["utf-16", "gzip"])
+def test_a_file_that_is_no_text_is_not_read_as_text(tmp_path, content):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ms.MeristemError, match="is not text in UTF-8: it holds zero bytes"):
+        open_corpus(str(tmp_path / "a.txt"))
+
+
 def test_a_token_that_is_none_is_found_when_it_is_read(tmp_path):
     """Samples do not meet it; a network would end with an index that is out of range."""
     tokens = np.tile(TOKENS, 400)
@@ -79,6 +124,10 @@ def test_a_folder_holds_its_own_splits(tmp_path):
     ({"name": "a.npy", "tokens": TOKENS.reshape(2, -1)}, "needed is a 1-D array"),
     ({"name": "a.npy", "dtype": "float32"}, "needed is a 1-D array of uint16"),
     ({"said": {"vocab_size": "many"}}, "names no vocab_size"),
+    ({"said": {"vocab_size": True}}, "names no vocab_size"),
+    ({"said": {"offset": "1k"}}, "offset is '1k'; needed is a whole number from 0 to 3999"),
+    ({"said": {"end_token": 300}}, "end_token is 300; needed is a whole number from 0 to 299"),
+    ({"said": {"pad_token": "<pad>"}}, "pad_token is '<pad>'; needed is a whole number"),
     ({"said": {"vocab_size": 299}}, r"holds token 299, and its vocabulary has 299"),
     ({"name": "a.npy", "tokens": TOKENS.astype("int32") - 1, "dtype": "int32"}, r"holds token -1, and"),
 ])  # fmt: skip

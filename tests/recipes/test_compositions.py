@@ -169,6 +169,31 @@ def test_kernels_of_an_incubated_module_leave_the_other_blocks_alone(folder):
         assert torch.equal(tensor, hybrid.model.layers[0].state_dict()[name])
 
 
+def test_these_tests_hold_all_55_pairs():
+    """Of the eleven that the page names. FSDP2's tests run in two processes, so the pair of it and `processes` is each of them."""
+    eleven = [
+        "subnetwork",
+        "majority",
+        "incubate",
+        "carry",
+        "scale_learning_rate",
+        "bf16",
+        "checkpointing",
+        "accumulation",
+        "compile",
+    ]
+    eleven += ["processes", "fsdp"]
+    tested = {frozenset(pair) for pair in [*itertools.combinations(ALONE, 2), *SHARED]}
+    tested |= {
+        frozenset(("processes", "fsdp"))
+        for _, other in SHARED
+        if content_for(("fsdp", other), Path())["nodes"]["node"]["resources"]
+    }
+    pairs = {frozenset(pair) for pair in itertools.combinations(eleven, 2)}
+    assert len(pairs) == 55
+    assert pairs <= tested
+
+
 def test_every_method_says_what_it_cannot_go_with():
     known = {*FEATURES, "fresh", "train_only"}  # the last two want a grown model: tests/recipes/test_train_only.py
     assert all(name in known and other in known and name < other for name, own in CONFLICTS.items() for other in own)

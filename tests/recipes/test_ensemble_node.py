@@ -1,6 +1,9 @@
 """An ensemble node: AdaNet chooses among networks of other nodes, and mixes what they say."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from test_tasks import BERT, SIZES, corpus_file, data_of  # noqa: F401
 
 import meristem as ms
 from meristem.checkpoints import open_model
-from meristem.recipes import run
+from meristem.recipes import ensemble, run
 from meristem.recipes.executors import build_executor
 from meristem.recipes.schema import parse_recipe
 from meristem.recipes.tasks import open_task
@@ -79,6 +82,50 @@ def test_text(task, model, corpus_file, tmp_path):  # noqa: F811
     assert [c["eval_loss"] for c in own] == pytest.approx([done[n].metrics["eval_loss"] for n in "ab"], rel=1e-3)
     assert done["net"].metrics["eval_loss"] < max(c["eval_loss"] for c in own)
     assert done["net"].tokens == 16 * 32
+
+
+def test_of_a_large_vocabulary_a_random_choice_of_positions_judges(corpus_file, tmp_path, monkeypatch):  # noqa: F811
+    """As many logits as memory allows, from every batch, the same again for the same seed; metrics are of all held-out positions."""
+    model = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}
+    train = {"model": model, "examples": 80, "batch_size": 8, "learning_rate": 1e-2, "evaluations": 1}
+    nodes = {name: {"train": {**train, "seed": seed}} for seed, name in enumerate("ab")}
+    nodes["net"] = {"ensemble": {"from": ["a", "b"], "examples": 40}}
+    content = {"data": data_of("causal-lm", corpus_file), "nodes": nodes}
+    seen, plain = [], ensemble.EnsembleSearch
+
+    def watched(propose, data, **options):
+        seen.append(data[0][1])
+        return plain(propose, data, **options)
+
+    monkeypatch.setattr(ensemble, "EnsembleSearch", watched)
+    whole = run(parse_recipe(content), tmp_path / "a")[0]["net"]
+    monkeypatch.setattr(ensemble, "MOST_LOGITS", 2 * 256 * 31 * 20)  # half of them
+    some, again = (run(parse_recipe(content), tmp_path / out)[0]["net"] for out in "bc")
+    assert [len(targets) for targets in seen] == [40 * 31, 20 * 31, 20 * 31]
+    assert torch.equal(seen[1], seen[2])
+    assert some.details["rounds"] == again.details["rounds"]
+    for name, own in whole.details["candidates"].items():
+        assert own["eval_loss"] == pytest.approx(some.details["candidates"][name]["eval_loss"])
+    assert some.metrics["eval_loss"] == pytest.approx(whole.metrics["eval_loss"], rel=0.02)
+    assert some.examples == 40
+
+
+def elsewhere(mark):
+    suite = Path(__file__).with_name("ensemble_device_suite.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", mark, str(suite)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=suite.parents[2])
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_on_a_device_that_every_machine_has():
+    elsewhere("not gpu")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    elsewhere("gpu")
 
 
 def test_bad_recipes():

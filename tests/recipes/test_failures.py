@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import re
 from concurrent.futures import Future
 
 import pytest
+from safetensors import SafetensorError
 from small import MODEL, TRAIN, corpus
 from transformers import TrainerCallback, TrainingArguments
 
 import meristem as ms
-from meristem.recipes import run
+from meristem.recipes import run, watch
 from meristem.recipes.executors import Executor
 from meristem.recipes.guards import diverged
 from meristem.recipes.left import load_state
 from meristem.recipes.node import NodeResult
 from meristem.recipes.perform import perform
 from meristem.recipes.schema import parse_recipe
+from meristem.recipes.trainer import NodeTrainer
 from meristem.recipes.trainer_keys import RESERVED
 
 
@@ -198,3 +201,54 @@ def test_another_optimizer_begins_with_a_state_of_its_own(tmp_path):
     assert {float(entries["step"]) for entries in state["b"].values()} == {4.0}
     assert state["s"] == state["d"] == {}
     assert results["d"].examples == 2 * 4
+
+
+@pytest.mark.parametrize("error", [
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/2: file write failed"),
+    OSError(errno.ENOSPC, "No space left on device", "trainer_state.json"),
+], ids=["weights", "optimizer", "state"])  # fmt: skip
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(tmp_path, monkeypatch, error):
+    """As safetensors, torch.save and Python say it."""
+    plain, saved = NodeTrainer._save, []
+
+    def full(self, *args):
+        saved.append(self.state.global_step)
+        if len(saved) == 2:
+            raise error
+        return plain(self, *args)
+
+    monkeypatch.setattr(NodeTrainer, "_save", full)
+    with pytest.raises(
+        ms.MeristemError, match=r"small \(seed 0\): .* cannot be written \(.*; make room and run the same"
+    ):
+        run(recipe(tmp_path), tmp_path / "out")
+    assert run(recipe(tmp_path), tmp_path / "out")[0]["small"].examples == 40
+    assert saved == [5, 10, 10]  # it went on from the first
+
+
+def test_another_error_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    def wrong(self, *args):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(NodeTrainer, "_save", wrong)
+    with pytest.raises(RuntimeError, match="something else"):
+        run(recipe(tmp_path), tmp_path / "out")
+
+
+def test_a_page_that_cannot_be_written_ends_no_run_and_hides_no_error(tmp_path, monkeypatch, capsys):
+    """A finished run in a folder that is only to be read; a damaged result, whose own sentence is the error."""
+    small = recipe(tmp_path)
+    done = run(small, tmp_path / "out")[0]["small"]
+
+    def refused(*_):
+        raise OSError(errno.EROFS, "Read-only file system", "report.html")
+
+    monkeypatch.setattr(watch, "write_report", refused)
+    assert run(small, tmp_path / "out")[0]["small"] == done
+    assert "report.html is not written: [Errno 30] Read-only file system" in capsys.readouterr().err
+    monkeypatch.undo()
+    (result,) = tmp_path.glob("out/small-*/node.json")
+    result.write_text(result.read_text()[:20])
+    with pytest.raises(ms.MeristemError, match=r"node\.json is damaged .*; remove .*small-s0.* to run the node again"):
+        run(small, tmp_path / "out")

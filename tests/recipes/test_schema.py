@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 import meristem as ms
@@ -83,3 +85,52 @@ def test_files(tmp_path):
     (tmp_path / "evil.yaml").write_text("!!python/object/apply:os.system ['true']")
     with pytest.raises(ms.MeristemError, match="is not valid YAML"):
         load_recipe(tmp_path / "evil.yaml")
+
+
+WRONG = """
+data: {source: python-stdlib, sequence_length: 32}
+nodes:
+  a: {train: {model: {model_type: llama, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}, tokens: 2k, learning_rate: 1e-3}}
+"""
+
+
+@pytest.mark.parametrize("old, new, words", [
+    ("nodes:\n", "nodes:\n  a: {checkpoint: {source: x}}\n", "key 'a' is given twice, in line 4 and in line 5"),
+    ("tokens: 2k", "tokens: 2k, tokens: 3k", "key 'tokens' is given twice"),
+    ("nodes:", "seeds: []\nnodes:", "seeds: List should have at least 1 item after validation, not 0, found []"),
+    ("learning_rate: 1e-3", "learning_rate: .inf", "nodes.a.train.learning_rate: it should be a finite number, found inf"),
+    ("tokens: 2k", "tokens: -5", "nodes.a.train.tokens: it should be greater than 0, found -5"),
+    ("  a:", "  yes:", "nodes: the name True is no text; put it in quotes"),
+    ("nodes:", "race: {challenger: a, baseline: a}\nnodes:", "'a' cannot challenge itself"),
+    ("1e-3", "1e-3, trainer: {bf16: maybe}", "bf16 is true or false, found 'maybe'"),
+    ("1e-3", "1e-3, trainer: {gradient_accumulation_steps: two}", "gradient_accumulation_steps is a whole number, found 'two'"),
+    ("1e-3", "1e-3, trainer: {max_grad_norm: .nan}", "max_grad_norm is a number, found nan"),
+    ("1e-3", "1e-3, trainer: {fsdp_config: [1]}", "fsdp_config wants `key: value` entries, found [1]"),
+    ("1e-3", "1e-3, trainer: {report_to: wanb}", "report_to: transformers knows no 'wanb'; did you mean 'wandb'"),
+    ("1e-3", "1e-3, trainer: [1]", "nodes.a.train.trainer: wanted `key: value` entries, found [1]"),
+])  # fmt: skip
+def test_what_a_hostile_file_is_told(tmp_path, old, new, words):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(WRONG.replace(old, new, 1))
+    with pytest.raises(ms.MeristemError, match=re.escape(words)):
+        load_recipe(file)
+
+
+def test_merged_keys_are_not_given_twice(tmp_path):
+    """`<<` takes another mapping's keys, and its own count before those."""
+    file = tmp_path / "recipe.yaml"
+    more = "  b: {train: {<<: *own, seed: 1, learning_rate: 2e-3}}\n  c: {train: {<<: *second, seed: 2}}\n"
+    file.write_text(
+        WRONG.replace("{train: {model", "{train: &own {model") + more.replace("b: {train: {", "b: {train: &second {")
+    )
+    nodes = load_recipe(file).nodes
+    assert [(nodes[n].train.seed, nodes[n].train.learning_rate) for n in "abc"] == [(0, 1e-3), (1, 2e-3), (2, 2e-3)]
+
+
+def test_numbers_of_the_trainer_that_yaml_takes_for_text(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        WRONG.replace("1e-3", "1e-3, trainer: {adam_epsilon: 1e-9, logging_first_step: yes, report_to: none}")
+    )
+    own = load_recipe(file).nodes["a"].train.trainer
+    assert own == {"adam_epsilon": 1e-9, "logging_first_step": True, "report_to": "none"}

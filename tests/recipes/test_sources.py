@@ -12,12 +12,15 @@ from small import MODEL, TRAIN, corpus
 
 import meristem as ms
 from meristem.checkpoints import open_model
+from meristem.data import open_corpus
 from meristem.recipes import run
+from meristem.recipes.data_specs import TextSpec
 from meristem.recipes.describe import describe_data
 from meristem.recipes.plan import plan_jobs
 from meristem.recipes.schema import parse_recipe
 from meristem.recipes.tasks import open_task
 from meristem.recipes.tasks.apart import check_documents_apart
+from meristem.recipes.tasks.language import CausalLanguage
 
 CHECKPOINTS = Path(__file__).parents[3] / "shared" / "data" / "checkpoints"
 
@@ -174,3 +177,21 @@ def test_the_description_names_each_source(tmp_path):
     assert second.startswith("25.0 %")
     assert found["sequences filled"].endswith("%")
     assert float(found["sequences filled"][:-2]) > 90
+
+
+def test_what_is_held_out_is_evaluated_once_and_not_again(tmp_path):
+    """However many sequences are asked for; of several sources, until each has been read."""
+    corpus(tmp_path, lines=400)
+    one = TextSpec(source=str(tmp_path / "text.txt"), sequence_length=32, eval_sequences=10**9)
+    held_out = CausalLanguage(one).evaluation_set()
+    rows = {tuple(held_out[row]["input_ids"].tolist()) for row in range(len(held_out))}
+    assert len(rows) == len(held_out) == len(open_corpus(one.source).eval) // 32
+    few = one.model_copy(update={"eval_sequences": 5})
+    assert len(CausalLanguage(few).evaluation_set()) == 5
+    assert CausalLanguage(one).training_set(10**9, 0, 0).count == 10**9
+
+    corpus(tmp_path, lines=1200, name="more.txt")
+    parts = [{"source": str(tmp_path / "text.txt"), "weight": 1}, {"source": str(tmp_path / "more.txt"), "weight": 1}]
+    two = TextSpec(sources=parts, sequence_length=32, eval_sequences=10**9)
+    larger = len(open_corpus(parts[1]["source"]).eval) // 32
+    assert len(CausalLanguage(two).evaluation_set()) == 2 * larger

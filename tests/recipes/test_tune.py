@@ -50,9 +50,20 @@ def test_the_grid_goes_on_while_its_highest_is_best(tmp_path):
     told = json.loads((tmp_path / "tuning" / "small.json").read_text())
     assert told["chosen"] == {"learning_rate": pytest.approx(0.032)}
     assert (len(told["trials"]), told["flops"], told["at_lowest"]) == (7, 14 * 7, [])
+    assert told["at_highest"] == []
     before = len(ran)
     choose_numbers(recipe_for(tmp_path, {"learning_rate": [1e-3, 2e-3]}), tmp_path, "data", execute)
     assert len(ran) == before  # cached like nodes
+
+
+def test_a_grid_that_ends_before_its_best_says_so(tmp_path, capsys):
+    """It goes on by eight numbers; a best one at its end may not be the best there is."""
+    execute, ran = finishing(lambda job: -job.node.train.learning_rate)
+    chosen = choose_numbers(recipe_for(tmp_path, {"learning_rate": [1e-3, 2e-3]}), tmp_path, "data", execute)
+    assert chosen.nodes["small"].train.learning_rate == pytest.approx(1e-3 * 2**9)
+    assert len(ran) == 2 * 10
+    assert "the highest learning_rate is best, so begin the grid higher" in capsys.readouterr().err
+    assert json.loads((tmp_path / "tuning" / "small.json").read_text())["at_highest"] == ["learning_rate"]
 
 
 def test_several_numbers_and_shares_that_end_at_one(tmp_path):

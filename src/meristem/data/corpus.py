@@ -17,12 +17,14 @@ import numpy as np
 
 from meristem.data.encoding import Encoding, open_encoding
 from meristem.data.hub import load_data_set, version_of
+from meristem.data.megatron import is_index
 from meristem.data.token_cache import EVAL_SHARE, cached_tokens
 from meristem.data.token_files import SUFFIXES, fingerprint_of, is_token_source, open_tokens, split_files
 from meristem.errors import MeristemError
 
 TABLES = {".parquet", ".arrow"}  # rows that are no text as they lie
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".json", ".jsonl", ".csv", ".c", ".h", ".js", ".ts"}
+FIRST_BYTES = 8192
 
 LONGEST_TOKEN = 64  # characters; so many for each token hold as many tokens as wanted, as a rule
 
@@ -175,6 +177,8 @@ def _documents(source: str, text_column: str, stream: bool) -> tuple[str | None,
                 "a folder of .parquet is read with `stream: true`"
             )
         return _read(files)
+    if path.with_name(f"{path.name}.bin").is_file() and path.with_name(f"{path.name}.idx").is_file():
+        raise MeristemError(f"{source}: no such file or folder; Megatron's tokens are in {source}.bin")
     if (
         source.startswith((".", "/", "~"))
         or source.count("/") > 1
@@ -220,7 +224,16 @@ def _column(rows: Iterable[Mapping[str, Any]], column: str, source: str) -> Iter
 def _read(files: Sequence[Path]) -> tuple[str, Iterable[str]]:
     known = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = hashlib.sha256(repr(known).encode()).hexdigest()
-    return key, (file.read_text(encoding="utf-8", errors="replace") for file in files)
+    return key, (_text_of(file) for file in files)
+
+
+def _text_of(file: Path) -> str:
+    """Raises MeristemError for a file that is no text; a zero byte near its beginning tells (as git has it)."""
+    content = file.read_bytes()
+    if b"\0" in content[:FIRST_BYTES]:
+        more = f"; its tokens are in {file.with_suffix('.bin').name}" if is_index(file) else ""
+        raise MeristemError(f"{file} is not text in UTF-8: it holds zero bytes{more}")
+    return content.decode("utf-8", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _stdlib() -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from meristem.data.megatron import dtype_beside
 from meristem.errors import MeristemError
 
 SUFFIXES = (".npy", ".bin")
@@ -31,7 +32,7 @@ def open_tokens(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
 
     `.npy` files are those of NumPy. `.bin` files are those of nanoGPT, llm.c and Megatron: plain numbers of
     the `dtype` in the JSON file (uint16 by default), from its `offset` in bytes on. If the JSON file contains
-    neither, both come from the header of llm.c. The JSON file contains `vocab_size`, and optionally
+    neither, both come from the header of llm.c, or the type from the `.idx` file of Megatron. The JSON file contains `vocab_size`, and optionally
     `end_token`, `pad_token` and `mask_token`.
 
     Raises:
@@ -47,7 +48,7 @@ def open_tokens(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
     else:
         dtype, offset = _layout(file, said)
         if dtype not in DTYPES:
-            raise MeristemError(f"{file}: tokens are {', '.join(DTYPES)}; the file beside says dtype {dtype!r}")
+            raise MeristemError(f"{file}: tokens are {', '.join(DTYPES)}; the file beside says {dtype!r}")
         size = file.stat().st_size - offset
         if size <= 0 or size % np.dtype(dtype).itemsize:
             raise MeristemError(f"{file}: {size} bytes after offset {offset} are not a whole number of {dtype} tokens")
@@ -87,7 +88,10 @@ def _layout(file: Path, said: Mapping[str, Any]) -> tuple[str, int]:
             and file.stat().st_size == 4 * LLMC_HEADER + count * np.dtype(dtype).itemsize
         ):
             return dtype, 4 * LLMC_HEADER
-    return str(said.get("dtype", "uint16")), int(said.get("offset", 0))
+    index = dtype_beside(file)
+    if index and said.get("dtype", index) != index:
+        raise MeristemError(f"{file}: its .idx file says {index}, the JSON file beside it dtype {said['dtype']!r}")
+    return index or str(said.get("dtype", "uint16")), int(said.get("offset", 0))
 
 
 def split_files(path: Path) -> dict[str, Path]:
@@ -129,6 +133,14 @@ def _beside(file: Path) -> dict[str, Any]:
         said = json.loads(place.read_text())
     except (ValueError, UnicodeDecodeError) as error:
         raise MeristemError(f"{place} is not valid JSON: {error}") from error
-    if not isinstance(said, Mapping) or not isinstance(said.get("vocab_size"), int):
+    if not isinstance(said, Mapping) or not _is_number(said.get("vocab_size"), 1):
         raise MeristemError(f"{place} names no vocab_size (a whole number)")
+    for key in ("offset", "end_token", "pad_token", "mask_token"):
+        below = said["vocab_size"] if key != "offset" else file.stat().st_size
+        if said.get(key) is not None and not (_is_number(said[key], 0) and said[key] < below):
+            raise MeristemError(f"{place}: {key} is {said[key]!r}; needed is a whole number from 0 to {below - 1}")
     return dict(said)
+
+
+def _is_number(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

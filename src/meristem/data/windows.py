@@ -4,13 +4,14 @@ which of them a piece comes.
 
 from __future__ import annotations
 
+import math
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 
-from meristem.data.order import Order, WeightedOrder
+from meristem.data.order import BLOCK, Order, WeightedOrder, shares_of
 from meristem.errors import MeristemError
 
 RELEASE = 16  # reads after which a memory-mapped array lets go of the pages it has touched, up to 2 MB each
@@ -25,6 +26,11 @@ class Windows(ABC):
     @abstractmethod
     def tokens(self, number: int) -> np.ndarray:
         """The tokens of a piece, int64, at most one sequence long."""
+
+    @property
+    def once_through(self) -> int:
+        """How many are read until each has been read."""
+        return len(self)
 
     def order(self, seed: int, offset: int) -> Order:
         """The order in which a run reads the pieces."""
@@ -103,6 +109,12 @@ class Weighted(Windows):
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    @property
+    def once_through(self) -> int:
+        """The smaller sources of large weight are read again meanwhile."""
+        shares = shares_of(self.weights)
+        return max(math.ceil(len(part) * BLOCK / share) for part, share in zip(self.parts, shares, strict=True))
 
     def tokens(self, number: int) -> np.ndarray:
         part = int(np.searchsorted(self._ends, number, side="right"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from meristem.errors import MeristemError
 from meristem.recipes.train_spec import TrainSpec
@@ -54,9 +55,13 @@ def trainer_arguments(
     if from_first:
         settings["fsdp_config"] = {"cpu_ram_efficient_loading": True, **(spec.trainer.get("fsdp_config") or {})}
     try:
-        return NodeArguments(**settings)
+        arguments = NodeArguments(**settings)
     except (TypeError, ValueError) as error:
         raise MeristemError(f"trainer: {error}") from error
+    asked = arguments.report_to or []
+    if missing := sorted(set(asked) - set(get_available_reporting_integrations() if asked else asked)):
+        raise MeristemError(f"trainer: report_to {missing[0]!r} needs its package, which is not installed here")
+    return arguments
 
 
 def _always() -> dict[str, Any]:

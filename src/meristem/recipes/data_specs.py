@@ -32,7 +32,7 @@ Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
 class Strict(BaseModel):
     """A section of the recipe."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True, allow_inf_nan=False)
 
 
 class SourceSpec(Strict):

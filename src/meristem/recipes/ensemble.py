@@ -28,6 +28,9 @@ from meristem.recipes.tasks.task import Split
 from meristem.subnetworks.blocks import lists_of_blocks
 
 BATCH = 16
+MOST_LOGITS = (
+    2**25
+)  # of all networks together that the mixture is fitted to; the fit holds them several times in float64 (0.3 GB)
 
 
 def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:
@@ -38,11 +41,10 @@ def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:
         flops, examples, metrics (on the held-out examples), parameters and details, as `NodeResult` wants them.
     """
     places = {directory.name: directory / "model" for directory in job.parent_directories}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    networks = {name: open_model(str(place)).float().eval().to(device) for name, place in places.items()}
+    networks = {name: open_model(str(place)).float().eval().to(fastest_device()) for name, place in places.items()}
     read = sum(result.examples for result in ancestors_of(job).values())
     judged = task.training_set(spec.examples, job.streams.seed("order"), read)
-    logits, targets = _answers(networks, judged, task)
+    logits, targets = _answers(networks, judged, task, job.streams.seed("rows"))
     prices = spec.complexities or [_depth(network) ** 0.5 for network in networks.values()]
     complexities = dict(zip(networks, prices, strict=True))
 
@@ -85,6 +87,11 @@ def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:
     }
 
 
+def fastest_device() -> torch.device:
+    """Where an ensemble's networks answer: the GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class _Known(nn.Module):
     """A network that has said all it has to say: row numbers -> its logits there."""
 
@@ -116,12 +123,22 @@ def _said(
             yield {name: logits for name, (logits, _) in said.items()}, next(iter(said.values()))[1]
 
 
-def _answers(networks: Mapping[str, nn.Module], examples: Ordered, task: Task) -> tuple[dict[str, Tensor], Tensor]:
-    parts, targets = zip(*_said(networks, examples, task), strict=True)
-    shapes = {name: logits.shape[1] for name, logits in parts[0].items()}
-    if len(set(shapes.values())) > 1:
-        raise MeristemError(f"networks of one ensemble must give the same number of logits; these give {shapes}")
-    return {name: torch.cat([part[name] for part in parts]) for name in networks}, torch.cat(targets)
+def _answers(
+    networks: Mapping[str, nn.Module], examples: Ordered, task: Task, seed: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The logits (rows, outputs) of every network and the right answers (rows,). Of each batch a random choice of rows, if all of them would
+    be more than `MOST_LOGITS` numbers: with the vocabulary of a language model, each position has tens of thousands."""
+    parts, generator = [], torch.Generator().manual_seed(seed)
+    for number, (said, targets) in enumerate(_said(networks, examples, task)):
+        shapes = {name: logits.shape[1] for name, logits in said.items()}
+        if len(set(shapes.values())) > 1:
+            raise MeristemError(f"networks of one ensemble must give the same number of logits; these give {shapes}")
+        of_one = sum(logits.numel() for logits in said.values()) / min(BATCH, len(examples) - number * BATCH)
+        share = min(1.0, MOST_LOGITS / max(1.0, of_one * len(examples)))
+        rows = torch.randperm(len(targets), generator=generator)[: max(1, int(share * len(targets)))].sort().values
+        parts.append(({name: logits[rows] for name, logits in said.items()}, targets[rows]))
+    logits = {name: torch.cat([said[name] for said, _ in parts]) for name in networks}
+    return logits, torch.cat([targets for _, targets in parts])
 
 
 def judge(

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import TrainerCallback
 
 from meristem.checkpoints.write import write_json
-from meristem.errors import MeristemError
+from meristem.errors import MeristemError, first_line
 
 DIVERGED = "diverged.json"
+UNWRITTEN = (
+    "No space left",
+    "Disk quota exceeded",
+    "Read-only file system",
+    "PytorchStreamWriter",
+)  # of errors of several kinds
 
 
 class Diverged(MeristemError):
@@ -72,3 +81,20 @@ def last_whole_checkpoint(directory: Path) -> str | None:
         except (OSError, json.JSONDecodeError):  # a kill came between its files
             continue
     return None
+
+
+@contextlib.contextmanager
+def full_disk(label: str, directory: Path) -> Iterator[None]:
+    """Within this context, a checkpoint that the system cannot write is said in one sentence.
+
+    Raises:
+        MeristemError: in place of the errors of safetensors (its own), torch.save (a RuntimeError) and files.
+    """
+    try:
+        yield
+    except (SafetensorError, RuntimeError, OSError) as error:
+        if not any(words in str(error) for words in UNWRITTEN):
+            raise
+        raise MeristemError(
+            f"{label}: {directory} cannot be written ({first_line(error)}); make room and run the same command again to continue"
+        ) from error

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from meristem.checkpoints.open import local_directory
 from meristem.checkpoints.write import write_json
+from meristem.errors import MeristemError
 from meristem.recipes.code import code_revision, made_by
 from meristem.recipes.data_specs import DataSpec
 from meristem.recipes.specs import NodeSpec
@@ -152,9 +153,14 @@ def _files(source: str) -> list[list[Any]]:
 
 
 def load_result(directory: Path) -> NodeResult | None:
-    """The node's result, or None if it has not finished."""
+    """The node's result, or None if it has not finished. Raises MeristemError for a file that something else has damaged."""
     file = directory / RESULT
-    return NodeResult(**json.loads(file.read_text())) if file.exists() else None
+    if not file.exists():
+        return None
+    try:
+        return NodeResult(**json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise MeristemError(f"{file} is damaged ({error}); remove {directory} to run the node again") from error
 
 
 def has_finished(directory: Path) -> bool:

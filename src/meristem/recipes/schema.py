@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from meristem.errors import MeristemError, nearest
-from meristem.recipes.data_specs import TASKS, DataSpec, ImageSpec, PairSpec, SourceSpec, Strict, TextSpec
-from meristem.recipes.decay_spec import DecaySpec
+from meristem.recipes.data_specs import DataSpec, ImageSpec, Strict, TextSpec
+from meristem.recipes.explain import explain
 from meristem.recipes.graph_checks import check_budget, check_parent, check_provenance
-from meristem.recipes.guard_specs import EarlyStopSpec, SpikesSpec
-from meristem.recipes.method_specs import IncubateSpec
-from meristem.recipes.specs import (
-    AssembleSpec,
-    AverageSpec,
-    CheckpointSpec,
-    EnsembleSpec,
-    FuseSpec,
-    GrowSpec,
-    NodeSpec,
-    ResourceSpec,
-)
-from meristem.recipes.train_spec import TrainSpec
-from meristem.recipes.tune_spec import OnSpec, TuneSpec
-
-
-class RaceSpec(Strict):
-    """Which node challenges which."""
-
-    challenger: str
-    baseline: str
-    metric: Literal["eval_loss"] = "eval_loss"
+from meristem.recipes.race_spec import RaceSpec
+from meristem.recipes.specs import NodeSpec
+from meristem.recipes.yaml_file import read_yaml
 
 
 class Recipe(Strict):
@@ -43,7 +24,7 @@ class Recipe(Strict):
     data: DataSpec = TextSpec()
     nodes: dict[str, NodeSpec] = Field(min_length=1)
     race: RaceSpec | None = None
-    seeds: list[int] = [0]
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
 
     @model_validator(mode="before")
     @classmethod
@@ -168,7 +149,7 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text())
+        content = read_yaml(path.read_text())
     except OSError as error:
         raise MeristemError(f"cannot read recipe {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -181,53 +162,4 @@ def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise MeristemError("\n".join(f"{where}: {_explain(e)}" for e in error.errors())) from error
-
-
-def _explain(error: Any) -> str:
-    location = tuple(part for i, part in enumerate(error["loc"]) if (i, part) not in ((1, "text"), (1, "images")))
-    place = ".".join(str(part) for part in location)
-    if error["type"] == "extra_forbidden":
-        key, section = str(location[-1]), _section(error["loc"][:-1])
-        return f"{place}: unknown key {key!r}; {nearest(key, section)}"
-    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        found = "nothing" if error["input"] is None else repr(error["input"])[:80]
-        return (
-            f"{place}: ".removeprefix(": ")
-            + f"wanted `key: value` entries ({', '.join(_section(error['loc']))}), found {found}"
-        )
-    if place == "data.task":
-        return f"{place}: unknown task {error['input']!r}; {nearest(str(error['input']), TASKS)}"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
-
-
-def _section(location: tuple) -> list[str]:
-    """The keys known at a place of the recipe."""
-    sections = {
-        "data": TextSpec,
-        "sources": SourceSpec,
-        "decay": DecaySpec,
-        "tune": TuneSpec,
-        "on": OnSpec,
-        "images": ImageSpec,
-        "pairs": PairSpec,
-        "race": RaceSpec,
-        "train": TrainSpec,
-        "grow": GrowSpec,
-        "fuse": FuseSpec,
-        "assemble": AssembleSpec,
-        "average": AverageSpec,
-        "ensemble": EnsembleSpec,
-        "checkpoint": CheckpointSpec,
-        "incubate": IncubateSpec,
-        "resources": ResourceSpec,
-        "early_stop": EarlyStopSpec,
-        "spikes": SpikesSpec,
-    }
-    names = [part for part in location if part in sections]
-    if names:
-        model: type[BaseModel] = sections[names[-1]]
-    else:
-        model = NodeSpec if location else Recipe
-    return [field.alias or name for name, field in model.model_fields.items()]
+        raise MeristemError("\n".join(f"{where}: {explain(e, Recipe)}" for e in error.errors())) from error

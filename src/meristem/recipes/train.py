@@ -18,7 +18,7 @@ from meristem.recipes.account import Account, saved_parameters
 from meristem.recipes.arguments import trainer_arguments
 from meristem.recipes.callbacks import CarriedState, Stopwatch
 from meristem.recipes.early_stop import BEST, EarlyStop, stopped_at
-from meristem.recipes.guards import LossGuard, last_whole_checkpoint
+from meristem.recipes.guards import LossGuard, full_disk, last_whole_checkpoint
 from meristem.recipes.left import KeepOnTheWay, leave
 from meristem.recipes.modifiers import Setting
 from meristem.recipes.node import CHECKPOINTS
@@ -106,6 +106,7 @@ class _Run:
         with contextlib.ExitStack() as stack:
             for modifier in self.modifiers:
                 stack.enter_context(modifier.within())
+            stack.enter_context(full_disk(self.label, self.directory))
             trainer.train(resume_from_checkpoint=self.checkpoint)
         self._leave(trainer)
         steps = (self.early.stopped if self.early else None) or self.steps

@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from meristem.errors import MeristemError, nearest
 from meristem.recipes.conflicts import CONFLICTS
 from meristem.recipes.data_specs import Count, Strict
 from meristem.recipes.guard_specs import EarlyStopSpec, Positive, SpikesSpec
 from meristem.recipes.method_specs import DistillSpec, FreshSpec, IncubateSpec, MajoritySpec, SubnetworkSpec
-from meristem.recipes.trainer_keys import check_keys, features
+from meristem.recipes.trainer_keys import checked_keys, features
 from meristem.recipes.tune_spec import TuneSpec
 
 if TYPE_CHECKING:
@@ -111,12 +111,16 @@ class TrainSpec(Strict):
                 self.with_numbers({**first, key: value})
         return self
 
-    @model_validator(mode="after")
-    def _goes_together(self) -> TrainSpec:
+    @field_validator("trainer")
+    @classmethod
+    def _fields_of_the_trainer(cls, trainer: dict[str, Any]) -> dict[str, Any]:
         try:
-            check_keys(self.trainer)
+            return checked_keys(trainer)
         except MeristemError as error:
             raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> TrainSpec:
         self.check_conflicts(set())
         if self.majority and self.subnetwork and (self.subnetwork.__pydantic_extra__ or {}).get("widths"):
             raise ValueError("majority cannot be combined with a subnetwork of `widths`: kernels are not sliced")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from meristem.errors import MeristemError, nearest
 
@@ -44,18 +47,49 @@ RESERVED = {
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 
 
-def check_keys(trainer: Mapping[str, Any]) -> None:
-    """Raises MeristemError for a key that is reserved, naming the one to use, or that TrainingArguments has not."""
+def checked_keys(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, with values of the type that each field of TrainingArguments has (YAML 1.1 reads `1e-8` as text).
+
+    Raises:
+        MeristemError: for a key that is reserved, naming the one to use; that TrainingArguments has not; or for a value of another type.
+    """
     for key in trainer:
         if key in RESERVED:
-            raise MeristemError(f"trainer: {key} is set by the recipe; {RESERVED[key]}")
-    if trainer:
-        from transformers import TrainingArguments
+            raise MeristemError(f"{key} is set by the recipe; {RESERVED[key]}")
+    if not trainer:
+        return {}
+    from transformers import TrainingArguments
 
-        known = TrainingArguments.__dataclass_fields__
-        for key in trainer:
-            if key not in known:
-                raise MeristemError(f"trainer: unknown key {key!r}; {nearest(key, known)}")
+    types = get_type_hints(TrainingArguments)
+    for key in trainer:
+        if key not in TrainingArguments.__dataclass_fields__:
+            raise MeristemError(f"unknown key {key!r}; {nearest(key, TrainingArguments.__dataclass_fields__)}")
+    check_reports(trainer.get("report_to"))
+    return {key: _of_type(key, value, types[key]) for key, value in trainer.items()}
+
+
+def _of_type(key: str, value: Any, hint: Any) -> Any:
+    """Numbers and truth values converted; dictionaries checked."""
+    kinds = set(get_args(hint) or (hint,))
+    if kinds & {int, float, bool} and kinds <= {int, float, bool, NoneType}:
+        wanted = {int: "a whole number", float: "a number", bool: "true or false"}[(kinds - {NoneType}).pop()]
+        try:
+            return TypeAdapter(hint, config={"allow_inf_nan": False}).validate_python(value)
+        except ValidationError:
+            raise MeristemError(f"{key} is {wanted}, found {value!r}") from None
+    if any(get_origin(kind) is dict or kind is dict for kind in kinds) and not isinstance(value, dict | str | NoneType):
+        raise MeristemError(f"{key} wants `key: value` entries, found {value!r}")
+    return value
+
+
+def check_reports(report_to: Any) -> None:
+    """Raises MeristemError for a tracker that transformers does not know."""
+    names = {report_to} if isinstance(report_to, str) else set(report_to or ())
+    if names - {"none", "all", "tensorboard"}:
+        from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as KNOWN
+
+        for name in sorted(map(str, names - {"none", "all"} - set(KNOWN))):
+            raise MeristemError(f"report_to: transformers knows no {name!r}; {nearest(name, KNOWN)}")
 
 
 def features(trainer: Mapping[str, Any]) -> set[str]:
@@ -63,7 +97,7 @@ def features(trainer: Mapping[str, Any]) -> set[str]:
     found = {
         "bf16": trainer.get("bf16") or trainer.get("fp16"),
         "checkpointing": any(trainer.get(key) for key in CHECKPOINTING),
-        "accumulation": int(trainer.get("gradient_accumulation_steps") or 1) > 1,
+        "accumulation": (trainer.get("gradient_accumulation_steps") or 1) > 1,
         "compile": trainer.get("torch_compile") or trainer.get("torch_compile_backend") or trainer.get("torch_compile_mode"),
         "fsdp": trainer.get("fsdp"),
     }  # fmt: skip

@@ -128,7 +128,10 @@ class _Search:
 
     def _tell(self, chosen: Mapping[str, float]) -> None:
         lowest = [key for key, value in chosen.items() if value == self.grids[key][0]]
+        highest = [key for key, value in chosen.items() if value == self.grids[key][-1]]
         hint = f"; the lowest {' and '.join(lowest)} is best, so begin the grid lower" if lowest else ""
+        if highest:  # as far as a grid goes on, or at the end of what the key allows
+            hint += f"; the highest {' and '.join(highest)} is best, so begin the grid higher if there is more"
         words = ", ".join(f"{key} {value:g}" for key, value in chosen.items())
         print(f"{self.name}: {words}, of {self._said()}{hint}", file=sys.stderr, flush=True)
         trials = [
@@ -141,7 +144,10 @@ class _Search:
             "seeds": self.tune.on.seeds,
             "trials": trials,
         }
-        write_json(self.out / f"{self.name}.json", {**content, "flops": sum(self.flops.values()), "at_lowest": lowest})
+        write_json(
+            self.out / f"{self.name}.json",
+            {**content, "flops": sum(self.flops.values()), "at_lowest": lowest, "at_highest": highest},
+        )
 
 
 def _finite(loss: float) -> float | None:

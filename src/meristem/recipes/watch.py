@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from meristem.errors import MeristemError
 from meristem.recipes import status
 from meristem.recipes.node import Job
 from meristem.recipes.report import FILE, write_report
@@ -41,14 +42,18 @@ class Watch:
         self._over.set()
         if self.live:
             self._thread.join()
-        write_report(self.jobs, self.failed, self.out, self.out.name)
+        self._try(lambda: write_report(self.jobs, self.failed, self.out, self.out.name))
 
     def _keep(self) -> None:
         while not self._over.wait(EVERY_SECONDS):
-            try:
-                self._write()
-            except (OSError, ValueError) as error:  # a full disk must not end the run
-                print(f"{self.out / FILE} cannot be written: {error}", file=sys.stderr, flush=True)
+            self._try(self._write)
+
+    def _try(self, write: Callable[[], object]) -> None:
+        """A page that cannot be written must not end the run, nor hide what did: a full disk, a folder that is only to be read."""
+        try:
+            write()
+        except (OSError, ValueError, MeristemError) as error:
+            print(f"{self.out / FILE} is not written: {error}", file=sys.stderr, flush=True)
 
     def _write(self) -> None:
         write_report(self.jobs, dict(self.failed), self.out, self.out.name, self._before)

@@ -36,21 +36,33 @@ class _Scalars(Problem):
         return (self.features @ w)[:, :, 0]
 
     def adjoint(self, slope: Tensor) -> Tensor:
-        return torch.einsum("nkm,nk->m", self.features, slope)[:, None]
+        flat = self.features.reshape(-1, self.features.shape[2])  # a tenth of the time of an einsum
+        return (flat.T @ slope.reshape(-1))[:, None]
+
+    @property
+    def is_dense(self) -> bool:
+        return True
+
+    def hessian(self, outputs: Tensor) -> Tensor:
+        """One column for each member."""
+        return torch.cat([self.curved(outputs, unit[:, None]) for unit in torch.eye(len(self.start())).to(outputs)], 1)
 
 
 @dataclass(frozen=True)
 class _Vectors(Problem):
-    """`features` are the members' logits (n, outputs, members); weights (members, outputs)."""
+    """`features` are the members' logits (members, n, outputs); weights (members, outputs)."""
 
     def start(self) -> Tensor:
-        return self.features.new_zeros(self.features.shape[2], self.features.shape[1])
+        return self.features.new_zeros(self.features.shape[0], self.features.shape[2])
 
     def applied(self, w: Tensor) -> Tensor:
-        return torch.einsum("nkm,mk->nk", self.features, w)
+        total = self.features[0] * w[0]
+        for logits, own in zip(self.features[1:], w[1:], strict=True):
+            total.addcmul_(logits, own)
+        return total
 
     def adjoint(self, slope: Tensor) -> Tensor:
-        return torch.einsum("nkm,nk->mk", self.features, slope)
+        return torch.stack([(logits * slope).sum(0) for logits in self.features])
 
 
 @dataclass(frozen=True)
@@ -89,8 +101,8 @@ def fit_mixture(
         gamma = torch.cat([targets.new_full((n, 1), price) for n, price in zip(sizes, prices, strict=True)])
         problem = Problem(loss, offset, features, targets, shares, gamma)
     else:
-        chosen = _Scalars if kind == "scalar" else _Vectors
-        features = torch.stack([member.logits for member in members], 2)
+        chosen, last = (_Scalars, 2) if kind == "scalar" else (_Vectors, 0)
+        features = torch.stack([member.logits for member in members], last)
         problem = chosen(loss, offset, features, targets, shares, targets.new_tensor(prices)[:, None])
         sizes = [1] * len(members)
     found = refit(problem, tolerance=1e-8, rounds=4, newton_steps=4)

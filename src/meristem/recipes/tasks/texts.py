@@ -58,11 +58,13 @@ class Texts:
     def sequences(
         self, split: Literal["train", "tune", "eval"], count: int, seed: int = 0, offset: int = 0
     ) -> Sequences:
-        """`count` of them, from where earlier runs stopped (see `data.order.Order`)."""
-        own = self.corpora[0]
+        """`count` of them, from where earlier runs stopped (see `data.order.Order`); of those held out, no more than there are."""
+        own, windows = self.corpora[0], self.windows(split)
         more = {"separator": None if self.data.documents == "across" else own.separator, "pad_token": own.pad_token}
         more["vocab_size"] = own.vocab_size
-        return Sequences(self.windows(split), self.data.sequence_length, count, seed, offset, **more)
+        if split != "train":
+            count = min(count, windows.once_through)
+        return Sequences(windows, self.data.sequence_length, count, seed, offset, **more)
 
     def windows(self, split: Literal["train", "tune", "eval"]) -> Windows:
         """The pieces of this split. Raises MeristemError if a source has none."""
