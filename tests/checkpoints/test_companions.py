@@ -98,3 +98,17 @@ def test_tokens_by_the_files_of_any_tokenizer(tmp_path):
     (tmp_path / "vocab.json").rename(tmp_path / "vocab.txt")
     (tmp_path / "vocab.txt").write_text("[PAD]\nword\n")
     assert tokens_of(tmp_path) == {0: "[PAD]", 1: "word"}
+
+
+def test_a_card_that_is_replaced_is_named(pair, tmp_path):
+    (pair[0] / "README.md").write_text("---\nlicense: mit\n---\nWhat it was trained on.")
+    code, said = invoke(["grow", str(pair[0]), str(tmp_path / "out"), "--width", "2"])
+    assert code == 0, said
+    assert f"README.md of {pair[0]} is not copied: the result has a model card of its own" in said
+    assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
+    code, said = invoke(["grow", str(tmp_path / "out"), str(tmp_path / "more"), "--width", "2"])
+    assert code == 0, said
+    assert "README.md" not in said  # Meristem's own, as it wrote it
+    with (tmp_path / "out" / "README.md").open("a") as card:
+        card.write("\nWhat I found out.")
+    assert "README.md of" in invoke(["grow", str(tmp_path / "out"), str(tmp_path / "again"), "--width", "2"])[1]

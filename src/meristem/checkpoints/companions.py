@@ -1,8 +1,8 @@
 """What a model directory holds besides its weights: tokenizers, processors, templates, licences. It travels along, by rule.
 
 Left behind, and said so, are weights in other formats or for other networks (those in subdirectories), code unless it is trusted,
-what belongs to a run, and what is no file of the model: pipes, and links that lead out of it (`leads_out`). Hidden files (`.git`,
-`.cache`) are no part of the model.
+what belongs to a run, a card that somebody wrote (the result has its own), and what is no file of the model: pipes, and links that
+lead out of it (`leads_out`). Hidden files (`.git`, `.cache`) are no part of the model.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from meristem.checkpoints.written import is_own
 from meristem.errors import MeristemError
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack",
@@ -31,7 +32,8 @@ RUN = (
     "wandb",
     "logs",
 )
-WRITTEN = ("config.json", "generation_config.json", "meristem.json", "README.md", "modeling_grouped.py")
+CARD = "README.md"
+WRITTEN = ("config.json", "generation_config.json", "meristem.json", CARD, "modeling_grouped.py")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def companions(source: Path, trust_remote_code: bool = False, out: Path | None =
     try:
         for name in sorted(os.listdir(source)):
             path = source / name
+            if name == CARD and not is_own(source, name):
+                left.append(name)
             if name.startswith(".") or name in WRITTEN or path.name == "__pycache__" or _is(path, out):
                 continue
             if path.is_symlink() and path.is_dir():

@@ -8,23 +8,13 @@ import json
 import os
 import re
 import secrets
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from fnmatch import fnmatch
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from meristem.checkpoints.exchange import exchange, locked, sync, sync_entry
+from meristem.checkpoints.written import begin_manifest, foreign, is_marked, remove, write_manifest
 from meristem.errors import MeristemError
-
-MANIFEST = ".meristem-files"  # in every directory written here: the files that may be replaced with it
-SAVE_PRETRAINED = (
-    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "README.md", "meristem.json",
-    "modeling_grouped.py", "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "spm.model", "chat_template.json", "chat_template.jinja",
-    "additional_chat_templates/*.jinja", "*processor_config.json", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth",
-    "trainer_state.json", "training_args.bin", ".metadata", "*.distcp",
-)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -51,13 +41,13 @@ def atomic_directory(out: Path, overwrite: bool = False, sources: Sequence[str |
             partial = _new_beside(place)
             try:
                 yield partial
-                _write_manifest(partial)
+                write_manifest(partial)
                 sync(partial)
                 check_place(out, overwrite, sources)  # somebody may have worked there meanwhile
                 _put(partial, place)
                 created = []
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                remove(partial)
     except OSError as error:
         raise MeristemError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
@@ -98,13 +88,12 @@ def check_place(out: Path, overwrite: bool = False, sources: Sequence[str | Path
     if not overwrite:
         raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
     try:
-        foreign = next(_foreign(place), None)
+        found = foreign(place)
     except OSError as error:
         raise MeristemError(f"cannot read {out}, so it is not replaced: {error.strerror or error}") from error
-    if foreign is not None:
+    if found is not None:
         raise MeristemError(
-            f"{out} holds {foreign}, which neither Meristem nor save_pretrained wrote; --overwrite replaces only what they "
-            "wrote. Move it away or choose another place"
+            f"{out} holds {found}; --overwrite replaces only what Meristem or save_pretrained wrote. Move it away or choose another place"
         )
     return place
 
@@ -124,63 +113,32 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(partial, path)
 
 
-def _foreign(directory: Path) -> Iterator[str]:
-    """What in it was not written by Meristem or `save_pretrained`, by its path in it."""
-    names = sorted(os.listdir(directory))
-    manifest = _manifest(directory / MANIFEST)
-    known = {MANIFEST, *manifest} if manifest else set()
-    patterns = SAVE_PRETRAINED if manifest or {"config.json", ".metadata"} & set(names) else ()
-    for path in _files(directory, names):
-        if path not in known and not any(fnmatch(path, p) and path.count("/") == p.count("/") for p in patterns):
-            yield path
-
-
-def _files(directory: Path, names: Iterable[str]) -> Iterator[str]:
-    """Paths below it of everything that is no directory; links to directories are not followed."""
-    for name in names:
-        path = directory / name
-        if path.is_dir() and not path.is_symlink():
-            yield from (f"{name}/{below}" for below in _files(path, sorted(os.listdir(path))))
-        else:
-            yield name
-
-
-def _manifest(file: Path) -> list[str]:
-    try:
-        names = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
-        return []
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-
-
-def _write_manifest(directory: Path) -> None:
-    names = list(_files(directory, sorted(os.listdir(directory))))
-    (directory / MANIFEST).write_text(json.dumps(names, indent=0) + "\n")
-
-
 def _new_beside(place: Path) -> Path:
     """An empty hidden directory next to `place`, which no other writer has."""
     for name in (f".{place.name}.partial", f".{place.name}.partial-{secrets.token_hex(4)}"):
         with contextlib.suppress(FileExistsError):
             (place.parent / name).mkdir()
+            begin_manifest(place.parent / name)
             return place.parent / name
     raise FileExistsError(errno.EEXIST, f"cannot make {name}")
 
 
 def _old(place: Path) -> Path:
-    return place.parent / f".{place.name}.old"
+    return place.parent / f".{place.name}.meristem-old"
 
 
 def _clear_remains(place: Path) -> None:
-    """What killed writers left: half-filled directories go; an old `place` that was moved aside comes back if no new one came."""
+    """What killed writers left: half-filled directories go, if they are marked as Meristem's; an old `place` that was moved aside
+    comes back if no new one came."""
     remains = re.compile(re.escape(f".{place.name}.partial") + r"(-[0-9a-f]{8})?")
     for name in os.listdir(place.parent):
-        if remains.fullmatch(name):
-            shutil.rmtree(place.parent / name, ignore_errors=True)
+        left = place.parent / name
+        if remains.fullmatch(name) and left.is_dir() and (is_marked(left) or foreign(left) is None):
+            remove(left)
     old = _old(place)
-    if old.is_dir() and next(_foreign(old), None) is None:
+    if old.is_dir() and foreign(old) is None:
         if place.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
         else:
             os.rename(old, place)
 
@@ -198,7 +156,7 @@ def _put(partial: Path, place: Path) -> None:
             if old.exists() and not place.exists():
                 os.rename(old, place)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
     sync_entry(place.parent)
 
 

@@ -39,14 +39,16 @@ def write(
 
 def say_left(left: Sequence[str], out: Path, sources: Sequence[Source]) -> list[str]:
     """Tell what of the first source did not come along, and what of the other sources is not as there; the former is returned."""
-    from meristem.checkpoints.companions import differing
+    from meristem.checkpoints.companions import CARD, differing
 
-    left = [name for name in left if not (out / name).exists()]  # a Trainer's files are written beside
-    if left:
+    left = [name for name in left if name == CARD or not (out / name).exists()]  # a Trainer's files are written beside
+    if others := [name for name in left if name != CARD]:
         print(
-            f"meristem: not copied from {sources[0]}, since not part of the grown model: {', '.join(left)}",
+            f"meristem: not copied from {sources[0]}, since not part of the grown model: {', '.join(others)}",
             file=sys.stderr,
         )
+    if CARD in left:
+        print(f"meristem: {CARD} of {sources[0]} is not copied: the result has a model card of its own", file=sys.stderr)
     for source in sources[1:]:
         others = differing(sources[0].path, source.path)
         if others:
