@@ -61,6 +61,20 @@ def test_a_target_is_not_replaced_by_what_grows_to_it(small, tmp_path):
     assert (target / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("method", ["weight_selection", "prune"])
+def test_nothing_is_cut_out_of_weights_that_are_not_finite(small, tmp_path, value, method):
+    broken = changed(small, tmp_path / "broken", **{"model.layers.1.mlp.up_proj.weight": value})
+    inputs = tmp_path / "inputs.json"
+    inputs.write_text(json.dumps({"input_ids": [[5, 6, 7, 8]]}))
+    more = ["--method", "prune", "--inputs", inputs] if method == "prune" else []
+    refused(
+        meristem("shrink", broken, tmp_path / "out", "--intermediate-size", 24, *more),
+        "the network's weights are not finite (NaN or infinite: 1 in model.layers.1.mlp.up_proj.weight)",
+    )
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
+
+
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
 def test_infinite_weights_prove_nothing(small, tmp_path, value):
     infinite = changed(small, tmp_path / "infinite", **{"model.norm.weight": value})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from meristem.anatomy.streamed import is_streamed, weights_of
+from meristem.anatomy.streamed import is_streamed, weights_of, with_weights
 from meristem.errors import MeristemError
 
 NAMED = 3
@@ -26,10 +27,8 @@ def check_finite(model: nn.Module, outputs: Mapping[str, Tensor]) -> None:
     infinite = any(bool(output.isinf().any()) for output in outputs.values())
     bad = _bad_weights(model) if broken is not None or infinite else {}
     if bad:
-        shown = ", ".join(f"{count} in {name}" for name, count in list(bad.items())[:NAMED])
-        more = f" and {len(bad) - NAMED} more tensors" if len(bad) > NAMED else ""
         raise MeristemError(
-            f"the network's weights are not finite (NaN or infinite: {shown}{more}), so nothing can be proved of it; use a "
+            f"the network's weights are not finite (NaN or infinite: {_shown(bad)}), so nothing can be proved of it; use a "
             "checkpoint from before they were, or pass verify=False (--no-verify) to copy them as they are"
         )
     if broken is not None:
@@ -39,14 +38,49 @@ def check_finite(model: nn.Module, outputs: Mapping[str, Tensor]) -> None:
         )
 
 
+def with_finite_weights(model: nn.Module) -> nn.Module:
+    """The same network, of which no parameter is taken that is not finite: of a streamed one each is looked at when it is made.
+
+    Raises:
+        MeristemError: naming the parameters of a network in memory; of a streamed one its weights raise, for the first that is taken.
+    """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+
+    def check(name: str, tensor: Tensor) -> Tensor:
+        count = _not_finite(tensor) if name in parameters else 0
+        return _refuse({name: count}) if count else tensor
+
+    if is_streamed(model):
+        return with_weights(model, check)
+    bad = {name: count for name, count in _bad_weights(model).items() if name in parameters}
+    if bad:
+        _refuse(bad)
+    return model
+
+
+def _refuse(bad: Mapping[str, int]) -> NoReturn:
+    raise MeristemError(
+        f"the network's weights are not finite (NaN or infinite: {_shown(bad)}), and what is cut out of it would not be either; "
+        "use a checkpoint from before they were"
+    )
+
+
+def _shown(bad: Mapping[str, int]) -> str:
+    more = f" and {len(bad) - NAMED} more tensors" if len(bad) > NAMED else ""
+    return ", ".join(f"{count} in {name}" for name, count in list(bad.items())[:NAMED]) + more
+
+
+def _not_finite(tensor: Tensor) -> int:
+    return int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+
+
 def _bad_weights(model: nn.Module) -> dict[str, int]:
     """{tensor: how many of its values are not finite} of those that have any."""
     found = {}
     for network in [part for part in model.modules() if is_streamed(part)] or [model]:
         weights = weights_of(network)
         for name in weights:
-            tensor = weights[name]
-            count = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+            count = _not_finite(weights[name])
             if count:
                 found[name] = count
     return found

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from meristem.anatomy import Anatomy
 from meristem.anatomy.axis_ref import divisor_of, is_part, whole_of
 from meristem.anatomy.builder import FunctionBuilder
+from meristem.anatomy.finite import with_finite_weights
 from meristem.anatomy.inputs import example_inputs
 from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
@@ -101,6 +102,7 @@ class Growth:
         anatomy = (anatomy or Anatomy.of(model)).watched(inputs)
         check_same(model, anatomy)
         methods = methods or list(growth_like(model, like, anatomy).methods)
+        model = with_finite_weights(model) if any(method.shrinks for method in methods) else model
         steps = take_steps(model, methods, anatomy, inputs)
         check_guesses(steps.plans[0])
         certificate = None
@@ -197,6 +199,7 @@ def _measured(
         warnings.warn(
             f"{named}: nothing is proved of this growth, which could not be measured{where}: {error}", stacklevel=3
         )
+        _say_what_is_lost(model, methods, steps, None)
         return None
     if steps.promised and not certificate.holds:
         raise PreservationError(f"this growth should keep the function and does not: {certificate.summary()}")
@@ -285,24 +288,28 @@ def shown_by(anatomy: Anatomy) -> str:
 def _say_what_is_lost(
     model: nn.Module, methods: Sequence[Method], steps: Steps, certificate: Certificate | None
 ) -> None:
-    """Warn of a growth by a method that usually keeps the function, and here does not promise to."""
-    if certificate is None or certificate.holds:
+    """Warn of a growth by a method that usually keeps the function, and here does not promise to; and of a network that is not
+    what its class builds, where no promise could show that."""
+    if certificate is not None and certificate.holds:
         return
-    broken = [
-        m.name for m, plan in zip(methods, steps.plans, strict=True) if m.preserving and not plan.preserves_function
-    ]
-    if broken:
-        changed = changed_since(model)
+    names = ", ".join(method.name for method in methods)
+    pairs = zip(methods, steps.plans, strict=True)
+    broken = [m.name for m, plan in pairs if m.preserving and not plan.preserves_function]
+    changed = changed_since(model)
+    differs = f"The network differs from what its class builds from its config, and only that can grow or be cut: {changed}"
+    if broken and certificate is not None:
         cause = (
-            f"The network differs from what its class builds from its config, and only that can grow: {changed}"
+            differs
             if changed
             else "Norms that see uneven copies, or blocks that cannot be silent, are the usual causes; whole multiples of the width "
             "are exact"
         )
         warnings.warn(
             f"{', '.join(broken)}: this growth does not keep the function: {certificate.summary()}. {cause}",
-            stacklevel=3,
+            stacklevel=4,
         )
+    elif changed:
+        warnings.warn(f"{names}: {differs}", stacklevel=4)
 
 
 def _looked_at(model: nn.Module, steps: Steps) -> Steps:
