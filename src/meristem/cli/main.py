@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -95,6 +96,7 @@ def main() -> None:
     os.environ.setdefault(
         "THP_MEM_ALLOC_ENABLE", "1"
     )  # torch's large tensors lie in huge pages: a third of the kernel's time
+    warnings.formatwarning = lambda message, *_, **__: f"meristem: {message}\n"
     try:
         app(_spelt_out(sys.argv[1:]))
     except MeristemError as error:
