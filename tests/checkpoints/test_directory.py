@@ -141,7 +141,9 @@ def test_a_large_file_is_known_by_parts_of_its_content(tmp_path):
         (partial / "optimizer.pt").write_bytes(bytes(6_000_000))
     for place in (0, 3_000_000, 5_999_999):
         changed = bytearray(6_000_000)
-        changed[max(place - 200_000, 0) : place + 200_000] = b"1" * len(changed[max(place - 200_000, 0) : place + 200_000])
+        changed[max(place - 200_000, 0) : place + 200_000] = b"1" * len(
+            changed[max(place - 200_000, 0) : place + 200_000]
+        )
         (tmp_path / "out" / "optimizer.pt").write_bytes(changed)
         with pytest.raises(ms.MeristemError, match=r"holds optimizer.pt, which was changed"):
             check_place(tmp_path / "out", overwrite=True)

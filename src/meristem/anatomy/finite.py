@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 import torch
@@ -12,6 +13,7 @@ from meristem.anatomy.streamed import is_streamed, weights_of, with_weights
 from meristem.errors import MeristemError
 
 NAMED = 3
+LARGE = 1e6  # of a weight: none that was trained well is as large
 
 
 def check_finite(model: nn.Module, outputs: Mapping[str, Tensor]) -> None:
@@ -34,7 +36,7 @@ def check_finite(model: nn.Module, outputs: Mapping[str, Tensor]) -> None:
     if broken is not None:
         raise MeristemError(
             f"the network's outputs are not finite on the inputs of the proof ({broken} is not a number), though its weights are; "
-            "pass inputs that it was made for (inputs=, --inputs)"
+            f"{_cause(model)}"
         )
 
 
@@ -74,13 +76,33 @@ def _not_finite(tensor: Tensor) -> int:
     return int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
 
 
-def _bad_weights(model: nn.Module) -> dict[str, int]:
-    """{tensor: how many of its values are not finite} of those that have any."""
-    found = {}
+def largest_weight(model: nn.Module) -> tuple[float, str]:
+    """(magnitude, name) of the largest entry of all weights."""
+    weights = _taken(model)
+    sizes = ((float(w.detach().abs().max()), n) for n, w in weights if w.is_floating_point() and w.numel())
+    return max(sizes, default=(0.0, "none"))
+
+
+def _cause(model: nn.Module) -> str:
+    """Why outputs of finite weights are not finite, as far as the network tells."""
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if isinstance(value, float) and math.isnan(value):
+                return f"{name}.{attribute} is not a number: mend the config's entry for it".lstrip(".")
+    value, name = largest_weight(model)
+    if value > LARGE:
+        return f"its largest weight is {value:.1e} (in {name}): use a checkpoint from before the weights grew so large"
+    return "pass inputs that it was made for (inputs=, --inputs)"
+
+
+def _taken(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of a network, by name, one at a time; a network of streamed ones has those of all of them."""
     for network in [part for part in model.modules() if is_streamed(part)] or [model]:
         weights = weights_of(network)
-        for name in weights:
-            count = _not_finite(weights[name])
-            if count:
-                found[name] = count
-    return found
+        yield from ((name, weights[name]) for name in weights)
+
+
+def _bad_weights(model: nn.Module) -> dict[str, int]:
+    """{tensor: how many of its values are not finite} of those that have any."""
+    counts = {name: _not_finite(tensor) for name, tensor in _taken(model)}
+    return {name: count for name, count in counts.items() if count}

@@ -16,7 +16,16 @@ from typing import Any
 MANIFEST = ".meristem-files"  # in every directory written here: {path: fingerprint} of what may be replaced with it
 BLOCK, BLOCKS = 1 << 16, 64  # of a file that is larger than all of them, so many bytes at so many places count
 STOCK_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
-SPECIAL = {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "additional_special_tokens"}
+SPECIAL = {
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+    "additional_special_tokens",
+}
 
 
 def write_manifest(directory: Path) -> None:

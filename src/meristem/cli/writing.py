@@ -48,7 +48,9 @@ def say_left(left: Sequence[str], out: Path, sources: Sequence[Source]) -> list[
             file=sys.stderr,
         )
     if CARD in left:
-        print(f"meristem: {CARD} of {sources[0]} is not copied: the result has a model card of its own", file=sys.stderr)
+        print(
+            f"meristem: {CARD} of {sources[0]} is not copied: the result has a model card of its own", file=sys.stderr
+        )
     for source in sources[1:]:
         others = differing(sources[0].path, source.path)
         if others:

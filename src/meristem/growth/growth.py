@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from meristem.anatomy import Anatomy
-from meristem.anatomy.axis_ref import divisor_of, is_part, whole_of
 from meristem.anatomy.builder import FunctionBuilder
 from meristem.anatomy.finite import with_finite_weights
 from meristem.anatomy.inputs import example_inputs
@@ -35,6 +34,7 @@ from meristem.growth.rounding import is_half
 from meristem.growth.sampled import Kept, check_tensors, choose_blocks, grown_blocks, look, only
 from meristem.growth.settle import settle
 from meristem.growth.steps import Steps, take_steps
+from meristem.growth.unkept import why_not_kept
 
 
 @dataclass(frozen=True)
@@ -234,55 +234,24 @@ def _second_try(
         proof = certify(model, interleaved, inputs, kept)
         if proof.holds:
             return interleaved, proof, other
-    cause = None if certificate.holds else known_cause(model, steps.plans)
-    if cause:
-        raise PreservationError(f"this growth does not keep the function ({certificate.summary()}): {cause}")
-    if not certificate.holds:
-        if parting is None and isinstance(anatomy.builder, FunctionBuilder) and _uneven(steps):
-            steps = replace(steps, plans=tuple(replace(plan, preserves_function=False) for plan in steps.plans))
-            _say_what_is_lost(model, methods, steps, certificate)
-            return steps, certificate, methods
-        where = f"; cloned, {parting}" if parting else ""
-        if certificate.holds_unrounded:
-            raise PreservationError(
-                f"this growth keeps the function, but {certificate.stored_dtype} cannot hold its weights well enough: "
-                f"{certificate.summary()}. Grow a copy in float32 (model.float()), or pass verify=False (--no-verify)"
-            )
-        changed = changed_since(model)
-        if changed:
-            raise PreservationError(
-                f"this growth should keep the function and does not: {certificate.summary()}. The network differs from what "
-                f"its class builds from its config, and only that can grow: {changed}"
-            )
-        raise PreservationError(
-            f"this growth should keep the function and does not: {certificate.summary()}. The anatomy of this "
-            f"{anatomy.builder.model_type} is not understood{where}{_said_of_parts(anatomy)}. {shown_by(anatomy)} shows what was inferred"
-        )
-    return steps, certificate, methods
+    if certificate.holds:
+        return steps, certificate, methods
+    uneven = parting is None and isinstance(anatomy.builder, FunctionBuilder) and _uneven(steps)
+    if uneven and not known_cause(model, steps.plans):
+        steps = replace(steps, plans=tuple(replace(plan, preserves_function=False) for plan in steps.plans))
+        _say_what_is_lost(model, methods, steps, certificate)
+        return steps, certificate, methods
 
+    def proof_of(others: Sequence[Method]) -> Certificate:
+        return certify(model, take_steps(model, others, settled, inputs), inputs, kept)
 
-def _said_of_parts(anatomy: Anatomy) -> str:
-    """What to write where a function outside transformers cuts an axis into a fixed number of parts, which then grow: heads."""
-    parts = {whole_of(axis): divisor_of(axis) for axis in anatomy.axes if is_part(axis)}
-    if not isinstance(anatomy.builder, FunctionBuilder) or not parts:
-        return ""
-    whole, number = next(iter(parts.items()))
-    return (
-        f"; its forward cuts {whole} into {number} parts, whose size grows with it. If these are heads, let their number be an argument of "
-        f"the function that grows along, Anatomy.infer(build, {{{whole!r}: {anatomy.sizes[whole]}, 'heads': ...}}); a table that "
-        f"forward computes from {whole} (sinusoids) needs a size of its own, which stays"
-    )
+    raise PreservationError(why_not_kept(model, methods, anatomy, steps.plans, certificate, parting, proof_of))
 
 
 def _uneven(steps: Steps) -> bool:
     """Whether units get different numbers of copies, or silent neighbours. A network whose clone is exact and this is not does
     something with its units that only whole multiples survive (a product of units, a function along another dimension)."""
     return any(not axis_map.is_uniform() for plan in steps.plans for axis_map in plan.maps.values())
-
-
-def shown_by(anatomy: Anatomy) -> str:
-    """What shows a user an anatomy."""
-    return "print(anatomy)" if isinstance(anatomy.builder, FunctionBuilder) else "`meristem inspect`"
 
 
 def _say_what_is_lost(
@@ -296,7 +265,9 @@ def _say_what_is_lost(
     pairs = zip(methods, steps.plans, strict=True)
     broken = [m.name for m, plan in pairs if m.preserving and not plan.preserves_function]
     changed = changed_since(model)
-    differs = f"The network differs from what its class builds from its config, and only that can grow or be cut: {changed}"
+    differs = (
+        f"The network differs from what its class builds from its config, and only that can grow or be cut: {changed}"
+    )
     if broken and certificate is not None:
         cause = (
             differs
