@@ -146,3 +146,25 @@ def test_a_target_config_nested_beyond_reading_is_one_sentence(small, tmp_path):
 def test_nothing_to_fuse_is_one_sentence():
     with pytest.raises(ms.MeristemError, match="at least two networks"):
         ms.fuse([])
+
+
+@pytest.mark.parametrize("size", ["-5GB", "0GB", "0", "infGB", "nanGB", "five"])
+def test_a_shard_size_that_is_none_is_refused_before_anything_is_read(small, tmp_path, size):
+    for verb in (["grow", small], ["fuse", small, small], ["average", small, small], ["shrink", small]):
+        refused(meristem(*verb, tmp_path / "out", f"--max-shard-size={size}"), "a shard's size is like 5GB")
+
+
+@pytest.mark.parametrize("pattern", ["nope", "model.norm.weight", "v_head.*"])
+def test_a_pattern_that_drops_nothing_is_refused(small, tmp_path, pattern):
+    for verb in (["grow", small], ["fuse", small, small]):
+        options = ["--width", 2] if verb[0] == "grow" else []
+        done = meristem(*verb, tmp_path / "out", *options, "--drop", pattern)
+        refused(done, f"--drop {pattern!r} leaves nothing out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("weights", ["nan,1", "1,nan", "inf,1", "0.5,0.6"])
+def test_weights_of_a_fusion_that_are_none_are_named(small, tmp_path, weights):
+    refused(meristem("fuse", small, small, tmp_path / "out", f"--weights={weights}"), "2 positive numbers that sum to 1")
+    with pytest.raises(ms.MeristemError, match="positive numbers that sum to 1"):
+        ms.Rebasin(weights=[float(weight) for weight in weights.split(",")]).convex(2)

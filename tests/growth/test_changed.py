@@ -134,3 +134,23 @@ def test_nothing_is_cut_out_of_weights_that_are_not_finite(value):
     words = r"not finite \(NaN or infinite: 1 in model\.layers\.1\.mlp\.up_proj\.weight\), and what is cut out"
     with pytest.raises(ms.MeristemError, match=words):
         ms.shrink(model, ms.WeightSelection(intermediate_size=24))
+
+
+@pytest.mark.parametrize("change", [change for change in CUT if change is not config_edited_afterwards])
+def test_a_fusion_names_the_network_that_differs(change):
+    tied = change is head_untied_by_hand
+    first, second = (pico.build("llama", seed, tie_word_embeddings=tied) for seed in (0, 1))
+    change(second)
+    with pytest.raises(ms.PreservationError, match=r"network 2 differs from what its class builds.*only that can be fused") as told:
+        ms.fuse([first, second])
+    assert CUT[change] in str(told.value)
+    ms.fuse([first, second], ms.DeepFusion(allow_differences=True))
+
+
+def test_one_network_that_differs_is_not_fused_with_itself():
+    model = pico.build("llama")
+    one_activation(model)
+    for method in (ms.DeepFusion(noise=0.0), ms.DeepFusion(experts=True)):
+        with pytest.raises(ms.PreservationError, match="network 1 differs") as told:
+            ms.fuse([model, model], method)
+        assert "anatomy" not in str(told.value)

@@ -166,7 +166,9 @@ def test_weights_too_large_for_their_dtype_are_named(value, said):
     model = pico.build("llama")
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3] = value
-    words = rf"too large to compute with in float32 \(the largest is {said}, in model\.layers\.1\.mlp\.up_proj\.weight\)"
+    words = (
+        rf"too large to compute with in float32 \(the largest is {said}, in model\.layers\.1\.mlp\.up_proj\.weight\)"
+    )
     with pytest.raises(ms.PreservationError, match=words):
         ms.grow(model, ms.HyperCloning(width=2))
     with torch.no_grad():

@@ -106,6 +106,18 @@ def _lying_in(place: Path, source: Path) -> Iterator[str]:
                 yield entry.name
 
 
+def check_shard_size(size: str | int) -> None:
+    """Raises MeristemError for one that is not like "5GB", or not above zero."""
+    from huggingface_hub.serialization._base import parse_size_to_int
+
+    try:
+        parsed = size if isinstance(size, int) else parse_size_to_int(size)
+    except (ValueError, OverflowError) as error:
+        raise MeristemError(f"a shard's size is like 5GB or 500MB, got {size!r}") from error
+    if parsed <= 0:
+        raise MeristemError(f"a shard's size is like 5GB or 500MB, and above zero, got {size!r}")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON by atomic rename."""
     partial = path.with_name(f".{path.name}.partial")

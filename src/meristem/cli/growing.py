@@ -73,7 +73,7 @@ def grow_checkpoint(asked: Request) -> Answer:
     Raises:
         MeristemError: if it cannot be done.
     """
-    from meristem.checkpoints.directory import check_place
+    from meristem.checkpoints.directory import check_place, check_shard_size
     from meristem.cli.pushing import check_push, push
     from meristem.cli.ray_ranks import on_ray, wants_ray
 
@@ -85,6 +85,7 @@ def grow_checkpoint(asked: Request) -> Answer:
     if not asked.dry_run:
         check_place(asked.out, asked.overwrite, [asked.source, *filter(None, asked.target[:1])])
         check_push(asked.push)
+    check_shard_size(asked.max_shard_size)
     calm_libraries()
     prove = asked.prove and not asked.dry_run
     with step("planning and proving" if prove else "planning"):
@@ -121,6 +122,7 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
     from meristem.checkpoints.distributed import is_distributed, open_distributed
     from meristem.checkpoints.sharded_optimizer import read_sharded_optimizer
     from meristem.checkpoints.trainer_state import is_trainer_checkpoint, read_trainer_state
+    from meristem.checkpoints.unplaced import check_drop
     from meristem.cli.inputs import inputs_for
     from meristem.growth import Growth
 
@@ -133,6 +135,7 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
     small, reader = (
         open_distributed(found, asked.trust, drop) if sharded else (open_streamed(found, asked.trust, drop), None)
     )
+    check_drop(drop, [(found, small)])
     shards = None if sharded else read_sharded_optimizer(found.path, small, drop)
     given = inputs_for(asked.inputs, found, small)
     saved = read_trainer_state(found.path, small) if resumable else shards
@@ -146,11 +149,13 @@ def _plan(asked: Request, prove: bool, who: Processes | None) -> _Planned:
 def _plan_on_data(asked: Request, found: Source, methods: Sequence[Any]) -> _Planned:
     """The same by methods that watch the whole network at work: it is in memory, and no optimizer's state follows."""
     from meristem.checkpoints import open_model
+    from meristem.checkpoints.unplaced import check_drop
     from meristem.growth import Growth
 
     looked = replace(asked.looked, inputs=Path(asked.inputs) if asked.inputs else None)
     looked.check()
     small = open_model(found, asked.trust, asked.drop)
+    check_drop(asked.drop, [(found, small)])
     batches = looked.batches(found.path, small)
     again = functools.partial(Growth.of, small, with_batches(methods, batches), verify=False)
     return _Planned(again(), found, small, None, None, None, again, {"looked_at": looked.record(batches)})

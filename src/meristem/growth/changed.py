@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from meristem.anatomy.instances import constructor_of
 from meristem.anatomy.streamed import is_streamed
 from meristem.anatomy.uninitialised import uninitialised
+from meristem.certificates import Certificate
+from meristem.errors import PreservationError
 
 NAMED = 3
 LARGEST = 500_000_000  # parameters of a network that is built once more, to look at tables that no checkpoint holds
@@ -32,6 +34,21 @@ def changed_since(model: nn.Module) -> str | None:
     said += [f"{hooked[0]} has a hook"] if hooked else []
     said += [f"{patched[0]} has a forward of its own"] if patched else []
     return "; ".join([*said[:NAMED], *(["and more"] if len(said) > NAMED else [])]) or None
+
+
+def check_instances(parents: Sequence[nn.Module], certificate: Certificate) -> None:
+    """For networks whose fusion is not their mean.
+
+    Raises:
+        PreservationError: naming the first that differs from what its class builds, and how: the fused network does not.
+    """
+    for number, parent in enumerate(parents, start=1):
+        changed = changed_since(parent)
+        if changed:
+            raise PreservationError(
+                f"network {number} differs from what its class builds from its config, and only that can be fused: {changed}. The fused "
+                f"network does not compute the mean ({certificate.summary()}). Pass allow_differences=True to fuse it as its class is"
+            )
 
 
 def _has_hook(module: nn.Module) -> bool:
