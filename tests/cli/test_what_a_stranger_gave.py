@@ -9,6 +9,7 @@ import pico
 import pytest
 import torch
 from command_line import meristem
+from transformers import BertModel
 
 import meristem as ms
 
@@ -168,3 +169,64 @@ def test_weights_of_a_fusion_that_are_none_are_named(small, tmp_path, weights):
     refused(meristem("fuse", small, small, tmp_path / "out", f"--weights={weights}"), "2 positive numbers that sum to 1")
     with pytest.raises(ms.MeristemError, match="positive numbers that sum to 1"):
         ms.Rebasin(weights=[float(weight) for weight in weights.split(",")]).convex(2)
+
+
+def edited(small, **entries):
+    file = small / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
+
+
+@pytest.mark.parametrize(
+    "entries, words",
+    [
+        ({"model_type": 5}, 'model_type is 5, and should be the name of a kind of model, such as "llama"'),
+        ({"model_type": ["llama"]}, "model_type is ['llama'], and should be the name"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM', and should be a list of names"),
+        ({"architectures": [5]}, "architectures is [5], and should be a list of names"),
+    ],
+)
+def test_entries_of_another_kind_are_named(small, tmp_path, entries, words):
+    edited(small, **entries)
+    refused(meristem("grow", small, tmp_path / "out", "--width", 2), f"config.json: {words}")
+
+
+def test_places_that_are_none_are_named(small, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in ("file/below", "file/below/it"):
+        done = meristem("grow", small, tmp_path / out, "--width", 2)
+        refused(done, f"would lie in {tmp_path / 'file'}, which is a file")
+    refused(meristem("grow", "", tmp_path / "out", "--width", 2), "the name of a model is empty")
+    (small / "config.json").unlink()
+    (small / "config.json").mkdir()
+    refused(meristem("grow", small, tmp_path / "out", "--width", 2), "config.json is a directory, and should be the file")
+
+
+def test_an_interrupt_when_all_is_done_says_so(monkeypatch, capsys):
+    from meristem.cli import main, output
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "app", interrupted)
+    for done, words in ((False, "nothing is left half-written. Run the same"), (True, "all was done by then")):
+        monkeypatch.setattr(output, "_DONE", [done])
+        with pytest.raises(SystemExit) as left:
+            main.main()
+        assert (left.value.code, words in capsys.readouterr().err) == (130, True)
+
+
+def test_a_model_without_a_part_that_its_class_may_leave_out(tmp_path):
+    """Its files say so: it grows as what it is, and is not completed by a part that nobody trained."""
+    model = BertModel(pico.build("bert").config, add_pooling_layer=False).eval()
+    pico.randomise(model)
+    model.save_pretrained(tmp_path / "small")
+    done = meristem("grow", tmp_path / "small", tmp_path / "big", "--width", 2)
+    assert done.returncode == 0, done.stderr
+    assert "its files fit BertModel(config, add_pooling_layer=False), which it is read as" in done.stderr.replace("\n", " ")
+    from meristem.checkpoints import open_model
+
+    big = open_model(str(tmp_path / "big"))
+    assert big.pooler is None
+    assert ms.verify(model, big).holds
+    ms.grow(model, ms.HyperCloning(width=2)).save_pretrained(tmp_path / "by_python")
+    assert open_model(str(tmp_path / "by_python")).pooler is None

@@ -28,7 +28,7 @@ def constructor_of(model: nn.Module) -> Callable[[Any], nn.Module]:
     ours = _shapes(model)
     architecture = architecture_of(model)
     differences = []
-    for flags in _flags(architecture):
+    for flags in switches(architecture):
         make = functools.partial(architecture, **flags) if flags else architecture
         try:
             with torch.device("meta"):
@@ -63,7 +63,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _flags(architecture: type[nn.Module]) -> Iterator[dict[str, bool]]:
+def switches(architecture: type[nn.Module]) -> Iterator[dict[str, bool]]:
     """No flags; then the constructor's switches the other way round, one or two at a time."""
     yield {}
     parameters = inspect.signature(architecture.__init__).parameters.values()

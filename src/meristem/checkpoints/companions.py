@@ -7,12 +7,14 @@ lead out of it (`leads_out`). Hidden files (`.git`, `.cache`) are no part of the
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from meristem.checkpoints.written import is_own
 from meristem.errors import MeristemError
@@ -89,11 +91,38 @@ def companions(source: Path, trust_remote_code: bool = False, out: Path | None =
 
 
 def copy_companions(source: Path, out: Path, names: Sequence[str]) -> None:
-    """Copy these files, unless `out` has its own. Raises OSError."""
-    for name in names:
-        if not (out / name).exists():
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, out / name)
+    """Copy these files, unless `out` has its own; where one names code that is not copied, that entry stays behind, too.
+
+    Raises OSError.
+    """
+    copied = [name for name in names if not (out / name).exists()]
+    for name in copied:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, out / name)
+    for name in copied:
+        if fnmatch(name, "*_config.json"):
+            _forget_absent_code(out / name)
+
+
+def _forget_absent_code(file: Path) -> None:
+    """Take out of `auto_map` what names a class in a file that does not lie there: stock transformers would look for it."""
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return  # copied as it is
+    named = entries.get("auto_map") if isinstance(entries, dict) else None
+    if not isinstance(named, dict):
+        return
+    kept = {key: value for key, value in named.items() if not _names_absent(value, file.parent)}
+    if kept != named:
+        entries = {**entries, "auto_map": kept} if kept else {k: v for k, v in entries.items() if k != "auto_map"}
+        file.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _names_absent(reference: Any, directory: Path) -> bool:
+    references = reference if isinstance(reference, list) else [reference]
+    local = [name.partition(".")[0] for name in references if isinstance(name, str) and "--" not in name]
+    return any(not (directory / f"{name}.py").is_file() for name in local)
 
 
 def differing(source: Path, other: Path) -> list[str]:

@@ -80,6 +80,9 @@ def check_place(out: Path, overwrite: bool = False, sources: Sequence[str | Path
                 f"OUT, {out}, holds what {inside} of the source {source} links to, which would be lost; choose another place"
             )
     if not exists:
+        above = next(parent for parent in place.parents if parent.exists())
+        if not above.is_dir():
+            raise MeristemError(f"OUT, {out}, would lie in {above}, which is a file; name a new directory")
         return place
     if not place.is_dir():
         raise MeristemError(f"OUT, {out}, is a file; name a new directory")

@@ -18,7 +18,7 @@ from meristem.cli.fuse import fuse
 from meristem.cli.grow import grow
 from meristem.cli.inspect import inspect
 from meristem.cli.learn import learn
-from meristem.cli.output import leave, register
+from meristem.cli.output import is_done, leave, register
 from meristem.cli.parameters import SIZES
 from meristem.cli.plan import plan
 from meristem.cli.race import demo, race
@@ -110,7 +110,8 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code != INTERRUPTED:
             raise
-        leave("interrupted; nothing is left half-written. Run the same command again", INTERRUPTED)
+        said = "nothing is left half-written. Run the same command again"
+        leave(f"interrupted; {'all was done by then' if is_done() else said}", INTERRUPTED)
 
 
 def _spelt_out(arguments: list[str]) -> list[str]:

@@ -47,6 +47,11 @@ def say_left(left: Sequence[str], out: Path, sources: Sequence[Source]) -> list[
             f"meristem: not copied from {sources[0]}, since not part of the grown model: {', '.join(others)}",
             file=sys.stderr,
         )
+    if any(name.endswith(".py") for name in left):
+        print(
+            "meristem: nor are the entries of its files that name this code; --trust-remote-code copies it",
+            file=sys.stderr,
+        )
     if CARD in left:
         print(
             f"meristem: {CARD} of {sources[0]} is not copied: the result has a model card of its own", file=sys.stderr
