@@ -227,6 +227,9 @@ def test_a_model_without_a_part_that_its_class_may_leave_out(tmp_path):
 
     big = open_model(str(tmp_path / "big"))
     assert big.pooler is None
-    assert ms.verify(model, big).holds
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        ours, theirs = (network(input_ids=ids).last_hidden_state for network in (model, big))
+    torch.testing.assert_close(theirs[..., : ours.shape[-1]], ours, rtol=1e-4, atol=1e-5)
     ms.grow(model, ms.HyperCloning(width=2)).save_pretrained(tmp_path / "by_python")
     assert open_model(str(tmp_path / "by_python")).pooler is None
