@@ -195,7 +195,7 @@ def test_links_and_files(tmp_path):
     (tmp_path / "file").write_text("precious")
     with pytest.raises(ms.MeristemError, match="is a file"):
         check_place(tmp_path / "file", overwrite=True)
-    with pytest.raises(ms.MeristemError, match="cannot write"):
+    with pytest.raises(ms.MeristemError, match=r"would lie in .*file, which is a file"):
         write(tmp_path / "file" / "below", "four")
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(ms.MeristemError, match="cannot write"):
