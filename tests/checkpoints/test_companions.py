@@ -122,7 +122,9 @@ def test_files_name_no_code_that_is_not_copied(pair, tmp_path, trusted):
     (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Own", "auto_map": code}))
     (source / "preprocessor_config.json").write_text('{"auto_map": {"AutoImageProcessor": "absent.Own"}, "size": 4}')
     (source / "broken_config.json").write_text("{")
-    code, said = invoke(["grow", str(source), str(tmp_path / "out"), "--width", "2", *["--trust-remote-code"] * trusted])
+    code, said = invoke(
+        ["grow", str(source), str(tmp_path / "out"), "--width", "2", *["--trust-remote-code"] * trusted]
+    )
     assert code == 0, said
     named = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["auto_map"]
     own = {"AutoTokenizer": ["tokenization_x.Own", None]} if trusted else {}

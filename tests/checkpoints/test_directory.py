@@ -19,7 +19,6 @@ from meristem.checkpoints.directory import atomic_directory, check_place
 from meristem.checkpoints.shares import clear_shares
 from meristem.checkpoints.written import MANIFEST
 
-
 SAVED = {
     "tokenizer_config.json": {"tokenizer_class": "TokenizersBackend"},
     "tokenizer.json": {"version": "1.0", "model": {"vocab": {}}},

@@ -166,7 +166,9 @@ def test_a_pattern_that_drops_nothing_is_refused(small, tmp_path, pattern):
 
 @pytest.mark.parametrize("weights", ["nan,1", "1,nan", "inf,1", "0.5,0.6"])
 def test_weights_of_a_fusion_that_are_none_are_named(small, tmp_path, weights):
-    refused(meristem("fuse", small, small, tmp_path / "out", f"--weights={weights}"), "2 positive numbers that sum to 1")
+    refused(
+        meristem("fuse", small, small, tmp_path / "out", f"--weights={weights}"), "2 positive numbers that sum to 1"
+    )
     with pytest.raises(ms.MeristemError, match="positive numbers that sum to 1"):
         ms.Rebasin(weights=[float(weight) for weight in weights.split(",")]).convex(2)
 
@@ -198,7 +200,9 @@ def test_places_that_are_none_are_named(small, tmp_path):
     refused(meristem("grow", "", tmp_path / "out", "--width", 2), "the name of a model is empty")
     (small / "config.json").unlink()
     (small / "config.json").mkdir()
-    refused(meristem("grow", small, tmp_path / "out", "--width", 2), "config.json is a directory, and should be the file")
+    refused(
+        meristem("grow", small, tmp_path / "out", "--width", 2), "config.json is a directory, and should be the file"
+    )
 
 
 def test_an_interrupt_when_all_is_done_says_so(monkeypatch, capsys):
@@ -222,7 +226,9 @@ def test_a_model_without_a_part_that_its_class_may_leave_out(tmp_path):
     model.save_pretrained(tmp_path / "small")
     done = meristem("grow", tmp_path / "small", tmp_path / "big", "--width", 2)
     assert done.returncode == 0, done.stderr
-    assert "its files fit BertModel(config, add_pooling_layer=False), which it is read as" in done.stderr.replace("\n", " ")
+    assert "its files fit BertModel(config, add_pooling_layer=False), which it is read as" in done.stderr.replace(
+        "\n", " "
+    )
     from meristem.checkpoints import open_model
 
     big = open_model(str(tmp_path / "big"))

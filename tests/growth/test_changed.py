@@ -141,7 +141,9 @@ def test_a_fusion_names_the_network_that_differs(change):
     tied = change is head_untied_by_hand
     first, second = (pico.build("llama", seed, tie_word_embeddings=tied) for seed in (0, 1))
     change(second)
-    with pytest.raises(ms.PreservationError, match=r"network 2 differs from what its class builds.*only that can be fused") as told:
+    with pytest.raises(
+        ms.PreservationError, match=r"network 2 differs from what its class builds.*only that can be fused"
+    ) as told:
         ms.fuse([first, second])
     assert CUT[change] in str(told.value)
     ms.fuse([first, second], ms.DeepFusion(allow_differences=True))
