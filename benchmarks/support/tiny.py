@@ -141,6 +141,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "segformer": {"hidden_sizes": [16, 32, 64, 64], "num_attention_heads": [1, 2, 4, 4]},
     "reformer": {"axial_pos_shape": (8, 16), "axial_pos_embds_dim": (32, 32), "hidden_size": 64,
                  "lsh_attn_chunk_length": 8, "local_attn_chunk_length": 8, "attn_layers": ["local", "local", "local"]},
+    "nllb-moe": {"encoder_sparse_step": 2, "decoder_sparse_step": 2},  # a layer of either kind among three
     "squeezebert": {"embedding_size": 64},
     "swin2sr": {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4, "image_size": 16},
     "vjepa2": {"crop_size": 32, "frames_per_clip": 4, "num_hidden_layers": 3, "pred_num_hidden_layers": 2, "pred_hidden_size": 32,

@@ -98,3 +98,38 @@ def test_tokens_by_the_files_of_any_tokenizer(tmp_path):
     (tmp_path / "vocab.json").rename(tmp_path / "vocab.txt")
     (tmp_path / "vocab.txt").write_text("[PAD]\nword\n")
     assert tokens_of(tmp_path) == {0: "[PAD]", 1: "word"}
+
+
+def test_a_card_that_is_replaced_is_named(pair, tmp_path):
+    (pair[0] / "README.md").write_text("---\nlicense: mit\n---\nWhat it was trained on.")
+    code, said = invoke(["grow", str(pair[0]), str(tmp_path / "out"), "--width", "2"])
+    assert code == 0, said
+    assert f"README.md of {pair[0]} is not copied: the result has a model card of its own" in said
+    assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
+    code, said = invoke(["grow", str(tmp_path / "out"), str(tmp_path / "more"), "--width", "2"])
+    assert code == 0, said
+    assert "README.md" not in said  # Meristem's own, as it wrote it
+    with (tmp_path / "out" / "README.md").open("a") as card:
+        card.write("\nWhat I found out.")
+    assert "README.md of" in invoke(["grow", str(tmp_path / "out"), str(tmp_path / "again"), "--width", "2"])[1]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_files_name_no_code_that_is_not_copied(pair, tmp_path, trusted):
+    source = pair[0]
+    (source / "tokenization_x.py").write_text("class Own: pass\n")
+    code = {"AutoTokenizer": ["tokenization_x.Own", None], "AutoProcessor": "acme/repo--processing.Own"}
+    (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Own", "auto_map": code}))
+    (source / "preprocessor_config.json").write_text('{"auto_map": {"AutoImageProcessor": "absent.Own"}, "size": 4}')
+    (source / "broken_config.json").write_text("{")
+    code, said = invoke(
+        ["grow", str(source), str(tmp_path / "out"), "--width", "2", *["--trust-remote-code"] * trusted]
+    )
+    assert code == 0, said
+    named = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["auto_map"]
+    own = {"AutoTokenizer": ["tokenization_x.Own", None]} if trusted else {}
+    assert named == {**own, "AutoProcessor": "acme/repo--processing.Own"}
+    assert (tmp_path / "out" / "tokenization_x.py").exists() == trusted
+    assert ("--trust-remote-code copies it" in said) != trusted
+    assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text()) == {"size": 4}
+    assert (tmp_path / "out" / "broken_config.json").read_text() == "{"

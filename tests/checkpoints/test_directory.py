@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pico
 import pytest
 
 import meristem as ms
 from meristem.checkpoints import directory, exchange
-from meristem.checkpoints.directory import MANIFEST, atomic_directory, check_place
+from meristem.checkpoints.directory import atomic_directory, check_place
+from meristem.checkpoints.shares import clear_shares
+from meristem.checkpoints.written import MANIFEST
+
+SAVED = {
+    "tokenizer_config.json": {"tokenizer_class": "TokenizersBackend"},
+    "tokenizer.json": {"version": "1.0", "model": {"vocab": {}}},
+    "special_tokens_map.json": {"bos_token": "<s>"},
+    "preprocessor_config.json": {"image_processor_type": "ViTImageProcessor"},
+}  # what stands in the files that tokenizers and processors save
 
 
 def write(place: Path, content: str, overwrite: bool = False, **options) -> None:
@@ -67,12 +79,86 @@ def test_a_directory_of_save_pretrained_is_replaced(tmp_path):
     (out / "README.md").write_text("a project of its own")  # no model yet
     with pytest.raises(ms.MeristemError, match=r"holds README.md"):
         write(out, "new", overwrite=True)
-    for name in ("config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json"):
-        (out / name).write_text("{}")
+    (out / "README.md").unlink()
+    pico.build("llama").save_pretrained(out, max_shard_size="20KB")
+    for name, content in SAVED.items():
+        (out / name).write_text(json.dumps(content))
+    assert len(list(out.glob("model-*.safetensors"))) > 1
     write(out, "new", overwrite=True)
     assert read(out) == "new"
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty", "new", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("config.json", '{"port": 8080}'),
+        ("config.json", '{"model_type": "of my server"}'),
+        ("README.md", "notes of a month"),
+        ("tokenizer.json", '{"model": {}}'),
+        ("vocab.txt", "typed by hand"),
+        ("merges.txt", "a b"),
+        ("chat_template.jinja", "mine"),
+        ("tokenizer_config.json", "{}"),
+        ("preprocessor_config.json", '{"steps": 5}'),
+        ("generation_config.json", "[" * 100_000),
+        ("model-best.safetensors", "trained for a week"),
+        ("optimizer.pt", "of a run"),
+        ("0.distcp", "of a run"),
+        ("modeling_grouped.py", "print(1)"),
+    ],
+)
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_name_that_save_pretrained_uses_makes_no_file_its_own(tmp_path, ours, name, content):
+    """Beside what Meristem wrote, and beside what `save_pretrained` wrote."""
+    out = tmp_path / "out"
+    if ours:
+        write(out, "one")
+    else:
+        pico.build("llama").save_pretrained(out)
+    (out / name).write_text(content)
+    with pytest.raises(ms.MeristemError, match=f"holds {re.escape(name)}, which (neither|was changed since)"):
+        write(out, "new", overwrite=True)
+    assert (out / name).read_text() == content
+
+
+def test_a_file_changed_since_meristem_wrote_it_is_the_users(tmp_path):
+    write(tmp_path / "out", "one")
+    (tmp_path / "out" / "below" / "more.txt").write_text("one, and what I found since")
+    with pytest.raises(ms.MeristemError, match=r"holds below/more.txt, which was changed since Meristem wrote it"):
+        write(tmp_path / "out", "two", overwrite=True)
+    (tmp_path / "out" / "below" / "more.txt").write_text("one")
+    write(tmp_path / "out", "two", overwrite=True)
+    assert read(tmp_path / "out") == "two"
+
+
+def test_a_large_file_is_known_by_parts_of_its_content(tmp_path):
+    with atomic_directory(tmp_path / "out") as partial:
+        (partial / "optimizer.pt").write_bytes(bytes(6_000_000))
+    with atomic_directory(tmp_path / "out", overwrite=True) as partial:
+        (partial / "optimizer.pt").write_bytes(bytes(6_000_000))
+    for place in (0, 3_000_000, 5_999_999):
+        changed = bytearray(6_000_000)
+        changed[max(place - 200_000, 0) : place + 200_000] = b"1" * len(
+            changed[max(place - 200_000, 0) : place + 200_000]
+        )
+        (tmp_path / "out" / "optimizer.pt").write_bytes(changed)
+        with pytest.raises(ms.MeristemError, match=r"holds optimizer.pt, which was changed"):
+            check_place(tmp_path / "out", overwrite=True)
+
+
+def test_hidden_directories_of_the_users_beside_out_stay(tmp_path):
+    for name in (".out.partial", ".out.partial-0123abcd", ".out.old", ".out.shares-mine", ".out1.shares-0123456789ab"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes").write_text("mine")
+    (tmp_path / ".out.lock").write_text("mine")
+    before = sorted(os.listdir(tmp_path))
+    write(tmp_path / "out", "one")
+    clear_shares(tmp_path / "out")
+    clear_shares(tmp_path / "out[1]")
+    assert sorted(os.listdir(tmp_path)) == sorted([*before, "out"])
+    assert (tmp_path / ".out.lock").read_text() == (tmp_path / ".out.partial" / "notes").read_text() == "mine"
 
 
 def test_out_is_not_the_source_nor_around_it(tmp_path, monkeypatch):
@@ -108,7 +194,7 @@ def test_links_and_files(tmp_path):
     (tmp_path / "file").write_text("precious")
     with pytest.raises(ms.MeristemError, match="is a file"):
         check_place(tmp_path / "file", overwrite=True)
-    with pytest.raises(ms.MeristemError, match="cannot write"):
+    with pytest.raises(ms.MeristemError, match=r"would lie in .*file, which is a file"):
         write(tmp_path / "file" / "below", "four")
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(ms.MeristemError, match="cannot write"):
@@ -150,9 +236,9 @@ def test_a_failure_at_any_step_loses_nothing(tmp_path, monkeypatch, failing, can
         if failing == "mkdir":
             patch.setattr(directory, "_new_beside", fail)
         if failing == "manifest":
-            patch.setattr(directory, "_write_manifest", fail)
+            patch.setattr(directory, "write_manifest", fail)
         if failing == "removal":
-            patch.setattr(directory.shutil, "rmtree", lambda *_, **__: None)
+            patch.setattr(directory, "remove", lambda _: None)
         try:
             write(tmp_path / "out", "two", overwrite=True)
             written = True
@@ -168,20 +254,45 @@ def test_a_failure_at_any_step_loses_nothing(tmp_path, monkeypatch, failing, can
 
 def test_a_kill_between_two_renames_is_made_good(tmp_path):
     write(tmp_path / "out", "one")
-    os.rename(tmp_path / "out", tmp_path / ".out.old")
+    os.rename(tmp_path / "out", tmp_path / ".out.meristem-old")
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "config.json").write_text("half")
+    (tmp_path / ".out.partial" / MANIFEST).write_text("{}")
     with pytest.raises(ms.MeristemError, match="exists"):
         write(tmp_path / "out", "two")
     assert read(tmp_path / "out") == "one"
-    os.rename(tmp_path / "out", tmp_path / ".out.old")
+    os.rename(tmp_path / "out", tmp_path / ".out.meristem-old")
     with pytest.raises(RuntimeError), atomic_directory(tmp_path / "out", overwrite=True):
         raise RuntimeError
     assert read(tmp_path / "out") == "one"
-    (tmp_path / ".out.old").mkdir()
-    (tmp_path / ".out.old" / "mine").write_text("of somebody who likes hidden names")
+    (tmp_path / ".out.meristem-old").mkdir()
+    (tmp_path / ".out.meristem-old" / "mine").write_text("of somebody who likes hidden names")
     write(tmp_path / "out", "two", overwrite=True)
-    assert sorted(os.listdir(tmp_path)) == [".out.old", "out"]
+    assert sorted(os.listdir(tmp_path)) == [".out.meristem-old", "out"]
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_kill_while_the_old_one_is_removed_is_made_good(tmp_path, monkeypatch, saved):
+    if saved:
+        pico.build("llama").save_pretrained(tmp_path / "out")
+    else:
+        write(tmp_path / "out", "one")
+    unlink = Path.unlink
+
+    def kill(path, *args, **kwargs):
+        if path.parent.name == "out" or path.name == ".out.lock":
+            return unlink(path, *args, **kwargs)
+        unlink(path)
+        raise KeyboardInterrupt  # one file is gone, the others lie there
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", kill)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "out", "two", overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == [".out.partial", "out"]
+    assert read(tmp_path / "out") == "two"
+    write(tmp_path / "out", "three", overwrite=True)
+    assert (os.listdir(tmp_path), read(tmp_path / "out")) == (["out"], "three")
 
 
 def test_two_writers(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pico
 import pytest
+import torch
 import torch.distributed.checkpoint as dcp
 from command_line import meristem
 from processes import losses_of
@@ -69,3 +70,20 @@ def test_what_an_index_may_not_hold(tmp_path):
     (bad / "config.json").unlink()
     with pytest.raises(ms.MeristemError, match=r"no config.json"):
         open_distributed(str(bad))
+
+
+def test_what_lies_outside_the_network_is_named(tmp_path):
+    model = pico.build("qwen2")
+    model.config.architectures = ["Qwen2ForCausalLM"]
+    moments = {name: {"exp_avg": value, "exp_avg_sq": value.abs()} for name, value in model.state_dict().items()}
+    del moments["model.norm.weight"]
+    content = {"model": model.state_dict(), "value_head": torch.ones(1, 32), "clock": torch.tensor([5, 6])}
+    dcp.save({**content, "optim": {"state": moments}}, checkpoint_id=tmp_path / "small", no_dist=True)
+    model.config.save_pretrained(tmp_path / "small")
+    done = meristem("grow", tmp_path / "small", tmp_path / "big", "--width", 2)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.replace("\n", " ")
+    assert "value_head (1, 32) lie outside the network and are carried along as they are" in said
+    assert "clock" not in said
+    assert "holds no state of 1 of" in said
+    assert "(model.norm.weight): the optimizer begins anew" in said

@@ -94,3 +94,44 @@ def test_a_state_that_does_not_fit_its_weights_is_refused(fault, words, tmp_path
     torch.save({**whole, "state": {0: {**entries, **fault}}}, tmp_path / "optimizer.pt")
     with pytest.raises(ms.MeristemError, match=words):
         read_trainer_state(tmp_path, small)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A Trainer's checkpoint of a small network after one step, and the numbers of its parameters."""
+    small = pico.build("llama")
+    small.save_pretrained(tmp_path / "checkpoint-1")
+    names = [name for name, _ in small.named_parameters()]
+    groups = [[n for n in names if "norm" not in n], [n for n in names if "norm" in n]]
+    optimizer = torch.optim.AdamW([{"params": [small.get_parameter(n) for n in group]} for group in groups])
+    ids = torch.arange(3, 20)[None]
+    small(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "checkpoint-1" / "optimizer.pt")
+    (tmp_path / "checkpoint-1" / "trainer_state.json").write_text('{"global_step": 1}')
+    return tmp_path / "checkpoint-1", [name for group in groups for name in group]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_parameter_without_a_state_is_named(checkpoint):
+    directory, names = checkpoint
+    small = pico.build("llama")
+    assert len(read_trainer_state(directory, small).state) == len(names)
+    saved = torch.load(directory / "optimizer.pt", weights_only=True)
+    for number in (3, 5):
+        del saved["state"][number]
+    torch.save(saved, directory / "optimizer.pt")
+    words = rf"holds no state of 2 of {len(names)} parameters \({names[3]}, {names[5]}\): the optimizer begins anew"
+    with pytest.warns(UserWarning, match=words):
+        read_trainer_state(directory, small)
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "{", "", '{"steps of mine": 3}', "[" * 100_000])
+def test_a_trainer_state_that_is_none_is_refused(checkpoint, tmp_path, content):
+    directory, _ = checkpoint
+    (directory / "trainer_state.json").write_text(content)
+    done = meristem("grow", str(directory), str(tmp_path / "out"), "--width", "2")
+    assert done.returncode == 2
+    assert "trainer_state.json is not what a Trainer writes" in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

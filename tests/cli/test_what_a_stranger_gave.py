@@ -9,6 +9,7 @@ import pico
 import pytest
 import torch
 from command_line import meristem
+from transformers import BertModel
 
 import meristem as ms
 
@@ -59,6 +60,20 @@ def test_a_target_is_not_replaced_by_what_grows_to_it(small, tmp_path):
     before = (target / "model.safetensors").read_bytes()
     refused(meristem("grow", small, target, "--like", target, "--overwrite"), "is the source", "would be lost")
     assert (target / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("method", ["weight_selection", "prune"])
+def test_nothing_is_cut_out_of_weights_that_are_not_finite(small, tmp_path, value, method):
+    broken = changed(small, tmp_path / "broken", **{"model.layers.1.mlp.up_proj.weight": value})
+    inputs = tmp_path / "inputs.json"
+    inputs.write_text(json.dumps({"input_ids": [[5, 6, 7, 8]]}))
+    more = ["--method", "prune", "--inputs", inputs] if method == "prune" else []
+    refused(
+        meristem("shrink", broken, tmp_path / "out", "--intermediate-size", 24, *more),
+        "the network's weights are not finite (NaN or infinite: 1 in model.layers.1.mlp.up_proj.weight)",
+    )
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
@@ -132,3 +147,95 @@ def test_a_target_config_nested_beyond_reading_is_one_sentence(small, tmp_path):
 def test_nothing_to_fuse_is_one_sentence():
     with pytest.raises(ms.MeristemError, match="at least two networks"):
         ms.fuse([])
+
+
+@pytest.mark.parametrize("size", ["-5GB", "0GB", "0", "infGB", "nanGB", "five"])
+def test_a_shard_size_that_is_none_is_refused_before_anything_is_read(small, tmp_path, size):
+    for verb in (["grow", small], ["fuse", small, small], ["average", small, small], ["shrink", small]):
+        refused(meristem(*verb, tmp_path / "out", f"--max-shard-size={size}"), "a shard's size is like 5GB")
+
+
+@pytest.mark.parametrize("pattern", ["nope", "model.norm.weight", "v_head.*"])
+def test_a_pattern_that_drops_nothing_is_refused(small, tmp_path, pattern):
+    for verb in (["grow", small], ["fuse", small, small]):
+        options = ["--width", 2] if verb[0] == "grow" else []
+        done = meristem(*verb, tmp_path / "out", *options, "--drop", pattern)
+        refused(done, f"--drop {pattern!r} leaves nothing out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("weights", ["nan,1", "1,nan", "inf,1", "0.5,0.6"])
+def test_weights_of_a_fusion_that_are_none_are_named(small, tmp_path, weights):
+    refused(
+        meristem("fuse", small, small, tmp_path / "out", f"--weights={weights}"), "2 positive numbers that sum to 1"
+    )
+    with pytest.raises(ms.MeristemError, match="positive numbers that sum to 1"):
+        ms.Rebasin(weights=[float(weight) for weight in weights.split(",")]).convex(2)
+
+
+def edited(small, **entries):
+    file = small / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
+
+
+@pytest.mark.parametrize(
+    "entries, words",
+    [
+        ({"model_type": 5}, 'model_type is 5, and should be the name of a kind of model, such as "llama"'),
+        ({"model_type": ["llama"]}, "model_type is ['llama'], and should be the name"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM', and should be a list of names"),
+        ({"architectures": [5]}, "architectures is [5], and should be a list of names"),
+    ],
+)
+def test_entries_of_another_kind_are_named(small, tmp_path, entries, words):
+    edited(small, **entries)
+    refused(meristem("grow", small, tmp_path / "out", "--width", 2), f"config.json: {words}")
+
+
+def test_places_that_are_none_are_named(small, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in ("file/below", "file/below/it"):
+        done = meristem("grow", small, tmp_path / out, "--width", 2)
+        refused(done, f"would lie in {tmp_path / 'file'}, which is a file")
+    refused(meristem("grow", "", tmp_path / "out", "--width", 2), "the name of a model is empty")
+    (small / "config.json").unlink()
+    (small / "config.json").mkdir()
+    refused(
+        meristem("grow", small, tmp_path / "out", "--width", 2), "config.json is a directory, and should be the file"
+    )
+
+
+def test_an_interrupt_when_all_is_done_says_so(monkeypatch, capsys):
+    from meristem.cli import main, output
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "app", interrupted)
+    for done, words in ((False, "nothing is left half-written. Run the same"), (True, "all was done by then")):
+        monkeypatch.setattr(output, "_DONE", [done])
+        with pytest.raises(SystemExit) as left:
+            main.main()
+        assert (left.value.code, words in capsys.readouterr().err) == (130, True)
+
+
+def test_a_model_without_a_part_that_its_class_may_leave_out(tmp_path):
+    """Its files say so: it grows as what it is, and is not completed by a part that nobody trained."""
+    model = BertModel(pico.build("bert").config, add_pooling_layer=False).eval()
+    pico.randomise(model)
+    model.save_pretrained(tmp_path / "small")
+    done = meristem("grow", tmp_path / "small", tmp_path / "big", "--width", 2)
+    assert done.returncode == 0, done.stderr
+    assert "its files fit BertModel(config, add_pooling_layer=False), which it is read as" in done.stderr.replace(
+        "\n", " "
+    )
+    from meristem.checkpoints import open_model
+
+    big = open_model(str(tmp_path / "big"))
+    assert big.pooler is None
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        ours, theirs = (network(input_ids=ids).last_hidden_state for network in (model, big))
+    torch.testing.assert_close(theirs[..., : ours.shape[-1]], ours, rtol=1e-4, atol=1e-5)
+    ms.grow(model, ms.HyperCloning(width=2)).save_pretrained(tmp_path / "by_python")
+    assert open_model(str(tmp_path / "by_python")).pooler is None

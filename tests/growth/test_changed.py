@@ -89,3 +89,70 @@ def test_a_width_that_stays_is_no_obstacle():
     growth = Growth.of(small, ms.HyperCloning(width=2, noise=0.0), inputs={"pixel_values": torch.randn(1, 3, 64, 64)})
     assert growth.plans[0].preserves_function
     assert growth.certificate.relative_error < 1e-6
+
+
+def one_activation(model):
+    model.model.layers[1].mlp.act_fn = nn.ReLU()
+
+
+def shared_layer(model):
+    model.model.layers[1] = model.model.layers[0]
+
+
+CUT = {
+    **CHANGES,
+    one_activation: "model.layers.1.mlp.act_fn is a ReLU and not a SiLU",
+    shared_layer: "are one tensor, which the config says otherwise",
+}
+
+
+@pytest.mark.parametrize("change", CUT)
+@pytest.mark.parametrize("method", [ms.WeightSelection(intermediate_size=24), ms.Stacking(depth=2)])
+def test_what_differs_is_named_where_nothing_is_promised(change, method):
+    """What is cut out of it, or piled up, computes as its class does."""
+    model = pico.build("llama", tie_word_embeddings=change is head_untied_by_hand)
+    change(model)
+    verb = ms.shrink if method.shrinks else ms.grow
+    with pytest.warns(UserWarning, match="only that can grow or be cut") as told:
+        verb(model, method)
+    assert any(CUT[change] in str(said.message) for said in told)
+
+
+def test_hooks_that_move_weights_are_none_of_the_network(recwarn):
+    from accelerate import dispatch_model
+
+    model = dispatch_model(pico.build("llama"), {"": "cpu"}, main_device="cpu", force_hooks=True)
+    assert "forward" in vars(model)
+    assert changed_since(model) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nothing_is_cut_out_of_weights_that_are_not_finite(value):
+    model = pico.build("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = value
+    words = r"not finite \(NaN or infinite: 1 in model\.layers\.1\.mlp\.up_proj\.weight\), and what is cut out"
+    with pytest.raises(ms.MeristemError, match=words):
+        ms.shrink(model, ms.WeightSelection(intermediate_size=24))
+
+
+@pytest.mark.parametrize("change", [change for change in CUT if change is not config_edited_afterwards])
+def test_a_fusion_names_the_network_that_differs(change):
+    tied = change is head_untied_by_hand
+    first, second = (pico.build("llama", seed, tie_word_embeddings=tied) for seed in (0, 1))
+    change(second)
+    with pytest.raises(
+        ms.PreservationError, match=r"network 2 differs from what its class builds.*only that can be fused"
+    ) as told:
+        ms.fuse([first, second])
+    assert CUT[change] in str(told.value)
+    ms.fuse([first, second], ms.DeepFusion(allow_differences=True))
+
+
+def test_one_network_that_differs_is_not_fused_with_itself():
+    model = pico.build("llama")
+    one_activation(model)
+    for method in (ms.DeepFusion(noise=0.0), ms.DeepFusion(experts=True)):
+        with pytest.raises(ms.PreservationError, match="network 1 differs") as told:
+            ms.fuse([model, model], method)
+        assert "anatomy" not in str(told.value)

@@ -114,9 +114,7 @@ def scaled_stream(model, factor):
 
 
 def test_equalised_streams_close_most_of_the_gap():
-    a, b = pico.build("llama"), pico.build("llama", 1)
-    for model in (a, b):
-        model.config.rms_norm_eps = 1e-12
+    a, b = pico.build("llama", rms_norm_eps=1e-12), pico.build("llama", 1, rms_norm_eps=1e-12)
     inputs = example_inputs(a)
     alike = fuse_with_certificate([a, b], inputs=inputs).certificate.relative_error
     scaled_stream(b, 5.0)

@@ -150,3 +150,37 @@ def test_a_method_that_keeps_the_function_is_shown_for_an_option_of_others():
 
     with pytest.raises(ms.MeristemError, match="--method hypercloning,identity_blocks"):
         build_methods(["hypercloning"], {"depth": 2}, METHODS)
+
+
+@pytest.mark.parametrize("noise, said", [(1e30, r"1e\+30"), (1e10, r"1e\+10")])
+def test_noise_that_cannot_cancel_is_named(noise, said):
+    """In float32, units that large leave nothing of the function when they are added up."""
+    with pytest.raises(ms.PreservationError, match=f"Without its noise it does: noise={said} is so large") as told:
+        ms.grow(pico.build("llama"), ms.HyperCloning(width=2, noise=noise))
+    assert "not understood" not in str(told.value)
+
+
+@pytest.mark.parametrize("value, said", [(1e20, r"1\.0e\+20"), (1e38, r"1\.0e\+38")])
+def test_weights_too_large_for_their_dtype_are_named(value, said):
+    """A norm's squares overflow float32, or the outputs do; 3e38 leaves no finite output."""
+    model = pico.build("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3] = value
+    words = (
+        rf"too large to compute with in float32 \(the largest is {said}, in model\.layers\.1\.mlp\.up_proj\.weight\)"
+    )
+    with pytest.raises(ms.PreservationError, match=words):
+        ms.grow(model, ms.HyperCloning(width=2))
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3] = 3e38
+    with pytest.raises(ms.MeristemError, match=r"its largest weight is 3\.0e\+38 \(in model\.layers\.1\.mlp\.up_proj"):
+        ms.grow(model, ms.HyperCloning(width=2))
+
+
+def test_a_constant_that_is_not_a_number_is_named():
+    small = pico.build("llama", rms_norm_eps=float("nan"))
+    words = r"model\.layers\.0\.input_layernorm\.variance_epsilon is not a number: mend the config's entry"
+    with pytest.raises(ms.MeristemError, match=words):
+        ms.grow(small, ms.HyperCloning(width=2))
+    with pytest.raises(ms.MeristemError, match=words):
+        ms.fuse([small, small])

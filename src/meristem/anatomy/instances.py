@@ -30,7 +30,7 @@ def constructor_of(model: nn.Module) -> Callable[[Any], nn.Module]:
     ours = _shapes(model)
     architecture = architecture_of(model)
     differences = []
-    for flags in _flags(architecture):
+    for flags in switches(architecture):
         make = functools.partial(architecture, **flags) if flags else architecture
         try:
             with torch.device("meta"):
@@ -66,7 +66,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _flags(architecture: type[nn.Module]) -> Iterator[dict[str, bool]]:
+def switches(architecture: type[nn.Module]) -> Iterator[dict[str, bool]]:
     """No flags; then the switches of the constructor inverted, one or two at a time."""
     yield {}
     parameters = inspect.signature(architecture.__init__).parameters.values()

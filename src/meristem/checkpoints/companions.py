@@ -2,19 +2,23 @@
 copied to the result.
 
 Some files are left behind, and the program says so: weights in other formats or for other networks (those in
-subdirectories), code unless it is trusted, what belongs to a run, pipes, and links that lead out of the
-directory (`leads_out`). Hidden files (`.git`, `.cache`) do not belong to the model.
+subdirectories), code unless it is trusted, what belongs to a run, a card that somebody wrote (the result has
+its own), pipes, and links that lead out of the directory (`leads_out`). Hidden files (`.git`, `.cache`) do not
+belong to the model.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
+from meristem.checkpoints.written import is_own
 from meristem.errors import MeristemError
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack",
@@ -32,7 +36,8 @@ RUN = (
     "wandb",
     "logs",
 )
-WRITTEN = ("config.json", "generation_config.json", "meristem.json", "README.md", "modeling_grouped.py")
+CARD = "README.md"
+WRITTEN = ("config.json", "generation_config.json", "meristem.json", CARD, "modeling_grouped.py")
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ def companions(source: Path, trust_remote_code: bool = False, out: Path | None =
     try:
         for name in sorted(os.listdir(source)):
             path = source / name
+            if name == CARD and not is_own(source, name):
+                left.append(name)
             if name.startswith(".") or name in WRITTEN or path.name == "__pycache__" or _is(path, out):
                 continue
             if path.is_symlink() and path.is_dir():
@@ -87,11 +94,39 @@ def companions(source: Path, trust_remote_code: bool = False, out: Path | None =
 
 
 def copy_companions(source: Path, out: Path, names: Sequence[str]) -> None:
-    """Copy these files, except those that `out` already has. Raises OSError."""
-    for name in names:
-        if not (out / name).exists():
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, out / name)
+    """Copy these files, except those that `out` already has. Entries that name code that is not copied are
+    left out.
+
+    Raises OSError.
+    """
+    copied = [name for name in names if not (out / name).exists()]
+    for name in copied:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, out / name)
+    for name in copied:
+        if fnmatch(name, "*_config.json"):
+            _forget_absent_code(out / name)
+
+
+def _forget_absent_code(file: Path) -> None:
+    """Take out of `auto_map` what names a class in a file that does not lie there: stock transformers would look for it."""
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return  # copied as it is
+    named = entries.get("auto_map") if isinstance(entries, dict) else None
+    if not isinstance(named, dict):
+        return
+    kept = {key: value for key, value in named.items() if not _names_absent(value, file.parent)}
+    if kept != named:
+        entries = {**entries, "auto_map": kept} if kept else {k: v for k, v in entries.items() if k != "auto_map"}
+        file.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _names_absent(reference: Any, directory: Path) -> bool:
+    references = reference if isinstance(reference, list) else [reference]
+    local = [name.partition(".")[0] for name in references if isinstance(name, str) and "--" not in name]
+    return any(not (directory / f"{name}.py").is_file() for name in local)
 
 
 def differing(source: Path, other: Path) -> list[str]:

@@ -10,23 +10,13 @@ import json
 import os
 import re
 import secrets
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from fnmatch import fnmatch
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from meristem.checkpoints.exchange import exchange, locked, sync, sync_entry
+from meristem.checkpoints.written import begin_manifest, foreign, is_marked, remove, write_manifest
 from meristem.errors import MeristemError
-
-MANIFEST = ".meristem-files"  # in every directory written here: the files that may be replaced with it
-SAVE_PRETRAINED = (
-    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "README.md", "meristem.json",
-    "modeling_grouped.py", "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "spm.model", "chat_template.json", "chat_template.jinja",
-    "additional_chat_templates/*.jinja", "*processor_config.json", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth",
-    "trainer_state.json", "training_args.bin", ".metadata", "*.distcp",
-)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -59,13 +49,13 @@ def atomic_directory(out: Path, overwrite: bool = False, sources: Sequence[str |
             partial = _new_beside(place)
             try:
                 yield partial
-                _write_manifest(partial)
+                write_manifest(partial)
                 sync(partial)
                 check_place(out, overwrite, sources)  # somebody may have worked there meanwhile
                 _put(partial, place)
                 created = []
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                remove(partial)
     except OSError as error:
         raise MeristemError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
@@ -99,6 +89,9 @@ def check_place(out: Path, overwrite: bool = False, sources: Sequence[str | Path
                 f"OUT, {out}, holds what {inside} of the source {source} links to, which would be lost; choose another place"
             )
     if not exists:
+        above = next(parent for parent in place.parents if parent.exists())
+        if not above.is_dir():
+            raise MeristemError(f"OUT, {out}, would lie in {above}, which is a file; name a new directory")
         return place
     if not place.is_dir():
         raise MeristemError(f"OUT, {out}, is a file; name a new directory")
@@ -107,13 +100,12 @@ def check_place(out: Path, overwrite: bool = False, sources: Sequence[str | Path
     if not overwrite:
         raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
     try:
-        foreign = next(_foreign(place), None)
+        found = foreign(place)
     except OSError as error:
         raise MeristemError(f"cannot read {out}, so it is not replaced: {error.strerror or error}") from error
-    if foreign is not None:
+    if found is not None:
         raise MeristemError(
-            f"{out} holds {foreign}, which neither Meristem nor save_pretrained wrote; --overwrite replaces only what they "
-            "wrote. Move it away or choose another place"
+            f"{out} holds {found}; --overwrite replaces only what Meristem or save_pretrained wrote. Move it away or choose another place"
         )
     return place
 
@@ -126,6 +118,18 @@ def _lying_in(place: Path, source: Path) -> Iterator[str]:
                 yield entry.name
 
 
+def check_shard_size(size: str | int) -> None:
+    """Raises MeristemError for one that is not like "5GB", or not above zero."""
+    from huggingface_hub.serialization._base import parse_size_to_int
+
+    try:
+        parsed = size if isinstance(size, int) else parse_size_to_int(size)
+    except (ValueError, OverflowError) as error:
+        raise MeristemError(f"a shard's size is like 5GB or 500MB, got {size!r}") from error
+    if parsed <= 0:
+        raise MeristemError(f"a shard's size is like 5GB or 500MB, and above zero, got {size!r}")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON by atomic rename."""
     partial = path.with_name(f".{path.name}.partial")
@@ -133,65 +137,33 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(partial, path)
 
 
-def _foreign(directory: Path) -> Iterator[str]:
-    """The relative paths of the files in it that neither Meristem nor `save_pretrained` wrote."""
-    names = sorted(os.listdir(directory))
-    manifest = _manifest(directory / MANIFEST)
-    known = {MANIFEST, *manifest} if manifest else set()
-    patterns = SAVE_PRETRAINED if manifest or {"config.json", ".metadata"} & set(names) else ()
-    for path in _files(directory, names):
-        if path not in known and not any(fnmatch(path, p) and path.count("/") == p.count("/") for p in patterns):
-            yield path
-
-
-def _files(directory: Path, names: Iterable[str]) -> Iterator[str]:
-    """The paths below it of everything that is not a directory. Links to directories are not followed."""
-    for name in names:
-        path = directory / name
-        if path.is_dir() and not path.is_symlink():
-            yield from (f"{name}/{below}" for below in _files(path, sorted(os.listdir(path))))
-        else:
-            yield name
-
-
-def _manifest(file: Path) -> list[str]:
-    try:
-        names = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
-        return []
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-
-
-def _write_manifest(directory: Path) -> None:
-    names = list(_files(directory, sorted(os.listdir(directory))))
-    (directory / MANIFEST).write_text(json.dumps(names, indent=0) + "\n")
-
-
 def _new_beside(place: Path) -> Path:
     """An empty hidden directory next to `place` that no other writer has."""
     for name in (f".{place.name}.partial", f".{place.name}.partial-{secrets.token_hex(4)}"):
         with contextlib.suppress(FileExistsError):
             (place.parent / name).mkdir()
+            begin_manifest(place.parent / name)
             return place.parent / name
     raise FileExistsError(errno.EEXIST, f"cannot make {name}")
 
 
 def _old(place: Path) -> Path:
-    return place.parent / f".{place.name}.old"
+    return place.parent / f".{place.name}.meristem-old"
 
 
 def _clear_remains(place: Path) -> None:
-    """Clean up after killed writers: remove half-filled directories, and restore an old `place` that was
-    moved aside if no new one replaced it.
+    """Clean up after killed writers: remove half-filled directories that are marked as Meristem's, and restore
+    an old `place` that was moved aside if no new one replaced it.
     """
     remains = re.compile(re.escape(f".{place.name}.partial") + r"(-[0-9a-f]{8})?")
     for name in os.listdir(place.parent):
-        if remains.fullmatch(name):
-            shutil.rmtree(place.parent / name, ignore_errors=True)
+        left = place.parent / name
+        if remains.fullmatch(name) and left.is_dir() and (is_marked(left) or foreign(left) is None):
+            remove(left)
     old = _old(place)
-    if old.is_dir() and next(_foreign(old), None) is None:
+    if old.is_dir() and foreign(old) is None:
         if place.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
         else:
             os.rename(old, place)
 
@@ -209,7 +181,7 @@ def _put(partial: Path, place: Path) -> None:
             if old.exists() and not place.exists():
                 os.rename(old, place)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
     sync_entry(place.parent)
 
 

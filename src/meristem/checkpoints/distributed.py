@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -31,6 +32,7 @@ from meristem.checkpoints.directory import atomic_directory, write_json
 from meristem.checkpoints.distributed_tensors import INDEX, DistributedTensors, Keys
 from meristem.checkpoints.open_streamed import weights_from, without_weights
 from meristem.checkpoints.source import Source, find_source
+from meristem.checkpoints.stateless import NAMED, say_stateless
 from meristem.checkpoints.unplaced import check_unplaced
 from meristem.checkpoints.write import save_all_but_weights
 from meristem.errors import MeristemError, first_line
@@ -217,6 +219,9 @@ def _grown_content(growth: Growth, networks: Networks) -> tuple[dict[Keys, Any],
     old_names = set(growth.plans[0].source.tensors)
     state: Mapping[str, Mapping[str, Tensor]] = _optimizer_state(reader, old_names)
     family = stored_family(state)
+    if networks.models:
+        say_stateless(reader.path, (name for name, _ in growth.source.named_parameters()), state)
+        _say_apart(growth, networks, old_names)
     for plan in growth.plans:
         state = grow_state(plan, state, family)
     shapes = {name: tensor.shape for name, tensor in growth.model.state_dict().items()}
@@ -256,6 +261,24 @@ def _grown_content(growth: Growth, networks: Networks) -> tuple[dict[Keys, Any],
                         like = torch.empty(shape, dtype=dtypes[entry], device="meta")
                         put((*place[:-1], entry), like, lambda n=name, entry=entry: state[n][entry])
     return content, makers
+
+
+def _say_apart(growth: Growth, networks: Networks, names: set[str]) -> None:
+    """Warn of tensors of numbers that belong to no network and to no optimizer's state: nothing tells how they would grow."""
+    reader = networks.reader
+    apart = {
+        key: reader.placeholder(key)
+        for key, path in reader.paths.items()
+        if key not in networks.dropped and not names & set(path) and not reader.is_bytes(key)
+    }
+    shown = [f"{k} {tuple(t.shape)}" for k, t in apart.items() if t.is_floating_point() and t.numel() > 1]
+    if shown and any(plan.maps for plan in growth.plans):
+        more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
+        warnings.warn(
+            f"{reader.path}: {', '.join(shown[:NAMED])}{more} lie outside the network and are carried along as they are, in their old "
+            "shapes",
+            stacklevel=2,
+        )
 
 
 def _heirs(growth: Growth, names: Iterable[str], own: bool = False) -> dict[str, list[str]]:

@@ -38,7 +38,8 @@ def locked(place: Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):  # a file that cannot be removed locks nothing
-            path.unlink(missing_ok=True)
+            if not path.stat().st_size:  # one that holds something is somebody else's
+                path.unlink(missing_ok=True)
         os.close(handle)
 
 

@@ -4,8 +4,10 @@ it runs.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
+import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch import nn
 
 from meristem.anatomy.conventions import DEPTH_FIELDS, FIELDS
 from meristem.anatomy.fields import text_part
+from meristem.anatomy.instances import switches
 from meristem.anatomy.shared_names import names_of_parameters
 from meristem.anatomy.streamed import Span, Weights, streamed
 from meristem.checkpoints.architecture import architecture_of
@@ -29,6 +32,10 @@ from meristem.growth.build import skeleton
 
 DEPTHS = {field for fields in DEPTH_FIELDS.values() for field in fields}
 SIZES = DEPTHS | {field for fields in FIELDS.values() for field in fields}
+
+
+class MissingTensors(MeristemError):
+    """The files lack tensors of the architecture."""
 
 
 def open_streamed(source: str | Source, trust_remote_code: bool = False, drop: Sequence[str] = ()) -> Any:
@@ -59,11 +66,37 @@ def read_lazily(
     model_class, config = architecture_of(found, trust_remote_code)
     stored = StoredTensors(found.path)
     _check_sizes(config, stored, found)
-    model = without_weights(model_class, config, found)
-    weights = read_weights(model, stored, found, drop)
+    model, weights, flags = read_fitting(model_class, config, stored, found, drop)
+    if flags:
+        said = ", ".join(f"{name}={value}" for name, value in flags.items())
+        warnings.warn(
+            f"{found}: its files fit {model_class.__name__}(config, {said}), which it is read as; from_pretrained draws what they lack "
+            "at random",
+            stacklevel=2,
+        )
     if getattr(model, "generation_config", None) is not None:
         model.generation_config = _generation_config(found.path)
     return model, weights
+
+
+def read_fitting(
+    model_class: type, config: Any, stored: StoredTensors, source: Source, drop: Sequence[str] = ()
+) -> tuple[nn.Module, Weights, dict[str, bool]]:
+    """The architecture, what reads its tensors, and the switches of its constructor with which the files have all of them
+    (`BertModel(config, add_pooling_layer=False)`), if it takes any.
+
+    Raises:
+        MeristemError: as `read_weights`.
+    """
+    model = without_weights(model_class, config, source)
+    try:
+        return model, read_weights(model, stored, source, drop), {}
+    except MissingTensors:
+        for flags in switches(model_class):
+            with contextlib.suppress(MeristemError):
+                other = without_weights(model_class, config, source, **flags)
+                return other, read_weights(other, stored, source, drop), flags
+        raise
 
 
 def read_weights(model: nn.Module, stored: StoredTensors, source: Source, drop: Sequence[str] = ()) -> Weights:
@@ -90,12 +123,15 @@ def read_weights(model: nn.Module, stored: StoredTensors, source: Source, drop: 
     return weights
 
 
-def without_weights(model_class: type, config: Any, source: Source) -> nn.Module:
+def without_weights(model_class: type, config: Any, source: Source, **flags: bool) -> nn.Module:
     """The architecture of a config, with its parameters on the meta device. Raises MeristemError if the
     config cannot be built.
+
+    Args:
+        flags: switches of the constructor.
     """
     try:
-        return skeleton(lambda: model_class(config))
+        return skeleton(lambda: model_class(config, **flags))
     except Exception as error:
         raise MeristemError(f"{source}: its config builds no {model_class.__name__}: {first_line(error)}") from error
 
@@ -134,7 +170,7 @@ def weights_from(
     }
     missing = sorted(set(state) - set(homes) - set(own))
     if missing:
-        raise MeristemError(
+        raise MissingTensors(
             f"{source}: {len(missing)} tensors of {type(model).__name__} are missing from its files, such as {missing[0]}; "
             "config.json does not fit the weights"
         )

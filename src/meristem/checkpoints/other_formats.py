@@ -47,6 +47,8 @@ def no_model_here(path: Path) -> MeristemError:
     if not path.is_dir():
         named = next((f" ({what}: {do})" for p, what, do in WEIGHTS_ELSEWHERE if path.match(p)), "")
         return MeristemError(f"{path} is a file{named}; a model is a directory with config.json and safetensors files")
+    if (path / "config.json").is_dir():
+        return MeristemError(f"{path / 'config.json'} is a directory, and should be the file that describes the model")
     names = sorted(entry.name for entry in path.iterdir())
     found = ", ".join(names[:6]) or "nothing"
     missing = f"{path} is not a model directory: it has no config.json (found: {found})"

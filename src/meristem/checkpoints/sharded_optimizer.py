@@ -16,6 +16,7 @@ from torch import nn
 
 from meristem.checkpoints.distributed import Networks, is_distributed, read_family, save_content
 from meristem.checkpoints.distributed_tensors import DistributedTensors
+from meristem.checkpoints.stateless import say_stateless
 from meristem.checkpoints.trainer_state import keep_beside
 from meristem.errors import MeristemError
 from meristem.growth import Growth
@@ -53,6 +54,7 @@ def read_sharded_optimizer(directory: Path, small: nn.Module, drop: Sequence[str
         raise MeristemError(
             f"{directory / NAME} holds no state under the names of this network's parameters; pass --drop {NAME} to grow the weights alone"
         )
+    say_stateless(directory / NAME, (name for name, p in small.named_parameters() if p.requires_grad), known)
     return ShardedOptimizer(directory, reader, read_family(reader, names))
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from meristem.anatomy.streamed import Piece, Span
+from meristem.checkpoints.directory import check_shard_size
 from meristem.checkpoints.headers import DTYPES
 from meristem.checkpoints.stored import INDEX
 from meristem.errors import MeristemError
@@ -62,12 +63,10 @@ def lay_out(layout: Mapping[str, Tensor], max_shard_size: str | int = DEFAULT_SH
     for name, tensor in layout.items():
         if tensor.dtype not in NAMES:
             raise MeristemError(f"{name} has dtype {tensor.dtype}, which cannot be written; known: {', '.join(DTYPES)}")
-    try:
-        split = split_torch_state_dict_into_shards(
-            dict(layout), filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
-        )
-    except ValueError as error:
-        raise MeristemError(f"a shard's size is like 5GB or 500MB, got {max_shard_size!r}") from error
+    check_shard_size(max_shard_size)
+    split = split_torch_state_dict_into_shards(
+        dict(layout), filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+    )
     places: dict[str, tuple[str, int]] = {}
     headers, sizes = {}, {}
     for file, names in split.filename_to_tensors.items():

@@ -14,6 +14,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -111,9 +112,10 @@ def shares_directory(place: Path, of: str) -> Path:
 
 def clear_shares(place: Path, keep: Path | None = None) -> None:
     """Remove what killed growths to `place` have left there."""
-    for path in place.parent.glob(f".{place.name}.shares-*"):
-        if path != keep:
-            shutil.rmtree(path, ignore_errors=True)
+    ours = re.compile(re.escape(f".{place.name}.shares-") + r"[0-9a-f]{12}")
+    for name in os.listdir(place.parent) if place.parent.is_dir() else ():
+        if ours.fullmatch(name) and place.parent / name != keep:
+            shutil.rmtree(place.parent / name, ignore_errors=True)
 
 
 @contextlib.contextmanager

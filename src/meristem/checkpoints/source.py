@@ -59,6 +59,8 @@ def find_source(source: str | Source, trust_remote_code: bool = False) -> Source
     """
     if isinstance(source, Source):
         return source
+    if not source.strip():
+        raise MeristemError("the name of a model is empty; name a model directory, or a model of the hub (owner/name)")
     code = () if trust_remote_code else ("*.py",)
     if is_address(source):
         unwanted = (*(pattern for pattern in OTHER_WEIGHTS if pattern not in RUN_STATE), *code)
@@ -189,6 +191,15 @@ def _entries(source: Source) -> dict[str, Any]:
         raise MeristemError(f"{config} is not valid JSON: {error}") from error
     if not isinstance(entries, dict):
         raise MeristemError(f"{config} holds a {type(entries).__name__}, not an object")
+    kind, classes = entries.get("model_type", ""), entries.get("architectures") or []
+    if not isinstance(kind, str):
+        raise MeristemError(
+            f'{config}: model_type is {kind!r}, and should be the name of a kind of model, such as "llama"'
+        )
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise MeristemError(
+            f'{config}: architectures is {classes!r}, and should be a list of names: ["LlamaForCausalLM"]'
+        )
     if "configuration_files" in entries:  # transformers reads another file for some of its versions
         from transformers import PretrainedConfig
 

@@ -13,6 +13,7 @@ tensor by tensor.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from torch import Tensor, nn
 from meristem.checkpoints.companions import leads_out
 from meristem.checkpoints.distributed_tensors import INDEX
 from meristem.checkpoints.shards import check_space
-from meristem.errors import MeristemError
+from meristem.checkpoints.stateless import say_stateless
+from meristem.errors import MeristemError, first_line
 from meristem.growth import Growth
 from meristem.growth.optimizer import State, dtypes_of, grow_state
 from meristem.growth.optimizer_families import MISSED, Family, stored_family
@@ -41,10 +43,12 @@ def is_trainer_checkpoint(source: Path, drop: Sequence[str] = ()) -> bool:
     """Whether a directory is a checkpoint that the Trainer can resume, with an optimizer that can grow.
 
     Raises:
-        MeristemError: if its optimizer is in shards, unless `drop` has a pattern for it.
+        MeristemError: if its optimizer is in shards, unless `drop` has a pattern for it, and if no Trainer can
+            resume from its trainer_state.json.
     """
     if not (source / "trainer_state.json").is_file():
         return False
+    _check_progress(source / "trainer_state.json")
     sharded = sorted(path.name for pattern in OTHER_OPTIMIZERS for path in source.glob(pattern))
     sharded = [
         name for name in sharded if name != "optimizer_0" or not (source / name / INDEX).is_file()
@@ -56,6 +60,20 @@ def is_trainer_checkpoint(source: Path, drop: Sequence[str] = ()) -> bool:
             f"(optimizer.pt; for FSDP with a FULL_STATE_DICT), or pass --drop {lost[0]!r} to grow the weights alone"
         )
     return (source / "optimizer.pt").is_file() and not any(fnmatch("optimizer.pt", pattern) for pattern in drop)
+
+
+def _check_progress(file: Path) -> None:
+    """Raises MeristemError for a trainer_state.json that is no object of such entries as the Trainer knows."""
+    from transformers import TrainerState as Progress
+
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        Progress(**said)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise MeristemError(
+            f"{file} is not what a Trainer writes ({first_line(error)}), and no training can go on from it; remove it to grow the "
+            "weights alone"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -97,6 +115,7 @@ def read_trainer_state(directory: Path, small: nn.Module) -> TrainerState:
                 state[name] = {key: torch.as_tensor(value) for key, value in saved["state"][number].items()}
     family = stored_family(state)
     _check_moments(directory / "optimizer.pt", state, family, small)
+    say_stateless(directory / "optimizer.pt", (name for group in names for name in group), state)
     return TrainerState(directory, state, saved["param_groups"], family)
 
 

@@ -4,14 +4,17 @@ reported.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import PurePath
 
 from torch import nn
 
+from meristem.checkpoints.distributed_tensors import INDEX, DistributedTensors
 from meristem.checkpoints.source import Source
+from meristem.checkpoints.stored import StoredTensors
 from meristem.errors import MeristemError
 
 
@@ -30,6 +33,28 @@ def check_unplaced(
             f"{source}: {type(model).__name__} has no place for {len(lost)} tensors of its files ({shown}), which would be "
             f"lost; pass {flags} to leave them out, or name in config.json the class that uses them"
         )
+
+
+def check_drop(drop: Sequence[str], read: Iterable[tuple[Source, nn.Module]]) -> None:
+    """Raises MeristemError for a pattern that leaves nothing out.
+
+    Args:
+        drop: `*` alone stands for whatever there is, and may be nothing.
+        read: the sources and the networks that were opened from them.
+    """
+    loose: set[str] = set()
+    for source, model in read if drop else ():
+        if (source.path / INDEX).is_file():
+            stored = {str(part) for path in DistributedTensors(source.path).paths.values() for part in path[-1:]}
+        else:
+            stored = set(StoredTensors(source.path).entries)
+        loose |= {*stored, *os.listdir(source.path)} - model.state_dict().keys()
+    for pattern in drop:
+        if pattern.strip("*") and not any(fnmatch(name, pattern) for name in loose):
+            raise MeristemError(
+                f"--drop {pattern!r} leaves nothing out: it takes the names of tensors in the files that the network has no place "
+                "for, or of a file with an optimizer's state, as an error names them"
+            )
 
 
 def _not_learned(model: nn.Module, name: str, shape: tuple[int, ...]) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from meristem.anatomy.streamed import Piece, Weights, weights_of
 from meristem.checkpoints.companions import companions, copy_companions
 from meristem.checkpoints.directory import atomic_directory, check_place, write_json
-from meristem.checkpoints.open_streamed import read_weights, without_weights
+from meristem.checkpoints.open_streamed import read_fitting
 from meristem.checkpoints.shards import (
     DEFAULT_SHARD_SIZE,
     Progress,
@@ -200,7 +200,12 @@ def check_written(model: Any, directory: Path) -> None:
         config = type(model.config).from_pretrained(directory)
     except Exception as error:
         raise MeristemError(f"the new config cannot be read again: {first_line(error)}") from error
-    read_weights(without_weights(type(model), config, source), StoredTensors(directory), source)
+    made, _, flags = read_fitting(type(model), config, StoredTensors(directory), source)
+    lost = model.state_dict().keys() - made.state_dict().keys() if flags else ()
+    if lost:
+        raise MeristemError(
+            f"{directory} lacks {', '.join(sorted(lost))} of the {type(model).__name__} that was written"
+        )
 
 
 def plan_files(model: Any, max_shard_size: str | int = DEFAULT_SHARD_SIZE) -> tuple[list[Written], Shards]:

@@ -47,7 +47,7 @@ def average(
 ) -> Answer:
     """Average checkpoints of one run, tensor by tensor, instead of decaying the learning rate."""
     from meristem.checkpoints.decay_weights import SHAPES, shares
-    from meristem.checkpoints.directory import check_place
+    from meristem.checkpoints.directory import check_place, check_shard_size
     from meristem.checkpoints.source import find_source
 
     parents, out = parents_and_out("average", sources, "checkpoints")
@@ -68,6 +68,7 @@ def average(
 
     def averaged(place: Path) -> Answer:
         check_place(place, overwrite, parents)
+        check_shard_size(max_shard_size)
         with step("reading the checkpoints"):
             found = [find_source(parent, trust_remote_code) for parent in parents]
 

@@ -97,15 +97,17 @@ def fuse_checkpoints(
     inputs: str | None = None,
 ) -> dict[str, Any]:
     """Open, fuse, measure and write. Returns what was made, and prints it."""
-    from meristem.checkpoints.directory import check_place
+    from meristem.checkpoints.directory import check_place, check_shard_size
     from meristem.checkpoints.source import find_source
 
     check_place(out, overwrite, sources)
+    check_shard_size(max_shard_size)
     with step("planning and measuring" if prove else "planning"):
         found = {source: find_source(source, trust) for source in dict.fromkeys(sources)}
 
         from meristem.checkpoints import open_streamed
         from meristem.checkpoints.record import fusion_record
+        from meristem.checkpoints.unplaced import check_drop
         from meristem.checkpoints.vocabularies import check_same_tokens
         from meristem.cli.inputs import inputs_for
         from meristem.growth.fuse import fuse_with_certificate
@@ -114,6 +116,7 @@ def fuse_checkpoints(
         if not method.allow_differences:
             check_same_tokens(list(found.values()), "fused")
         opened = {name: open_streamed(source, trust, drop) for name, source in found.items()}
+        check_drop(drop, [(found[name], model) for name, model in opened.items()])
         given = inputs_for(inputs, found[sources[0]], opened[sources[0]])
         fusion = fuse_with_certificate([opened[source] for source in sources], method, verify=prove, inputs=given)
     with ThreadPoolExecutor(1) as beside:  # the sources are hashed while they are read anyway

@@ -76,7 +76,7 @@ def grow_checkpoint(asked: Request) -> Answer:
     Raises:
         MeristemError: if it cannot be done.
     """
-    from meristem.checkpoints.directory import check_place
+    from meristem.checkpoints.directory import check_place, check_shard_size
     from meristem.cli.pushing import check_push
     from meristem.cli.ray_ranks import on_ray, wants_ray
 
@@ -88,6 +88,7 @@ def grow_checkpoint(asked: Request) -> Answer:
     if not asked.dry_run:
         check_place(asked.out, asked.overwrite, [asked.source, *filter(None, asked.target[:1])])
         check_push(asked.push)
+    check_shard_size(asked.max_shard_size)
     calm_libraries()
     with contextlib.ExitStack() as beside:
         return _grow(asked, who, beside)
@@ -135,6 +136,7 @@ def _plan(asked: Request, prove: bool, who: Processes | None, beside: contextlib
     from meristem.checkpoints.distributed import is_distributed, open_distributed
     from meristem.checkpoints.sharded_optimizer import read_sharded_optimizer
     from meristem.checkpoints.trainer_state import is_trainer_checkpoint, read_trainer_state
+    from meristem.checkpoints.unplaced import check_drop
     from meristem.cli.inputs import inputs_for
     from meristem.growth import Growth
 
@@ -146,6 +148,7 @@ def _plan(asked: Request, prove: bool, who: Processes | None, beside: contextlib
     small, reader = (
         open_distributed(found, asked.trust, drop) if sharded else (open_streamed(found, asked.trust, drop), None)
     )
+    check_drop(drop, [(found, small)])
     shards = None if sharded else read_sharded_optimizer(found.path, small, drop)
     given = inputs_for(asked.inputs, found, small)
     saved = read_trainer_state(found.path, small) if resumable else shards
@@ -163,11 +166,13 @@ def _plan_on_data(
     grows.
     """
     from meristem.checkpoints import open_model
+    from meristem.checkpoints.unplaced import check_drop
     from meristem.growth import Growth
 
     looked = replace(asked.looked, inputs=Path(asked.inputs) if asked.inputs else None)
     looked.check()
     small = open_model(found, asked.trust, asked.drop)
+    check_drop(asked.drop, [(found, small)])
     batches = looked.batches(found.path, small)
     again = functools.partial(Growth.of, small, with_batches(methods, batches), verify=False)
     more = {"looked_at": looked.record(batches)}

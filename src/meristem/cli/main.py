@@ -7,6 +7,7 @@ import gc
 import os
 import re
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -19,7 +20,7 @@ from meristem.cli.fuse import fuse
 from meristem.cli.grow import grow
 from meristem.cli.inspect import inspect
 from meristem.cli.learn import learn
-from meristem.cli.output import leave, register
+from meristem.cli.output import is_done, leave, register
 from meristem.cli.parameters import SIZES
 from meristem.cli.plan import plan
 from meristem.cli.race import demo, race
@@ -103,6 +104,7 @@ def main() -> None:
     os.environ.setdefault(
         "THP_MEM_ALLOC_ENABLE", "1"
     )  # torch's large tensors lie in huge pages: a third of the kernel's time
+    warnings.formatwarning = lambda message, *_, **__: f"meristem: {message}\n"
     try:
         app(_spelt_out(sys.argv[1:]))
     except MeristemError as error:
@@ -116,7 +118,8 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code != INTERRUPTED:
             raise
-        leave("interrupted; nothing is left half-written. Run the same command again", INTERRUPTED)
+        said = "nothing is left half-written. Run the same command again"
+        leave(f"interrupted; {'all was done by then' if is_done() else said}", INTERRUPTED)
     finally:
         gc.set_threshold(*before)
 

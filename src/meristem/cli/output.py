@@ -52,6 +52,7 @@ def register(
     def verb(**given: Any) -> None:
         with _speaking(given["as_json"], given["quiet"]):
             answer = command(**{name: value for name, value in given.items() if name in own})
+        _DONE[0] = True
         if given["as_json"]:
             print(as_text(answer.content))
         if answer.exit_code:
@@ -86,6 +87,12 @@ def _speaking(as_json: bool, quiet: bool) -> Iterator[None]:
 
 
 _QUIET = [False]
+_DONE = [False]
+
+
+def is_done() -> bool:
+    """Whether the command has ended: what it makes is there."""
+    return _DONE[0]
 
 
 @contextlib.contextmanager

@@ -67,13 +67,22 @@ def say_left(left: Sequence[str], out: Path, sources: Sequence[Source]) -> list[
     """Print which files of the first source were not copied, and where files of the other sources differ.
     Returns the former.
     """
-    from meristem.checkpoints.companions import differing
+    from meristem.checkpoints.companions import CARD, differing
 
-    left = [name for name in left if not (out / name).exists()]  # a Trainer's files are written beside
-    if left:
+    left = [name for name in left if name == CARD or not (out / name).exists()]  # a Trainer's files are written beside
+    if others := [name for name in left if name != CARD]:
         print(
-            f"meristem: not copied from {sources[0]}, since not part of the grown model: {', '.join(left)}",
+            f"meristem: not copied from {sources[0]}, since not part of the grown model: {', '.join(others)}",
             file=sys.stderr,
+        )
+    if any(name.endswith(".py") for name in left):
+        print(
+            "meristem: nor are the entries of its files that name this code; --trust-remote-code copies it",
+            file=sys.stderr,
+        )
+    if CARD in left:
+        print(
+            f"meristem: {CARD} of {sources[0]} is not copied: the result has a model card of its own", file=sys.stderr
         )
     for source in sources[1:]:
         others = differing(sources[0].path, source.path)

@@ -5,7 +5,7 @@ the same names and shapes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from meristem.anatomy.instances import constructor_of
 from meristem.anatomy.streamed import is_streamed
 from meristem.anatomy.uninitialised import uninitialised
+from meristem.certificates import Certificate
+from meristem.errors import PreservationError
 
 NAMED = 3
 LARGEST = 500_000_000  # parameters of a network that is built once more, to look at tables that no checkpoint holds
 CLOSE = 1e-2  # relative, of such tables: a network in half precision holds them rounded
+OF_PLACES = ("torch.distributed", "accelerate")  # whose hooks move weights and inputs
 OF_A_RUN = frozenset(("training", "gradient_checkpointing", "layer_idx", "p"))
 
 
@@ -28,13 +31,39 @@ def changed_since(model: nn.Module) -> str | None:
     """
     if is_streamed(model):
         return None
-    hooked = [n or "the network" for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
-    patched = [n or "the network" for n, m in model.named_modules() if "forward" in vars(m)]
+    hooked = [n or "the network" for n, m in model.named_modules() if _has_hook(m)]
+    patched = [n or "the network" for n, m in model.named_modules() if "forward" in vars(m) and not _placed(m)]
     made = _made(model)
     said = list(_differences(model, made)) if made is not None else []
     said += [f"{hooked[0]} has a hook"] if hooked else []
     said += [f"{patched[0]} has a forward of its own"] if patched else []
     return "; ".join([*said[:NAMED], *(["and more"] if len(said) > NAMED else [])]) or None
+
+
+def check_instances(parents: Sequence[nn.Module], certificate: Certificate) -> None:
+    """For networks whose fusion is not their mean.
+
+    Raises:
+        PreservationError: naming the first that differs from what its class builds, and how: the fused network does not.
+    """
+    for number, parent in enumerate(parents, start=1):
+        changed = changed_since(parent)
+        if changed:
+            raise PreservationError(
+                f"network {number} differs from what its class builds from its config, and only that can be fused: {changed}. The fused "
+                f"network does not compute the mean ({certificate.summary()}). Pass allow_differences=True to fuse it as its class is"
+            )
+
+
+def _has_hook(module: nn.Module) -> bool:
+    """Whether something is called with it that may change what it computes; sharding and placing do not."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(not str(getattr(hook, "__module__", "")).startswith(OF_PLACES) for hook in hooks)
+
+
+def _placed(module: nn.Module) -> bool:
+    """Whether accelerate has put its own forward in front, which moves tensors between devices and dtypes."""
+    return hasattr(module, "_hf_hook") or hasattr(module, "_original_forward")
 
 
 def _made(model: nn.Module) -> nn.Module | None:

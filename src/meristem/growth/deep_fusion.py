@@ -28,7 +28,7 @@ from meristem.growth.differences import check_alike
 from meristem.growth.modeling_grouped import group_sizes
 from meristem.growth.plan import GrowthPlan
 from meristem.growth.tying import linear_readers, repair
-from meristem.growth.values import check_values
+from meristem.growth.values import check_values, convex
 
 JOINED = ("hidden", "ffn", "kv_heads", "heads")  # the kinds of axes that lie side by side; all others have to agree
 SELF_FUSION_NOISE = 0.1
@@ -91,12 +91,8 @@ class DeepFusion:
             )
 
     def convex(self, parents: int) -> tuple[float, ...]:
-        """The weights of this many parents. Raises MeristemError unless they are positive and sum to 1."""
-        if self.weights is None:
-            return (1 / parents,) * parents
-        if len(self.weights) != parents or min(self.weights) <= 0 or abs(sum(self.weights) - 1) > 1e-6:
-            raise MeristemError(f"weights must be {parents} positive numbers that sum to 1, got {list(self.weights)}")
-        return tuple(self.weights)
+        """The weights of that many parents. Raises MeristemError unless they are positive and sum to 1."""
+        return convex(self.weights, parents)
 
     def plans(
         self, anatomies: Sequence[Anatomy], models: Sequence[nn.Module], inputs: Mapping[str, Tensor]

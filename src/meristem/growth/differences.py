@@ -46,7 +46,7 @@ def differences_of_configs(first: Any, other: Any) -> list[Difference]:
     return [
         (entry, ours.get(entry), theirs.get(entry))
         for entry in sorted(ours.keys() | theirs.keys())
-        if ours.get(entry) != theirs.get(entry) and not any(INERT.fullmatch(part) for part in entry.split("."))
+        if not _same(ours.get(entry), theirs.get(entry)) and not any(INERT.fullmatch(part) for part in entry.split("."))
     ]
 
 
@@ -65,6 +65,11 @@ def check_alike(first: Anatomy, other: Anatomy, number: int) -> None:
 def shown(found: Sequence[Difference]) -> str:
     """The first few, for a sentence."""
     return ", ".join(f"{entry}: {ours!r} and {theirs!r}" for entry, ours, theirs in found[:6])
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    """Equal, or both NaN."""
+    return ours == theirs or repr(ours) == repr(theirs)
 
 
 def _entries(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

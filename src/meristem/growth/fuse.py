@@ -20,6 +20,7 @@ from meristem.errors import MeristemError, PreservationError
 from meristem.growth.apply import grow_tensor, null_noise
 from meristem.growth.block_steps import MISSED
 from meristem.growth.build import filled, grown_dtypes, in_float32, with_flags
+from meristem.growth.changed import check_instances
 from meristem.growth.checks import check_inputs, check_number, check_same, listed
 from meristem.growth.deep_fusion import SELF_FUSION_NOISE, DeepFusion
 from meristem.growth.differences import differences
@@ -181,6 +182,8 @@ def fuse_with_certificate(
         certificate = _certify(
             plans, parents, weights, fused, inputs, lambda exact: _build(plans, exact, noise, method.seed)
         )
+    if certificate and not certificate.holds and not method.allow_differences:
+        check_instances(parents, certificate)
     if certificate and exact and not certificate.holds:
         if alike or not _fuses_with_itself(method, anatomies[0], parents[0], inputs):
             raise PreservationError(
@@ -277,6 +280,8 @@ def _as_experts(
     if verify:
         again = lambda exact: mixture_of_parents(plans, exact, weights)  # noqa: E731
         certificate = _certify(plans, parents, weights, fused, inputs, again)
+    if certificate and not certificate.holds and not method.allow_differences:
+        check_instances(parents, certificate)
     if certificate and exact and not certificate.holds:
         raise PreservationError(
             f"one network as several experts should keep its function and does not: {certificate.summary()}"

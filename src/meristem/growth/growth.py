@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from meristem.anatomy import Anatomy
-from meristem.anatomy.axis_ref import divisor_of, is_part, whole_of
 from meristem.anatomy.builder import FunctionBuilder
+from meristem.anatomy.finite import with_finite_weights
 from meristem.anatomy.inputs import example_inputs
 from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
@@ -36,6 +36,7 @@ from meristem.growth.rounding import is_half
 from meristem.growth.sampled import Kept, check_tensors, choose_blocks, grown_blocks, look, only
 from meristem.growth.settle import settle
 from meristem.growth.steps import Steps, take_steps
+from meristem.growth.unkept import why_not_kept
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Growth:
         anatomy = (anatomy or Anatomy.of(model)).watched(inputs)
         check_same(model, anatomy)
         methods = methods or list(growth_like(model, like, anatomy).methods)
+        model = with_finite_weights(model) if any(method.shrinks for method in methods) else model
         steps = take_steps(model, methods, anatomy, inputs)
         check_guesses(steps.plans[0])
         certificate = None
@@ -225,6 +227,7 @@ def _measured(
         warnings.warn(
             f"{named}: nothing is proved of this growth, which could not be measured{where}: {error}", stacklevel=3
         )
+        _say_what_is_lost(model, methods, steps, None)
         return None
     if steps.promised and not certificate.holds:
         raise PreservationError(f"this growth should keep the function and does not: {certificate.summary()}")
@@ -259,46 +262,18 @@ def _second_try(
         proof = certify(model, interleaved, inputs, kept)
         if proof.holds:
             return interleaved, proof, other
-    cause = None if certificate.holds else known_cause(model, steps.plans)
-    if cause:
-        raise PreservationError(f"this growth does not keep the function ({certificate.summary()}): {cause}")
-    if not certificate.holds:
-        if parting is None and isinstance(anatomy.builder, FunctionBuilder) and _uneven(steps):
-            steps = replace(steps, plans=tuple(replace(plan, preserves_function=False) for plan in steps.plans))
-            _say_what_is_lost(model, methods, steps, certificate)
-            return steps, certificate, methods
-        where = f"; cloned, {parting}" if parting else ""
-        if certificate.holds_unrounded:
-            raise PreservationError(
-                f"this growth keeps the function, but {certificate.stored_dtype} cannot hold its weights well enough: "
-                f"{certificate.summary()}. Grow a copy in float32 (model.float()), or pass verify=False (--no-verify)"
-            )
-        changed = changed_since(model)
-        if changed:
-            raise PreservationError(
-                f"this growth should keep the function and does not: {certificate.summary()}. The network differs from what "
-                f"its class builds from its config, and only that can grow: {changed}"
-            )
-        raise PreservationError(
-            f"this growth should keep the function and does not: {certificate.summary()}. The anatomy of this "
-            f"{anatomy.builder.model_type} is not understood{where}{_said_of_parts(anatomy)}. {shown_by(anatomy)} shows what was inferred"
-        )
-    return steps, certificate, methods
+    if certificate.holds:
+        return steps, certificate, methods
+    uneven = parting is None and isinstance(anatomy.builder, FunctionBuilder) and _uneven(steps)
+    if uneven and not known_cause(model, steps.plans):
+        steps = replace(steps, plans=tuple(replace(plan, preserves_function=False) for plan in steps.plans))
+        _say_what_is_lost(model, methods, steps, certificate)
+        return steps, certificate, methods
 
+    def proof_of(others: Sequence[Method]) -> Certificate:
+        return certify(model, take_steps(model, others, settled, inputs), inputs, kept)
 
-def _said_of_parts(anatomy: Anatomy) -> str:
-    """A hint for the error, where a function outside transformers cuts an axis into a fixed number of parts,
-    and these parts grow (heads).
-    """
-    parts = {whole_of(axis): divisor_of(axis) for axis in anatomy.axes if is_part(axis)}
-    if not isinstance(anatomy.builder, FunctionBuilder) or not parts:
-        return ""
-    whole, number = next(iter(parts.items()))
-    return (
-        f"; its forward cuts {whole} into {number} parts, whose size grows with it. If these are heads, let their number be an argument of "
-        f"the function that grows along, Anatomy.infer(build, {{{whole!r}: {anatomy.sizes[whole]}, 'heads': ...}}); a table that "
-        f"forward computes from {whole} (sinusoids) needs a size of its own, which stays"
-    )
+    raise PreservationError(why_not_kept(model, methods, anatomy, steps.plans, certificate, parting, proof_of))
 
 
 def _uneven(steps: Steps) -> bool:
@@ -309,32 +284,33 @@ def _uneven(steps: Steps) -> bool:
     return any(not axis_map.is_uniform() for plan in steps.plans for axis_map in plan.maps.values())
 
 
-def shown_by(anatomy: Anatomy) -> str:
-    """What a user can call to see an anatomy."""
-    return "print(anatomy)" if isinstance(anatomy.builder, FunctionBuilder) else "`meristem inspect`"
-
-
 def _say_what_is_lost(
     model: nn.Module, methods: Sequence[Method], steps: Steps, certificate: Certificate | None
 ) -> None:
-    """Warn that a method that usually keeps the function does not promise to do so here."""
-    if certificate is None or certificate.holds:
+    """Warn of a growth by a method that usually keeps the function, and here does not promise to; and of a network that is not
+    what its class builds, where no promise could show that."""
+    if certificate is not None and certificate.holds:
         return
-    broken = [
-        m.name for m, plan in zip(methods, steps.plans, strict=True) if m.preserving and not plan.preserves_function
-    ]
-    if broken:
-        changed = changed_since(model)
+    names = ", ".join(method.name for method in methods)
+    pairs = zip(methods, steps.plans, strict=True)
+    broken = [m.name for m, plan in pairs if m.preserving and not plan.preserves_function]
+    changed = changed_since(model)
+    differs = (
+        f"The network differs from what its class builds from its config, and only that can grow or be cut: {changed}"
+    )
+    if broken and certificate is not None:
         cause = (
-            f"The network differs from what its class builds from its config, and only that can grow: {changed}"
+            differs
             if changed
             else "Norms that see uneven copies, or blocks that cannot be silent, are the usual causes; whole multiples of the width "
             "are exact"
         )
         warnings.warn(
             f"{', '.join(broken)}: this growth does not keep the function: {certificate.summary()}. {cause}",
-            stacklevel=3,
+            stacklevel=4,
         )
+    elif changed:
+        warnings.warn(f"{names}: {differs}", stacklevel=4)
 
 
 def _looked_at(model: nn.Module, steps: Steps) -> Steps:

@@ -26,7 +26,7 @@ from meristem.errors import MeristemError, PreservationError
 from meristem.growth.batch_statistics import new_statistics
 from meristem.growth.symmetries import Permutations, Symmetries, watched_symmetries
 from meristem.growth.transport import Counterparts, Pair, carried, transport_plan, transported
-from meristem.growth.values import check_values
+from meristem.growth.values import check_values, convex
 
 SWEEPS_OF_TRANSPORT = 3  # each after the first with the plans of all other groups
 NONLINEAR = ("relu", "gelu", "silu", "tanh", "sigmoid", "elu", "leaky_relu", "hardswish", "native_layer_norm")
@@ -65,11 +65,8 @@ class Rebasin:
         check_values(self)
 
     def convex(self, networks: int) -> tuple[float, ...]:
-        """The weights of this many networks. Raises MeristemError unless they are positive and sum to 1."""
-        given = tuple(self.weights) if self.weights is not None else (1 / networks,) * networks
-        if len(given) != networks or min(given) <= 0 or abs(sum(given) - 1) > 1e-6:
-            raise MeristemError(f"weights must be {networks} positive numbers that sum to 1, got {list(given)}")
-        return given
+        """The weights of that many networks. Raises MeristemError unless they are positive and sum to 1."""
+        return convex(self.weights, networks)
 
 
 def rebasin(models: Sequence[nn.Module], method: Rebasin, inputs: Mapping[str, Any]) -> nn.Module:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from meristem.errors import MeristemError
@@ -26,6 +27,19 @@ def check_values(method: Any) -> None:
         wanted = _wanted(field.name, value, _alternatives(hints[field.name]))
         if wanted:
             raise MeristemError(f"{method.name}: {field.name} {wanted}, got {value!r}")
+
+
+def convex(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    """The weights of so many networks in a mean; equal ones if None.
+
+    Raises:
+        MeristemError: unless they are positive and sum to 1.
+    """
+    given = tuple(weights) if weights is not None else (1 / count,) * count
+    right = len(given) == count and all(weight > 0 for weight in given) and abs(sum(given) - 1) <= 1e-6
+    if not right:  # nor for NaN
+        raise MeristemError(f"weights must be {count} positive numbers that sum to 1, got {list(given)}")
+    return given
 
 
 def _wanted(option: str, value: Any, kinds: tuple[Any, ...]) -> str | None:
