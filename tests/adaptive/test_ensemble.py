@@ -163,7 +163,7 @@ def test_a_killed_search_goes_on(tmp_path):
     x = data()[0][0]
     assert torch.equal(whole(x), ensemble(x))
     assert len(resumed.history) == 3
-    with pytest.raises(ms.MeristemError, match="other options"):
+    with pytest.raises(ms.MeristemError, match="other data or options"):
         EnsembleSearch(propose, data(), 3, checkpoint=file, steps=61).run()
 
 

@@ -40,7 +40,7 @@ def chosen_start(
     """
     if len(modules) == len(prices) == 1:
         return modules[0], prices[0]
-    order = torch.randperm(len(rows.x), generator=torch.Generator().manual_seed(seed))[:MOST_ROWS]
+    order = torch.randperm(len(rows.x), generator=torch.Generator().manual_seed(seed), device="cpu")[:MOST_ROWS]
     held = max(1, int(HELD_OUT * len(order)))
     found = []
     for module in modules:

@@ -60,7 +60,7 @@ class Search:
 
     def run(self) -> None:
         """Rounds until one is refused or `max_rounds` are made; `module` and `history` hold the result."""
-        held = torch.zeros(len(self.x), dtype=torch.bool)
+        held = torch.zeros(len(self.x), dtype=torch.bool, device="cpu")
         if self.rows_held_out is not None:
             held[self.rows_held_out] = True
         self._train, self._held = torch.nonzero(~held)[:, 0], torch.nonzero(held)[:, 0]
@@ -82,7 +82,7 @@ class Search:
         if len(rows) <= most:
             return rows
         generator = torch.Generator().manual_seed(seed_of(self.seed, which, 0))
-        return rows[torch.randperm(len(rows), generator=generator)[:most].sort().values]
+        return rows[torch.randperm(len(rows), generator=generator, device="cpu")[:most].sort().values]
 
     @torch.no_grad()
     def _sample(self, rows: Tensor) -> Sample:
