@@ -38,7 +38,7 @@ def test_a_device_that_is_not_here_is_named_before_anything_is_learned():
     x, y = rows()
     with pytest.raises(ms.MeristemError, match=r"device='cuda:77' cannot be used here: \S"):
         AdaNetClassifier(**QUICK, device="cuda:77").fit(x, y)
-    with pytest.raises(ms.MeristemError, match="device='warp' cannot be used here: .*warp"):
+    with pytest.raises(ms.MeristemError, match=r"device='warp' cannot be used here: .*warp"):
         AdaNetRegressor(**QUICK, device="warp").fit(x, y)
 
 
