@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from hashlib import sha256
-from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -25,12 +24,11 @@ from meristem.adaptive.rbm.partition import ENUMERABLE, Annealed, anneal, fewest
 from meristem.adaptive.rbm.progress import Progress
 from meristem.adaptive.rbm.training import Learner, Options
 from meristem.adaptive.rbm.visible import (
-    BinaryVisible,
-    GaussianVisible,
-    LabelledVisible,
     Visible,
+    check_categories,
     check_groups,
     in_unit_interval,
+    visible_kind,
 )
 from meristem.adaptive.tensors import batches, generator_of, tensor_of
 from meristem.errors import MeristemError
@@ -101,17 +99,13 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def check_options(self) -> None:
         """Raises MeristemError for options that make no sense."""
         check_options(self, self._ranges)
-        if any(not isinstance(size, Integral) or size < 2 for size in self.categories):
-            raise MeristemError(f"categories are sizes of at least 2, such as (3, 4), got {self.categories!r}")
+        check_categories(self.categories)
 
     def _order(self) -> Order:
         return Unordered()
 
     def _visible_kind(self) -> Visible:
-        kind: Visible = BinaryVisible() if self.visible == "binary" else GaussianVisible(self.sigma)
-        for size in self.categories:
-            kind = LabelledVisible(kind, size)
-        return kind
+        return visible_kind(self.visible, self.categories, self.sigma)
 
     def _options(self) -> Options:
         return Options(self.learning_rate, self.gibbs_steps, self.persistent, self.l1, self.l2)
