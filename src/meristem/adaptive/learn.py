@@ -36,14 +36,15 @@ TABLE_OPTIONS: dict[str, dict[str, Any]] = {
         "standardize": False,  # the encoder scales
         "adanet_lambda": "auto",
         "embedding": "auto",
-        "shrinkage": 0.5,
-        "max_rounds": 4,
+        "shrinkage": 0.3,
+        "subsample": 0.6,
+        "max_rounds": 8,
         "batch_size": 128,
         "learning_rate": 5e-3,
     },
     "energynet": {"visible": "gaussian", "structure_iter": 20, "learning_rate": 0.01},
 }
-PASSES, FEWEST_STEPS, MOST_STEPS = 40, 150, 1500  # of a block of AdaNet's
+PASSES, FEWEST_STEPS, MOST_STEPS = 15, 75, 1000  # of a block of AdaNet's
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 

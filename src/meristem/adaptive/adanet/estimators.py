@@ -28,12 +28,14 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, Searched):
 
     Args:
         width: units in each layer of a block (B). adanet_lambda, adanet_beta: the price of output weights; "auto" chooses the former on a quarter of
-            the rows, with one block trained on the others.
+            the rows, with one block trained on the others, and tries there whether a second layer helps (else none is proposed).
         embedding: "piecewise": blocks read each number in 8 bins too (`bins`); "auto": if a first block is better for it on held-out rows, tried where
             the rows are twice as many as the bins. max_rounds, max_depth: at most so many rounds (T), layers. min_improvement: the share of the objective by which a round
             must lower it (0 in the paper). variant: see `candidates.Options`.
         max_norm, p: Lambda and its norm in the complexity r; `project` also holds the weights to it.
         shrinkage: the share of its re-fitted weights with which a block joins; below 1, more rounds average more blocks.
+        subsample: the share of the rows on which a round trains its blocks, drawn anew each round (Friedman 2002, stochastic gradient boosting);
+            output weights are re-fitted to all rows.
         standardize: bring features to mean 0 and deviation 1 first; without, they are read as they are (the paper's lie in [0, 1]).
         loss: "logistic" or "exponential" for two classes (more classes: cross entropy).
         optimizer, learning_rate, max_steps, batch_size, patience: how a candidate is trained, and when it stops early.

@@ -43,6 +43,7 @@ class Searched(Fitted):
     p: float = 2.0
     project: bool = False
     shrinkage: float = 1.0
+    subsample: float = 1.0
     standardize: bool = True
     connection_dropout: float = 0.1
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -68,6 +69,7 @@ class Searched(Fitted):
         "max_norm": POSITIVE,
         "p": AT_LEAST_1,
         "shrinkage": SHARE,
+        "subsample": SHARE,
         "connection_dropout": FRACTION,
         "learning_rate": POSITIVE,
         "max_steps": AT_LEAST_0,
@@ -104,8 +106,9 @@ class Searched(Fitted):
         prices = PRICES if self.adanet_lambda == "auto" else (float(self.adanet_lambda),)
         rows = Rows(x, targets, weight, self._samples)
         modules = self._starts(mean, scale, x, targets.shape[1])
-        module, self.price_ = chosen_start(modules, rows, prices, loss, self._options(0.0), seed)
-        self._report(f"adanet_lambda {self.price_:g}, {module.num_bins} bins")
+        start = chosen_start(modules, rows, prices, loss, self._options(0.0), seed, self.max_depth)
+        module, self.price_ = start.module, start.price
+        self._report(f"adanet_lambda {self.price_:g}, {module.num_bins} bins, layers up to {start.max_depth}")
         held = None
         if self.validation_fraction:
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed), device="cpu")
@@ -120,10 +123,11 @@ class Searched(Fitted):
             loss,
             options,
             max_rounds=self.max_rounds,
-            max_depth=self.max_depth,
+            max_depth=start.max_depth,
             min_improvement=self.min_improvement,
             seed=seed,
             n_jobs=self.n_jobs,
+            subsample=self.subsample,
             rows_held_out=held,
             checkpoint=self.checkpoint,
             log_dir=self.log_dir,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meristem.adaptive.rbm.estimators import InfiniteRBM
+from meristem.adaptive.rbm.infinite import InfiniteRBM
 from meristem.adaptive.rbm.machine import Machine
 from meristem.adaptive.rbm.order import Infinite
 from meristem.adaptive.rbm.partition import ENUMERABLE, Annealed, anneal, fewest_units, log_partition

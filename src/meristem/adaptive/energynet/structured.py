@@ -105,6 +105,8 @@ class Structured(Fitted):
         machine = {
             "beta": self.beta,
             "penalty": "constant",
+            "regroup": False,  # a unit's place says how much the data need it
+            "initial_visible_bias": "data",
             "learning_rate": self.structure_learning_rate,
             "n_iter": self.structure_iter,
             "gibbs_steps": self.gibbs_steps,
