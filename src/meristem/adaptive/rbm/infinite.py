@@ -65,7 +65,7 @@ class InfiniteRBM(OrderedRBM):
     learning_rate: float = 0.05
     batch_size: int = 16
     n_iter: int | Literal["auto"] = "auto"
-    gibbs_steps: int = 1
+    gibbs_steps: int = 5
     initial_visible_bias: Literal["data", "zeros"] = "zeros"
     penalty: Literal["bias", "constant"] = "constant"
     max_components: int = 20000
