@@ -16,7 +16,7 @@ from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.adanet.nodewise import NodewiseModule
 from meristem.adaptive.exporting import export
 from meristem.adaptive.files import load_estimator, save_estimator
-from meristem.adaptive.tensors import tensor_of
+from meristem.adaptive.tensors import in_pieces, tensor_of
 
 
 class Fitted(BaseEstimator):
@@ -32,7 +32,7 @@ class Fitted(BaseEstimator):
         check_is_fitted(self, "module_")
         X = validate_data(self, X, reset=False, dtype=np.float64)
         with torch.no_grad():
-            return self.module_(tensor_of(X, device=self.device)).cpu()
+            return in_pieces(self.module_, tensor_of(X, device=self.device)).cpu()
 
     @property
     def output_weights_(self) -> list[np.ndarray]:

@@ -14,11 +14,10 @@ from meristem.adaptive.adanet.candidates import Candidate, Options, Sample, held
 from meristem.adaptive.adanet.losses import Loss
 from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.adanet.rounds import Judged, Rounds
-from meristem.adaptive.tensors import seed_of
+from meristem.adaptive.tensors import PIECE, seed_of
 
 MOST_REFITTED = 50_000  # rows: the exact re-fit of more would take longer than everything else
 MOST_TRAINED = 100_000  # rows: a round's candidates draw their batches from so many, other ones each round
-PIECE = 16_384  # rows whose activities are made at a time
 
 
 @dataclass

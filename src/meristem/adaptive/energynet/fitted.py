@@ -17,7 +17,7 @@ from meristem.adaptive.exporting import Answering, export
 from meristem.adaptive.files import load_estimator, save_estimator
 from meristem.adaptive.mlp import mlp
 from meristem.adaptive.rbm.visible import visible_kind
-from meristem.adaptive.tensors import tensor_of
+from meristem.adaptive.tensors import in_pieces, tensor_of
 
 FLOATS = [np.float32, np.float64]
 
@@ -40,7 +40,7 @@ class Fitted(BaseEstimator):
         check_is_fitted(self, "network_")
         X = validate_data(self, X, reset=False, dtype=FLOATS)
         with torch.no_grad():
-            return self.network_(self._scaled(X).double()).cpu()
+            return in_pieces(lambda rows: self.network_(rows.double()), self._scaled(X)).cpu()
 
     def _scaled(self, X: np.ndarray) -> Tensor:
         return tensor_of((X - self.mean_) / self.scale_, torch.float32, self.device)
