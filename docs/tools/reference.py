@@ -25,6 +25,29 @@ ROOMS = {
     "dynamics": "Dynamics of growth",
     "recipes": "Recipes",
 }
+ALSO = {  # what public names refer to: the bases that hold shared options, and the classes of results
+    "growth": [
+        "meristem.growth.width.WidthMethod",
+        "meristem.growth.width.NoisyWidthMethod",
+        "meristem.growth.stacking.DepthMethod",
+        "meristem.growth.fuse.Fusion",
+        "meristem.growth.train_new.Frozen",
+        "meristem.growth.ligo.FittedLiGO",
+        "meristem.growth.rank_layers.LayerRank",
+    ],
+    "anatomy": [
+        "meristem.anatomy.structure.Axis",
+        "meristem.anatomy.structure.BlockList",
+        "meristem.anatomy.structure.Dimension",
+        "meristem.anatomy.structure.TensorAnatomy",
+        "meristem.anatomy.overrides.Multiplier",
+        "meristem.algebra.unit_map.UnitMap",
+    ],
+    "certificates": ["meristem.errors.AnatomyError"],
+    "subnetworks": ["meristem.subnetworks.schedule.Schedule", "meristem.subnetworks.path.Path"],
+    "kernels": ["meristem.kernels.mixture.Mixing"],
+    "incubation": ["meristem.incubation.division.Division", "meristem.incubation.hybrid.Incubation"],
+}
 SHARED_ROOM = {"algebra": "anatomy", "errors": "certificates"}
 
 
@@ -187,6 +210,8 @@ def public_names() -> dict[str, list[str]]:
     for name, home in meristem._HOMES.items():
         room = home.split(".")[1]
         found[SHARED_ROOM.get(room, room)].append(f"{home}.{name}")
+    for room, paths in ALSO.items():
+        found[room] += paths
     for room in ("checkpoints", "adaptive", "dynamics", "recipes"):
         module = importlib.import_module(f"meristem.{room}")
         known = {path.rsplit(".", 1)[1] for path in found[room]}
@@ -206,7 +231,7 @@ def _is_options(path: str) -> bool:
 
     home, name = path.rsplit(".", 1)
     found = getattr(importlib.import_module(home), name)
-    return isinstance(found, type) and issubclass(found, (Method, Schedule))
+    return isinstance(found, type) and issubclass(found, (Method, Schedule)) and found is not Schedule
 
 
 def api_pages() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Meristem: train large neural networks cheaply by growing them from small ones.
 
-One face, loaded lazily: `import meristem as ms` costs nothing until a name is used.
+Names are loaded lazily: `import meristem as ms` costs nothing until a name is used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How many blocks passes through streamed networks have run so far, for whoever shows progress."""
+"""How many blocks the passes through streamed networks have run so far, for progress bars."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Told = Callable[[int, int], None]  # blocks done, blocks of all passes that have
 
 
 class _Count:
-    """Blocks done and blocks to do; passes run in several threads, one at a time."""
+    """Blocks done and blocks to do. Passes run in several threads, one at a time."""
 
     def __init__(self) -> None:
         self.told: Told | None = None
@@ -26,10 +26,12 @@ _COUNT = _Count()
 
 @contextlib.contextmanager
 def count_blocks(told: Told) -> Iterator[None]:
-    """Inside, `told(done, total)` is called at every block that a pass comes to, and when passes begin.
+    """A context in which `told(done, total)` is called at every block that a pass reaches, and when passes
+    begin.
 
     Args:
-        told: called with the blocks done and those of all passes that have begun, both since this was entered.
+        told: a function that is called with the blocks done and those of all passes that have begun, both
+            since the context was entered.
     """
     before = _COUNT.told, _COUNT.done, _COUNT.total
     _COUNT.told, _COUNT.done, _COUNT.total = told, 0, 0
@@ -40,7 +42,7 @@ def count_blocks(told: Told) -> Iterator[None]:
 
 
 def expect_blocks(number: int) -> None:
-    """Called when a pass begins that will run so many blocks."""
+    """Called when a pass of this many blocks begins."""
     _COUNT.add(0, number)
 
 

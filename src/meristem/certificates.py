@@ -1,18 +1,22 @@
 """Certificates: the measured proof that two networks compute the same function.
 
-What is measured. Both networks run on the same inputs, and every tensor that they put out (`anatomy.inputs.outputs_of`) is
-compared, with the weights that are stored, in float64 where the architecture can, else in float32, as do networks above `FLOAT64_LIMIT` parameters, whose float64 copies might not fit in memory. Both
-run in their own dtype too, where a result that is not finite is a failure.
+What is measured. Both networks run on the same inputs, and every output tensor (`anatomy.inputs.outputs_of`)
+is compared. The weights are those that are stored. The networks compute in float64 if the architecture can,
+and in float32 otherwise. Networks above `FLOAT64_LIMIT` parameters also compute in float32, because a float64
+copy might not fit in memory. Both networks run in their own dtype too, where a result that is not finite is a
+failure.
 
-How the tolerance is chosen. A right growth differs from its source by rounding only; a wrong one (a head out of place, a
-forgotten factor) differs by a good part of the logits' own spread, 1e-2 and more. Many networks compute norms and rotary
-tables in float32 whatever their dtype, which leaves about 1e-7; 1e-5 of the largest logit lies two orders of magnitude from
-either. In pure float32 rounding piles up with depth and the tolerance is 1e-4.
+How the tolerance is chosen. A correct growth differs from its source by rounding only. A wrong one (a
+misplaced head, a forgotten factor) differs by a good part of the spread of the logits, 1e-2 and more. Many
+networks compute norms and rotary tables in float32 whatever their dtype, which leaves about 1e-7. A tolerance
+of 1e-5 of the largest logit is two orders of magnitude from either. In pure float32, rounding accumulates
+with depth, and the tolerance is 1e-4.
 
-Weights in half precision are rounded when they are stored, and a growth whose factors are no powers of two rounds them once
-more. What one such rounding may change is measured on the small network itself: each of its weights moves by at most half a
-digit of the stored dtype, at random, and `ROUNDINGS` times the change of the logits is allowed on top (`rounding_allowance`).
-A growth is then also proved without any rounding, from the same weights in float32 (`unrounded_relative_error`).
+Weights in half precision are rounded when they are stored. A growth whose factors are not powers of two
+rounds them once more. The effect of one such rounding is measured on the small network itself: each of its
+weights moves at random by at most half a digit of the stored dtype. `ROUNDINGS` times the resulting change of
+the logits is allowed on top (`rounding_allowance`). A growth is then also proved without any rounding, from
+the same weights in float32 (`unrounded_relative_error`).
 """
 
 from __future__ import annotations
@@ -42,25 +46,30 @@ ROUNDINGS = 2  # the largest of many errors varies from draw to draw, and a list
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was measured. `relative_error` is max |difference| / max |value| of the output that differs most; `holds` compares
-    it with `tolerance`.
+    """The measurement of two networks. `holds` compares `relative_error` with `tolerance`.
 
     Attributes:
-        absolute_error, relative_error, kl_divergence, top1_agreement: of the stored weights, run in `dtype`. The divergence
-            KL(small || big) is a mean over positions, in nats; the agreement is the share of positions with the same argmax
-            (both None for networks without logits).
-        dtype: in which both were computed.
+        absolute_error: max |difference| of the output that differs most, with the stored weights, computed in
+            `dtype`.
+        relative_error: max |difference| / max |value| of that output.
+        kl_divergence: KL(small || big) of the logits in nats, a mean over positions. None for networks
+            without logits.
+        top1_agreement: the share of positions with the same argmax. None for networks without logits.
+        dtype: the dtype in which both networks computed.
         tolerance: the bound for `relative_error`: that of `dtype`, plus `rounding_allowance`.
-        inputs: which inputs, and whether they were given or random.
-        device: where both ran.
-        stored_dtype: of the weights.
-        rounding_allowance: what rounding weights to a half-precision `stored_dtype` may change; 0 for other dtypes, and where the
-            stored weights agree without it.
-        own_dtype_relative_error: the same error with both networks run in `stored_dtype`; None where that cannot run.
-        unrounded_relative_error: of the same growth with weights that are not rounded, judged by `unrounded_tolerance`; None
-            where the stored weights say the same, or where only the two stored networks are known.
-        blocks: None if both networks ran whole; else the blocks of the small one that ran, by the path of their list, and beside
-            them those of the large one that are made of them. All tensors were then checked by themselves (`growth.sampled`).
+        inputs: which inputs were used, and whether they were given or random.
+        device: the device on which both ran.
+        stored_dtype: the dtype of the weights.
+        rounding_allowance: the error that rounding weights to a half-precision `stored_dtype` may cause. 0
+            for other dtypes, and if the stored weights agree without it.
+        own_dtype_relative_error: the relative error with both networks computing in `stored_dtype`. None if
+            that cannot run.
+        unrounded_relative_error: the relative error of the same growth with weights that are not rounded,
+            judged by `unrounded_tolerance`. None if the stored weights agree already, or if only the two
+            stored networks are known.
+        blocks: None if both networks ran whole. Otherwise the blocks of the small network that ran, by the
+            path of their list, with the blocks of the large one that are made from them. Every tensor was
+            then checked by itself (`growth.sampled`).
     """
 
     absolute_error: float
@@ -90,12 +99,16 @@ class Certificate:
 
     @property
     def holds_as_stored(self) -> bool:
-        """Whether the stored weights agree without an allowance for their rounding, so that nothing is left to prove before it."""
+        """Whether the stored weights agree without an allowance for rounding. Nothing is then left to prove
+        without rounding.
+        """
         return self.relative_error <= self.tolerance - self.rounding_allowance
 
     @property
     def holds_unrounded(self) -> bool:
-        """Whether the growth holds before its weights are rounded to the stored dtype, where that was measured."""
+        """Whether the growth agrees before its weights are rounded to the stored dtype, if that was
+        measured.
+        """
         error, tolerance = self.unrounded_relative_error, self.unrounded_tolerance
         return error is not None and tolerance is not None and error <= tolerance
 
@@ -117,7 +130,7 @@ class Certificate:
         return line
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, with the verdict, for JSON."""
+        """All fields and the verdict, for JSON."""
         return {"holds": self.holds, **asdict(self)}
 
 
@@ -133,17 +146,23 @@ def verify(
     *,
     expected: Expected | None = None,
 ) -> Certificate:
-    """Run both networks on the same inputs, in evaluation mode, and compare all their outputs; logits of a larger vocabulary for the
-    tokens that both have.
+    """Run both networks on the same inputs, in evaluation mode, and compare all their outputs.
+
+    If `big` has a larger vocabulary, logits are compared for the tokens that both networks have.
 
     Args:
-        small, big: two networks with the same inputs and outputs; neither is changed.
-        inputs: keyword arguments of forward; random ones by default.
-        expected: what `big` should put out; what `small` does by default.
+        small: the first network. It does not change.
+        big: the second network, with the same inputs and outputs. It does not change.
+        inputs: keyword arguments of forward. Random ones by default.
+        expected: a function that computes what the output of `big` should be. By default the output of
+            `small`.
+
+    Returns:
+        The certificate. Its `holds` says whether the networks agree; a difference raises no error.
 
     Raises:
-        MeristemError: if the inputs cannot be guessed or `big` does not take them, the outputs have different names or
-            shapes, or those of `small` are not numbers.
+        MeristemError: if the inputs cannot be guessed, if `big` does not take them, if the outputs have
+            different names or shapes, or if the outputs of `small` are NaN or only infinite.
     """
     from meristem.anatomy.inputs import check_named, device_of, example_inputs
 
@@ -178,7 +197,7 @@ def verify(
 
 
 def _as_distributions(ours: Outputs, theirs: Outputs) -> dict[str, Any]:
-    """The divergence and the agreement of the logits, if the networks have such."""
+    """The divergence and the agreement of the logits, if the networks have logits."""
     if "logits" not in ours or not ours["logits"].dim():
         return {"kl_divergence": None, "top1_agreement": None}
     a, b = ours["logits"], theirs["logits"]
@@ -195,7 +214,9 @@ def error_in_high_precision(
     *,
     expected: Expected | None = None,
 ) -> tuple[float, float]:
-    """(relative error, tolerance) of two networks in the highest precision that they can run in, and nothing else."""
+    """(relative error, tolerance) of two networks, in the highest precision in which they can run. Nothing
+    else is measured.
+    """
     from meristem.anatomy.inputs import example_inputs
 
     inputs = dict(inputs) if inputs is not None else example_inputs(small)
@@ -204,9 +225,12 @@ def error_in_high_precision(
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:
-    """max |a - b| / max |a| in float64. Entries that are infinite (or huge) are left out where they are the same; not a number
-    if any is not, infinite if only one is infinite. Entries far beyond all others, as masks write them, do not set the scale,
-    which would hide any error of the others behind it."""
+    """max |a - b| / max |a| in float64.
+
+    Entries that are infinite or huge are left out if they are equal. The result is NaN if any entry is, and
+    infinite if only one of the two entries is infinite. Entries far larger than all others, as masks write
+    them, do not set the scale, because they would hide the errors of the others.
+    """
     a, b = a.double().cpu(), b.double().cpu()
     if bool(a.isnan().any() | b.isnan().any()):
         return math.nan
@@ -224,13 +248,15 @@ def relative_error(a: Tensor, b: Tensor) -> float:
 
 
 def stored_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of a network's floating-point weights; of several, that with the fewest bytes."""
+    """The dtype of a network's floating-point weights. If there are several, the one with the fewest
+    bytes.
+    """
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     return min(dtypes, key=lambda dtype: dtype.itemsize, default=torch.float32)
 
 
 def _relative(ours: Outputs, theirs: Outputs) -> float:
-    """The largest error of all outputs; not a number if one is not."""
+    """The largest error of all outputs. NaN if one is NaN."""
     errors = [relative_error(ours[name], theirs[name]) for name in ours]
     return math.nan if any(map(math.isnan, errors)) else max(errors)
 
@@ -240,18 +266,20 @@ def _name(dtype: torch.dtype) -> str:
 
 
 class _Passes:
-    """Two networks run on the same inputs, in high precision and as they are stored: all passes of streamed networks side by side,
-    so that each weight is made once."""
+    """Two networks run on the same inputs, in high precision and as they are stored. All passes of streamed
+    networks run side by side, so that each weight is computed once.
+    """
 
     def __init__(self, small: nn.Module, big: nn.Module, inputs: dict[str, Any], expected: Expected | None) -> None:
         self._small, self._big, self._inputs, self._expected = small, big, inputs, expected
         self._own: list[Any] | None = None  # what both put out as they are stored, or the errors
 
     def in_high_precision(self, also_in: torch.dtype | None = None) -> tuple[Outputs, Outputs, torch.dtype]:
-        """What `big` should put out and does, as float64 on the CPU, and the dtype that both were computed in.
+        """The expected output of `big` and its output, as float64 on the CPU, and the dtype in which both
+        were computed.
 
         Args:
-            also_in: the stored dtype, if both are to run in it as well.
+            also_in: the stored dtype, if both have to run in it as well.
         """
         count = sum(parameter.numel() for parameter in self._big.parameters())
         for dtype in (torch.float64, torch.float32) if count <= FLOAT64_LIMIT else (torch.float32,):
@@ -271,8 +299,10 @@ class _Passes:
         raise AssertionError
 
     def in_own_dtype(self, precise: Outputs) -> float | None:
-        """The relative error of both networks run as they are stored, after `in_high_precision(also_in=)`; infinite where `big`
-        overflows and `precise`, what it computes in high precision, does not; None where an operator has no kernel for it."""
+        """The relative error of both networks as they are stored, after `in_high_precision(also_in=)`.
+        Infinite if `big` overflows and `precise`, its output in high precision, does not. None if an
+        operator has no kernel for the dtype.
+        """
         own = self._own if self._own is not None else self._run(None, True)
         error = next((found for found in own if isinstance(found, Exception)), None)
         if isinstance(error, RuntimeError):
@@ -284,7 +314,7 @@ class _Passes:
         return math.inf if any(bool(places.any()) for places in overflows) else _relative(ours, theirs)
 
     def _run(self, dtype: torch.dtype | None, own: bool) -> list[Any]:
-        """Outputs of both in `dtype` and, if asked for, in their own; or the errors."""
+        """The outputs of both in `dtype` and, with `own`, in their own dtype; or the errors."""
         networks = (self._small, self._big)
         calls = [functools.partial(outputs_in, n, self._inputs, dtype) for n in networks if dtype is not None]
         calls += [functools.partial(_plain_outputs, n, self._inputs) for n in networks if own]
@@ -297,7 +327,7 @@ UNRUNNABLE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, 
 def _unrunnable(
     small: nn.Module, big: nn.Module, inputs: dict[str, Any], error: Exception, first: bool
 ) -> MeristemError:
-    """The error about two networks of which one does not run: the small one, or only the other."""
+    """The error message if one of two networks does not run: the small one, or only the large one."""
     if "multiple of 16 bytes" in str(error):
         return MeristemError(
             f"{type(big).__name__} does not run: grouped products of experts want units of whole 16 bytes, so multiples of 4 in float32 and "
@@ -313,13 +343,15 @@ def _unrunnable(
 
 
 def _seen(value: Tensor) -> str:
-    """Shape and dtype of an input, and of whole numbers the range: tokens beyond the vocabulary stop a network, too."""
+    """Shape and dtype of an input, and the range of whole numbers, since tokens beyond the vocabulary also
+    stop a network.
+    """
     span = "" if value.is_floating_point() or not value.numel() else f" from {int(value.min())} to {int(value.max())}"
     return f"{tuple(value.shape)} {_name(value.dtype)}{span}"
 
 
 def _comparable(ours: Outputs, theirs: Outputs, expected: Expected | None) -> tuple[Outputs, Outputs]:
-    """What should be put out and what is, by the same names and in the same shapes."""
+    """The expected and the actual outputs, with the same names and shapes."""
     missing = [name for name in ours if name not in theirs]
     if missing:
         raise MeristemError(f"the outputs cannot be compared: only one network returns {', '.join(missing)}")
@@ -337,14 +369,16 @@ def _comparable(ours: Outputs, theirs: Outputs, expected: Expected | None) -> tu
 
 
 def _of_old_tokens(name: str, ours: Tensor | None, theirs: Tensor) -> Tensor:
-    """Logits of a larger vocabulary, for the tokens that both networks have: new ones stand behind them."""
+    """The logits of a larger vocabulary for the tokens that both networks have. New tokens follow them."""
     if name != "logits" or ours is None or not ours.dim() or ours.shape[:-1] != theirs.shape[:-1]:
         return theirs
     return theirs[..., : ours.shape[-1]]
 
 
 def _change_by_rounding(model: nn.Module, inputs: dict[str, Any], dtype: torch.dtype, stored: torch.dtype) -> float:
-    """The relative change of the outputs when every weight moves at random by at most half a digit of `stored`."""
+    """The relative change of the outputs if every weight moves at random by at most half a digit of
+    `stored`.
+    """
     from meristem.anatomy.streamed import with_weights
 
     def moved(name: str, tensor: Tensor) -> Tensor:
@@ -359,7 +393,9 @@ def _change_by_rounding(model: nn.Module, inputs: dict[str, Any], dtype: torch.d
 
 
 def outputs_in(model: nn.Module, inputs: Mapping[str, Any], dtype: torch.dtype) -> Outputs:
-    """The model's outputs computed in `dtype` by a copy of it (or by itself, if it has that dtype); float64 on the CPU."""
+    """The outputs of the model computed in `dtype`, as float64 on the CPU. A copy computes them, or the model
+    itself if it has that dtype.
+    """
     if {parameter.dtype for parameter in model.parameters()} != {dtype}:
         model = in_precision(model, dtype)
     return _plain_outputs(model, inputs)

@@ -1,4 +1,4 @@
-"""The one error family that users see: what was asked, what was found, what would work."""
+"""The errors that users see. A message says what was asked, what was found, and what would work."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Iterable
 
 
 class MeristemError(Exception):
-    """Bad input. The command line prints its message and exits with code 2, without a traceback."""
+    """Bad input. The command line prints the message and exits with code 2, without a traceback."""
 
 
 class AnatomyError(MeristemError):
-    """A network whose tensors Meristem cannot explain."""
+    """Meristem cannot explain the tensors of a network."""
 
 
 class UnexplainedError(AnatomyError):
-    """A dimension whose size follows no layout of the axes: the tensor, and which dimension of it."""
+    """The size of a dimension follows no layout of the axes. The error holds the tensor and the number of the
+    dimension.
+    """
 
     def __init__(self, message: str, tensor: str, place: int) -> None:
         super().__init__(message)
@@ -23,11 +25,13 @@ class UnexplainedError(AnatomyError):
 
 
 class PreservationError(MeristemError):
-    """A growth that promises to preserve the function and, measured, does not. The command line exits with code 1."""
+    """A growth promises to keep the function, and the measurement shows that it does not. The command line
+    exits with code 1.
+    """
 
 
 def nearest(asked: str, known: Iterable[str]) -> str:
-    """A sentence that names the closest known spelling, or lists what is known.
+    """A sentence that names the closest known spelling, or lists all known ones.
 
     >>> nearest("hypercloing", ["hypercloning", "lemon"])
     "did you mean 'hypercloning'?"
@@ -38,9 +42,10 @@ def nearest(asked: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What to quote of an error from below: its first line, and the next where the first only announces it.
+    r"""The part of another library's error to quote: its first line, and the next one if the first only
+    announces it.
 
-    >>> first_line(ValueError("Validation failed:\\n  width is odd\\nsee the manual"))
+    >>> first_line(ValueError("Validation failed:\n  width is odd\nsee the manual"))
     'Validation failed: width is odd'
     """
     first, *more = str(error).strip().splitlines() or [type(error).__name__]

@@ -1,4 +1,6 @@
-"""Packages that load their names when they are used, so that reading a recipe or finding a directory does not load torch."""
+"""Packages that load their names when they are used, so that reading a recipe or finding a directory does not
+load torch.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ from typing import Any
 
 
 def load_when_used(package: str, homes: Mapping[str, str]) -> None:
-    """Give a package names that are imported from their modules when somebody asks for them.
+    """Give a package names that are imported from their modules when they are used.
 
-    A module's `__getattr__` would not do: where a function has the name of its module (`recipes.run`), importing the module would
-    hide the function.
+    The `__getattr__` of a module is not enough: if a function has the name of its module (`recipes.run`),
+    importing the module would hide the function.
 
     Args:
         package: its `__name__`, while it is being imported.
-        homes: for each name the module that defines it.
+        homes: for each name, the module that defines it.
     """
 
     class Package(ModuleType):

@@ -1,4 +1,4 @@
-"""What to say of a name under which there is nothing: neither a directory here nor a model on the hub."""
+"""The message for a name that is neither a directory here nor a model on the hub."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def why_not_fetched(name: str, error: Exception) -> str:
 
 
 def _close_by(path: Path) -> Path | None:
-    """A directory of nearly the same name: each part that is not there replaced by its nearest, or one of that name a level below."""
+    """A directory of nearly the same name: each missing part is replaced by its nearest, or it is one of that
+    name a level below.
+    """
     place = Path(path.anchor)
     parts = path.parts[1:] if path.anchor else path.parts
     for number, part in enumerate(parts):

@@ -1,4 +1,6 @@
-"""A process ends with the one that started it, however that ended, and even if that was before the process could look."""
+"""A process ends with the one that started it, however that ended, and even if that happened before the
+process could check.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,13 @@ WATCH_SECONDS = 0.2
 
 
 def environment_of_child(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """For a process that this one starts and that calls `watching_parent`."""
+    """The environment of a process that this one starts and that calls `watching_parent`."""
     return {**os.environ, **(more or {}), PARENT: str(os.getpid())}
 
 
 @contextlib.contextmanager
 def watching_parent(when_gone: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Within this context, the process ends when the one that started it does, or has already."""
+    """A context in which the process ends when the one that started it ends, or has already ended."""
     parent, over = int(os.environ.get(PARENT) or os.getppid()), threading.Event()
 
     def watch() -> None:

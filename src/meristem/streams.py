@@ -1,4 +1,4 @@
-"""Seeds that do not depend on each other: each use of randomness hashes its own out of where it stands."""
+"""Independent seeds: the seed of each use of randomness is a hash of its purpose."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 
 def stream(*parts: int | str) -> int:
-    """A seed below 2**32 (NumPy's limit), hashed out of all `parts`: two lists that differ anywhere give unrelated seeds.
+    """A seed below 2**32 (NumPy's limit), hashed from all `parts`. Two lists that differ anywhere give
+    unrelated seeds.
 
     >>> stream(0, 1, "weights") == stream(1, 0, "weights")
     False
@@ -18,11 +19,11 @@ def stream(*parts: int | str) -> int:
 
 @dataclass(frozen=True)
 class Streams:
-    """The seeds of one node: by the recipe's seed, the node's own, and what each is for."""
+    """The seeds of one node, from the seed of the recipe, that of the node, and the purpose."""
 
     recipe: int = 0
     node: int = 0
 
     def seed(self, *purpose: int | str) -> int:
-        """Of this purpose ("weights", "order", ...)."""
+        """The seed for this purpose ("weights", "order", ...)."""
         return stream(self.recipe, self.node, *purpose)

@@ -38,6 +38,7 @@ def test_every_public_name_is_in_the_reference():
     shown = [path.rsplit(".", 1)[1] for paths in reference.public_names().values() for path in paths]
     assert set(ms.__all__) - {"__version__"} <= set(shown)
     assert len(shown) == len(set(shown))
+    assert {"WidthMethod", "NoisyWidthMethod", "Fusion", "Schedule", "Incubation"} <= set(shown)  # others refer to them
     assert {"AdaNetClassifier", "junction_learning_rate", "race", "write_model"} <= set(shown)
 
 

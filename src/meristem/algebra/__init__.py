@@ -1,4 +1,4 @@
-"""Pure tensor mathematics of growth: nothing here knows what a model is."""
+"""The tensor mathematics of growth. Nothing here depends on models."""
 
 from meristem.algebra.axis_map import AxisMap
 from meristem.algebra.layout import Layout

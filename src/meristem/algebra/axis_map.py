@@ -1,10 +1,11 @@
-"""The pair of maps that grows an axis: `write` for what new units carry, `read` for how they are consumed.
+"""The pair of maps that grows an axis: `write` for what new units carry, `read` for how they are read.
 
     W' = write_out . W . read_in^T  +  Z . (I - write_in . read_in^T)
 
-preserves the function exactly when read^T . write = I on every axis, whatever Z is; gradients, and with them Adam's
-first moment, follow the dual pair, g' = read_out . g . write_in^T. (Meristem design, section 1; for uniform copies this
-is HyperCloning, Samragh et al. 2024, arXiv:2409.12903, and its duals are the table of `docs/theory.md`.)
+keeps the function exactly when read^T . write = I on every axis, for any Z. Gradients, and with them Adam's
+first moment, follow the dual pair: g' = read_out . g . write_in^T. (Meristem design, section 1. For uniform
+copies this is HyperCloning, Samragh et al. 2024, arXiv:2409.12903, and its duals are the table of
+`docs/theory.md`.)
 """
 
 from __future__ import annotations
@@ -21,21 +22,25 @@ from meristem.algebra.unit_map import UnitMap
 
 @dataclass(frozen=True, eq=False)
 class AxisMap:
-    """How one axis changes size. `write` and `read` say it all for copies; padding under a norm needs two more.
+    """How one axis changes size, as a pair of linear maps from old units to new ones.
+
+    `write` and `read` are enough for copies. Padding under a norm also needs `gain` and `heard`. The function
+    is kept if read^T . write = I.
 
     Args:
-        write: what each new unit carries.
-        read: with which weight it is consumed.
-        gain: which old unit's per-feature factor (norm gain) it takes; by default as `write`.
-        heard: what readers behind a norm hear of it; by default as `write`. A unit padded with the mean is silent there.
-        twins: the units really carry `write . old`, so that noise on their readers can cancel. Heads under ALiBi do not
-            (copies attend with other slopes), and get no noise.
-        fresh: (new_size,) bool, the units without a source that nobody reads, so that they may be written at random.
-        filled: units without a source take the mean of the old ones (new tokens) instead of zero.
-        norm_factor: the root mean square of the new units over that of the old ones, which norms divide out.
+        write: (new size, old size), what each new unit carries.
+        read: (new size, old size), the weight with which it is read.
+        gain: the old unit whose per-feature factor (gain of a norm) it takes. By default `write`.
+        heard: what readers after a norm receive from it. By default `write`. For a unit padded with the mean
+            it is zero.
+        twins: whether new units carry exactly `write . old`, so that noise on their readers can cancel. Heads
+            under ALiBi do not, because copies attend with other slopes. They get no noise.
+        fresh: (new size,) bool, the units without a source that nothing reads. Their weights may be random.
+        filled: give units without a source the mean of the old ones (new tokens) instead of zero.
+        norm_factor: the root mean square of the new units over that of the old ones. Norms divide by it.
 
     Raises:
-        ValueError: if `write` and `read` disagree about the old or the new size.
+        ValueError: if `write` and `read` differ in the old or the new size.
     """
 
     write: UnitMap
@@ -58,20 +63,35 @@ class AxisMap:
 
     @staticmethod
     def identity(size: int) -> AxisMap:
+        """The map that changes nothing."""
         return AxisMap(UnitMap.identity(size), UnitMap.identity(size))
 
     @staticmethod
     def select(index: Tensor, old_size: int) -> AxisMap:
-        """Keep the units of `index` and drop the others (weight selection, sub-networks)."""
+        """Keep the units of `index` and drop the others (weight selection, sub-networks).
+
+        Args:
+            index: (new size,) the old unit that each new one is.
+            old_size: the number of old units.
+
+        Raises:
+            ValueError: if an index is outside the old axis.
+        """
         rows = UnitMap.select(index, old_size)
         return AxisMap(rows, rows)
 
     @staticmethod
     def duplicate(index: Tensor, old_size: int) -> AxisMap:
-        """New unit i copies old unit `index[i]`; the copies of a unit share its reader equally (Net2Wider, FPI).
+        """Copy old unit `index[i]` to new unit i. The copies of a unit divide the weight of its reader
+        equally (Net2Wider, FPI).
+
+        Args:
+            index: (new size,) the old unit that each new one copies.
+            old_size: the number of old units.
 
         Raises:
-            ValueError: if an old unit has no copy, since its value would be lost.
+            ValueError: if an index is outside the old axis, or if an old unit has no copy, because its value
+                would be lost.
         """
         index = torch.as_tensor(index, dtype=torch.long)
         copies = torch.bincount(index, minlength=old_size)
@@ -86,14 +106,18 @@ class AxisMap:
 
     @staticmethod
     def spaced(old_size: int, times: int) -> AxisMap:
-        """Old unit i is new unit `times` . i, and nobody reads the others: sinusoidal positions of `times` the width have the
-        old frequencies at just these places, 10000^(-i / d) = 10000^(-times i / (times d)), and new ones between them."""
+        """Move old unit i to new unit `times` . i. Nothing reads the other new units.
+
+        Sinusoidal positions of `times` the width have the old frequencies at exactly these places, 10000^(-i
+        / d) = 10000^(-times i / (times d)), and new ones between them.
+        """
         index = torch.arange(old_size * times) // times
         places = UnitMap.select(index, old_size, (torch.arange(old_size * times) % times == 0).double())
         return AxisMap(places, places, twins=False)
 
     def rest(self, skipped: int) -> AxisMap:
-        """The map of the units behind the first `skipped`, which stand still; copies of those further behind are not read.
+        """The map of the units after the first `skipped`, which do not move. Copies of later units are not
+        read.
 
         Raises:
             ValueError: if the first units move.
@@ -107,27 +131,29 @@ class AxisMap:
 
     @property
     def old_size(self) -> int:
+        """The number of old units."""
         return self.write.old_size
 
     @property
     def new_size(self) -> int:
+        """The number of new units."""
         return self.write.new_size
 
     @property
     def dual(self) -> AxisMap:
-        """The pair that gradients ride."""
+        """The pair that gradients follow: `read` to write, and `write` to read."""
         return AxisMap(self.read, self.write)
 
     def after(self, first: AxisMap) -> AxisMap:
-        """Composition: grow by `first`, then by this map."""
+        """The composition: grow by `first`, then by this map."""
         return self._combine(first, UnitMap.after, lambda ours, theirs: ours)
 
     def kron(self, inner: AxisMap) -> AxisMap:
-        """The map of an axis whose units are pairs, `inner` varying fastest."""
+        """The map of an axis whose units are pairs, with `inner` varying fastest."""
         return self._combine(inner, UnitMap.kron, lambda ours, theirs: (ours[:, None] | theirs[None]).flatten())
 
     def direct_sum(self, other: AxisMap) -> AxisMap:
-        """The map of two axes laid one behind the other."""
+        """The map of two axes, one after the other."""
         return self._combine(other, UnitMap.direct_sum, lambda ours, theirs: torch.cat([ours, theirs]))
 
     def _combine(
@@ -151,15 +177,20 @@ class AxisMap:
         )
 
     def is_identity(self) -> bool:
+        """Whether the map changes nothing."""
         return self.write.is_identity() and self.read.is_identity()
 
     def is_uniform(self) -> bool:
-        """Every old unit has the same number of copies and nothing else was added: what norms do not notice."""
+        """Whether every old unit has the same number of copies and nothing else was added. Norms then measure
+        what they did.
+        """
         return self.twin_gram() is not None and self.norm_factor == 1 and not bool(self.write.sourceless().any())
 
     @cached_property
     def even_shares(self) -> tuple[int, tuple[int, int]] | None:
-        """Where the copies of every unit stand (`UnitMap.repeated`), if each is heard as it is and read with the same weight 1 / n."""
+        """The order of the copies (`UnitMap.repeated`), if every unit is copied as it is and every copy is
+        read with the same weight 1 / n. None otherwise.
+        """
         times = self.new_size // max(1, self.old_size)
         if not self.twins or not self.heard.copies_only or times < 2 or self.heard.repeated is None:
             return None
@@ -169,9 +200,12 @@ class AxisMap:
 
     @cached_property
     def gain_dual(self) -> UnitMap:
-        """What the gradient of a per-feature factor rides. New unit i gives out w_i times what its source does, with g_i times
-        its factor, so what its factor multiplies is w_i / g_i of the source's, and the gradient of what it gives out r_i: the
-        product is r_i w_i / g_i, which for copies is r_i."""
+        """The map that the gradient of a per-feature factor follows.
+
+        New unit i has w_i times the value of its source and g_i times its factor. So the value that its
+        factor multiplies is w_i / g_i times that of the source. The gradient of its value is r_i times that
+        of the source. The product is r_i w_i / g_i, which for copies is r_i.
+        """
         read, gain = self.read, self.gain
         if read.index is None or gain.index is None or gain.coefficient is None or read.coefficient is None:
             return read
@@ -182,23 +216,26 @@ class AxisMap:
 
     @property
     def padded_with_mean(self) -> bool:
-        """Whether new units carry a mean of old ones, which readers behind a norm do not hear."""
+        """Whether new units carry a mean of old ones, which readers after a norm do not receive."""
         return self.heard is not self.write
 
     def copied(self) -> AxisMap:
-        """The map that copies units in turn where this one pads, for units of the same number that no norm measures."""
+        """The map that copies units in turn where this map pads, for an axis of the same size that no norm
+        measures.
+        """
         return AxisMap.duplicate(torch.arange(self.new_size) % self.old_size, self.old_size)
 
     def preservation_error(self) -> float:
-        """max |read^T . write - I|: zero when the growth of this axis keeps the function."""
+        """max |read^T . write - I|. Zero if the growth of this axis keeps the function."""
         product = self.read.transposed_apply(self.write.matrix(), 0)
         return float((product - torch.eye(self.old_size, dtype=torch.float64)).abs().max())
 
     def project_noise(self, noise: Tensor, dim: int) -> Tensor:
-        """The part of `noise` that does not reach the output: Z . (I - heard . read^T) along `dim`.
+        """The part of `noise` that does not change the output: Z . (I - heard . read^T) along `dim`.
 
         Args:
             noise: Z, with `new_size` entries along `dim`.
+            dim: the dimension of the axis.
         """
         if not self.twins:
             return torch.zeros_like(noise)
@@ -206,7 +243,9 @@ class AxisMap:
         return noise - self.read.apply(heard, dim)
 
     def tied_factor(self) -> float | None:
-        """What a tied head multiplies by, reading with the writer's map instead of `read`; None if that is no number."""
+        """The factor by which a tied head changes its output, because it reads with the writer's map instead
+        of `read`. None if it is not one number.
+        """
         if self.new_size >= self.old_size:
             return self.twin_gram()
         heard, read = self.heard.matrix(), self.read.matrix()
@@ -217,7 +256,9 @@ class AxisMap:
         return float(factors[0]) if torch.allclose(factors, factors[0]) else None
 
     def twin_gram(self) -> float | None:
-        """c where heard^T . write = c I, else None: what a tied head multiplies by, reading with the writer's map."""
+        """c if heard^T . write = c I, and None otherwise. A tied head, which reads with the writer's map,
+        multiplies its output by c.
+        """
         if self.heard is self.write:
             return self.write.gram_factor()
         gram = self.heard.transposed_apply(self.write.matrix(), 0)

@@ -1,14 +1,15 @@
 """Layouts: how one dimension of a tensor is made of several axes.
 
-A layout is a sum of products of axis names and numbers, outermost factor first, in the spirit of einops patterns:
+A layout is a sum of products of axis names and numbers, with the outermost factor first, similar to einops
+patterns:
 
     "heads head_dim"                         rows of a query projection
     "heads head_dim + 2 kv_heads head_dim"   [Q; K; V] in one matrix (GPT-2, Phi-3)
-    "kv_heads (group + 2) head_dim"          per key-value head: its queries, its key, its value (GPT-NeoX, BLOOM, Falcon)
+    "kv_heads (group + 2) head_dim"          per key-value head: queries, key, value (GPT-NeoX, BLOOM, Falcon)
     "2 ffn"                                  [gate; up] in one matrix
 
-`size` evaluates it as a polynomial; `expand` turns one map per axis into the map of the whole dimension
-(products become Kronecker products, sums become direct sums).
+`size` evaluates it as a polynomial. `expand` turns one map for each axis into the map of the whole dimension:
+products become Kronecker products, and sums become direct sums.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _TOKEN = re.compile(r"\s*([A-Za-z_]\w*|\d+|[()+])")
 
 @dataclass(frozen=True)
 class Layout:
-    """A parsed layout: a sum (outer tuple) of products (inner tuples) of axis names, numbers and nested layouts."""
+    """A parsed layout: a sum (outer tuple) of products (inner tuples) of axis names, numbers and nested
+    layouts.
+    """
 
     terms: tuple[tuple[str | int | Layout, ...], ...]
 
@@ -34,7 +37,8 @@ class Layout:
         """Parse a pattern such as `"kv_heads (group + 2) head_dim"`.
 
         Raises:
-            ValueError: naming the pattern and the place where it stops making sense.
+            ValueError: if it cannot be parsed. The message quotes the pattern and the part that was not
+                expected.
         """
         text = str(pattern)
         tokens, position = [], 0
@@ -50,7 +54,7 @@ class Layout:
         return layout
 
     def axes(self) -> frozenset[str]:
-        """Names of all axes that the layout mentions."""
+        """The names of all axes in the layout."""
         names: set[str] = set()
         for factor in (factor for term in self.terms for factor in term):
             if isinstance(factor, Layout):
@@ -60,7 +64,7 @@ class Layout:
         return frozenset(names)
 
     def size(self, sizes: Mapping[str, int]) -> int:
-        """The number of units, given the size of each axis."""
+        """The number of units, from the size of each axis."""
         total = 0
         for term in self.terms:
             product = 1
@@ -83,7 +87,9 @@ class Layout:
         return total
 
     def spread(self) -> Layout:
-        """The same units in the same order, without a sum that is followed by a factor: "(a + 2) b" as "(a b + 2 b)"."""
+        """The same units in the same order, without a sum that is followed by a factor: "(a + 2) b" becomes
+        "(a b + 2 b)".
+        """
         terms = []
         for term in self.terms:
             place = next((i for i, factor in enumerate(term) if isinstance(factor, Layout)), None)
@@ -95,7 +101,9 @@ class Layout:
         return Layout(tuple(terms))
 
     def simplified(self) -> Layout:
-        """The same units in the same order: numbers multiplied out, equal terms in a row counted ("hidden + 3 hidden" is 4)."""
+        """The same units in the same order, with numbers multiplied and equal neighbouring terms counted:
+        "hidden + 3 hidden" becomes "4 hidden".
+        """
         found: list[tuple[int, tuple[str | int | Layout, ...]]] = []
         for term in self.terms:
             factors: list[str | int | Layout] = []

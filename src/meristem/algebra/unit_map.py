@@ -1,8 +1,8 @@
 """One linear map from the old units of an axis to the new ones.
 
-Most maps give each new unit a single source, so they are stored as an index and a coefficient and cost one
-`index_select`; a dense matrix is kept only where a new unit mixes several old ones (mean padding, LiGO, fusion heads).
-Entries are float64: 1/3 is rounded once, in the dtype of the tensor it is applied to.
+Most maps give each new unit a single source. They are stored as an index and a coefficient, and cost one
+`index_select`. A dense matrix is kept only if a new unit mixes several old ones (mean padding, LiGO, fusion
+heads). Entries are float64: 1/3 is rounded once, in the dtype of the tensor to which it is applied.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ MOST_RUNS = 64  # of consecutive units that are copied whole
 
 @dataclass(frozen=True, eq=False)
 class UnitMap:
-    """A matrix of shape (new_size, old_size), held as (`index`, `coefficient`) or as `dense`.
+    """A matrix of shape (new size, old size), stored as `index` and `coefficient` or as `dense`.
 
-    Use the constructors `identity`, `select` and `from_matrix`.
+    `identity`, `select` and `from_matrix` make it.
     """
 
     old_size: int
@@ -33,14 +33,20 @@ class UnitMap:
 
     @staticmethod
     def identity(size: int) -> UnitMap:
+        """The identity of shape (size, size)."""
         return UnitMap.select(torch.arange(size), size)
 
     @staticmethod
     def select(index: Tensor, old_size: int, coefficient: Tensor | float = 1.0) -> UnitMap:
-        """New unit i is `coefficient[i]` times old unit `index[i]`.
+        """Set new unit i to `coefficient[i]` times old unit `index[i]`.
+
+        Args:
+            index: (new size,) the source of each new unit.
+            old_size: the number of old units.
+            coefficient: (new size,) numbers, or one number for all.
 
         Raises:
-            ValueError: if an index lies outside the old axis.
+            ValueError: if an index is outside the old axis.
         """
         index = torch.as_tensor(index, dtype=torch.long)
         if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < old_size):
@@ -50,7 +56,9 @@ class UnitMap:
 
     @staticmethod
     def from_matrix(matrix: Tensor) -> UnitMap:
-        """Any matrix (new_size, old_size); stored sparsely when every row has at most one non-zero."""
+        """Any matrix of shape (new size, old size). It is stored sparsely if every row has at most one entry
+        that is not zero.
+        """
         matrix = matrix.to(torch.float64)
         if matrix.shape[1] and int((matrix != 0).sum(1).max()) <= 1:
             index = matrix.abs().argmax(1)
@@ -59,6 +67,7 @@ class UnitMap:
 
     @property
     def new_size(self) -> int:
+        """The number of new units."""
         return len(self.dense) if self.dense is not None else len(self._index)
 
     @property
@@ -72,13 +81,14 @@ class UnitMap:
         return self.coefficient
 
     def matrix(self) -> Tensor:
-        """The dense float64 matrix (new_size, old_size)."""
+        """The dense float64 matrix of shape (new size, old size)."""
         if self.dense is not None:
             return self.dense
         matrix = torch.zeros(self.new_size, self.old_size, dtype=torch.float64)
         return matrix.scatter_(1, self._index[:, None], self._coefficient[:, None])
 
     def is_identity(self) -> bool:
+        """Whether the map changes nothing."""
         return (
             self.dense is None
             and self.new_size == self.old_size
@@ -87,7 +97,9 @@ class UnitMap:
         )
 
     def apply(self, tensor: Tensor, dim: int) -> Tensor:
-        """Map dimension `dim` of `tensor` from old_size to new_size; dtype and device of `tensor` are kept."""
+        """Map dimension `dim` of `tensor` from the old size to the new one. The dtype and the device of
+        `tensor` stay.
+        """
         if self.dense is not None:
             matrix = self.dense.to(tensor.device, tensor.dtype)
             return (tensor.movedim(dim, -1) @ matrix.T).movedim(-1, dim)
@@ -95,12 +107,14 @@ class UnitMap:
         return grown if self.copies_only else grown * _along(self._coefficient, tensor, dim)
 
     def scale_sources(self, tensor: Tensor, dim: int) -> Tensor:
-        """The old units times `source_factor`: followed by `gather` it is `apply`, number for number."""
+        """The old units times `source_factor`. Followed by `gather` it equals `apply` exactly."""
         assert self.source_factor is not None
         return tensor if self.copies_only else tensor * _along(self.source_factor, tensor, dim)
 
     def gather(self, tensor: Tensor, dim: int) -> Tensor:
-        """The source of each new unit along `dim`, without its coefficient: whole runs of units where they stay together."""
+        """The source of each new unit along `dim`, without its coefficient. Runs of consecutive units are
+        copied whole.
+        """
         runs = self.runs
         if runs is None:
             return tensor.index_select(dim, self._index.to(tensor.device))
@@ -108,18 +122,21 @@ class UnitMap:
         return parts[0].clone() if len(parts) == 1 else torch.cat(parts, dim)
 
     def old_rows(self, first: int, last: int) -> UnitMap:
-        """The old units from `first` to `last` (exclusive), each once, with the factor that their copies share."""
+        """The old units from `first` to `last` (exclusive), each once, with the factor that their copies
+        share.
+        """
         assert self.source_factor is not None
         return UnitMap.select(torch.arange(last - first), last - first, self.source_factor[first:last])
 
     @cached_property
     def copies_only(self) -> bool:
-        """Whether every new unit is its source, unscaled."""
+        """Whether every new unit is its source, without a factor."""
         return self.dense is None and bool((self._coefficient == 1).all())
 
     @cached_property
     def source_factor(self) -> Tensor | None:
-        """(old_size,) float64: the coefficient of each old unit, if all its copies share one; None if they do not.
+        """(old size,) float64: the coefficient of each old unit, if all its copies have the same. None
+        otherwise.
 
         The map is then a product: scale the old units, and gather.
         """
@@ -130,7 +147,9 @@ class UnitMap:
 
     @cached_property
     def runs(self) -> list[tuple[int, int]] | None:
-        """(first, length) of stretches of consecutive sources; None if there are too many to be worth it, or no sources."""
+        """(first, length) of the runs of consecutive sources. None if there are too many for this to be
+        faster, or if there are no sources.
+        """
         if self.dense is not None:
             return None
         breaks = torch.nonzero(self._index[1:] != self._index[:-1] + 1).flatten() + 1
@@ -141,8 +160,11 @@ class UnitMap:
 
     @cached_property
     def repeated(self) -> tuple[int, tuple[int, int]] | None:
-        """Whether the new units are the old ones several times over: (0, (times, old_size)) one whole behind the other,
-        (1, (old_size, times)) each beside its copies, so that the new axis unflattens to these sizes; None if neither."""
+        """Whether the new units are the old ones several times.
+
+        (0, (times, old size)) if whole copies follow one another. (1, (old size, times)) if the copies of
+        each unit are neighbours. The new axis unflattens to these sizes. None in other cases.
+        """
         if self.dense is not None or not self.old_size or self.new_size % self.old_size or not self.new_size:
             return None
         times, old = self.new_size // self.old_size, torch.arange(self.old_size)
@@ -152,8 +174,9 @@ class UnitMap:
 
     @cached_property
     def carriers(self) -> Tensor | None:
-        """(old_size, most copies) the new units that carry each old one, in ascending order, -1 where there are fewer; None if any is
-        carried with another weight than 1."""
+        """(old size, most copies) the new units that carry each old one, in ascending order, padded with -1.
+        None if a coefficient is not 1.
+        """
         if self.dense is not None or not bool(((self._coefficient == 0) | (self._coefficient == 1)).all()):
             return None
         carrying = torch.nonzero(self._coefficient).flatten()
@@ -166,7 +189,7 @@ class UnitMap:
         return table
 
     def transposed_apply(self, tensor: Tensor, dim: int) -> Tensor:
-        """Map dimension `dim` back, from new_size to old_size, by the transposed matrix."""
+        """Map dimension `dim` of `tensor` from the new size back to the old one, by the transposed matrix."""
         if self.dense is not None:
             return UnitMap(self.new_size, dense=self.dense.T).apply(tensor, dim)
         if self.copies_only and self.repeated is not None:
@@ -186,7 +209,9 @@ class UnitMap:
         return UnitMap(first.old_size, dense=self.matrix() @ first.matrix())
 
     def kron(self, inner: UnitMap) -> UnitMap:
-        """The map of an axis whose units are pairs (unit of self, unit of inner), `inner` varying fastest."""
+        """The map of an axis whose units are pairs (unit of self, unit of inner), with `inner` varying
+        fastest.
+        """
         if self.dense is None and inner.dense is None:
             index = self._index[:, None] * inner.old_size + inner._index[None]
             coefficient = self._coefficient[:, None] * inner._coefficient[None]
@@ -194,7 +219,7 @@ class UnitMap:
         return UnitMap(self.old_size * inner.old_size, dense=torch.kron(self.matrix(), inner.matrix()))
 
     def direct_sum(self, other: UnitMap) -> UnitMap:
-        """The map of two axes laid one behind the other."""
+        """The map of two axes, one after the other."""
         if self.dense is None and other.dense is None:
             index = torch.cat([self._index, other._index + self.old_size])
             return UnitMap.select(
@@ -203,15 +228,15 @@ class UnitMap:
         return UnitMap(self.old_size + other.old_size, dense=torch.block_diag(self.matrix(), other.matrix()))
 
     def squared(self) -> UnitMap:
-        """Every entry squared: how second moments ride."""
+        """The map with every entry squared, which second moments follow."""
         return self._entrywise(torch.square)
 
     def absolute(self) -> UnitMap:
-        """Every entry without its sign."""
+        """The map with the absolute value of every entry."""
         return self._entrywise(torch.abs)
 
     def signs(self) -> UnitMap:
-        """1, -1 or 0 for every entry."""
+        """The map with 1, -1 or 0 for the sign of every entry."""
         return self._entrywise(torch.sign)
 
     def _entrywise(self, change: Callable[[Tensor], Tensor]) -> UnitMap:
@@ -220,27 +245,29 @@ class UnitMap:
         return UnitMap.select(self._index, self.old_size, change(self._coefficient))
 
     def power_sums(self, power: int) -> Tensor:
-        """(old_size,) float64: for each old unit, the sum of the powers of its coefficients in all new ones."""
+        """(old size,) float64: for each old unit, the sum of the powers of its coefficients in all new
+        units.
+        """
         if self.dense is not None:
             return (self.dense**power).sum(0)
         sums = torch.zeros(self.old_size, dtype=torch.float64)
         return sums.index_add_(0, self._index, self._coefficient**power)
 
     def sourceless(self) -> Tensor:
-        """(new_size,) bool: new units that carry nothing."""
+        """(new size,) bool: the new units that carry nothing."""
         if self.dense is not None:
             return (self.dense == 0).all(1)
         return self._coefficient == 0
 
     def further_copies(self) -> Tensor:
-        """(new_size,) bool: units whose source stands already under an earlier unit."""
+        """(new size,) bool: the units whose source an earlier unit carries already."""
         first = torch.full((self.old_size,), self.new_size).scatter_reduce(
             0, self._index, torch.arange(self.new_size), reduce="amin"
         )
         return first[self._index] != torch.arange(self.new_size)
 
     def gram_factor(self) -> float | None:
-        """c where matrix^T . matrix = c I, else None."""
+        """c if matrix^T . matrix = c I, and None otherwise."""
         if self.dense is None:  # every new unit has one source, so the gram matrix is diagonal
             diagonal = torch.zeros(self.old_size, dtype=torch.float64).index_add_(0, self._index, self._coefficient**2)
             c = float(diagonal[0])
@@ -250,13 +277,15 @@ class UnitMap:
         return c if torch.allclose(gram, c * torch.eye(self.old_size, dtype=torch.float64), atol=1e-12) else None
 
     def amplitude(self) -> float:
-        """The mean size of the non-zero entries: 1 for copies, 1/n for a reader of n copies."""
+        """The mean absolute value of the entries that are not zero: 1 for copies, 1/n for a reader of n
+        copies.
+        """
         entries = (self.dense if self.dense is not None else self._coefficient).abs()
         return float(entries[entries > 0].mean()) if bool((entries > 0).any()) else 0.0
 
 
 def _along(factor: Tensor, tensor: Tensor, dim: int) -> Tensor:
-    """`factor` with as many dimensions as `tensor`, lying along `dim`, in its dtype and place."""
+    """`factor` with as many dimensions as `tensor`, along `dim`, with its dtype and device."""
     shape = [1] * tensor.dim()
     shape[dim] = -1
     return factor.to(tensor.device, tensor.dtype).view(shape)

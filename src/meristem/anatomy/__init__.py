@@ -1,4 +1,6 @@
-"""What a network is made of: axes, tensor roles, blocks; inferred from its own architecture, plus overrides."""
+"""The structure of a network: axes, roles of tensors, and blocks. It is inferred from the architecture and
+completed by overrides.
+"""
 
 from meristem.anatomy.anatomy import Anatomy
 from meristem.anatomy.builder import Builder

@@ -1,4 +1,4 @@
-"""What a network is made of: its axes, and along which of them each dimension of each tensor runs."""
+"""The structure of a network: its axes, and the axis along which each dimension of each tensor runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,24 @@ from meristem.errors import UnexplainedError
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The axes, tensors and blocks of one network, as data. Built by `Anatomy.of` (transformers) or `Anatomy.infer`."""
+    """The axes, tensors and blocks of one network, as data. `Anatomy.of` makes it for transformers models,
+    and `Anatomy.infer` for others.
+
+    `print(anatomy)` shows it as a table.
+
+    Attributes:
+        builder: builds the network with other sizes and depths.
+        axes: {name: axis}, with the size and the kind of each axis.
+        tensors: {name: tensor}, with the layout and the role of each dimension.
+        blocks: the lists of repeated blocks.
+        override: facts about the model type that names and shapes do not show.
+        norms: {module path: what is known about the norm}.
+        unit_lists: {folded prefix: axis}, for lists of modules whose entries are units of an axis (see
+            `unit_lists`).
+        measured: {axis: operator outside of norms that measures its units}.
+        guessed: tensors whose roles are guessed.
+        traced: whether a forward pass was watched.
+    """
 
     builder: Builder
     axes: Mapping[str, Axis]
@@ -38,14 +55,15 @@ class Anatomy:
 
     @staticmethod
     def of(model: nn.Module, overrides: Mapping[str, Override] | None = None) -> Anatomy:
-        """The anatomy of a transformers model, inferred from meta-device builds of its own architecture.
+        """Infer the anatomy of a transformers model, from builds of its own architecture on the meta device.
 
         Args:
-            model: a PreTrainedModel; its weights are not touched.
-            overrides: further entries by model type, laid over `anatomy.overrides.OVERRIDES`.
+            model: a PreTrainedModel. Its weights are not used.
+            overrides: further entries by model type. They take precedence over `anatomy.overrides.OVERRIDES`.
 
         Raises:
-            AnatomyError: if some tensor's shape follows no layout that Meristem knows, naming the tensor.
+            AnatomyError: if the shape of a tensor follows no layout that Meristem knows. The message names
+                the tensor.
         """
         builder, override, found = structure_of_model(model, overrides)
         return Anatomy(builder, found.axes, found.tensors, found.blocks, override, found.norms, found.unit_lists)
@@ -60,20 +78,24 @@ class Anatomy:
         overrides: Override | None = None,
         roles: Mapping[str, Sequence[Role]] | None = None,
     ) -> Anatomy:
-        """The anatomy of any network that `build(**sizes, **depths)` returns as an nn.Module.
+        """Infer the anatomy of any network that `build(**sizes, **depths)` returns as an nn.Module.
 
         Args:
-            build: called on the meta device at `sizes`, and with each size doubled.
-            sizes: the size of each axis that may grow, by the name of its argument, for example {"channels": 64}.
-            depths: the number of repeated blocks, by argument name.
-            inputs: keyword arguments of forward, on which the network is watched at all these sizes: what is contracted, produced and
-                laid side by side tells the role and the layout of every dimension. `grow`, `shrink` and `fuse` do so with their own
-                inputs if it was not done here.
-            overrides: facts that neither shapes nor a pass tell, see `Override`.
-            roles: {tensor name (regular expression, whole name): the role of each dimension}, as in `Override`.
+            build: a function that returns the network. It is called on the meta device with `sizes`, and with
+                each size doubled.
+            sizes: the size of each axis that may grow, by the name of the argument, for example {"channels":
+                64}.
+            depths: the number of repeated blocks, by the name of the argument.
+            inputs: keyword arguments of forward. The network is watched on them at all these sizes. What is
+                contracted, produced and concatenated shows the role and the layout of every dimension.
+                Without them, `grow`, `shrink` and `fuse` watch it on their own inputs.
+            overrides: facts that neither shapes nor a forward pass show (see `Override`).
+            roles: {tensor name: the role of each dimension}, as in `Override`. The name is a regular
+                expression that matches the whole name.
 
         Raises:
-            AnatomyError: if some tensor's shape is not explained by the axes, or one is both written and read.
+            AnatomyError: if the axes do not explain the shape of a tensor, or if a dimension is both written
+                and read.
         """
         override = overrides or Override()
         declared = tuple((pattern, tuple(found)) for pattern, found in (roles or {}).items())
@@ -82,39 +104,50 @@ class Anatomy:
         )
 
     def watched(self, inputs: Mapping[str, Any] | None) -> Anatomy:
-        """The same anatomy with what a forward pass shows, for a network outside transformers that was not watched yet."""
+        """This anatomy with what a forward pass shows, for a network outside transformers that was not
+        watched yet.
+        """
         if self.traced or inputs is None or not isinstance(self.builder, FunctionBuilder):
             return self
         return _of_function(self.builder.plain(), self.override, inputs)
 
     @property
     def sizes(self) -> dict[str, int]:
+        """{axis: size}."""
         return {name: axis.size for name, axis in self.axes.items()}
 
     @property
     def depths(self) -> dict[str, int]:
+        """{axis of depth: number of blocks}."""
         return {blocks.axis: blocks.length for blocks in self.blocks}
 
     def gain(self, norm: str) -> TensorAnatomy | None:
-        """The gain of the norm at a path; None if it has none."""
+        """The gain of the norm at a module path, or None if it has none."""
         facts = self.norms.get(norm)
         return self.tensors.get(f"{norm}.{facts.gain if facts else 'weight'}")
 
     def axes_over(self, norm: str) -> set[str]:
-        """The axes that the norm at a path measures, as its gain tells, or for a norm without one its own shape."""
+        """The axes that the norm at a module path measures, by its gain or, if it has none, by its own
+        shape.
+        """
         gain, facts = self.gain(norm), self.norms.get(norm)
         layout = gain.dimensions[0].layout if gain is not None else facts.layout if facts is not None else None
         return self.axes_of(layout) | layout.axes() if layout is not None else set()
 
     def of_kind(self, kind: str) -> list[Axis]:
+        """All axes of one kind, such as "hidden", "ffn" or "kv_heads"."""
         return [axis for axis in self.axes.values() if axis.kind == kind]
 
     def axes_of(self, layout: Layout) -> set[str]:
-        """The axes of a layout, with query heads spelt out as key-value heads and groups where the anatomy counts those."""
+        """The axes of a layout. Query heads are resolved into key-value heads and groups if the anatomy
+        counts those.
+        """
         return spelt_out(layout.axes(), self.axes)
 
     def stream(self, tensor: TensorAnatomy) -> str:
-        """The layout of the residual stream in the block of a tensor: what the block's first norm or reader takes in."""
+        """The layout of the residual stream in the block of a tensor, which is the input of the block's first
+        norm or reader.
+        """
         block = [t for t in self.tensors.values() if t.block == tensor.block]
         for role in ("gain", "read"):
             for dimension in (d for t in block for d in t.dimensions if d.role == role):
@@ -151,8 +184,9 @@ MOST_FOLLOWING = 16  # axes whose size a function may work out by itself
 def _with_all_axes(
     builder: FunctionBuilder, override: Override, inputs: Mapping[str, Any] | None
 ) -> tuple[FunctionBuilder, Structure]:
-    """The structure of what a function builds; a size that follows its arguments in some way of its own (rounded up to a multiple,
-    a share of another) becomes an axis that follows."""
+    """The structure of the networks that a function builds. If a size follows the arguments by a rule of its
+    own (rounded up to a multiple, a share of another), it becomes an axis that follows.
+    """
     trace = traced(builder, inputs) if inputs is not None else None
     for _ in range(MOST_FOLLOWING):
         try:

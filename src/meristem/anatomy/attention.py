@@ -1,4 +1,4 @@
-"""Attention kernels: which of them any dtype and device can run."""
+"""Attention kernels that any dtype and device can run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ PLAIN = (None, "eager", "sdpa")  # made of PyTorch's own operators
 
 @contextlib.contextmanager
 def plain_attention(model: nn.Module) -> Iterator[None]:
-    """Inside, a transformers model attends by PyTorch's own operators; afterwards by the implementation that it had.
+    """A context in which a transformers model computes attention with PyTorch's own operators. Afterwards it
+    uses its own implementation again.
 
-    Kernels such as flash attention take half precision only, and only on their own devices.
+    Kernels such as flash attention accept half precision only, and only on some devices.
     """
     configs: dict[int, tuple[Any, str]] = {}
     for module in model.modules():

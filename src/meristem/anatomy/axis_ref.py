@@ -1,7 +1,7 @@
-"""What the name of an axis says: its kind, its scope, and which part of a whole it is.
+"""What the name of an axis says: its kind, its scope, and which part of another axis it is.
 
-Axes go by their names, in layouts ("2 ffn"), sizes and maps. Whoever needs to know more than that two names are equal
-asks an `AxisRef`; no other file takes names apart.
+Layouts ("2 ffn"), sizes and maps refer to axes by name. `AxisRef` answers every question about a name except
+whether two are equal. No other file parses names.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ _PART = re.compile(r"(?:over(\d+)|(frequencies|pairs)|after(\d+))_(\w+)")
 
 @dataclass(frozen=True)
 class Part:
-    """Which units of a whole: a share (`over8_hidden`, an eighth), all but the first few (`after32_hidden`), the frequencies
-    of sinusoidal positions of that width, a sine and a cosine for each (`frequencies_hidden`), or the pairs of units that such a
-    sine and cosine are added to (`pairs_hidden`)."""
+    """Which units of another axis it has: a share (`over8_hidden`, an eighth), all but the first few
+    (`after32_hidden`), the frequencies of sinusoidal positions of that width, with a sine and a cosine for
+    each (`frequencies_hidden`), or the pairs of units to which such a sine and cosine are added
+    (`pairs_hidden`).
+    """
 
     divisor: int = 1
     skipped: int = 0
@@ -27,7 +29,7 @@ class Part:
     pairs: bool = False
 
     def size(self, whole: int) -> int:
-        """The number of units, of so many in the whole."""
+        """The number of units, from the number of units of the whole."""
         return (whole - self.skipped) // self.divisor
 
     def __str__(self) -> str:
@@ -40,9 +42,10 @@ class Part:
 
 @dataclass(frozen=True)
 class AxisRef:
-    """The name of an axis, taken apart: "encoder_kv_heads" has the kind "kv_heads" and the scope "encoder_".
+    """The parsed name of an axis: "encoder_kv_heads" has the kind "kv_heads" and the scope "encoder_".
 
-    `own` is the name of an axis that follows no convention ("channels"). It counts as hidden, since it can be widened.
+    `own` is the name of an axis that follows no convention ("channels"). It counts as hidden, because it can
+    be widened.
     """
 
     kind: str
@@ -53,7 +56,7 @@ class AxisRef:
     @staticmethod
     @functools.cache
     def parse(name: str) -> AxisRef:
-        """From a name such as "decoder_ffn" or "over8_hidden"."""
+        """Parse a name such as "decoder_ffn" or "over8_hidden"."""
         match = _PART.fullmatch(name)
         if match:
             divisor, halves, skipped, whole = match.groups()
@@ -66,12 +69,13 @@ class AxisRef:
 
     @property
     def whole(self) -> str:
-        """The name of the axis that it is a part of, or its own."""
+        """The name of the axis of which it is a part, or its own name."""
         return self.own or self.scope + self.kind
 
     def of_kind(self, kind: str) -> str:
-        """The name of the axis of another kind in the same scope, of the same part: "encoder_group" for
-        "encoder_kv_heads"."""
+        """The name of the axis of another kind in the same scope, for the same part: "encoder_group" for
+        "encoder_kv_heads".
+        """
         return str(replace(self, kind=kind, own=""))
 
     def __str__(self) -> str:
@@ -82,14 +86,18 @@ BETWEEN, LAST = "between_", "last_"
 
 
 def layers_of(axis: str) -> str | None:
-    """The axis of depth that a table follows which has no entry for some of its layers: "layers" for `between_layers`, with one
-    for all but the last, and for `last_layers`, with one for the last few; None for any other axis."""
+    """The axis of depth that a table follows if it has no entry for some layers: "layers" for
+    `between_layers`, which has one for all but the last, and for `last_layers`, which has one for the last
+    few. None for any other axis.
+    """
     prefix = next((prefix for prefix in (BETWEEN, LAST) if axis.startswith(prefix)), None)
     return None if prefix is None else axis.removeprefix(prefix)
 
 
 def kind_of(axis: str) -> str:
-    """ "ffn" for "decoder_ffn". An axis of another name ("channels", "width") counts as hidden: it can be widened."""
+    """The kind of an axis: "ffn" for "decoder_ffn". An axis of another name ("channels", "width") counts as
+    hidden, because it can be widened.
+    """
     return AxisRef.parse(axis).kind
 
 
@@ -99,12 +107,14 @@ def is_part(axis: str) -> bool:
 
 
 def whole_of(axis: str) -> str:
-    """The axis that it is a part of; itself, if it is no part."""
+    """The axis of which it is a part, or itself if it is not a part."""
     return AxisRef.parse(axis).whole
 
 
 def part_of(axis: str, divisor: int) -> str:
-    """The name of a share of an axis: one of `divisor` equal parts. Its kind is that of the whole, so it grows along."""
+    """The name of a share of an axis: one of `divisor` equal parts. Its kind is that of the whole, so it
+    grows with it.
+    """
     return f"{Part(divisor)}{axis}"
 
 
@@ -126,7 +136,7 @@ def is_frequencies(axis: str) -> bool:
 
 
 def are_pairs(axis: str) -> bool:
-    """Whether it is the pairs of units that sines and cosines are added to."""
+    """Whether it is the pairs of units to which sines and cosines are added."""
     part = AxisRef.parse(axis).part
     return part is not None and part.pairs
 
@@ -137,6 +147,6 @@ def pairs_of(axis: str) -> str:
 
 
 def skipped_by(axis: str) -> int:
-    """How many units of the whole stand before it: 32 for `after32_hidden`, else 0."""
+    """How many units of the whole come before it: 32 for `after32_hidden`, 0 for others."""
     part = AxisRef.parse(axis).part
     return part.skipped if part else 0

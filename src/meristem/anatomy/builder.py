@@ -1,4 +1,4 @@
-"""What inference needs of an architecture: its axis sizes and depths, and a way to build it at other ones."""
+"""What inference needs from an architecture: its axis sizes and depths, and a way to build it with others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from meristem.errors import MeristemError
 
 
 class Builder(Protocol):
-    """An architecture that can be built at any size. `sizes` and `depths` are those of the network at hand."""
+    """An architecture that can be built in any size. `sizes` and `depths` are those of the present
+    network.
+    """
 
     @property
     def sizes(self) -> Mapping[str, int]: ...
@@ -29,7 +31,7 @@ class Builder(Protocol):
         ...
 
     def build(self, sizes: Mapping[str, int], depths: Mapping[str, int]) -> nn.Module:
-        """A freshly built module on the current default device. Raises ValueError if the sizes do not fit together."""
+        """A new module on the current default device. Raises ValueError if the sizes do not fit together."""
         ...
 
     def resized(
@@ -42,17 +44,19 @@ class Builder(Protocol):
         """The builder of the grown network.
 
         Args:
-            changes: further config entries (for example untying the head).
-            orders: for each axis of depth, the old layer that each new one takes its place in per-layer lists from.
+            sizes: the size of each axis.
+            depths: the number of layers of each axis of depth.
+            changes: further entries of the config (for example to untie the head).
+            orders: for each axis of depth, the old layer whose entry in per-layer lists each new layer takes.
         """
         ...
 
     def probes(self) -> list[dict[str, int]]:
-        """Complete size assignments that each move one axis (and whatever must move with it)."""
+        """Complete assignments of sizes. Each changes one axis, and whatever has to change with it."""
         ...
 
     def fact(self, name: str) -> Any:
-        """A config entry by name, or None."""
+        """An entry of the config by name, or None."""
         ...
 
     def field(self, axis: str) -> str:
@@ -60,24 +64,25 @@ class Builder(Protocol):
         ...
 
     def derived(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
-        """{axis: size} that follow from these sizes, whatever is asked for them."""
+        """{axis: size} of the axes that follow from these sizes, whatever is asked for them."""
         ...
 
     def describe_axis(self, axis: str) -> str:
-        """Where the size of an axis comes from (a config field, or how it is derived)."""
+        """Where the size of an axis comes from: a config field, or a rule."""
         ...
 
 
 def double_each(sizes: Mapping[str, int]) -> list[dict[str, int]]:
-    """For each axis, the sizes with that axis alone doubled."""
+    """For each axis, the sizes with only that axis doubled."""
     return [{**sizes, axis: 2 * size} for axis, size in sizes.items()]
 
 
 class FunctionBuilder:
-    """Any `build(**sizes)` that returns an nn.Module; depth, if it grows, is one of `depths`.
+    """Any function `build(**sizes)` that returns an nn.Module. If the depth grows, it is one of `depths`.
 
-    Sizes that the function works out by itself (`int(8 / 3 * dim)` rounded up to a multiple, `n_kv_heads * (dim // n_heads)`) are axes
-    too, once `with_following` names a dimension that has such a size; what they measure is read off a build.
+    Sizes that the function computes itself (`int(8 / 3 * dim)` rounded up to a multiple, `n_kv_heads * (dim
+    // n_heads)`) become axes too, once `with_following` names a dimension of such a size. Their sizes are
+    read from a build.
     """
 
     def __init__(
@@ -98,7 +103,7 @@ class FunctionBuilder:
 
     @property
     def following(self) -> Mapping[str, tuple[str, int]]:
-        """{axis whose size the function works out: (a tensor, its dimension of that size)}."""
+        """{axis whose size the function computes: (a tensor, the number of its dimension of that size)}."""
         return self._following
 
     @property
@@ -124,7 +129,7 @@ class FunctionBuilder:
         return FunctionBuilder(self._build, self._arguments, self._depths, {**self._following, name: (tensor, place)})
 
     def plain(self) -> FunctionBuilder:
-        """The same builder with nothing but the function's arguments."""
+        """The same builder with only the arguments of the function."""
         return FunctionBuilder(self._build, self._arguments, self._depths)
 
     def measured(self, sizes: Mapping[str, int]) -> dict[str, int]:

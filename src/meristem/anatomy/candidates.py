@@ -1,4 +1,4 @@
-"""The layouts that a dimension might have, in the order in which they are believed: overrides, conventions, shapes."""
+"""The layouts that a dimension may have, in order of precedence: overrides, conventions, shapes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def candidates(
     """(how it is known, layout) for one dimension.
 
     Args:
-        name: of the tensor in the state dict.
-        side: "in" for a dimension that consumes features, else "out".
-        size: of the dimension in the network at hand.
-        owners: all modules by path.
-        sizes: of all axes, `heads` included.
+        name: the name of the tensor in the state dict.
+        side: "in" for a dimension that consumes features, "out" for others.
+        size: the size of the dimension in the present network.
+        owners: {path: module}, for all modules.
+        sizes: the sizes of all axes, with `heads`.
+        override: facts about the model type.
     """
     path, parameter = owner_and_parameter(name)
     for pattern, where, layout in override.layouts:
@@ -56,14 +57,14 @@ def candidates(
 
 
 def _ancestors(path: str, parameter: str) -> list[str]:
-    """The modules around a weight; those around and with the owner of any other parameter."""
+    """The modules around a weight. For any other parameter, those around it and the one that owns it."""
     parts = path.split(".")
     last = len(parts) if parameter in ("weight", "bias") else len(parts) + 1
     return [".".join(parts[:i]) for i in range(1, last)]
 
 
 def _scopes(path: str, sizes: Sizes) -> list[str]:
-    """Scopes that have heads, the one that the path names first."""
+    """The scopes that have heads, with the one that the path names first."""
     scopes = [AxisRef.parse(axis).scope for axis in sizes if kind_of(axis) == KV_HEADS]
     parts = path.split(".")
     parts += [CROSS_SCOPE] if any(part.startswith(CROSS_SCOPE) for part in parts) else []
@@ -76,7 +77,7 @@ def _scoped(layout: str, scope: str) -> str:
 
 
 def _per_head(size: int, sizes: Sizes) -> Iterator[tuple[str, Layout]]:
-    """Heads (or key-value heads) times a block of their own size (multi-latent attention)."""
+    """Heads (or key-value heads) times a block of another size (multi-latent attention)."""
     for axis, count in sizes.items():
         if counts_heads(axis) and size % count == 0:
             yield "a number for each head", Layout(((axis, size // count),))
@@ -90,7 +91,9 @@ def _per_head(size: int, sizes: Sizes) -> Iterator[tuple[str, Layout]]:
 
 
 def _simple(size: int, sizes: Sizes) -> Iterator[tuple[str, Layout]]:
-    """One axis, a multiple of one, heads times their size, an axis and a constant, two axes: the simplest first."""
+    """One axis, a multiple of one, heads times their size, an axis and a constant, two axes. The simplest
+    come first.
+    """
     yield from (("one axis", Layout(((axis,),))) for axis in sizes)
     plain = [axis for axis in sizes if not counts_heads(axis) and kind_of(axis) != GROUP]
     yield from (("a multiple of an axis", Layout(((size // sizes[a], a),))) for a in plain if size % sizes[a] == 0)

@@ -1,4 +1,6 @@
-"""The fields of a config that set sizes and depths: where they are, what they say, and how others follow them."""
+"""The fields of a config that set sizes and depths: where they are, what they say, and which others follow
+them.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,13 @@ from meristem.errors import MeristemError
 
 @dataclass(frozen=True)
 class ConfigFields:
-    """Dotted paths of the fields of one config.
+    """The dotted paths of the fields of one config.
 
-    config: never changed.
-    root: the part of a composite config that is grown ("text_config."), or "".
-    paths: {axis: path of the field that sets it}.
-    depth_paths: {axis of depth: path of the field that counts its layers}.
+    Args:
+        config: the config. It does not change.
+        root: the part of a composite config that grows ("text_config."), or "".
+        paths: {axis: path of the field that sets it}.
+        depth_paths: {axis of depth: path of the field that counts its layers}.
     """
 
     config: Any
@@ -45,7 +48,7 @@ class ConfigFields:
 
         Args:
             config: a transformers config.
-            moves: whether the network that a changed config builds has other shapes.
+            moves: a function that says whether a changed config builds a network of other shapes.
 
         Raises:
             MeristemError: if the config has no width that Meristem knows.
@@ -60,7 +63,7 @@ class ConfigFields:
 
     @cached_property
     def counterparts(self) -> tuple[str, ...]:
-        """Parts of a composite config whose widths follow those of `root`."""
+        """The parts of a composite config whose widths follow that of `root`."""
         return tuple(counterparts(self.config, self.root))
 
     @property
@@ -69,21 +72,23 @@ class ConfigFields:
         return {axis: depth_at(self.config, path) for axis, path in self.depth_paths.items()}
 
     def value(self, axis: str) -> int:
-        """What the config says."""
+        """The size of an axis in the config."""
         return read_field(self.config, self.paths[axis])
 
     def name(self, axis: str) -> str:
-        """The field's path; the axis's own name if no field sets it."""
+        """The path of the field of an axis, or the name of the axis if no field sets it."""
         return self.paths.get(axis, axis)
 
     def unset(self, axis: str) -> list[str]:
-        """Paths at which the config could say a size of the axis that it leaves out."""
+        """The paths at which the config could state a size of the axis that it leaves out."""
         owner = read_field(self.config, self.root.rstrip(".")) if self.root else self.config
         names = (name for name in FIELDS[axis] if "." not in name)
         return [self.root + name for name in names if not isinstance(getattr(type(owner), name, None), property)]
 
     def write(self, config: Any, axis: str, old: int, new: int) -> None:
-        """Set the field of an axis, those that hold the same number, and those that keep their proportion to it."""
+        """Set the field of an axis, the fields that hold the same number, and those that keep their
+        proportion to it.
+        """
         for root in self.counterparts:
             names = (self.paths[axis].removeprefix(self.root), *FIELDS.get(axis, ()))
             path = next((root + name for name in names if read_field(config, root + name) is not None), None)
@@ -103,14 +108,18 @@ class ConfigFields:
         write_field(config, self.paths[axis], new)
 
     def _anywhere(self, names: tuple[str, ...]) -> list[str]:
-        """The paths of fields that stand at the top of a config or in the part that is grown."""
+        """The paths of fields at the top of a config or in the part that grows."""
         return [path for name in names for path in dict.fromkeys((name, self.root + name))]
 
     def write_depth(self, config: Any, axis: str, depth: int, order: list[int] | None, first: int = 0) -> None:
-        """Set a number of layers, and what the config says of each layer.
+        """Set a number of layers, and what the config says about each layer.
 
         Args:
-            order: for each new layer the old one whose place it takes; by default the last one is repeated.
+            config: the config to change.
+            axis: the axis of depth.
+            depth: the number of layers.
+            order: for each new layer, the old layer whose entry it takes. By default the last one is
+                repeated.
             first: as in `follow_layers`.
         """
         old, path = self.depths[axis], self.depth_paths[axis]
@@ -130,7 +139,7 @@ class ConfigFields:
             owner.per_layer_config = {new: by_layer[layer] for new, layer in enumerate(order) if layer in by_layer}
 
     def with_value(self, path: str, value: int) -> Any:
-        """A copy of the config with a field set."""
+        """A copy of the config with one field set."""
         config = copy.deepcopy(self.config)
         write_field(config, path, value)
         return config

@@ -17,13 +17,16 @@ from meristem.errors import MeristemError
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read the heads of a config; shapes decide which is right (`ConfigHeads.readings`).
+    """One way to read the heads of a config. Shapes decide which is right (`ConfigHeads.readings`).
 
-    kv_heads: key-value heads where the config's field does not tell (None: trust the field).
-    grouped: whether query heads per key-value head can change (False: every query head has its own; None: they can where
-        the key-value heads have a field).
-    fixed: the key-value heads stay as they are, whatever their field says (multi-query attention by another flag).
-    split: the heads share out hidden_size evenly even where head_dim has a field of its own.
+    Args:
+        kv_heads: the number of key-value heads, if the field of the config does not state it. None means that
+            the field is right.
+        grouped: whether the number of query heads per key-value head can change. False: every query head has
+            its own. None: it can if the key-value heads have a field.
+        fixed: the number of key-value heads stays, whatever its field says (multi-query attention by another
+            flag).
+        split: the heads divide hidden_size evenly even if head_dim has a field of its own.
     """
 
     kv_heads: int | None = None
@@ -34,21 +37,23 @@ class Reading:
 
 @dataclass(frozen=True)
 class Split:
-    """The heads of a scope share out an axis: kv_heads . group . head_dim = factor . axis."""
+    """The heads of a scope divide an axis: kv_heads . group . head_dim = factor . axis."""
 
     axis: str
     factor: Fraction
 
 
 def head_scopes(paths: Mapping[str, str]) -> list[str]:
-    """The scopes that have heads. Where encoder and decoder have their own, those without a scope are one of the two."""
+    """The scopes that have heads. If encoder and decoder have their own, heads without a scope belong to one
+    of the two.
+    """
     scopes = [AxisRef.parse(axis).scope for axis in paths if kind_of(axis) == HEADS]
     return [s for s in scopes if s] if {"encoder_", "decoder_"} <= set(scopes) else scopes
 
 
 @dataclass(frozen=True)
 class ConfigHeads:
-    """The heads of one config under one reading."""
+    """The heads of one config in one reading."""
 
     fields: ConfigFields
     reading: Reading
@@ -56,7 +61,7 @@ class ConfigHeads:
 
     @cached_property
     def scopes(self) -> list[str]:
-        """As in `head_scopes`."""
+        """As `head_scopes`."""
         return head_scopes(self.fields.paths)
 
     @cached_property
@@ -78,7 +83,7 @@ class ConfigHeads:
 
     @cached_property
     def splits(self) -> dict[str, Split]:
-        """{scope: the axis that its heads share out}, where they do."""
+        """{scope: the axis that its heads divide}, if they divide one."""
         splits: dict[str, Split] = {}
         for scope in self.scopes:
             shared_out = self._shared_out(scope)
@@ -90,28 +95,32 @@ class ConfigHeads:
         return splits
 
     def _shared_out(self, scope: str) -> str | None:
-        """The axis that the heads of a scope share out, if their width has no field of its own."""
+        """The axis that the heads of a scope divide, if their width has no field of its own."""
         return next((a for a in (f"{scope or 'bottleneck_'}hidden", "hidden") if a in self.fields.paths), None)
 
     def _stage_factor(self, scope: str, shared_out: str) -> int:
-        """Stages double the width when the config gives only the first one's."""
+        """Stages double the width if the config states only that of the first."""
         stage = scope.removeprefix("stage").rstrip("_")
         return 2 ** int(stage) if stage.isdigit() and shared_out == "hidden" else 1
 
     def grouped(self, scope: str) -> bool:
-        """Whether query heads per key-value head can change."""
+        """Whether the number of query heads per key-value head can change."""
         if scope or self.reading.grouped is None:
             return f"{scope}{KV_HEADS}" in self.fields.paths
         return self.reading.grouped
 
     @property
     def follow_field(self) -> bool:
-        """False where the architecture ignores the field of key-value heads, as Falcon's multi-query attention does."""
+        """False if the architecture ignores the field of key-value heads, as Falcon's multi-query attention
+        does.
+        """
         written = self.fields.value(KV_HEADS) if KV_HEADS in self.fields.paths else 0
         return not self.reading.fixed and self.sizes[KV_HEADS] in (self.fields.value(HEADS), written)
 
     def readings(self) -> Iterator[Reading]:
-        """All ways to read the heads: key-value heads by the field, all, or one; hidden_size split or not."""
+        """All ways to read the heads: key-value heads by the field, all, or one; hidden_size divided or
+        not.
+        """
         readings = [Reading()]
         if "" in self.scopes:
             heads = self.fields.value(HEADS)
@@ -122,15 +131,15 @@ class ConfigHeads:
         yield from (replace(reading, split=True) for reading in readings)
 
     def fixed_axes(self) -> set[str]:
-        """Axes that cannot change."""
+        """The axes that cannot change."""
         fixed = {f"{scope}{GROUP}" for scope in self.scopes if not self.grouped(scope)}
         return fixed | ({KV_HEADS} if "" in self.scopes and not self.follow_field else set())
 
     def check(self, scope: str, sizes: Mapping[str, int]) -> None:
-        """Whether the config can hold the heads of a scope at these sizes.
+        """Check whether the config can hold the heads of a scope at these sizes.
 
         Raises:
-            MeristemError: if it cannot, naming what would work.
+            MeristemError: if it cannot. The message says what would work.
         """
         kv_heads, group = sizes[f"{scope}{KV_HEADS}"], sizes[f"{scope}{GROUP}"]
         old_kv, old_group = self.sizes[f"{scope}{KV_HEADS}"], self.sizes[f"{scope}{GROUP}"]

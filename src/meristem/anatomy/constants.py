@@ -1,4 +1,4 @@
-"""Numbers inside the forward pass that change with the width, and by how much."""
+"""Numbers in the forward pass that change with the width, and their factors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from meristem.anatomy.overrides import Multiplier
 
 
 def width_constants(anatomy: Anatomy, target: Builder) -> Mapping[str, float]:
-    """{tensor: new / old} for every hidden multiplier on a tensor's output.
+    """{tensor: new / old} for every hidden multiplier on the output of a tensor.
 
-    Embeddings that scale their output keep the factor as a float attribute (`embed_scale` in Gemma and BART), or what they
-    belong to does (an encoder in Marian); it is compared between both sizes; factors written inline in a forward pass come from the overrides (T5's head).
+    Embeddings that scale their output keep the factor as a float attribute (`embed_scale` in Gemma and BART),
+    or the module that owns them does (an encoder in Marian). It is compared between both sizes. Factors
+    written in the code of a forward pass come from the overrides (T5's head).
     """
     with torch.device("meta"):
         old = dict(anatomy.builder.build(anatomy.builder.sizes, anatomy.builder.depths).named_modules())
@@ -36,14 +37,14 @@ def width_constants(anatomy: Anatomy, target: Builder) -> Mapping[str, float]:
 
 
 def _factor(multiplier: Multiplier, builder: Builder) -> float:
-    """What the forward pass of the network that `builder` builds multiplies by."""
+    """The factor in the forward pass of the network that `builder` builds."""
     if multiplier.when is not None and not builder.fact(multiplier.when):
         return 1.0
     return float(builder.fact(multiplier.field)) ** multiplier.exponent
 
 
 def _scaled_embeddings(name: str, module: nn.Module) -> list[str]:
-    """The module itself, or its own embeddings of tokens."""
+    """The module itself, or its own token embeddings."""
     if isinstance(module, nn.Embedding):
         return [name]
     children = [child for child, part in module.named_children() if isinstance(part, nn.Embedding)]

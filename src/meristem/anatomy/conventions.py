@@ -1,7 +1,6 @@
-"""The field's naming conventions, as data. Inference proposes them and shapes confirm or refuse them.
+"""Common naming conventions, as data. Inference proposes them, and shapes confirm or reject them.
 
-Nothing here is per model: these are names that families share. What a single family does differently stands in
-`overrides.py`.
+These are names that families share. What a single family does differently is in `overrides.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading and writing the sizes in a config: nested configs and lists of stages by dotted paths."""
+"""Read and write the sizes in a config. Dotted paths lead to nested configs and into lists of stages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from meristem.anatomy.conventions import (
 
 
 def read_field(config: Any, path: str) -> Any:
-    """The value at a path such as "num_hidden_layers", "text_config.hidden_size" or "depths.2"; None if it is not there."""
+    """The value at a path such as "num_hidden_layers", "text_config.hidden_size" or "depths.2". None if it
+    does not exist.
+    """
     for part in path.split("."):
         if part.isdigit() and isinstance(config, list | tuple):
             config = config[int(part)]
@@ -38,7 +40,7 @@ def read_field(config: Any, path: str) -> Any:
 
 
 def write_field(config: Any, path: str, value: Any) -> None:
-    """Set the value at a path; a list is replaced by a changed copy of its own kind."""
+    """Set the value at a path. A list is replaced by a changed copy of the same type."""
     owner, _, name = path.rpartition(".")
     if name.isdigit():
         values = list(read_field(config, owner))
@@ -54,12 +56,14 @@ def write_field(config: Any, path: str, value: Any) -> None:
 
 
 def main_part(config: Any, moves: Callable[[Any], bool]) -> str:
-    """The path, with a trailing dot, of the config that sets the width of this network; "" for plain configs.
+    """The path, with a trailing dot, of the config that sets the width of this network. "" for plain configs.
 
-    A composite (a language model with a vision tower) is grown in its language model, if the network at hand has that.
+    A composite (a language model with a vision tower) grows in its language model, if the present network has
+    one.
 
     Args:
-        moves: whether a changed config builds another network.
+        config: the config.
+        moves: a function that says whether a changed config builds another network.
     """
     parts = {path.rstrip("."): part for path, part in _parts(config) if path}
     text = text_part(config)
@@ -74,7 +78,7 @@ def main_part(config: Any, moves: Callable[[Any], bool]) -> str:
 
 
 def text_part(config: Any) -> Any:
-    """The config of the language model; of two, that of the decoder."""
+    """The config of the language model. If there are two, that of the decoder."""
     try:
         return config.get_text_config()
     except ValueError:
@@ -82,9 +86,10 @@ def text_part(config: Any) -> Any:
 
 
 def counterparts(config: Any, root: str) -> list[str]:
-    """The other parts of a composed encoder-decoder (paths as in `main_part`), which widen with the main part.
+    """The other parts of a composed encoder-decoder (paths as in `main_part`), which widen with the main
+    part.
 
-    Both read and write one stream's width: cross-attention, and often a shared embedding, join them.
+    Both have the width of one stream, because cross-attention and often a shared embedding connect them.
     """
     named = (*JOINED_PARTS.get(config.model_type, ()), *(ENCODERS_AND_DECODERS if config.is_encoder_decoder else ()))
     if not root:
@@ -106,7 +111,9 @@ def is_numbered(config: Any) -> bool:
 
 
 def joining_paths(config: Any, root: str) -> list[str]:
-    """Paths of the fields by which the other parts of a composite may say the width of its main part (see `JOINING_FIELDS`)."""
+    """The paths of the fields by which the other parts of a composite may state the width of its main part
+    (see `JOINING_FIELDS`).
+    """
     if not root:
         return []
     main = vars(read_field(config, root.rstrip(".")))
@@ -123,14 +130,16 @@ def joining_paths(config: Any, root: str) -> list[str]:
 
 
 def _of_sibling(config: Any, path: str, name: str, root: str) -> bool:
-    """Whether a field such as "audio_hidden_size" says the width of the "audio_config" beside the part that it stands in."""
+    """Whether a field such as "audio_hidden_size" states the width of the "audio_config" next to its own
+    part.
+    """
     parent = path.rstrip(".").rpartition(".")[0]
     sibling = f"{parent}.{name.removesuffix('_hidden_size')}_config"
     return bool(parent) and f"{sibling}." != root and read_field(config, sibling) is not None
 
 
 def _parts(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(path with a trailing dot, config) of a config and of all that are nested in it."""
+    """(path with a trailing dot, config) of a config and of all configs nested in it."""
     yield path, config
     for name, part in vars(config).items():
         if hasattr(part, "model_type"):
@@ -138,22 +147,26 @@ def _parts(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def axis_paths(config: Any, root: str, moves: Callable[[Any], bool]) -> dict[str, str]:
-    """{axis: path of the field that sets it}. A field with one entry for each stage gives axes stage0_…, stage1_…
+    """{axis: path of the field that sets it}. A field with one entry for each stage gives the axes stage0_…,
+    stage1_…
 
     Args:
-        root: from `main_part`.
-        moves: whether a changed config builds another network; asked where several fields could set an axis, since some
-            are only derived from others.
+        config: the config.
+        root: the result of `main_part`.
+        moves: a function that says whether a changed config builds another network. It is used if several
+            fields could set an axis, because some are only derived from others.
     """
     return _find(config, root, FIELDS, moves) | _by_type(config, AXES_BY_TYPE, moves)
 
 
 def depth_paths(config: Any, root: str, moves: Callable[[Any], bool]) -> dict[str, str]:
-    """{axis of depth: path}; the plain field of an encoder-decoder counts its encoder. Where no field counts the layers, the
-    path of the list that has an entry for each.
+    """{axis of depth: path}. The plain field of an encoder-decoder counts its encoder. If no field counts the
+    layers, it is the path of the list that has an entry for each.
 
     Args:
-        root, moves: as in `axis_paths`.
+        config: the config.
+        root: as in `axis_paths`.
+        moves: as in `axis_paths`.
     """
     found = _find(config, root, DEPTH_FIELDS, moves)
     found |= _by_type(config, DEPTHS_BY_TYPE, moves)
@@ -176,7 +189,7 @@ def depth_paths(config: Any, root: str, moves: Callable[[Any], bool]) -> dict[st
 
 
 def _by_type(config: Any, table: Mapping[str, Mapping[str, str]], moves: Callable[[Any], bool]) -> dict[str, str]:
-    """{axis: path} of what only this type of model has, where the network at hand has it."""
+    """{axis: path} of what only this model type has, if the present network has it."""
     named = {
         axis: path for axis, path in table.get(config.model_type, {}).items() if _sizes_at(read_field(config, path))
     }

@@ -1,4 +1,4 @@
-"""Numbers that are none: weights or outputs that are not finite prove nothing, and say nothing about the anatomy."""
+"""Weights or outputs that are not finite. They prove nothing, and say nothing about the anatomy."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ NAMED = 3
 
 
 def check_finite(model: nn.Module, outputs: Mapping[str, Tensor]) -> None:
-    """Raises MeristemError for outputs that prove nothing: NaN, nothing but infinities, or an infinity that weights bring in. The cause is in
-    the weights, which are named, or in the inputs. (Minus infinity alone is what some classes put out for tokens that may not come.)
+    """Raises MeristemError for outputs that prove nothing: NaN, only infinities, or an infinity that comes
+    from the weights.
+
+    The cause is in the weights, which the message names, or in the inputs. (Minus infinity alone is the
+    output of some classes for tokens that are not allowed.)
 
     Args:
-        outputs: what the network puts out, by name.
+        model: the network.
+        outputs: {name: output of the network}.
     """
     broken = next(
         (n for n, o in outputs.items() if o.numel() and bool(o.isnan().any() or not o.isfinite().any())), None
@@ -40,7 +44,7 @@ def check_finite(model: nn.Module, outputs: Mapping[str, Tensor]) -> None:
 
 
 def _bad_weights(model: nn.Module) -> dict[str, int]:
-    """{tensor: how many of its values are not finite} of those that have any."""
+    """{tensor: how many of its values are not finite}, for the tensors that have such values."""
     found = {}
     for network in [part for part in model.modules() if is_streamed(part)] or [model]:
         weights = weights_of(network)

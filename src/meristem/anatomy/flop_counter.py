@@ -1,4 +1,4 @@
-"""Counts the floating-point operations of what runs, operator by operator."""
+"""Count floating-point operations, operator by operator, while a network runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ _META = torch.device("meta")
 
 @contextlib.contextmanager
 def counting(model: nn.Module, paths: Sequence[str], *, only_meta: bool = False) -> Iterator[FlopCounter]:
-    """Within this context, operators are counted; those inside the modules at `paths` also by module."""
+    """A context in which operators are counted. Those inside the modules at `paths` are also counted by
+    module.
+    """
     counter = FlopCounter(paths, only_meta=only_meta)
     with contextlib.ExitStack() as stack:
         for path in paths:
@@ -46,13 +48,13 @@ def counting(model: nn.Module, paths: Sequence[str], *, only_meta: bool = False)
 
 
 class FlopCounter(TorchDispatchMode):
-    """Counts operators by torch's formulas and the few more of `flop_formulas`.
+    """Counts operators by torch's formulas and those of `flop_formulas`.
 
-    A backward operator belongs to the module in which the forward operator ran whose gradient it computes: autograd numbers its nodes in the
-    order in which they are made, so each call of a module owns an interval of numbers.
+    A backward operator belongs to the module in which its forward operator ran. Autograd numbers its nodes in
+    the order in which they are made, so each call of a module has an interval of numbers.
 
     Args:
-        paths: of the modules whose own share is kept in `inside`.
+        paths: the modules whose own share is kept in `inside`.
         only_meta: refuse an operator that makes a tensor with numbers (RuntimeError).
     """
 
@@ -79,7 +81,7 @@ class FlopCounter(TorchDispatchMode):
         self._begun.append(torch._C._autograd._get_sequence_nr())  # pyright: ignore[reportAttributeAccessIssue]
 
     def leave(self, path: str, *_: Any) -> None:
-        """It has ended."""
+        """A call of this module has ended."""
         self._running.pop()
         self._calls.append((self._begun.pop(), torch._C._autograd._get_sequence_nr(), path))  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -122,7 +124,7 @@ class FlopCounter(TorchDispatchMode):
 
 @functools.cache
 def _is_composite(func: Any) -> bool:
-    """Whether torch takes this operator apart into others."""
+    """Whether torch decomposes this operator into others."""
     if isinstance(func, torch._ops.HigherOrderOperator):
         return False
     key = torch._C.DispatchKey.CompositeImplicitAutograd  # pyright: ignore[reportAttributeAccessIssue]
@@ -131,14 +133,14 @@ def _is_composite(func: Any) -> bool:
 
 @functools.cache
 def _is_free(func: Any) -> bool:
-    """Whether an operator without a formula works entry by entry, so that it costs nothing that is counted."""
+    """Whether an operator without a formula works entry by entry, so that nothing is counted for it."""
     name = func.name()
     namespace = "higher_order" if isinstance(func, torch._ops.HigherOrderOperator) else func.namespace
     return namespace in _FREE_NAMESPACES and not PRODUCTS.search(name.partition("::")[2].partition(".")[0])
 
 
 def _run_operator(func: Any, args: Any, kwargs: Any) -> tuple[int, Any]:
-    """The FLOPs of an operator that is not taken apart, and what it gives out."""
+    """The FLOPs of an operator that is not decomposed, and its result."""
     packet = func if isinstance(func, torch._ops.HigherOrderOperator) else func._overloadpacket
     if packet not in flop_counter.flop_registry:
         if not _is_free(func):
@@ -157,14 +159,14 @@ def _run_operator(func: Any, args: Any, kwargs: Any) -> tuple[int, Any]:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What an operator gave out on the meta device: the layout of each tensor, None where it gave none."""
+    """The results of an operator on the meta device: the layout of each tensor, or None."""
 
     layouts: tuple[tuple[torch.Size, tuple[int, ...], torch.dtype] | None, ...]
     alone: bool
 
     @classmethod
     def of(cls, output: Any) -> Outputs | None:
-        """None if it is anything but tensors on the meta device."""
+        """None if the result is anything but tensors on the meta device."""
         several = output if isinstance(output, tuple | list) else (output,)
         if not all(one is None or (type(one) is Tensor and one.is_meta) for one in several):
             return None
@@ -172,7 +174,7 @@ class Outputs:
         return cls(layouts, alone=several is not output)
 
     def made(self) -> Any:
-        """Such tensors anew."""
+        """New tensors of these layouts."""
         made = [
             None if layout is None else torch.empty_strided(*layout[:2], dtype=layout[2], device=_META)
             for layout in self.layouts
@@ -181,7 +183,9 @@ class Outputs:
 
 
 def _shapes_key(func: Any, args: Any, kwargs: Any) -> Any:
-    """What the result of an operator on meta tensors depends on; None if it may be more, or if it changes or shares a tensor."""
+    """What the result of an operator on meta tensors depends on. None if it may depend on more, or if the
+    operator changes or shares a tensor.
+    """
     if not _makes_anew(func):
         return None
     try:
@@ -206,6 +210,6 @@ def _layouts(values: Sequence[Any]) -> tuple[Any, ...]:
 
 @functools.cache
 def _makes_anew(func: Any) -> bool:
-    """Whether an operator leaves its inputs alone and gives out tensors of its own."""
+    """Whether an operator leaves its inputs unchanged and returns new tensors."""
     schema = getattr(func, "_schema", None)
     return schema is not None and not schema.is_mutable and not any(one.alias_info for one in schema.returns)

@@ -1,4 +1,4 @@
-"""Costs of operators that torch 2.13 has no formula for, and which operators cost anything."""
+"""The costs of operators for which torch 2.13 has no formula, and which operators are counted."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ PRODUCTS = re.compile(
 
 
 def grouped_shape(a: torch.Size, b: torch.Size, ends: Tensor | None) -> tuple[int, ...]:
-    """What a grouped product gives out. (torch 2.13's own rule for shapes takes bfloat16 alone.)"""
+    """The shape of the result of a grouped product. (The rule of torch 2.13 accepts only bfloat16.)"""
     groups = (len(ends),) if ends is not None and len(a) == len(b) == 2 else ()
     batch = tuple(a[:1]) if len(a) == 3 and len(b) == 3 else groups
     return (*batch, a[-2], b[-1])
 
 
 def _grouped_flops(a: Sequence[int], b: Sequence[int], *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    """Rows of `a` go to one group each (or, of two matrices, their shared dimension is cut into groups)."""
+    """Each row of `a` belongs to one group. For two matrices, their shared dimension is divided into
+    groups.
+    """
     groups = a[0] if len(a) == len(b) == 3 else 1
     return 2 * groups * a[-2] * a[-1] * b[-1]
 
@@ -46,7 +48,9 @@ def _vector_flops(*shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
 
 
 def _triangular_flops(a: Sequence[int], b: Sequence[int], *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    """Substitution: n^2 operations for each column of the result (or row, where the matrix stands on the right)."""
+    """Substitution: n^2 operations for each column of the result (or each row, if the matrix is on the
+    right).
+    """
     return math.prod(out_shape) * a[-1]
 
 
@@ -58,7 +62,7 @@ def _fourier_flops(a: Sequence[int], dims: Sequence[int], *args: Any, out_shape:
 
 @contextlib.contextmanager
 def more_formulas() -> Iterator[None]:
-    """What torch 2.13 has no formula for."""
+    """A context with formulas for operators for which torch 2.13 has none."""
     registry, shapes = flop_counter.flop_registry, flop_counter.shape_wrapper
     more = {
         aten._scaled_dot_product_flash_attention_for_cpu: registry[aten._scaled_dot_product_flash_attention],

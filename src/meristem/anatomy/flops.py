@@ -1,8 +1,9 @@
-"""Counted floating-point operations: of one training step, and of every block, from shapes alone.
+"""Counted floating-point operations, of a training step and of every block, from shapes alone.
 
-The network runs on tensors that have a shape and no numbers (torch's meta device, or its fake tensors), so a count costs neither the network's memory nor its
-time, draws no random number, and is the same on every machine. A network whose own code looks at values (a mixture that loops over its
-experts, a block that is dropped by a draw) is really run instead.
+The network runs on tensors that have a shape and no numbers (torch's meta device, or its fake tensors). So a
+count needs neither the memory nor the time of the network, draws no random number, and is the same on every
+machine. A network whose code reads values (a mixture that loops over its experts, a block that is dropped by
+a random draw) is run with numbers instead.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ from meristem.anatomy.inputs import example_inputs
 
 
 def training_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
-    """FLOPs of forward and backward on a batch with its labels: every matrix product and attention.
+    """The FLOPs of forward and backward pass on a batch with its labels: every matrix product and attention.
 
-    Attention on a CPU, which torch 2.13 counts as nothing, counts by the formula of flash attention, as on a GPU; so do the grouped
-    products of mixtures. What activation checkpointing computes again is counted, where the model has it switched on. Causal masking is not
-    discounted, and the optimizer's elementwise work is not counted.
+    Attention on a CPU, which torch 2.13 counts as nothing, counts by the formula of flash attention, as on a
+    GPU. So do the grouped products of mixtures. What activation checkpointing computes again is counted, if
+    the model has it switched on. Causal masking is not subtracted, and the elementwise work of the optimizer
+    is not counted.
+
+    Args:
+        model: the network.
+        inputs: keyword arguments of forward, with labels.
 
     Raises:
-        MeristemError: for an operator whose cost is not known.
+        MeristemError: if the cost of an operator is not known.
     """
     return training_flops_by_module(model, inputs, ())[0]
 
@@ -34,24 +40,25 @@ def training_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
 def training_flops_by_module(
     model: nn.Module, inputs: Mapping[str, Tensor], paths: Sequence[str]
 ) -> tuple[int, list[int]]:
-    """As `training_flops`; and the share of it that is spent inside the modules of these paths."""
+    """As `training_flops`, and the share of it inside the modules at these paths."""
     return _counted(model, inputs, paths, _TrainingStep)
 
 
 def forward_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
-    """FLOPs of a forward pass in evaluation mode. Raises as `training_flops`."""
+    """The FLOPs of a forward pass in evaluation mode. Raises what `training_flops` raises."""
     return _counted(model, inputs, (), _Forward)[0]
 
 
 def block_flops(model: nn.Module, prefixes: Sequence[str], inputs: Mapping[str, Tensor] | None = None) -> list[int]:
-    """FLOPs of the forward pass in each block of these lists, one list after the other.
+    """The FLOPs of the forward pass in each block of these lists, one list after another.
 
     Args:
-        prefixes: of the lists of blocks, such as "model.layers".
-        inputs: what the network is run on; one short random input by default.
+        model: the network.
+        prefixes: the paths of the lists of blocks, such as "model.layers".
+        inputs: keyword arguments of forward. One short random input by default.
 
     Raises:
-        MeristemError: as `training_flops`; and if there are no inputs and none can be guessed.
+        MeristemError: as `training_flops`, and if there are no inputs and none can be guessed.
     """
     chosen = inputs if inputs is not None else example_inputs(model, batch_size=1, sequence_length=16)
     paths = [f"{prefix}.{name}" for prefix in prefixes for name, _ in model.get_submodule(prefix).named_children()]
@@ -59,7 +66,7 @@ def block_flops(model: nn.Module, prefixes: Sequence[str], inputs: Mapping[str, 
 
 
 class _TrainingStep(nn.Module):
-    """Forward and backward as one call, so that the exchanged parameters are there for both."""
+    """Forward and backward pass as one call, so that the exchanged parameters are there for both."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -27,17 +27,20 @@ _VALUES_WANTED = (DataDependentOutputException, DynamicOutputShapeException, Uns
 
 
 def by_shapes(step: nn.Module, inputs: Mapping[str, Tensor], paths: Sequence[str]) -> FlopCounter | None:
-    """Counted without any numbers; None for a network that wants to see some.
+    """Count without any numbers. None for a network that reads some.
 
     Args:
         step: a module whose `model` is the network.
+        inputs: keyword arguments of forward.
         paths: modules of the network whose own share is counted too.
     """
     return _on_meta(step, inputs, paths) or _on_fake_tensors(step, inputs, paths)
 
 
 def _on_meta(step: nn.Module, inputs: Mapping[str, Tensor], paths: Sequence[str]) -> FlopCounter | None:
-    """On torch's meta device: the quick way, for a network that nowhere names a device nor looks at a number."""
+    """Count on torch's meta device. This is the fast way, for a network that never names a device and reads
+    no number.
+    """
     state = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta").requires_grad_(tensor.requires_grad)
         for name, tensor in (*step.named_parameters(), *step.named_buffers())
@@ -57,7 +60,9 @@ def _on_meta(step: nn.Module, inputs: Mapping[str, Tensor], paths: Sequence[str]
 
 
 def _on_fake_tensors(step: nn.Module, inputs: Mapping[str, Tensor], paths: Sequence[str]) -> FlopCounter | None:
-    """On tensors that say that they are on the CPU: five times slower, for more networks."""
+    """Count on tensors that claim to be on the CPU. This is five times slower, and works for more
+    networks.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         state = {
@@ -81,7 +86,7 @@ def _on_fake_tensors(step: nn.Module, inputs: Mapping[str, Tensor], paths: Seque
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's own account of an operator that wants numbers, for which there is a second way."""
+    """Suppress torch's report about an operator that needs numbers, because there is a second way."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:
@@ -91,7 +96,7 @@ def _quiet() -> Iterator[None]:
 
 
 class AttentionAsOnCpu(TorchFunctionMode):
-    """The operator that attention takes depends on the device: tensors on the meta device take that of the CPU."""
+    """The attention operator depends on the device. Tensors on the meta device use that of the CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -124,6 +129,6 @@ def _attention(
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
-    """The same layout on the CPU, in memory that nobody touches."""
+    """The same layout on the CPU, in memory that is not used."""
     there = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
     return there.requires_grad_(tensor.requires_grad)

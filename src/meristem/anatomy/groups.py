@@ -1,4 +1,6 @@
-"""Convolutions and norms in groups: each group sees its own share of the channels, so channels grow within their groups."""
+"""Convolutions and norms in groups: each group has its own share of the channels, so channels grow within
+their groups.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,15 @@ from meristem.anatomy.structure import TensorAnatomy
 def in_groups(
     tensors: Mapping[str, TensorAnatomy], owners: Mapping[str, nn.Module], known: Mapping[str, int]
 ) -> dict[str, TensorAnatomy]:
-    """The same tensors, with every axis that a grouped convolution or norm splits in that many parts, wherever it occurs.
+    """The same tensors, with every axis that a grouped convolution or norm divides written in that many
+    parts, wherever it occurs.
 
-    A convolution of 4 groups over `hidden` reads `over4_hidden` in each; then every `hidden` becomes `4 over4_hidden`, so
-    that copies of a channel stay in the group of the original.
+    A convolution of 4 groups over `hidden` reads `over4_hidden` in each. Every `hidden` then becomes `4
+    over4_hidden`, so that copies of a channel stay in the group of the original.
 
     Args:
+        tensors: the tensors by name.
+        owners: {path: module}, for all modules.
         known: {axis: number of groups} from elsewhere.
     """
     groups = {**_groups(tensors, owners), **known}
@@ -46,7 +51,9 @@ def in_groups(
 
 
 def _groups(tensors: Mapping[str, TensorAnatomy], owners: Mapping[str, nn.Module]) -> dict[str, int]:
-    """{axis: number of groups}, from convolutions that read the part of an axis that one group sees, and what they write."""
+    """{axis: number of groups}, from convolutions that read one group's part of an axis, and from what they
+    write.
+    """
     groups: dict[str, int] = {}
     for tensor in tensors.values():
         owner = owners[owner_and_parameter(tensor.name)[0]]
@@ -92,7 +99,7 @@ def _split(layout: Layout, groups: Mapping[str, int]) -> Layout:
 
 
 def _part_in_groups(part: str, groups: int) -> list[str | int]:
-    """A larger part of an axis, in terms of the parts that its groups see."""
+    """A larger part of an axis, in terms of the parts of its groups."""
     count = divisor_of(part)
     return [groups // count, part_of(whole_of(part), groups)] if groups % count == 0 else [part]
 

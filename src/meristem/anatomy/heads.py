@@ -1,6 +1,6 @@
-"""Heads: each key-value head serves a group of query heads, so that `heads` is `kv_heads group`, in every scope.
+"""Heads: each key-value head serves a group of query heads, so `heads` is `kv_heads group`, in every scope.
 
-Anatomies count key-value heads and groups; layouts may name query heads, which follow from both.
+Anatomies count key-value heads and groups. Layouts may also name query heads, which follow from both.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Heads:
 
     @staticmethod
     def of(axis: str) -> Heads:
-        """Of the scope that an axis belongs to.
+        """The heads of the scope of an axis.
 
         Args:
             axis: any axis of the scope, such as "encoder_group".
@@ -46,12 +46,14 @@ def are_queries(axis: str) -> bool:
 
 
 def counted_by(axis: str) -> str:
-    """The axis whose units an anatomy counts: the key-value heads for query heads, itself for any other axis."""
+    """The axis whose units an anatomy counts: the key-value heads for query heads, and the axis itself for
+    others.
+    """
     return Heads.of(axis).kv_heads if are_queries(axis) else axis
 
 
 def spelt_out(axes: Iterable[str], known: Collection[str]) -> set[str]:
-    """The same axes, with query heads that are not `known` by themselves replaced by `kv_heads` and `group`."""
+    """The same axes. Query heads that are not in `known` are replaced by `kv_heads` and `group`."""
     names: set[str] = set()
     for axis in axes:
         heads = Heads.of(axis)
@@ -60,7 +62,7 @@ def spelt_out(axes: Iterable[str], known: Collection[str]) -> set[str]:
 
 
 class AxisSizes(dict[str, int]):
-    """Axis sizes that also answer for parts of axes."""
+    """Axis sizes that also contain the sizes of parts of axes."""
 
     def __missing__(self, axis: str) -> int:
         ref = AxisRef.parse(axis)
@@ -70,7 +72,7 @@ class AxisSizes(dict[str, int]):
 
 
 def with_heads(sizes: Mapping[str, int]) -> AxisSizes:
-    """The sizes, `heads` for every `kv_heads`, and parts on demand."""
+    """The sizes, with `heads` for every `kv_heads`, and parts on demand."""
     heads = {
         Heads.of(axis).heads: size * sizes[Heads.of(axis).group]
         for axis, size in sizes.items()

@@ -22,12 +22,13 @@ from meristem.anatomy.validity import check_config
 
 
 class HuggingFaceBuilder:
-    """Builds `model_class(config)` at other sizes.
+    """Builds `model_class(config)` in other sizes.
 
     Args:
-        model_class: a PreTrainedModel class, or what else makes a network from a config (`instances.constructor_of`).
-        config: its config; never changed.
-        reading: how to read its heads; as its fields say by default.
+        model_class: a PreTrainedModel class, or another function that makes a network from a config
+            (`instances.constructor_of`).
+        config: its config. It does not change.
+        reading: how to read its heads. By default as its fields say.
 
     Raises:
         MeristemError: if the config has no width that Meristem knows.
@@ -41,7 +42,7 @@ class HuggingFaceBuilder:
 
     @property
     def config(self) -> Any:
-        """The config, with sizes written down that it left to be derived."""
+        """The config, with the sizes written into it that it leaves to be derived."""
         return self.fields.config
 
     @property
@@ -63,7 +64,7 @@ class HuggingFaceBuilder:
 
     @cached_property
     def reads_kv_heads(self) -> bool:
-        """Whether the class reads the field of key-value heads; Falcon's multi-query attention does not."""
+        """Whether the class reads the field of key-value heads. Falcon's multi-query attention does not."""
         path, heads = self.fields.paths.get(KV_HEADS), self.fields.value(HEADS) if HEADS in self.fields.paths else 0
         if path is None or not heads:
             return False
@@ -71,7 +72,9 @@ class HuggingFaceBuilder:
         return Shapes(self.model_class, self.config).moves(self.fields.with_value(path, other))
 
     def alternatives(self) -> Iterable[HuggingFaceBuilder]:
-        """Builders that read the heads differently: key-value heads by the field, all, or one; hidden_size split or not."""
+        """Builders that read the heads differently: key-value heads by the field, all, or one; hidden_size
+        divided or not.
+        """
         return (
             self if reading == self.reading else HuggingFaceBuilder(self.model_class, self.config, reading)
             for reading in self.heads.readings()
@@ -83,11 +86,16 @@ class HuggingFaceBuilder:
         depths: Mapping[str, int],
         orders: Mapping[str, list[int]] | None = None,
     ) -> Any:
-        """The config of the network at these sizes; `orders` as in `Builder.resized`.
+        """The config of the network in these sizes.
+
+        Args:
+            sizes: the size of each axis.
+            depths: the number of layers of each axis of depth.
+            orders: as in `Builder.resized`.
 
         Raises:
-            MeristemError: if the heads do not share out the widths asked for, or the architecture ties together what
-                should differ.
+            MeristemError: if the heads do not divide the requested widths, or if the architecture ties sizes
+                that should differ.
         """
         config = self._config_of(sizes)
         for scope in self.heads.scopes:
@@ -99,7 +107,7 @@ class HuggingFaceBuilder:
         return config
 
     def _config_of(self, sizes: Mapping[str, int]) -> Any:
-        """A copy of the config with the sizes that have fields, heads excepted."""
+        """A copy of the config with the sizes that have fields, except heads."""
         config = copy.deepcopy(self.config)
         for axis in (axis for axis in sizes if axis in self.fields.paths and not counts_heads(axis)):
             self.fields.write(config, axis, self.sizes[axis], sizes[axis])
@@ -123,7 +131,9 @@ class HuggingFaceBuilder:
         return HuggingFaceBuilder(self.model_class, config, reading)
 
     def derived(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """{axis: size} that the config class derives from these sizes, whatever its own field says (Mamba's intermediate_size)."""
+        """{axis: size} that the config class derives from these sizes, whatever its own field says (Mamba's
+        intermediate_size).
+        """
         config, paths = self._config_of(sizes), self.fields.paths
         try:
             again = type(config).from_dict(config.to_dict())

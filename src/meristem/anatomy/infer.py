@@ -1,9 +1,10 @@
-"""Inference: build the architecture on the meta device at several sizes, and keep the layouts that explain every shape.
+"""Inference: build the architecture on the meta device in several sizes, and keep the layouts that explain
+every shape.
 
-One axis moves at a time. A dimension has a layout if the layout's size, a polynomial in the axis sizes, equals the
-dimension's size in every build. Overrides are tried first, then naming conventions, then every simple layout; where
-two axes have always the same size (GPT-2's heads x head_dim and its hidden size) the convention is what tells them
-apart, and the certificate of a growth is the proof.
+One axis changes at a time. A layout fits a dimension if its size, a polynomial in the axis sizes, equals the
+size of the dimension in every build. Overrides are tried first, then naming conventions, then every simple
+layout. If two axes always have the same size (GPT-2's heads x head_dim and its hidden size), the convention
+decides, and the certificate of a growth proves it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from meristem.errors import AnatomyError, MeristemError, UnexplainedError
 def structure_of_model(
     model: nn.Module, overrides: Mapping[str, Override] | None = None
 ) -> tuple[Builder, Override, Structure]:
-    """The builder, the override and the structure of a transformers model; see `Anatomy.of`."""
+    """The builder, the override and the structure of a transformers model (see `Anatomy.of`)."""
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "model_type"):
         raise AnatomyError(
@@ -61,11 +62,11 @@ def structure_of_model(
 
 
 def infer(builder: Builder, override: Override, trace: Traced | None = None) -> Structure:
-    """The structure of what `builder` builds, by shapes and, where a forward pass was watched, by what it showed; each layout
-    that a pass tells has to have the size of the dimension in every build.
+    """The structure of what `builder` builds, from shapes and, if a forward pass was watched, from what it
+    showed. A layout from a pass has to have the size of the dimension in every build.
 
     Raises:
-        AnatomyError: where a shape has no explanation, or a tensor is both written and read.
+        AnatomyError: if a shape has no explanation, or if a tensor is both written and read.
     """
     base = _build(builder, builder.sizes, builder.depths)
     probes = [Probe.of(builder.sizes, base, True)]
@@ -102,7 +103,7 @@ def infer(builder: Builder, override: Override, trace: Traced | None = None) -> 
 
 
 def _by_all_names(trace: Traced, owners: Mapping[str, nn.Module]) -> Traced:
-    """The same for every name of a module that goes by several; a pass knows it by the first."""
+    """The same for every name of a module that has several. A pass knows only the first."""
     paths: dict[int, list[str]] = {}
     for path, module in owners.items():
         paths.setdefault(id(module), []).append(path)
@@ -122,8 +123,10 @@ def _by_all_names(trace: Traced, owners: Mapping[str, nn.Module]) -> Traced:
 
 
 def _probed(builder: Builder, sizes: Sizes, own: Mapping[str, tuple[int, ...]]) -> Iterator[Probe]:
-    """The build at these sizes; nothing, if the architecture refuses them: the other probes still speak. Where tensors of the
-    network at hand are not there (widths that have become equal need no projection), the same axes go further, too."""
+    """The build in these sizes. Nothing if the architecture refuses them; the other probes are used then. If
+    tensors of the present network are missing in it (equal widths need no projection), the same axes
+    change further, too.
+    """
     moved = {axis: size - builder.sizes[axis] for axis, size in sizes.items() if size != builder.sizes[axis]}
     further = {**sizes, **{axis: size + moved[axis] for axis, size in sizes.items() if axis in moved}}
     for tried in (sizes, further):
@@ -149,7 +152,7 @@ def _guessed(
 
 
 def _check_width(builder: Builder, tensors: Mapping[str, TensorAnatomy]) -> None:
-    """Raises MeristemError if the width that the config names is that of no tensor, so that nothing would grow."""
+    """Raises MeristemError if no tensor has the width that the config names, so that nothing would grow."""
     used = {axis for t in tensors.values() for d in t.dimensions for axis in d.layout.axes()}
     widths = [axis for axis in builder.sizes if kind_of(axis) == "hidden"]
     if widths and not any(whole_of(axis) in widths if is_part(axis) else axis in widths for axis in used):
@@ -160,7 +163,7 @@ def _check_width(builder: Builder, tensors: Mapping[str, TensorAnatomy]) -> None
 
 
 def _side_by_side(builder: Builder, override: Override) -> dict[str, int]:
-    """{"hidden": n} where the stream is made of parts, each a multiple of an n-th of it."""
+    """{"hidden": n} if the stream consists of parts, each a multiple of an n-th of it."""
     widths = builder.fact(override.concatenated) if override.concatenated else None
     widths = [widths] if isinstance(widths, int) else widths
     return {"hidden": builder.sizes["hidden"] // gcd(*widths)} if widths else {}
@@ -177,8 +180,9 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Probe:
-    """One build: its axis sizes, its shapes by name, whether an axis moved that growth can change, and what its norms without
-    weights measure, by path."""
+    """One build: its axis sizes, its shapes by name, whether it changed an axis that growth can change, and
+    what its norms without weights measure, by path.
+    """
 
     sizes: Sizes
     shapes: Mapping[str, tuple[int, ...]]
@@ -192,7 +196,9 @@ class Probe:
 
 
 def _parts(axes: Mapping[str, Axis], tensors: Mapping[str, TensorAnatomy]) -> dict[str, Axis]:
-    """The axes such as `over8_hidden` that some layout uses: an eighth of the hidden axis, with units of its own."""
+    """The axes such as `over8_hidden` that a layout uses: an eighth of the hidden axis, with its own
+    units.
+    """
     used = {a for t in tensors.values() for d in t.dimensions for a in d.layout.axes() if is_part(a)}
     return {a: Axis(a, with_heads({n: x.size for n, x in axes.items()})[a], f"a part of {whole_of(a)}") for a in used}
 
@@ -206,7 +212,7 @@ class Depth:
 
 
 def _deeper(builder: Builder) -> dict[str, nn.Module]:
-    """{axis of depth: the network with one block more}, where the architecture allows one more."""
+    """{axis of depth: the network with one block more}, if the architecture allows one more."""
     found = {}
     for axis, depth in builder.depths.items():
         try:
@@ -217,7 +223,7 @@ def _deeper(builder: Builder) -> dict[str, nn.Module]:
 
 
 def _find_blocks(builder: Builder, base: nn.Module, deeper: Mapping[str, nn.Module]) -> tuple[BlockList, ...]:
-    """Which lists of modules or of bare parameters get longer when a depth grows by one."""
+    """The lists of modules or of bare parameters that get longer when a depth grows by one."""
     kinds = nn.ModuleList | nn.Sequential | nn.ParameterList
     lists = {name: len(m) for name, m in base.named_modules() if isinstance(m, kinds)}  # pyright: ignore[reportArgumentType]
     found = []
@@ -237,7 +243,7 @@ def _block_of(name: str, blocks: Sequence[BlockList]) -> tuple[str, int] | None:
 
 
 def _ties(model: nn.Module) -> dict[str, str]:
-    """{name: the name of the same parameter that counts as its own}: the embedding's, else the first."""
+    """{name: the name of the same parameter that counts as its own}: that of the embedding, or the first."""
     modules = dict(model.named_modules(remove_duplicate=False))
     tied = {}
     for names in names_of_parameters(model):
@@ -248,7 +254,7 @@ def _ties(model: nn.Module) -> dict[str, str]:
 
 
 def _norms(owners: Mapping[str, nn.Module]) -> dict[str, NormFacts]:
-    """Facts about every norm with per-feature gains, measured once for each class."""
+    """Facts about every norm with gains for each feature, measured once for each class."""
     by_class: dict[type, NormFacts] = {}
     found = {}
     for path, module in owners.items():
@@ -270,8 +276,9 @@ def _norms(owners: Mapping[str, nn.Module]) -> dict[str, NormFacts]:
 
 
 def _plain_norms(owners: Mapping[str, nn.Module], probes: Sequence[Probe], override: Override) -> dict[str, NormFacts]:
-    """Facts about every norm without weights. What it measures is explained as a gain would be, and where it takes
-    whatever comes, by where it stands (`PLAIN_NORMS`)."""
+    """Facts about every norm without weights. What it measures is explained as a gain would be. If it accepts
+    any size, its place decides (`PLAIN_NORMS`).
+    """
     by_class: dict[tuple[type, tuple[int, ...]], NormFacts] = {}
     found = {}
     for path, shape in probes[0].plain.items():
@@ -349,7 +356,9 @@ def _dimensions(
 def _some_of_the_layers(
     name: str, position: int, size: int, depths: Mapping[str, Depth], override: Override
 ) -> str | None:
-    """The axis of a dimension outside the blocks that has an entry for all but the last block, or for the last few."""
+    """The axis of a dimension outside the blocks that has an entry for all but the last block, or for the
+    last few.
+    """
     which = next((which for pattern, which in override.shares if re.fullmatch(pattern, name)), None)
     longer = (
         axis for axis, depth in depths.items() if name in depth.deeper and depth.deeper[name][position] == size + 1
@@ -359,7 +368,9 @@ def _some_of_the_layers(
 
 
 def _depth_axis(name: str, position: int, size: int, depths: Mapping[str, Depth]) -> str | None:
-    """The list of blocks that a dimension outside it has a share for each block of (one embedding for every layer)."""
+    """The list of blocks for a dimension outside it that has a share for each block (one embedding for every
+    layer).
+    """
     for axis, depth in depths.items():
         if name in depth.deeper and depth.deeper[name][position] * depth.length == size * (depth.length + 1):
             return axis
@@ -386,7 +397,9 @@ def _explain(
 
 
 def _lines(measured: Sequence[tuple[Sizes, int]]) -> Iterator[tuple[str, Layout]]:
-    """Some of one axis and a constant beside it, read off what the builds measure (features of a backbone and pooled ones)."""
+    """Some units of one axis and a constant, computed from the sizes in the builds (features of a backbone
+    and pooled ones).
+    """
     sizes, size = measured[0]
     for axis in sizes:
         others = (((n - size), (other[axis] - sizes[axis])) for other, n in measured if other[axis] != sizes[axis])

@@ -1,4 +1,6 @@
-"""How to build more networks like the one at hand, which need not be what its class makes of its config."""
+"""How to build more networks like the present one, which may differ from what its class builds from its
+config.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,11 @@ NAMED = 3  # how many tensors an error names
 
 
 def constructor_of(model: nn.Module) -> Callable[[Any], nn.Module]:
-    """What makes networks like this transformers model from configs: its class, with those flags of its constructor that
-    the instance was built with (`BertModel(config, add_pooling_layer=False)`).
+    """A function that makes networks like this transformers model from configs: its class, with the flags of
+    the constructor that the instance was built with (`BertModel(config, add_pooling_layer=False)`).
 
     Raises:
-        AnatomyError: if no flags make a network with its tensors, naming those that differ.
+        AnatomyError: if no flags make a network with its tensors. The message names those that differ.
     """
     ours = _shapes(model)
     architecture = architecture_of(model)
@@ -46,13 +48,14 @@ def constructor_of(model: nn.Module) -> Callable[[Any], nn.Module]:
 
 
 def architecture_of(model: nn.Module) -> type[nn.Module]:
-    """The model's own class; sharding (FSDP2) puts one of its own in front."""
+    """The model's own class. Sharding (FSDP2) derives another class from it."""
     return next(c for c in type(model).__mro__ if not c.__name__.startswith("FSDP"))
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of what the network computes with: a parametrized weight (several kernels, weight norm put on later) has
-    the name and the shape that it has without its parametrization."""
+    """{name: shape} of what the network computes with. A parametrized weight (several kernels, weight norm
+    applied later) has the name and the shape that it has without its parametrization.
+    """
     shapes = {
         name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if ".parametrizations." not in name
     }
@@ -64,7 +67,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _flags(architecture: type[nn.Module]) -> Iterator[dict[str, bool]]:
-    """No flags; then the constructor's switches the other way round, one or two at a time."""
+    """No flags; then the switches of the constructor inverted, one or two at a time."""
     yield {}
     parameters = inspect.signature(architecture.__init__).parameters.values()
     switches = {p.name: not p.default for p in parameters if isinstance(p.default, bool)}

@@ -1,5 +1,6 @@
-"""Config entries that follow the layers: lists with one entry for each, and lists of the numbers of some; and which layers leave
-something for later ones."""
+"""Entries of a config that follow the layers: lists with one entry for each layer, and lists of the numbers
+of some layers. Also which layers have results that later layers read.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +15,10 @@ def follow_layers(config: Any, order: Sequence[int], old: int, first: int = 0) -
     """Rewrite the lists of `config` for new layers that take the places of old ones.
 
     Args:
-        config: of the part whose layers change, changed in place; its own count of layers is not written.
-        order: for each new layer, the old one whose place it takes.
+        config: the part whose layers change. It is changed in place, except for its count of layers.
+        order: for each new layer, the old layer whose place it takes.
         old: how many layers there were.
-        first: the number by which the class at hand calls what stands before the first layer.
+        first: the number that this class gives to what comes before the first layer.
     """
     for name, value in list(vars(config).items()):
         if re.fullmatch(LAST_LAYERS, name) and isinstance(value, int):
@@ -37,12 +38,12 @@ def follow_layers(config: Any, order: Sequence[int], old: int, first: int = 0) -
 
 
 def read_later(config: Any, depth: int) -> frozenset[int]:
-    """The numbers of the layers that leave something for later ones: keys and values (Gemma 3n, Mistral Large 4), or which positions
-    their indexer has chosen (GLM 5).
+    """The numbers of the layers whose results later layers read: keys and values (Gemma 3n, Mistral Large 4),
+    or the positions that their indexer chose (GLM 5).
 
     Args:
-        config: of the part that has these layers.
-        depth: how many there are.
+        config: the part that has these layers.
+        depth: how many layers there are.
     """
     modes = getattr(config, "kv_sharing_modes", None) or ()
     indexers = getattr(config, "indexer_types", None) or ()
@@ -52,7 +53,9 @@ def read_later(config: Any, depth: int) -> frozenset[int]:
 
 
 def _sources(value: Sequence[int], order: Sequence[int]) -> list[int]:
-    """Whose keys and values each new layer reads: its own where the old one did, else those of the last copy of the owner before it."""
+    """The layer whose keys and values each new layer reads: its own if the old layer read its own, and
+    otherwise those of the last copy of the owner before it.
+    """
     found = []
     for new, source in enumerate(order):
         owner = value[source]
@@ -61,14 +64,18 @@ def _sources(value: Sequence[int], order: Sequence[int]) -> list[int]:
 
 
 def _behind(number: int, order: Sequence[int], old: int) -> int:
-    """Where the hidden states stand that stood behind `number` old layers: behind the last new layer that came of those."""
+    """Where the hidden states are that followed `number` old layers: after the last new layer that was made
+    from these.
+    """
     if number < 0:
         return _behind(old + 1 + number, order, old) - len(order) - 1
     return max((new + 1 for new, source in enumerate(order) if source < number), default=0)
 
 
 def _repeat_patterns(config: Any) -> None:
-    """GPT-Neo derives its list of kinds from patterns and how often each is repeated: one pattern that gives the list."""
+    """GPT-Neo derives its list of types from patterns and how often each is repeated. One pattern makes the
+    list.
+    """
     kinds = vars(config).get("attention_layers")
     if kinds and vars(config).get("attention_types"):
         shortest = next(n for n in range(1, len(kinds) + 1) if kinds == kinds[:n] * (len(kinds) // n))
@@ -76,7 +83,9 @@ def _repeat_patterns(config: Any) -> None:
 
 
 def _rename_stages(config: Any, new: int, old: int) -> None:
-    """A backbone of plain layers calls what stands behind each layer a stage: stem, stage1, stage2 ..."""
+    """A backbone of plain layers calls the hidden states after each layer a stage: stem, stage1, stage2
+    ...
+    """
     names = vars(config).get("stage_names")
     if names == ["stem", *(f"stage{i}" for i in range(1, old + 1))]:
         config.stage_names = ["stem", *(f"stage{i}" for i in range(1, new + 1))]

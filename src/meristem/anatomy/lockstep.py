@@ -1,8 +1,9 @@
-"""Several passes through streamed networks at once, block by block: each weight is made once for all of them.
+"""Several passes through streamed networks at once, block by block: each weight is computed once for all of
+them.
 
-Each pass runs in a thread of its own, and one at a time has the turn. It hands the turn on whenever it comes to a block, before it
-takes the block's weights, so that all passes go through the blocks together, and a weight is kept only until the last of them
-has taken it.
+Each pass runs in its own thread, and only one runs at a time. When a pass comes to a block, it lets the next
+one run before it takes the weights of the block. So all passes go through the blocks together, and a weight
+is kept only until the last of them has taken it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ _OF_THIS_THREAD = threading.local()
 
 
 def take_turns() -> None:
-    """Called by a pass that has come to a block: the others come to theirs. Nothing happens where one runs alone."""
+    """A pass that comes to a block calls this, and the others run until they come to theirs. If only one pass
+    runs, nothing happens.
+    """
     pass_ = getattr(_OF_THIS_THREAD, "turns", None)
     if pass_ is not None:
         turns, number = pass_
@@ -26,9 +29,10 @@ def take_turns() -> None:
 
 
 def side_by_side(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What the calls return, or the exception that each has raised; they take turns at every block of a streamed network.
+    """The results of the calls, or the exception that each has raised. They run in turns, block by block of a
+    streamed network.
 
-    What they draw at random is what each would draw alone.
+    Their random numbers are those that each would draw alone.
     """
     turns, threads_of_torch = _Turns(len(calls)), torch.get_num_threads()
     results: list[Any] = [None] * len(calls)
@@ -54,7 +58,7 @@ def side_by_side(calls: Sequence[Callable[[], Any]]) -> list[Any]:
 
 
 class _Turns:
-    """Who of several passes runs."""
+    """Which of several passes runs."""
 
     def __init__(self, count: int) -> None:
         self._begun = [threading.Semaphore(0) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""How a network runs for a while: in evaluation mode, operator by operator."""
+"""Contexts for running a network: in evaluation mode, operator by operator."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside, the model is in evaluation mode; afterwards each of its modules is in the mode that it was in.
+    """A context in which the model is in evaluation mode. Afterwards each of its modules has its earlier
+    mode.
 
-    The modules may differ: batch norms that are frozen in a network that trains, networks that share a parent for a while.
+    The modes of modules may differ: batch norms that are frozen in a network that trains, networks that share
+    a parent for a while.
     """
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -26,8 +28,9 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def step_by_step() -> Iterator[None]:
-    """`nn.MultiheadAttention` and recurrent layers as the operators that they are made of, and not as one, so that a pass can be
-    watched."""
+    """A context in which `nn.MultiheadAttention` and recurrent layers run as the operators of which they
+    consist, so that a pass can be watched.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     one_operator = torch.backends.mkldnn.flags(enabled=False)
     torch.backends.mha.set_fastpath_enabled(False)
@@ -40,7 +43,7 @@ def step_by_step() -> Iterator[None]:
 
 
 def _quietly(change: Callable[[], object]) -> None:
-    """torch warns of other devices when these flags change."""
+    """Suppress torch's warning about other devices when these flags change."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         change()

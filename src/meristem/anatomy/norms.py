@@ -1,4 +1,4 @@
-"""What a normalisation layer computes, found by asking the layer itself."""
+"""What a normalisation layer computes, measured on the layer itself."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ WIDTH = 16  # of the features that a norm without weights and without a shape is
 
 @dataclass(frozen=True)
 class NormFacts:
-    """`centres`: subtracts the mean (LayerNorm) or not (RMSNorm); `offset`: the gain is offset + weight (1 in Gemma); `gain`: the
-    name of its parameter, None where it has no gain; `layout`: what a norm without a gain measures, which no tensor tells; `sums`:
-    it divides by the length of its input (Dory's), and not by the root of the mean square."""
+    """What is known about a norm.
+
+    Args:
+        centres: whether it subtracts the mean (LayerNorm) or not (RMSNorm).
+        offset: the gain is offset + weight (1 in Gemma).
+        gain: the name of the parameter of the gain, or None if it has none.
+        layout: what a norm without a gain measures, which no tensor shows.
+        sums: it divides by the length of its input (Dory), not by the root of the mean square.
+    """
 
     centres: bool
     offset: float
@@ -35,20 +41,20 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def gain_of(module: nn.Module) -> str | None:
-    """The name of a norm's gain; None for what is no norm, or has no gain."""
+    """The name of the gain of a norm. None if it is not a norm, or has no gain."""
     if not re.search(NORM_CLASS, type(module).__name__):
         return _gain_by_trial(module)
     return next((name for name in NORM_GAINS if isinstance(getattr(module, name, None), nn.Parameter)), None)
 
 
 def is_plain_norm(module: nn.Module) -> bool:
-    """Whether it is called a norm and has no weights, such as OLMo's."""
+    """Whether it is called a norm and has no weights, as in OLMo."""
     has_weights = any(parameter is not None for parameter in module._parameters.values())
     return not has_weights and not list(module.children()) and bool(re.search(NORM_CLASS, type(module).__name__))
 
 
 def plain_shape(module: nn.Module) -> tuple[int, ...]:
-    """What a norm without weights says that it measures; () where it takes whatever comes."""
+    """What a norm without weights declares to measure. () if it accepts any shape."""
     shape = getattr(module, "normalized_shape", ())
     return (shape,) if isinstance(shape, int) else tuple(shape)
 
@@ -57,8 +63,9 @@ _BY_TRIAL: dict[type, str | None] = {}
 
 
 def _gain_by_trial(module: nn.Module) -> str | None:
-    """The gain of a module of any name that has a few vectors and nothing else, and gives out the same for features and for twice
-    these; None for any other. Tried once for each class."""
+    """The gain of a module of any name that has a few vectors and no other parameters, and whose output is
+    the same for features and for twice these. None for any other. Each class is tried once.
+    """
     kind = type(module)
     own = dict(module.named_parameters(recurse=False))
     vectors = {p.shape for p in own.values()}
@@ -72,7 +79,9 @@ def _gain_by_trial(module: nn.Module) -> str | None:
 
 
 def _is_gain(module: nn.Module, name: str) -> bool:
-    """Whether a module measures the size of its features and multiplies by this parameter: without it, or with twice of it."""
+    """Whether a module measures the size of its features and multiplies by this parameter. It is tried
+    without the parameter and with twice the parameter.
+    """
     try:
         probe = copy.deepcopy(module).to_empty(device="cpu").double()
         x = torch.randn(3, *probe.get_parameter(name).shape, generator=torch.Generator().manual_seed(0)).double()
@@ -91,14 +100,18 @@ def _is_gain(module: nn.Module, name: str) -> bool:
 
 
 def is_per_unit(module: nn.Module) -> bool:
-    """Whether a norm measures each unit on its own: over the batch (batch norm), or over the places of one image."""
+    """Whether a norm measures each unit separately: over the batch (batch norm), or over the places of one
+    image.
+    """
     return isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.instancenorm._InstanceNorm) or isinstance(
         getattr(module, "running_var", None), torch.Tensor
     )
 
 
 def norm_facts(module: nn.Module) -> NormFacts:
-    """Measure a norm with a per-feature gain (and perhaps a bias) or without any on random features; it may be on meta."""
+    """Measure a norm on random features, with a gain for each feature (and possibly a bias) or without. It
+    may be on the meta device.
+    """
     probe = copy.deepcopy(module).to_empty(device="cpu").float()
     gain = gain_of(module)
     if gain is None:
@@ -128,7 +141,7 @@ def _features(shape: Sequence[int]) -> Tensor:
 
 
 def norm_eps(module: nn.Module) -> float:
-    """What a norm adds to the mean square that it measures, found by measuring features of a mean square of 1e-6."""
+    """What a norm adds to the mean square that it measures, from features with a mean square of 1e-6."""
     probe = copy.deepcopy(module).to_empty(device="cpu").double()
     weight = probe.get_parameter(gain_of(module) or "weight")
     x = torch.randn(1, *weight.shape, generator=torch.Generator().manual_seed(0)).double()

@@ -1,21 +1,5 @@
-"""What single families do that neither names nor shapes can tell. A user can pass further entries to `Anatomy.of`.
-
-Each entry says one fact about the mathematics of a model type, as data:
-
-- `layouts`: a tensor name (regular expression on its full path) whose output or input dimension has a layout of its own;
-- `alibi`: a config flag, or True: attention adds ALiBi slopes, so a head only keeps its function where its slope does;
-- `numbered`: what a layer computes depends on its number, so new layers can only stand behind all others;
-- `concatenated`: a config list of widths (or the width of each) that are laid side by side to make up the stream, so that each
-  grows in its place;
-- `paired`: sines and cosines of the width are added to what some layers read, and not to the stream: the stream grows in pairs
-  of units, so that the first copy of each is where its old frequency is, and those layers read the first copies only;
-- `shares`: a tensor name (regular expression, whole name) outside the blocks that has an entry for some of them, and which:
-  "between" (all but the last) or "last" (the last few);
-- `transposed`: linear layers (regular expression on the path) whose weight the forward pass multiplies from the right;
-- `roles`: a tensor name (regular expression, whole name) and the role of each of its dimensions: "write" for one that produces
-  features, "read" for one that is summed over, "gain", "shift", or "fixed";
-- `unscaled`: scores are not divided by the square root of the heads' width;
-- `multipliers`: the forward pass multiplies by a power of a config field, where a flag says so.
+"""What single families do that neither names nor shapes show. Users can pass further entries to `Anatomy.of`.
+Each field of `Override` is one fact about the mathematics of a model type, as data.
 """
 
 from __future__ import annotations
@@ -26,8 +10,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Multiplier:
-    """The output of the tensors whose names match `tensor` (a regular expression, whole name) is multiplied by
-    `config.field ** exponent` (if `config.when` is true)."""
+    """The output of some tensors is multiplied by `config.field ** exponent`.
+
+    Args:
+        tensor: the names of the tensors, as a regular expression that matches the whole name.
+        field: the entry of the config.
+        exponent: the exponent.
+        when: an entry of the config that switches the factor on. Always on if None.
+    """
 
     tensor: str
     field: str
@@ -37,7 +27,30 @@ class Multiplier:
 
 @dataclass(frozen=True)
 class Override:
-    """Facts about one model type. `layouts` rows are (tensor name pattern, "in" or "out", layout)."""
+    """Facts about one model type that neither names nor shapes show.
+
+    Args:
+        layouts: rows (tensor name, "in" or "out", layout), for tensors whose input or output dimension has a
+            layout of its own. The name is a regular expression on the full path.
+        alibi: an entry of the config, or True: attention adds ALiBi slopes. A head then keeps its function
+            only with its slope.
+        numbered: what a layer computes depends on its number, so new layers can only follow all others.
+        concatenated: an entry of the config with a list of widths (or with the width of each part) that are
+            concatenated into the residual stream. Each part grows in its place.
+        paired: sines and cosines of the width are added to the inputs of some layers, and not to the residual
+            stream. The stream then grows in pairs of units, so that the first copy of each is where its old
+            frequency is, and those layers read only the first copies.
+        shares: rows (tensor name, which), for tensors outside the blocks with an entry for some blocks:
+            "between" (all but the last) or "last" (the last few). The name is a regular expression that
+            matches the whole name.
+        transposed: linear layers, by a regular expression on the path, whose weight is multiplied from the
+            right in the forward pass.
+        roles: rows (tensor name, the role of each dimension): "write" if it produces features, "read" if it
+            is summed over, "gain", "shift", or "fixed". The name is a regular expression that matches the
+            whole name.
+        unscaled: attention scores are not divided by the square root of the width of the heads.
+        multipliers: factors of the forward pass that are powers of an entry of the config.
+    """
 
     layouts: tuple[tuple[str, str, str], ...] = ()
     alibi: bool | str = False
@@ -58,12 +71,16 @@ SINES_THEN_COSINES, SINES_AND_COSINES = "2 frequencies_hidden", "frequencies_hid
 
 
 def _detr(*readers: str) -> Override:
-    """Positions in two dimensions, added to what `readers` (regular expressions on the path) take in."""
+    """Positions in two dimensions that are added to the input of `readers` (regular expressions on the
+    path).
+    """
     return Override(layouts=tuple((reader, "in", SINES_AND_COSINES) for reader in readers), paired=True)
 
 
 def _scaled_head(when: str) -> Override:
-    """What the head reads is multiplied by d_model ** -0.5 if `when` is true, so that it can be a tied embedding."""
+    """The input of the head is multiplied by d_model ** -0.5 if `when` is true, so that it can be a tied
+    embedding.
+    """
     return Override(multipliers=(Multiplier(r"lm_head\.weight", "d_model", -0.5, when=when),))
 
 

@@ -1,4 +1,4 @@
-"""A network in another precision, complex tables included."""
+"""A network in another precision, with complex tables."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ COMPLEX = {torch.float64: torch.complex128}  # of the others complex64
 def in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of the network with its weights and tables in `dtype`.
 
-    `nn.Module.to` makes real numbers of complex ones as well (rotary tables of Llama 4's vision tower), which loses their imaginary
-    parts; here they stay complex.
+    `nn.Module.to` also makes complex numbers real (rotary tables of Llama 4's vision tower), which loses
+    their imaginary parts. Here they stay complex.
     """
 
     def cast(tensor: Tensor) -> Tensor:

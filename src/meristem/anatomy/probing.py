@@ -1,4 +1,6 @@
-"""Builds of a config on the meta device: whether a changed field moves shapes, and which sizes to try for inference."""
+"""Builds of a config on the meta device: whether a changed field changes shapes, and which sizes inference
+should try.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ _ANSWERS: dict[tuple[type, bytes, bytes], bool | None] = {}
 
 @dataclass(frozen=True)
 class Shapes:
-    """The shapes of what `model_class(config)` builds, and what changed configs do to them."""
+    """The shapes of what `model_class(config)` builds, and how changed configs change them."""
 
     model_class: Any
     config: Any
@@ -39,9 +41,11 @@ class Shapes:
         return self.of(self.config)
 
     def moves(self, config: Any, unless_built: bool = False) -> bool:
-        """Whether this config builds a network of other shapes; `unless_built` is the answer if it builds none.
+        """Whether this config builds a network of other shapes. `unless_built` is the answer if nothing can
+        be built.
 
-        A growth asks the same of the same config several times, and each answer is a build. So answers are remembered.
+        A growth asks this several times about the same config, and each answer needs a build. So answers are
+        cached.
         """
         key = self._key(config)
         answer = _ANSWERS[key] if key in _ANSWERS else self._built(config)
@@ -58,7 +62,7 @@ class Shapes:
             return None
 
     def _key(self, config: Any) -> tuple[type, bytes, bytes] | None:
-        """The class and all entries of both configs; None where they cannot be told."""
+        """The class and all entries of both configs. None if they cannot be determined."""
         if not isinstance(self.model_class, type):  # a function of one instance, which must not be kept
             return None
         try:
@@ -75,7 +79,7 @@ def _entries(config: Any) -> bytes:
     """A digest of all attributes of a config and of the configs in it.
 
     Raises:
-        ValueError: if one is written by its address, which another object may have later.
+        ValueError: if an attribute is written by its address, which another object may have later.
     """
     said = repr(_attributes(config))
     if " at 0x" in said:
@@ -89,8 +93,9 @@ def _attributes(config: Any) -> tuple[str, dict[str, Any]]:
 
 
 def with_derived_fields(fields: ConfigFields, shapes: Shapes) -> ConfigFields:
-    """The fields with the feed-forward size and the width of heads written down where the config leaves them to be derived
-    from the hidden size and the model honours them, so that they can grow apart."""
+    """The fields, with the feed-forward size and the width of heads written down if the config derives them
+    from the hidden size and the model reads them. They can then grow independently.
+    """
     if "hidden" not in fields.paths:
         return fields
     hidden = fields.value("hidden")
@@ -112,7 +117,9 @@ def _written_down(fields: ConfigFields, shapes: Shapes, axis: str, guess: int) -
 
 
 def probes(heads: ConfigHeads) -> list[dict[str, int]]:
-    """Complete size assignments that each double one axis. Where heads share out an axis, it and they move together."""
+    """Complete assignments of sizes that each double one axis. If heads divide an axis, both change
+    together.
+    """
     fixed = heads.fixed_axes()
     assignments = double_each({axis: size for axis, size in heads.sizes.items() if axis not in fixed})
     return [_fitted(heads, {**heads.sizes, **assignment}) for assignment in assignments]

@@ -1,4 +1,6 @@
-"""Which dimensions of a tensor produce features and which consume them, by the type of the module that owns it."""
+"""Which dimensions of a tensor produce features and which consume them, by the type of the module that owns
+it.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +16,24 @@ Role = Literal["write", "read", "gain", "shift", "variance", "fixed"]
 
 
 def owner_and_parameter(name: str) -> tuple[str, str]:
-    """(path of the module, name of its parameter); the parts of a parametrized weight count as that weight."""
+    """(path of the module, name of its parameter). The parts of a parametrized weight count as that
+    weight.
+    """
     path, _, parameter = re.sub(r"\.parametrizations\.(\w+)\.original\d$", r".\1", name).rpartition(".")
     return path, parameter
 
 
 def roles(owner: nn.Module, parameter: str, ndim: int) -> tuple[Role, ...]:
-    """The role of each dimension of `owner.parameter`; of one that no type of module explains, "write" for all."""
+    """The role of each dimension of `owner.parameter`. "write" for all if no type of module explains it."""
     return known_roles(owner, parameter, ndim) or ("write",) * ndim
 
 
 def known_roles(owner: nn.Module, parameter: str, ndim: int) -> tuple[Role, ...] | None:
-    """The role of each dimension of `owner.parameter`; None for a parameter that the type of its module does not explain.
+    """The role of each dimension of `owner.parameter`. None if the type of its module does not explain it.
 
-    write: rows that produce features; read: columns that consume them; gain and shift: a norm's per-feature factor and
-    bias, which follow their units; variance: a batch norm's, 1 for units without a source; fixed: kernel positions and the like, which no axis map touches.
+    "write": rows that produce features. "read": columns that consume them. "gain" and "shift": factor and
+    bias of a norm for each feature, which follow their units. "variance": that of a batch norm, 1 for units
+    without a source. "fixed": kernel positions and other dimensions that no axis map changes.
     """
     kind = type(owner).__name__
     if ndim == 0:

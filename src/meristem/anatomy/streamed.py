@@ -1,10 +1,11 @@
-"""Networks whose weights are made only while a block of them runs: read from disk, or grown from what is read there.
+"""Networks whose weights are computed only while a block needs them: read from disk, or grown from what is
+read there.
 
-A streamed network is an instance of its own stock class. Its parameters are placeholders on the meta device; beside them
-stands a mapping that makes any tensor when it is asked for. Called like any network, it takes the weights of one block at a
-time and lets go of them behind it; what stands outside of blocks stays for the whole pass. So a network of any size can be
-planned, grown and measured in little memory. The few architectures that use a block's weights without calling the block are
-run with all their weights (`run_whole`).
+A streamed network is an instance of its own stock class. Its parameters are placeholders on the meta device.
+A mapping computes each tensor when it is needed. The network is called like any other. It loads the weights
+of one block at a time and frees them afterwards. Tensors outside blocks stay for the whole pass. So a network
+of any size can be planned, grown and measured in little memory. The few architectures that use the weights of
+a block without calling the block run with all their weights (`run_whole`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from meristem.block_count import block_reached, expect_blocks
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes in a file: a tensor that is stored there just as it is wanted."""
+    """Bytes in a file that are exactly a tensor."""
 
     file: Path
     start: int
@@ -36,13 +37,14 @@ Piece = tuple[list[int], Tensor | Span]
 
 
 class Weights(Mapping[str, Tensor]):
-    """Tensors by name, made when asked for and never kept.
+    """Tensors by name, computed when they are needed and never kept.
 
     Args:
-        dtypes: of every tensor, by the names of a state dict.
-        make: returns the tensor of a name.
-        pieces: yields it in pieces of whole rows, for those who need not have it whole (see `growth.pieces.grow_pieces`).
-        span: where it is stored just as it is, if it is.
+        dtypes: the dtype of every tensor, by the names of a state dict.
+        make: a function that returns the tensor of a name.
+        pieces: a function that yields it in pieces of whole rows, for users who do not need the whole tensor
+            (see `growth.pieces.grow_pieces`).
+        span: a function that says where it is stored unchanged, if it is.
     """
 
     def __init__(
@@ -59,11 +61,11 @@ class Weights(Mapping[str, Tensor]):
         self._kept: dict[str, tuple[Tensor, int]] = {}  # what further takers will ask for, and how many
 
     def span(self, name: str) -> Span | None:
-        """Where its bytes lie in a file, in its dtype and order; None if they have to be made."""
+        """Where its bytes are in a file, in its dtype and order. None if they have to be computed."""
         return self._span(name)
 
     def pieces(self, name: str) -> Iterator[tuple[list[int], Tensor]]:
-        """(first rows of all its places, rows) until the tensor is whole."""
+        """(first rows of all its places, rows) until the tensor is complete."""
         return self._pieces(name)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -80,7 +82,7 @@ class Weights(Mapping[str, Tensor]):
 
     @contextlib.contextmanager
     def shared(self, takers: int) -> Iterator[None]:
-        """Inside, each tensor is kept until it has been asked for so many times."""
+        """A context in which each tensor is kept until it has been read `takers` times."""
         self._takers = takers
         try:
             yield
@@ -90,7 +92,7 @@ class Weights(Mapping[str, Tensor]):
 
     @contextlib.contextmanager
     def told(self, tell: Callable[[str, Tensor], None]) -> Iterator[None]:
-        """Inside, `tell` is called with each tensor that is made."""
+        """A context in which `tell` is called with each tensor that is computed."""
         self._tell = tell
         try:
             yield
@@ -108,7 +110,7 @@ class Weights(Mapping[str, Tensor]):
 
 
 class _Stream:
-    """Where a streamed network gets its weights from; all its stations look here."""
+    """The source of a streamed network's weights, which all its stations use."""
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
@@ -116,24 +118,27 @@ class _Stream:
 
 
 def is_streamed(model: nn.Module) -> bool:
-    """Whether the weights of this network are made as it runs."""
+    """Whether the weights of this network are computed while it runs."""
     return isinstance(getattr(model, "stream", None), _Stream)
 
 
 def run_whole(model: nn.Module) -> None:
-    """From now on, a call of this streamed network takes all its weights at once."""
+    """Let every later call of this streamed network load all its weights at once."""
     model.stream.whole = True  # type: ignore[union-attr]
 
 
 def weights_of(model: nn.Module) -> Mapping[str, Tensor]:
-    """The tensors of any network by their names in the state dict; those of a streamed one are made one at a time."""
+    """The tensors of any network by their names in the state dict. Those of a streamed network are computed
+    one at a time.
+    """
     return model.stream.weights if is_streamed(model) else model.state_dict()  # type: ignore[union-attr, return-value]
 
 
 def streamed(skeleton: nn.Module, weights: Weights) -> nn.Module:
-    """Make a streamed network of `skeleton`, whose parameters stand on the meta device, and return it.
+    """Make a streamed network from `skeleton`, whose parameters are on the meta device, and return it.
 
-    The elements of outermost module lists (blocks) take all their weights when they are called, the network itself all others.
+    The elements of outermost module lists (blocks) load all their weights when they are called. The network
+    itself loads all others.
     """
     stream = _Stream(weights)
     skeleton.stream = stream  # type: ignore[assignment]
@@ -150,7 +155,9 @@ def streamed(skeleton: nn.Module, weights: Weights) -> nn.Module:
 
 
 def with_weights(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """A copy of `model` in evaluation mode with `change(name, tensor)` for each of its weights, of the same shape."""
+    """A copy of `model` in evaluation mode with `change(name, tensor)` for each of its weights, of the same
+    shape.
+    """
     changed = copy.deepcopy(model).eval()
     if is_streamed(changed):
         weights: Weights = changed.stream.weights  # type: ignore[union-attr, assignment]
@@ -165,7 +172,7 @@ Entries = list[tuple[str, str, str]]  # (path of the owner below the station, pa
 
 
 class _Station:
-    """Where weights get on and off: before and after one module is called."""
+    """Loads weights before one module is called, and frees them afterwards."""
 
     def __init__(self, stream: _Stream, entries: Entries, entries_if_whole: Entries, is_network: bool) -> None:
         self._stream, self._entries, self._entries_if_whole = stream, entries, entries_if_whole
@@ -199,7 +206,9 @@ class _Station:
 
 
 def _stations(model: nn.Module) -> list[tuple[nn.Module, Entries]]:
-    """Each block of an outermost list with all that is in it, and the network with all that is in none."""
+    """Each block of an outermost list with everything in it, and the network with everything that is in
+    none.
+    """
     kept = model.state_dict().keys()
     stations: dict[nn.Module, Entries] = {model: []}
 
@@ -229,8 +238,10 @@ def _joined(*names: str) -> str:
 
 
 def run_together(networks: Sequence[nn.Module], calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What the calls return, or the exceptions that they raise: passes through these networks, or through copies of them in other
-    precisions, one after another; those through streamed networks side by side, as many through each, with each weight made once."""
+    """The results of the calls, or the exceptions that they raise. The calls are passes through these
+    networks, or through copies of them in other precisions, one after another. Passes through streamed
+    networks run side by side, equally many through each network, and each weight is computed once.
+    """
     if not all(is_streamed(network) for network in networks):
         return [_outcome(call) for call in calls]
     with contextlib.ExitStack() as stack:
@@ -241,7 +252,7 @@ def run_together(networks: Sequence[nn.Module], calls: Sequence[Callable[[], Any
 
 
 def _block_count(network: nn.Module) -> int:
-    """How many modules of a streamed network take weights of their own, itself aside."""
+    """How many modules of a streamed network load weights of their own, without the network itself."""
     hooks = (hook for module in network.modules() for hook in module._forward_pre_hooks.values())
     return sum(isinstance(getattr(hook, "__self__", None), _Station) for hook in hooks) - 1
 

@@ -1,4 +1,6 @@
-"""The parts of an anatomy, as data: axes, tensors with the role and the layout of each dimension, lists of blocks."""
+"""The parts of an anatomy, as data: axes, tensors with the role and the layout of each dimension, and lists
+of blocks.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,19 @@ from meristem.anatomy.roles import Role
 
 
 def folded(name: str) -> str:
-    """A tensor's name with * for the numbers in it: the same for every layer."""
+    """The name of a tensor with * for the numbers in it, which is the same for every layer."""
     return re.sub(r"\.\d+\.", ".*.", name)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A named axis: its size, its kind ("ffn" for "decoder_ffn") and the config field that sets it."""
+    """A named axis.
+
+    Args:
+        name: its name, such as "hidden" or "decoder_ffn".
+        size: the number of its units.
+        source: the config field that sets the size, or how the size follows from others.
+    """
 
     name: str
     size: int
@@ -27,17 +35,24 @@ class Axis:
 
     @property
     def kind(self) -> str:
+        """Its kind: "ffn" for "decoder_ffn"."""
         return AxisRef.parse(self.name).kind
 
     @property
     def scope(self) -> str:
-        """ "encoder_", "decoder_", "moe_" ... or ""."""
+        """The prefix of its name: "encoder_", "decoder_", "moe_" ... or ""."""
         return AxisRef.parse(self.name).scope
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One dimension of a tensor: its layout over axes, its role, and how that is known."""
+    """One dimension of a tensor.
+
+    Args:
+        layout: the axes along which it runs.
+        role: "write", "read", "gain", "shift", "variance" or "fixed".
+        source: the rule that explains it: "override", "convention of q_proj", "one axis" ...
+    """
 
     layout: Layout
     role: Role
@@ -46,7 +61,15 @@ class Dimension:
 
 @dataclass(frozen=True)
 class TensorAnatomy:
-    """One entry of the state dict. `tied_to` names the tensor whose memory it shares."""
+    """One entry of the state dict.
+
+    Args:
+        name: its name.
+        shape: its shape.
+        dimensions: its dimensions.
+        block: (axis of depth, number of the block), if it belongs to a repeated block.
+        tied_to: the name of the tensor whose memory it shares.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -56,16 +79,26 @@ class TensorAnatomy:
 
     @property
     def reads(self) -> bool:
+        """Whether one of its dimensions is read."""
         return any(d.role == "read" for d in self.dimensions)
 
     def writes(self, layout: str) -> bool:
-        """Does it write units of just this layout, such as the output projections of a block into the residual stream?"""
+        """Whether it writes units of exactly this layout, as the output projections of a block write the
+        residual stream.
+        """
         return any(d.role == "write" and str(d.layout) == layout for d in self.dimensions)
 
 
 @dataclass(frozen=True)
 class BlockList:
-    """A list of repeated blocks: tensors are named `{prefix}.{index}.…`, or `{prefix}.{index}` in a list of bare parameters."""
+    """A list of repeated blocks. Its tensors have the names `{prefix}.{index}.…`, or `{prefix}.{index}` in a
+    list of bare parameters.
+
+    Args:
+        axis: the axis of depth, such as "layers".
+        prefix: the path of the list.
+        length: the number of blocks.
+    """
 
     axis: str
     prefix: str

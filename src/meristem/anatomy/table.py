@@ -1,4 +1,4 @@
-"""An anatomy as readable text: what `meristem inspect` prints."""
+"""An anatomy as readable text, as `meristem inspect` prints it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def axis_rows(anatomy: Anatomy) -> list[tuple[str, str, str]]:
 
 
 def tensor_rows(anatomy: Anatomy) -> list[tuple[str, str, str, str]]:
-    """(name with * for the block index, shape, dimensions with roles, how known); equal blocks are folded."""
+    """(name with * for the number of the block, shape, dimensions with roles, how known). Equal blocks are
+    shown once.
+    """
     return list(dict.fromkeys(_row(tensor) for tensor in anatomy.tensors.values()))
 
 
@@ -31,8 +33,9 @@ def as_text(anatomy: Anatomy) -> str:
 
 
 def by_block(anatomy: Anatomy, width: int = 80) -> str:
-    """Axes, then the tensors block by block under full names: equal blocks are folded into one, names within a block start at it.
-    Lines keep to `width` columns where a name and a word allow."""
+    """Axes, then the tensors block by block with full names. Equal blocks are shown once, and names within a
+    block start at the block. Lines have at most `width` columns if a name and a word allow that.
+    """
     axes = columns([("axis", "size", "from"), *axis_rows(anatomy)])
     groups: dict[str, dict[str, str]] = {}
     lengths = {block.axis: block.length for block in anatomy.blocks}
@@ -77,6 +80,8 @@ def _folded(tensor: TensorAnatomy) -> str:
 
 
 def columns(rows: list[tuple[str, ...]]) -> str:
-    """Rows, the first of them headings, as plain aligned lines: a name that is cut short names nothing, and there may be many."""
+    """Rows as plain aligned lines, the first of them headings. Names are not cut, because a cut name can mean
+    several tensors.
+    """
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

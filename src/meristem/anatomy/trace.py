@@ -1,4 +1,6 @@
-"""What shapes cannot show and one forward pass can: which norm feeds the head, and whether blocks end in a norm."""
+"""What shapes cannot show and one forward pass can: which norm feeds the head, and whether blocks end in a
+norm.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ Inputs = Mapping[str, Any] | None  # keyword arguments of forward; None: random 
 def norm_before_head(model: nn.Module, inputs: Inputs = None, otherwise: str = "") -> str | None:
     """The name of the last norm called before the output head, or None if the model has no such pair.
 
-    The head is transformers' `get_output_embeddings()`, or the module at the path `otherwise` where that gives none. Run on `inputs`, or one short random input.
+    The head is transformers' `get_output_embeddings()`. If that gives none, it is the module at the path
+    `otherwise`. The model runs on `inputs`, or on one short random input.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     head = model.get_submodule(otherwise) if head is None and otherwise else head
@@ -44,9 +47,9 @@ class NormUse:
     """What a norm of the stream measures in a pass.
 
     Attributes:
-        least: the least mean square that it measures where a block gives out what it does (for norms that subtract the mean,
-            variance).
-        again: the block uses it in another place too, as XMOD does before its adapters.
+        least: the smallest mean square that it measures where its output is the output of a block (the
+            variance, for norms that subtract the mean).
+        again: whether the block also uses it in another place, as XMOD does before its adapters.
     """
 
     least: float
@@ -59,10 +62,13 @@ def stream_norms(
     """The norms whose output is the output of a block (post-norm, as in BERT).
 
     Args:
-        norms: paths of the norms to look at.
+        model: the network.
+        norms: the paths of the norms to check.
+        block_prefixes: the paths of the lists of blocks.
+        inputs: keyword arguments of forward. One short random input by default.
 
     Raises:
-        MeristemError: for models whose inputs cannot be guessed.
+        MeristemError: if the inputs of the model cannot be guessed.
     """
     blocks = [block for prefix in block_prefixes for block in model.get_submodule(prefix).children()]
     watched = {model.get_submodule(path): path for path in norms}
@@ -94,10 +100,12 @@ def blocks_pass_through(
     inputs: Inputs = None,
     prepared: Callable[[Tensor], Tensor] = lambda stream: stream,
 ) -> bool:
-    """Whether every block of `muted` gives out what it takes in, on what the blocks of `model` take in, `prepared`.
+    """Whether the output of every block of `muted` equals its input, on the inputs of the blocks of `model`
+    after `prepared`.
 
-    Run on `inputs`, or one short random input; True for models whose inputs cannot be guessed, which leaves the judgement to the
-    certificate, and False for blocks that cannot be watched. Blocks that change the shape are not judged, unless all do.
+    The model runs on `inputs`, or on one short random input. True if inputs cannot be guessed, which leaves
+    the decision to the certificate. False for blocks that cannot be watched. Blocks that change the shape are
+    not judged, unless all do.
     """
     names = [
         f"{prefix}.{name}" for prefix in block_prefixes for name, _ in model.get_submodule(prefix).named_children()
@@ -125,8 +133,9 @@ def blocks_pass_through(
 def _passes_through(
     block: nn.Module, args: tuple, kwargs: dict, usual: Any, prepared: Callable[[Tensor], Tensor]
 ) -> bool | None:
-    """Whether a block gives out what it takes in; None if it takes in no features, or gives `usual`ly out another shape; False if
-    it cannot run by itself."""
+    """Whether the output of a block equals its input. None if its input has no features, or if its `usual`
+    output has another shape. False if it cannot run separately.
+    """
     own = None if args else next((k for k in kwargs if k.startswith("hidden")), None)
     before: Any = args[0] if args else kwargs.get(own or "")
     if not isinstance(before, Tensor) or not before.is_floating_point():
@@ -148,13 +157,18 @@ def _passes_through(
 
 
 def run_watched(model: nn.Module, hooks: Callable[[], Iterable], inputs: Inputs = None) -> None:
-    """One pass in evaluation mode on `inputs` (one short random input by default); then the hooks are gone and the mode is as before.
+    """One pass in evaluation mode on `inputs` (one short random input by default). Afterwards the hooks are
+    removed and the mode is restored.
 
     Args:
-        hooks: registers them and returns their handles; called when the inputs are known, since guessing them runs the model.
+        model: the network.
+        hooks: a function that registers hooks and returns their handles. It is called when the inputs are
+            known, because guessing them runs the model.
+        inputs: keyword arguments of forward.
 
     Raises:
-        MeristemError: if there are no inputs and none can be guessed, or the network does not run on the given ones.
+        MeristemError: if there are no inputs and none can be guessed, or if the network does not run on the
+            given ones.
     """
     chosen = dict(inputs) if inputs is not None else example_inputs(model, batch_size=1, sequence_length=16)
     handles = list(hooks())

@@ -1,5 +1,6 @@
-"""Lists with a module for each unit of an axis of width, such as one norm for each head (StableLM's q_layernorm.norms.0) or one expert
-(Switch's experts.expert_0)."""
+"""Lists with a module for each unit of an axis of width, such as one norm for each head (StableLM's
+q_layernorm.norms.0) or one expert (Switch's experts.expert_0).
+"""
 
 from __future__ import annotations
 
@@ -13,10 +14,11 @@ FOLDED = re.compile(r"(?<=[._])\d+(?=\.|$)")
 
 
 def unit_lists(builds: Sequence[tuple[Mapping[str, int], Iterable[str]]]) -> dict[str, str]:
-    """{prefix of a list, with * for the numbers in it: the axis that it has a module for each unit of}.
+    """{prefix of a list, with * for the numbers in it: the axis for whose units it has modules}.
 
     Args:
-        builds: (axis sizes, names of the tensors) of the network at hand, and of the same with single axes moved.
+        builds: (axis sizes, names of the tensors) of the present network, and of the same with single axes
+            changed.
     """
     measured = [(sizes, _lengths(names)) for sizes, names in builds]
     found: dict[str, str] = {}
@@ -31,7 +33,9 @@ def unit_lists(builds: Sequence[tuple[Mapping[str, int], Iterable[str]]]) -> dic
 
 
 def units_of(name: str, lists: Mapping[str, str]) -> Iterator[tuple[str, int, int, int]]:
-    """(axis, unit, where its number begins in the name, where it ends) for every such list that a tensor belongs to."""
+    """(axis, unit, where its number begins in the name, where it ends) for every such list that a tensor
+    belongs to.
+    """
     for match in NUMBER.finditer(name):
         axis = lists.get(_folded(name[: match.start() - 1]))
         if axis is not None:

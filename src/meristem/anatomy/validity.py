@@ -1,4 +1,6 @@
-"""Whether transformers accepts a config of other sizes; it would say so when the network is saved, after all the work."""
+"""Whether transformers accepts a config of other sizes. It would otherwise complain only when the network is
+saved, after all the work.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from meristem.errors import MeristemError
 
 
 def check_config(config: Any, original: Any) -> None:
-    """Raises MeristemError, with transformers' own reason, if `config` fails the checks that its original passes."""
+    """Raises MeristemError, with the reason of transformers, if `config` fails the checks that its original
+    passes.
+    """
     reason = _objection(config)
     if reason is not None and _objection(original) is None:
         raise MeristemError(f"transformers does not accept this {config.model_type}: {reason}{_nearest(config)}")
@@ -28,7 +32,7 @@ def _objection(config: Any) -> str | None:
 
 
 def _nearest(config: Any) -> str:
-    """Widths close by that its heads share out evenly."""
+    """Nearby widths that its heads divide evenly."""
     hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
     if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1 or hidden % heads == 0:
         return ""

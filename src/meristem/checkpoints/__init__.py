@@ -1,4 +1,4 @@
-"""Model directories: opened without trust, written whole or not at all."""
+"""Model directories: opened without trust in their contents, and written whole or not at all."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,6 @@
-"""The config and the model class of a source: transformers' own, one that Meristem makes, or, if the user trusts it, the source's."""
+"""The config and the model class of a source: those of transformers, one that Meristem makes or, if the user
+trusts it, the source's own.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,11 @@ from meristem.growth.grouped_norms import is_grouped, known_class, own_code
 
 
 def architecture_of(source: Source, trust_remote_code: bool = False) -> tuple[type, Any]:
-    """(model class, config).
+    """(model class, config) of a source.
+
+    Args:
+        source: the result of `find_source`.
+        trust_remote_code: whether the checkpoint's own code may run.
 
     Raises:
         MeristemError: as `read_config`, and if transformers does not know the config or the class.
@@ -64,7 +70,9 @@ def _model_class(config: Any, source: Source, trust_remote_code: bool) -> type:
 
 
 def _class_of_its_own(reference: str, auto_class: str, source: Source) -> type:
-    """A class of a checkpoint's own code; its code is written wherever the model is, as stock transformers does."""
+    """A class in the checkpoint's own code. Its code is written next to the model, as stock transformers
+    does.
+    """
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     try:

@@ -1,8 +1,10 @@
-"""`meristem average`: checkpoints of one run averaged, tensor by tensor, in place of a decay of the learning rate.
+"""`meristem average`: the weighted mean of checkpoints of one run, tensor by tensor, instead of a decay of
+the learning rate.
 
-A weighted mean of checkpoints that a constant rate has left is what a decaying rate would have made of the same gradients (WSM: Tian et
-al., arXiv:2507.17634; PMA: Li et al., arXiv:2505.12082): the steps before the oldest count whole, those behind it fall with what the
-younger checkpoints weigh together. So a shape of decay is a set of weights: equal ones are a linear decay over k - 1 intervals.
+A weighted mean of checkpoints at a constant rate equals the result of a decaying rate on the same gradients
+(WSM: Tian et al., arXiv:2507.17634; PMA: Li et al., arXiv:2505.12082). Steps before the oldest checkpoint
+have full weight. A later step has the total weight of the checkpoints after it. So every shape of decay is a
+set of weights. Equal weights are a linear decay over k - 1 intervals.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ from meristem.growth.differences import differences_of_configs, shown
 
 
 def averaged(models: Sequence[nn.Module], parts: Sequence[float]) -> nn.Module:
-    """The weighted mean of streamed networks, streamed itself: each tensor is summed in float32 (float64 of float64) when it is asked for,
-    and has the dtype of the last network's.
+    """The weighted mean of streamed networks, which is streamed too.
+
+    Each tensor is summed in float32 (float64 tensors in float64) when it is read. It has the dtype that it
+    has in the last network.
 
     Raises:
-        MeristemError: if they are not of one class, config and shapes, naming what differs.
+        MeristemError: if the networks differ in class, config or shapes. The message names what differs.
     """
     first = models[-1]
     sources = [weights_of(model) for model in models]
@@ -77,20 +81,30 @@ def average(
     tell: Callable[[Sequence[str], Sequence[Source]], object] | None = None,
     **options: Any,
 ) -> list[float]:
-    """Write the weighted mean of model directories, the oldest first, to `out`; what is no weight is the last one's.
+    """Write the weighted mean of model directories to `out`. Everything except the weights is copied from the
+    last source.
+
+    Weights in the mean are a decay of the learning rate (WSM, arXiv:2507.17634; PMA, arXiv:2505.12082).
 
     Args:
-        weights: as in `shares`.
-        allow_differences: average models whose configs say that they compute differently, all as the last does, or whose tokenizers read
-            other tokens by the same ids.
-        tell: called with what the last one holds that was left behind, and with what the sources are, the last one first.
-        options: further ones of `write_model`.
+        sources: at least two directories, hub names or results of `find_source`, with the oldest first.
+        out: the directory to write.
+        weights: "mean" (a linear decay), "1-sqrt" or "cosine" for the decay that they stand for, or one
+            number for each source.
+        overwrite: replace `out`, if `meristem` or `save_pretrained` wrote everything in it.
+        trust_remote_code: run code that comes with the checkpoints.
+        allow_differences: average models although their configs say that they compute differently, or their
+            tokenizers give the same ids to different tokens. The result computes as the last one does.
+        tell: a function that is called with what the last source holds that was left behind, and with the
+            sources, the last one first.
+        options: further options of `write_model`.
 
     Returns:
-        What each counts.
+        The weight of each source. They sum to 1.
 
     Raises:
-        MeristemError: for fewer than two, checkpoints that are not of one network, or as `write_model`.
+        MeristemError: if there are fewer than two sources, if they are not checkpoints of one network, if
+            `weights` do not fit, or as `write_model`.
     """
     from meristem.checkpoints.source import find_source
     from meristem.checkpoints.vocabularies import check_same_tokens
@@ -116,7 +130,9 @@ def average(
 
 
 def _check_configs(models: Sequence[nn.Module], found: Sequence[Source]) -> None:
-    """Raises MeristemError, naming the entries, if a network computes otherwise than the last."""
+    """Raises MeristemError if a network computes differently from the last one. The message names the
+    entries.
+    """
     for model, source in zip(models[:-1], found, strict=False):
         different = differences_of_configs(model.config, models[-1].config)
         if different:

@@ -1,4 +1,4 @@
-"""The model card: lineage in the hub's front matter, the recipe of the growth in words."""
+"""The model card: the lineage in the front matter for the hub, and the recipe of the growth in words."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ URL = "https://pypi.org/project/meristem-nn/"
 
 
 def model_card(record: dict[str, Any], sources: Iterable[Path] = ()) -> str:
-    """README.md of a grown model.
+    """The README.md of a grown model.
 
     Args:
-        record: what `meristem.json` says.
-        sources: the directories of the models that it was made from; licence, language and citation are inherited from their cards.
+        record: the content of `meristem.json`.
+        sources: the directories of the models that it was made from. Licence, language and citation are
+            inherited from their cards.
     """
     methods = record.get("methods", [])
     named = record.get("sources", [record.get("source", {})])
@@ -62,7 +63,9 @@ def model_card(record: dict[str, Any], sources: Iterable[Path] = ()) -> str:
 
 
 def _front_matter(on_hub: Sequence[str], parents: int, inherited: Lineage) -> str:
-    """YAML that the hub reads. Directories have no name there, so the base of such a source is what its own card names."""
+    """YAML for the hub. Directories have no name there, so the base of such a source is what its own card
+    names.
+    """
     import yaml
 
     base = list(on_hub) or list(inherited.ancestors)
@@ -78,7 +81,7 @@ def _front_matter(on_hub: Sequence[str], parents: int, inherited: Lineage) -> st
 
 
 def _licence(inherited: Lineage) -> str:
-    """A row of the table: the sources' licences hold for what is made of them."""
+    """A row of the table. The licences of the sources hold for what is made from them."""
     kinds = inherited.metadata.get("license")
     if not kinds:
         return ""

@@ -15,16 +15,17 @@ RECORD = "meristem.json"
 
 
 def load_certificate(source: str | Path) -> Certificate | None:
-    """What was measured when a model was grown or fused, from its `meristem.json`; nothing else of the model is read.
+    """Read the certificate of a grown or fused model from its `meristem.json`. Nothing else of the model is
+    read.
 
     Args:
         source: a directory, or a hub name (owner/name, or owner/name@revision).
 
     Returns:
-        The certificate; None if the record says that nothing was measured.
+        The certificate, or None if the record says that nothing was measured.
 
     Raises:
-        MeristemError: if there is no record, or it is none of Meristem's.
+        MeristemError: if there is no record, or if Meristem did not write it.
     """
     file = _record_of(str(source))
     try:
@@ -43,7 +44,7 @@ def _certificate(proof: dict[str, Any]) -> Certificate:
 
 
 def _record_of(source: str) -> Path:
-    """The record's file, fetched from the hub where it is not in a directory."""
+    """The file of the record. It is fetched from the hub if it is not in a directory."""
     if Path(source).exists():
         return Path(source) / RECORD
     name, revision = hub_name(source)

@@ -1,8 +1,9 @@
-"""What a model directory holds besides its weights: tokenizers, processors, templates, licences. It travels along, by rule.
+"""What a model directory holds besides its weights: tokenizers, processors, templates, licences. They are
+copied to the result.
 
-Left behind, and said so, are weights in other formats or for other networks (those in subdirectories), code unless it is trusted,
-what belongs to a run, and what is no file of the model: pipes, and links that lead out of it (`leads_out`). Hidden files (`.git`,
-`.cache`) are no part of the model.
+Some files are left behind, and the program says so: weights in other formats or for other networks (those in
+subdirectories), code unless it is trusted, what belongs to a run, pipes, and links that lead out of the
+directory (`leads_out`). Hidden files (`.git`, `.cache`) do not belong to the model.
 """
 
 from __future__ import annotations
@@ -36,18 +37,19 @@ WRITTEN = ("config.json", "generation_config.json", "meristem.json", "README.md"
 
 @dataclass(frozen=True)
 class Companions:
-    """Paths in the source, relative to it: what is copied, and what is not."""
+    """Paths relative to the source: those that are copied, and those that are not."""
 
     copied: tuple[str, ...]
     left: tuple[str, ...]
 
 
 def companions(source: Path, trust_remote_code: bool = False, out: Path | None = None) -> Companions:
-    """What travels along from a model directory.
+    """The files of a model directory that are copied to the result.
 
     Args:
-        trust_remote_code: whether code travels, too.
-        out: a directory being written, which may lie in the source and is no part of it.
+        source: the model directory.
+        trust_remote_code: whether code is copied too.
+        out: a directory that is being written. It may be inside the source, and does not belong to it.
 
     Raises:
         MeristemError: if the source cannot be listed.
@@ -85,7 +87,7 @@ def companions(source: Path, trust_remote_code: bool = False, out: Path | None =
 
 
 def copy_companions(source: Path, out: Path, names: Sequence[str]) -> None:
-    """Copy these files, unless `out` has its own. Raises OSError."""
+    """Copy these files, except those that `out` already has. Raises OSError."""
     for name in names:
         if not (out / name).exists():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +95,9 @@ def copy_companions(source: Path, out: Path, names: Sequence[str]) -> None:
 
 
 def differing(source: Path, other: Path) -> list[str]:
-    """Companions of `other`, by their paths in it, that `source` has not, or has with another content. Raises as `companions`."""
+    """Companions of `other`, as relative paths, that `source` does not have or has with other contents.
+    Raises what `companions` raises.
+    """
     try:
         return [
             name
@@ -105,10 +109,11 @@ def differing(source: Path, other: Path) -> list[str]:
 
 
 def leads_out(file: Path, source: Path) -> bool:
-    """Whether a file of a model directory is a link out of it: to a secret of the user's, say, that would be copied and published.
+    """Whether a file of a model directory is a link that leads out of it. Such a link could copy and publish
+    a private file of the user.
 
-    A directory may be one of links to another one, such as the hub's cache, whose snapshots are links to blobs: what lies where
-    its config.json really lies is the model's, too.
+    A directory may consist of links to another one. In the cache of the hub, snapshots are links to blobs. So
+    files next to the real location of its config.json belong to the model too.
     """
     real = Path(os.path.realpath(file))
     homes = [Path(os.path.realpath(source)), Path(os.path.realpath(source / "config.json")).parent]
@@ -116,7 +121,9 @@ def leads_out(file: Path, source: Path) -> bool:
 
 
 def _files(directory: Path, out: Path | None) -> Iterator[str]:
-    """Paths below it of all files; links to directories are not followed, hidden entries are left out."""
+    """The relative paths of all files below it. Links to directories are not followed, and hidden entries are
+    left out.
+    """
     for name in sorted(os.listdir(directory)):
         path = directory / name
         if name.startswith(".") or name == "__pycache__" or _is(path, out):

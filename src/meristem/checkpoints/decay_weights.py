@@ -1,4 +1,4 @@
-"""The weights of averaged checkpoints: each shape of a learning rate's decay is a set of them."""
+"""The weights of averaged checkpoints. Each shape of a decay of the learning rate is a set of them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ SHAPES: Mapping[str, Callable[[float], float]] = {  # what a step counts after t
 
 
 def shares(count: int, weights: str | Sequence[float] = "mean") -> list[float]:
-    """What each of so many checkpoints counts, the oldest first; together one.
+    """The weight of each of `count` checkpoints, the oldest first. They sum to 1.
 
     Args:
-        weights: "mean" (a linear decay), "1-sqrt" or "cosine": the decay that they stand for; or a number for each.
+        count: the number of checkpoints.
+        weights: "mean" (a linear decay), "1-sqrt" or "cosine" for the decay that they stand for, or one
+            number for each checkpoint.
 
     Raises:
-        MeristemError: for a shape that there is not, numbers that are not as many, negative, or all zero.
+        MeristemError: if there is no such shape, or if the numbers are not `count` numbers of at least zero,
+            not all of them zero.
     """
     if isinstance(weights, str):
         if weights not in SHAPES:

@@ -1,4 +1,6 @@
-"""Output directories: filled beside their place, exchanged with what stood there, and never at the cost of others' files."""
+"""Output directories. They are filled next to their final place and then exchanged with what is there. Files
+of others are never lost.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +31,23 @@ SAVE_PRETRAINED = (
 
 @contextlib.contextmanager
 def atomic_directory(out: Path, overwrite: bool = False, sources: Sequence[str | Path] = ()) -> Iterator[Path]:
-    """A directory to fill; it appears as `out` only when the block ends well.
+    """A context with a directory to fill. It appears as `out` only if the block ends without an error.
 
-    A kill at any moment leaves `out` as it was, or new and whole; hidden remains are cleared by the next run. One process at a
-    time writes to one place. What `out` replaces is removed last.
+    A kill at any moment leaves `out` as it was, or new and complete. The next run removes hidden remains.
+    Only one process at a time writes to one place. What `out` replaces is removed last.
 
     Args:
-        overwrite: replace `out`, if all that it holds was written by Meristem or `save_pretrained`.
-        sources: what is read meanwhile; `out` may neither be nor contain it, nor what its files link to.
+        out: the final place.
+        overwrite: replace `out`, if Meristem or `save_pretrained` wrote everything in it.
+        sources: what is read at the same time. `out` may neither be nor contain a source, or a file to which
+            its files link.
+
+    Yields:
+        The directory to fill.
 
     Raises:
-        MeristemError: if `out` may not be written (`check_place`), is being written by another process, or the disk refuses.
+        MeristemError: if `out` may not be written (`check_place`), if another process is writing it, or if
+            the disk refuses.
     """
     place = check_place(out, overwrite, sources)
     created = _missing_parents(place)
@@ -67,10 +75,11 @@ def atomic_directory(out: Path, overwrite: bool = False, sources: Sequence[str |
 
 
 def check_place(out: Path, overwrite: bool = False, sources: Sequence[str | Path] = ()) -> Path:
-    """Where `out` really is, links resolved, if a directory may be written there; arguments as of `atomic_directory`.
+    """The real path of `out`, with links resolved, if a directory may be written there. The arguments are
+    those of `atomic_directory`.
 
     Raises:
-        MeristemError: if `out` exists and may not be replaced, saying what is in the way.
+        MeristemError: if `out` exists and may not be replaced. The message says what prevents it.
     """
     try:
         place = out.resolve()
@@ -125,7 +134,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _foreign(directory: Path) -> Iterator[str]:
-    """What in it was not written by Meristem or `save_pretrained`, by its path in it."""
+    """The relative paths of the files in it that neither Meristem nor `save_pretrained` wrote."""
     names = sorted(os.listdir(directory))
     manifest = _manifest(directory / MANIFEST)
     known = {MANIFEST, *manifest} if manifest else set()
@@ -136,7 +145,7 @@ def _foreign(directory: Path) -> Iterator[str]:
 
 
 def _files(directory: Path, names: Iterable[str]) -> Iterator[str]:
-    """Paths below it of everything that is no directory; links to directories are not followed."""
+    """The paths below it of everything that is not a directory. Links to directories are not followed."""
     for name in names:
         path = directory / name
         if path.is_dir() and not path.is_symlink():
@@ -159,7 +168,7 @@ def _write_manifest(directory: Path) -> None:
 
 
 def _new_beside(place: Path) -> Path:
-    """An empty hidden directory next to `place`, which no other writer has."""
+    """An empty hidden directory next to `place` that no other writer has."""
     for name in (f".{place.name}.partial", f".{place.name}.partial-{secrets.token_hex(4)}"):
         with contextlib.suppress(FileExistsError):
             (place.parent / name).mkdir()
@@ -172,7 +181,9 @@ def _old(place: Path) -> Path:
 
 
 def _clear_remains(place: Path) -> None:
-    """What killed writers left: half-filled directories go; an old `place` that was moved aside comes back if no new one came."""
+    """Clean up after killed writers: remove half-filled directories, and restore an old `place` that was
+    moved aside if no new one replaced it.
+    """
     remains = re.compile(re.escape(f".{place.name}.partial") + r"(-[0-9a-f]{8})?")
     for name in os.listdir(place.parent):
         if remains.fullmatch(name):
@@ -186,7 +197,7 @@ def _clear_remains(place: Path) -> None:
 
 
 def _put(partial: Path, place: Path) -> None:
-    """`partial` becomes `place`; what stood there, if anything, is removed afterwards."""
+    """Move `partial` to `place`. What was there is removed afterwards."""
     if not place.exists():
         os.rename(partial, place)
     elif not exchange(partial, place):
@@ -203,5 +214,5 @@ def _put(partial: Path, place: Path) -> None:
 
 
 def _missing_parents(place: Path) -> list[Path]:
-    """The directories above `place` that are not there, innermost first."""
+    """The directories above `place` that do not exist, innermost first."""
     return [parent for parent in place.parents if not parent.exists()]

@@ -1,8 +1,10 @@
-"""Directories of torch.distributed.checkpoint: grown like any other, and loaded again by any number of processes.
+"""Directories of torch.distributed.checkpoint. They grow like any other checkpoint, and any number of
+processes can load the result.
 
-Such a directory names every tensor by a path: ("model", NAME), ("optim", "state", NAME, "exp_avg"). Weights and moments of
-the network's tensors grow, lists of parameter names follow, and whatever else is there (schedules, data positions, random
-states) is carried along as the bytes it is. Next to the shards there has to be the model's config.json.
+Such a directory names every tensor by a path: ("model", NAME), ("optim", "state", NAME, "exp_avg"). The
+weights and moments of the network's tensors grow, and lists of parameter names are adapted. Everything else
+(schedules, data positions, random states) is copied as bytes. The config.json of the model has to be next to
+the shards.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def is_distributed(source: Path) -> bool:
 
 
 class _OnDemand(DefaultSavePlanner):
-    """Plans with tensors that have no memory, and makes each when it is written."""
+    """Plans with tensors that have no memory, and makes each one when it is written."""
 
     def __init__(self, make: Callable[[str], Any]) -> None:
         super().__init__()
@@ -57,10 +59,11 @@ class _OnDemand(DefaultSavePlanner):
 
 @dataclass(frozen=True)
 class Networks:
-    """What a distributed checkpoint holds: its tensors, and every network among them by its path (`("model",)`, `("ema",)`).
+    """The contents of a distributed checkpoint: its tensors, and every network among them by its path
+    (`("model",)`, `("ema",)`).
 
     Attributes:
-        dropped: keys of tensors that the network has no place for and that the user leaves out.
+        dropped: keys of tensors that the network does not have and that the user leaves out.
     """
 
     reader: DistributedTensors
@@ -71,11 +74,13 @@ class Networks:
 def open_distributed(
     source: str | Source, trust_remote_code: bool = False, drop: Sequence[str] = ()
 ) -> tuple[nn.Module, Networks]:
-    """The network of a distributed checkpoint, streamed, and all that the checkpoint holds; arguments as of `open_model`.
+    """The network of a distributed checkpoint, streamed, and all contents of the checkpoint. The arguments
+    are those of `open_model`.
 
     Raises:
-        MeristemError: without a config.json beside the shards, for an index that is none, where tensors are missing or have no place,
-            or if there are several networks and none is called "model".
+        MeristemError: if there is no config.json next to the shards, if the index is not valid, if tensors
+            are missing or do not belong to the network, or if there are several networks and none is called
+            "model".
     """
     found = find_source(source, trust_remote_code)
     model_class, config = architecture_of(found, trust_remote_code)
@@ -94,7 +99,9 @@ def open_distributed(
 
 
 def _network_paths(skeleton: nn.Module, reader: DistributedTensors, source: Source) -> list[Keys]:
-    """Where the network's tensors lie, by name: that of the model first, then those of others like it (moving averages)."""
+    """The paths of the networks, by name: that of the model first, then those of others like it (moving
+    averages).
+    """
     names = skeleton.state_dict().keys()
     paths = list(dict.fromkeys(p[:-1] for k, p in reader.paths.items() if p[-1] in names and not reader.is_bytes(k)))
     own = [path for path in paths if not path or path[-1] in ("model", "module", "state_dict")]
@@ -107,7 +114,7 @@ def _network_paths(skeleton: nn.Module, reader: DistributedTensors, source: Sour
 
 
 def _without_a_place(skeleton: nn.Module, reader: DistributedTensors, network: Keys) -> dict[str, str]:
-    """{name: key} of tensors beside the network's own that it does not have."""
+    """{name: key} of tensors next to those of the network that it does not have."""
     names = skeleton.state_dict().keys()
     beside = {p[-1]: k for k, p in reader.paths.items() if p[:-1] == network and not reader.is_bytes(k)}
     return {name: key for name, key in beside.items() if name not in names}
@@ -127,14 +134,25 @@ def write_distributed(
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> tuple[str, ...]:
-    """The grown checkpoint as a directory of the same kind, under the same paths; tensors are made one at a time. What is no weight
-    travels along, as with `write_model`.
+    """Write the grown checkpoint as a directory of the same kind, with the same paths. Tensors are made one
+    at a time.
+
+    Everything except weights is copied, as by `write_model`.
+
+    Args:
+        growth: the growth.
+        networks: the contents of the source, from `open_distributed`.
+        out: the directory to write.
+        record: a function that returns the content of `meristem.json`.
+        overwrite: replace `out`, if Meristem or `save_pretrained` wrote everything in it.
+        trust_remote_code: copy code too.
 
     Returns:
         What the source holds that was left behind.
 
     Raises:
-        MeristemError: if `out` exists, for optimizer state whose growth is not known, or if the disk is full.
+        MeristemError: if `out` exists, if it is not known how the state of the optimizer grows, or if the
+            disk is full.
     """
     source = Path(networks.reader.path)
     read_family(networks.reader, growth.plans[0].source.tensors)
@@ -149,19 +167,19 @@ def write_distributed(
 
 
 def read_family(reader: DistributedTensors, names: Iterable[str]) -> Family:
-    """The optimizer whose state of the tensors of these names a distributed checkpoint holds.
+    """The optimizer whose state a distributed checkpoint holds for the tensors of these names.
 
     Raises:
-        MeristemError: for one whose growth is not known.
+        MeristemError: if it is not known how its state grows.
     """
     return stored_family(_optimizer_state(reader, set(names)))
 
 
 def save_content(growth: Growth, networks: Networks, directory: Path) -> None:
-    """Write what the grown checkpoint holds, tensor by tensor.
+    """Write the contents of the grown checkpoint, tensor by tensor.
 
     Raises:
-        MeristemError: for optimizer state whose growth is not known, or if the disk is full.
+        MeristemError: if it is not known how the state of the optimizer grows, or if the disk is full.
     """
     content, makers = _grown_content(growth, networks)
     writer = FileSystemWriter(directory, single_file_per_rank=False)  # a file stays in memory until it ends
@@ -241,7 +259,9 @@ def _grown_content(growth: Growth, networks: Networks) -> tuple[dict[Keys, Any],
 
 
 def _heirs(growth: Growth, names: Iterable[str], own: bool = False) -> dict[str, list[str]]:
-    """{tensor of the smallest network: the given ones of the largest that come from it}; own: under the name that counts."""
+    """{tensor of the smallest network: the given tensors of the largest that come from it}. With `own`, under
+    the name that tied tensors share.
+    """
     heirs: dict[str, list[str]] = {}
     for name in names:
         origin = name
@@ -269,7 +289,7 @@ def _optimizer_state(reader: DistributedTensors, names: set[str]) -> dict[str, W
 
 
 def _renamed(value: io.BytesIO, path: Keys, heirs: Mapping[str, list[str]]) -> io.BytesIO:
-    """A parameter group's list of names, with those of the large network; other bytes as they are."""
+    """The list of names of a parameter group, with those of the large network. Other bytes do not change."""
     if path[-1] != "params":
         return value
     try:

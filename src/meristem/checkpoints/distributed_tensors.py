@@ -1,6 +1,7 @@
 """The tensors of a torch.distributed.checkpoint directory, read one at a time.
 
-The format's own index is a pickle. It is read by an unpickler that knows the classes of such an index and nothing else.
+The index of the format is a pickle. An unpickler reads it that knows the classes of such an index and nothing
+else.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class DistributedTensors(FileSystemReader):
-    """Reads one entry at a time; the index is read once, and without running anything."""
+    """Reads one entry at a time. The index is read once, and nothing in it is run."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -97,7 +98,7 @@ class DistributedTensors(FileSystemReader):
 
 
 class _RawBytes(DefaultLoadPlanner):
-    """Leaves what is no tensor as the bytes it is."""
+    """Leaves everything that is not a tensor as bytes."""
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)

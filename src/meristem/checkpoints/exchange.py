@@ -1,4 +1,6 @@
-"""What the operating system gives for replacing a directory: a lock, an exchange in one step, and writes that are on the disk."""
+"""What the operating system offers for replacing a directory: a lock, an exchange in one step, and writes
+that reach the disk.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,14 @@ WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 
 @contextlib.contextmanager
 def locked(place: Path) -> Iterator[None]:
-    """One writer to `place` at a time. The lock ends with its process; its file goes when it is released.
+    """A context in which no other process writes to `place`. The lock ends with its process, and its file is
+    removed when it is released.
 
-    On a file system without locks nothing is locked: the names of unfinished directories alone keep writers apart.
+    On a file system without locks nothing is locked. Only the names of unfinished directories then keep
+    writers apart.
 
     Raises:
-        MeristemError: if another process holds it.
+        MeristemError: if another process holds the lock.
     """
     path = place.parent / f".{place.name}.lock"
     handle = _lock(path)
@@ -39,7 +43,7 @@ def locked(place: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> int | None:
-    """The open lock file; None if its last holder removed it after it had been opened here."""
+    """The open lock file, or None if its last holder removed it after it was opened here."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -63,7 +67,7 @@ def _lock(path: Path) -> int | None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap two directories in one step. Returns whether the system and its file system can."""
+    """Exchange two directories in one step. Returns whether the system and its file system can do that."""
     libc = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(one), os.fsencode(other)
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
@@ -89,7 +93,7 @@ def sync(directory: Path) -> None:
 
 
 def sync_entry(directory: Path) -> None:
-    """What is in a directory, by name; some file systems cannot, and need not."""
+    """Write the names in a directory to the disk. Some file systems cannot do that and do not need it."""
     with contextlib.suppress(OSError):
         handle = os.open(directory, os.O_RDONLY)
         try:

@@ -1,6 +1,8 @@
-"""The header of a safetensors file, read and checked without mapping the file, which may be larger than memory.
+"""The header of a safetensors file, read and checked without mapping the file, which may be larger than
+memory.
 
-The format: eight bytes (little-endian) with the length of the header, the header as JSON, then the tensors' bytes without gaps.
+The format is: eight bytes (little-endian) with the length of the header, the header as JSON, then the bytes
+of the tensors without gaps.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor in a file: where its bytes begin, its shape and its dtype."""
+    """One tensor in a file: the position of its bytes, its shape and its dtype."""
 
     file: Path
     start: int
@@ -48,7 +50,8 @@ def read_header(file: Path) -> dict[str, Entry]:
     """{name: entry} of all tensors in the file.
 
     Raises:
-        MeristemError: if the file is not there, cannot be read, is no whole safetensors file, or holds types that are not known.
+        MeristemError: if the file does not exist, cannot be read or is not a complete safetensors file, or if
+            it holds unknown dtypes.
     """
     if not file.is_file():
         raise MeristemError(f"{file.parent}: the index names {file.name}, which does not exist")

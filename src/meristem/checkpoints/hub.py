@@ -1,4 +1,6 @@
-"""Uploading a model directory to the Hugging Face hub, with the token from the standard place (`hf auth login` or HF_TOKEN)."""
+"""Upload a model directory to the Hugging Face hub, with the token from the standard place (`hf auth login`
+or HF_TOKEN).
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,11 @@ from meristem.errors import MeristemError, first_line
 
 
 def check_access(repository: str) -> None:
-    """Whether an upload to this repository can work, as far as that is known before.
+    """Check whether an upload to this repository can work, as far as that is known in advance.
 
     Raises:
-        MeristemError: for a name that no repository can have, without a token, or where the hub refuses it.
+        MeristemError: if no repository can have this name, if there is no token, or if the hub refuses the
+            token.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -31,17 +34,21 @@ def check_access(repository: str) -> None:
 
 
 def push_to_hub(directory: str | Path, repository: str, revision: str | None = None) -> str:
-    """Upload a model directory that Meristem has written; the repository and the branch are made if they do not exist.
+    """Upload a model directory that Meristem wrote. The repository and the branch are made if they do not
+    exist.
+
+    The token comes from the standard place (`hf auth login`, or the environment variable HF_TOKEN).
 
     Args:
+        directory: the model directory.
         repository: owner/name.
-        revision: the branch; main by default.
+        revision: the branch. `main` by default.
 
     Returns:
-        The commit's address.
+        The address of the commit.
 
     Raises:
-        MeristemError: if the directory holds no config.json, or the hub refuses.
+        MeristemError: if the directory holds no config.json, or if the hub refuses the upload.
     """
     from huggingface_hub import HfApi
 

@@ -1,5 +1,7 @@
-"""What a model card inherits from the cards of the models that it was made from: licence, language, tags, citation, their own
-base. Results of evaluations do not: they were measured of another network."""
+"""What a model card inherits from the cards of the models that it was made from: licence, language, tags,
+citation, and their own base. It does not inherit results of evaluations, because these were measured on
+another network.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,12 @@ CITATION = re.compile(r"^```[\w-]*[ \t]*\n(\s*@\w+\s*\{.*?)^```", re.S | re.M)
 
 @dataclass(frozen=True)
 class Lineage:
-    """From the cards of all sources.
+    """What the cards of all sources say.
 
     Attributes:
-        metadata: entries of the front matter; those in which the sources differ are lists.
+        metadata: entries of the front matter. Entries in which the sources differ are lists.
         citations: BibTeX entries, each once.
-        ancestors: hub names that the sources' own cards call their base.
+        ancestors: hub names that the sources' own cards name as their base.
     """
 
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -37,7 +39,9 @@ class Lineage:
 
 
 def lineage(sources: Iterable[Path]) -> Lineage:
-    """What the README.md of each of these directories says; a card that is missing or cannot be read says nothing."""
+    """What the README.md of each of these directories says. A card that is missing or cannot be read adds
+    nothing.
+    """
     found: dict[str, list[Any]] = {}
     citations: dict[str, None] = {}
     for source in dict.fromkeys(sources):
@@ -66,6 +70,6 @@ def _card(file: Path) -> tuple[dict[str, Any], str]:
 
 
 def _texts(value: Any) -> list[str]:
-    """One line of text, or several in a list; anything else says nothing."""
+    """One line of text, or a list of lines. Empty for anything else."""
     values = value if isinstance(value, list) else [value]
     return [text for text in values if isinstance(text, str) and text.strip() and "\n" not in text]

@@ -1,4 +1,6 @@
-"""What torch.distributed.checkpoint leaves behind on loading: how many of Adam's steps fresh entries have missed."""
+"""What loading with torch.distributed.checkpoint leaves out: how many of Adam's steps fresh entries have
+missed.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,21 @@ from meristem.growth.dtensors import as_part
 
 
 def load_missed_steps(optimizer: Optimizer, model: nn.Module, directory: str | Path) -> None:
-    """Give an optimizer what a grown checkpoint says about entries that were never trained, after its state has been loaded.
+    """Load into an optimizer how many steps the entries have missed that a growth added. Call it after its
+    state is loaded.
 
-    `dcp.load` fills the entries that an optimizer has already, and no Adam knows missed steps. Without them the first step
-    of fresh entries is (1 - beta1) / sqrt(1 - beta2) learning rates long, 3.2 with the usual betas, instead of one. To be
-    called by all processes alike; where the checkpoint names none, nothing changes.
+    `dcp.load` fills only the entries that an optimizer already has, and Adam has none for missed steps.
+    Without them the first step of fresh entries is (1 - beta1) / sqrt(1 - beta2) learning rates long (3.2
+    with the usual betas) instead of one. All processes have to call it in the same way. If the checkpoint
+    holds no missed steps, nothing changes.
 
     Args:
-        optimizer: Adam or AdamW of the grown network, its state loaded.
+        optimizer: Adam or AdamW of the grown network, with its state loaded.
         model: the grown network, sharded or not.
-        directory: what `meristem grow` wrote, a directory of torch.distributed.checkpoint.
+        directory: a directory of torch.distributed.checkpoint that `meristem grow` wrote.
 
     Raises:
-        MeristemError: if the directory is none, or is another network's.
+        MeristemError: if it is not such a directory, or if it belongs to another network.
     """
     if not (Path(directory) / INDEX).is_file():
         raise MeristemError(f"{directory} is not a directory of torch.distributed.checkpoint: it has no {INDEX}")

@@ -1,7 +1,9 @@
-"""Checkpoints in object stores and on other file systems of fsspec: `s3://bucket/model`, `gs://...`, `hf://owner/name`.
+"""Checkpoints in object stores and on other file systems of fsspec: `s3://bucket/model`, `gs://...`,
+`hf://owner/name`.
 
-A source is fetched into the cache (`$MERISTEM_CACHE`, or `meristem` in the user's cache), file by file, and again only where it has changed.
-A result is written and proved on this disk and then uploaded; `config.json` comes last, so that nobody opens half a model.
+A source is fetched into the cache (`$MERISTEM_CACHE`, or `meristem` in the user's cache), file by file. A
+file is fetched again only if it has changed. A result is written and proved on the local disk and then
+uploaded. `config.json` comes last, so that nobody opens an incomplete model.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ CONFIG = "config.json"
 
 
 def is_address(place: str | Path) -> bool:
-    """Whether this names a place in an object store: `protocol://...`."""
+    """Whether this is an address in an object store: `protocol://...`."""
     return "://" in str(place)
 
 
@@ -30,11 +32,14 @@ def fetch(address: str, unwanted: tuple[str, ...], judge: Callable[[Path], objec
     """A local directory with the files of a model directory at `address`.
 
     Args:
-        unwanted: patterns of files that are left where they are.
-        judge: called with the directory when it holds `config.json` alone; what it raises ends the fetching.
+        address: the address.
+        unwanted: patterns of files that are not fetched.
+        judge: a function that is called with the directory when it holds only `config.json`. An error that it
+            raises ends the fetch.
 
     Raises:
-        MeristemError: if the protocol is not known, there is no model, a file's name leads out of the directory, or the store refuses.
+        MeristemError: if the protocol is not known, if there is no model, if the name of a file leads out of
+            the directory, or if the store refuses.
     """
     system, root = _open(address)
     folder = cache_folder().with_name("checkpoints") / hashlib.sha256(address.encode()).hexdigest()[:16]
@@ -65,10 +70,11 @@ def fetch(address: str, unwanted: tuple[str, ...], judge: Callable[[Path], objec
 
 
 def check_free(address: str) -> None:
-    """Whether a result may be uploaded to this address, as far as that is known before.
+    """Check whether a result may be uploaded to this address, as far as that is known in advance.
 
     Raises:
-        MeristemError: if there is something already, which an object store cannot replace in one step, or the store refuses.
+        MeristemError: if something is there already, which an object store cannot replace in one step, or if
+            the store refuses.
     """
     system, root = _open(address)
     with _told(address, "cannot be read"):
@@ -81,10 +87,10 @@ def check_free(address: str) -> None:
 
 
 def upload(directory: Path, address: str) -> None:
-    """Put all files of a directory to an address, `config.json` last.
+    """Upload all files of a directory to an address, `config.json` last.
 
     Raises:
-        MeristemError: if the store refuses; what was uploaded is removed again as far as that is possible.
+        MeristemError: if the store refuses. What was uploaded is then removed as far as possible.
     """
     system, root = _open(address)
     files = sorted(path for path in directory.rglob("*") if path.is_file() and not path.name.startswith("."))
@@ -106,7 +112,7 @@ def upload(directory: Path, address: str) -> None:
 
 
 def _open(address: str) -> tuple[Any, str]:
-    """The file system, and the place in it."""
+    """The file system, and the path in it."""
     import fsspec
     from fsspec.core import url_to_fs
 
@@ -124,7 +130,7 @@ def _open(address: str) -> tuple[Any, str]:
 
 
 def _listed(system: Any, root: str, address: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(path relative to the root, what the store says of it) of all files below it."""
+    """(path relative to the root, what the store says about it) of all files below it."""
     base = root.rstrip("/") + "/"
     try:
         found = system.find(root, detail=True)
@@ -138,7 +144,7 @@ def _listed(system: Any, root: str, address: str) -> Iterator[tuple[str, dict[st
 
 
 def _versions(system: Any, root: str, address: str, unwanted: tuple[str, ...]) -> dict[str, list[Any]]:
-    """{file: [size, what tells its version apart]}, by one listing of the store as it is now."""
+    """{file: [size, what identifies its version]}, from one listing of the store."""
     system.invalidate_cache()
     return {
         name: [info.get("size"), hashlib.sha256(str(sorted(info.items())).encode()).hexdigest()]
@@ -161,7 +167,7 @@ def _fetch_file(system: Any, place: str, target: Path, size: int | None) -> None
 
 
 def _states(folder: Path) -> dict[str, list[Any]]:
-    """{file: [size, what tells its version apart]} of what was fetched before."""
+    """{file: [size, what identifies its version]} of what was fetched before."""
     try:
         return json.loads(folder.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -175,7 +181,7 @@ def _write_states(folder: Path, states: dict[str, list[Any]]) -> None:
 
 
 def _locked(folder: Path) -> Any:
-    """One process fetches at a time; others wait for it."""
+    """Only one process fetches at a time. Others wait for it."""
     from filelock import FileLock
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -184,7 +190,7 @@ def _locked(folder: Path) -> Any:
 
 @contextlib.contextmanager
 def _told(address: str, what: str) -> Iterator[None]:
-    """Errors of the store, whose kinds are legion, as one sentence."""
+    """Turn any error of the store into one sentence."""
     try:
         yield
     except MeristemError:

@@ -1,4 +1,4 @@
-"""Opening a model into memory, from a directory or a hub name."""
+"""Open a model into memory, from a directory or a hub name."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from meristem.checkpoints.source import Source, find_source
 
 
 def open_model(source: str | Source, trust_remote_code: bool = False, drop: Sequence[str] = ()) -> Any:
-    """The model with its own weights in the dtypes that they are stored in, in evaluation mode.
+    """Open a model with its own weights, in the dtypes in which they are stored, in evaluation mode.
 
     Args:
-        source: a directory, a hub name, or what `find_source` made of either.
-        trust_remote_code: run code that the checkpoint brings along. Without it nothing of the checkpoint is ever run.
-        drop: names of tensors in the files, `*` standing for anything, that may be left out.
+        source: a directory, a hub name, or what `find_source` made from either.
+        trust_remote_code: run code that comes with the checkpoint. Without it, nothing from the checkpoint is
+            run.
+        drop: names of tensors in the files that may be left out. `*` matches anything.
 
     Raises:
-        MeristemError: for anything that is not a whole model: no config, no safetensors, a truncated file, weights that
-            the architecture misses, that have other shapes, or that it has no place for.
+        MeristemError: if it is not a complete model: no config, no safetensors files, a truncated file, or
+            weights that are missing, have other shapes or do not belong to the architecture.
     """
     model, weights = read_lazily(source, trust_remote_code, drop)
     made: dict[int, nn.Parameter] = {}
@@ -40,7 +41,7 @@ def open_model(source: str | Source, trust_remote_code: bool = False, drop: Sequ
 
 
 def local_directory(source: str) -> Path:
-    """The directory itself, or the hub's cache (filled if need be) for a hub name.
+    """The directory itself, or for a hub name the directory in the hub's cache, which is filled if necessary.
 
     Raises:
         MeristemError: as `find_source`.

@@ -1,4 +1,6 @@
-"""Opening a model directory without reading its weights: a network that takes them from disk, block by block, as it runs."""
+"""Open a model directory without reading its weights: the network reads them from disk, block by block, while
+it runs.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,16 @@ SIZES = DEPTHS | {field for fields in FIELDS.values() for field in fields}
 
 
 def open_streamed(source: str | Source, trust_remote_code: bool = False, drop: Sequence[str] = ()) -> Any:
-    """The same model as `open_model` gives, with its weights left on disk (see `anatomy.streamed`).
+    """Open the same model as `open_model`, with its weights left on disk (see `anatomy.streamed`).
 
-    Opening costs the headers of the files; running it takes the memory of one block and of what stands outside of blocks.
+    Opening reads the headers of the files only. A run needs the memory of one block and of the tensors
+    outside blocks.
+
+    Args:
+        source: a directory, a hub name, or what `find_source` made from either.
+        trust_remote_code: run code that comes with the checkpoint. Without it, nothing from the checkpoint is
+            run.
+        drop: names of tensors in the files that may be left out. `*` matches anything.
 
     Raises:
         MeristemError: as `open_model`.
@@ -43,7 +52,9 @@ def open_streamed(source: str | Source, trust_remote_code: bool = False, drop: S
 def read_lazily(
     source: str | Source, trust_remote_code: bool = False, drop: Sequence[str] = ()
 ) -> tuple[nn.Module, Weights]:
-    """The architecture, its parameters on the meta device, and what reads each of its tensors; arguments as of `open_model`."""
+    """The architecture with its parameters on the meta device, and what reads each of its tensors. The
+    arguments are those of `open_model`.
+    """
     found = find_source(source, trust_remote_code)
     model_class, config = architecture_of(found, trust_remote_code)
     stored = StoredTensors(found.path)
@@ -59,7 +70,8 @@ def read_weights(model: nn.Module, stored: StoredTensors, source: Source, drop: 
     """What reads every tensor of an architecture from files, by the rules of transformers.
 
     Raises:
-        MeristemError: for tensors that are missing, left over, of other shapes, or tied and stored with different values.
+        MeristemError: if tensors are missing, do not belong to the architecture or have other shapes, or if
+            tied tensors are stored with different values.
     """
     placeholders = {n: torch.empty(e.shape, dtype=e.dtype, device="meta") for n, e in stored.entries.items()}
     check_not_quantised(source, placeholders, model.state_dict())
@@ -79,7 +91,9 @@ def read_weights(model: nn.Module, stored: StoredTensors, source: Source, drop: 
 
 
 def without_weights(model_class: type, config: Any, source: Source) -> nn.Module:
-    """The architecture of a config, its parameters on the meta device. Raises MeristemError if it builds none."""
+    """The architecture of a config, with its parameters on the meta device. Raises MeristemError if the
+    config cannot be built.
+    """
     try:
         return skeleton(lambda: model_class(config))
     except Exception as error:
@@ -93,14 +107,19 @@ def weights_from(
     fetch: Callable[[str], torch.Tensor],
     span: Callable[[str], Span | None] = lambda _: None,
 ) -> Weights:
-    """Every tensor of the architecture: fetched, or its own where checkpoints leave it out.
+    """Every tensor of the architecture: fetched, or its own if checkpoints leave it out.
 
     Args:
-        found: {name: a stand-in with its shape and dtype} of what can be fetched; tied tensors under one name or several.
-        span: where what can be fetched lies in a file, if it lies there as it is.
+        source: the result of `find_source`.
+        model: the architecture.
+        found: {name: a stand-in with its shape and dtype} of the tensors that can be fetched. Tied tensors
+            have one name or several.
+        fetch: a function that returns the tensor of a name.
+        span: a function that returns the place of a tensor in a file, if it is stored unchanged, and None
+            otherwise.
 
     Raises:
-        MeristemError: if something is missing or has another shape.
+        MeristemError: if a tensor is missing or has another shape.
     """
     state = model.state_dict()
     homes = {name: name for name in found}
@@ -134,8 +153,9 @@ def weights_from(
 
 
 def _may_be_missing(model: nn.Module, name: str) -> bool:
-    """Whether checkpoints leave a tensor out, since the architecture makes it (Marian's sinusoids) or, as the number of batches
-    that a batch norm has seen, it is not read."""
+    """Whether checkpoints leave a tensor out, because the architecture computes it (Marian's sinusoids) or
+    because it is not read (the number of batches that a batch norm has seen).
+    """
     patterns = [*(getattr(model, "_keys_to_ignore_on_load_missing", None) or ()), r"\bnum_batches_tracked$"]
     return any(re.search(pattern, name) for pattern in patterns)
 
@@ -149,7 +169,7 @@ def _fresh(model: Any, name: str) -> torch.Tensor:
 
 
 def _check_ties(source: Source, model: nn.Module, found: Container[str], fetch: Callable[[str], torch.Tensor]) -> None:
-    """Tensors that are one in memory and stored twice have to be stored alike."""
+    """Check that tensors that are one in memory and stored twice are stored with equal values."""
     for names in names_of_parameters(model):
         stored = [name for name in names if name in found]
         for other in stored[1:]:
@@ -161,7 +181,7 @@ def _check_ties(source: Source, model: nn.Module, found: Container[str], fetch: 
 
 
 def _check_sizes(config: Any, stored: StoredTensors, source: Source) -> None:
-    """A config that asks for more layers than there are tensors, or for less than nothing, is not built at all."""
+    """Do not build a config that asks for more layers than there are tensors, or for negative sizes."""
     for part in (config, text_part(config)):
         for name, size in vars(part).items():
             if isinstance(size, int) and size < 0 and name in SIZES:
@@ -173,7 +193,9 @@ def _check_sizes(config: Any, stored: StoredTensors, source: Source) -> None:
 
 
 def _generation_config(path: Path) -> Any:
-    """From its own file, or as stock transformers has it, from the generation entries of config.json (BART)."""
+    """The generation config from its own file or, as stock transformers does, from the generation entries of
+    config.json (BART).
+    """
     from transformers import GenerationConfig
 
     own = (path / "generation_config.json").is_file()

@@ -1,4 +1,4 @@
-"""What lies where a model was looked for, and what to do about it: one sentence each."""
+"""What was found where a model was expected, and what to do about it, in one sentence each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ WEIGHTS_ELSEWHERE = (  # pattern, what it is, what to do
 
 
 def no_weights_here(path: Path) -> MeristemError:
-    """The error about a directory without `model.safetensors` or its shards. Raises OSError if it cannot be listed."""
+    """The error about a directory without `model.safetensors` or its shards. Raises OSError if it cannot be
+    listed.
+    """
     for pattern, what, remedy in WEIGHTS_ELSEWHERE:
         found = sorted(entry.name for entry in path.glob(pattern))
         if found:
@@ -39,7 +41,9 @@ def no_weights_here(path: Path) -> MeristemError:
 
 
 def no_model_here(path: Path) -> MeristemError:
-    """The error about a path that is no directory with a config.json. Raises OSError if it cannot be listed."""
+    """The error about a path that is not a directory with a config.json. Raises OSError if it cannot be
+    listed.
+    """
     if not path.is_dir():
         named = next((f" ({what}: {do})" for p, what, do in WEIGHTS_ELSEWHERE if path.match(p)), "")
         return MeristemError(f"{path} is a file{named}; a model is a directory with config.json and safetensors files")

@@ -1,7 +1,7 @@
-"""Networks of one's own: a function that builds them, and their weights in one safetensors file.
+"""Networks outside transformers: a function that builds them, and their weights in one safetensors file.
 
-Naming a function (`package.module:function`) runs its module, which is the user's own choice on the command line: nothing that
-comes with a checkpoint names one.
+Naming a function (`package.module:function`) runs its module. Users choose that themselves on the command
+line; checkpoints never name one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ WEIGHTS = "model.safetensors"
 
 
 def builder_named(name: str) -> Callable[..., nn.Module]:
-    """What `package.module:function` names; modules are looked for in the working directory first.
+    """The function that `package.module:function` names. Modules are looked for in the working directory
+    first.
 
     Raises:
-        MeristemError: if there is no such module or function, or the module cannot be run.
+        MeristemError: if there is no such module or function, or if the module cannot be run.
     """
     module, colon, function = name.partition(":")
     if not (module and colon and function):
@@ -52,7 +53,8 @@ def load_weights(net: nn.Module, file: Path) -> nn.Module:
     """The network with the weights of a safetensors file, in their dtype, in evaluation mode.
 
     Raises:
-        MeristemError: if the file cannot be read, or its tensors are not those of the network, naming the first that differs.
+        MeristemError: if the file cannot be read, or if its tensors are not those of the network. The message
+            names the first that differs.
     """
     from safetensors.torch import load_file
 
@@ -80,11 +82,15 @@ def load_weights(net: nn.Module, file: Path) -> nn.Module:
 
 
 def write_own(growth: Growth, out: Path, origin: Mapping[str, Any], weights: Path, overwrite: bool) -> None:
-    """A directory with `model.safetensors` and `meristem.json`: how the network was grown, how it is built now, and the proof.
+    """Write a directory with `model.safetensors` and `meristem.json`: how the network was grown, how it is
+    built now, and the proof.
 
     Args:
+        growth: the growth.
+        out: the directory to write.
         origin: how the source is built: "build", "sizes" and "depths".
-        weights: the file that the source was read from.
+        weights: the file from which the source was read.
+        overwrite: replace `out`, if Meristem or `save_pretrained` wrote everything in it.
     """
     from safetensors.torch import save_model
 

@@ -1,4 +1,6 @@
-"""`ms.provenance`: what of a model is old, copied or fresh, from the growth itself or from the `meristem.json` beside its weights."""
+"""`ms.provenance`: which entries of a model are old, copied or fresh, from the growth itself or from the
+`meristem.json` next to its weights.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,20 @@ RECORD = "meristem.json"
 
 
 def provenance(of: Growth | Fusion | nn.Module | str | Path) -> Provenance:
-    """Which entries of a model are old, copied or fresh, as the growth that made it has recorded.
+    """Tell which entries of a model are old, copied or fresh, as recorded by the growth that made it.
 
-        masks = ms.provenance("OUT").masks("model.layers.0.mlp.up_proj.weight")  # {"old": ..., "copied": ..., "fresh": ...}
+        masks = ms.provenance("OUT").masks("model.layers.0.mlp.up_proj.weight")
+        masks["old"], masks["copied"], masks["fresh"]
 
-    Of a model that was grown several times it tells what the last growth has added; `.before` tells the same of the growth before it, and
-    `.since_first` what all of them have added.
+    If a model was grown several times, it tells what the last growth added. `.before` tells the same about
+    the growth before it, and `.since_first` tells what all of them added.
 
     Args:
-        of: a growth or a fusion, the directory that one was written to, or a model that was loaded from such a directory.
+        of: a growth or a fusion, the directory to which one was written, or a model that was loaded from such
+            a directory.
 
     Raises:
-        MeristemError: if nothing there records it, or what is recorded belongs to another model.
+        MeristemError: if nothing is recorded there, or if the record belongs to another model.
     """
     if isinstance(of, Growth | Fusion):
         return of.provenance
@@ -47,7 +51,9 @@ def provenance(of: Growth | Fusion | nn.Module | str | Path) -> Provenance:
 
 
 def read_provenance(directory: Path) -> Provenance:
-    """What the record in a model directory says. Raises MeristemError if it says nothing, or cannot be read."""
+    """The provenance in the record of a model directory. Raises MeristemError if there is none, or if it
+    cannot be read.
+    """
     recorded = recorded_provenance(directory)
     if recorded is None:
         raise MeristemError(
@@ -60,7 +66,9 @@ def read_provenance(directory: Path) -> Provenance:
 
 
 def recorded_provenance(directory: Path) -> dict[str, Any] | None:
-    """The record's own part, as it is written; None where there is none. Raises MeristemError for a broken file."""
+    """That part of the record, as it is written, or None if there is none. Raises MeristemError for a broken
+    file.
+    """
     file = directory / RECORD
     if not file.is_file():
         return None
@@ -72,8 +80,9 @@ def recorded_provenance(directory: Path) -> dict[str, Any] | None:
 
 
 def provenance_before(directory: Path, model: nn.Module) -> Provenance | None:
-    """What is recorded of a network that is about to grow; None where nothing is, or what is there belongs to another one or cannot be
-    read, so that a growth does not fail for what it can do without."""
+    """The recorded provenance of a network that is about to grow. None if there is none, if it belongs to
+    another network or if it cannot be read, because a growth does not need it.
+    """
     try:
         recorded = recorded_provenance(directory)
         found = Provenance.of_dict(recorded) if recorded is not None else None
@@ -86,7 +95,9 @@ def provenance_before(directory: Path, model: nn.Module) -> Provenance | None:
 
 
 def shares(directory: Path) -> list[str]:
-    """A sentence about the share of entries of each kind for each growth that is recorded, the last one first."""
+    """One sentence for each recorded growth about the share of entries of each kind, the last growth
+    first.
+    """
     recorded, told = recorded_provenance(directory), []
     while isinstance(recorded, dict):
         counts = recorded.get("entries")

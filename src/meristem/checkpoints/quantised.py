@@ -1,4 +1,6 @@
-"""Quantised weights that no config tells of: their tensors show it. They have no units to grow, so they are named before anything else."""
+"""Quantised weights that no config declares: their tensors show it. They have no units to grow, so they are
+reported before anything else.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,13 @@ MADE_BY = {  # the end of a tensor's name: what writes such tensors
 
 
 def check_not_quantised(source: object, placeholders: Mapping[str, Tensor], own: Mapping[str, Any]) -> None:
-    """Raises MeristemError where a checkpoint's tensors are those of a quantised model, or whole numbers that the class has as floats.
+    """Raises MeristemError if the tensors of a checkpoint are those of a quantised model, or integers where
+    the class has floats.
 
     Args:
-        placeholders: {name: a stand-in with its dtype} of what is in the files.
-        own: the same of the class.
+        source: the source, for the message.
+        placeholders: {name: a stand-in with its dtype} of the tensors in the files.
+        own: the same for the class.
     """
     for name, tensor in placeholders.items():
         maker = next((who for end, who in MADE_BY.items() if name.endswith(end)), None) if name not in own else None

@@ -1,4 +1,4 @@
-"""What `meristem.json` says about a grown model: how it was made, from what, and the proof."""
+"""The content of `meristem.json` for a grown model: how it was made, from what, and the proof."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from meristem.incubation import Incubation
 
 
 def source_record(source: str | Source) -> dict[str, Any]:
-    """The source's name, its commit on the hub (None: a directory), and the SHA-256 of its config and weight files (None for a
-    name alone: pass what `find_source` found).
+    """The name of the source, its commit on the hub (None for a directory), and the SHA-256 of its config and
+    weight files (None for a name alone: pass what `find_source` found).
 
     Raises:
         MeristemError: if a file cannot be read.
@@ -45,29 +45,31 @@ def source_record(source: str | Source) -> dict[str, Any]:
 
 
 def copy_record(source: str | Source) -> dict[str, Any]:
-    """The same for a model that has been copied as it is."""
+    """The record of a model that was copied unchanged."""
     return _record([{"method": "copy"}], {"source": source_record(source)}, None)
 
 
 def trained_record() -> dict[str, Any]:
-    """The same for a model that has been trained since."""
+    """The record of a model that was trained since."""
     return _record([{"method": "train"}], {}, None)
 
 
 def keep_provenance(directory: Path, provenance: Provenance) -> None:
-    """Record what a growth had added beside a model that was trained after it."""
+    """Record what a growth added, next to a model that was trained after it."""
     write_json(directory / "meristem.json", {**trained_record(), "provenance": provenance.as_dict()})
 
 
 def growth_record(
     growth: Growth, source: str | Source, drop: Sequence[str] = (), known: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The whole record. Layers are counted from 0. What the source's own record says of an earlier growth is kept within the
-    provenance, as what was before.
+    """The whole record. Layers are counted from 0. If the record of the source describes an earlier growth,
+    it is kept within the provenance as `before`.
 
     Args:
-        drop: what of the source was left out, if anything.
-        known: what `source_record` has said of the source, if it was asked already.
+        growth: the growth.
+        source: what it was made from.
+        drop: what was left out of the source, if anything.
+        known: the `source_record` of the source, if it was already computed.
     """
     added = {"new_layers": growth.new_layers} if growth.new_layers else {}
     origin = {"source": known or source_record(source), **_dropped(drop), **added}
@@ -77,13 +79,17 @@ def growth_record(
 
 
 def fusion_record(fusion: Fusion, sources: Sequence[str | Source], drop: Sequence[str] = ()) -> dict[str, Any]:
-    """The same for a fused model: all its parents, and how far it is from their mean (`exact`: it promised to be that)."""
+    """The record of a fused model: all its parents, its distance from their mean, and whether it promised to
+    be that mean (`exact`).
+    """
     origin = {"sources": [source_record(source) for source in sources], "exact": fusion.exact, **_dropped(drop)}
     return {**_record(fusion.methods, origin, fusion.certificate), "provenance": fusion.provenance.as_dict()}
 
 
 def average_record(sources: Sequence[str | Source], parts: Sequence[float]) -> dict[str, Any]:
-    """The same for a mean of checkpoints, with what each counts. What a growth had added before them is what it has added to their mean."""
+    """The record of a mean of checkpoints, with the weight of each. What an earlier growth added to them is
+    also what it added to their mean.
+    """
     own = _record(
         [{"method": "average", "weights": list(parts)}], {"sources": [source_record(s) for s in sources]}, None
     )
@@ -93,7 +99,7 @@ def average_record(sources: Sequence[str | Source], parts: Sequence[float]) -> d
 
 
 def assembly_record(incubations: Sequence[Incubation], sources: Sequence[str]) -> dict[str, Any]:
-    """The same for a network assembled from incubated modules."""
+    """The record of a network assembled from incubated modules."""
     common = {key: value for key, value in incubations[0].record().items() if key != "module"}
     origin = {"sources": [source_record(source) for source in sources]}
     return _record([{"method": "deep_incubation", **common}], origin, None)
@@ -103,7 +109,7 @@ def recorded_methods(directory: Path) -> list[Method]:
     """The methods that made the model in a directory, as its `meristem.json` names them.
 
     Raises:
-        MeristemError: if there is no record, or it names no growth that is known.
+        MeristemError: if there is no record, or if it names no known growth.
     """
     file = directory / "meristem.json"
     try:

@@ -1,7 +1,8 @@
-"""An optimizer in shards beside a Trainer's weights (`optimizer_0/`, as accelerate writes it for FSDP): grown as what it is.
+"""An optimizer in shards next to the weights of a Trainer (`optimizer_0/`, as accelerate writes it for FSDP).
+The grown one has the same format.
 
-It is a directory of torch.distributed.checkpoint that holds {"optimizer": {"state": {NAME: ...}, "param_groups": [...]}}. The
-grown one is such a directory again, which any number of processes load.
+It is a directory of torch.distributed.checkpoint that holds {"optimizer": {"state": {NAME: ...},
+"param_groups": [...]}}. Any number of processes can load the result.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ NAME = "optimizer_0"
 
 @dataclass(frozen=True)
 class ShardedOptimizer:
-    """The optimizer of a Trainer's checkpoint: the checkpoint's directory, a reader of the shards, and what optimizer it is."""
+    """The optimizer of a Trainer's checkpoint: the directory of the checkpoint, a reader of the shards, and
+    the kind of optimizer.
+    """
 
     directory: Path
     reader: DistributedTensors
@@ -33,10 +36,12 @@ class ShardedOptimizer:
 
 
 def read_sharded_optimizer(directory: Path, small: nn.Module, drop: Sequence[str] = ()) -> ShardedOptimizer | None:
-    """The sharded optimizer of a Trainer's checkpoint of `small`; None, if it has none or `drop` has a pattern for it.
+    """The sharded optimizer of a Trainer's checkpoint of `small`. None if it has none, or if `drop` has a
+    pattern for it.
 
     Raises:
-        MeristemError: if its index is none, names files that are not there, or if the growth of its state is not known.
+        MeristemError: if its index is not valid or names files that do not exist, or if it is not known how
+            its state grows.
     """
     trainers = (directory / "trainer_state.json").is_file() and is_distributed(directory / NAME)
     if not trainers or any(fnmatch(NAME, pattern) for pattern in drop):
@@ -52,10 +57,10 @@ def read_sharded_optimizer(directory: Path, small: nn.Module, drop: Sequence[str
 
 
 def grow_sharded_optimizer(saved: ShardedOptimizer, growth: Growth, out: Path) -> None:
-    """Write the grown optimizer into `out`, and copy the files that growth does not touch.
+    """Write the grown optimizer into `out`, and copy the files that growth does not change.
 
     Raises:
-        MeristemError: for optimizer state whose growth is not known, or if the disk is full.
+        MeristemError: if it is not known how the state of the optimizer grows, or if the disk is full.
     """
     save_content(growth, Networks(saved.reader, {}, frozenset()), out / NAME)
     keep_beside(saved.directory, out)

@@ -1,7 +1,7 @@
-"""Safetensors files written as their tensors come: headers first, then every tensor at its place.
+"""Safetensors files written while their tensors are made: headers first, then every tensor in its place.
 
-The files are those that safetensors itself writes, byte for byte. It wants all tensors of a file in memory; here one at a
-time is enough.
+The files equal those that safetensors writes, byte for byte. safetensors needs all tensors of a file in
+memory. Here one at a time is enough.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Progress = Callable[[int], None]  # called with the number of bytes just written
 
 @dataclass(frozen=True)
 class Shards:
-    """Which tensor goes into which file, and where."""
+    """The file of each tensor, and its place in it."""
 
     files: Mapping[str, tuple[str, ...]]  # {file: names in it}
     places: Mapping[str, tuple[str, int]]  # {name: (file, offset in bytes)}
@@ -48,14 +48,14 @@ class Shards:
 
 
 def lay_out(layout: Mapping[str, Tensor], max_shard_size: str | int = DEFAULT_SHARD_SIZE) -> Shards:
-    """Where everything goes.
+    """The place of every tensor.
 
     Args:
         layout: {name on disk: a stand-in on the meta device}, in the order of writing.
-        max_shard_size: of a file; a tensor that is larger has a file of its own.
+        max_shard_size: the largest size of a file. A larger tensor has a file of its own.
 
     Raises:
-        MeristemError: for a size that is not like "5GB", or a dtype that safetensors files do not hold.
+        MeristemError: if the size is not like "5GB", or if safetensors files cannot hold a dtype.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
 
@@ -99,7 +99,7 @@ _RANK = {
 
 
 def check_space(out: Path, needed: int) -> None:
-    """Raises MeristemError if the disk that `out` is on, or will be, has less than `needed` bytes left."""
+    """Raises MeristemError if the disk of `out` has less than `needed` bytes left."""
     place = out
     while not place.exists():
         place = place.parent
@@ -117,13 +117,15 @@ def write_shards(
     progress: Progress | None = None,
     hidden: str = "",
 ) -> None:
-    """Write the files.
-
-    One thread writes while the next piece is made; no more than one waits.
+    """Write the files. One thread writes while the next piece is made, and at most one piece waits.
 
     Args:
-        pieces: (name on disk, (first rows of all its places, contiguous rows)), in any order, until all of `shards` is there.
-        hidden: what the name of a file begins with until it is whole.
+        directory: the directory of the files.
+        shards: the place of every tensor.
+        pieces: (name on disk, (first rows of all its places, contiguous rows)), in any order. Together they
+            have to fill `shards`.
+        progress: a function that is called with the number of bytes just written.
+        hidden: a prefix of the name of a file until it is complete.
 
     Raises:
         OSError: if the disk is full.
@@ -134,10 +136,12 @@ def write_shards(
 
 
 def write_index(directory: Path, shards: Shards, total_parameters: int) -> None:
-    """Which tensor is in which file, if there are several.
+    """Write the index that says which tensor is in which file, if there are several files.
 
     Args:
-        total_parameters: what the index says about the model.
+        directory: the directory of the files.
+        shards: the place of every tensor.
+        total_parameters: the number of parameters for the index.
     """
     if len(shards.files) > 1:
         metadata = {"total_parameters": total_parameters, "total_size": sum(
@@ -148,7 +152,9 @@ def write_index(directory: Path, shards: Shards, total_parameters: int) -> None:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Pieces are small: threads that share one would wait for each other, in the way of the one that writes."""
+    """A context in which torch uses one thread. Pieces are small, so threads that share one would wait for
+    each other and slow the writer.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -158,7 +164,7 @@ def one_thread() -> Iterator[None]:
 
 
 class Writer:
-    """Writes in a thread of its own; a failure there surfaces at the next `put` or at the end."""
+    """Writes in a thread of its own. An error there is raised at the next `put` or at the end."""
 
     def __init__(self, directory: Path, shards: Shards, progress: Progress | None, hidden: str = "") -> None:
         self._directory, self._shards, self._progress, self._hidden = directory, shards, progress, hidden
@@ -184,7 +190,9 @@ class Writer:
             self._check_whole()
 
     def _check_whole(self) -> None:
-        """A piece that was never made would be a hole in a file, which reads as zeros."""
+        """Raise an error for a piece that was never made. It would be a hole in a file, which reads as
+        zeros.
+        """
         for file in self._shards.files:
             if self._left.get(file) != 0:
                 missing = self._left.get(file, self._shards.sizes[file])
@@ -235,7 +243,9 @@ class Writer:
             os.rename(self._directory / f"{self._hidden}{file}", self._directory / file)
 
     def _copy(self, file: str, offset: int, span: Span) -> None:
-        """Bytes of another file, by the kernel, without a way through this process where the file systems can."""
+        """Copy bytes of another file in the kernel, without passing through this process, if the file systems
+        can do that.
+        """
         with open(span.file, "rb", buffering=0) as source:
             done = 0
             while done < span.bytes:
@@ -260,7 +270,9 @@ class Writer:
 
 
 def _copy_range(source: int, target: int, count: int, source_offset: int, target_offset: int) -> int:
-    """How many bytes were copied from one open file to the other: as many as the kernel does at once, or a small piece by hand."""
+    """The number of bytes copied from one open file to the other: as many as the kernel copies at once, or a
+    small piece by read and write.
+    """
     if hasattr(os, "copy_file_range"):
         try:
             return os.copy_file_range(source, target, count, source_offset, target_offset)

@@ -1,9 +1,10 @@
-"""Weight files written by several processes, on one machine or on many that see one file system.
+"""Weight files written by several processes, on one machine or on many that share a file system.
 
-The files of a checkpoint are cut into runs of about the same number of bytes, one run for each process (rank). A rank writes its
-files into a directory beside OUT that all ranks know, each under a hidden name until it is whole; whoever is killed and started
-again goes on with the first file that is not there. When all files are there, one process takes them over into the checkpoint.
-The directory's name holds a fingerprint of everything that the files depend on, so that nothing is taken over from another growth.
+The files of a checkpoint are divided into runs of about equal bytes, one for each process (rank). A rank
+writes its files into a directory next to OUT that all ranks know. Each file has a hidden name until it is
+complete. A rank that is killed and started again continues with the first missing file. When all files are
+there, one process moves them into the checkpoint. The name of the directory contains a fingerprint of
+everything that the files depend on, so that files of another growth are never used.
 """
 
 from __future__ import annotations
@@ -37,11 +38,16 @@ RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))  # torchrun, 
 
 @dataclass(frozen=True)
 class Processes:
-    """Who writes: `count` processes started here (`rank` None), or this one as number `rank` of `count` started elsewhere.
+    """Who writes: `count` processes started here (`rank` None), or this one as number `rank` of `count`
+    started elsewhere.
 
-    `watch`: called by a rank 0 that waits for others; raises if one of them has failed for good.
-    `of`: what the written weights depend on beside the source's files (methods and their options), as JSON knows it; all ranks have
-    to say the same.
+    Args:
+        count: the number of processes.
+        rank: the number of this process, or None.
+        watch: a function that rank 0 calls while it waits for others. It raises an error if one of them has
+            failed for good.
+        of: what the written weights depend on besides the files of the source (methods and their options), as
+            JSON. All ranks have to give the same.
     """
 
     count: int
@@ -51,10 +57,11 @@ class Processes:
 
     @staticmethod
     def parse(text: str) -> Processes:
-        """A number, or "ranks": as torchrun or srun say in the environment.
+        """Parse a number of processes, or "ranks" for the rank and their number that torchrun or srun put
+        into the environment.
 
         Raises:
-            MeristemError: for anything else, or where the environment names no rank.
+            MeristemError: for anything else, or if the environment names no rank.
         """
         if text == "ranks":
             for rank, count in RANKS:
@@ -69,7 +76,9 @@ class Processes:
 
 
 def share(shards: Shards, count: int) -> list[tuple[str, ...]]:
-    """The files of each rank: consecutive ones, cut so that the bytes before each cut are as near to equal as whole files allow."""
+    """The files of each rank. They are consecutive, and the bytes are divided as equally as whole files
+    allow.
+    """
     files, total = list(shards.files), shards.bytes
     shares: list[list[str]] = [[] for _ in range(count)]
     before = 0
@@ -81,8 +90,9 @@ def share(shards: Shards, count: int) -> list[tuple[str, ...]]:
 
 
 def fingerprint(shards: Shards, of: Any, sources: Sequence[str | Path]) -> str:
-    """Of all that the files depend on: their layout, what `of` says of the growth, and the names, sizes and times of the
-    source's files."""
+    """A fingerprint of everything that the files depend on: their layout, what `of` says about the growth,
+    and the names, sizes and times of the files of the source.
+    """
     from meristem import __version__
 
     digest = hashlib.sha256(json.dumps([__version__, of], sort_keys=True, default=str).encode())
@@ -95,7 +105,7 @@ def fingerprint(shards: Shards, of: Any, sources: Sequence[str | Path]) -> str:
 
 
 def shares_directory(place: Path, of: str) -> Path:
-    """Where the ranks of a growth to `place` write."""
+    """The directory into which the ranks of a growth to `place` write."""
     return place.parent / f".{place.name}.shares-{of}"
 
 
@@ -115,9 +125,11 @@ def shared_files(
     processes: Processes,
     sources: Sequence[str | Path],
 ) -> Iterator[Callable[[Path, Progress | None], None]]:
-    """Gives what writes all files by `processes` and takes them over into a directory; what a killed growth has left is used.
+    """A context with a function that writes all files by `processes` and moves them into a directory. Files
+    that a killed growth left are used.
 
-    When the context ends, the ranks' directory is gone; a kill leaves it, as does an error of one of many ranks started elsewhere.
+    At the end of the context the directory of the ranks is removed. A kill leaves it, and so does an error of
+    one of many ranks started elsewhere.
     """
     directory = shares_directory(place, fingerprint(shards, processes.of, sources))
     weights = weights_of(model)
@@ -149,7 +161,7 @@ def write_own_share(
     processes: Processes,
     sources: Sequence[str | Path],
 ) -> None:
-    """What a rank other than the first does: its files, for the first to take over."""
+    """Write the files of a rank other than the first. The first rank moves them into the checkpoint."""
     directory = shares_directory(place, fingerprint(shards, processes.of, sources))
     directory.mkdir(parents=True, exist_ok=True)
     files = share(shards, processes.count)[processes.rank or 0]
@@ -159,7 +171,9 @@ def write_own_share(
 def write_share(
     directory: Path, shards: Shards, files: Sequence[str], groups: Sequence[Written], model: Any, weights: Any
 ) -> None:
-    """Write those of `files` that are not in `directory` yet, in their order, each whole or not at all."""
+    """Write those of `files` that `directory` does not hold yet, in their order, each complete or not at
+    all.
+    """
     wanted = {file for file in files if not (directory / file).exists()}
     if not wanted:
         return
@@ -182,10 +196,10 @@ def write_shares(
     count: int,
     progress: Progress | None,
 ) -> None:
-    """Write all files with `count` processes of this machine; one that is killed is started again.
+    """Write all files with `count` processes of this machine. A process that is killed is started again.
 
     Raises:
-        MeristemError: what went wrong in a process, or if they are killed again and again.
+        MeristemError: if a process fails, or if processes are killed again and again.
     """
     fork = multiprocessing.get_context("fork")  # what is planned need not be sent
     shares = [files for files in share(shards, count) if files]
@@ -228,10 +242,10 @@ def write_shares(
 
 
 def wait_for_all(directory: Path, shards: Shards, progress: Progress | None, watch: Callable[[], None]) -> None:
-    """Wait until all files are there, written by other ranks.
+    """Wait until other ranks have written all files.
 
     Raises:
-        MeristemError: if none of them has grown for half an hour.
+        MeristemError: if no file has grown for half an hour.
     """
     seen, last, since = _Seen(directory, shards, progress), -1, time.monotonic()
     while not seen.look():
@@ -246,7 +260,9 @@ def wait_for_all(directory: Path, shards: Shards, progress: Progress | None, wat
 
 
 def take_over(directory: Path, target: Path, shards: Shards) -> None:
-    """The files, all of them whole, in `target`; they stay in `directory`, too, where the file system can have both."""
+    """Move the files, all of them complete, into `target`. They also stay in `directory` if the file system
+    can share them.
+    """
     for file in shards.files:
         try:
             os.link(directory / file, target / file)
@@ -265,7 +281,7 @@ def _work(
     model: Any,
     weights: Any,
 ) -> None:
-    """In a process of its own, which ends with the one that started it."""
+    """The work of a process of its own, which ends with the one that started it."""
     os.environ[PARENT] = str(parent)
     divide_threads(processes)
     try:
@@ -291,14 +307,14 @@ def _files(directory: Path) -> Iterator[Path]:
 
 
 class _Seen:
-    """Which files are there, told to a progress bar once each."""
+    """The files that are there. A progress bar is told about each once."""
 
     def __init__(self, directory: Path, shards: Shards, progress: Callable[[int], None] | None) -> None:
         self._directory, self._shards, self._progress = directory, shards, progress
         self._missing = list(shards.files)
 
     def look(self) -> bool:
-        """Whether all are there."""
+        """Whether all files are there."""
         for file in [name for name in self._missing if (self._directory / name).exists()]:
             self._missing.remove(file)
             if self._progress is not None:

@@ -1,4 +1,6 @@
-"""From what a user names, a directory, a model of the hub or an address in an object store, to files on this disk, with nothing run and nothing trusted."""
+"""From what a user names (a directory, a model of the hub or an address in an object store) to files on the
+local disk. Nothing is run, and nothing is trusted.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ QUANTISED = ("quantization_config", "compression_config")
 
 @dataclass(frozen=True)
 class Source:
-    """A model directory; `name` is what the user called it, `revision` the commit of the hub that it is (None: a directory)."""
+    """A model directory. `name` is the name that the user gave. `revision` is its commit on the hub, or None
+    for a directory.
+    """
 
     name: str
     path: Path
@@ -46,11 +50,12 @@ class Source:
 
 
 def find_source(source: str | Source, trust_remote_code: bool = False) -> Source:
-    """The directory that a user names, or the cache for a hub name (owner/name, or owner/name@revision) or an address (`s3://...`),
-    filled if need be; its config is judged first.
+    """The directory that a user names. For a hub name (owner/name, or owner/name@revision) or an address
+    (`s3://...`) it is the cache, which is filled if necessary. The config is checked first.
 
     Raises:
-        MeristemError: if there is neither, if it is no model that can be read (`read_config`), or if the hub cannot be reached.
+        MeristemError: if nothing has this name, if it is not a model that can be read (`read_config`), or if
+            the hub cannot be reached.
     """
     if isinstance(source, Source):
         return source
@@ -78,7 +83,9 @@ def find_source(source: str | Source, trust_remote_code: bool = False) -> Source
 
 
 def states_of_files(directory: Path) -> dict[str, tuple[int, int]]:
-    """{name: (size, time of its last change in ns)} of the files of a directory; links to nothing and in circles are left out."""
+    """{name: (size, time of its last change in ns)} of the files of a directory. Broken and circular links
+    are left out.
+    """
     found = {}
     for file in sorted(directory.iterdir()):
         with contextlib.suppress(OSError):
@@ -88,7 +95,9 @@ def states_of_files(directory: Path) -> dict[str, tuple[int, int]]:
 
 
 def unchanged(source: Source) -> Callable[[], None]:
-    """What raises MeristemError if config or weights of the source are not what they are now."""
+    """A function that raises MeristemError if config or weights of the source have changed since this
+    call.
+    """
 
     def states() -> dict[str, tuple[int, int]]:
         found = states_of_files(source.path) if source.path.is_dir() else {}
@@ -111,10 +120,10 @@ def unchanged(source: Source) -> Callable[[], None]:
 
 
 def hub_name(source: str) -> tuple[str, str | None]:
-    """A hub name and its revision, of owner/name or owner/name@revision.
+    """The hub name and the revision of owner/name or owner/name@revision.
 
     Raises:
-        MeristemError: for what is no such name.
+        MeristemError: if it is not such a name.
     """
     named = HUB_NAME.match(source)
     if not named or source.startswith("."):
@@ -134,11 +143,12 @@ def _snapshot(name: str, **options: Any) -> Path:
 
 
 def read_config(source: Source, trust_remote_code: bool = False) -> dict[str, Any]:
-    """The entries of its config.json, as transformers would read them.
+    """The entries of its config.json, as transformers reads them.
 
     Raises:
-        MeristemError: if there is no config.json or it cannot be read; for adapters and quantised weights, which have no units to
-            grow; and if it wants code to be run that is not transformers' own and `trust_remote_code` is not set.
+        MeristemError: if there is no config.json or it cannot be read; if it is an adapter or holds quantised
+            weights, which have no units to grow; or if it asks for code that is not transformers' own, and
+            `trust_remote_code` is not set.
     """
     entries = _entries(source)
     if (source.path / ADAPTER).exists():
@@ -161,7 +171,7 @@ def read_config(source: Source, trust_remote_code: bool = False) -> dict[str, An
 
 
 def _made_here(entries: dict[str, Any]) -> bool:
-    """Whether it is of a class that Meristem makes, whatever code the config names."""
+    """Whether Meristem makes its class, whatever code the config names."""
     from meristem.growth.grouped_norms import is_grouped  # loads torch
 
     return is_grouped(entries.get("model_type"))
@@ -192,7 +202,7 @@ def _entries(source: Source) -> dict[str, Any]:
 
 
 def _everywhere(entries: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of every entry, however deep."""
+    """(dotted path, value) of every entry at any depth."""
     items = entries.items() if isinstance(entries, dict) else enumerate(entries) if isinstance(entries, list) else ()
     for key, value in items:
         below = f"{path}.{key}" if path else str(key)

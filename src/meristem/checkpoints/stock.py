@@ -1,7 +1,8 @@
-"""Names and shapes on disk, as stock transformers expects them, against those in memory.
+"""Names and shapes on disk, as stock transformers expects them, and in memory.
 
-transformers converts when it loads and saves: experts that are fused in memory lie one by one on disk, some modules have
-other names there. It does so group by group (all experts of a layer make one tensor), and so can a stream.
+transformers converts when it loads and saves: experts that are fused in memory are separate on disk, and some
+modules have other names there. It does so group by group (all experts of a layer make one tensor), so a
+stream can do the same.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from meristem.errors import MeristemError
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors on disk that become one or more tensors in memory, all at once; `converter` None: as they are."""
+    """Tensors on disk that become one or more tensors in memory together. If `converter` is None, they do not
+    change.
+    """
 
     key: str
     sources: tuple[tuple[str, str], ...]  # (name on disk, pattern of the converter that it matched)
     converter: Any
 
     def convert(self, model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """{name in memory: tensor}. Raises MeristemError where transformers cannot convert them."""
+        """{name in memory: tensor}. Raises MeristemError if transformers cannot convert them."""
         if self.converter is None:
             return {self.key: stored[self.sources[0][0]]}
         converter = copy.deepcopy(self.converter)
@@ -45,12 +48,12 @@ class Group:
 def groups_on_disk(
     model: nn.Module, names: Mapping[str, Tensor]
 ) -> tuple[dict[str, Group], dict[str, Tensor], list[str]]:
-    """{name in memory: the group that makes it}, {name in memory: a stand-in}, and the names on disk that the architecture has
-    no place for.
+    """{name in memory: the group that makes it}, {name in memory: a stand-in}, and the names on disk that do
+    not belong to the architecture.
 
     Args:
         model: the architecture, without weights.
-        names: names on disk, and stand-ins for their tensors (on the meta device).
+        names: {name on disk: a stand-in on the meta device}.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
@@ -94,7 +97,7 @@ class Written:
     direct: bool  # one tensor that is at most renamed
 
     def pieces(self, model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Piece]]:
-        """(name on disk, (first rows of its places, rows)), contiguous, until all are whole."""
+        """(name on disk, (first rows of its places, rows)), contiguous, until all are complete."""
         (name, *_), (on_disk, *_) = self.names, self.layout
         span = weights.span(name) if self.direct and isinstance(weights, Weights) else None
         if span is not None:
@@ -109,7 +112,7 @@ class Written:
 
 
 def groups_to_write(model: nn.Module) -> list[Written]:
-    """What stock `save_pretrained` writes for this model, in its order; no weight is touched.
+    """What stock `save_pretrained` writes for this model, in its order. No weight is read.
 
     Raises:
         MeristemError: if transformers converts across the groups that it forms.
@@ -144,7 +147,7 @@ def groups_to_write(model: nn.Module) -> list[Written]:
 
 
 def _conversions(model: nn.Module) -> list[Any]:
-    """What transformers would undo when it saves this model."""
+    """The conversions that transformers undoes when it saves this model."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import PrefixChange
 

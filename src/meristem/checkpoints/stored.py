@@ -19,13 +19,14 @@ PIECE = 1 << 28  # bytes of one read; systems have bounds of their own
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """{name on disk: tensor}, read when asked for; what has been read is not kept.
+    """{name on disk: tensor}. Each tensor is read when it is needed, and not kept.
 
     Args:
         path: a directory with `model.safetensors`, or with shards and their index.
 
     Raises:
-        MeristemError: if a file is missing, broken or shorter than its header says, or the index does not fit the files.
+        MeristemError: if a file is missing, broken or shorter than its header says, or if the index does not
+            fit the files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,7 +48,7 @@ class StoredTensors(Mapping[str, Tensor]):
         return tensor
 
     def _read(self, entry: Entry, data: memoryview) -> None:
-        """Its bytes, by their place in the file: no more of it is in memory than what is asked for."""
+        """The bytes of an entry. Only the requested part of the file is in memory."""
         try:
             with open(entry.file, "rb", buffering=0) as stream:
                 place = entry.start
@@ -67,7 +68,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 def _index(path: Path) -> dict[str, str] | None:
-    """{tensor: file} from the index of shards; None where there is one file for all."""
+    """{tensor: file} from the index of shards, or None if there is one file for all."""
     if (path / WEIGHTS).is_file():
         return None
     file = path / INDEX

@@ -1,11 +1,14 @@
-"""Growing a checkpoint of transformers' Trainer in mid-run: the optimizer's moments follow, everything else stays.
+"""Grow a checkpoint of the Trainer of transformers in mid-run. The moments of the optimizer grow, and
+everything else stays.
 
-The Trainer stores its optimizer state by number: parameters that decay first, then the others, each in the order of
-`named_parameters`. Here the numbers become names, the state grows, and the names become the numbers of the large network.
-Scheduler, random state and trainer state are copied as they are, so that `Trainer(...).train(resume_from_checkpoint=OUT)` goes
-on at the same step, with the same learning rate, on the next batch.
+The Trainer stores the state of its optimizer by number: first parameters that decay, then the others, each in
+the order of `named_parameters`. Here the numbers become names, the state grows, and the names become the
+numbers of the large network. Scheduler, random state and trainer state are copied unchanged.
+`Trainer(...).train(resume_from_checkpoint=OUT)` therefore continues at the same step, with the same learning
+rate, on the next batch.
 
-Neither optimizer.pt is ever whole in memory: the old one is mapped, the new one is laid out first and filled tensor by tensor.
+No optimizer.pt is in memory as a whole: the old one is mapped. The new one is laid out first, and filled
+tensor by tensor.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ def is_trainer_checkpoint(source: Path, drop: Sequence[str] = ()) -> bool:
     """Whether a directory is a checkpoint that the Trainer can resume, with an optimizer that can grow.
 
     Raises:
-        MeristemError: for a checkpoint whose optimizer lies in shards, unless `drop` has a pattern for it.
+        MeristemError: if its optimizer is in shards, unless `drop` has a pattern for it.
     """
     if not (source / "trainer_state.json").is_file():
         return False
@@ -57,7 +60,9 @@ def is_trainer_checkpoint(source: Path, drop: Sequence[str] = ()) -> bool:
 
 @dataclass(frozen=True)
 class TrainerState:
-    """What a Trainer has stored beside the weights: the optimizer's state by parameter name, its groups, and its directory."""
+    """What a Trainer stored next to the weights: the state of the optimizer by parameter name, its groups,
+    and its directory.
+    """
 
     directory: Path
     state: State
@@ -66,13 +71,16 @@ class TrainerState:
 
 
 def read_trainer_state(directory: Path, small: nn.Module) -> TrainerState:
-    """The state of a checkpoint whose model is `small`, to be read before anything is grown or written.
+    """The state of a checkpoint whose model is `small`. Read it before anything is grown or written.
 
     Args:
-        directory: the Trainer's; its optimizer.pt is read with `weights_only=True`, which runs no code.
+        directory: the directory of the Trainer's checkpoint. Its optimizer.pt is read with
+            `weights_only=True`, which runs no code.
+        small: the model of the checkpoint.
 
     Raises:
-        MeristemError: if the optimizer's groups are not the two that the Trainer makes, or its state cannot grow.
+        MeristemError: if the groups of the optimizer are not the two that the Trainer makes, or if its state
+            cannot grow.
     """
     saved = _read_optimizer(directory / "optimizer.pt")
     names = _grouped_names(small)
@@ -93,7 +101,7 @@ def read_trainer_state(directory: Path, small: nn.Module) -> TrainerState:
 
 
 def _check_moments(file: Path, state: Mapping[str, Mapping[str, Tensor]], family: Family, small: nn.Module) -> None:
-    """Raises MeristemError for moments that are of other shapes than their weights, or not finite."""
+    """Raises MeristemError for moments that have other shapes than their weights, or are not finite."""
     shapes = {name: parameter.shape for name, parameter in small.named_parameters()}
     advice = "grow the weights alone, from a copy without optimizer.pt"
     for name, entries in state.items():
@@ -108,7 +116,7 @@ def _check_moments(file: Path, state: Mapping[str, Mapping[str, Tensor]], family
 
 
 def grow_trainer_state(saved: TrainerState, growth: Growth, out: Path) -> None:
-    """Write optimizer.pt for the grown model into `out`, and copy the files that growth does not touch."""
+    """Write optimizer.pt for the grown model into `out`, and copy the files that growth does not change."""
     state = saved.state
     for plan in growth.plans:
         state = dict(grow_state(plan, state, saved.family))
@@ -117,7 +125,7 @@ def grow_trainer_state(saved: TrainerState, growth: Growth, out: Path) -> None:
 
 
 def keep_beside(directory: Path, out: Path) -> None:
-    """Copy the files of a Trainer's checkpoint that growth does not touch. Raises OSError."""
+    """Copy the files of a Trainer's checkpoint that growth does not change. Raises OSError."""
     for pattern in KEPT:
         for file in directory.glob(pattern):
             if file.is_file() and not leads_out(file, directory):
@@ -125,7 +133,9 @@ def keep_beside(directory: Path, out: Path) -> None:
 
 
 def _read_optimizer(file: Path) -> Any:
-    """{"state": {number: {name: tensor}}, "param_groups": [{"params": numbers, ...}]}, the tensors mapped. Raises MeristemError."""
+    """{"state": {number: {name: tensor}}, "param_groups": [{"params": numbers, ...}]}, with mapped tensors.
+    Raises MeristemError.
+    """
     try:
         saved = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
         groups = [list(group["params"]) for group in saved["param_groups"]]
@@ -141,7 +151,7 @@ def _read_optimizer(file: Path) -> Any:
 
 
 def _grouped_names(model: nn.Module) -> list[list[str]]:
-    """Parameter names in the Trainer's two groups."""
+    """The names of the parameters in the two groups of the Trainer."""
     from transformers import Trainer
 
     decaying = set(Trainer.get_decay_parameter_names(None, model))  # pyright: ignore[reportArgumentType]: uses no self
@@ -150,7 +160,9 @@ def _grouped_names(model: nn.Module) -> list[list[str]]:
 
 
 def _write_optimizer(file: Path, state: State, groups: list[dict[str, Any]], model: nn.Module, family: Family) -> None:
-    """What torch.save would write of the whole, laid out with tensors that have no memory, then filled one by one."""
+    """Write what torch.save would write. It is laid out with tensors that have no memory, then filled one by
+    one.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     names = _grouped_names(model)

@@ -1,4 +1,6 @@
-"""Tensors in the files that the architecture has no place for: they would be gone from what is written, so they are named."""
+"""Tensors in the files that do not belong to the architecture. The result would lack them, so they are
+reported.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from meristem.errors import MeristemError
 def check_unplaced(
     source: Source, model: nn.Module, unplaced: Mapping[str, tuple[int, ...]], drop: Sequence[str]
 ) -> None:
-    """Raises MeristemError if any of `unplaced` ({name in the files: shape}) was learned, unless `drop` has a pattern for it."""
+    """Raises MeristemError if any of `unplaced` ({name in the files: shape}) was learned, unless `drop` has a
+    pattern for it.
+    """
     lost = [name for name in unplaced if not any(fnmatch(name, pattern) for pattern in drop)]
     lost = [name for name in lost if not _not_learned(model, name, unplaced[name])]
     if lost:
@@ -29,9 +33,11 @@ def check_unplaced(
 
 
 def _not_learned(model: nn.Module, name: str, shape: tuple[int, ...]) -> bool:
-    """A buffer that the architecture computes (rotary frequencies, position numbers), a causal mask as old checkpoints of GPT-2
-    have them, or what its class says it never reads inside of a module that it has. Whole modules that a class leaves out, such
-    as layers for multi-token prediction, were learned."""
+    """Whether a tensor was not learned: a buffer that the architecture computes (rotary frequencies, position
+    numbers), a causal mask as in old checkpoints of GPT-2, or a tensor that its class says it never reads
+    within a module that it has. Whole modules that a class leaves out, such as layers for multi-token
+    prediction, were learned.
+    """
     if (shape[:2] == (1, 1) and len(shape) == 4 and shape[2] == shape[3]) or name.endswith(".masked_bias"):
         return True
     end = PurePath(*name.split(".")[-2:])
@@ -42,7 +48,9 @@ def _not_learned(model: nn.Module, name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _inside_a_module(model: nn.Module, name: str) -> bool:
-    """Whether the deepest module on the way to it is one that computes something: neither a list nor the network itself."""
+    """Whether the deepest module on its path computes something, so that it is neither a list nor the network
+    itself.
+    """
     modules = dict(model.named_modules())
     prefix = str(getattr(model, "base_model_prefix", ""))
     parts = name.split(".")[:-1]
@@ -55,7 +63,7 @@ def _inside_a_module(model: nn.Module, name: str) -> bool:
 
 
 def _patterns(names: Sequence[str]) -> list[str]:
-    """At most three that match all of them, as long as can be."""
+    """At most three patterns that match all of them, each as long as possible."""
     for length in range(max(name.count(".") for name in names), 0, -1):
         stems = {".".join(name.split(".")[:length]) for name in names}
         if len(stems) <= 3:

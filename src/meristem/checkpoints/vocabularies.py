@@ -1,4 +1,4 @@
-"""Whether models read the same text in the same token ids, as far as the files beside their weights say."""
+"""Whether models use the same token ids for the same text, as far as the files next to their weights show."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from meristem.errors import MeristemError
 
 
 def check_same_tokens(sources: Sequence[Source], made: str) -> None:
-    """Raises MeristemError if some id stands for one token in the first model and for another in a later one.
+    """Raises MeristemError if an id belongs to one token in the first model and to another in a later one.
 
     Args:
-        sources: the models; one without a vocabulary that can be read says nothing.
-        made: what is made of them, for the sentence: "fused".
+        sources: the models. One whose vocabulary cannot be read is not checked.
+        made: what is made from them, for the message: "fused".
     """
     known = [(source, found) for source in sources if (found := tokens_of(source.path))]
     for source, found in known[1:]:
@@ -31,7 +31,7 @@ def check_same_tokens(sources: Sequence[Source], made: str) -> None:
 
 
 def tokens_of(directory: Path) -> dict[int, str]:
-    """{id: token} by tokenizer.json, vocab.json or vocab.txt; empty where none can be read."""
+    """{id: token} from tokenizer.json, vocab.json or vocab.txt. Empty if none can be read."""
     try:
         if (directory / "tokenizer.json").is_file():
             rules = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
@@ -47,7 +47,7 @@ def tokens_of(directory: Path) -> dict[int, str]:
 
 
 def _by_id(vocabulary: Any) -> dict[int, str]:
-    """Of {token: id}, or of a list of (token, score)."""
+    """{id: token} from {token: id}, or from a list of (token, score)."""
     if isinstance(vocabulary, dict):
         return {int(number): token for token, number in vocabulary.items()}
     return {number: entry[0] for number, entry in enumerate(vocabulary)}

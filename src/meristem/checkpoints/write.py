@@ -1,4 +1,4 @@
-"""Writing a model directory: built beside its place, checked, then renamed into it."""
+"""Write a model directory: made next to its place, checked, then renamed."""
 
 from __future__ import annotations
 
@@ -48,26 +48,37 @@ def write_model(
     processes: Processes | None = None,
     prove: Callable[[], object] | None = None,
 ) -> tuple[str, ...]:
-    """Write a stock transformers directory: config, safetensors, what goes with them, model card and `meristem.json`.
+    """Write a stock transformers directory: config, safetensors files, companions, model card and
+    `meristem.json`.
 
-    Weights are made, converted and written tensor by tensor, so a streamed model needs no more memory than its largest one.
+    Weights are computed, converted and written tensor by tensor, so a streamed model needs no more memory
+    than its largest tensor.
 
     Args:
-        record: what `meristem.json` says (method, options, source, certificate), or what returns it when it is wanted.
-        tokenizer_from: a model directory whose tokenizer and other companions are copied verbatim (see `companions`).
-        more: writes further files into the directory before it appears.
-        max_shard_size: of a weight file, such as "5GB".
-        bar: opened with the number of bytes to write; what it gives is called with the number just written.
+        model: the model, in memory or streamed.
+        out: the directory to write.
+        record: the content of `meristem.json` (method, options, source, certificate), or a function that
+            returns it when it is needed.
+        tokenizer_from: a model directory whose tokenizer and other companions are copied unchanged (see
+            `companions`).
+        overwrite: replace `out`, if Meristem or `save_pretrained` wrote everything in it.
+        more: a function that writes further files into the directory before it appears.
+        max_shard_size: the largest size of a weight file, such as "5GB".
+        bar: a context that is opened with the number of bytes to write. It yields a function that is called
+            with the number of bytes just written.
         sources: what the model is read from, so that `out` is not written over it.
-        trust_remote_code: copy code from there, too; that of the model's own class always comes along.
-        prove: called while the weights are written, before `record`: what it makes of a streamed model's weights need not be made again.
-        processes: who writes the weights; this process alone by default. As a rank other than 0 it writes its files only.
+        trust_remote_code: copy code from there too. The code of the model's own class is always written.
+        processes: who writes the weights. This process alone by default. A rank other than 0 writes its own
+            files only.
+        prove: a function that is called while the weights are written, before `record`. The weights of a
+            streamed model that it computes are not computed again.
 
     Returns:
         What `tokenizer_from` holds that was left behind.
 
     Raises:
-        MeristemError: if `out` may not be written, the disk is full, or stock transformers would not find in the files what it wants.
+        MeristemError: if `out` may not be written, if the disk is full, or if stock transformers would not
+            find every tensor in the files.
     """
     groups, shards = plan_files(model, max_shard_size)
     place = check_place(out, overwrite, sources)
@@ -99,7 +110,9 @@ def _weight_writer(
     sources: Sequence[str | Path],
     prove: Callable[[], object] | None,
 ) -> Iterator[Callable[[Path, Progress | None], None]]:
-    """Gives what writes all weight files into a directory; what several processes have left beside `place` is gone afterwards."""
+    """A context with a function that writes all weight files into a directory. At its end, what several
+    processes left next to `place` is removed.
+    """
     if processes is None:
         clear_shares(place)
         yield functools.partial(_write_alone, model, groups, shards, prove)
@@ -111,7 +124,7 @@ def _weight_writer(
 
 
 def _copy_beside(model: Any, directory: Path, tokenizer_from: Path | None, trust_remote_code: bool) -> tuple[str, ...]:
-    """Copy the companions of the source's weights; returns what was left behind."""
+    """Copy the companions of the source's weights. Returns what was left behind."""
     if tokenizer_from is None:
         return ()
     beside = companions(tokenizer_from, trust_remote_code or _has_own_code(model), directory)
@@ -142,7 +155,7 @@ def _write_alone(
     directory: Path,
     progress: Progress | None,
 ) -> None:
-    """All weights; first those that `prove` makes, as it makes them."""
+    """Write all weights, first those that `prove` computes, when it computes them."""
     weights = weights_of(model)
 
     def rest(written: set[str]) -> Iterator[tuple[str, Piece]]:
@@ -171,16 +184,16 @@ def _write_alone(
 
 
 def _has_own_code(model: Any) -> bool:
-    """Whether its class came with a checkpoint, which somebody trusted then."""
+    """Whether its class came with a checkpoint, which the user trusted."""
     return type(model).__module__.startswith("transformers_modules.")
 
 
 def check_written(model: Any, directory: Path) -> None:
-    """Every tensor of the model is where stock transformers looks for it; judged by the model's own class and config class, so
-    that nothing in the directory is run.
+    """Check that every tensor of the model is where stock transformers looks for it. The model's own class
+    and config class decide that, so that nothing in the directory is run.
 
     Raises:
-        MeristemError: naming what is missing or has no place.
+        MeristemError: if a tensor is missing or does not belong to the model. The message names it.
     """
     source = Source(str(directory), directory)
     try:
@@ -191,17 +204,19 @@ def check_written(model: Any, directory: Path) -> None:
 
 
 def plan_files(model: Any, max_shard_size: str | int = DEFAULT_SHARD_SIZE) -> tuple[list[Written], Shards]:
-    """What `write_model` writes, in its order, and the files that it goes to.
+    """What `write_model` writes, in its order, and the files of it.
 
     Raises:
-        MeristemError: for a size that is not like "5GB".
+        MeristemError: if the size is not like "5GB".
     """
     groups = groups_to_write(model)
     return groups, lay_out({name: like for group in groups for name, like in group.layout.items()}, max_shard_size)
 
 
 def save_all_but_weights(model: Any, directory: Path) -> None:
-    """Config, generation config, and the code of a custom model, as stock `save_pretrained` writes them."""
+    """Write the config, the generation config and the code of a custom model, as stock `save_pretrained`
+    does.
+    """
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -215,7 +230,9 @@ def save_all_but_weights(model: Any, directory: Path) -> None:
 
 
 def _name_code_here(directory: Path) -> None:
-    """Code that was another repository's (`owner/name--file.Class`) and is written here is named as lying here."""
+    """Code of another repository (`owner/name--file.Class`) that is written here is named as a file of this
+    directory.
+    """
     config = json.loads((directory / "config.json").read_text())
     auto_map = config.get("auto_map")
     if not isinstance(auto_map, dict):

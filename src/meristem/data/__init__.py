@@ -1,4 +1,4 @@
-"""Data that work offline: text, images; and Hugging Face data sets."""
+"""Data that work offline (text, images), and Hugging Face data sets."""
 
 from typing import TYPE_CHECKING
 

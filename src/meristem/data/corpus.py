@@ -1,4 +1,6 @@
-"""A corpus: long arrays of tokens for training, tuning and evaluation, split by document; they stay on disk, whatever their size."""
+"""A corpus: long arrays of tokens for training, tuning and evaluation, split by document. They stay on disk,
+whatever their size.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,12 @@ LONGEST_TOKEN = 64  # characters; so many for each token hold as many tokens as 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token arrays (1-D, of whole numbers, perhaps memory-mapped), the size of their vocabulary, and a fingerprint of exactly this data; and
-    the tokens for padding, for a masked token, for spans taken out, and for an end, where the tokenizer has them. `documents` and `bytes` of
-    text, where it was read as text."""
+    """Token arrays (1-D, integers, possibly memory-mapped), the size of their vocabulary, and a fingerprint
+    of exactly this data.
+
+    It also holds the tokens for padding, for a masked token, for removed spans and for an end, if the
+    tokenizer has them. `documents` and `bytes` are those of the text, if it was read as text.
+    """
 
     train: np.ndarray
     tune: np.ndarray
@@ -47,25 +52,29 @@ class Corpus:
 
     @property
     def tokens(self) -> int:
-        """In all splits together."""
+        """The number of tokens in all splits together."""
         return len(self.train) + len(self.tune) + len(self.eval)
 
 
 def open_corpus(source: str, tokenizer: str = "bytes", text_column: str = "text", stream: bool = False) -> Corpus:
-    """Tokenize a corpus, or open the tokens that are there.
+    """Tokenize a corpus, or open existing tokens.
 
     Text is tokenized once, into files that all processes map into memory (see `data.token_cache`).
 
     Args:
-        source: "python-stdlib" (the running Python's own library sources), a text file, a folder of text files, tokens (an `.npy` or `.bin` file,
-            or a folder with such files for train, eval and perhaps tune; see `data.token_files`), or the name of a Hugging Face data set
-            ("owner/name" or "name:config"; needs the extra `data`).
-        tokenizer: "bytes" (256 tokens) or the name or directory of a Hugging Face tokenizer; of tokens, the one that made them, or "bytes".
-        text_column: of a Hugging Face data set; given another than "text", a file or folder (.jsonl, .csv, .parquet) is read as one.
-        stream: read a Hugging Face data set, or such a file or folder, as it comes, without a copy of its text on disk.
+        source: "python-stdlib" (the library sources of the running Python), a text file, a folder of text
+            files, tokens (an `.npy` or `.bin` file, or a folder with such files for train, eval and possibly
+            tune; see `data.token_files`), or the name of a Hugging Face data set ("owner/name" or
+            "name:config", which needs the extra `data`).
+        tokenizer: "bytes" (256 tokens), or the name or directory of a Hugging Face tokenizer. For tokens, the
+            tokenizer that made them, or "bytes".
+        text_column: the column of a Hugging Face data set. If it is not "text", a file or folder (.jsonl,
+            .csv, .parquet) is read as a data set too.
+        stream: read a Hugging Face data set, or such a file or folder, as a stream, without a copy of its
+            text on disk.
 
     Raises:
-        MeristemError: if the source is not there or holds too little text.
+        MeristemError: if the source does not exist, or if it holds too little text.
     """
     if is_token_source(Path(source)):
         return _of_tokens(Path(source), tokenizer)
@@ -85,9 +94,16 @@ def open_corpus(source: str, tokenizer: str = "bytes", text_column: str = "text"
 
 
 def first_tokens(source: str, tokenizer: str, count: int) -> np.ndarray:
-    """Up to `count` tokens from the beginning of a source, (count,), int64: an example, for which not all of it is read.
+    """The first tokens of a source, at most `count`: int64 of shape (count,). Only as much of the source is
+    read as this needs.
 
-    Args, raises: as `open_corpus`, of any length of text.
+    Args:
+        source: as for `open_corpus`, with any length of text.
+        tokenizer: as for `open_corpus`.
+        count: the largest number of tokens.
+
+    Raises:
+        MeristemError: as `open_corpus`, except that any length of text is enough.
     """
     if is_token_source(Path(source)):
         return np.array(open_corpus(source, tokenizer).train[:count], dtype=np.int64)
@@ -106,7 +122,9 @@ def _sizes(train: np.ndarray, tune: np.ndarray, held_out: np.ndarray) -> str:
 
 
 def _of_tokens(path: Path, tokenizer: str) -> Corpus:
-    """Of token files. What a folder does not hold out for itself is cut off the end of its training tokens."""
+    """A corpus from token files. Splits that a folder does not contain are cut from the end of its training
+    tokens.
+    """
     files = split_files(path)
     opened = {split: open_tokens(file) for split, file in files.items()}
     whole, said = opened["train"]
@@ -131,7 +149,9 @@ def _of_tokens(path: Path, tokenizer: str) -> Corpus:
 
 
 def _documents(source: str, text_column: str, stream: bool) -> tuple[str | None, Iterable[str]]:
-    """What tells whether the source has changed, and its documents, which are not read before they are asked for."""
+    """What identifies the version of the source, and its documents, which are not read before they are
+    needed.
+    """
     path = Path(source)
     if source == "python-stdlib":
         return _read(_stdlib())
@@ -168,7 +188,9 @@ def _documents(source: str, text_column: str, stream: bool) -> tuple[str | None,
 
 
 def _has_rows(file: Path, column: str) -> bool:
-    """Whether a file holds rows of which `column` is the text, rather than text that happens to be JSON or commas."""
+    """Whether a file holds rows with `column` as their text, and not text that happens to be JSON or to
+    contain commas.
+    """
     if not file.is_file() or file.suffix.lower() not in {*TABLES, ".jsonl", ".csv"}:
         return False
     if file.suffix.lower() in TABLES:
@@ -183,7 +205,9 @@ def _has_rows(file: Path, column: str) -> bool:
 
 
 def _column(rows: Iterable[Mapping[str, Any]], column: str, source: str) -> Iterator[str]:
-    """Of each row. Raises MeristemError where a row has none; a stream may not know its columns before it is read."""
+    """The text of each row. Raises MeristemError if a row has none, because a stream may not know its columns
+    before it is read.
+    """
     try:
         for row in rows:
             if column not in row:
@@ -200,7 +224,7 @@ def _read(files: Sequence[Path]) -> tuple[str, Iterable[str]]:
 
 
 def _stdlib() -> list[Path]:
-    """Python's own library sources, a real corpus that every machine has; tests and installed packages left out."""
+    """The library sources of Python, a real corpus on every machine, without tests and installed packages."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
     return [file for file in sorted(root.rglob("*.py")) if not skipped & set(file.relative_to(root).parts)]

@@ -1,4 +1,6 @@
-"""Sequences with something taken out that is to be found again: masked tokens (BERT), spans (T5)."""
+"""Sequences from which something is removed that the model has to predict: masked tokens (BERT), spans
+(T5).
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,14 @@ MASKED, RANDOM = 0.8, 0.1  # of the chosen tokens; the others stay as they are
 
 
 class MaskedSequences(Ordered):
-    """Masked-language modelling (Devlin et al. 2018, arXiv:1810.04805, section 3.1): of each sequence some tokens are chosen; 80 % of
-    them become the mask, 10 % a random token, and the loss asks for all of them.
+    """Masked-language modelling (Devlin et al. 2018, arXiv:1810.04805, section 3.1). Some tokens of each
+    sequence are chosen. 80 % of them become the mask and 10 % a random token. The loss covers all of them.
 
     Args:
-        sequences: whole ones.
-        mask_token, vocab_size: of the tokenizer.
-        probability: that a token is chosen.
+        sequences: the complete sequences.
+        mask_token: the mask token of the tokenizer.
+        vocab_size: the size of its vocabulary.
+        probability: the probability that a token is chosen.
     """
 
     def __init__(self, sequences: Sequences, mask_token: int, vocab_size: int, probability: float = 0.15) -> None:
@@ -42,15 +45,16 @@ class MaskedSequences(Ordered):
 
 
 class CorruptedSpans(Ordered):
-    """Span corruption (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4): random spans are each replaced by a sentinel, and the target
-    is the sentinels, each with its span behind it. All examples have the same lengths, so nothing is padded.
+    """Span corruption (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4). Random spans are each replaced
+    by a sentinel, and the target is the sentinels, each followed by its span. All examples have the same
+    lengths, so nothing is padded.
 
     Args:
-        sequences: whole ones.
+        sequences: the complete sequences.
         sentinels: token ids, one for each span.
-        end_token: behind inputs and targets.
-        density: share of the tokens that are taken out.
-        span_length: mean length of a span.
+        end_token: the token after inputs and targets.
+        density: the share of the tokens that is removed.
+        span_length: the mean length of a span.
     """
 
     def __init__(
@@ -75,7 +79,7 @@ class CorruptedSpans(Ordered):
 def corrupted(
     tokens: np.ndarray, noise: int, spans: int, sentinels: np.ndarray, end_token: int, draw: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and target when `noise` tokens in `spans` random spans are taken out of a sequence."""
+    """Inputs and target after `noise` tokens in `spans` random spans are removed from a sequence."""
     kept = _segments(len(tokens) - noise, spans, draw)
     taken = _segments(noise, spans, draw)
     cuts = np.cumsum(np.stack([kept, taken], axis=1).ravel())[:-1]
@@ -90,12 +94,12 @@ def corrupted(
 
 
 def span_numbers(sequence_length: int, density: float, span_length: float) -> tuple[int, int]:
-    """How many tokens of a sequence are taken out, and in how many spans."""
+    """How many tokens of a sequence are removed, and in how many spans."""
     noise = min(max(1, round(sequence_length * density)), sequence_length - 1)
     return noise, max(1, min(round(noise / span_length), noise, sequence_length - noise))
 
 
 def _segments(total: int, count: int, draw: np.random.Generator) -> np.ndarray:
-    """Lengths of at least one that add up to `total`, all such lists alike."""
+    """Lengths of at least one that sum to `total`. All such lists are equally likely."""
     cuts = np.sort(draw.permutation(total - 1)[: count - 1]) + 1
     return np.diff(np.concatenate([[0], cuts, [total]]))

@@ -1,4 +1,6 @@
-"""UL2's mixture of denoisers (Tay et al. 2022, arXiv:2205.05131, table 1): short spans, long or many spans, and the rest of a text."""
+"""UL2's mixture of denoisers (Tay et al. 2022, arXiv:2205.05131, table 1): short spans, long or many spans,
+and the end of a text.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,16 @@ from meristem.data.sequences import Sequences
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A kind ("R", "S", "X"), the share of tokens that are taken out, and the mean length of a span (None: one span, at the end)."""
+    """A kind ("R", "S", "X"), the share of tokens that is removed, and the mean length of a span (None: one
+    span, at the end).
+    """
 
     kind: str
     density: float
     span_length: float | None
 
     def numbers(self, sequence_length: int) -> tuple[int, int]:
-        """How many tokens of a sequence are taken out, and in how many spans."""
+        """How many tokens of a sequence are removed, and in how many spans."""
         return span_numbers(sequence_length, self.density, self.span_length or sequence_length)
 
 
@@ -35,18 +39,22 @@ KINDS = ("R", "S", "X")
 
 
 def sentinels_wanted(sequence_length: int) -> int:
-    """One for each span of the denoiser with the most, and one for each kind, which the input begins with."""
+    """The number of sentinels: one for each span of the denoiser with the most spans, and one for each kind,
+    with which the input begins.
+    """
     return max(denoiser.numbers(sequence_length)[1] for denoiser in MIXTURE) + len(KINDS)
 
 
 class Denoisers(Ordered):
-    """Sequences, each with something taken out by one denoiser of the mixture, drawn by (seed, position); padded to the same lengths.
+    """Sequences from which one denoiser of the mixture, drawn by (seed, position), removes something. They
+    are padded to the same lengths.
 
     Args:
-        sequences: whole ones.
-        sentinels: token ids, `sentinels_wanted` of them; the last three name the kind at the beginning of the input.
-        end_token: behind inputs and targets.
-        pad_token: behind inputs; not looked at. Behind targets stands `IGNORED`.
+        sequences: the complete sequences.
+        sentinels: token ids, `sentinels_wanted` of them. The last three name the kind at the beginning of the
+            input.
+        end_token: the token after inputs and targets.
+        pad_token: the token after inputs, which is not attended to. Targets are followed by `IGNORED`.
     """
 
     def __init__(self, sequences: Sequences, sentinels: np.ndarray, end_token: int, pad_token: int = 0) -> None:
@@ -68,7 +76,7 @@ class Denoisers(Ordered):
         }
 
     def parts(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """Input, with the kind of its denoiser first, and target, both with an end."""
+        """The input, which begins with the kind of its denoiser, and the target. Both have an end token."""
         tokens = self.sequences[position]["input_ids"].numpy()
         draw = np.random.default_rng((self.order.seed, 4, position + self.order.offset))
         denoiser = MIXTURE[int(draw.integers(len(MIXTURE)))]
@@ -84,13 +92,17 @@ class Denoisers(Ordered):
 
 
 def prefix_lm_length(sequence_length: int) -> int:
-    """Tokens of an input with its target behind it, of the denoiser with the most."""
+    """The length of an input and its target, for the denoiser with the most tokens."""
     return sequence_length + 3 + 2 * max(denoiser.numbers(sequence_length)[1] for denoiser in MIXTURE)
 
 
 class PrefixDenoisers(Denoisers):
-    """The same for a decoder, as a prefix language model (UL2, section 3.1.1; Raffel et al. 2020, section 3.2.1): the input, which is read in both
-    directions, and behind it the target, which alone is asked for. `attention_mask` (1, length, length) says which token sees which."""
+    """The same for a decoder, as a prefix language model (UL2, section 3.1.1; Raffel et al. 2020, section
+    3.2.1).
+
+    The input is read in both directions. The target follows it, and only the target is in the loss.
+    `attention_mask` (1, length, length) says which token attends to which.
+    """
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         inputs, target = self.parts(position)
@@ -104,6 +116,8 @@ class PrefixDenoisers(Denoisers):
 
 
 def prefix_mask(length: int, prefix: int) -> torch.Tensor:
-    """(1, length, length), true where the token of the row sees that of the column: those before it, itself, and all of the prefix."""
+    """(1, length, length), true where the token of the row attends to that of the column: to those before it,
+    to itself, and to the whole prefix.
+    """
     places = torch.arange(length)
     return ((places[None] <= places[:, None]) | (places[None] < prefix))[None]

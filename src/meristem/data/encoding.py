@@ -24,8 +24,10 @@ SENTINELS = 100  # tokens that stand for a span, behind the 256 bytes
 
 @dataclass(frozen=True)
 class Encoding:
-    """How text becomes tokens (1-D, int32), how many there are, what stands between documents; and the tokens for padding, for a masked
-    token, for spans taken out, and for an end, where the tokenizer has them."""
+    """How text becomes tokens (1-D, int32), how many there are, and which token is between documents. It also
+    holds the tokens for padding, for a masked token, for removed spans and for an end, if the tokenizer
+    has them.
+    """
 
     encode: Callable[[str], np.ndarray]
     encode_all: Callable[[list[str]], list[np.ndarray]]  # many texts, in parallel where the tokenizer can
@@ -39,7 +41,11 @@ class Encoding:
 
 
 def open_encoding(tokenizer: str) -> Encoding:
-    """`tokenizer`: "bytes" (256 tokens) or the name or directory of a Hugging Face tokenizer. Raises MeristemError if it is not there."""
+    """Open a tokenizer: "bytes" (256 tokens), or the name or directory of a Hugging Face tokenizer.
+
+    Raises:
+        MeristemError: if it does not exist.
+    """
     if tokenizer == "bytes":
         sentinels = tuple(range(256, 256 + SENTINELS))
         between = np.array([SEPARATOR], dtype=np.int32)
@@ -68,7 +74,7 @@ def open_encoding(tokenizer: str) -> Encoding:
 
 
 def padded(tokens: np.ndarray, length: int, filling: int) -> torch.Tensor:
-    """Tokens (length,), int64, with `filling` behind them."""
+    """Tokens followed by `filling`: int64 of shape (length,)."""
     import torch
 
     whole = torch.full((length,), filling, dtype=torch.long)
@@ -77,7 +83,9 @@ def padded(tokens: np.ndarray, length: int, filling: int) -> torch.Tensor:
 
 
 def _fingerprint(tokenizer: Any) -> str:
-    """Of what the tokenizer does: its rules where it tells them, its vocabulary, its special tokens."""
+    """A fingerprint of what the tokenizer does: its rules, if it exposes them, its vocabulary and its special
+    tokens.
+    """
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if hasattr(backend, "to_str") else type(tokenizer).__name__
     said = [rules, sorted(tokenizer.get_vocab().items()), {k: str(v) for k, v in tokenizer.special_tokens_map.items()}]

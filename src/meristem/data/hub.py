@@ -16,11 +16,18 @@ HELD_OUT = ("test", "validation", "valid")
 def load_data_set(
     source: str, columns: Sequence[str], *, split: str | None = None, builder: str | None = None, stream: bool = False
 ) -> Any:
-    """A data set by name ("owner/name" or "name:config"), a file or folder of one, or a folder that `builder` of that library reads: one split
-    of it, or all by their names.
+    """One split of a data set, or all splits by their names.
+
+    Args:
+        source: a name ("owner/name" or "name:config"), a file or folder of a data set, or a folder that
+            `builder` reads.
+        columns: the columns that the data set needs to have.
+        split: the split. All of them by default.
+        builder: the builder of the library for a folder.
+        stream: read the data set as a stream.
 
     Raises:
-        MeristemError: if the library or the data set is not there, or a split has not these columns.
+        MeristemError: if the library or the data set does not exist, or if a split lacks one of the columns.
     """
     try:
         import datasets
@@ -48,7 +55,9 @@ def load_data_set(
 
 
 def version_of(loaded: Any) -> str | None:
-    """What tells whether a data set has changed: its library's fingerprint, or of a stream the files that it reads; None if nothing does."""
+    """What identifies the version of a data set: the fingerprint of its library or, for a stream, the files
+    that it reads. None if nothing does.
+    """
     own = getattr(loaded, "_fingerprint", None)
     if own:
         return str(own)
@@ -57,7 +66,7 @@ def version_of(loaded: Any) -> str | None:
 
 
 def split_of(loaded: Any, source: str) -> tuple[Any, Any]:
-    """The rows to train on and those that are held out. Raises MeristemError if there are no such splits."""
+    """The rows for training and those that are held out. Raises MeristemError if there are no such splits."""
     held = next((split for split in HELD_OUT if split in loaded), None)
     if "train" not in loaded or held is None:
         raise MeristemError(

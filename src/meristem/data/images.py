@@ -1,4 +1,4 @@
-"""Labelled images: for training and evaluation, from scikit-learn, a NumPy file or a Hugging Face data set."""
+"""Labelled images for training and evaluation, from scikit-learn, a NumPy file or a Hugging Face data set."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 @dataclass(frozen=True)
 class Images:
-    """Pixels (examples, channels, height, width), float32 with mean 0 and deviation 1 over the training images; labels
-    (examples,) from 0 to `num_labels` - 1; and a fingerprint of exactly this data."""
+    """Pixels (examples, channels, height, width) as float32, with mean 0 and standard deviation 1 over the
+    training images; labels (examples,) from 0 to `num_labels` - 1; and a fingerprint of exactly this data.
+    """
 
     train: np.ndarray
     train_labels: np.ndarray
@@ -46,15 +47,16 @@ def open_images(source: str, fraction: float = 1.0, eval_examples: int | None = 
     """Read labelled images.
 
     Args:
-        source: "digits" (scikit-learn's, on every machine; every fifth is held out), an `.npz` file with Keras' arrays x_train,
-            y_train, x_test and y_test (images as examples x height x width, perhaps x channels), a folder `train/CLASS/*.png` and
-            `test/CLASS/*.png`, or the name of a Hugging Face data set with the columns `image` and `label` (these two need the extra
-            `data`).
-        fraction: of the training images, a random choice that is the same on every machine.
-        eval_examples: how many held-out images to use, of all classes alike; all of them by default.
+        source: "digits" (of scikit-learn, on every machine; every fifth image is held out), an `.npz` file
+            with the arrays of Keras x_train, y_train, x_test and y_test (images as examples x height x width,
+            optionally x channels), a folder `train/CLASS/*.png` and `test/CLASS/*.png`, or the name of a
+            Hugging Face data set with the columns `image` and `label`. The last two need the extra `data`.
+        fraction: the share of the training images that is used. The choice is random, and the same on every
+            machine.
+        eval_examples: how many held-out images are used, equally many of each class. All of them by default.
 
     Raises:
-        MeristemError: if the source is not there or its arrays do not fit each other.
+        MeristemError: if the source does not exist, or if its arrays do not fit each other.
     """
     if source == "digits":
         arrays = _digits()
@@ -85,13 +87,16 @@ def open_images(source: str, fraction: float = 1.0, eval_examples: int | None = 
 
 
 class LabelledImages(Ordered):
-    """Training images in the order of a run, each augmented by a function of (seed, position) alone.
+    """Training images in the order of a run. The augmentation of each depends only on (seed, position).
 
     Args:
-        images, labels: of `Images`.
-        count: how many this run reads.
-        seed, offset: see `Order`.
-        augment: "crop" (moved by up to an eighth of its side, edges repeated) and "flip" (left to right, every second).
+        images: the pixels of `Images`.
+        labels: the labels of `Images`.
+        count: how many images this run reads.
+        seed: the seed of the order (see `Order`).
+        offset: how many examples earlier stages have read (see `Order`).
+        augment: "crop" (a shift by up to an eighth of the side, with repeated edges) and "flip" (left to
+            right, for half of the images).
     """
 
     def __init__(

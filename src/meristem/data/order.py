@@ -1,4 +1,4 @@
-"""In which order a run reads its data: a pure function of (seed, position in the run)."""
+"""The order in which a run reads its data. It depends only on (seed, position in the run)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ WORD = (1 << 64) - 1
 
 
 class Order:
-    """Rounds through the data, each shuffled in a new way, without a list of the examples: a keyed permutation of 0..examples - 1 (a Feistel
-    network on the next power of four, walked along until it meets a number below `examples`; Black and Rogaway 2002).
+    """Rounds through the data, each shuffled in a new way, without a list of the examples.
+
+    The order is a keyed permutation of 0..examples - 1: a Feistel network on the next power of four, applied
+    again until the number is below `examples` (Black and Rogaway 2002).
 
     Args:
-        examples: how many there are.
-        seed: of the order.
-        offset: examples already read by earlier stages, which are not read again.
+        examples: how many examples there are.
+        seed: the seed of the order.
+        offset: how many examples earlier stages have read. They are not read again.
     """
 
     def __init__(self, examples: int, seed: int = 0, offset: int = 0) -> None:
@@ -30,7 +32,7 @@ class Order:
         self._keys: tuple[int, list[int]] = (-1, [])
 
     def at(self, position: int) -> int:
-        """The example that is read at this position of the run."""
+        """The example at this position of the run."""
         turn, place = divmod(position + self.offset, self.examples)
         if self._keys[0] != turn:
             self._keys = (
@@ -57,13 +59,15 @@ BLOCK = 1000  # places in which the shares of several sources are exact
 
 
 class WeightedOrder(Order):
-    """Several sources, each in an order of its own, in shares that hold for every stretch of the run: of any first `n` places a source with
-    share `w` has `n w`, give or take a few. Like `Order`, a pure function of (seed, position).
+    """Several sources, each in its own order, in shares that hold for every part of the run. Among any `n`
+    positions, a source with share `w` has about `n w`. Like `Order`, it depends only on (seed, position).
 
     Args:
-        examples: of each source; numbered through, the first source's first.
-        weights: of each source, above zero. Shares are whole thousandths, at least one.
-        seed, offset: see `Order`.
+        examples: the number of examples of each source. Examples are numbered through, those of the first
+            source first.
+        weights: the weight of each source, above zero. Shares are whole thousandths, and at least one.
+        seed: the seed of the order (see `Order`).
+        offset: how many examples earlier stages have read (see `Order`).
     """
 
     def __init__(self, examples: Sequence[int], weights: Sequence[float], seed: int = 0, offset: int = 0) -> None:
@@ -82,13 +86,14 @@ class WeightedOrder(Order):
         return self._starts[source] + self._own[source].at(before)
 
     def source_at(self, position: int) -> int:
-        """Which source is read at this position of the run."""
+        """The source at this position of the run."""
         number = self.at(position)
         return max(source for source, start in enumerate(self._starts) if start <= number)
 
     def _of_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """The source at each place, and how often it has come before in this block: each source's turns are spread evenly, with a draw for
-        each."""
+        """The source at each place, and how often it occurred before in this block. The turns of each source
+        are spread evenly, with a random shift for each.
+        """
         draw = np.random.default_rng((self.seed, 5, block))
         sources = np.repeat(np.arange(len(self.shares)), self.shares)
         turns = np.concatenate([np.arange(share) for share in self.shares])
@@ -98,7 +103,9 @@ class WeightedOrder(Order):
 
 
 def shares_of(weights: Sequence[float]) -> list[int]:
-    """Of a block, how many places each source has: thousandths that add up, none of them zero."""
+    """The number of places of each source in a block: thousandths that sum to the block, and none of them
+    zero.
+    """
     exact = [weight / sum(weights) * (BLOCK - len(weights)) for weight in weights]
     whole = [math.floor(share) + 1 for share in exact]
     nearest = [weight / sum(weights) * BLOCK for weight in weights]
@@ -113,12 +120,15 @@ TUNE_SHARE = 10  # one training example in ten is kept for tuning
 def splits(
     examples: int, held_out: int, fraction: float = 1.0, eval_examples: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which training examples to train on, which of them to tune on, and which held-out ones to evaluate on; no example is in two.
+    """The training examples to train on, those to tune on, and the held-out ones to evaluate on. No example
+    is in two of them.
 
     Args:
-        examples, held_out: how many there are.
-        fraction: of what is left to train on, a random choice that is the same on every machine.
-        eval_examples: how many held-out examples to use; all of them by default.
+        examples: the number of training examples.
+        held_out: the number of held-out examples.
+        fraction: the share of the remaining training examples that is used. The choice is random, and the
+            same on every machine.
+        eval_examples: how many held-out examples are used. All of them by default.
     """
     order = np.random.default_rng(0).permutation(examples)
     tuning = examples // TUNE_SHARE
@@ -128,7 +138,7 @@ def splits(
 
 
 class Ordered(Dataset):
-    """A data set that a run reads from its first to its last position: `count` examples, in an order of its own."""
+    """A data set that a run reads from its first to its last position: `count` examples in its own order."""
 
     def __init__(self, count: int, order: Order) -> None:
         self.count, self.order = count, order

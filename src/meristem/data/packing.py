@@ -1,7 +1,9 @@
-"""Whole documents put together into sequences: none is cut that fits into one, and as little as possible is left empty.
+"""Whole documents packed into sequences. A document that fits into a sequence is not cut, and few places stay
+empty.
 
-Best-fit decreasing (Ding et al. 2024, arXiv:2404.10830, section 3): what is longer than a sequence is cut into sequences and a rest; then
-each piece, the longest first, goes where it leaves the least room. The plan is kept in the cache, memory-mapped, named by the corpus.
+Best-fit decreasing (Ding et al. 2024, arXiv:2404.10830, section 3): a document longer than a sequence is cut
+into sequences and a rest. Then each piece, the longest first, goes into the sequence in which it leaves the
+fewest places empty. The plan is kept in the cache, memory-mapped, with a name from the corpus.
 """
 
 from __future__ import annotations
@@ -23,10 +25,13 @@ FILES = ("starts", "ends", "firsts")
 
 
 def packed_documents(array: np.ndarray, sequence_length: int, separator: int, name: str) -> WholeDocuments:
-    """The pieces of `array` (1-D tokens, each document with `separator` behind it) in sequences of at most `sequence_length` tokens.
+    """The pieces of `array` in sequences of at most `sequence_length` tokens.
 
     Args:
-        name: of exactly this array, for the cache.
+        array: 1-D tokens, in which each document is followed by `separator`.
+        sequence_length: the largest number of tokens of a sequence.
+        separator: the token after each document.
+        name: a name for exactly this array, for the cache.
     """
     folder = cache_folder().with_name("packing")
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +52,7 @@ def packed_documents(array: np.ndarray, sequence_length: int, separator: int, na
 
 
 def pieces(array: np.ndarray, sequence_length: int, separator: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each piece starts and ends: the documents, those that are too long in several pieces."""
+    """The start and the end of each piece. Documents that are too long become several pieces."""
     found = [
         np.flatnonzero(array[start : start + CHUNK] == separator) + start + 1 for start in range(0, len(array), CHUNK)
     ]
@@ -60,7 +65,9 @@ def pieces(array: np.ndarray, sequence_length: int, separator: int) -> tuple[np.
 
 
 def best_fit(starts: np.ndarray, ends: np.ndarray, sequence_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pieces' starts and ends, one sequence after the other, and the number of the first piece of each sequence (and of all)."""
+    """The starts and ends of the pieces, one sequence after another, and the number of the first piece of
+    each sequence (and the number of all pieces).
+    """
     lengths = ends - starts
     order = np.argsort(-lengths, kind="stable")
     rooms: list[list[int]] = [[] for _ in range(sequence_length + 1)]  # sequences by the room that is left

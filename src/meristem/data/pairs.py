@@ -1,4 +1,6 @@
-"""Pairs of texts, one to be answered by the other: a review and its verdict, a sentence and its translation."""
+"""Pairs of texts, one of which answers the other: a review and its verdict, a sentence and its
+translation.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ Pair = tuple[np.ndarray, np.ndarray]  # tokens of the input, and of the target, 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Tokenized pairs, longer ones cut; the length that holds every target; and a fingerprint of exactly this data."""
+    """Tokenized pairs, with longer ones cut; the length that holds every target; and a fingerprint of exactly
+    this data.
+    """
 
     train: list[Pair]
     tune: list[Pair]
@@ -46,16 +50,17 @@ def open_pairs(
     """Read and tokenize pairs of texts.
 
     Args:
-        source: a folder with `train` and `test` as .jsonl, .csv or .tsv (with a header line), or the name of a Hugging Face data set
-            ("owner/name" or "name:config"; needs the extra `data`).
-        tokenizer: see `open_encoding`; it has to have a token for an end.
-        columns: of the input and of the target.
-        lengths: at most so many tokens of the input and of the target, ends included.
-        fraction: of the training pairs, a random choice that is the same on every machine.
-        eval_examples: how many held-out pairs to use; all of them by default.
+        source: a folder with `train` and `test` as .jsonl, .csv or .tsv (with a header line), or the name of
+            a Hugging Face data set ("owner/name" or "name:config", which needs the extra `data`).
+        tokenizer: as for `open_encoding`. It needs a token for an end.
+        columns: the columns of the input and of the target.
+        lengths: the largest numbers of tokens of the input and of the target, end tokens included.
+        fraction: the share of the training pairs that is used. The choice is random, and the same on every
+            machine.
+        eval_examples: how many held-out pairs are used. All of them by default.
 
     Raises:
-        MeristemError: if the source or a column is not there.
+        MeristemError: if the source or a column does not exist.
     """
     encoding = open_encoding(tokenizer)
     if encoding.end_token is None:
@@ -76,11 +81,12 @@ class PaddedPairs(Ordered):
     """Pairs in the order of a run, all padded to the same lengths.
 
     Args:
-        pairs: of `Pairs`.
-        lengths: of inputs and targets.
-        pad_token: behind inputs; not looked at. Behind targets stands `IGNORED`.
-        count: how many this run reads.
-        seed, offset: see `Order`.
+        pairs: the pairs of `Pairs`.
+        lengths: the lengths of inputs and targets.
+        pad_token: the token after inputs, which is not attended to. Targets are followed by `IGNORED`.
+        count: how many pairs this run reads.
+        seed: the seed of the order (see `Order`).
+        offset: how many examples earlier stages have read (see `Order`).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Fixed-length training sequences of a corpus."""
+"""Training sequences of fixed length from a corpus."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from meristem.data.windows import Consecutive, Windows
 
 
 class Sequences(Ordered):
-    """Pieces of a corpus, shuffled; longer than the data, it goes round again in a new order.
+    """Pieces of a corpus, shuffled. If it is longer than the data, it starts again in a new order.
 
     Args:
-        windows: the pieces, or a 1-D array that is cut into consecutive ones.
-        sequence_length: tokens in each sequence.
+        windows: the pieces, or a 1-D array that is cut into consecutive pieces.
+        sequence_length: the number of tokens in each sequence.
         count: how many sequences this run reads.
-        seed, offset: see `Order`.
-        separator: the token that ends a document, where each is to be read by itself: `position_ids` then count from its start (so that
-            transformers keeps attention within it), and its first token is not asked for.
-        pad_token: behind pieces that are shorter than a sequence; not asked for.
-        vocab_size: every token has to be below it; reading one that is not raises MeristemError.
+        seed: the seed of the order (see `Order`).
+        offset: how many examples earlier stages have read (see `Order`).
+        separator: the token that ends a document, if each document has to be read by itself. `position_ids`
+            then count from its start (so that transformers keeps attention within it), and its first token is
+            not in the loss.
+        pad_token: the token after pieces that are shorter than a sequence. It is not in the loss.
+        vocab_size: every token has to be below it. Reading one that is not raises MeristemError.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class Sequences(Ordered):
 
 
 def positions_in_documents(tokens: torch.Tensor, separator: int) -> torch.Tensor:
-    """The place of each token (length,) in its document; the separator is the last of its own."""
+    """The position of each token (length,) in its document. The separator is the last token of its own
+    document.
+    """
     places = torch.arange(len(tokens))
     begins = torch.zeros_like(places)
     begins[1:] = torch.where(tokens[:-1] == separator, places[1:], 0)

@@ -1,7 +1,9 @@
-"""Text becomes tokens once: in files that all nodes and processes map into memory, named by what is in them.
+"""Text becomes tokens once, in files that all nodes and processes map into memory. The files are named by
+their contents.
 
-A first key, of the files' names, sizes and times (or of a data set's name and version), finds the content's name without reading the text.
-The folder is `$MERISTEM_CACHE`, or `meristem` in the user's cache; nothing leaves the machine, and all of it can be deleted at any time.
+A first key (the names, sizes and times of the files, or the name and version of a data set) finds the name of
+the contents without reading the text. The folder is `$MERISTEM_CACHE`, or `meristem` in the user's cache.
+Nothing leaves the machine, and the whole folder can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ SPLITS = ("train", "tune", "eval")
 
 @dataclass(frozen=True)
 class CachedTokens:
-    """What a corpus became: token arrays by split (memory-mapped), and what it was."""
+    """The tokens of a corpus: arrays by split (memory-mapped), and what the corpus was."""
 
     arrays: dict[str, np.ndarray]
     documents: int
@@ -48,17 +50,19 @@ class _Record:
 
 
 def cache_folder() -> Path:
-    """Where tokens are kept."""
+    """The folder of the cached tokens."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "meristem"
     return Path(os.environ.get("MERISTEM_CACHE") or default) / "tokens"
 
 
 def cached_tokens(key: str | None, documents: Iterable[str], encoding: Encoding, label: str) -> CachedTokens:
-    """The tokens of these documents, from the cache if they are there.
+    """The tokens of these documents, from the cache if they are in it.
 
     Args:
-        key: of what the documents are read from; None where nothing tells whether it has changed.
-        label: for the bar.
+        key: identifies the version of the source of the documents. None if nothing does.
+        documents: the documents.
+        encoding: the tokenizer.
+        label: the label of the progress bar.
     """
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +95,7 @@ def _opened(place: Path) -> CachedTokens:
 
 
 def _tokenised(folder: Path, documents: Iterable[str], encoding: Encoding, label: str) -> str:
-    """Write the tokens and return the name of their folder: whole, or not there at all."""
+    """Write the tokens and return the name of their folder. It is complete, or not there at all."""
     digest, count, size = hashlib.sha256(f"{encoding.fingerprint} {FORMAT}".encode()), 0, 0
     dtype = np.dtype("uint16" if encoding.vocab_size <= 1 << 16 else "uint32")
     separator = encoding.separator.astype(dtype).tobytes()
@@ -134,7 +138,7 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of documents and megabytes on a terminal; nothing elsewhere."""
+    """A progress bar of documents and megabytes on a terminal, and nothing elsewhere."""
     if not sys.stderr.isatty():
         yield lambda count, size: None
         return

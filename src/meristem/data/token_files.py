@@ -1,4 +1,4 @@
-"""Tokens as they lie on disk: memory-mapped, whatever their size."""
+"""Files of tokens, memory-mapped, whatever their size."""
 
 from __future__ import annotations
 
@@ -21,19 +21,22 @@ LLMC_KINDS = {20240520: "uint16", 20240801: "uint32"}  # GPT-2's tokens, Llama 3
 
 
 def is_token_source(path: Path) -> bool:
-    """Whether this is a token file, or a folder with one named after the split `train`."""
+    """Whether this is a token file, or a folder with one that is named after the split `train`."""
     return (path.is_file() and path.suffix in SUFFIXES) or (path.is_dir() and _file_of(path, ("train",)) is not None)
 
 
 def open_tokens(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """A 1-D array that stays on disk, and what the JSON file beside it says (the same name with .json, or `meta.json`).
+    """A 1-D array that stays on disk, and the contents of the JSON file next to it (the same name with .json,
+    or `meta.json`).
 
-    `.npy` as NumPy writes it; `.bin` as nanoGPT, llm.c and Megatron write it: bare numbers, of the JSON's `dtype` (uint16 by default) from its
-    `offset` in bytes on; where the JSON names neither, llm.c's header says both. The JSON names `vocab_size`, and perhaps `end_token`,
-    `pad_token` and `mask_token`.
+    `.npy` files are those of NumPy. `.bin` files are those of nanoGPT, llm.c and Megatron: plain numbers of
+    the `dtype` in the JSON file (uint16 by default), from its `offset` in bytes on. If the JSON file contains
+    neither, both come from the header of llm.c. The JSON file contains `vocab_size`, and optionally
+    `end_token`, `pad_token` and `mask_token`.
 
     Raises:
-        MeristemError: for another content, a JSON file without `vocab_size`, or tokens that are not below it (samples are looked at).
+        MeristemError: if the file holds something else, if there is no JSON file with `vocab_size`, or if
+            tokens are not below it (samples are checked).
     """
     said = _beside(file)
     if file.suffix == ".npy":
@@ -57,14 +60,16 @@ def open_tokens(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def _samples(file: Path, tokens: np.ndarray) -> Iterator[np.ndarray]:
-    """Pieces from all over the array, read and not mapped: a mapped page may be one of 2 MB."""
+    """Pieces from all parts of the array. They are read, not mapped, because a mapped page may be one of 2
+    MB.
+    """
     start, length = int(getattr(tokens, "offset", 0)), SAMPLE_BYTES // 64
     for first in range(0, len(tokens), max(length, len(tokens) // SAMPLES)):
         yield np.fromfile(file, tokens.dtype, min(length, len(tokens) - first), offset=start + first * tokens.itemsize)
 
 
 def check_range(tokens: np.ndarray, vocab_size: int, label: str) -> None:
-    """Raises MeristemError for a token that is none of the vocabulary."""
+    """Raises MeristemError if a token is not in the vocabulary."""
     if len(tokens) and not 0 <= (worst := int(tokens.min() if tokens.min() < 0 else tokens.max())) < vocab_size:
         raise MeristemError(
             f"{label} holds token {worst}, and its vocabulary has {vocab_size} (dtype, offset or vocab_size is wrong)"
@@ -72,7 +77,7 @@ def check_range(tokens: np.ndarray, vocab_size: int, label: str) -> None:
 
 
 def _layout(file: Path, said: Mapping[str, Any]) -> tuple[str, int]:
-    """The numbers' type, and how many bytes stand before them."""
+    """The dtype of the numbers, and how many bytes come before them."""
     if "offset" not in said and file.stat().st_size >= 4 * LLMC_HEADER:
         kind, _, count, *_ = np.fromfile(file, dtype=np.int32, count=LLMC_HEADER).tolist()
         dtype = str(said.get("dtype", LLMC_KINDS.get(kind)))
@@ -86,7 +91,9 @@ def _layout(file: Path, said: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def split_files(path: Path) -> dict[str, Path]:
-    """The files of a token source by split: one file for all, or those of a folder (`train`, `val` or `eval`, perhaps `tune`)."""
+    """The files of a token source by split: one file for all, or those of a folder (`train`, `val` or `eval`,
+    optionally `tune`).
+    """
     if path.is_file():
         return {"train": path}
     found = {split: _file_of(path, names) for split, names in SPLITS.items()}
@@ -94,7 +101,9 @@ def split_files(path: Path) -> dict[str, Path]:
 
 
 def fingerprint_of(file: Path) -> str:
-    """Of a token file, in milliseconds: its size, when it was written, and pieces of its content from all over it."""
+    """A fingerprint of a token file, in milliseconds: its size, its time, and pieces from all parts of its
+    contents.
+    """
     known, digest = file.stat(), hashlib.sha256()
     digest.update(f"{known.st_size} {known.st_mtime_ns}".encode())
     with file.open("rb") as content:

@@ -1,4 +1,6 @@
-"""Pieces of a corpus, each of at most one sequence: where the text is cut, and of several corpora, which of them a piece comes from."""
+"""Pieces of a corpus, each of at most one sequence: where the text is cut and, for several corpora, from
+which of them a piece comes.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,14 @@ class Windows(ABC):
         """The tokens of a piece, int64, at most one sequence long."""
 
     def order(self, seed: int, offset: int) -> Order:
-        """In which order a run reads them."""
+        """The order in which a run reads the pieces."""
         return Order(len(self), seed, offset)
 
 
 class _OfArray(Windows):
-    """Read from an array, which may be memory-mapped: the pages that were read stay in the system's cache, not in this process."""
+    """Read from an array, which may be memory-mapped. Pages that were read stay in the cache of the system,
+    not in this process.
+    """
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -44,10 +48,10 @@ class _OfArray(Windows):
 
 
 class Consecutive(_OfArray):
-    """One behind the other, all of the same length, wherever documents begin.
+    """One piece after another, all of the same length, wherever documents begin.
 
     Raises:
-        MeristemError: for less than one.
+        MeristemError: if there is less than one piece.
     """
 
     def __init__(self, array: np.ndarray, sequence_length: int) -> None:
@@ -65,10 +69,11 @@ class Consecutive(_OfArray):
 
 
 class WholeDocuments(_OfArray):
-    """Documents put together so that none is cut which fits into a sequence (see `data.packing`).
+    """Documents packed so that one that fits into a sequence is not cut (see `data.packing`).
 
     Args:
-        starts, ends: of all pieces in the array, one sequence after the other.
+        starts: the start of every piece in the array, one sequence after another.
+        ends: the end of every piece.
         firsts: the first piece of each sequence, and the number of pieces.
     """
 
@@ -85,11 +90,11 @@ class WholeDocuments(_OfArray):
 
 
 class Weighted(Windows):
-    """Those of several corpora, read in shares that do not follow from their sizes.
+    """The pieces of several corpora, in shares that do not depend on their sizes.
 
     Args:
-        parts: of each corpus.
-        weights: of each, above zero; only their ratios count.
+        parts: the pieces of each corpus.
+        weights: the weight of each corpus, above zero. Only their ratios matter.
     """
 
     def __init__(self, parts: Sequence[Windows], weights: Sequence[float]) -> None:

@@ -1,4 +1,6 @@
-"""Backward-error analysis of growth: what gradient descent really minimises around a growth, and how fast it may go there."""
+"""Backward-error analysis of growth: the loss that gradient descent minimises around a growth, and a learning
+rate for it.
+"""
 
 from meristem.dynamics.fields import Loss as Loss
 from meristem.dynamics.fields import Parameters as Parameters

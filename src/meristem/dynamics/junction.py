@@ -1,4 +1,6 @@
-"""The junction at which a network grows: two fields on the parameters of the large network, and their conflict."""
+"""The junction at which a network grows: two fields on the parameters of the large network, and their
+conflict.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,16 @@ Forward = Callable[[nn.Module, Parameters], Tensor]  # (network, its parameters 
 
 @dataclass(frozen=True)
 class Junction:
-    """What is measured at a growth point, in the parameter space of the large network.
+    """The measurements at a growth, in the parameter space of the large network. `junction` makes it.
 
     Args:
-        loss_before, loss_after: E_g (of the parents, weighted) and E_f (of the large network).
-        gradient_before, gradient_after: |g| and |f|.
-        cosine: between them.
-        flatness_before, flatness_after: |grad E|^2 / 4, the implicit regularisation per unit of learning rate.
+        loss_before: E_g, the weighted loss of the parents.
+        loss_after: E_f, the loss of the large network.
+        gradient_before: |g|.
+        gradient_after: |f|.
+        cosine: the cosine between g and f.
+        flatness_before: |grad E_g|^2 / 4, the implicit regularisation per unit of learning rate.
+        flatness_after: |grad E_f|^2 / 4.
         bracket: |[g, f]|.
     """
 
@@ -41,7 +46,9 @@ class Junction:
 
     @property
     def conflict(self) -> float:
-        """|[g, f]| / |f|: times the learning rate, the share of the first steps that goes against the training before."""
+        """|[g, f]| / |f|. Times the learning rate, it is the share of the first steps that works against the
+        training before.
+        """
         return self.bracket / self.gradient_after if self.gradient_after else 0.0
 
 
@@ -53,21 +60,25 @@ def junction(
     weights: Sequence[float] = (1.0,),
     second_moments: Parameters | None = None,
 ) -> Junction:
-    """Measure a growth point: two gradients and two Hessian-vector products of each field.
+    """Measure a growth: two gradients, and two Hessian-vector products of each field.
 
-    Before the growth the parents' losses are trained, E_g(theta) = sum_i w_i E_i(R_i theta), where R_i takes the large network's
-    parameters back to parent i's (read^T on what is written, write^T on what is read); after it, the large network's own.
+    Before the growth, the losses of the parents are trained, E_g(theta) = sum_i w_i E_i(R_i theta). R_i maps
+    the parameters of the large network back to those of parent i (read^T on what is written, write^T on what
+    is read). After the growth, the loss of the large network is trained.
 
-    Adam steps by -h P grad E with P = 1 / (sqrt(v) + eps). While P is what it is, that is plain gradient descent in the coordinates
-    phi = P^-1/2 theta, so with `second_moments` everything is measured there, and rates are Adam's.
+    Adam steps by -h P grad E with P = 1 / (sqrt(v) + eps). While P does not change, that is plain gradient
+    descent in the coordinates phi = P^-1/2 theta. With `second_moments`, everything is measured in these
+    coordinates, and rates are those of Adam.
 
     Args:
-        plans: how each parent flows into `large` (one for `grow`, several for `fuse`).
-        parents, large: the networks, in the same dtype; put them in evaluation mode, so that nothing is random.
+        plans: the plan of each parent that grows into `large` (one for `grow`, several for `fuse`).
+        parents: the networks before the growth, in the dtype of `large`. Put them in evaluation mode, so that
+            nothing is random.
+        large: the large network, in evaluation mode too.
         forward: the loss of a network with given parameters on a probe batch.
-        weights: of the parents.
-        second_moments: Adam's v of the large network's parameters, corrected for its bias; not finite where nothing is known (cross
-            blocks), for which the mean square of their gradient stands in.
+        weights: the weights of the parents.
+        second_moments: Adam's v for the parameters of the large network, corrected for bias. An entry that is
+            not finite is not known (cross blocks), and the mean square of their gradient replaces it.
     """
     theta = {name: p.detach() for name, p in large.named_parameters()}
     scales: dict[str, Tensor] = {}
@@ -107,7 +118,7 @@ def junction(
 
 
 def _scales(second_moments: Parameters, found: Parameters) -> dict[str, Tensor]:
-    """P^1/2 of every parameter, see `junction`."""
+    """P^1/2 of every parameter (see `junction`)."""
     scales = {}
     for name, gradients in found.items():
         moment = second_moments.get(name, torch.full_like(gradients, torch.nan))
@@ -118,10 +129,15 @@ def _scales(second_moments: Parameters, found: Parameters) -> dict[str, Tensor]:
 
 
 def restricted(plan: GrowthPlan, parent: nn.Module, parameters: Parameters, fused: bool = False) -> dict[str, Tensor]:
-    """R theta: the parent's parameters, read off those of the large network, which they grew into. Linear in `parameters`.
+    """R theta: the parameters of the parent, computed from those of the large network into which they grew.
+    Linear in `parameters`.
 
     Args:
-        fused: there are other parents; what all of them share (a head's bias, the mean of theirs) is each one's.
+        plan: the plan of the parent.
+        parent: the parent.
+        parameters: the parameters of the large network.
+        fused: whether there are other parents. What all of them share (the bias of a head, which is the mean
+            of theirs) then belongs to each.
     """
     found: dict[str, Tensor] = {}
     for name, tensor_plan in plan.tensors.items():
@@ -150,15 +166,25 @@ def language_loss(batch: dict[str, Tensor]) -> Forward:
 
 
 def junction_learning_rate(measured: Junction, bound: float = 0.1) -> float:
-    """The learning rate at the junction that keeps h |[g, f]| / |f| at `bound`; warm up from there (see `warmup_steps`).
+    """The learning rate at the junction that keeps h |[g, f]| / |f| at `bound`. Warm up from there (see
+    `warmup_steps`).
 
-    The bracket's term grows with the product of the last rate before the growth and the first one after it, so a small rate at the
-    junction limits it, and a large one later loses nothing of the flatness term. Of plain gradient descent, or of Adam if its second
-    moments were given to `junction`.
+    The term of the bracket grows with the product of the last rate before the growth and the first one after
+    it. So a small rate at the junction limits it, and a large rate later keeps the whole flatness term. The
+    rate is that of plain gradient descent, or that of Adam if `junction` was given its second moments.
+
+    Args:
+        measured: the result of `junction`.
+        bound: the largest share of the first steps that may work against the training before.
+
+    Returns:
+        The learning rate. Infinite if there is no conflict.
     """
     return bound / measured.conflict if measured.conflict else float("inf")
 
 
 def warmup_steps(junction_rate: float, learning_rate: float) -> int:
-    """Steps of a linear warm-up to `learning_rate` whose first is `junction_rate` long; 0 if that is no less."""
+    """The number of steps of a linear warm-up to `learning_rate` whose first step has the rate
+    `junction_rate`. 0 if that is not smaller.
+    """
     return 0 if junction_rate >= learning_rate else math.ceil(learning_rate / junction_rate)

@@ -1,4 +1,4 @@
-"""Growth: one file per method, and the machinery that they share."""
+"""Growth: one file for each method, and the code that they share."""
 
 from meristem.growth.aki import AKI
 from meristem.growth.deep_fusion import DeepFusion

@@ -1,6 +1,7 @@
-"""bert2BERT's advanced knowledge initialisation: new units come from the next layer.
+"""bert2BERT's advanced knowledge initialisation (AKI): new units come from the next layer.
 
-Chen et al.: "bert2BERT: Towards Reusable Pretrained Language Models", ACL 2022, arXiv:2110.07143 (AKI, section 3.3).
+Chen et al.: "bert2BERT: Towards Reusable Pretrained Language Models", ACL 2022, arXiv:2110.07143 (AKI,
+section 3.3).
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from meristem.growth.width import WidthMethod
 
 @dataclass(frozen=True)
 class AKI(WidthMethod):
-    """As Net2Net, but the rows of further copies in layer l are those of layer l + 1 (the last layer keeps its own).
+    """Copy units as Net2Net does, but take the further copies in layer l from layer l + 1 (arXiv:2110.07143,
+    section 3.3).
 
-    Does not preserve the function, by design: it breaks the symmetry of copies with knowledge of the layer above.
+    The last layer copies its own units. Does not keep the function, by design: the weights of the next layer
+    break the symmetry of the copies. The other options are those of `WidthMethod`.
 
     Args:
-        duplication, seed: which units get further copies, as in Net2Net.
+        duplication: which units get further copies, as in `Net2Net`.
+        seed: the seed of that choice.
     """
 
     name: ClassVar[str] = "aki"
@@ -42,12 +46,12 @@ class AKI(WidthMethod):
         )
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
-        """Every layer stays, and borrows from the next."""
+        """Every layer stays, and takes its further copies from the next one."""
         return {
             axis: tuple(LayerSource(((i, 1.0),), next_layer=min(i + 1, depth - 1)) for i in range(depth))
             for axis, depth in anatomy.depths.items()
         }
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-        """Never."""
+        """Always False."""
         return False

@@ -1,5 +1,6 @@
-"""ALiBi: a head's position slope depends on its index and on the number of heads, so a copy is only true to its
-original where it gets the same slope (Press et al. 2022, arXiv:2108.12409, section 3)."""
+"""ALiBi: the position slope of a head depends on its index and on the number of heads. A copy computes the
+same as its original only with the same slope (Press et al. 2022, arXiv:2108.12409, section 3).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ from meristem.errors import MeristemError
 
 
 def slopes(num_heads: int) -> torch.Tensor:
-    """The slope of each head, shape (num_heads,): a geometric series, with odd powers of the next series behind it
-    when num_heads is no power of two."""
+    """The slope of each head, of shape (num_heads,): a geometric series. If num_heads is not a power of two,
+    odd powers of the next series follow it.
+    """
     power = 2 ** math.floor(math.log2(num_heads))
     first = [2 ** (-8 * i / power) for i in range(1, power + 1)]
     extra = [2 ** (-4 * i / power) for i in range(1, 2 * (num_heads - power), 2)]
@@ -21,12 +23,12 @@ def slopes(num_heads: int) -> torch.Tensor:
 
 
 def aligned_heads(old_heads: int, new_heads: int) -> AxisMap:
-    """Heads grown under ALiBi: each old head speaks through the one new head that has its slope.
+    """Heads grown under ALiBi. Each old head is read through the one new head that has its slope.
 
-    The other new heads copy the old head of the closest slope and are read with weight 0, free to learn.
+    The other new heads copy the old head of the closest slope. They are read with weight 0, and can learn.
 
     Raises:
-        MeristemError: if some old slope does not occur among the new ones.
+        MeristemError: if an old slope does not occur among the new ones.
     """
     distance = (slopes(new_heads)[:, None] - slopes(old_heads)[None]).abs()
     home = distance.argmin(0)  # (old_heads,): the new head that carries each old one
@@ -42,6 +44,8 @@ def aligned_heads(old_heads: int, new_heads: int) -> AxisMap:
 
 
 def has_alibi(anatomy) -> bool:
-    """Whether attention in this network adds ALiBi slopes (from the override, or from the config flag it names)."""
+    """Whether attention in this network adds ALiBi slopes, by the override or by the config flag that it
+    names.
+    """
     flag = anatomy.override.alibi
     return bool(anatomy.builder.fact(flag)) if isinstance(flag, str) else flag

@@ -1,7 +1,7 @@
-"""The one place where tensors are walked: weights, gradients, first and second moments alike.
+"""The only code that computes the tensors of a growth: weights, gradients, first and second moments.
 
-Everything is tensor by tensor and lazy, so that a model in memory, an optimizer and a checkpoint on disk are served by
-the same lines.
+It works lazily, one tensor at a time. A model in memory, an optimizer and a checkpoint on disk all use the
+same code.
 """
 
 from __future__ import annotations
@@ -35,16 +35,19 @@ DUAL: dict[str, tuple[Callable[[UnitMap], UnitMap], int]] = {
 def grow_tensor(plan: TensorPlan, fetch: Fetch, moment: Moment = "weight") -> Tensor:
     """One tensor of the large network, in the dtype of its source.
 
-    weight:         scale . (maps applied) + null-space noise
-    gradient:       (1 / (scale copies)) . (dual maps applied), which is the true gradient of the large network
-    second_moment:  (1 / (scale copies))^2 . (dual maps squared, applied); exact when each new unit has one source
-    magnitude:      |1 / (scale copies)| . (dual maps without signs, applied): averages of |gradient|
-    direction:      (signs of the dual maps, applied): averages of steps that do not depend on the size of gradients
-    displacement:   scale . (maps applied), nothing else: differences of weights
+    - weight: scale . (maps applied) + null-space noise
+    - gradient: (1 / (scale copies)) . (dual maps applied), which is the true gradient of the large network
+    - second_moment: (1 / (scale copies))^2 . (dual maps squared, applied); exact if each new unit has one
+      source
+    - magnitude: |1 / (scale copies)| . (dual maps without signs, applied): averages of |gradient|
+    - direction: (signs of the dual maps, applied): averages of steps that do not depend on the size of
+      gradients
+    - displacement: scale . (maps applied), nothing else: differences of weights
 
-    Half-precision tensors are computed in float32 and rounded once, weights so that the shares of a unit's copies still sum
-    to the old column (see `rounding`). Where new units are only scaled copies of old ones, the old ones are scaled and
-    rounded, and then copied: the same numbers for a fraction of the work.
+    Tensors in half precision are computed in float32 and rounded once. Weights are rounded so that the shares
+    of a unit's copies still sum to the old column (see `rounding`). If new units are only scaled copies of
+    old ones, the old ones are scaled and rounded, and then copied. The numbers are the same, for a fraction
+    of the work.
     """
     if plan.beside:
         return torch.cat([grow_tensor(part, fetch, moment) for part in plan.parts], plan.along)
@@ -84,7 +87,7 @@ def scaled_copies(plan: TensorPlan, fetch: Fetch, moment: Moment, maps: Maps) ->
 
 
 def changes_numbers(plan: TensorPlan, maps: Maps) -> bool:
-    """Whether there is anything to compute: else every number of the new tensor is one of the old one's."""
+    """Whether anything is computed. Otherwise every number of the new tensor is a number of the old one."""
     term = plan.terms[0]
     alone = len(plan.terms) == 1 and isinstance(term.weight, float) and term.weight == 1 and term.part == "all"
     return (
@@ -96,7 +99,7 @@ def changes_numbers(plan: TensorPlan, maps: Maps) -> bool:
 
 
 def _mixes_units(plan: TensorPlan, moment: Moment) -> bool:
-    """Whether copies of one unit come out different: by noise, random new units, or other sources for further copies."""
+    """Whether copies of one unit differ, by noise, random new units, or other sources for further copies."""
     if plan.redrawn is not None:
         return True
     written = moment == "weight" and (
@@ -114,7 +117,7 @@ def computed(
     maps: Maps,
     along: Callable[[UnitMap, Tensor, int], Tensor],
 ) -> Tensor:
-    """The sum of the terms, scaled; `along` does each dimension's share."""
+    """The sum of the terms, scaled. `along` applies the map of each dimension."""
     total: Tensor | None = None
     dtype = torch.float32
     for number, term in enumerate(plan.terms):
@@ -143,7 +146,9 @@ def computed(
 
 
 def _copied(tensor: Tensor, maps: Maps) -> Tensor:
-    """A tensor of its own with every unit copied to its new places; rows last, since they are copied whole."""
+    """A new tensor with every unit copied to its new places. Rows come last, because they are copied
+    whole.
+    """
     grown = tensor
     for dimension, unit_map in reversed(list(enumerate(maps))):
         grown = grown if unit_map is None else unit_map.gather(grown, dimension)
@@ -151,7 +156,9 @@ def _copied(tensor: Tensor, maps: Maps) -> Tensor:
 
 
 def _part(plan: TensorPlan, tensor: Tensor, part: str) -> Tensor:
-    """Only the units that are first copies of their source (originals), or only the others, along written dimensions."""
+    """Only the units that are first copies of their source (originals), or only the others, along written
+    dimensions.
+    """
     further = torch.zeros((), dtype=torch.bool)
     for dimension, (axis_map, role) in enumerate(zip(plan.maps, plan.roles, strict=True)):
         if axis_map is not None and role != "read":
@@ -166,7 +173,7 @@ def _in_shards(fetch: Fetch, shards: Shards) -> Fetch:
 
 
 def _drawn(plan: TensorPlan, drawn: Drawn, like: Tensor, moment: Moment) -> Tensor:
-    """A tensor without sources, and moments that begin at zero."""
+    """A tensor without sources, or its moments, which begin at zero."""
     if moment == "weight" and drawn.values is not None:
         return drawn.values.to(like.device, like.dtype, copy=True)
     if moment != "weight" or not drawn.std:
@@ -177,7 +184,7 @@ def _drawn(plan: TensorPlan, drawn: Drawn, like: Tensor, moment: Moment) -> Tens
 
 
 def _redrawn(plan: TensorPlan, redrawn: Redrawn, tensor: Tensor) -> Tensor:
-    """Some units drawn anew, with the mean and the standard deviation of the tensor (drop-upcycling)."""
+    """Some units drawn again, with the mean and the standard deviation of the tensor (drop-upcycling)."""
     values = _noise(plan.name, plan.seed, tensor, f"redrawn {plan.terms[0].source}") * tensor.std() + tensor.mean()
     return torch.where(redrawn.mask(tensor.shape).to(tensor.device), values, tensor)
 
@@ -199,7 +206,9 @@ def _finish_weight(plan: TensorPlan, tensor: Tensor) -> Tensor:
 
 
 def null_noise(plan: TensorPlan, like: Tensor, axis_map: AxisMap, dimension: int, relative: float, seed: int) -> Tensor:
-    """Noise of `relative` times the standard deviation of `like` that no unit of `axis_map` lets through `dimension`."""
+    """Noise of `relative` times the standard deviation of `like` that the units of `axis_map` cancel along
+    `dimension`.
+    """
     noise = _noise(plan.name, seed, like, "noise") * (relative * like.std())
     return axis_map.project_noise(noise, dimension)
 
@@ -217,7 +226,9 @@ def _fill_units(plan: TensorPlan, tensor: Tensor) -> Tensor:
 
 
 def _with_unit_variances(plan: TensorPlan, tensor: Tensor) -> Tensor:
-    """The stored variance of new units without a source, of which a batch norm has seen nothing: 1, as at its start."""
+    """The stored variance of new units without a source, for which a batch norm has no statistics: 1, as at
+    its start.
+    """
     for axis_map, role in zip(plan.maps, plan.roles, strict=True):
         if role == "variance" and axis_map is not None and tensor.shape == (axis_map.new_size,):
             tensor = torch.where(axis_map.heard.sourceless().to(tensor.device), torch.ones_like(tensor), tensor)
@@ -225,7 +236,7 @@ def _with_unit_variances(plan: TensorPlan, tensor: Tensor) -> Tensor:
 
 
 def _write_fresh_units(plan: TensorPlan, tensor: Tensor) -> Tensor:
-    """New units without a source that nobody reads yet: written at random, at the scale of their tensor."""
+    """New units without a source that nothing reads yet: random numbers at the scale of their tensor."""
     for dimension, (axis_map, role) in enumerate(zip(plan.maps, plan.roles, strict=True)):
         if axis_map is None or axis_map.fresh is None or role != "write" or tensor.dim() == 1 or plan.scale == 0:
             continue
@@ -239,6 +250,7 @@ def _write_fresh_units(plan: TensorPlan, tensor: Tensor) -> Tensor:
 
 
 def _noise(name: str, seed: int, like: Tensor, purpose: str) -> Tensor:
-    """Standard normal numbers that depend on the seed, the tensor's name, the purpose and the place only: streamed, sharded and
-    in-memory growth draw the same on every device."""
+    """Standard normal numbers that depend only on the seed, the tensor's name, the purpose and the place.
+    Streamed, sharded and in-memory growth draw the same numbers on every device.
+    """
     return normal(name, seed, purpose, like.shape).to(like.device, like.dtype)

@@ -1,7 +1,7 @@
-"""The running statistics of batch norms, estimated anew where the weights before them have changed.
+"""The running statistics of batch norms, estimated again after the weights before them have changed.
 
-Jordan, Sedghi, Saukh, Entezari, Neyshabur: "REPAIR: REnormalizing Permuted Activations for Interpolation Repair", ICLR 2023,
-arXiv:2211.08403 (section 3.3).
+Jordan, Sedghi, Saukh, Entezari, Neyshabur: "REPAIR: REnormalizing Permuted Activations for Interpolation
+Repair", ICLR 2023, arXiv:2211.08403 (section 3.3).
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ def batch_norms(model: nn.Module) -> list[str]:
 
 
 def new_statistics(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> None:
-    """Estimate the running statistics of all batch norms anew, as means over these batches, in place.
+    """Estimate the running statistics of all batch norms again, as means over these batches, in place.
 
     Args:
-        batches: keyword arguments of forward; some hundred examples in all.
+        model: the network.
+        batches: batches of keyword arguments of forward, some hundred examples in all.
     """
     norms: list[Any] = [model.get_submodule(path) for path in batch_norms(model)]
     if not norms:

@@ -1,9 +1,10 @@
-"""Step counts of their own for blocks of a tensor that have been trained for fewer steps than the rest of it.
+"""Separate step counts for blocks of a tensor that have trained for fewer steps than the rest of it.
 
-torch's Adam keeps one count for each parameter, and divides its moments by 1 - beta^count. After a fusion that count is right for the
-blocks that came from the parents and wrong for the cross blocks, whose moments begin at zero: their first step would be
-(1 - beta1) / sqrt(1 - beta2) times as long as it should be, 3.2 times with the usual betas. So beside its moments the state keeps, for
-every entry, how many of the count's steps it has missed, and a hook behind each step corrects the difference.
+Adam in torch keeps one count for each parameter, and divides its moments by 1 - beta^count. After a fusion
+that count is right for the blocks of the parents. It is wrong for the cross blocks, whose moments begin at
+zero: their first step would be (1 - beta1) / sqrt(1 - beta2) times as long as it should be, 3.2 times with
+the usual betas. So the state also keeps, for every entry, how many of the counted steps it has missed. A hook
+after each step corrects the difference.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ FORGOTTEN = 1e-8  # a bias correction that is this close to 1 is none any more
 
 
 def count_blocks_apart(optimizer: Optimizer) -> None:
-    """Let every later step of an Adam divide each entry's moments by the correction for its own number of steps.
+    """Make Adam divide the moments of each entry by the correction for the number of steps of that entry.
 
-    Where the state names no missed steps, nothing changes; it drops them once they make no difference. `fuse_optimizer` has called
-    this; call it yourself where a saved state has been loaded.
+    It holds for all later steps. If the state contains no missed steps, nothing changes. They are dropped
+    when they make no difference any more. `fuse_optimizer` calls this function. Call it yourself after a
+    saved state is loaded.
 
     Args:
-        optimizer: with `betas` and `eps` in its groups (Adam, AdamW); others keep no such counts.
+        optimizer: an optimizer with `betas` and `eps` in its groups (Adam, AdamW). Others keep no such
+            counts.
     """
     counting = _COUNTING.setdefault(optimizer, _Counting())
     for parameter, entries in optimizer.state.items():
@@ -44,10 +47,12 @@ def count_blocks_apart(optimizer: Optimizer) -> None:
 
 @torch.no_grad()
 def begin_anew(optimizer: Optimizer, parameter: Tensor, mask: Tensor) -> None:
-    """Set the moments of some entries of a parameter to zero, and let them count their steps from here.
+    """Set the moments of some entries of a parameter to zero, and count their steps from here.
 
     Args:
-        mask: bool, shaped like this process's part of the parameter.
+        optimizer: the optimizer of the parameter.
+        parameter: the parameter.
+        mask: the entries: bool, with the shape of the part of the parameter that this process has.
     """
     entries = optimizer.state.get(parameter, {})
     for key, value in entries.items():
@@ -63,7 +68,9 @@ def begin_anew(optimizer: Optimizer, parameter: Tensor, mask: Tensor) -> None:
 
 @dataclass
 class _Counting:
-    """Of one optimizer: the count of each parameter after its last step, and the most steps that an entry of it has missed."""
+    """For one optimizer: the count of each parameter after its last step, and the most steps that one of its
+    entries has missed.
+    """
 
     counts: dict[Tensor, float] = field(default_factory=dict)
     longest: dict[Tensor, float] = field(default_factory=dict)
@@ -92,7 +99,7 @@ def _correct_all(optimizer: Optimizer, *_: Any) -> None:
 
 @torch.no_grad()
 def _correct(parameter: Tensor, entries: dict[str, Tensor], group: dict[str, Any], count: float) -> None:
-    """Take back the step of the whole tensor's count, and make that of each entry's own."""
+    """Undo the step with the count of the whole tensor, and take the step with the count of each entry."""
     beta1, beta2 = group["betas"]
     missed = entries[MISSED].to(entries["exp_avg"].dtype)
     second = entries.get("max_exp_avg_sq", entries["exp_avg_sq"])

@@ -29,7 +29,9 @@ LARGE = (
 
 
 def in_float32(anatomy: Anatomy, model: nn.Module) -> nn.Module:
-    """The same network with its weights in float32 and its constants (rotary tables, embedding scales) unrounded."""
+    """The same network with its weights in float32 and its constants (rotary tables, embedding scales)
+    unrounded.
+    """
     weights = weights_of(model)
 
     def exact(name: str) -> Tensor:
@@ -41,20 +43,25 @@ def in_float32(anatomy: Anatomy, model: nn.Module) -> nn.Module:
 
 
 def build(plan: GrowthPlan, model: nn.Module, look: Look | None = None) -> nn.Module:
-    """The large network of `plan`, with weights from `model`; each tensor keeps its source's dtype, place and `requires_grad`.
+    """The large network of `plan`, with weights from `model`. Each tensor keeps the dtype, device and
+    `requires_grad` of its source.
 
-    Never randomly initialised: memory is touched once, by the grown weights. Of a streamed network the result is streamed
-    too, and grows whatever of it is asked for.
+    It is never initialised with random numbers. If `model` is streamed, the result is streamed too, and grows
+    each tensor when it is read.
 
     Args:
-        look: called with each piece of a streamed network's weight as it is made to be written.
+        plan: the plan.
+        model: the small network.
+        look: a function that is called with each piece of a streamed network's weight when it is computed for
+            writing.
     """
     return with_flags(filled(plan.target, grown_weights(plan, model, look), like=model), [plan], [model])
 
 
 def with_flags(grown: nn.Module, plans: Sequence[GrowthPlan], models: Sequence[nn.Module]) -> nn.Module:
-    """The network that these have become, set up for training as they are: what all of them have frozen is frozen, and activations are
-    computed anew if one of them does so."""
+    """The network that these have become, with their settings for training. Tensors that all of them have
+    frozen are frozen. If one of them uses activation checkpointing, so does the result.
+    """
     trained = [{n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)} for model in models]
     for name, parameter in grown.named_parameters():
         own = [of.get(plan.origin(name), parameter.requires_grad) for plan, of in zip(plans, trained, strict=True)]
@@ -65,7 +72,9 @@ def with_flags(grown: nn.Module, plans: Sequence[GrowthPlan], models: Sequence[n
 
 
 def grown_weights(plan: GrowthPlan, model: nn.Module, look: Look | None = None) -> Weights:
-    """The tensors of the large network by every name that its state dict has, tied ones included, made on demand."""
+    """The tensors of the large network by every name in its state dict, with tied ones, computed on
+    demand.
+    """
     weights = weights_of(model)
 
     def grown(name: str) -> Tensor:
@@ -88,8 +97,10 @@ def grown_dtypes(plan: GrowthPlan, model: nn.Module) -> dict[str, torch.dtype]:
 
 
 def filled(target: Builder, weights: Mapping[str, Tensor], like: nn.Module, rounded: bool = True) -> nn.Module:
-    """The target's network with these weights; its mode and generation config are those of `like`, and it is streamed if
-    that is. `rounded`: constants that no checkpoint holds have the dtype that they have in `like`."""
+    """The network of the target with these weights. Its mode and generation config are those of `like`, and
+    it is streamed if that is. With `rounded`, constants that no checkpoint holds have the dtype that they
+    have in `like`.
+    """
     make = functools.partial(target.build, target.sizes, target.depths)
     if is_streamed(like):
         assert isinstance(weights, Weights)
@@ -109,7 +120,7 @@ def filled(target: Builder, weights: Mapping[str, Tensor], like: nn.Module, roun
 
 
 def skeleton(make: Callable[[], nn.Module]) -> nn.Module:
-    """What `make` builds, with its parameters on the meta device and its buffers real, its ties made."""
+    """What `make` builds, with its parameters on the meta device, its buffers real, and its ties."""
     from accelerate import init_empty_weights
 
     def made(large: AbstractContextManager[Any]) -> nn.Module:
@@ -124,13 +135,13 @@ def skeleton(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 class LargeOnMeta(TorchFunctionMode):
-    """Large tensors that are made without values, as all large parameters are, get no memory either: the experts of one layer
-    may be larger than the machine's, and memory that is taken and given back piece by piece stays with the process. Buffers are
-    made with values, and stay real.
+    """Large tensors that are made without values, as all large parameters are, get no memory. The experts of
+    one layer may be larger than the memory of the machine, and memory that is allocated and freed in
+    pieces stays with the process. Buffers are made with values, and stay real.
 
     Args:
-        entries: how many make a tensor large.
-        filled: how many make one of zeros or ones large, as some classes make their parameters.
+        entries: the number of entries from which a tensor is large.
+        filled: the same for a tensor of zeros or ones, because some classes make their parameters so.
     """
 
     def __init__(self, entries: int, filled: int) -> None:
@@ -149,7 +160,7 @@ class LargeOnMeta(TorchFunctionMode):
 def _put(
     model: nn.Module, name: str, held: Tensor, weights: Mapping[str, Tensor], made: dict[int, nn.Parameter]
 ) -> None:
-    """The weight of this name in its place; tied names share the parameter, which is made once."""
+    """Put the weight of this name in its place. Tied names share the parameter, which is made once."""
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
     if leaf in owner._buffers:
@@ -161,7 +172,9 @@ def _put(
 
 
 def _follow_buffers(grown: nn.Module, like: nn.Module, rounded: bool) -> None:
-    """Buffers that no checkpoint holds (rotary tables) lie where those of `like` lie and, if asked for, in their dtype."""
+    """Buffers that no checkpoint holds (rotary tables) are on the device of those of `like` and, with
+    `rounded`, in their dtype.
+    """
     device, kept = device_of(like), grown.state_dict().keys()
     sources = {folded(name): buffer for name, buffer in like.named_buffers()}
     for name, buffer in grown.named_buffers(remove_duplicate=False):

@@ -1,4 +1,4 @@
-"""Training only what is new in transformers' own Trainer."""
+"""Training only what is new, in the Trainer of transformers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,25 @@ from meristem.growth.train_new import New, freeze_old, scale_fresh, start_at
 
 
 class TrainNewCallback(TrainerCallback):
-    """Freezes what a growth has not added, or gives what it has added a learning rate and a warm-up of its own (see `ms.freeze_old`).
+    """Freeze what a growth has not added, or give what it has added a learning rate and a warm-up of its own
+    (see `ms.freeze_old`).
 
         Trainer(model=growth.model, ..., callbacks=[ms.TrainNewCallback(growth, train="copied")])
 
-    Whole tensors are frozen when the Trainer is made, before it wraps the model or makes an optimizer; parts of tensors when training
-    begins, after it has sharded them. A resumed run goes on as it would have.
+    Whole tensors are frozen when the Trainer is made, before it wraps the model or makes an optimizer. Parts
+    of tensors are frozen when training begins, after it has sharded them. A resumed run continues in the same
+    way.
 
     Args:
-        provenance: of the growth that made the model, or the growth.
-        train: as in `ms.freeze_old`.
-        ratio: by what the steps of new entries are multiplied.
-        warmup: over so many steps they rise to that.
-        fresh: which entries these are: "copied": all that are not old; "fresh": those without a source only.
+        provenance: the growth or the fusion that made the model, or its provenance.
+        train: as for `ms.freeze_old`.
+        ratio: the factor of the steps of new entries.
+        warmup: the number of steps over which this factor is reached.
+        fresh: which entries are new. "copied": all that are not old. "fresh": only those without a source.
+
+    Raises:
+        MeristemError: if `ratio` is not positive, or if `warmup` is not a number of steps. When the Trainer
+            is made, if the provenance is that of another network, or if nothing would train.
     """
 
     def __init__(

@@ -1,4 +1,6 @@
-"""Why a growth that should keep the function does not, where that is known: what the class computes from its width."""
+"""Why a growth does not keep the function although it should, if that is known: what the class computes from
+its width.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ REMOVE = (
 
 
 def computed_weight(model: nn.Module) -> str | None:
-    """Which weight is computed from other tensors that are measured as a whole (weight norm, spectral norm), if any is."""
+    """The weight that is computed from the norm of other tensors (weight norm, spectral norm), if there is
+    one.
+    """
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
         old = next((leaf.removesuffix(end) for leaf in own for end in ("_orig", "_g") if leaf.endswith(end)), None)
@@ -42,8 +46,9 @@ def computed_weight(model: nn.Module) -> str | None:
 
 
 def known_cause(model: nn.Module, plans: tuple[GrowthPlan, ...]) -> str | None:
-    """One sentence about the first thing in the network that no mixture's config says, or no widening of its stream keeps; None if nothing is
-    known."""
+    """One sentence about the first thing in the network that the config of a mixture cannot state, or that a
+    wider stream does not keep. None if nothing is known.
+    """
     lost = next((_lost(plan) for plan in plans if isinstance(plan, UpcyclePlan) and _lost(plan)), None)
     if lost is not None:
         return lost
@@ -55,11 +60,13 @@ def known_cause(model: nn.Module, plans: tuple[GrowthPlan, ...]) -> str | None:
 
 
 def of_width(model: nn.Module, width: int, wider: nn.Module | None = None) -> str | None:
-    """The same for a network of which the width grows.
+    """The same for a network whose width grows.
 
     Args:
-        wider: what its class makes of a larger width, if that is known, perhaps on the meta device: what has the same sizes there is
-            not computed from this width (RT-DETR's encoder has one of its own).
+        model: the network.
+        width: its width.
+        wider: what its class builds with a larger width, if that is known, possibly on the meta device. A
+            part that has the same sizes there does not depend on this width (RT-DETR's encoder has its own).
     """
     found = next(_computed(model, width, wider), None)
     if found is None:
@@ -71,7 +78,9 @@ def of_width(model: nn.Module, width: int, wider: nn.Module | None = None) -> st
 
 
 def _lost(plan: UpcyclePlan) -> str | None:
-    """What the dense network's config says beside its class's defaults, and its mixture's cannot say."""
+    """What the config of the dense network states besides the defaults of its class, and that of its mixture
+    cannot.
+    """
     dense, mixture = (getattr(builder, "config", None) for builder in (plan.source.builder, plan.target))
     if dense is None or mixture is None:
         return None
@@ -87,7 +96,7 @@ def _lost(plan: UpcyclePlan) -> str | None:
 
 
 def _kinds(value: object) -> object:
-    """Of a list with an entry for each layer, what occurs in it."""
+    """The values that occur in a list with an entry for each layer."""
     return set(map(str, value)) if isinstance(value, list | tuple) else value
 
 
@@ -109,7 +118,7 @@ def _computed(model: nn.Module, width: int, wider: nn.Module | None) -> Iterator
 
 
 def _sizes(module: nn.Module) -> list[object]:
-    """The whole numbers and the shapes of tables that a module has; sizes of the network are among them."""
+    """The integers and the shapes of tables of a module. The sizes of the network are among them."""
     numbers = sorted((n, v) for n, v in vars(module).items() if isinstance(v, int) and v > 1 and not n.startswith("_"))
     tables = {**vars(module), **module._buffers}
     return [*numbers, *((n, tuple(t.shape)) for n, t in tables.items() if isinstance(t, Tensor))]

@@ -1,4 +1,6 @@
-"""How an instance computes otherwise than what its class builds from its config, though its tensors have the same names and shapes."""
+"""How an instance computes differently from what its class builds from its config, although its tensors have
+the same names and shapes.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,10 @@ OF_A_RUN = frozenset(("training", "gradient_checkpointing", "layer_idx", "p"))
 
 
 def changed_since(model: nn.Module) -> str | None:
-    """What a network is or has that its class does not make of its config: other modules, hooks, a forward of its own, other numbers
-    in a module, other tables, weights that are or are not tied. None if nothing of that is found, and for a network that is streamed."""
+    """What a network has that its class does not build from its config: other modules, hooks, its own
+    forward, other numbers in a module, other tables, weights that are or are not tied. None if nothing is
+    found, and for a streamed network.
+    """
     if is_streamed(model):
         return None
     hooked = [n or "the network" for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
@@ -34,7 +38,9 @@ def changed_since(model: nn.Module) -> str | None:
 
 
 def _made(model: nn.Module) -> nn.Module | None:
-    """What its class makes of its config; None for no transformers model, which has nothing to be compared with."""
+    """What its class builds from its config. None for a network outside transformers, which cannot be
+    compared.
+    """
     small = sum(parameter.numel() for parameter in model.parameters()) <= LARGEST
     try:
         with torch.device("cpu" if small else "meta"):
@@ -47,7 +53,7 @@ def _made(model: nn.Module) -> nn.Module | None:
 
 
 def _differences(model: nn.Module, made: nn.Module) -> Iterator[str]:
-    """Of each kind the first few."""
+    """The first few of each kind."""
     theirs = dict(made.named_modules())
     for name, module in model.named_modules():
         other = theirs.get(name)
@@ -68,7 +74,7 @@ def _differences(model: nn.Module, made: nn.Module) -> Iterator[str]:
 
 
 def _numbers(module: nn.Module) -> Mapping[str, Any]:
-    """What it computes with beside its tensors."""
+    """What it computes with besides its tensors."""
     return {
         name: value
         for name, value in vars(module).items()

@@ -1,4 +1,6 @@
-"""Whether what a user gives belongs together, before anything is planned: one sentence says what does not."""
+"""Check that the arguments of a user fit together, before anything is planned. One sentence says what does
+not.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ NAMED = 3
 
 
 def check_inputs(inputs: Any, model: nn.Module) -> None:
-    """Raises MeristemError unless `inputs` are keyword arguments of the network's forward (or none)."""
+    """Raises MeristemError unless `inputs` are keyword arguments of the network's forward (or None)."""
     if inputs is not None and not isinstance(inputs, Mapping):
         raise MeristemError(
             f"inputs are keyword arguments of forward, {{name: tensor}}; got a {type(inputs).__name__}. If the network is called "
@@ -32,7 +34,9 @@ WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "Distribut
 
 
 def check_bare(model: Any) -> None:
-    """Raises MeristemError for a network inside of another module (torch.compile, data parallelism), and for one without values."""
+    """Raises MeristemError for a network inside another module (torch.compile, data parallelism), and for one
+    without values.
+    """
     inner = WRAPPERS.get(type(model).__name__)
     if inner is not None:
         raise MeristemError(f"{type(model).__name__} wraps the network; pass the network itself: model.{inner}")
@@ -58,7 +62,9 @@ def check_number(anatomies: Sequence[Anatomy] | None, models: Sequence[Any]) -> 
 
 
 def check_same(model: nn.Module, anatomy: Anatomy) -> None:
-    """Raises MeristemError unless the anatomy is that of the network, tensor by tensor: none would be dropped or made up."""
+    """Raises MeristemError unless the anatomy is that of the network, tensor by tensor, so that no tensor is
+    lost or invented.
+    """
     state = model.state_dict()
     names = set(weights_of(model))
     if any(".parametrizations." in name for name in names - set(anatomy.tensors)):
@@ -83,7 +89,9 @@ def check_same(model: nn.Module, anatomy: Anatomy) -> None:
 
 
 def check_guesses(plan: GrowthPlan) -> None:
-    """Raises AnatomyError if an axis changes that a tensor of unknown roles runs along, naming what would tell them."""
+    """Raises AnatomyError if an axis changes along which a tensor of unknown roles runs. The message names
+    what would show the roles.
+    """
     moved = {axis for axis, axis_map in plan.maps.items() if not axis_map.is_identity()}
     builder = plan.source.builder
     following = builder.following if isinstance(builder, FunctionBuilder) and not plan.source.traced else {}

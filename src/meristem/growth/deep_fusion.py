@@ -1,9 +1,10 @@
 """Deep Fusion: several trained networks side by side in one larger network.
 
-Mazzawi, Gonzalvo, Wunder, Jerome, Dherin: "Deep Fusion: Efficient Network Training via Pre-trained Initializations", ICML 2024,
-arXiv:2306.11903. The operator is the one its equations describe; details that the paper leaves open are said in
-`deep_fusion.md`. In terms of axis maps: parent i writes and reads units of its own, [0; I; 0], on every axis, and the fused
-tensor is the sum of all parents' mapped tensors; cross blocks are zero, and the head averages.
+Mazzawi, Gonzalvo, Wunder, Jerome, Dherin: "Deep Fusion: Efficient Network Training via Pre-trained
+Initializations", ICML 2024, arXiv:2306.11903. The operator is the one that its equations describe.
+`deep_fusion.md` states what the paper leaves open. In terms of axis maps, parent i writes and reads units of
+its own, [0; I; 0], on every axis. The fused tensor is the sum of the mapped tensors of all parents. Cross
+blocks are zero, and the head averages.
 """
 
 from __future__ import annotations
@@ -40,22 +41,33 @@ AGREES_BY = {
 
 @dataclass(frozen=True)
 class DeepFusion:
-    """How to fuse.
+    """The options of Deep Fusion (arXiv:2306.11903): the parents side by side, with cross blocks of zero and
+    a head that averages.
 
     Args:
-        weights: convex weights of the parents in the fused network's logits; equal by default.
-        norm: what to do about norms over all parents' units together, which divide each by a common size. "plain": nothing, as
-            published; "equalised": first scale each parent's residual stream to one size, measured on inputs, which pre-norm
-            networks do not notice; "grouped": each parent's units keep norms of their own, which is exact and makes the network one
-            of a class that ships with its checkpoint (see `grouped_norms`).
-        noise: symmetry-breaking noise on readers, relative to the standard deviation of each tensor, which the copies of a
-            self-fusion cancel. By default 0.1 when all parents are one network, which SGD could otherwise never tell apart, and none
-            (nothing to cancel it) when they differ.
-        seed: of the noise.
-        allow_differences: fuse networks whose configs say that they compute differently (see `differences`), all as the first does.
-        experts: fuse dense parents of one size as the experts of a mixture (see `fuse_experts`): their feed-forward blocks stay what they
-            are, each an expert, all other tensors are averaged, the router is new. The gap to the parents' mean is measured.
-        experts_per_token: how many of them a token gets.
+        weights: the weights of the parents in the logits of the fused network. They are positive and sum to
+            1. Equal by default.
+        norm: what happens to norms over the units of all parents, which divide by one common size. "plain"
+            changes nothing, as in the paper. "equalised" first scales the residual streams of the parents to
+            one size, measured on inputs; pre-norm networks keep their function under that scaling. "grouped"
+            gives each parent a norm of its own, which is exact. The result is then of a class that is shipped
+            with its checkpoint (see `grouped_norms`).
+        noise: the standard deviation of the noise on readers, relative to that of each tensor. It breaks the
+            symmetry of a self-fusion, and it cancels between the copies. By default 0.1 if all parents are
+            one network, which SGD could not tell apart otherwise. Different parents get none, because nothing
+            would cancel it.
+        seed: the seed of the noise.
+        allow_differences: fuse networks whose configs say that they compute differently (see `differences`).
+            The result computes as the first one does.
+        experts: fuse dense parents of one size as the experts of a mixture (see `fuse_experts`). Their
+            feed-forward blocks become the experts, all other tensors are averaged, and the router is new. The
+            distance from the mean of the parents is measured.
+        experts_per_token: how many experts a token gets.
+
+    Raises:
+        MeristemError: if `experts` is combined with `norm` or `noise`, or if `experts_per_token` is not a
+            whole number of at least 1. When networks are fused, if `weights` are not one positive number for
+            each parent with a sum of 1.
     """
 
     name: ClassVar[str] = "deep_fusion"
@@ -79,7 +91,7 @@ class DeepFusion:
             )
 
     def convex(self, parents: int) -> tuple[float, ...]:
-        """The weights of that many parents. Raises MeristemError unless they are positive and sum to 1."""
+        """The weights of this many parents. Raises MeristemError unless they are positive and sum to 1."""
         if self.weights is None:
             return (1 / parents,) * parents
         if len(self.weights) != parents or min(self.weights) <= 0 or abs(sum(self.weights) - 1) > 1e-6:
@@ -89,13 +101,16 @@ class DeepFusion:
     def plans(
         self, anatomies: Sequence[Anatomy], models: Sequence[nn.Module], inputs: Mapping[str, Tensor]
     ) -> list[GrowthPlan]:
-        """One plan for each parent: the fused network is the sum of what they make.
+        """One plan for each parent. The fused network is the sum of what the plans make.
 
         Args:
-            inputs: keyword arguments of forward, on which "equalised" measures the parents' streams.
+            anatomies: the anatomy of each parent.
+            models: the parents.
+            inputs: keyword arguments of forward, on which "equalised" measures the residual streams of the
+                parents.
 
         Raises:
-            MeristemError: if the parents do not fit together, naming what differs.
+            MeristemError: if the parents do not fit together. The message names what differs.
         """
         sizes = joined_sizes(anatomies)
         for number, other in enumerate(anatomies[1:] if not self.allow_differences else [], start=2):
@@ -131,7 +146,9 @@ class DeepFusion:
         ]
 
     def _with_norms(self, target: Builder, anatomies: Sequence[Anatomy]) -> Builder:
-        """The builder of the fused network, with norms of its parents' units each on their own if that is asked for."""
+        """The builder of the fused network. With "grouped", the units of each parent have a norm of their
+        own.
+        """
         if self.norm != "grouped":
             return target
         from meristem.anatomy.huggingface import HuggingFaceBuilder
@@ -147,8 +164,9 @@ class DeepFusion:
 
 
 def _check_following(anatomy: Anatomy, sizes: Mapping[str, int], target: Builder) -> None:
-    """Raises MeristemError where a function outside transformers makes other sizes of the joined arguments than the parents have
-    together (a feed-forward width that is rounded)."""
+    """Raises MeristemError if a function outside transformers makes other sizes from the joined arguments
+    than the parents have together (a feed-forward width that is rounded).
+    """
     builder = anatomy.builder
     for axis, (name, place) in builder.following.items() if isinstance(builder, FunctionBuilder) else ():
         if target.sizes[axis] != sizes[axis]:
@@ -159,7 +177,9 @@ def _check_following(anatomy: Anatomy, sizes: Mapping[str, int], target: Builder
 
 
 def _norm_groups(anatomy: Anatomy) -> list[int]:
-    """The groups of a network's own norms: those it was fused with, or all its units."""
+    """The groups of units that have norms of their own: those of an earlier fusion, or all units as one
+    group.
+    """
     groups, hidden = anatomy.builder.fact("norm_groups"), anatomy.sizes["hidden"]
     return group_sizes(groups, hidden) if groups else [hidden]
 
@@ -168,7 +188,8 @@ def joined_sizes(anatomies: Sequence[Anatomy]) -> dict[str, int]:
     """The axis sizes of the fused network.
 
     Raises:
-        MeristemError: for parents of other types, depths, tensors or sizes than the first, or axes that cannot lie side by side.
+        MeristemError: if a parent differs from the first in type, depth, tensors or sizes, or if an axis
+            cannot hold two parents side by side.
     """
     first = anatomies[0]
     if len(anatomies) < 2:
@@ -210,7 +231,7 @@ def _check_pair(first: Anatomy, other: Anatomy, number: int) -> None:
 
 
 def _agreeing(first: Anatomy, other: Anatomy, number: int, axis: str) -> str:
-    """Which growth makes two networks agree in an axis."""
+    """The growth that makes two networks agree in an axis."""
     ours, theirs, kind = first.sizes[axis], other.sizes.get(axis), kind_of(axis)
     if theirs is None or kind not in (*AGREES_BY, "group"):
         return ""
@@ -226,7 +247,9 @@ def _agreeing(first: Anatomy, other: Anatomy, number: int, axis: str) -> str:
 
 
 def _own_units(anatomies: Sequence[Anatomy], parent: int, sizes: Mapping[str, int]) -> dict[str, AxisMap]:
-    """The map of every axis that is joined: this parent's units stand behind those of the parents before it."""
+    """The map of every axis that is joined. The units of this parent follow those of the parents before
+    it.
+    """
     maps = {}
     for axis in anatomies[parent].axes:
         if kind_of(axis) not in JOINED:
@@ -241,7 +264,9 @@ def _own_units(anatomies: Sequence[Anatomy], parent: int, sizes: Mapping[str, in
 
 
 def is_joined(anatomy: Anatomy, tensor: TensorAnatomy, maps: Mapping[str, AxisMap], *, reads: bool) -> bool:
-    """Whether a tensor reads (or else: writes, scales, shifts) units that lie side by side."""
+    """Whether a tensor reads (with `reads`) or writes, scales or shifts (without it) units that are side by
+    side.
+    """
     return any(
         bool(anatomy.axes_of(d.layout) & set(maps))
         for d in tensor.dimensions
@@ -259,7 +284,9 @@ def _scales(
     untied: bool,
     inputs: Inputs = None,
 ) -> dict[str, float]:
-    """By what each of a parent's tensors is multiplied: width constants, its weight in the mean, its stream's size."""
+    """The factor of each tensor of a parent: width constants, its weight in the mean, and the size of its
+    residual stream.
+    """
     scales = dict(repaired)
 
     def times(name: str, factor: float) -> None:
@@ -289,7 +316,7 @@ def _scales(
 def _stream_sizes(
     anatomies: Sequence[Anatomy], models: Sequence[nn.Module], inputs: Mapping[str, Tensor]
 ) -> list[float]:
-    """The root mean square of each parent's residual stream, averaged over its blocks."""
+    """The root mean square of the residual stream of each parent, averaged over its blocks."""
     from meristem.growth.silence import silencing
 
     found = []

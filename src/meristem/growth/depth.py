@@ -22,9 +22,9 @@ Kinds = tuple[list[Kind], list[Kind]]  # of the old layers, and of the new ones
 
 
 def new_layers(plans: Sequence[GrowthPlan]) -> dict[str, list[int]]:
-    """{list of blocks: places in the grown network of the layers that are new}, after all these growths in turn.
+    """{list of blocks: numbers of its new layers in the grown network}, after all these growths.
 
-    New are silent layers, further copies of an old one, and copies of what an earlier growth has added.
+    New layers are silent layers, further copies of an old one, and copies of what an earlier growth added.
     """
     new: dict[str, list[bool]] = {}
     for plan in plans:
@@ -41,7 +41,9 @@ def new_layers(plans: Sequence[GrowthPlan]) -> dict[str, list[int]]:
 
 
 def spread(old: int, new: int) -> list[tuple[int, int]]:
-    """(old layer, how many new layers it becomes), as even as whole numbers allow: 8 layers become 10 behind every fourth."""
+    """(old layer, how many new layers it becomes), as evenly as whole numbers allow. 8 layers become 10 with
+    one more after every fourth.
+    """
     more = new % old
     return [(i, new // old + ((i + 1) * more // old - i * more // old)) for i in range(old)]
 
@@ -50,10 +52,12 @@ def in_order(text: str | Sequence[int], old: int, method: str) -> LayerMap:
     """Copies in the order of a list: "0-23,8-31" is SOLAR's depth up-scaling of 32 layers.
 
     Args:
-        text: numbers and ranges with both ends included, separated by commas; or the numbers.
+        text: numbers and ranges separated by commas, with both ends included; or a list of numbers.
+        old: the number of old layers.
+        method: the name of the method, for the message.
 
     Raises:
-        MeristemError: for anything else, or a layer that there is not.
+        MeristemError: if it is anything else, or if a layer does not exist.
     """
     order: list[int] = []
     for part in str(text).split(",") if isinstance(text, str | int) else map(str, text):
@@ -68,13 +72,14 @@ def in_order(text: str | Sequence[int], old: int, method: str) -> LayerMap:
 
 
 def fitting(anatomy: Anatomy, method: str, axis: str, make: Callable[[int, int], LayerMap], target: int) -> LayerMap:
-    """`make(old, target)`, if every new place has room for the layer that comes there (hybrids want other kinds at other places).
+    """`make(old, target)`, if every new place can hold the layer that it gets (hybrids need layers of certain
+    kinds at certain places).
 
-    First layers that no other place has room for, such as the strided first block of a ResNet's stage, stay alone in front, and
-    the others grow; a warning says so.
+    First layers that fit no other place, such as the strided first block of a ResNet's stage, are not copied.
+    The others grow, and a warning says so.
 
     Raises:
-        MeristemError: naming the place and the nearest depths that work.
+        MeristemError: if a layer does not fit. The message names the place and the nearest depths that work.
     """
     old = anatomy.depths[axis]
     layer_map = make(old, target)
@@ -101,8 +106,8 @@ def fitting(anatomy: Anatomy, method: str, axis: str, make: Callable[[int, int],
 
 
 def with_fitting_sources(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> LayerMap:
-    """The same map, where a place has no room for its source (a ResNet's strided block in the middle of a stage) with the nearest
-    old layer that fits there.
+    """The same map. A place that cannot hold its source (a ResNet's strided block in the middle of a stage)
+    gets the nearest old layer that fits there.
 
     Raises:
         MeristemError: if no old layer fits.
@@ -125,7 +130,9 @@ def with_fitting_sources(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> La
 
 
 def _alone(anatomy: Anatomy, axis: str, target: int) -> int:
-    """How many first layers are of a kind that the last place of a network of `target` layers has no room for."""
+    """How many first layers are of a kind that does not fit the last place of a network of `target`
+    layers.
+    """
     kinds = layer_kinds(anatomy, axis, repeat_all(anatomy.depths[axis], target))
     if kinds is None:
         return 0
@@ -134,7 +141,7 @@ def _alone(anatomy: Anatomy, axis: str, target: int) -> int:
 
 
 def _behind(alone: int, layer_map: LayerMap) -> LayerMap:
-    """The map of the layers behind the first `alone`, which stay as they are."""
+    """The map of the layers after the first `alone`, which do not change."""
     moved = (
         replace(layer, sources=tuple((old + alone, weight) for old, weight in layer.sources)) for layer in layer_map
     )
@@ -142,7 +149,7 @@ def _behind(alone: int, layer_map: LayerMap) -> LayerMap:
 
 
 def _misfit(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> int | None:
-    """The first new place whose tensors its source has not, or not in that shape."""
+    """The first new place with tensors that its source does not have, or has in another shape."""
     kinds = layer_kinds(anatomy, axis, layer_map)
     if kinds is None:
         return 0
@@ -156,23 +163,23 @@ def repeat_each(old: int, new: int) -> LayerMap:
 
 
 def repeat_all(old: int, new: int) -> LayerMap:
-    """Whole-model copies: 0 1 2 0 1 2."""
+    """Copies of the whole network: 0 1 2 0 1 2."""
     return tuple(LayerSource.copy(layer % old) for layer in range(new))
 
 
 def repeat_last(old: int, new: int) -> LayerMap:
-    """The last layers once more on top: 0 1 2 1 2."""
+    """The last layers again on top: 0 1 2 1 2."""
     return repeat_span(old, 2 * old - new, old)
 
 
 def repeat_middle(old: int, new: int) -> LayerMap:
-    """The middle layers once more in the middle: 0 1 2 1 2 3."""
+    """The middle layers again in the middle: 0 1 2 1 2 3."""
     first = (2 * old - new) // 2
     return repeat_span(old, first, first + new - old)
 
 
 def repeat_span(old: int, first: int, last: int) -> LayerMap:
-    """Layers `first` to `last` (exclusive) stand once more behind themselves."""
+    """Layers `first` to `last` (exclusive), followed by copies of themselves."""
     order = [*range(last), *range(first, last), *range(last, old)]
     return tuple(LayerSource.copy(layer) for layer in order)
 
@@ -180,9 +187,9 @@ def repeat_span(old: int, first: int, last: int) -> LayerMap:
 def identity_layers(anatomy: Anatomy, axis: str, new: int) -> LayerMap:
     """Silent copies, which write nothing into the residual stream, among the layers of one list of blocks.
 
-    Behind each layer, evenly, or in front of one that leaves something for later layers, so that those read it from the old one and
-    not from its copy (`read_later`); where the architecture wants other kinds of layers at those places (dense first, experts
-    later; a bias in the last one), wherever it has room for them.
+    They follow each layer, spread evenly. If later layers read results of a layer, its copies precede it, so
+    that those read the old layer and not its copy (`read_later`). If the architecture needs other kinds of
+    layers at those places (dense first, experts later; a bias in the last one), they go wherever they fit.
 
     Raises:
         MeristemError: if no arrangement gives every new place a layer of its kind.
@@ -209,7 +216,7 @@ def identity_layers(anatomy: Anatomy, axis: str, new: int) -> LayerMap:
 
 
 def _read_later(anatomy: Anatomy, axis: str) -> frozenset[int]:
-    """The layers of one list of blocks that leave something for later ones."""
+    """The layers of one list of blocks whose results later layers read."""
     builder = anatomy.builder
     if not isinstance(builder, HuggingFaceBuilder):
         return frozenset()
@@ -218,7 +225,9 @@ def _read_later(anatomy: Anatomy, axis: str) -> frozenset[int]:
 
 
 def _silent_copies(times: Iterable[tuple[int, int]], in_front: frozenset[int]) -> LayerMap:
-    """Each old layer as many times as asked; all but one of them silent, behind it or, for those named, in front of it."""
+    """Each old layer as many times as asked. All but one are silent, after the old layer or, for those in
+    `in_front`, before it.
+    """
     return tuple(
         LayerSource.identity(layer, copy < count - 1 if layer in in_front else copy > 0)
         for layer, count in times
@@ -227,7 +236,9 @@ def _silent_copies(times: Iterable[tuple[int, int]], in_front: frozenset[int]) -
 
 
 def _of_one_kind(anatomy: Anatomy, axis: str, new: int, owners: frozenset[int]) -> Iterator[LayerMap]:
-    """Silent copies behind the layers of one kind only, for each kind (some kinds share weights among all of theirs)."""
+    """Silent copies after the layers of one kind only, for each kind (the layers of some kinds share
+    weights).
+    """
     old = anatomy.depths[axis]
     prefixes = [blocks.prefix for blocks in anatomy.blocks if blocks.axis == axis]
     kinds = _by_layer({tensor.name: tensor.shape for tensor in anatomy.tensors.values()}, prefixes, old)
@@ -238,7 +249,9 @@ def _of_one_kind(anatomy: Anatomy, axis: str, new: int, owners: frozenset[int]) 
 
 
 def layer_kinds(anatomy: Anatomy, axis: str, layer_map: LayerMap) -> Kinds | None:
-    """What tensors each old layer has, and each layer of the network that `layer_map` asks for; None if that cannot be built."""
+    """The tensors of each old layer, and of each layer of the network that `layer_map` asks for. None if that
+    cannot be built.
+    """
     builder = anatomy.builder
     order = layer_order(layer_map)
     try:
@@ -275,7 +288,9 @@ def fit(kinds: Kinds | None, layer_map: LayerMap) -> bool:
 
 
 def _matched(old: list[Kind], new: list[Kind]) -> LayerMap | None:
-    """The old layers in order, each at the first place of its kind; silent layers of the right kind between them."""
+    """The old layers in order, each at the first place of its kind, with silent layers of the right kind
+    between them.
+    """
     matched: list[LayerSource] = []
     waiting = 0
     for place, kind in enumerate(new):

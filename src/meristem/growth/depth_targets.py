@@ -11,10 +11,11 @@ LARGEST_DEPTH = 1 << 16  # beyond that a number is a slip of the keyboard
 
 
 def depths_of(anatomy: Anatomy, method: str, blocks: str) -> dict[str, int]:
-    """{axis of depth: length} of the lists of blocks that `blocks` names: "all", a scope such as "decoder" or an axis of depth.
+    """{axis of depth: length} of the lists of blocks that `blocks` names: "all", a scope such as "decoder",
+    or an axis of depth.
 
     Raises:
-        MeristemError: if it names none that the network has.
+        MeristemError: if the network has no list of this name.
     """
     chosen = {a: d for a, d in anatomy.depths.items() if blocks in ("all", a) or a.startswith(f"{blocks}_")}
     if not chosen and blocks != "all":
@@ -32,14 +33,21 @@ def depth_targets(
     shrink: bool = False,
     blocks: str = "all",
 ) -> dict[str, int]:
-    """{axis: target length} for every list of blocks; `depth` multiplies all, `num_hidden_layers` sets all, `more` some by name.
+    """{axis: target length} for every list of blocks. `depth` multiplies all, `num_hidden_layers` sets all,
+    and `more` sets some by name.
 
     Args:
-        blocks: which lists, see `depths_of`.
+        anatomy: the anatomy of the network.
+        method: the name of the method, for messages.
+        depth: the factor.
+        num_hidden_layers: the target length of all lists.
+        more: target lengths by name.
+        shrink: whether lengths have to be smaller than the present ones, instead of larger.
+        blocks: which lists (see `depths_of`).
 
     Raises:
-        MeristemError: for a factor that is no positive whole number, a length on the wrong side of the present one, or a
-            network without a list of blocks.
+        MeristemError: if the factor is not a positive whole number, if a length is not larger (or smaller)
+            than the present one, or if the network has no list of blocks.
     """
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
         raise MeristemError(f"{method}: depth must be a whole number of at least 1, got {depth!r}")

@@ -1,4 +1,6 @@
-"""In what two networks of one architecture compute differently, as their configs say: no one config computes both."""
+"""How two networks of one architecture compute differently, as their configs say. No single config computes
+both.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,15 @@ Difference = tuple[str, Any, Any]
 
 
 def differences(first: Anatomy, other: Anatomy) -> list[Difference]:
-    """(entry of the config, its value in the first, in the other) for all that changes what is computed.
+    """(entry of the config, its value in the first, in the other) for every entry that changes what is
+    computed.
 
-    What follows from sizes is no difference: the first one's config is compared at the other's sizes. Tying is none either, since
-    a fusion of tied with untied networks has both heads. Networks that were not built from a config have no entries to compare.
+    Entries that follow from sizes do not count: the config of the first network is compared at the sizes of
+    the other. Tying does not count either, because a fusion of tied with untied networks has both heads.
+    Networks without a config have no entries to compare.
 
     Raises:
-        MeristemError: if the first one's architecture cannot have the other's sizes.
+        MeristemError: if the architecture of the first network cannot have the sizes of the other.
     """
     if not isinstance(first.builder, HuggingFaceBuilder) or not isinstance(other.builder, HuggingFaceBuilder):
         return []
@@ -37,7 +41,7 @@ def differences(first: Anatomy, other: Anatomy) -> list[Difference]:
 
 
 def differences_of_configs(first: Any, other: Any) -> list[Difference]:
-    """The same of two configs of equal sizes."""
+    """The same for two configs of equal sizes."""
     ours, theirs = (dict(_entries(config.to_dict())) for config in (first, other))
     return [
         (entry, ours.get(entry), theirs.get(entry))
@@ -47,7 +51,9 @@ def differences_of_configs(first: Any, other: Any) -> list[Difference]:
 
 
 def check_alike(first: Anatomy, other: Anatomy, number: int) -> None:
-    """Raises MeristemError, naming the entries, if network `number` computes otherwise than the first."""
+    """Raises MeristemError if network `number` computes differently from the first. The message names the
+    entries.
+    """
     found = differences(first, other)
     if found:
         raise MeristemError(
@@ -62,7 +68,7 @@ def shown(found: Sequence[Difference]) -> str:
 
 
 def _entries(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every entry that is not a dictionary itself."""
+    """(dotted name, value) of every entry that is not itself a dictionary."""
     for key, value in config.items():
         name = f"{path}.{key}" if path else str(key)
         if isinstance(value, dict) and value:

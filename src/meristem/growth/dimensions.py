@@ -1,4 +1,4 @@
-"""From the maps of axes to the map of a dimension that is laid out along several."""
+"""From the maps of axes to the map of a dimension that consists of several axes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from meristem.anatomy.heads import GROUP, HEAD_DIM, Heads, are_queries
 
 
 def expand(layout: Layout, maps: Mapping[str, AxisMap]) -> AxisMap:
-    """The map of a whole dimension. New units within a head stay silent in queries, so that keys and values are free."""
+    """The map of a whole dimension. New units within a head stay silent in queries, so that those of keys and
+    values may have any value.
+    """
     within = [axis for axis in maps if kind_of(axis) == HEAD_DIM and maps[axis].fresh is not None]
     if not within:
         return layout.expand(maps)
@@ -35,8 +37,10 @@ def _expand_terms(layout: Layout, maps: Mapping[str, AxisMap], queries: Mapping[
 
 
 def inner_layouts(anatomy: Anatomy) -> set[str]:
-    """Layouts such as "4 hidden" that some tensor writes, some reads, and no norm measures: feed-forward units, so many for each
-    of the stream. Where the stream is padded with its mean, these are copied, since what a nonlinearity makes of a mean is heard."""
+    """Layouts such as "4 hidden" that some tensor writes, some tensor reads, and no norm measures:
+    feed-forward units, a fixed number for each unit of the stream. If the stream is padded with its mean,
+    these are copied, because readers receive what a nonlinearity makes from a mean.
+    """
     by_role: dict[str, set[str]] = {}
     for dimension in (d for tensor in anatomy.tensors.values() for d in tensor.dimensions):
         if any(isinstance(factor, int) for term in dimension.layout.terms for factor in term):

@@ -1,9 +1,10 @@
-"""Random numbers by their place: any rows of any tensor, on any device, in any order, are drawn the same.
+"""Random numbers by their place. Any rows of any tensor, on any device, in any order, get the same numbers.
 
-Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") makes the n-th number from a key and n alone. Here the
-key is a hash of the seed, the purpose and the tensor's name, and each block of rows counts from a place of its own. Sixteen bits of
-Philox choose one of 65,536 equally likely quantiles of the normal distribution, whole numbers and a table, so that every machine
-draws the same; their variance is 0.99998, the largest is 4.3.
+Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") computes the n-th number from a key
+and n alone. Here the key is a hash of the seed, the purpose and the tensor's name, and each block of rows has
+its own first n. Sixteen bits of Philox select one of 65,536 equally likely quantiles of the normal
+distribution. These are integers and a table, so every machine draws the same numbers. Their variance is
+0.99998, and the largest is 4.3.
 """
 
 from __future__ import annotations
@@ -21,22 +22,26 @@ BLOCK = 1 << 16  # entries of a block of rows, or one row
 
 
 def rows_of_a_block(shape: Sequence[int]) -> int:
-    """How many rows of a tensor of this shape are drawn together; who asks for whole blocks wastes none."""
+    """How many rows of a tensor of this shape are drawn together. Whole blocks waste no numbers."""
     return max(1, BLOCK // max(1, math.prod(shape[1:])))
 
 
 def normal(
     name: str, seed: int, purpose: str, shape: Sequence[int], rows: tuple[int, int] | None = None, std: float = 1.0
 ) -> Tensor:
-    """Normal numbers in float32 on the CPU, which depend on the seed, the purpose, the name and their place only.
+    """Normal numbers in float32 on the CPU, which depend only on the seed, the purpose, the name and their
+    place.
 
     Args:
-        shape: of the whole tensor.
-        rows: (first, last) along dimension 0, the last exclusive; all by default.
+        name: the name of the tensor.
+        seed: the seed.
+        purpose: what the numbers are for.
+        shape: the shape of the whole tensor.
+        rows: (first, last) along dimension 0, the last exclusive. All by default.
         std: their standard deviation.
 
     Returns:
-        A tensor of `shape`, with these rows only.
+        A tensor of `shape`, with only these rows.
     """
     count = shape[0] if len(shape) else 1
     first, last = rows or (0, count)
@@ -56,7 +61,7 @@ def normal(
 
 @functools.lru_cache(8)
 def _quantiles(std: float = 1.0) -> np.ndarray:
-    """(65536,) float32: the normal numbers in the middle of equally likely stretches, in ascending order."""
+    """(65536,) float32: the normal numbers in the middle of equally likely intervals, in ascending order."""
     if std != 1:
         return _quantiles() * np.float32(std)
     middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)

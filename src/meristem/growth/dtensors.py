@@ -1,4 +1,4 @@
-"""Tensors that are sharded over processes: made whole, and cut into parts again."""
+"""Tensors that are sharded over processes, gathered and divided again."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from torch import Tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor on the CPU, gathered from all processes if it is sharded; to be called by all of them alike."""
+    """A tensor on the CPU, gathered from all processes if it is sharded. All processes have to call it in the
+    same way.
+    """
     from torch.distributed.tensor import DTensor
 
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
 
 
 def as_part(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor that all have whole, laid out as `like`; what has another shape (steps) as it is."""
+    """The part of this process of a tensor that all have whole, sharded as `like`. A tensor of another shape
+    (steps) does not change.
+    """
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(like, DTensor) and whole.shape == like.shape:
@@ -22,7 +26,7 @@ def as_part(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process has of a tensor, in the same memory."""
+    """The part of a tensor that this process has, in the same memory."""
     from torch.distributed.tensor import DTensor
 
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

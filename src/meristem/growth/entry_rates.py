@@ -1,11 +1,14 @@
-"""Entries of one tensor that step differently: some not at all, some with a learning rate and a warm-up of their own.
+"""Entries of one tensor that step differently: some not at all, some with a separate learning rate and
+warm-up.
 
-An optimizer knows whole tensors only. So the gradient of held entries is cleared before anything sees it (clipping, averages over
-processes, moments), and around each step of any optimizer the weights and the moments of held entries are put back: weight decay and
-the momentum of earlier training do not reach them either. Other entries step by a factor: their step is made, and scaled.
+An optimizer handles whole tensors only. So the gradient of held entries is set to zero before anything reads
+it (clipping, averages over processes, moments). After each step of any optimizer, the weights and the moments
+of held entries are restored. Weight decay and the momentum of earlier training therefore do not change them
+either. The steps of other entries are multiplied by a factor.
 
-torch calls the two hooks below around every optimizer step of the process; they look for parameters that are entered here, and cost
-nothing for others. For those with held or scaled entries they keep a copy of the weights (and moments) while the step is made.
+torch calls the two hooks below around every optimizer step of the process. They look for parameters that are
+registered here, and cost nothing for others. For parameters with held or scaled entries they keep a copy of
+the weights (and moments) during the step.
 """
 
 from __future__ import annotations
@@ -31,10 +34,12 @@ class EntryRates:
     """How the entries of one parameter step.
 
     Attributes:
-        held: bool, shaped like this process's part of it: entries that stay as they are; None: none.
-        fresh: bool: entries that step `ratio` times as far, from their first step on over `warmup` steps rising to that; None: none.
-        reset: whether the moments of fresh entries begin at zero when the next step is made.
-        step: how many steps have been made.
+        held: bool, with the shape of this process's part of it: entries that do not change. None if there are
+            none.
+        fresh: bool: entries whose steps are multiplied by `ratio`, after a warm-up over their first `warmup`
+            steps. None if there are none.
+        reset: whether the moments of fresh entries are set to zero at the next step.
+        step: how many steps have been taken.
     """
 
     held: Tensor | None = None
@@ -46,13 +51,13 @@ class EntryRates:
     handles: list[Any] = field(default_factory=list)
 
     def follow(self, parameter: Tensor) -> None:
-        """The masks lie where the parameter lies by now."""
+        """Move the masks to the device of the parameter."""
         self.held = self.held if self.held is None else self.held.to(parameter.device)
         self.fresh = self.fresh if self.fresh is None else self.fresh.to(parameter.device)
 
     @property
     def factor(self) -> float:
-        """By what the next step of fresh entries is multiplied."""
+        """The factor of the next step of fresh entries."""
         return self.ratio * min(1.0, (self.step + 1) / self.warmup if self.warmup else 1.0)
 
 
@@ -62,12 +67,12 @@ _HOOKS: list[Any] = []
 
 @dataclass
 class _Step:
-    """An optimizer step that is being made.
+    """An optimizer step in progress.
 
     Args:
-        frame: torch's, which makes it; a step that raised is known by its frame being gone.
-        outermost: whether no other optimizer's step makes this one, as one around another does.
-        before: (its rates, tensor, as it was, is it a weight).
+        frame: the frame of torch's code that takes the step. If it is gone, the step raised an error.
+        outermost: whether it is not part of the step of another optimizer, as one around another.
+        before: (its rates, tensor, its earlier value, whether it is a weight).
     """
 
     frame: FrameType
@@ -79,7 +84,7 @@ _STEPS: list[_Step] = []  # the innermost last
 
 
 def rates_of(parameter: nn.Parameter) -> EntryRates:
-    """The rates of a parameter, to be changed by the caller; new ones change nothing."""
+    """The rates of a parameter, for the caller to change. New rates change nothing."""
     if not _HOOKS:
         _HOOKS.extend([register_optimizer_step_pre_hook(_before), register_optimizer_step_post_hook(_after)])
     if parameter not in _RATES:
@@ -93,7 +98,9 @@ def known_rates(parameters: Iterable[nn.Parameter]) -> list[EntryRates]:
 
 
 def hold(parameter: nn.Parameter, held: Tensor) -> None:
-    """From now on, entries where `held` (bool, shaped like the whole parameter) is true stay as they are, bit by bit."""
+    """Keep the entries unchanged, bit for bit, where `held` (bool, with the shape of the whole parameter) is
+    true.
+    """
     rates = rates_of(parameter)
     rates.held = local(as_part(held.to(parameter.device), parameter))
 
@@ -117,7 +124,7 @@ def hold(parameter: nn.Parameter, held: Tensor) -> None:
 
 
 def forget(parameter: nn.Parameter) -> None:
-    """Let a parameter step as a whole again."""
+    """Let the whole parameter step again."""
     if parameter in _RATES:
         for handle in _RATES[parameter].handles:
             handle.remove()
@@ -141,7 +148,7 @@ def _before(optimizer: Optimizer, *_: Any) -> None:
 
 
 def _keep(optimizer: Optimizer, parameter: Tensor, rates: EntryRates, step: _Step) -> None:
-    """Clears what held entries would step by, and keeps what has to be there afterwards."""
+    """Set the gradients of held entries to zero, and keep what has to be restored after the step."""
     assert parameter.grad is not None
     rates.follow(parameter)
     if rates.reset and rates.fresh is not None and rates.step == 0:

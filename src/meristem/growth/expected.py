@@ -1,9 +1,10 @@
-"""What a grown network should put out, output by output: the small network's, its features mapped as their axis was.
+"""What the outputs of a grown network should be: those of the small network, with features mapped as their
+axis was.
 
-Logits, boxes and masks keep their shape and are compared as they are. Hidden states, as networks without a head put them
-out, have grown along some axis: the small network's are taken through the write map of that axis (under a padding that
-norms divide out, through what readers hear of it; where the stream itself is given out, without a norm behind it, it comes as
-scaled as it is).
+Logits, boxes and masks keep their shape and are compared as they are. Hidden states, the outputs of networks
+without a head, have grown along an axis. Those of the small network are mapped by the write map of that axis.
+Under a padding that norms divide out, they are mapped by what readers receive. If the stream itself is an
+output, without a norm after it, its scale is included.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from meristem.growth.plan import GrowthPlan
 def expected_outputs(
     plans: Sequence[GrowthPlan], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The small network's outputs as the grown one should put them out; an output that grew along no axis is left as it is.
+    """The outputs of the small network as the grown one should compute them. An output that did not grow does
+    not change.
 
     Args:
-        plans: those that the growth was made by, in their order.
-        ours, theirs: outputs by name (`anatomy.inputs.outputs_of`) of the small and of the grown network. Where several axes
-            have the sizes of an output, the one is taken whose map explains it best.
+        plans: the plans of the growth, in their order.
+        ours: {name: output of the small network} (`anatomy.inputs.outputs_of`).
+        theirs: {name: output of the grown network}. If several axes have the sizes of an output, the map that
+            explains it best is used.
     """
     return {name: _expected(plans, output, theirs[name]) for name, output in ours.items()}
 
@@ -37,7 +40,7 @@ def _expected(plans: Sequence[GrowthPlan], a: Tensor, b: Tensor) -> Tensor:
 
 
 def _mapped(a: Tensor, b: Tensor, plans: Sequence[GrowthPlan]) -> Iterator[Tensor]:
-    """What the small network's output may look like in the large one's shape."""
+    """Candidates for the output of the small network in the shape of the large one."""
     if a.shape == b.shape:
         yield a
         return
@@ -69,7 +72,9 @@ def _of_unit_norm(tensor: Tensor, dimension: int) -> bool:
 
 
 def _through(plans: Sequence[GrowthPlan], old: int, new: int) -> Iterator[AxisMap]:
-    """The maps through all plans of the axes (or several of one beside each other) that grew from `old` to `new`."""
+    """The maps, through all plans, of the axes (or of several copies of one) that grew from `old` to
+    `new`.
+    """
     for axis in plans[0].source.axes if plans else ():
         total = plans[0].axis_map(axis)
         for plan in plans[1:]:

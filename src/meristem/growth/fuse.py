@@ -45,10 +45,19 @@ from meristem.growth.upcycle_plan import UpcyclePlan
 
 @dataclass(frozen=True)
 class Fusion:
-    """A fused network, the plan of each parent, and how far its logits are from the parents' weighted mean.
+    """A fused network and everything that is known about it. `ms.fuse_with_certificate` makes it.
 
-    `exact`: it promises to be that mean (self-fusion, or nothing normalises over all parents' units together). `same_as`: for each
-    parent, the number of the first that is the same network, weight for weight.
+    Attributes:
+        model: the fused network.
+        plans: one plan for each parent. Empty for `Rebasin`.
+        weights: the weight of each parent in the mean.
+        certificate: how far the logits of `model` are from the weighted mean of the parents' logits, or None
+            if that was not measured.
+        exact: whether the fusion promises to be that mean. It does if the parents are one network. It also
+            does if their configs compute the same, no norm runs over the units of several parents, and the
+            logits are not capped.
+        methods: the method and its options, as recorded in `meristem.json`.
+        same_as: for each parent, the number of the first parent that has the same weights.
     """
 
     model: nn.Module
@@ -66,7 +75,9 @@ class Fusion:
 
     @property
     def provenance(self) -> Provenance:
-        """Which entries are old (a parent's), copied (a parent's once more, or mixed of several) or fresh."""
+        """Which entries are old (those of one parent), copied (a second copy, or a mixture of several
+        parents) or fresh.
+        """
         if not self.plans:
             return Provenance.of_mean(self.model)
         return Provenance.of_parents(self.plans, self.same_as, self.as_experts)
@@ -80,20 +91,28 @@ def fuse(
     verify: bool = True,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """One network as wide as all of `models` together, whose logits are their mean (`DeepFusion`), or one as wide as each of them
-    (`Rebasin`); they are left as they are.
+    """Make one network from several. The parents do not change.
+
+    With `DeepFusion` (arXiv:2306.11903) the result is as wide as all parents together, and its logits are the
+    weighted mean of theirs. With `Rebasin` (arXiv:2209.04836) it has the size of the first parent, and its
+    weights are the mean of the aligned weights.
 
     Args:
-        models: at least two networks of one type, depth, head size and vocabulary, or growths that made such; widths may differ.
-            The same network several times is self-fusion.
-        method: options, see `DeepFusion` and `Rebasin`; the former's defaults if None.
-        anatomies: from `Anatomy.infer`, for networks outside transformers.
-        verify: measure the fused logits against the parents' mean, and raise if they differ where they should not.
-        inputs: keyword arguments of forward for that, and for `norm="equalised"`; random ones by default.
+        models: at least two networks of one type, depth, head size and vocabulary, or growths that made such
+            networks. Their widths may differ. The same network several times is a self-fusion.
+        method: a `DeepFusion` or a `Rebasin` with its options. `DeepFusion()` by default.
+        anatomies: one result of `Anatomy.infer` for each network. Networks outside transformers need them.
+        verify: measure the logits of the result against the mean of the parents' logits. Raise an error if
+            they differ although the fusion promises that mean.
+        inputs: keyword arguments of forward for that measurement, for `norm="equalised"` and for `Rebasin`.
+            Random ones by default.
+
+    Returns:
+        The fused network. `ms.fuse_with_certificate` also returns the certificate.
 
     Raises:
-        MeristemError: if the networks do not fit together, naming what differs.
-        PreservationError: if a fusion that promises the parents' mean (see `Fusion`) does not keep it.
+        MeristemError: if the networks do not fit together. The message names what differs.
+        PreservationError: if a fusion that promises the mean of its parents (see `Fusion`) is not that mean.
     """
     return fuse_with_certificate(models, method, anatomies=anatomies, verify=verify, inputs=inputs).model
 
@@ -106,7 +125,19 @@ def fuse_with_certificate(
     verify: bool = True,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> Fusion:
-    """As `fuse`, and keeps the plans and the certificate."""
+    """Fuse as `ms.fuse` does, and keep the plans and the certificate.
+
+    Args:
+        models: as for `ms.fuse`.
+        method: as for `ms.fuse`.
+        anatomies: as for `ms.fuse`.
+        verify: as for `ms.fuse`. If False, there is no certificate.
+        inputs: as for `ms.fuse`.
+
+    Raises:
+        MeristemError: if the networks do not fit together.
+        PreservationError: if a fusion that promises the mean of its parents is not that mean.
+    """
     from meristem.anatomy.inputs import example_inputs
 
     method = method or DeepFusion()
@@ -157,7 +188,9 @@ def fuse_with_certificate(
 
 
 def _settled(anatomy: Anatomy, model: nn.Module, inputs: Mapping[str, Tensor] | None) -> Anatomy:
-    """Of a network outside transformers, with what a clone shows (see `settle`); a fusion shows no such thing by itself."""
+    """The anatomy of a network outside transformers, with what a clone shows (see `settle`). A fusion does
+    not show it.
+    """
     if inputs is None or not isinstance(anatomy.builder, FunctionBuilder):
         return anatomy
     try:
@@ -169,8 +202,10 @@ def _settled(anatomy: Anatomy, model: nn.Module, inputs: Mapping[str, Tensor] | 
 def _fuses_with_itself(
     method: DeepFusion, anatomy: Anatomy, parent: nn.Module, inputs: Mapping[str, Tensor] | None
 ) -> bool:
-    """Whether a network outside transformers fused with itself is itself: its anatomy is then understood, and what keeps a fusion of
-    unlike ones from being their mean is something of fixed size that all units pass through."""
+    """Whether a network outside transformers, fused with itself, keeps its function. Its anatomy is then
+    understood. If a fusion of different networks is not their mean, the cause is something of fixed size
+    that all units pass through.
+    """
     if not isinstance(anatomy.builder, FunctionBuilder):
         return False
     twice, shares = [parent, parent], method.convex(2)
@@ -182,7 +217,9 @@ def _fuses_with_itself(
 def _said_of_the_waist(
     anatomy: Anatomy, plan: GrowthPlan, parents: Sequence[nn.Module], certificate: Certificate
 ) -> str:
-    """Why a fusion is not the mean: the tensors of fixed size that the parents disagree about, or a nonlinear output."""
+    """Why a fusion is not the mean: the tensors of fixed size in which the parents differ, or a nonlinear
+    output.
+    """
     states = [weights_of(parent) for parent in parents]
     shared = [
         name
@@ -199,7 +236,9 @@ def _said_of_the_waist(
 
 
 def _averaged(parents: Sequence[nn.Module], method: Rebasin, inputs: Mapping[str, Any], measured: bool) -> Fusion:
-    """The mean of aligned networks, of their own size; how far it is from the mean of their logits is measured, not promised."""
+    """The mean of aligned networks, of the size of the first. Its distance from the mean of their logits is
+    measured, not promised.
+    """
     fused, weights = rebasin(parents, method, inputs), method.convex(len(parents))
     certificate = verify(MeanOfParents(parents, weights), fused, inputs) if measured else None
     options = {
@@ -220,7 +259,9 @@ def _as_experts(
     verify: bool,
     inputs: Mapping[str, Tensor] | None,
 ) -> Fusion:
-    """See `fuse_experts`. Parents that are one network are upcycled, which keeps its function."""
+    """The parents as experts of a mixture (see `fuse_experts`). If they are one network, it is upcycled,
+    which keeps its function.
+    """
     same_as = _same_as(parents)
     alike = not any(same_as)
     plans = expert_plans(method, anatomies, parents, alike)
@@ -239,8 +280,11 @@ def _as_experts(
 
 
 class MeanOfParents(nn.Module):
-    """The weighted mean of several networks' logits, or of every output of those without logits, as one network: what a fusion is
-    measured against. The mean of log-probabilities is normalised again, as what a fused network puts out is."""
+    """The weighted mean of the logits of several networks, as one network. A fusion is measured against it.
+
+    Networks without logits are averaged in every output. A mean of log-probabilities is normalised again, as
+    the output of a fused network is.
+    """
 
     def __init__(self, models: Sequence[nn.Module], weights: Sequence[float]) -> None:
         super().__init__()
@@ -260,7 +304,9 @@ class MeanOfParents(nn.Module):
 
 
 def _alike(name: str, found: Sequence[Mapping[str, Tensor]]) -> bool:
-    """Whether all parents put out a tensor of this name in one shape (what is as wide as a network has as many shapes as widths)."""
+    """Whether the outputs of this name have one shape in all parents. Hidden states have the width of their
+    network.
+    """
     return len({outputs[name].shape if name in outputs else None for outputs in found}) == 1
 
 
@@ -272,15 +318,21 @@ def _are_log_probabilities(output: Tensor) -> bool:
 
 
 def fuse_optimizer(fusion: Fusion, optimizers: Sequence[Optimizer], parents: Sequence[nn.Module]) -> Optimizer:
-    """An optimizer for a fused network, with the parents' states (see `fuse_state`) and the hyperparameters of the first.
+    """Make an optimizer for a fused network from those of its parents.
 
-    When a run goes on from its saved state, call `count_blocks_apart(optimizer)` behind `load_state_dict`; recipes do so by themselves.
+    The states are combined by `fuse_state`, and the hyperparameters are those of the first optimizer. If a
+    run resumes from its saved state, call `ms.count_blocks_apart(optimizer)` after `load_state_dict`. Recipes
+    do so themselves.
 
     Args:
-        optimizers: those that trained `parents`, of one kind, with state made of moments (Adam, AdamW, SGD with momentum).
+        fusion: the result of `ms.fuse_with_certificate`.
+        optimizers: the optimizers that trained `parents`. They are of one kind, and their state consists of
+            moments (Adam, AdamW, SGD with momentum).
+        parents: the networks that were fused, in the order of `ms.fuse_with_certificate`.
 
     Raises:
-        MeristemError: if an optimizer is not its parent's, or holds state that cannot be fused.
+        MeristemError: if an optimizer is not that of its parent, if its state cannot be fused, or if
+            `Rebasin` made the fusion.
     """
     optimizers = [unwrapped(optimizer) for optimizer in optimizers]
     states = [named_state(optimizer, parent) for optimizer, parent in zip(optimizers, parents, strict=True)]
@@ -302,15 +354,22 @@ POWERS: Mapping[Entry, int] = {  # of the gradient, in each kind of entry
 
 
 def fuse_state(fusion: Fusion, states: Sequence[State], family: Family | None = None) -> dict[str, dict[str, Tensor]]:
-    """The parents' optimizer states as one: moments follow the dual maps, weighted as the parents are in the mean, and are
-    zero in cross blocks; the step count is the largest of the parents', and other blocks have missed steps of it (see
-    `block_steps`).
+    """Combine the optimizer states of the parents into one.
 
-    The gradient of the mean's loss at a parent's own block is its weight times the parent's, as far as their outputs agree. Of parents
-    that became experts: see `fuse_experts.state_of_mixture`.
+    Moments follow the dual maps, with the weights that the parents have in the mean. They are zero in cross
+    blocks. The step count is the largest of the parents' counts. Other blocks have missed some of these steps
+    (see `block_steps`). The gradient of the mean's loss at a parent's own block is the parent's gradient
+    times its weight, as far as the outputs of the parents agree. For parents that became experts, see
+    `fuse_experts.state_of_mixture`.
 
     Args:
-        family: the row of the optimizer's table (`optimizer_families`); by default the first that has all entries of the state.
+        fusion: the result of `ms.fuse_with_certificate`.
+        states: one state for each parent, by the name of the parameter.
+        family: the row of the table `optimizer_families`. By default the first row that has all entries of
+            the state.
+
+    Raises:
+        MeristemError: if `Rebasin` made the fusion, because units have then changed places.
     """
     if not fusion.plans:
         raise MeristemError(
@@ -344,7 +403,7 @@ def fuse_state(fusion: Fusion, states: Sequence[State], family: Family | None = 
 
 
 def _same_as(models: Sequence[nn.Module]) -> tuple[int, ...]:
-    """For each network the number of the first that is the same, weight for weight."""
+    """For each network, the number of the first one that has the same weights."""
     states, weights = [model.state_dict() for model in models], [weights_of(model) for model in models]
 
     def alike(one: int, other: int) -> bool:
@@ -357,9 +416,10 @@ def _same_as(models: Sequence[nn.Module]) -> tuple[int, ...]:
 
 
 def _norm_over_all(anatomy: Anatomy, grouped: bool) -> bool:
-    """Whether a norm that measures its inputs (a batch norm has stored statistics) sees all parents' units together, or a
-    tensor that the parents disagree about is shared by them inside the blocks (norms of single heads). Grouped norms do not,
-    those over the residual stream."""
+    """Whether a norm that measures its inputs runs over the units of all parents, or whether the parents
+    share a tensor inside the blocks in which they differ (norms of single heads). A batch norm does not
+    count, because its statistics are stored. Grouped norms over the residual stream do not count either.
+    """
     return bool(anatomy.measured) or any(
         d.role == "gain"
         and f"{t.name.rpartition('.')[0]}.running_var" not in anatomy.tensors
@@ -395,7 +455,9 @@ def _build(plans: Sequence[GrowthPlan], models: Sequence[nn.Module], noise: floa
 
 
 def _part(plan: GrowthPlan, name: str, state: Mapping[str, Tensor]) -> Tensor:
-    """What one parent puts into a fused tensor: nothing where others have their units, also where a gain is stored as gain - 1."""
+    """The part of one parent in a fused tensor. It is zero at the units of others, also where a gain is
+    stored as gain - 1.
+    """
     tensor_plan = plan.tensors[name]
     if not any(tensor_plan.maps):  # shared by all: scaled as stored
         tensor = state[tensor_plan.terms[0].source]
@@ -414,7 +476,9 @@ def _certify(
     inputs: Mapping[str, Tensor] | None,
     fuse_again: Callable[[Sequence[nn.Module]], nn.Module],
 ) -> Certificate:
-    """As `growth.certify`: what is stored and, where that is in half precision, the same fusion without rounding."""
+    """As `growth.certify`: measure the stored weights and, if they are in half precision, the same fusion
+    without rounding.
+    """
     certificate = verify(MeanOfParents(models, weights), fused, inputs)
     if not is_half(stored_dtype(fused)) or certificate.holds_as_stored:
         return certificate

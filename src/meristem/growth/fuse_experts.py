@@ -1,6 +1,8 @@
-"""Parents fused as experts (branch-train-mix): their feed-forward blocks become the experts of one mixture, all else is averaged.
+"""Parents fused as experts (branch-train-mix): their feed-forward blocks become the experts of one mixture,
+and everything else is averaged.
 
-Sukhbaatar et al.: "Branch-Train-MiX: Mixing Expert LLMs into a Mixture-of-Experts LLM", 2024, arXiv:2403.07816.
+Sukhbaatar et al.: "Branch-Train-MiX: Mixing Expert LLMs into a Mixture-of-Experts LLM", 2024,
+arXiv:2403.07816.
 """
 
 from __future__ import annotations
@@ -27,12 +29,14 @@ from meristem.growth.upcycle_plan import EXPERT, UpcyclePlan
 def expert_plans(
     method: DeepFusion, anatomies: Sequence[Anatomy], models: Sequence[nn.Module], alike: bool
 ) -> list[UpcyclePlan]:
-    """The upcycling of each parent by itself, to one mixture with an expert for each of them. `alike`: the parents are one network;
-    others get a random router, since a router of zeros would send every token to the same parent.
+    """The upcycling of each parent alone, to one mixture with an expert for each of them.
+
+    If the parents are one network (`alike`), the router may be zero. Others get a random router, because a
+    router of zeros would send every token to the same parent.
 
     Raises:
-        MeristemError: if the parents are not of one architecture and size, their family has no mixture class, or fewer experts are
-            there than a token is to get.
+        MeristemError: if the parents differ in architecture or size, if their family has no mixture class, or
+            if there are fewer experts than a token should get.
     """
     first = anatomies[0]
     for number, other in enumerate(anatomies[1:], start=2):
@@ -65,7 +69,9 @@ def expert_plans(
 
 
 def mixture_of_parents(plans: Sequence[UpcyclePlan], models: Sequence[nn.Module], shares: Sequence[float]) -> nn.Module:
-    """The mixture: expert p is parent p's, the router is new, every other tensor is the parents' weighted mean. Streamed if they are."""
+    """The mixture: expert p is that of parent p, the router is new, and every other tensor is the weighted
+    mean of the parents. It is streamed if they are.
+    """
     parents = [weights_of(model) for model in models]
 
     def made(name: str, parent: int) -> Tensor:
@@ -82,11 +88,13 @@ def mixture_of_parents(plans: Sequence[UpcyclePlan], models: Sequence[nn.Module]
 def state_of_mixture(
     plans: Sequence[UpcyclePlan], shares: Sequence[float], states: Sequence[State], family: Family
 ) -> dict[str, dict[str, Tensor]]:
-    """The parents' optimizer states as the mixture's: an expert's own moments, of its share of the tokens; elsewhere the parents' weighted
-    mean; none for the router. Steps are counted for each expert as its parent has counted them, and of a mean as the youngest has.
+    """The optimizer states of the parents as that of the mixture.
 
-    Of parents that are one network this is, on average over tokens, what the mixture's own gradients would have left. Of others it is that
-    as far as the parents' gradients agree.
+    An expert has its own moments, for its share of the tokens. Other tensors have the weighted mean of the
+    parents, and the router has none. The steps of each expert are those of its parent, and those of a mean
+    are the fewest of the parents. For parents that are one network this is, on average over tokens, the state
+    that the mixture's own gradients would have left. For others it is that state as far as the parents'
+    gradients agree.
     """
     grown = [grow_state(plan, state, family) for plan, state in zip(plans, states, strict=True)]
     total: dict[str, dict[str, Tensor]] = {}
@@ -108,7 +116,9 @@ def state_of_mixture(
 
 
 def _joined(plan: UpcyclePlan, name: str, made: Callable[[int], Tensor], shares: Sequence[float]) -> Tensor:
-    """One tensor of the mixture, or an entry of its optimizer state, of what each parent's upcycling makes of it."""
+    """One tensor of the mixture, or an entry of its optimizer state, from what the upcycling of each parent
+    makes.
+    """
     tensor_plan, match = plan.tensors[name], EXPERT.match(name)
     if tensor_plan.drawn is not None:
         return made(0)
@@ -125,7 +135,7 @@ def _joined(plan: UpcyclePlan, name: str, made: Callable[[int], Tensor], shares:
 
 
 def _steps_of(plans: Sequence[UpcyclePlan], name: str, states: Sequence[State]) -> Tensor:
-    """How many steps each entry of the mixture's tensor has been trained."""
+    """How many steps each entry of the mixture's tensor has trained."""
     own = [own_steps(plan, name, state) for plan, state in zip(plans, states, strict=True)]
     match = EXPERT.match(name)
     if match is not None and match.group(2) is not None:

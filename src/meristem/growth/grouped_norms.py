@@ -1,4 +1,6 @@
-"""Model classes with grouped norms: known to Meristem, and shipped as one file with the checkpoints that need them."""
+"""Model classes with grouped norms. Meristem knows them, and checkpoints that need them ship them as one
+file.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ def grouped_class(model_class: type) -> tuple[type, type]:
     """The config and model class with grouped norms, registered with transformers' Auto classes.
 
     Args:
-        model_class: a stock class; of one that is grouped already, that is returned.
+        model_class: a stock class. If it is grouped already, it is returned.
     """
     import transformers
 
@@ -32,12 +34,14 @@ def grouped_class(model_class: type) -> tuple[type, type]:
 
 
 def is_grouped(model_type: Any) -> bool:
-    """Whether this `model_type` of a config is one of grouped norms."""
+    """Whether this `model_type` of a config has grouped norms."""
     return str(model_type).startswith(PREFIX)
 
 
 def grouped_config(config: Any, model_class: type, groups: Sequence[int]) -> Any:
-    """The config of the network with norms over `groups` of units, which names the file that is shipped with it."""
+    """The config of the network with norms over `groups` of units. It names the file that is shipped with
+    it.
+    """
     config_made, model_made = grouped_class(model_class)
     entries = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures", "auto_map")}
     made: Any = config_made(**{**entries, "norm_groups": "+".join(map(str, groups))})
@@ -47,7 +51,9 @@ def grouped_config(config: Any, model_class: type, groups: Sequence[int]) -> Any
 
 
 def own_code(made: type) -> dict[str, str]:
-    """The `auto_map` of a class with grouped norms: it names the file that is shipped with it, and no other."""
+    """The `auto_map` of a class with grouped norms. It names the file that is shipped with it, and no
+    other.
+    """
     stem = modeling_grouped.FILE.removesuffix(".py")
     auto_map = {"AutoConfig": f"{stem}.{made.config_class.__name__}"}  # type: ignore[attr-defined]
     stock = made.__mro__[1]
@@ -55,10 +61,10 @@ def own_code(made: type) -> dict[str, str]:
 
 
 def known_class(entries: dict[str, Any]) -> type:
-    """The model class of a config.json with grouped norms, made here: the checkpoint's own code is not run.
+    """The model class of a config.json with grouped norms, made here. The checkpoint's own code is not run.
 
     Raises:
-        MeristemError: if it names no stock architecture.
+        MeristemError: if the config names no stock architecture.
     """
     import transformers
 
@@ -72,7 +78,7 @@ def known_class(entries: dict[str, Any]) -> type:
 
 
 def _auto_classes(model_class: type) -> list[str]:
-    """The Auto classes through which users load this one."""
+    """The Auto classes with which users load this class."""
     from transformers.models.auto import modeling_auto
 
     tables = {

@@ -1,4 +1,6 @@
-"""The plain verbs: `ms.grow`, `ms.shrink`, `ms.grow_optimizer`. What else a growth knows is in `ms.Growth`."""
+"""The functions `ms.grow`, `ms.shrink` and `ms.grow_optimizer`. `ms.Growth` keeps everything else that a
+growth finds out.
+"""
 
 from __future__ import annotations
 
@@ -29,24 +31,28 @@ def grow(
     verify: bool = True,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """A larger network made from `model`, which is left as it is.
+    """Make a larger network from `model`. The model itself does not change.
 
     Args:
         model: a transformers model, any nn.Module together with its `anatomy`, or an earlier growth.
-        method: a growth method, or a list of them applied in turn.
-        like: instead of a method, a target: a transformers config, the path of a config.json or of a model directory, or a hub
-            name. Every axis grows to its size there, exactly wherever mathematics allows (see `growth.like`).
-        anatomy: from `Anatomy.infer`, for networks outside transformers.
-        verify: prove that the function is preserved, if the methods promise it.
-        inputs: keyword arguments of the model's forward for all that is measured; random ones by default.
+        method: a growth method, or a list of methods that are applied one after another.
+        like: a target that replaces the method: a transformers config, the path of a config.json or of a
+            model directory, or a hub name. Every axis grows to its size in the target. The function is kept
+            wherever this is mathematically possible (see `growth.like`).
+        anatomy: the result of `Anatomy.infer`. Networks outside transformers need it.
+        verify: prove that the function is kept, if every method promises it.
+        inputs: keyword arguments of the model's forward, on which everything is measured. Random ones by
+            default.
 
     Returns:
-        A module of the same class, with the same dtype, on the same device; for transformers a stock model that
-        `save_pretrained` saves.
+        A module of the same class, with the same dtype, on the same device. A transformers model becomes a
+        stock model that `save_pretrained` can save. Methods that make or copy experts return the class of the
+        mixture.
 
     Raises:
-        MeristemError: when the targets do not fit the network.
-        PreservationError: when a growth that promises to preserve the function does not.
+        MeristemError: if the targets do not fit the network, or if neither or both of `method` and `like` are
+            given.
+        PreservationError: if a growth promises to keep the function and does not keep it.
     """
     return Growth.of(model, method, like=like, anatomy=anatomy, verify=verify, inputs=inputs).model
 
@@ -61,15 +67,21 @@ def shrink(
     anatomy: Anatomy | None = None,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """A smaller network cut out of `model`, which is left as it is.
+    """Make a smaller network from a part of `model`. The model itself does not change.
 
     Args:
         model: a transformers model, any nn.Module together with its `anatomy`, or an earlier growth.
-        method: such as `WeightSelection(hidden_size=256)`.
-        anatomy, inputs: as for `grow`.
+        method: a method that shrinks, such as `WeightSelection(hidden_size=256)` or `Prune`, or a list of
+            them.
+        anatomy: the result of `Anatomy.infer`. Networks outside transformers need it.
+        inputs: keyword arguments of the model's forward. The result is measured on them, and `Prune` chooses
+            its units by them. Random ones by default.
+
+    Returns:
+        A module of the same class, with the same dtype, on the same device.
 
     Raises:
-        MeristemError: for a method that grows, or when the targets do not fit the network.
+        MeristemError: if a method grows, or if the targets do not fit the network.
     """
     growing = [chosen.name for chosen in as_list(method) if not chosen.shrinks]
     if growing:
@@ -89,22 +101,31 @@ def grow_optimizer(
     inputs: Mapping[str, Tensor] | None = None,
     scale_learning_rate: bool = False,
 ) -> Optimizer:
-    """An optimizer for `big`, with the state and the hyperparameters of the one that trained `small`.
+    """Make an optimizer for `big` from the one that trained `small`. The state grows, and the hyperparameters
+    are copied.
 
-    `Growth.grow_optimizer` does the same with the plans at hand. Here they are made again, and compared with `big`.
+    Moments follow the dual maps: g' = read_out . g . write_in^T (HyperCloning, arXiv:2409.12903;
+    `docs/theory.md`). `Growth.grow_optimizer` does the same with the plans of the growth. This function plans
+    again, and compares the result with `big`.
 
     Args:
-        optimizer: one of the table in `growth.optimizer_families`, or any other with the same entries in its state.
-        small, big: the network before and after `method`.
-        method: exactly what was given to `grow`.
-        anatomy, inputs: what was given to `grow`.
-        scale_learning_rate: split the parameter groups so that each weight steps in proportion to its new scale, as the
-            optimizer's row in the table says: the large network then follows the small one's trajectory until its symmetry
-            is broken. Without it all weights keep their learning rate.
+        optimizer: an optimizer of `small`, of a kind in the table of `growth.optimizer_families`, or another
+            one whose state has the same entries.
+        small: the network before the growth.
+        big: the network that `method` made from it.
+        method: the method or list of methods that was given to `grow`.
+        anatomy: the anatomy that was given to `grow`.
+        inputs: the inputs that were given to `grow`.
+        scale_learning_rate: split the parameter groups so that the step of each weight is proportional to its
+            new scale, as the optimizer's row in the table says. The large network then follows the trajectory
+            of the small one until its symmetry is broken. By default all weights keep their learning rate.
+
+    Returns:
+        An optimizer of the same class, over the parameters of `big`.
 
     Raises:
-        MeristemError: if the optimizer is not the model's, holds state that cannot be grown, or `big` is not what `method` makes
-            of `small`.
+        MeristemError: if the optimizer is not that of `small`, if its state cannot be grown, or if `big` is
+            not what `method` makes from `small`.
     """
     methods, anatomy = as_list(method), (anatomy or Anatomy.of(small)).watched(inputs)
     steps = take_steps(small, methods, anatomy, inputs)
@@ -121,7 +142,9 @@ def grow_optimizer(
 
 
 def _first_difference(plans: tuple[GrowthPlan, ...], grown: nn.Module, big: nn.Module) -> str | None:
-    """The name of the first tensor of `big` that is not that of `grown`, up to the rounding of its dtype; None if all are."""
+    """The name of the first tensor of `big` that differs from that of `grown` by more than rounding, or None
+    if all agree.
+    """
     expected, found = weights_of(grown), big.state_dict()
     for name in plans[-1].tensors:
         if name not in found or found[name].shape != expected[name].shape:

@@ -1,4 +1,6 @@
-"""Grow, Don't Overwrite: feed-forward units duplicated, so that a new task has room of its own beside what is known."""
+"""Grow, Don't Overwrite: duplicate feed-forward units, so that a new task can train the copies and leave the
+old units alone.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,23 @@ from meristem.growth.method import Choices, Method, Weights
 
 @dataclass(frozen=True)
 class GrowDontOverwrite(Method):
-    """Every feed-forward block `copies` times as wide: its units again behind themselves, their readers shared.
+    """Make every feed-forward block `copies` times as wide: copy its units, and divide the weight of their
+    readers among the copies.
 
-    "Grow, Don't Overwrite", arXiv:2603.08647 (k = 2). Preserves the function. Train it with `ms.freeze_old(model, growth, "copied")`
-    (G-Freeze: only the copies) or `"grown"` (G-Train: the whole feed-forward matrices), in all layers or in those that
-    `ms.rank_layers` puts first.
+    "Grow, Don't Overwrite", arXiv:2603.08647 (k = 2). Keeps the function. Train the result with
+    `ms.freeze_old(model, growth, "copied")` (G-Freeze: only the copies train) or `"grown"` (G-Train: the
+    whole feed-forward matrices train), in all layers or in the first ones of `ms.rank_layers`.
 
     Args:
-        copies: how many times each unit is there.
-        noise: relative to the readers' standard deviation, cancelling between copies. G-Train needs some: alike copies that all train get
-            alike gradients for ever. G-Freeze needs none.
-        seed: of the noise.
+        copies: how often each unit is present in the result, the original included.
+        noise: the standard deviation of the noise on readers, relative to that of each tensor. It cancels
+            between copies, so the function is kept. G-Train needs some: equal copies that all train get equal
+            gradients forever. G-Freeze needs none.
+        seed: the seed of the noise.
+
+    Raises:
+        MeristemError: when a network is grown, if `copies` adds nothing, or if the network has no
+            feed-forward units of its own.
     """
 
     name: ClassVar[str] = "grow_dont_overwrite"
@@ -34,7 +42,9 @@ class GrowDontOverwrite(Method):
     seed: int = 0
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
-        """Raises MeristemError for a number that adds nothing, or a network without feed-forward units of its own."""
+        """Raises MeristemError if `copies` adds nothing, or if the network has no feed-forward units of its
+        own.
+        """
         if isinstance(self.copies, bool) or not isinstance(self.copies, int) or self.copies < 2:
             raise MeristemError(f"{self.name}: copies must be a whole number of at least 2, got {self.copies!r}")
         axes = [axis for axis in anatomy.axes if kind_of(axis) == "ffn" and not is_part(axis)]

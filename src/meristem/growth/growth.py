@@ -1,4 +1,6 @@
-"""One growth, whole: anatomy -> plan -> the target's anatomy -> certificate, and all that was found out on the way."""
+"""One complete growth: from the anatomy to the plan, the large network and the certificate, with everything
+found out on the way.
+"""
 
 from __future__ import annotations
 
@@ -38,17 +40,17 @@ from meristem.growth.steps import Steps, take_steps
 
 @dataclass(frozen=True)
 class Growth:
-    """A grown network and everything that is known about it. Made by `Growth.of`.
+    """A grown network and everything that is known about it. `Growth.of` makes it.
 
     Attributes:
-        source: the network that it was made from, as it was.
+        source: the network before the growth, unchanged.
         model: the grown network.
-        anatomy: of `model`, derived from the plans.
-        plans: one for each method.
+        anatomy: the anatomy of `model`, derived from the plans.
+        plans: one plan for each method.
         methods: the methods and their options, as recorded in `meristem.json`.
-        certificate: what was measured; None if nothing was.
-        before: the provenance of `source`, if that was grown itself.
-        pending: measures the certificate, where that was left for `prove`.
+        certificate: what was measured, or None if nothing was.
+        before: the provenance of `source`, if an earlier growth made it.
+        pending: a function that measures the certificate, if `Growth.of(later=True)` left that to `prove`.
     """
 
     source: nn.Module
@@ -72,23 +74,30 @@ class Growth:
         inputs: Mapping[str, Tensor] | None = None,
         later: bool = False,
     ) -> Growth:
-        """Grow `model`, which is left as it is.
+        """Grow `model` and keep what is found out. The model itself does not change.
 
         Args:
-            model: a transformers model, any nn.Module together with its `anatomy`, or a growth whose result grows further.
-            method: a growth method, or a list of them applied in turn.
-            like: instead of a method, the config whose shape the network is to get (see `growth.like`).
-            anatomy: from `Anatomy.infer`, for networks outside transformers, or what an earlier growth knows.
-            verify: measure the grown network, raise if a promise to preserve the function is not kept, and try out what
-                names and shapes leave open where a method promises nothing.
-            sample: prove with so many blocks of each list (the first, the last, others at random) instead of all, and check some
-                rows of every tensor by algebra (see `growth.sampled`): of a streamed network, as it is written.
-            inputs: keyword arguments of the model's forward for all that is measured; random ones by default.
-            later: leave measuring to `prove`, which a streamed network's writer calls: what the proof makes of it is written.
+            model: a transformers model, any nn.Module together with its `anatomy`, or a growth whose result
+                grows further.
+            method: a growth method, or a list of methods that are applied one after another.
+            like: a target config that replaces the method. The result has its sizes (see `growth.like`).
+            anatomy: the result of `Anatomy.infer`, for networks outside transformers, or the `anatomy` of an
+                earlier growth.
+            verify: measure the grown network, and raise an error if a promise to keep the function is broken.
+                If no method promises it, a clone tests what names and shapes leave open about the
+                architecture.
+            sample: run the proof on this many blocks of each list (the first, the last, others at random)
+                instead of all. Some rows of every tensor are then checked by algebra (see `growth.sampled`);
+                a streamed network is checked while it is written.
+            inputs: keyword arguments of the model's forward, on which everything is measured. Random ones by
+                default.
+            later: leave the measurement to `prove`. The writer of a streamed network calls `prove`, and
+                writes the tensors that the proof computes.
 
         Raises:
-            MeristemError: when the targets do not fit the network.
-            PreservationError: when a growth that promises to preserve the function does not.
+            MeristemError: if the targets do not fit the network, or if neither or both of `method` and `like`
+                are given.
+            PreservationError: if a growth promises to keep the function and does not keep it.
         """
         before = model.provenance if isinstance(model, Growth) else None
         model, anatomy = known(model, anatomy)
@@ -124,33 +133,46 @@ class Growth:
         return Growth(model, steps.model, steps.anatomy, steps.plans, recorded, certificate, before)
 
     def prove(self) -> Growth:
-        """This growth with the certificate that `Growth.of(later=True)` has left open; itself where nothing is open.
+        """Measure the certificate that `Growth.of(later=True)` left open.
+
+        Returns:
+            This growth with its certificate. The growth itself, if nothing is open.
 
         Raises:
-            PreservationError: if a promise is not kept. `Growth.of` without `later` may know another way to grow this network.
+            PreservationError: if a promise is broken. `Growth.of` without `later` may find another way to
+                grow this network.
         """
         return self if self.pending is None else replace(self, certificate=self.pending(), pending=None)
 
     @property
     def provenance(self) -> Provenance:
-        """Which entries of which tensor are old, copied or fresh; of a growth's growth, `before` tells the same of the first."""
+        """Which entries of each tensor are old, copied or fresh. If `source` was grown too,
+        `provenance.before` describes that growth.
+        """
         return Provenance.of(self.plans, self.before)
 
     @property
     def new_layers(self) -> dict[str, list[int]]:
-        """{list of blocks: places of its new layers}: {"layers": [2, 5]}."""
+        """{list of blocks: numbers of its new layers}, for example {"layers": [2, 5]}."""
         return new_layers(self.plans)
 
     def grow_optimizer(self, optimizer: Optimizer, *, scale_learning_rate: bool = False) -> Optimizer:
-        """An optimizer for `model`, with the state and the hyperparameters of the one that trained `source`.
+        """Make an optimizer for `model` from the one that trained `source`. The state grows, and the
+        hyperparameters are copied.
 
-        Args, raises: see `ms.grow_optimizer`.
+        Args:
+            optimizer: an optimizer of `source`, as for `ms.grow_optimizer`.
+            scale_learning_rate: make the step of each weight proportional to its new scale, as for
+                `ms.grow_optimizer`.
+
+        Raises:
+            MeristemError: if the optimizer is not that of `source`, or if its state cannot be grown.
         """
         return grown_optimizer(optimizer, self.source, self.model, self.plans, scale_learning_rate)
 
 
 def known(model: nn.Module | Growth, anatomy: Anatomy | None) -> tuple[nn.Module, Anatomy | None]:
-    """A network and what is known about its anatomy, from either of the two forms that the verbs take."""
+    """The network and its anatomy, from either form that the public functions take: a model, or a growth."""
     check_bare(model)
     return (model.model, anatomy or model.anatomy) if isinstance(model, Growth) else (model, anatomy)
 
@@ -158,7 +180,9 @@ def known(model: nn.Module | Growth, anatomy: Anatomy | None) -> tuple[nn.Module
 def _after_trial(
     model: nn.Module, methods: list[Method], anatomy: Anatomy, steps: Steps, inputs: Mapping[str, Tensor] | None
 ) -> Steps:
-    """A growth that promises nothing proves nothing either, so its anatomy is tried out by a clone, which has to be exact."""
+    """Test the anatomy of a growth that promises nothing by a clone, which has to be exact. Nothing else
+    would prove it.
+    """
     try:
         settled, _ = settle(anatomy, model, inputs)
     except MeristemError:  # it cannot be cloned, or its inputs cannot be guessed: what names and shapes say has to do
@@ -182,10 +206,10 @@ def _measured(
     inputs: Mapping[str, Tensor] | None,
     kept: Kept | None,
 ) -> Certificate | None:
-    """What holds of these steps; None where nothing was promised and inputs cannot be guessed.
+    """The certificate of these steps, or None if nothing was promised and the inputs cannot be guessed.
 
     Raises:
-        PreservationError: if a promise is not kept.
+        PreservationError: if a promise is broken.
     """
     try:
         certificate = certify(model, steps, inputs, kept)
@@ -211,11 +235,11 @@ def _second_try(
     inputs: Mapping[str, Tensor] | None,
     kept: Kept | None = None,
 ) -> tuple[Steps, Certificate, list[Method]]:
-    """Grow once more, with what a trial tells about the architecture that its names and shapes did not; the last
-    trial lays copies in the other order.
+    """Grow once more, with what a trial shows about the architecture that names and shapes do not. The last
+    trial orders the copies the other way.
 
     Raises:
-        PreservationError: if that does not help either.
+        PreservationError: if this does not keep the function either.
     """
     settled, parting = settle(anatomy, model, inputs)
     steps = take_steps(model, methods, settled, inputs)
@@ -259,7 +283,9 @@ def _second_try(
 
 
 def _said_of_parts(anatomy: Anatomy) -> str:
-    """What to write where a function outside transformers cuts an axis into a fixed number of parts, which then grow: heads."""
+    """A hint for the error, where a function outside transformers cuts an axis into a fixed number of parts,
+    and these parts grow (heads).
+    """
     parts = {whole_of(axis): divisor_of(axis) for axis in anatomy.axes if is_part(axis)}
     if not isinstance(anatomy.builder, FunctionBuilder) or not parts:
         return ""
@@ -272,20 +298,22 @@ def _said_of_parts(anatomy: Anatomy) -> str:
 
 
 def _uneven(steps: Steps) -> bool:
-    """Whether units get different numbers of copies, or silent neighbours. A network whose clone is exact and this is not does
-    something with its units that only whole multiples survive (a product of units, a function along another dimension)."""
+    """Whether units get different numbers of copies, or silent neighbours. If the clone of a network is exact
+    and this growth is not, the network combines its units in a way that only whole multiples keep (a
+    product of units, a function along another dimension).
+    """
     return any(not axis_map.is_uniform() for plan in steps.plans for axis_map in plan.maps.values())
 
 
 def shown_by(anatomy: Anatomy) -> str:
-    """What shows a user an anatomy."""
+    """What a user can call to see an anatomy."""
     return "print(anatomy)" if isinstance(anatomy.builder, FunctionBuilder) else "`meristem inspect`"
 
 
 def _say_what_is_lost(
     model: nn.Module, methods: Sequence[Method], steps: Steps, certificate: Certificate | None
 ) -> None:
-    """Warn of a growth by a method that usually keeps the function, and here does not promise to."""
+    """Warn that a method that usually keeps the function does not promise to do so here."""
     if certificate is None or certificate.holds:
         return
     broken = [
@@ -306,7 +334,9 @@ def _say_what_is_lost(
 
 
 def _looked_at(model: nn.Module, steps: Steps) -> Steps:
-    """The same steps, every tensor of whose result is checked: at once, or as it is written if the network is streamed."""
+    """The same steps, with a check on every tensor of the result: at once, or while it is written if the
+    network is streamed.
+    """
     before = model
     for plan in steps.plans[:-1]:
         before = build(plan, before)
@@ -319,10 +349,11 @@ def _looked_at(model: nn.Module, steps: Steps) -> Steps:
 def certify(
     model: nn.Module, steps: Steps, inputs: Mapping[str, Tensor] | None, kept: Kept | None = None
 ) -> Certificate:
-    """Measure what was grown as it is stored and, where that is in half precision, as it would be without rounding.
+    """Measure a growth with the weights as stored. If they are in half precision, measure it without rounding
+    too.
 
     Args:
-        kept: the blocks of `model` that run, of all those there are (see `growth.sampled`).
+        kept: the blocks of `model` that run. All by default (see `growth.sampled`).
     """
     expected = functools.partial(expected_outputs, steps.plans)
     inputs = inputs if inputs is not None or kept is None else example_inputs(model)
@@ -347,16 +378,20 @@ def certify(
 def sampled_certificate(
     small: nn.Module, big: nn.Module, methods: Methods, sample: int, inputs: Mapping[str, Tensor] | None = None
 ) -> Certificate:
-    """A sampled proof of two networks as they are stored, one of which was made of the other by these methods.
+    """Prove by sampling that two networks, as they are stored, are a source and its growth by these methods.
 
-    Every tensor that the maps can be undone of is read once, and checked against the small network's.
+    Every tensor whose maps can be inverted is read once, and checked against that of the small network.
 
     Args:
+        small: the network before the growth.
+        big: the network after it.
+        methods: the method, or the list of methods, that made `big`.
         sample: how many blocks of each list run.
+        inputs: keyword arguments of forward. Random ones by default.
 
     Raises:
-        MeristemError: if the methods do not make a network of `big`'s shape, or promise nothing.
-        PreservationError: naming the first tensor that is not what it was made of.
+        MeristemError: if the methods do not make a network of the shape of `big`, or if they promise nothing.
+        PreservationError: if a tensor is not what the methods make. The message names the first one.
     """
     anatomy = Anatomy.of(small)
     steps = take_steps(small, as_list(methods), anatomy, inputs)

@@ -1,10 +1,12 @@
-"""head_dim as an axis: old units go where the larger rotary table has their frequencies, new ones stay silent.
+"""head_dim as an axis: old units go where the larger rotary table has their frequencies, and new units stay
+silent.
 
-Rotary positions turn pair i of a head by position . f_i, f_i = theta^(-2i / rotary_dim). The table of m times as many units holds
-every old frequency, at place m . i, so an old pair goes there; scaled tables are compared number by number. Without rotary
-positions the places are free. Scores are divided by sqrt(head_dim) in most networks, so queries and keys are each multiplied by
-the fourth root of what that changes by (values too, and their readers divided), which any fused layout allows. New units of a
-query and what reads new values are zero, new keys and values free.
+Rotary positions rotate pair i of a head by position . f_i, with f_i = theta^(-2i / rotary_dim). The table of
+m times as many units holds every old frequency, at place m . i, so an old pair goes there. Scaled tables are
+compared number by number. Without rotary positions the places are free. Most networks divide scores by
+sqrt(head_dim). So queries and keys are each multiplied by the fourth root of the change (values too, and
+their readers divided), which any fused layout allows. New units of a query, and the readers of new values,
+are zero. New keys and values may have any value.
 """
 
 from __future__ import annotations
@@ -40,14 +42,16 @@ CLOSE = 1e-5
 def head_dim_map(
     anatomy: Anatomy, axis: str, sizes: Mapping[str, int], fields: Mapping[str, Any] | None = None
 ) -> AxisMap:
-    """The map of `axis`, one of the kind head_dim.
+    """The map of `axis`, which is of the kind head_dim.
 
     Args:
-        sizes: of all axes of the large network.
+        anatomy: the anatomy of the small network.
+        axis: the axis.
+        sizes: the sizes of all axes of the large network.
         fields: further entries of its config.
 
     Raises:
-        MeristemError: if an old frequency of the rotary positions is not in the table of the larger head.
+        MeristemError: if the table of the larger head lacks an old frequency of the rotary positions.
     """
     if is_part(axis):
         kept = next(t.name for t in anatomy.tensors.values() for d in t.dimensions if axis in d.layout.axes())
@@ -80,14 +84,18 @@ def head_dim_map(
 def smaller_head_dim_map(
     anatomy: Anatomy, axis: str, sizes: Mapping[str, int], fields: Mapping[str, Any] | None = None, undo: bool = False
 ) -> AxisMap:
-    """The way back: of a head, the units whose frequencies the smaller table has.
+    """The inverse: the units of a head whose frequencies the smaller table has.
 
     Args:
-        sizes: of all axes of the small network.
-        undo: scale them, and what norms of single heads measure, to undo `head_dim_map`; else they stay as they are.
+        anatomy: the anatomy of the large network.
+        axis: the axis.
+        sizes: the sizes of all axes of the small network.
+        fields: further entries of its config.
+        undo: scale them, and what norms of single heads measure, to undo `head_dim_map`. Otherwise they do
+            not change.
 
     Raises:
-        MeristemError: if a frequency of the smaller head is not in the larger one's table.
+        MeristemError: if the table of the larger head lacks a frequency of the smaller one.
     """
     large = anatomy.builder
     small = large.resized(sizes, large.depths, fields or {})
@@ -118,12 +126,12 @@ def _with_buffers(builder: Builder) -> nn.Module:
 
 
 def _usual_scale(anatomy: Anatomy, ratio: float) -> float:
-    """By what scores are divided more in heads `ratio` times as wide, where no module says it."""
+    """The factor by which scores are divided in heads `ratio` times as wide, if no module states it."""
     return 1.0 if anatomy.override.unscaled else math.sqrt(ratio)
 
 
 def _score_scale(ours: nn.Module, theirs: nn.Module, default: float) -> float:
-    """By what the large network divides scores more than the small one; the attention modules say so."""
+    """How much more the large network divides scores than the small one, as the attention modules state."""
     modules = dict(theirs.named_modules())
     for name, module in ours.named_modules():
         for attribute in SCALES:
@@ -134,7 +142,7 @@ def _score_scale(ours: nn.Module, theirs: nn.Module, default: float) -> float:
 
 
 def _places(anatomy: Anatomy, ours: nn.Module, theirs: nn.Module, old: int, new: int) -> Tensor:
-    """(old,) where each old unit of a head stands in the larger head."""
+    """(old,) the place of each old unit of a head in the larger head."""
     tables, larger = ({n: b for n, b in m.named_buffers() if TABLE.fullmatch(n)} for m in (ours, theirs))
     found, used = None, ""
     for name, table in tables.items():
@@ -165,17 +173,17 @@ def _places(anatomy: Anatomy, ours: nn.Module, theirs: nn.Module, old: int, new:
 
 
 def _turns_an_image(anatomy: Anatomy) -> bool:
-    """Whether units turn by the row and the column of a patch."""
+    """Whether units rotate by the row and the column of a patch."""
     facts = [anatomy.builder.fact(name) for name in ("image_size", "patch_size")]
     return None not in facts and anatomy.builder.fact("text_config") is None
 
 
 def _rows_then_columns(anatomy: Anatomy, found: Tensor, larger: int, old: int, new: int) -> tuple[Tensor, int]:
-    """(places, length) of a table of frequencies for rows and then for columns: one that serves both (DINOv3), or that holds both
-    (Pixtral).
+    """(places, length) of a table of frequencies for rows and then for columns: one table for both (DINOv3),
+    or one that holds both (Pixtral).
 
     Raises:
-        MeristemError: if a frequency of the rows is the columns' in the larger head.
+        MeristemError: if a frequency of the rows belongs to the columns in the larger head.
     """
     if 4 * len(found) == old:
         return torch.cat([found, found + larger]), 2 * larger
@@ -212,7 +220,9 @@ def _code(model: nn.Module):
 
 
 def _interleaves(model: nn.Module) -> bool:
-    """Whether neighbours make a pair (GPT-J), and not the two halves of a head (Llama): the function that turns them is asked."""
+    """Whether neighbours make a pair (GPT-J), and not the two halves of a head (Llama). The function that
+    rotates them is tried.
+    """
     turn = next((getattr(_code(model), name) for name in TURNS if hasattr(_code(model), name)), None)
     if turn is None:
         return False

@@ -1,4 +1,4 @@
-"""Target numbers of heads and their sizes."""
+"""Target numbers of heads, and their sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ATTENTION_SCOPES = ("", "encoder_", "decoder_")  # whose heads num_attention_hea
 
 
 def own_axes(anatomy: Anatomy, kind: str) -> list[Axis]:
-    """The axes of a kind, without parts of others, which follow their wholes."""
+    """The axes of a kind, without parts of other axes, which follow their wholes."""
     return [axis for axis in anatomy.of_kind(kind) if not is_part(axis.name)]
 
 
@@ -40,10 +40,10 @@ def heads_targets(
 
 
 def is_regrouped(anatomy: Anatomy, method: str, group: str, sizes: dict[str, int]) -> bool:
-    """Whether fewer query heads than before share a key-value head, while no head is lost.
+    """Whether a key-value head serves fewer query heads than before, while no head is lost.
 
     Raises:
-        MeristemError: if query heads are lost, or one would be left without a copy.
+        MeristemError: if query heads are lost, or if one would have no copy.
     """
     kv_heads = Heads.of(group).kv_heads
     old_kv, old_group, new_kv, new_group = anatomy.sizes[kv_heads], anatomy.sizes[group], sizes[kv_heads], sizes[group]
@@ -61,7 +61,7 @@ def is_regrouped(anatomy: Anatomy, method: str, group: str, sizes: dict[str, int
 def head_dim_targets(
     anatomy: Anatomy, method: str, sizes: dict[str, int], asked: int | None, heads: int | None, hidden: int | None
 ) -> dict[str, int]:
-    """{axis: size} of head_dim: as asked, or as named heads share out a named hidden_size."""
+    """{axis: size} of head_dim: as requested, or as the given number of heads divides a given hidden_size."""
     axes = [axis for axis in own_axes(anatomy, "head_dim") if axis.scope in ATTENTION_SCOPES]
     if asked and not axes:
         raise MeristemError(f"{method}: {anatomy.builder.model_type} has no head_dim that Meristem knows")

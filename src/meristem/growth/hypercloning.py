@@ -1,7 +1,7 @@
-"""HyperCloning: clone a network into one that is a whole number of times wider and computes the same function.
+"""HyperCloning: make a network a whole number of times wider, with the same function.
 
-Samragh, Mirzadeh, Alizadeh Vahid, Faghri, Cho, Nabi, Naik, Farajtabar: "Scaling Smart: Accelerating Large Language Model
-Pre-training with Small Model Initialization", 2024, arXiv:2409.12903.
+Samragh, Mirzadeh, Alizadeh Vahid, Faghri, Cho, Nabi, Naik, Farajtabar: "Scaling Smart: Accelerating Large
+Language Model Pre-training with Small Model Initialization", 2024, arXiv:2409.12903.
 """
 
 from __future__ import annotations
@@ -21,16 +21,22 @@ from meristem.growth.width import NoisyWidthMethod
 
 @dataclass(frozen=True)
 class HyperCloning(NoisyWidthMethod):
-    """Every axis is stacked n times: write = n identities on top of each other, read = the same / n (paper, eq. 2-4).
+    """Copy the whole of every axis n times: write = n stacked identities, read = the same divided by n
+    (arXiv:2409.12903, equations 2 to 4).
 
-    Heads and key-value heads are cloned whole, head_dim is kept; a single key-value head (multi-query) stays single.
-    Targets have to be whole multiples of the present sizes.
+    Keeps the function. Heads and key-value heads are copied whole, and `head_dim` stays as it is. A single
+    key-value head (multi-query attention) stays single. The targets have to be whole multiples of the present
+    sizes. The other options are those of `WidthMethod` and `NoisyWidthMethod`.
 
     Args:
-        order: "tile" (0 1 2 0 1 2, the paper's) or "interleave" (0 0 1 1 2 2), which commutes with channels that a forward pass pads
-            on both ends. If the one is not exact, the other is tried.
-        noise: on the readers, in the null space of the copies, so that the function is kept. Without it (`noise=0.0`) the copies
-            get the same gradients in every step and stay equal for good: the large network trains as the small one would.
+        order: "tile" (0 1 2 0 1 2, as in the paper) or "interleave" (0 0 1 1 2 2). Networks whose forward
+            pass pads channels at both ends need "interleave". If "tile" is not exact, "interleave" is tried.
+        noise: the standard deviation of the noise on readers, relative to that of each tensor. It lies in the
+            null space of the copies, so the function is kept. With `noise=0.0` the copies get equal gradients
+            at every step and stay equal: the large network trains as the small one would.
+
+    Raises:
+        MeristemError: when a network is grown, if a target is not a whole multiple.
     """
 
     name: ClassVar[str] = "hypercloning"
@@ -38,7 +44,7 @@ class HyperCloning(NoisyWidthMethod):
     noise: float = 0.1
 
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
-        """A stack of identities. Raises MeristemError for a target that is no whole multiple."""
+        """Stacked identities. Raises MeristemError if the target is not a whole multiple."""
         old = anatomy.sizes[axis]
         if target % old and follows(anatomy, axis):  # what a function rounds: 88 for 32, and 172 for 64
             return lossless(anatomy, axis, target)

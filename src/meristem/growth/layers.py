@@ -1,4 +1,4 @@
-"""Where the layers of a large network come from."""
+"""The sources of the layers of a large network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from meristem.algebra import AxisMap, UnitMap
 
 @dataclass(frozen=True)
 class LayerSource:
-    """A new layer: a weighted sum of old layers; `silent` ones write nothing (identity blocks)."""
+    """A new layer: a weighted sum of old layers. If it is `silent`, it writes nothing (identity blocks)."""
 
     sources: tuple[tuple[int, float | Tensor], ...]  # (old layer, weight)
     silent: bool = False
@@ -32,8 +32,9 @@ LayerMap = tuple[LayerSource, ...]
 
 
 def share_map(layer_map: LayerMap, old: int) -> AxisMap:
-    """The map of a dimension outside the blocks that has a share for each: new layers take the share of their source, and
-    what is read from the silent ones counts nothing."""
+    """The map of a dimension outside the blocks that has a share for each block. New layers have the share of
+    their source, and the shares of silent layers are read with weight zero.
+    """
     order = torch.tensor(layer_order(layer_map))
     heard = torch.tensor([not layer.silent for layer in layer_map])
     copies = torch.bincount(order[heard], minlength=old).clamp(min=1)
@@ -42,8 +43,10 @@ def share_map(layer_map: LayerMap, old: int) -> AxisMap:
 
 
 def between_map(layer_map: LayerMap, old: int) -> AxisMap:
-    """The map of a table with an entry for each layer but the last, added to what it gives out (YOLOS): each entry follows its
-    layer, and behind silent ones nothing is added. What stood last had none."""
+    """The map of a table with an entry for each layer but the last, which is added to the output of the layer
+    (YOLOS). Each entry follows its layer. Nothing is added after silent layers. The last layer had no
+    entry.
+    """
     order = torch.tensor(layer_order(layer_map[:-1]))
     heard = torch.tensor([not layer.silent for layer in layer_map[:-1]]) & (order < old - 1)
     entries = UnitMap.select(order.clamp(max=old - 2), old - 1, heard.double())
@@ -51,8 +54,9 @@ def between_map(layer_map: LayerMap, old: int) -> AxisMap:
 
 
 def last_map(layer_map: LayerMap, old: int, count: int) -> AxisMap:
-    """The map of a table with an entry for each of the last `count` of `old` layers (EoMT): new layers take the entry of their
-    source."""
+    """The map of a table with an entry for each of the last `count` of `old` layers (EoMT). New layers take
+    the entry of their source.
+    """
     order = layer_order(layer_map)
     entries = UnitMap.select(
         torch.tensor([*range(count - old), *(i - old + count for i in order if i >= old - count)]), count
@@ -61,5 +65,7 @@ def last_map(layer_map: LayerMap, old: int, count: int) -> AxisMap:
 
 
 def layer_order(layer_map: LayerMap) -> list[int]:
-    """For each new layer, the old one whose place in per-layer config lists (`layer_types`) it takes."""
+    """For each new layer, the old layer whose entry in per-layer lists of the config (`layer_types`) it
+    takes.
+    """
     return [max(layer.sources, key=lambda source: float(source[1]))[0] for layer in layer_map]

@@ -1,4 +1,4 @@
-"""LEMON: lossless expansion at any ratio, in width and depth.
+"""LEMON: lossless expansion by any ratio, in width and depth.
 
 Wang, Su, Chen, Rao, Zhou, Hsieh: "LEMON: Lossless Model Expansion", ICLR 2024, arXiv:2310.07999.
 """
@@ -29,23 +29,33 @@ SHAPING = frozenset(
 
 @dataclass(frozen=True)
 class LEMON(NoisyWidthMethod):
-    """Whole copies as far as they go, the remainder of the hidden axis silent; heads and feed-forward units duplicated.
+    """Copy the hidden axis as often as it fits, make the remaining units silent, and duplicate heads and
+    feed-forward units (arXiv:2310.07999).
 
-    Exact for pre-norm networks at any ratio, for post-norm ones at whole ratios of width and any depth (see `silent_blocks`). What
-    norms measure is kept by scaling the stream
-    (see `stream`), so that eps stays as published.
+    Keeps the function of pre-norm networks at any ratio, and of post-norm networks at whole ratios of width
+    and any depth (see `silent_blocks`). A silent unit is zero under RMSNorm, and the mean of the others under
+    LayerNorm. The residual stream is scaled so that norms measure what they did (see `stream`), and eps stays
+    as it is. The other options are those of `WidthMethod` and `NoisyWidthMethod`.
 
     Args:
-        norms: "stream", or "eps" for the paper's own rule: gains times sqrt(copies d / d'), the config's eps times its square.
-            Where eps is not in the config (OPT) or serves norms of another axis too (Qwen3's heads), that is off by about
-            eps over the mean square of the activations.
-        num_hidden_layers: target depth; new layers are identity blocks behind the layer that they copy.
+        norms: "stream", or "eps" for the rule of the paper: gains times sqrt(copies d / d'), and the config's
+            eps times the square of that, for a width that grows from d to d'. The rule is inexact where the
+            config does not hold the eps (OPT), or where norms of another axis use it too (Qwen3's heads). Its
+            error is about eps over the mean square of the activations.
+        num_hidden_layers: the target depth. New layers are identity blocks, each after the layer that it
+            copies.
         depths: target depths by the name of the list of blocks: {"encoder_layers": 12, "decoder_layers": 6}.
-        blocks: the lists of blocks that num_hidden_layers is meant for: "all", or of an encoder-decoder "encoder" or "decoder".
-        layer_types: {list of blocks: the kind of each new layer}, for networks whose layers are of several kinds (sliding and full
-            attention): old layers keep their order, silent ones take the other places. By default kinds travel with their layers.
-        fields: further entries of the config, which may change the function.
-        noise: symmetry-breaking noise on readers, in the null space; it also wakes the silent units.
+        blocks: the lists of blocks that `num_hidden_layers` applies to: "all", or "encoder" or "decoder" of
+            an encoder-decoder.
+        layer_types: {list of blocks: the type of each layer of the result}, for networks with layers of
+            several types (sliding and full attention). Old layers keep their order, and silent layers take
+            the other places. By default a copy has the type of its original.
+        fields: further entries of the config. They may change the function.
+        noise: the standard deviation of the noise on readers, relative to that of each tensor. It lies in the
+            null space, so the function is kept. It also lets the silent units learn.
+
+    Raises:
+        MeristemError: when a network is grown, if a target is impossible or if nothing would grow.
     """
 
     name: ClassVar[str] = "lemon"
@@ -76,5 +86,5 @@ class LEMON(NoisyWidthMethod):
         }
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-        """Unless norms stand in the way (see `norms_are_kept`), or config entries change."""
+        """True, unless norms prevent it (see `norms_are_kept`) or config entries change."""
         return set(self.fields or ()) <= SHAPING and super().promises(anatomy, maps, model, inputs)

@@ -1,8 +1,10 @@
-"""LiGO: learn the growth. Dense maps for every axis and a mixture over layers, fitted for some hundred steps on data.
+"""LiGO learns the growth: dense maps for every axis and a mixture over layers, fitted on data for some
+hundred steps.
 
-Wang, Panda, Torroba Hennigen, Greengard, Karlinsky, Feris, Cox, Wang, Kim: "Learning to Grow Pretrained Models for Efficient
-Transformer Training", ICLR 2023, arXiv:2303.00980. There one matrix per axis serves writers and, transposed, readers; here
-every axis has a pair, which starts at a function-preserving one (duplication) and is free from then on.
+Wang, Panda, Torroba Hennigen, Greengard, Karlinsky, Feris, Cox, Wang, Kim: "Learning to Grow Pretrained
+Models for Efficient Transformer Training", ICLR 2023, arXiv:2303.00980. The paper has one matrix per axis,
+which serves writers and, transposed, readers. Here every axis has a pair of matrices. The pair starts at a
+duplication that keeps the function, and both are free from then on.
 """
 
 from __future__ import annotations
@@ -34,17 +36,20 @@ FIXED = ("head_dim", "vocab", "positions", "projection")  # kinds of axes that a
 
 @dataclass(frozen=True)
 class LiGO(WidthMethod):
-    """Learned linear growth: `ms.grow(small, ms.LiGO(width=2).fit(small, batches))`.
+    """Learned linear growth (arXiv:2303.00980): `ms.grow(small, ms.LiGO(width=2).fit(small, batches))`.
 
-    Does not preserve the function: it starts at one that does, at any ratio, and leaves it, downhill. Heads are mixed whole (one
-    number for each pair of heads); head_dim, vocabulary and positions keep the maps that they start with.
+    Does not keep the function. The fit starts at a growth that keeps it, at any ratio, and descends the loss
+    from there. Heads are mixed whole (one number for each pair of heads). `head_dim`, the vocabulary and
+    positions keep the maps that they start with. The other options are those of `WidthMethod`.
 
     Args:
-        num_hidden_layers, depth: target depth, or a factor for it; new layers start as whole-model copies (stacking).
+        num_hidden_layers: the target depth. New layers start as copies of the whole network (stacking).
+        depth: a factor for the number of layers, instead of `num_hidden_layers`.
         depths: target depths by the name of the list of blocks: {"encoder_layers": 12, "decoder_layers": 6}.
-        blocks: the lists of blocks that get new layers: "all", or of an encoder-decoder "encoder" or "decoder" alone.
-        steps: of the fit.
-        learning_rate: of the fit (Adam on the maps).
+        blocks: the lists of blocks that get new layers: "all", or "encoder" or "decoder" of an
+            encoder-decoder.
+        steps: the number of steps of the fit.
+        learning_rate: the learning rate of the fit (Adam on the maps).
     """
 
     name: ClassVar[str] = "ligo"
@@ -62,15 +67,16 @@ class LiGO(WidthMethod):
         """Fit the maps on data.
 
         Args:
-            model: the small network; not changed.
-            batches: keyword arguments of forward, labels included, so that its output has a `loss`; gone round again
-                when they run out.
+            model: the small network. It does not change.
+            batches: batches of keyword arguments of forward. They include labels, so that the output has a
+                `loss`. When they run out, the fit starts again at the first one.
+            anatomy: the result of `Anatomy.infer`. Networks outside transformers need it.
 
         Returns:
-            A method with the learned maps, which `grow` bakes into a plain network.
+            A method with the learned maps. `ms.grow` applies it, and the result is a plain network.
 
         Raises:
-            MeristemError: for impossible targets or no data.
+            MeristemError: if a target is impossible, if nothing can be fitted, or if there are no batches.
         """
         anatomy = anatomy or Anatomy.of(model)
         fitted = self._starting_point(anatomy, model.state_dict())
@@ -98,15 +104,15 @@ class LiGO(WidthMethod):
         return fitted
 
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
-        """Where the fit starts: LEMON's map, which keeps the function at any ratio."""
+        """The map at which the fit starts: LEMON's, which keeps the function at any ratio."""
         return lossless(anatomy, axis, target)
 
     def plan(self, anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> GrowthPlan:
-        """Raises MeristemError: it has to be fitted first."""
+        """Raises MeristemError, because the method has to be fitted first."""
         raise MeristemError("ligo is fitted on data first: LiGO(...).fit(model, batches), or a recipe's grow node")
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
-        """Where the fit starts: whole-model copies."""
+        """The maps at which the fit starts: copies of the whole network."""
         asked = (self.depth, self.num_hidden_layers, self.depths)
         targets = depth_targets(anatomy, self.name, *asked, blocks=self.blocks)
         return {axis: repeat_all(anatomy.depths[axis], target) for axis, target in targets.items()}
@@ -128,16 +134,24 @@ class LiGO(WidthMethod):
 
 
 def _learns(axis: str) -> bool:
-    """Whether the maps of an axis are fitted: not where units have a place of their own (a frequency, a token, a position)."""
+    """Whether the maps of an axis are fitted. They are not where each unit has a fixed meaning (a frequency,
+    a token, a position).
+    """
     return kind_of(axis) not in FIXED and not is_frequencies(axis)
 
 
 @dataclass(frozen=True, eq=False)
 class FittedLiGO(Method):
-    """LiGO's learned maps: `write` and `read` (new, old) for each axis, `mixture` (new, old) for each axis of depth.
+    """The learned maps of LiGO. `LiGO.fit` makes it.
 
-    `losses` are those of the fit, `fitted_with` the options that led to it, `start` the maps from which it set out: what they say
-    about norms stays, and axes that are not fitted keep them.
+    Attributes:
+        write: {axis: (new size, old size) matrix} for what new units carry.
+        read: {axis: (new size, old size) matrix} for how they are read.
+        mixture: {axis of depth: (new depth, old depth) matrix} for the layers.
+        fitted_with: the options of the fit.
+        start: the maps at which the fit started. What they say about norms stays, and so do the maps of axes
+            that are not fitted.
+        losses: the loss at each step of the fit.
     """
 
     name: ClassVar[str] = "ligo"
@@ -150,7 +164,7 @@ class FittedLiGO(Method):
     losses: list[float] = field(default_factory=list)
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
-        """The learned pairs, and the fixed ones."""
+        """The learned pairs, and the fixed maps."""
         return {axis: self._map(axis, start) for axis, start in self.start.items()}
 
     def _map(self, axis: str, start: AxisMap) -> AxisMap:
@@ -162,14 +176,14 @@ class FittedLiGO(Method):
         return AxisMap(write, read, gain, heard, twins=False, norm_factor=start.norm_factor)
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
-        """The learned mixture of old layers for each new one."""
+        """The learned mixture of old layers for each new layer."""
         return {
             axis: tuple(LayerSource(tuple((old, weight) for old, weight in enumerate(row))) for row in mixture)
             for axis, mixture in self.mixture.items()
         }
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
     def options(self) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""From a published config to the growth that leads there: every axis by its rule, and what of the config stays another."""
+"""From a published config to the growth that reaches it: the rule of every axis, and the entries of the
+config that stay different.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,10 @@ class Like:
     """How to grow to a target.
 
     Attributes:
-        methods: the growths, in their order; one of LEMON where no experts are made or copied.
-        fields: {config entry: (the source's, the target's)} that differ, change no shape, and are no size.
-        taken: whether the result has the target's.
+        methods: the growths, in their order. One growth by LEMON, if no experts are made or copied.
+        fields: {config entry: (value in the source, in the target)} for entries that differ, change no shape,
+            and are not sizes.
+        taken: whether the result has the values of the target.
     """
 
     methods: tuple[Method, ...]
@@ -72,14 +75,16 @@ def like(
     """The growth of `model` to the shape of `target`.
 
     Args:
+        model: the network.
         target: a transformers config, or what names one (see `target_config.read_target`).
-        anatomy: of the model, if known.
-        take_target_fields: give the result all entries of the target's config, also those that change the function (rope
-            theta, eps, activation); by default they stay the source's.
+        anatomy: the anatomy of the model, if it is known.
+        take_target_fields: give the result all entries of the target's config, also those that change the
+            function (rope theta, eps, activation). By default it keeps those of the source.
         options: further options of LEMON (noise, seed, norms).
 
     Raises:
-        MeristemError: if the target is of another model type (and no mixture of experts of the network's family), smaller on some axis, or differs where no axis does.
+        MeristemError: if the target is of another model type (and not a mixture of experts of the network's
+            family), if it is smaller on an axis, or if it differs where no axis does.
     """
     anatomy = anatomy or Anatomy.of(model)
     builder = anatomy.builder
@@ -109,7 +114,7 @@ def like(
 
 
 def _same_class(anatomy: Anatomy, config: Any, take_target_fields: bool, options: Mapping[str, Any]) -> Like:
-    """The growth to a target of the network's own class; no methods where the sizes are its own."""
+    """The growth to a target of the network's own class. No methods if the sizes are equal."""
     builder = anatomy.builder
     assert isinstance(builder, HuggingFaceBuilder)
     aim = aimed_at(builder, config, reading=_reading(builder))
@@ -137,8 +142,9 @@ def _same_class(anatomy: Anatomy, config: Any, take_target_fields: bool, options
 
 
 def _with_untied_head(found: Like, anatomy: Anatomy, model: nn.Module, config: Any) -> Like:
-    """The same with the head that the target ties, where copies of the stream are more than a tied head can take (no norm with a
-    gain stands before it): the result has a head of its own."""
+    """The same with an untied head, where the target ties it and copies of the stream do not allow that
+    (there is no norm with a gain before it).
+    """
     tied = any(tensor.tied_to is not None for tensor in anatomy.tensors.values())
     wider = [m for m in found.methods if isinstance(m, LEMON) and m.tied == "keep" and m.sizes]
     if not (tied and wider and read_field(config, "tie_word_embeddings") and wider[0].plan(anatomy, model).untied):
@@ -149,7 +155,7 @@ def _with_untied_head(found: Like, anatomy: Anatomy, model: nn.Module, config: A
 def _mixture(
     anatomy: Anatomy, row: Mixture | None, config: Any, take_target_fields: bool, options: Mapping[str, Any]
 ) -> Like:
-    """The growth of a dense network to a mixture: to the mixture's sizes, then to its experts."""
+    """The growth of a dense network to a mixture: first to the mixture's sizes, then to its experts."""
     builder = anatomy.builder
     assert isinstance(builder, HuggingFaceBuilder)
     assert row is not None
@@ -171,14 +177,18 @@ def _mixture(
 
 
 def _kinds(anatomy: Anatomy, aim: HuggingFaceBuilder, depths: Mapping[str, int]) -> dict[str, list[str]]:
-    """{list of blocks that grows: the target's kinds of layers}, where the network's layers can stand among them in their order."""
+    """{list of blocks that grows: the target's types of layers}, if the network's layers fit among them in
+    their order.
+    """
     theirs = types_of(aim)
     both = {axis: theirs[axis] for axis in depths if axis in theirs}
     return {axis: types for axis, types in both.items() if map_to_types(anatomy, axis, types) is not None}
 
 
 def _shaping(builder: HuggingFaceBuilder, aim: HuggingFaceBuilder, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Entries that the result needs of the target's config: what is untied there, and how much of a larger head turns."""
+    """Entries of the target's config that the result needs: what is untied there, and the share of a larger
+    head that rotates.
+    """
     found: dict[str, Any] = {}
     if builder.fact("tie_word_embeddings") and aim.fact("tie_word_embeddings") is False:
         found["tie_word_embeddings"] = False
@@ -189,8 +199,9 @@ def _shaping(builder: HuggingFaceBuilder, aim: HuggingFaceBuilder, sizes: Mappin
 
 
 def _reading(builder: HuggingFaceBuilder) -> Reading:
-    """How to read the target's heads: as the network's, their number by the field where there is one that the class reads (Falcon's
-    multi-query attention has one key-value head whatever its field says)."""
+    """How to read the target's heads: as the network's. Their number comes from the field if there is one
+    that the class reads (Falcon's multi-query attention has one key-value head whatever its field says).
+    """
     told = "kv_heads" in builder.fields.paths and not builder.reading.fixed and builder.reads_kv_heads
     return replace(builder.reading, kv_heads=1 if builder.reading.kv_heads == 1 and not told else None)
 
@@ -236,7 +247,7 @@ def _rule(kind: str, plan: GrowthPlan, axis: str) -> str:
 
 
 def _differences(anatomy: Anatomy, aim: HuggingFaceBuilder) -> tuple[dict[str, int], dict[str, int]]:
-    """The sizes and depths of the target that are not the network's."""
+    """The sizes and depths of the target that differ from those of the network."""
     other = {axis: size for axis, size in aim.sizes.items() if size != anatomy.sizes.get(axis)}
     sizes = without_experts(anatomy, other)
     lengths = {axis: aim.depths[axis] for axis in anatomy.depths if axis in aim.depths}
@@ -283,7 +294,7 @@ def _reached(
 
 
 def _check_shapes(reached: HuggingFaceBuilder, aim: HuggingFaceBuilder) -> None:
-    """Raises MeristemError where the result would have other tensors than the target."""
+    """Raises MeristemError if the result would have other tensors than the target."""
     ours, theirs = (_shapes(builder) for builder in (reached, aim))
     other = sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
     if other:

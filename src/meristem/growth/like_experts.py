@@ -1,4 +1,4 @@
-"""Experts of a target: a dense network grows and is upcycled, a mixture gets copies of the experts that it has."""
+"""The experts of a target. A dense network grows and is upcycled. A mixture gets copies of its experts."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ EXPERTS = "experts"  # the kind of axis
 
 
 def mixture_row(builder: HuggingFaceBuilder, config: Any) -> Mixture | None:
-    """How a dense network becomes one of the target's class; None if it does not."""
+    """How a dense network becomes one of the target's class. None if it does not."""
     row = MIXTURES.get(builder.model_type)
     return row if row is not None and row.model_type == config.model_type else None
 
 
 def upcycling(builder: HuggingFaceBuilder, row: Mixture, config: Any) -> tuple[Any, Upcycle]:
-    """The dense config that a network grows to first, and the upcycling that makes the target of it.
+    """The dense config to which a network grows first, and the upcycling that makes the target from it.
 
-    An expert of u units is one of G shards of a dense block of G u: the smallest G is taken that holds the network's own units and that
-    the experts of a token, and all of them, are multiples of, so that copies stay whole.
+    An expert of u units is one of G shards of a dense block of G u units. G is the smallest number for which
+    the block holds the network's own units, and of which the number of experts of a token, and that of all
+    experts, are multiples. Copies then stay whole.
 
     Raises:
-        MeristemError: if the target's experts are too small for that, or it has more kinds of layers than upcycling makes.
+        MeristemError: if the target's experts are too small for that, or if it has more kinds of layers than
+            upcycling makes.
     """
     theirs = config.to_dict()
     experts, units = int(getattr(config, row.experts)), int(getattr(config, row.ffn))
@@ -68,12 +70,13 @@ def upcycling(builder: HuggingFaceBuilder, row: Mixture, config: Any) -> tuple[A
 
 
 def more_experts(anatomy: Anatomy, aim: HuggingFaceBuilder, take_target_fields: bool, seed: int) -> MoreExperts | None:
-    """What brings a mixture to the target's experts; None where there are as many.
+    """The growth of a mixture to the target's experts. None if it has as many.
 
-    The experts that a token gets are the target's where that is exact or where the target's fields are taken.
+    The number of experts that a token gets is that of the target if that is exact, or if the target's fields
+    are taken.
 
     Raises:
-        MeristemError: if the target has fewer.
+        MeristemError: if the target has fewer experts.
     """
     axes = anatomy.of_kind(EXPERTS)
     if not axes or aim.sizes.get(axes[0].name, axes[0].size) == axes[0].size:
@@ -92,12 +95,12 @@ def more_experts(anatomy: Anatomy, aim: HuggingFaceBuilder, take_target_fields: 
 
 
 def per_token(anatomy: Anatomy) -> str:
-    """The config entry that counts the experts of a token; "" if there is none."""
+    """The config entry that counts the experts of a token. "" if there is none."""
     return next((name for name in PER_TOKEN if isinstance(anatomy.builder.fact(name), int)), "")
 
 
 def changes_experts(plan: GrowthPlan) -> bool:
-    """Whether it is experts that a plan makes or copies."""
+    """Whether a plan makes or copies experts."""
     return isinstance(plan, UpcyclePlan) or any(axis.name in plan.maps for axis in plan.source.of_kind(EXPERTS))
 
 
@@ -129,5 +132,5 @@ def _crowded(plan: GrowthPlan, field: str, old: int, new: int) -> str:
 
 
 def without_experts(anatomy: Anatomy, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Those of the sizes that are not numbers of experts."""
+    """The sizes that are not numbers of experts."""
     return {axis: size for axis, size in sizes.items() if axis not in {a.name for a in anatomy.of_kind(EXPERTS)}}

@@ -1,4 +1,4 @@
-"""Pieces made by several threads, given in their order."""
+"""Pieces computed by several threads, and returned in their order."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ _THREADS = [torch.get_num_threads()]  # of this process, as torch counts them at
 
 
 def divide_threads(processes: int) -> None:
-    """From now on, this process is one of so many that share the machine."""
+    """Divide the threads of this process by the number of processes that share the machine."""
     _THREADS[0] = max(1, _THREADS[0] // processes)
 
 
 def in_order(make: Callable[[int, int], T], stretches: Iterable[Stretch]) -> Generator[tuple[Stretch, T], None, None]:
-    """(stretch, make(*stretch)) in the order of the stretches, each made by a thread that does nothing else; no more than one waits
-    for each thread. With one thread, the caller's makes them."""
+    """(stretch, make(*stretch)) in the order of the stretches. Each is computed by a thread that does nothing
+    else, and at most one result waits for each thread. With one thread, the caller's thread computes them.
+    """
     left = iter(stretches)
     first = list(itertools.islice(left, 2))
     if _THREADS[0] == 1 or len(first) < 2:

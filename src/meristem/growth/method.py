@@ -1,4 +1,4 @@
-"""What a growth method is: a frozen dataclass that chooses axis maps."""
+"""The interface of a growth method: a frozen dataclass that chooses a map for each axis."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Choices:
-    """A method's options that are no maps: the noise on readers and its seed, and whether a tied head stays tied."""
+    """The options of a method that are not maps: the noise on readers and its seed, and whether a tied head
+    stays tied.
+    """
 
     noise: float = 0.0
     seed: int = 0
@@ -40,7 +42,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A growth method. Subclasses are frozen dataclasses whose fields are the method's options."""
+    """A growth method. Subclasses are frozen dataclasses, and their fields are the options of the method."""
 
     name: ClassVar[str]
     shrinks: ClassVar[bool] = False  # makes smaller networks, not larger ones
@@ -51,10 +53,10 @@ class Method(ABC):
 
     @abstractmethod
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
-        """The map of every axis that changes size; few methods look at the weights.
+        """The map of every axis that changes size. Few methods use the weights.
 
         Raises:
-            MeristemError: when the targets make no sense.
+            MeristemError: if the targets are impossible.
         """
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
@@ -62,17 +64,29 @@ class Method(ABC):
         return {}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs) -> bool:
-        """Whether this growth claims to preserve the function, as far as its maps tell; silent blocks are asked by `plan`. The claim
-        is then proved, or the growth raises."""
+        """Whether this growth claims to keep the function, as far as its maps tell. `plan` also asks whether
+        new blocks can be silent. The claim is then proved, or the growth raises an error.
+        """
         return norms_are_kept(anatomy, maps, model, inputs)
 
     def choices(self) -> Choices:
-        """What the plan needs to know beside the maps."""
+        """What the plan needs to know besides the maps."""
         return Choices()
 
     def plan(self, anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> GrowthPlan:
-        """The full plan for growing `model`, whose anatomy this is. The model is run on `inputs` (random ones by default),
-        to find the norm before a tied head and whether blocks can be silent, and not changed."""
+        """The full plan for growing `model`.
+
+        The model runs on `inputs`, to find the norm before a tied head and whether blocks can be silent. It
+        does not change.
+
+        Args:
+            anatomy: the anatomy of `model`.
+            model: the network that grows.
+            inputs: keyword arguments of its forward. Random ones by default.
+
+        Raises:
+            MeristemError: if the targets do not fit the network.
+        """
         maps, layers = self.axis_maps(anatomy, weights_of(model)), self.layer_maps(anatomy)
         sizes = sizes_after(anatomy, maps)
         if anatomy.builder.fact("norm_groups") and sizes.get("hidden") != anatomy.sizes.get("hidden"):
@@ -116,7 +130,9 @@ class Method(ABC):
         )
 
     def target(self, anatomy: Anatomy, weights: Weights) -> Builder:
-        """What builds the network that it makes, by its sizes alone and with none of the repairs that a plan finds out: for costs."""
+        """What builds the network that this method makes, with the right sizes but without the repairs that a
+        plan adds. Cost estimates use it.
+        """
         sizes = sizes_after(anatomy, self.axis_maps(anatomy, weights))
         lengths = {axis: len(layer_map) for axis, layer_map in self.layer_maps(anatomy).items()}
         return anatomy.builder.resized(sizes, {**anatomy.builder.depths, **lengths}, self.choices().fields or {})
@@ -130,7 +146,11 @@ Methods = Method | Sequence[Method]
 
 
 def as_list(methods: Methods) -> list[Method]:
-    """One method, or several to be applied in turn, as a list. Raises MeristemError for anything else."""
+    """One method, or several that are applied one after another, as a list.
+
+    Raises:
+        MeristemError: for anything that is not a method.
+    """
     found = [methods] if isinstance(methods, Method) or not isinstance(methods, Sequence) else list(methods)
     found = [methods] if isinstance(methods, str) else found
     other = next((entry for entry in found if not isinstance(entry, Method)), None)

@@ -1,4 +1,4 @@
-"""Adam's missed steps in transformers' own Trainer."""
+"""Adam's missed steps in the Trainer of transformers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from meristem.growth.optimizer import unwrapped
 
 
 class MissedStepsCallback(TrainerCallback):
-    """Lets fresh entries of tensors that are otherwise old count their own steps, where a grown checkpoint is resumed.
+    """Let fresh entries count their own steps when a grown checkpoint is resumed, in tensors whose other
+    entries are old.
 
-        Trainer(model=model, ..., callbacks=[ms.MissedStepsCallback()]).train(resume_from_checkpoint="OUT")
+        trainer = Trainer(model=model, ..., callbacks=[ms.MissedStepsCallback()])
+        trainer.train(resume_from_checkpoint="OUT")
 
-    The Trainer loads what the checkpoint says about them (`missed_steps` in the optimizer's state), and no Adam reads it by
-    itself: without this the first step of such entries is up to 3.2 learning rates long. Where the state names none, nothing
-    changes.
+    The Trainer loads the steps that such entries have missed (`missed_steps` in the state of the optimizer),
+    but Adam does not read them. Without this callback their first step is up to 3.2 learning rates long. If
+    the state contains no missed steps, nothing changes.
     """
 
     def on_train_begin(self, args, state, control, optimizer: Any = None, **kwargs) -> None:

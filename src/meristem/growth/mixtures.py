@@ -1,7 +1,8 @@
-"""Which mixture of experts each dense family becomes, as data. What is not said here is found out by comparing both networks.
+"""The mixture of experts that each dense family becomes, as data. Everything else is found by comparing both
+networks.
 
-One row holds what neither names nor shapes tell: the class, the config fields that count experts, how the router's weights are
-normalised, and where the two classes call the same thing by another name.
+One row holds what neither names nor shapes show: the class, the config fields that count experts, how the
+router's weights are normalised, and where the two classes have different names for the same thing.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ class Mixture:
     """One row.
 
     Attributes:
-        model_type: of the mixture.
-        prefix: (of the dense classes, of the mixture's), as in LlamaForCausalLM and MixtralForCausalLM.
-        experts, per_token: config fields; `per_token` "" where it is always one.
-        ffn: the field with an expert's feed-forward units.
-        normalises: whether the weights of the chosen experts sum to one: "always", "never", or the field that says so.
-        shared: the field with the units of a shared expert; "" where there is none.
-        every: the field of every how manieth layer has experts; "" where all have.
-        sparse_layers: fields that count layers with experts instead, with the field that counts all.
+        model_type: the model type of the mixture.
+        prefix: (that of the dense classes, that of the mixture's), as in LlamaForCausalLM and
+            MixtralForCausalLM.
+        experts: the config field with the number of experts.
+        per_token: the config field with the number of experts of a token. "" if it is always one.
+        ffn: the field with the feed-forward units of an expert.
+        normalises: whether the weights of the chosen experts sum to one: "always", "never", or the field that
+            says so.
+        shared: the field with the units of a shared expert. "" if there is none.
+        every: the field that says that every n-th layer has experts. "" if all have.
+        sparse_layers: fields that count layers with experts instead, with the field that counts all layers.
         renamed: {in the dense network: in the mixture}, parts of names.
-        derived: {entry of the mixture's config: of the dense one's that it stands for}.
+        derived: {entry of the mixture's config: the entry of the dense config from which it is set}.
         fields: further entries.
     """
 

@@ -1,7 +1,8 @@
-"""A stock network whose norms measure groups of its units, each group on its own.
+"""A stock network whose norms measure groups of its units, each group separately.
 
-Meristem's Deep Fusion writes this file beside the weights of networks fused with norm="grouped": it needs torch and transformers
-only, and `from_pretrained(..., trust_remote_code=True)` runs it. `config.norm_groups` says how many units each group has: "64+64".
+Meristem's Deep Fusion writes this file next to the weights of networks fused with norm="grouped". It needs
+only torch and transformers, and `from_pretrained(..., trust_remote_code=True)` runs it. `config.norm_groups`
+says how many units each group has: "64+64".
 """
 
 import copy
@@ -48,13 +49,15 @@ def _code(config_name, model_name):
 
 
 def group_sizes(norm_groups, hidden_size):
-    """The sizes that "64+64" stands for, in these shares of `hidden_size`."""
+    """The sizes that "64+64" means, scaled to `hidden_size`."""
     shares = [int(share) for share in norm_groups.split("+")]
     return [share * hidden_size // sum(shares) for share in shares]
 
 
 def group_norms(model, hidden_size, groups):
-    """Make every norm over `hidden_size` units measure each of `groups` on its own; names and values of weights stay."""
+    """Make every norm over `hidden_size` units measure each of `groups` separately. Names and values of
+    weights do not change.
+    """
     for module in model.modules():
         weight = getattr(module, "weight", None)
         if "Norm" in type(module).__name__ and isinstance(weight, nn.Parameter) and weight.shape == (hidden_size,):

@@ -1,4 +1,4 @@
-"""More experts in a mixture: copies of those that there are, with their rows of the router."""
+"""More experts in a mixture: copies of the present experts and of their rows of the router."""
 
 from __future__ import annotations
 
@@ -30,19 +30,27 @@ SHARING = (
 
 @dataclass(frozen=True)
 class MoreExperts(Method):
-    """Experts duplicated, with tied rows of the router; behind the old ones, group by group.
+    """Add copies of experts, with equal rows of the router. The copies follow the old experts.
 
-    "Expert growth", arXiv:2604.19835. With `experts_per_token` times as large as `num_experts`, all copies of a chosen expert are chosen
-    and share its weight, which preserves the function in every class, whether or not weights are normalised. With top-k as it was,
-    copies of the best expert crowd out the others: that is measured, not promised; noise on the router's rows lets copies part. Where a
-    token gets one expert always (Switch), the first copy is chosen, and writes as many times as loud: exact for whole multiples.
+    "Expert growth", arXiv:2604.19835. The function is kept if `experts_per_token` grows by the same factor as
+    `num_experts`: all copies of a chosen expert are then chosen and share its weight. This holds whether or
+    not the class normalises the weights. If top-k stays as it is, copies of the best expert displace others.
+    That change is measured, not promised. Noise on the router's rows lets copies diverge. In classes that
+    always give a token one expert (Switch), the first copy is chosen, and its output is multiplied by the
+    number of copies. That is exact for whole multiples.
 
     Args:
-        num_experts: the target.
-        experts_per_token: the target's top-k; by default as it is.
-        weights: how often each of the present experts is used (counts, or shares); experts get copies in proportion. By default all alike.
-        noise: the standard deviation of what is added to every row of the router.
-        seed: of the noise.
+        num_experts: the target number of experts.
+        experts_per_token: the target's top-k. By default it does not change.
+        weights: how often each present expert is used (counts or shares). Experts get copies in proportion.
+            By default all get the same number.
+        noise: the standard deviation of the noise on every row of the router.
+        seed: the seed of the noise.
+
+    Raises:
+        MeristemError: when a network is grown, if it has no experts, if `num_experts` is not larger than
+            their number, if `experts_per_token` is impossible, or if `weights` are not one number of at least
+            zero for each expert.
     """
 
     name: ClassVar[str] = "more_experts"
@@ -54,7 +62,9 @@ class MoreExperts(Method):
     seed: int = 0
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
-        """Raises MeristemError for a network without experts, fewer than there are, or weights that are none."""
+        """Raises MeristemError if the network has no experts, if `num_experts` does not grow, or if `weights`
+        do not fit.
+        """
         axis, old = self._axis(anatomy)
         return {axis: AxisMap.duplicate(self._sources(old), old)}
 
@@ -85,7 +95,7 @@ class MoreExperts(Method):
         return torch.cat([torch.arange(old), *more])
 
     def _used(self, old: int) -> list[float] | None:
-        """The share of each old expert in what tokens use."""
+        """The share of tokens that use each old expert."""
         if self.weights is None:
             return None
         given = self.weights.split(",") if isinstance(self.weights, str) else list(self.weights)
@@ -101,12 +111,14 @@ class MoreExperts(Method):
         return [weight / sum(used) for weight in used]
 
     def target(self, anatomy: Anatomy, weights: Weights) -> Builder:
-        """As in `Method`, with its top-k."""
+        """As in `Method`, with the target's top-k."""
         found = super().target(anatomy, weights)
         return found.resized(found.sizes, found.depths, self.top_k(anatomy))
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-        """Whether every copy of a chosen expert is chosen too, as often as any other's; or one of them, as loud as all."""
+        """Whether all copies of a chosen expert are chosen too, equally often for all experts, or one copy
+        with the weight of all.
+        """
         (axis,) = maps
         (_, top), factor = self._per_token(anatomy), maps[axis].new_size / maps[axis].old_size
         grown = _one_per_token(anatomy) or (
@@ -121,7 +133,9 @@ class MoreExperts(Method):
         return "", 1
 
     def top_k(self, anatomy: Anatomy) -> dict[str, int]:
-        """The entry of the target's config that says how many experts a token gets; none where that stays."""
+        """The entry of the target's config for the number of experts per token. Empty if that number
+        stays.
+        """
         if self.experts_per_token is None:
             return {}
         name, _ = self._per_token(anatomy)
@@ -154,7 +168,7 @@ class MoreExperts(Method):
         return replace(plan, perturbation=Perturbation(1.0, self.noise, only=routers), seed=self.seed)
 
     def _writers(self, anatomy: Anatomy, axis: str) -> list[str]:
-        """What experts write with, fused in one tensor or each by itself."""
+        """The output weights of the experts, in one tensor or in a tensor for each expert."""
         own = [
             tensor
             for name, tensor in anatomy.tensors.items()
@@ -165,18 +179,20 @@ class MoreExperts(Method):
 
 
 def _one_per_token(anatomy: Anatomy) -> bool:
-    """Whether a token gets one expert in this class, whatever its config says."""
+    """Whether this class gives a token one expert, whatever its config says."""
     return anatomy.builder.model_type in {row.model_type for row in MIXTURES.values() if not row.per_token}
 
 
 def _adds_up(anatomy: Anatomy) -> bool:
-    """Whether the weights of the chosen experts are each for itself, so that those of m copies add up to m times as much."""
+    """Whether the weight of each chosen expert does not depend on the others, so that those of m copies add
+    up to m times as much.
+    """
     sigmoids = any(BIAS in name for name in anatomy.tensors) and anatomy.builder.model_type not in SHARING
     return sigmoids and anatomy.builder.fact("norm_topk_prob") is False
 
 
 def grouped(anatomy: Anatomy) -> str:
-    """Why a router that chooses groups of experts first never keeps its function; "" for others."""
+    """Why a router that chooses groups of experts first cannot keep the function. "" for other routers."""
     groups = anatomy.builder.fact("n_group")
     if isinstance(groups, int) and groups > 1:
         return f"the router chooses groups of experts first (n_group={groups}), by the best of each, whose places copies take"

@@ -1,6 +1,7 @@
-"""A pass that carries names: parameters name what they are, and operators say whose names their outputs bear.
+"""A forward pass that tracks names. Parameters have their names, and rules for operators say which names
+their outputs have.
 
-Each watch (`stream_watch.py`, `silence.py`) adds what sums, products and the rest mean to it.
+Each watch (`stream_watch.py`, `silence.py`) adds the rules for sums, products and other operators.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ ATTENTION = "scaled_dot_product"
 
 
 class NamedPass(TorchDispatchMode):
-    """Names on tensors, carried from operator to operator."""
+    """The names of tensors, passed from operator to operator."""
 
     forgets: ClassVar[bool] = False  # an operator that gives no names takes those away that its output had (in place)
 
@@ -45,7 +46,7 @@ class NamedPass(TorchDispatchMode):
         self.made_of = WeakIdKeyDictionary()  # tensor -> names of what it is made of
 
     def made(self, tensor: Tensor) -> set[str]:
-        """The names that a tensor bears; a parameter bears its own."""
+        """The names of a tensor. A parameter has its own name."""
         parameter = self.parameters.get(tensor)
         return {parameter} if parameter is not None else self.made_of.get(tensor) or set()
 
@@ -62,7 +63,7 @@ class NamedPass(TorchDispatchMode):
         return output
 
     def _result(self, name: str, operands: list[Tensor]) -> set[str] | str:
-        """What an operator's output is made of; a string: it is (a view of) that parameter."""
+        """The names that the output of an operator has. A string if it is (a view of) that parameter."""
         if name in MOVES and operands:
             if name != "embedding" and operands[0] in self.parameters:
                 return self.parameters[operands[0]]
@@ -75,4 +76,4 @@ class NamedPass(TorchDispatchMode):
 
     @abstractmethod
     def other(self, name: str, operands: list[Tensor]) -> set[str]:
-        """The names of what any other operator makes."""
+        """The names of the output of any other operator."""

@@ -1,7 +1,9 @@
-"""Net2Wider and bert2BERT's function-preserving initialisation: any target width, by duplicating units.
+"""Net2Wider and bert2BERT's function-preserving initialisation (FPI): any target width, by duplicating units.
 
-Chen, Goodfellow, Shlens: "Net2Net: Accelerating Learning via Knowledge Transfer", ICLR 2016, arXiv:1511.05641 (algorithm 1).
-Chen et al.: "bert2BERT: Towards Reusable Pretrained Language Models", ACL 2022, arXiv:2110.07143 (FPI, section 3.2).
+Chen, Goodfellow, Shlens: "Net2Net: Accelerating Learning via Knowledge Transfer", ICLR 2016, arXiv:1511.05641
+(algorithm 1).
+Chen et al.: "bert2BERT: Towards Reusable Pretrained Language Models", ACL 2022, arXiv:2110.07143 (FPI,
+section 3.2).
 """
 
 from __future__ import annotations
@@ -20,14 +22,16 @@ from meristem.growth.width import NoisyWidthMethod
 
 @dataclass(frozen=True)
 class Net2Net(NoisyWidthMethod):
-    """New units copy old ones, and the readers of a unit's copies share its weight (write 1, read 1 / multiplicity).
+    """Copy old units, and divide the weight of their readers among the copies: write 1, read 1 / number of
+    copies (arXiv:1511.05641, algorithm 1; FPI of arXiv:2110.07143, section 3.2).
 
-    Exact for feed-forward units and heads at any ratio. Uneven copies of the hidden axis change what norms
-    measure, so such a growth only approximates the function; it is then not promised, and the certificate says by how
-    much.
+    Keeps the function for feed-forward units and heads at any ratio. Uneven copies of the hidden axis change
+    what norms measure. Such a growth only approximates the function. It promises nothing, and the certificate
+    states the error. The other options are those of `WidthMethod` and `NoisyWidthMethod`.
 
     Args:
-        duplication: which units get further copies: drawn at "random" (Net2Net, FPI) or one after the other ("cyclic").
+        duplication: which units get further copies: units drawn at "random" (Net2Net, FPI), or one after
+            another ("cyclic").
     """
 
     name: ClassVar[str] = "net2net"
@@ -41,7 +45,9 @@ class Net2Net(NoisyWidthMethod):
 
 
 def duplication(axis: str, old: int, new: int, kind: str, seed: int) -> torch.Tensor:
-    """(new,) the source of each unit: all old ones first, then copies, cyclic or drawn for this axis."""
+    """(new,) the source of each unit: all old ones first, then copies in "cyclic" order or drawn for this
+    axis.
+    """
     if kind == "cyclic":
         return torch.arange(new) % old
     generator = torch.Generator().manual_seed(seed ^ zlib.crc32(axis.encode()))

@@ -1,8 +1,9 @@
-"""Rows of a weight whose copies differ by noise, each made of one old row, so that any of them can be made by themselves.
+"""Rows of a weight whose copies differ by noise. Each is computed from one old row, so any of them can be
+computed separately.
 
-The copies of a unit share what reads it: W / n each, plus deviations that add up to zero. Where all units have the same number of
-copies in regular places (HyperCloning), shares are made from the old columns and the deviations at once; two copies deviate by the
-same number with opposite signs, which is drawn once.
+The copies of a unit divide what reads it: W / n each, plus deviations that sum to zero. If all units have the
+same number of copies in regular places (HyperCloning), shares are computed from the old columns and the
+deviations at once. Two copies deviate by the same number with opposite signs, which is drawn once.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ Maps = list[UnitMap | None]  # for each dimension; None: unchanged
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a new tensor: (first, last), how many there are in all, and the standard deviation of all its entries before
-    noise."""
+    """Some rows of a new tensor: (first, last), the number of all rows, and the standard deviation of all
+    entries before noise.
+    """
 
     here: tuple[int, int]
     of: int
@@ -32,7 +34,7 @@ class Rows:
 
 
 def shared_reader(plan: TensorPlan) -> int | None:
-    """The last dimension along which copies of a unit share what reads it."""
+    """The last dimension along which copies of a unit divide what reads it."""
     readers = [d for d, role in enumerate(plan.roles) if role == "read" and plan.maps[d] is not None]
     return readers[-1] if readers else None
 
@@ -43,7 +45,7 @@ def noisy_reader(plan: TensorPlan) -> int | None:
 
 
 def rows_apart(plan: TensorPlan, maps: Maps) -> bool:
-    """Whether there is noise and every new row is made of one old row, noise included."""
+    """Whether there is noise and every new row is computed from one old row, noise included."""
     plain = len(plan.terms) == 1 and isinstance(plan.terms[0].weight, float | int) and plan.terms[0].part == "all"
     more = plan.perturb or plan.offset or plan.beside or plan.drawn or plan.shards or plan.redrawn
     if not plain or more or len(maps) < 2 or noisy_reader(plan) in (None, 0):
@@ -53,13 +55,13 @@ def rows_apart(plan: TensorPlan, maps: Maps) -> bool:
 
 
 def all_rows(plan: TensorPlan, source: Tensor, maps: Maps) -> Rows:
-    """Of a plan whose rows can be made apart."""
+    """All rows of a plan whose rows can be computed separately."""
     count = maps[0].new_size if maps[0] is not None else len(source)
     return Rows((0, count), count, spread_of(plan, source, maps))
 
 
 def drawn_shape(plan: TensorPlan, shape: list[int]) -> list[int]:
-    """The shape of what is drawn for a new tensor of this shape."""
+    """The shape of the numbers that are drawn for a new tensor of this shape."""
     reader = noisy_reader(plan)
     axis_map = plan.maps[reader] if reader is not None else None
     if reader is None or axis_map is None or _copies(axis_map) != 2:
@@ -71,9 +73,11 @@ def noisy_rows(plan: TensorPlan, source: Tensor, maps: Maps, rows: Rows) -> Tens
     """Some rows of the new weight, in the dtype of `source`.
 
     Args:
-        source: the old rows that they are made of.
-        maps: what is left to do along each dimension; along the first one, of these rows alone.
-        rows: which they are.
+        plan: the plan of the tensor.
+        source: the old rows from which they are computed.
+        maps: the map that is still to be applied along each dimension. Along the first one it is that of
+            these rows alone.
+        rows: which rows they are.
     """
     reader = noisy_reader(plan)
     assert reader is not None
@@ -101,8 +105,9 @@ def rounded(plan: TensorPlan, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def spread_of(plan: TensorPlan, source: Tensor, maps: Maps) -> float:
-    """The standard deviation of the entries of W' before noise, from W alone: each entry counts as often, and by as much, as the
-    maps copy it. Summed in float64 by blocks of rows."""
+    """The standard deviation of the entries of W' before noise, from W alone. Each entry counts as often, and
+    with the factor, that the maps give it. It is summed in float64 by blocks of rows.
+    """
     counts = [
         (m.power_sums(1), m.power_sums(2)) if m is not None else (torch.ones(n, dtype=torch.float64),) * 2
         for m, n in zip(maps, source.shape, strict=True)
@@ -122,7 +127,7 @@ def spread_of(plan: TensorPlan, source: Tensor, maps: Maps) -> float:
 
 
 def _copies(axis_map: AxisMap) -> int | None:
-    """How many copies each unit has, if all of them have as many."""
+    """How many copies each unit has, if all have equally many."""
     return None if axis_map.even_shares is None else axis_map.new_size // axis_map.old_size
 
 

@@ -1,4 +1,6 @@
-"""What padding does to the statistics of norms, and what makes up for it: the stream is scaled, or gains and eps are."""
+"""The effect of padding on the statistics of norms, and its compensation: the stream is scaled, or gains and
+eps are.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ from meristem.growth.stream_watch import stream_of
 
 @dataclass(frozen=True)
 class Statistics:
-    """Scalars by tensor name, changes of the config, tensors whose new units have to stay zero, readers that get no noise, and
-    tensors with maps of their own."""
+    """Factors by tensor name, changes of the config, tensors whose new units have to stay zero, readers that
+    get no noise, and tensors with their own maps.
+    """
 
     scales: Mapping[str, float] = field(default_factory=dict)
     changes: Mapping[str, float] = field(default_factory=dict)
@@ -36,7 +39,9 @@ class Statistics:
 
 
 def normed_axes(anatomy: Anatomy) -> set[str]:
-    """The axes that some norm measures. A batch norm measures each unit over the batch, and no units together."""
+    """The axes that a norm measures. A batch norm measures each unit over the batch, and not units
+    together.
+    """
     gains = (
         d for t in anatomy.tensors.values() for d in t.dimensions if d.role == "gain" and measures_together(anatomy, t)
     )
@@ -45,7 +50,9 @@ def normed_axes(anatomy: Anatomy) -> set[str]:
 
 
 def measures_together(anatomy: Anatomy, gain: TensorAnatomy) -> bool:
-    """Whether the norm of this gain measures several units together, unlike one that keeps statistics of each (batch norm)."""
+    """Whether the norm of this gain measures several units together, unlike one with statistics for each unit
+    (batch norm).
+    """
     return f"{gain.name.rpartition('.')[0]}.running_var" not in anatomy.tensors
 
 
@@ -57,11 +64,16 @@ def norms_over(anatomy: Anatomy, axis: str) -> list[str]:
 def keep_statistics(
     anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, scales_eps: bool, inputs: Inputs = None
 ) -> Statistics:
-    """What `model` needs so that its norms measure under these maps what they did.
+    """What `model` needs so that its norms measure under these maps what they did before.
 
     Args:
-        scales_eps: multiply gains by norm_factor and the eps of the config by its square (LEMON, appendix B), instead of
-            the stream by 1 / norm_factor. The eps has to be in the config, and serve no other axis.
+        anatomy: the anatomy of the network.
+        maps: the map of each axis.
+        model: the network.
+        scales_eps: multiply gains by norm_factor and the eps of the config by its square (LEMON, appendix B),
+            instead of the stream by 1 / norm_factor. The eps has to be in the config, and may not serve
+            another axis.
+        inputs: keyword arguments of forward. Random ones by default.
     """
     padded = {axis for axis, axis_map in maps.items() if axis_map.norm_factor != 1} & normed_axes(anatomy)
     if not padded:
@@ -76,8 +88,9 @@ def keep_statistics(
 
 
 def _behind_no_norm(anatomy: Anatomy, maps: Mapping[str, AxisMap], stream: Stream) -> frozenset[str]:
-    """Readers of an axis that is padded with a mean and reaches them through something else than a norm: to them the pad is not
-    silent, so no noise on what reads it cancels."""
+    """Readers of an axis that is padded with a mean and that reaches them without a norm. For them the pad is
+    not silent, so noise on what reads it does not cancel.
+    """
     padded = {axis for axis, axis_map in maps.items() if axis_map.heard is not axis_map.write}
     norms = {*anatomy.norms}
     found = frozenset(
@@ -91,8 +104,9 @@ def _behind_no_norm(anatomy: Anatomy, maps: Mapping[str, AxisMap], stream: Strea
 
 
 def _of_other_units(anatomy: Anatomy, maps: Mapping[str, AxisMap], stream: Stream) -> frozenset[str]:
-    """Readers of an axis that is padded with zeros, of what was written along another axis (values of fewer heads, which are repeated
-    for every query head): what stands in the place of the pad is not silent."""
+    """Readers of an axis that is padded with zeros, whose input was written along another axis (values of
+    fewer heads, which are repeated for every query head). For them the pad is not silent.
+    """
     zeros = {a for a, m in maps.items() if m.norm_factor != 1 and m.heard is m.write}
     norms, found = {*anatomy.norms}, set()
     for name, taken in stream.taken.items():
@@ -107,10 +121,10 @@ def _of_other_units(anatomy: Anatomy, maps: Mapping[str, AxisMap], stream: Strea
 
 
 def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> dict[str, str]:
-    """{axis: why its norms do not compute on the new units what they did on the old ones}.
+    """{axis: why its norms do not compute on the new units what they computed on the old ones}.
 
-    Uniform copies keep any norm, padding those that do not subtract the mean, and those whose output is read and not added to
-    what other norms measure (pre-norm). Uneven copies keep none.
+    Uniform copies keep any norm. Padding keeps norms that do not subtract the mean, and norms whose output is
+    read and not added to what other norms measure (pre-norm). Uneven copies keep none.
     """
     found = {}
     for axis in sorted(axis for axis, axis_map in maps.items() if not axis_map.is_identity()):
@@ -168,7 +182,9 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
 def _computed_from(
     anatomy: Anatomy, axis: str, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs
 ) -> str | None:
-    """What joins the stream and is computed from its width, so that no map of the stream is that of the wider network's."""
+    """What is added to the stream and computed from its width, so that no map of the stream gives that of the
+    wider network.
+    """
     known = anatomy.override.paired or any("frequencies" in layout for _, _, layout in anatomy.override.layouts)
     cause = None if known else of_width(model, anatomy.sizes[axis])
     cause = of_width(model, anatomy.sizes[axis], _wider(anatomy, maps)) if cause else None
@@ -176,7 +192,9 @@ def _computed_from(
 
 
 def _wider(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> nn.Module | None:
-    """What the network's class makes of the new sizes, without values; None where it does not take them."""
+    """What the class of the network builds in the new sizes, without values. None if it does not accept
+    them.
+    """
     builder = anatomy.builder
     try:
         target = builder.resized(sizes_after(anatomy, maps), builder.depths, {})
@@ -191,13 +209,15 @@ def _gains_that_do_not_fold(anatomy: Anatomy, stream: Stream, axis: str) -> list
 
 
 def _read_by_no_weight(anatomy: Anatomy, stream: Stream, norms: list[str]) -> list[str]:
-    """Those of the norms without a gain whose output neither a weight takes in nor another norm measures (of single heads)."""
+    """The norms without a gain whose output neither a weight reads nor another norm measures (those of single
+    heads).
+    """
     plain = [path for path in norms if anatomy.norms[path].gain is None and path in stream.measured]
     return [path for path in plain if not stream.is_taken(path)]
 
 
 def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-    """Whether every norm computes on the new units what it did on the old ones."""
+    """Whether every norm computes on the new units what it computed on the old ones."""
     return not obstacles(anatomy, maps, model, inputs)
 
 

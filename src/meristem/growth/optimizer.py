@@ -1,9 +1,9 @@
-"""Optimizer state follows the dual maps, tensor by tensor and by parameter name.
+"""Optimizer state follows the dual maps, tensor by tensor and by the name of the parameter.
 
-Adam's first moment is an average of gradients and rides like one; the second moment rides the squared entries, which is
-exact when each new unit has a single source (design, section 1; published code copies the moments unscaled or fills
-blocks with zeros, and both kick the trajectory). What other optimizers keep, and how their steps scale, is the table of
-`optimizer_families`.
+Adam's first moment is an average of gradients, so it transforms like a gradient. The second moment transforms
+with squared entries, which is exact if each new unit has one source (design, section 1). Published code
+copies the moments unscaled or fills blocks with zeros, and both disturb the trajectory. What other optimizers
+keep, and how their steps scale, is the table of `optimizer_families`.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ State = Mapping[str, Mapping[str, Tensor]]  # parameter name -> key ("exp_avg", 
 
 
 def named_state(optimizer: Optimizer, model: nn.Module) -> State:
-    """The optimizer's state by parameter name, which no reordering of parameter groups can confuse.
+    """The state of the optimizer by the name of the parameter, which does not depend on the order of
+    parameter groups.
 
-    Numbers become tensors of 64 bits without dimensions, and what is stored as a second set of weights (schedule-free `z`) its
-    difference from the weights.
+    Numbers become tensors of 64 bits without dimensions. A second set of weights in the state (schedule-free
+    `z`) becomes its difference from the weights.
 
     Raises:
-        MeristemError: for state that is no tensor (such as L-BFGS history).
+        MeristemError: if the state contains anything but tensors and numbers (such as L-BFGS history).
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     family = family_of(optimizer)
@@ -78,11 +79,11 @@ def _as_tensor(key: str, value: Any, name: str) -> Tensor:
 
 
 def load_named_state(optimizer: Optimizer, model: nn.Module, state: State) -> None:
-    """Put a state by names into an optimizer of `model`; of a sharded network, every process keeps its part. What the optimizer does
-    not train (frozen parameters) stays without.
+    """Put a state by names into an optimizer of `model`. For a sharded network, every process keeps its part.
+    Parameters that the optimizer does not train (frozen ones) get no state.
 
     Raises:
-        MeristemError: for the state of another optimizer.
+        MeristemError: if it is the state of another optimizer.
     """
     parameters = dict(model.named_parameters())
     family = family_of(optimizer)
@@ -113,14 +114,16 @@ def load_named_state(optimizer: Optimizer, model: nn.Module, state: State) -> No
 
 
 def grow_state(plan: GrowthPlan, state: State, family: Family | None = None) -> dict[str, Weights]:
-    """The optimizer state of the large network, every entry made when it is asked for. Parameters without state (frozen
-    ones) stay without.
+    """The optimizer state of the large network. Every entry is computed when it is read. Parameters without
+    state (frozen ones) get none.
 
     Args:
-        family: the row of the optimizer's table; by default the first that has all entries of the state.
+        plan: the plan of the growth.
+        state: the state by the name of the parameter.
+        family: the row of the table of optimizers. By default the first that has all entries of the state.
 
     Raises:
-        MeristemError: for a state entry whose growth is not known.
+        MeristemError: if it is not known how an entry of the state grows.
     """
     keys = {key for entries in state.values() for key in entries} - {MISSED}
     family = family or family_by_entries(keys)
@@ -140,21 +143,27 @@ def grow_state(plan: GrowthPlan, state: State, family: Family | None = None) -> 
 
 
 def dtypes_of(entries: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
-    """The dtype of each entry; those of entries yet to be made are known without making them."""
+    """The dtype of each entry. Those of entries that are not computed yet are known without computing
+    them.
+    """
     return (
         dict(entries.dtypes) if isinstance(entries, Weights) else {key: value.dtype for key, value in entries.items()}
     )
 
 
 def _has_beginners(tensor_plan: TensorPlan) -> bool:
-    """Whether some entries of a grown tensor had no gradient before: silent or unread units, silent layers."""
+    """Whether some entries of a grown tensor had no gradient before: silent or unread units, silent
+    layers.
+    """
     duals = (tensor_plan.unit_map(dimension, dual=True) for dimension in range(len(tensor_plan.maps)))
     begins = tensor_plan.begins or tensor_plan.redrawn is not None
     return begins or any(m is not None and bool(m.sourceless().any()) for m in duals)
 
 
 def partly_new(plans: Sequence[GrowthPlan]) -> bool:
-    """Whether some tensor holds entries that were trained and others that were not, so that one count of steps is not enough."""
+    """Whether some tensor holds both trained and untrained entries, so that one count of steps is not
+    enough.
+    """
     return any(not t.begins and _has_beginners(t) for plan in plans for t in plan.tensors.values())
 
 
@@ -182,13 +191,15 @@ def _grown_entry(plan: GrowthPlan, tensor_plan: TensorPlan, state: State, own: s
 
 
 def _filled(moment: Tensor, trained: Tensor, like: Tensor) -> Tensor:
-    """Second moments of which those of untrained entries are the mean of the others, or of the small tensor's."""
+    """Second moments in which those of untrained entries are the mean of the others, or of those of the small
+    tensor.
+    """
     typical = moment[trained].mean() if bool(trained.any()) else like.mean()
     return torch.where(trained.to(moment.device), moment, typical.to(moment))
 
 
 def _averaged_parts(tensor_plan: TensorPlan, fetch: Callable[[str], Tensor], reduced: int) -> Tensor:
-    """`_averaged` of a tensor that is laid together of several."""
+    """`_averaged` for a tensor that is concatenated from several."""
     parts = [_averaged(part, fetch, reduced) for part in tensor_plan.parts]
     if len(parts) == 1:
         return parts[0]
@@ -198,10 +209,11 @@ def _averaged_parts(tensor_plan: TensorPlan, fetch: Callable[[str], Tensor], red
 
 
 def _averaged(tensor_plan: TensorPlan, fetch: Callable[[str], Tensor], reduced: int) -> Tensor:
-    """The mean of second moments over one dimension, which torch keeps with size 1 and transformers leaves out.
+    """The mean of second moments over one dimension, which torch keeps with size 1 and transformers leaves
+    out.
 
-    The mean over the new units is the old one times the mean of their squared gradient factors: exact where all old units have
-    as many copies.
+    The mean over the new units is the old one times the mean of their squared gradient factors. It is exact
+    if all old units have equally many copies.
     """
     position = len(tensor_plan.maps) + reduced
     average = tensor_plan.unit_map(position, dual=True)
@@ -227,10 +239,14 @@ def _averaged(tensor_plan: TensorPlan, fetch: Callable[[str], Tensor], reduced: 
 
 
 def own_steps(plan: GrowthPlan, name: str, state: State, counted: bool = True) -> Tensor:
-    """How many steps each entry of a grown tensor has been trained: as many as its source (the mean of several); 0 without one.
+    """How many steps each entry of a grown tensor has trained: as many as its source (the mean for several),
+    and 0 without a source.
 
     Args:
-        counted: whether the state counts steps; otherwise 1 stands for any number.
+        plan: the plan of the growth.
+        name: the name of the tensor.
+        state: the state by the name of the parameter.
+        counted: whether the state counts steps. Otherwise 1 means any number.
     """
     tensor_plan = plan.tensors[name]
 
@@ -248,18 +264,18 @@ def own_steps(plan: GrowthPlan, name: str, state: State, counted: bool = True) -
 
 
 def _steps(entries: Mapping[str, Tensor]) -> Tensor:
-    """The steps of a tensor's entries, counted on the CPU."""
+    """The steps of the entries of a tensor, counted on the CPU."""
     missed = entries[MISSED].cpu() if MISSED in entries else 0
     return entries["step"].cpu().float() - missed
 
 
 def _source_name(plan: GrowthPlan, name: str) -> str:
-    """State belongs to parameters, and tied tensors are one parameter."""
+    """The name of the parameter that has the state. Tied tensors are one parameter."""
     return plan.source.tensors[name].tied_to or name
 
 
 def amplitudes(plans: Sequence[GrowthPlan]) -> dict[str, Amplitude]:
-    """{parameter: by what its weights and its gradients were scaled}; see `optimizer_families`."""
+    """{parameter: the factors of its weights and of its gradients} (see `optimizer_families`)."""
     factors = {name: Amplitude(old_shape=tensor.shape) for name, tensor in plans[0].source.tensors.items()}
     for plan in plans:
         before = factors
@@ -279,7 +295,7 @@ def amplitudes(plans: Sequence[GrowthPlan]) -> dict[str, Amplitude]:
 def grown_optimizer(
     optimizer: Optimizer, small: nn.Module, big: nn.Module, plans: Sequence[GrowthPlan], scale_learning_rate: bool
 ) -> Optimizer:
-    """An optimizer for what `plans` made of `small`; see `ms.grow_optimizer`."""
+    """An optimizer for what `plans` made from `small` (see `ms.grow_optimizer`)."""
     optimizer = unwrapped(optimizer)
     family, state = family_of(optimizer), named_state(optimizer, small)
     for plan in plans:
@@ -298,8 +314,9 @@ def unwrapped(optimizer: Optimizer) -> Optimizer:
 def without_state(
     optimizer: Optimizer, small: nn.Module, big: nn.Module, plans: Sequence[GrowthPlan], scale_learning_rate: bool
 ) -> Optimizer:
-    """The large network's optimizer with the hyperparameters of the small one's, see `ms.grow_optimizer`; its state comes
-    after."""
+    """The optimizer of the large network with the hyperparameters of that of the small one (see
+    `ms.grow_optimizer`). Its state is added afterwards.
+    """
     groups = _grown_groups(optimizer, small, big, plans)
     if scale_learning_rate:
         groups = scaled_groups(groups, big, amplitudes(plans), family_of(optimizer))
@@ -313,7 +330,7 @@ def without_state(
 def _grown_groups(
     optimizer: Optimizer, small: nn.Module, big: nn.Module, plans: Sequence[GrowthPlan]
 ) -> list[dict[str, Any]]:
-    """The parameter groups of the small network's optimizer, with the large network's parameters in them."""
+    """The parameter groups of the small network's optimizer, with the parameters of the large network."""
     names = {id(parameter): name for name, parameter in small.named_parameters()}
     if any(id(parameter) not in names for group in optimizer.param_groups for parameter in group["params"]):
         raise _foreign()
@@ -346,15 +363,16 @@ def scaled_groups(
     factors: Mapping[str, Sequence[Any]],
     family: Family = FAMILIES["AdamW"],
 ) -> list[dict[str, Any]]:
-    """Parameter groups split so that each parameter steps in proportion to the scale of its weights.
+    """Parameter groups split so that the step of each parameter is proportional to the scale of its weights.
 
     Args:
-        groups: of an optimizer of `model`; their parameters may be pairs of name and parameter.
+        groups: the groups of an optimizer of `model`. Their parameters may be pairs of name and parameter.
+        model: the network.
         factors: {parameter: its `Amplitude`, or the numbers of one}.
-        family: of the optimizer.
+        family: the row of the optimizer in the table.
 
     Raises:
-        MeristemError: if it is not known how the optimizer's steps follow the scale of the weights.
+        MeristemError: if it is not known how the steps of the optimizer follow the scale of the weights.
     """
     if family.changes is None:
         raise MeristemError(

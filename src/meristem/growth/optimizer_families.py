@@ -1,18 +1,21 @@
-"""How each optimizer's state grows, and how its steps follow the scale of grown weights: one row for each family.
+"""How the state of each optimizer grows, and how its steps follow the scale of grown weights: one row for each
+family.
 
-A growth multiplies the entries of a tensor by a and those of its gradient by b (`Amplitude`). An optimizer follows the small
-network's trajectory if its step is multiplied by a too. What that asks of the learning rate, of eps and of the weight decay
-depends on how the optimizer treats the size of gradients:
+A growth multiplies the entries of a tensor by a and those of its gradient by b (`Amplitude`). An optimizer
+follows the trajectory of the small network if its step is multiplied by a too. The table shows what that
+means for the learning rate, eps and the weight decay. It depends on how the optimizer treats the size of
+gradients:
 
 | steps | learning rate | eps | decoupled decay | decay added to the gradient (L2) |
 |---|---|---|---|---|
-| in proportion to gradients (SGD) | a / b | | | b / a |
-| whatever their size (Adam and its kin) | a | b | 1 / a | b / a |
-| by their sign (Lion) | a | | 1 / a | |
-| in proportion to the weights (Adafactor) | 1 | | 1 | |
-| by an orthogonal matrix (Muon) | a times what the copies take from singular vectors, see `_muon` | | 1 / that | |
+| proportional to gradients (SGD) | a / b | | | b / a |
+| independent of the size of gradients (Adam and relatives) | a | b | 1 / a | b / a |
+| by the sign of gradients (Lion) | a | | 1 / a | |
+| proportional to the weights (Adafactor) | 1 | | 1 | |
+| an orthogonal matrix (Muon) | a times the effect of copies (`_muon`) | | 1 / that | |
 
-Derivation: `docs/theory.md`, section 3; for Adam and uniform copies this is the muP rule of hidden matrices.
+The derivation is in `docs/theory.md`, section 3. For Adam and uniform copies this is the muP rule of hidden
+matrices.
 """
 
 from __future__ import annotations
@@ -41,9 +44,11 @@ Entry = Literal[
 
 
 class Amplitude(NamedTuple):
-    """By what a growth multiplies a tensor's entries (a) and its gradient's (b), and what its copies do to an orthogonal step.
+    """The factors by which a growth multiplies the entries of a tensor (a) and of its gradient (b), and the
+    effect of its copies on an orthogonal step.
 
-    `spread` is the factor by which the singular values of the gradient grow beyond b: the root of the number of copies.
+    `spread` is the factor by which the singular values of the gradient grow beyond b: the square root of the
+    number of copies.
     """
 
     weight: float = 1.0
@@ -63,13 +68,16 @@ class Family:
     """One row of the table.
 
     Attributes:
-        name: of the class.
+        name: the name of the class.
         entries: how each entry of the state grows.
-        changes: what a parameter group has to be multiplied by for an amplitude; None if no factors can do it.
-        counts: an Adam whose bias corrections can be counted for blocks of a tensor (`block_steps`).
-        fills: untrained entries start with the mean second moment of the others, since the optimizer counts steps for whole tensors
-            and nothing corrects it (a first step would be 3 to 30 learning rates long).
-        exact: "" if the grown optimizer follows the small one's trajectory; else what is approximate about it.
+        changes: the factors of a parameter group for an amplitude. None if no factors are enough.
+        counts: whether it is an Adam whose bias corrections can be counted for blocks of a tensor
+            (`block_steps`).
+        fills: untrained entries start with the mean second moment of the others, because the optimizer counts
+            steps for whole tensors and nothing corrects that (a first step would be 3 to 30 learning rates
+            long).
+        exact: "" if the grown optimizer follows the trajectory of the small one. Otherwise what is
+            approximate about it.
     """
 
     name: str
@@ -80,18 +88,20 @@ class Family:
     exact: str = field(default="")
 
     def takes(self, entries: Iterable[str]) -> bool:
-        """Whether a state with these entries is one of this optimizer's, so that it can go on from it."""
+        """Whether a state with these entries belongs to this optimizer, so that it can continue from it."""
         names = set(entries) - {MISSED}
         if self.changes is None or not names:  # an unknown optimizer; one that keeps nothing
             return True
         return set(NEEDED.get(self.name, ())) <= names <= set(self.entries)
 
     def initial(self, key: str, value: float) -> float:
-        """What a number for the whole tensor is before its first step; `value` for those that do not count steps."""
+        """The value of a number for the whole tensor before its first step. `value` if it does not count
+        steps.
+        """
         return {"step": 0.0, "mu_product": 1.0}.get(key, value)
 
     def shape_of(self, key: str, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of an entry of a parameter of this shape."""
+        """The shape of an entry for a parameter of this shape."""
         kind, shape = self.entries.get(key), tuple(shape)
         if kind == "scalar":
             return ()
@@ -119,7 +129,7 @@ def _decoupled(group: Group, amplitude: Amplitude) -> Changes:
 
 
 def _schedule_free(changes: Callable[[Group, Amplitude], Changes]) -> Callable[[Group, Amplitude], Changes]:
-    """The sums over past learning rates that weigh the average of the iterates are rescaled along."""
+    """The sums over past learning rates, which weight the average of the iterates, are rescaled too."""
 
     def of(group: Group, amplitude: Amplitude) -> Changes:
         found = changes(group, amplitude)
@@ -134,13 +144,16 @@ def _by_sign(group: Group, amplitude: Amplitude) -> Changes:
 
 
 def _relative(group: Group, amplitude: Amplitude) -> Changes:
-    """Adafactor's steps are a share of the weights' root mean square, unless its option says otherwise."""
+    """The steps of Adafactor are a share of the root mean square of the weights, unless its option says
+    otherwise.
+    """
     return {} if group.get("scale_parameter", True) else _by_sign(group, amplitude)
 
 
 def _muon(group: Group, amplitude: Amplitude) -> Changes:
-    """The orthogonal step of a matrix with n copies of its rows and m of its columns has entries 1 / sqrt(n m) times as large,
-    and Muon's own adjustment to the shape changes with it."""
+    """With n copies of its rows and m of its columns, the orthogonal step of a matrix has entries 1 / sqrt(n
+    m) times as large. Muon's own adjustment to the shape changes too.
+    """
     adjustment = _muon_adjustment(group, amplitude.old_shape) / _muon_adjustment(group, amplitude.new_shape)
     factor = amplitude.weight * amplitude.spread * adjustment
     return {"lr": factor, "weight_decay": 1 / factor}
@@ -211,7 +224,7 @@ QUANTISED = ("state1", "qmap1", "absmax1")
 
 
 def family_of(optimizer: Optimizer) -> Family:
-    """The row of an optimizer, by the name of its class or of the nearest class that it is derived from.
+    """The row of an optimizer, by the name of its class or of the nearest class from which it is derived.
 
     Raises:
         MeristemError: for 8-bit optimizers, whose state has no entries that could be mapped.
@@ -225,10 +238,11 @@ def family_of(optimizer: Optimizer) -> Family:
 
 
 def family_by_entries(entries: Iterable[str]) -> Family:
-    """The row of an optimizer of which only the state is at hand, as in a checkpoint: the first that has all its entries.
+    """The row of an optimizer of which only the state is known, as in a checkpoint: the first that has all
+    its entries.
 
     Raises:
-        MeristemError: if none has, naming an entry that is not known.
+        MeristemError: if none has them. The message names an unknown entry.
     """
     names = set(entries)
     if names & set(QUANTISED):
@@ -240,10 +254,10 @@ def family_by_entries(entries: Iterable[str]) -> Family:
 
 
 def stored_family(state: Mapping[str, Mapping[str, Any]]) -> Family:
-    """The row of an optimizer whose state is read from a checkpoint, by parameter name.
+    """The row of an optimizer whose state is read from a checkpoint, by the name of the parameter.
 
     Raises:
-        MeristemError: for state that cannot grow, or that cannot grow without the weights that it belongs to.
+        MeristemError: if the state cannot grow, or cannot grow without its weights.
     """
     family = family_by_entries({key for entries in state.values() for key in entries} - {MISSED})
     if "weights" in family.entries.values():

@@ -1,4 +1,4 @@
-"""Methods from names and plain options, as they come from a command line or a recipe."""
+"""Methods from names and plain options, as a command line or a recipe gives them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from meristem.growth.method import Method
 def build_methods(
     names: Sequence[str], options: Mapping[str, Any], methods: Mapping[str, type[Method]]
 ) -> list[Method]:
-    """One method for each name; an option goes to every method that has it.
+    """One method for each name. An option goes to every method that has it.
 
     Raises:
-        MeristemError: for an unknown method, an option that none of the methods has, or a value that an option cannot have.
+        MeristemError: for an unknown method, an option that none of the methods has, or a value that an
+            option cannot have.
     """
     for name in names:
         if name not in methods:
@@ -40,12 +41,14 @@ def build_methods(
 
 
 def _shown(methods: Sequence[str]) -> str:
-    """The one of several methods to name as an example: one that keeps the function and needs no data."""
+    """The method to name as an example: one that keeps the function and needs no data."""
     return next((name for name in ("identity_blocks", "hypercloning") if name in methods), methods[0])
 
 
 def _own(options: Mapping[str, Any], fields: Sequence[str], hints: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's own options; "true" and "false", as a command line says them, where they are meant."""
+    """The options of one method. "true" and "false" from a command line become booleans where these are
+    expected.
+    """
     words = {"true": True, "yes": True, "false": False, "no": False}
     return {
         option: words.get(str(value).lower(), value) if hints[option] is bool else value

@@ -1,8 +1,10 @@
-"""Where the entries of one grown tensor come from, unit by unit along each of its dimensions, and how that is written down.
+"""Where the entries of one grown tensor come from, unit by unit along each of its dimensions, and how that is
+stored.
 
-An entry is *old* if it stands for one of the small network, the first of its copies; *copied* if it is a further copy of one,
-or a mixture of several; *fresh* if it has no source: a padded unit, an output projection that is silenced. What is kept are maps
-of units, never masks: a mask has as many entries as the tensor, a map is a few runs of consecutive units.
+An entry is *old* if it is the first copy of an entry of the small network. It is *copied* if it is a further
+copy of one, or a mixture of several. It is *fresh* if it has no source: a padded unit, or an output
+projection that is silent. Maps of units are stored, never masks: a mask has as many entries as the tensor,
+and a map is a few runs of consecutive units.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ NOWHERE = -1  # the source of a unit that has none, or several
 
 @dataclass(frozen=True)
 class Units:
-    """The units of one dimension, in runs of (first source, number of units, label); of further units of a run the sources go on."""
+    """The units of one dimension, in runs of (first source, number of units, label). Within a run the sources
+    are consecutive.
+    """
 
     runs: tuple[tuple[int, int, int], ...]
 
@@ -70,7 +74,7 @@ class Units:
 
     @staticmethod
     def parse(text: str) -> Units:
-        """What `str` wrote. Raises ValueError for anything else."""
+        """The inverse of `str`. Raises ValueError for anything else."""
         runs = []
         for run in text.split():
             kind, _, place = run.partition(":")
@@ -82,7 +86,7 @@ class Units:
 
 
 def unit_labels(axis_map: AxisMap) -> Tensor:
-    """(new_size,) int8: whether each new unit of an axis is old, copied or fresh."""
+    """(new size,) int8: whether each new unit of an axis is old, copied or fresh."""
     heard = axis_map.heard
     silent = heard.sourceless()
     if heard.index is None:
@@ -95,19 +99,21 @@ def unit_labels(axis_map: AxisMap) -> Tensor:
 
 @dataclass(frozen=True)
 class Shards:
-    """A source seen as `count` shards along `dimension`, in a new first dimension: an expert's feed-forward units, an expert's weight."""
+    """A source as `count` shards along `dimension`, in a new first dimension: the feed-forward units of an
+    expert, or the weight of an expert.
+    """
 
     dimension: int
     count: int
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """(..., n, ...) -> (count, ..., n / count, ...); a dimension of size one is shared by all shards."""
+        """(..., n, ...) -> (count, ..., n / count, ...). A dimension of size one is shared by all shards."""
         if tensor.shape[self.dimension] == 1:
             return tensor.unsqueeze(0).expand(self.count, *tensor.shape)
         return tensor.unflatten(self.dimension, (self.count, -1)).movedim(self.dimension, 0)
 
     def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """That of what it makes of a tensor of this shape."""
+        """The shape of the result for a tensor of this shape."""
         own = list(shape)
         own[self.dimension] //= self.count
         return (self.count, *own)
@@ -115,8 +121,9 @@ class Shards:
 
 @dataclass(frozen=True)
 class Redrawn:
-    """In each slice along `first` (an expert; None: there is one), a share of the units along `dimension` is drawn anew; the same units
-    in every tensor of this `key`."""
+    """In each slice along `first` (an expert; None: there is one slice), a share of the units along
+    `dimension` is drawn again. They are the same units in every tensor of this `key`.
+    """
 
     share: float
     first: int | None
@@ -125,7 +132,7 @@ class Redrawn:
     key: str
 
     def mask(self, shape: Sequence[int]) -> Tensor:
-        """Bool, broadcasting to `shape`: which units are drawn anew."""
+        """Which units are drawn again: bool, broadcasting to `shape`."""
         slices, units = 1 if self.first is None else shape[self.first], shape[self.dimension]
         generator = torch.Generator().manual_seed(self.seed ^ zlib.crc32(f"redrawn {self.key}".encode()))
         order = torch.rand(slices, units, generator=generator).argsort(1)
@@ -139,9 +146,10 @@ class Redrawn:
 
 @dataclass(frozen=True)
 class Piece:
-    """One rectangle of a tensor: the tensors that flow into it, the label that its layer alone gives it, and its units.
+    """One rectangle of a tensor: its source tensors, the label that its layer alone gives it, and its units.
 
-    `units` has None for a dimension that did not change; `parent` is the number of the network that the tensors are of, in a fusion.
+    `units` has None for a dimension that did not change. In a fusion, `parent` is the number of the network
+    that the tensors belong to.
     """
 
     sources: tuple[str, ...]
@@ -153,7 +161,7 @@ class Piece:
     parent: int = 0
 
     def as_dict(self, tables: dict[Units, int]) -> dict[str, Any]:
-        """For JSON; `tables` collects the maps of units, each once."""
+        """The content for JSON. `tables` collects the maps of units, each once."""
         names = ["-" if own is None else str(tables.setdefault(own, len(tables))) for own in self.units]
         shards, redrawn, sources = self.shards, self.redrawn, list(self.sources)
         return {
@@ -168,7 +176,9 @@ class Piece:
 
     @staticmethod
     def of_dict(content: Mapping[str, Any], tables: Sequence[Units]) -> Piece:
-        """What `as_dict` wrote. Raises KeyError, ValueError, TypeError or IndexError for anything else."""
+        """The inverse of `as_dict`. Raises KeyError, ValueError, TypeError or IndexError for anything
+        else.
+        """
         sources, shape = content["from"], content["shape"]
         return Piece(
             (sources,) if isinstance(sources, str) else tuple(map(str, sources)),
@@ -181,7 +191,7 @@ class Piece:
         )
 
     def own_labels(self) -> Tensor:
-        """int8, shaped like the piece: what this growth alone makes of its entries."""
+        """int8, with the shape of the piece: the labels of its entries by this growth alone."""
         labels = torch.full((), self.label, dtype=torch.int8).expand(self.shape)
         for dimension, units in enumerate(self.units):
             if units is not None:
@@ -191,7 +201,7 @@ class Piece:
         return labels
 
     def inherited(self, before: Sequence[Tensor]) -> Tensor:
-        """The labels of the sources, taken along: of a mixture, the largest there is."""
+        """The labels of the sources, at their new places. A mixture gets the largest of them."""
         labels = torch.stack([self.shards(one) if self.shards else one for one in before]).amax(0)
         for dimension, units in enumerate(self.units):
             if units is None:
@@ -203,7 +213,7 @@ class Piece:
         return labels
 
     def counts(self) -> list[int]:
-        """How many entries of each label there are, by this growth alone."""
+        """How many entries have each label, by this growth alone."""
         if self.redrawn is not None:
             return torch.bincount(self.own_labels().flatten().long(), minlength=len(KINDS)).tolist()
         sizes = [[size] * len(KINDS) if u is None else [u.at_most(k) for k in range(len(KINDS))]

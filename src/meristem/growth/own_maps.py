@@ -1,16 +1,18 @@
-"""Tensors that do not take the map of their axis, where the stream is padded with its mean.
+"""Tensors that do not take the map of their axis, if the stream is padded with its mean.
 
-Layer scale. A gain on a branch (DINOv2, CaiT, BEiT) makes what joins the stream g_i y_i for unit i, y = W x + b. A new unit should add
-the mean of these. It cannot, if W, b and g are each padded with their own mean. With the gain of new units g' = mean |g_k|, it does
-if their rows of W and b are
+Layer scale. A gain on a branch (DINOv2, CaiT, BEiT) makes the branch add g_i y_i to the stream for unit i,
+with y = W x + b. A new unit should add the mean of these. It cannot if W, b and g are each padded with their
+own mean. With the gain of new units g' = mean |g_k|, it does if their rows of W and b are
 
     sum_k  g_k / (d g')  W_k
 
-so the writers get a map of their own, which knows the gains. The old units stay as they are.
+so the writers get their own map, which depends on the gains. The old units do not change.
 
-What no norm measures (the pooler of a ViT, which a tanh follows) is padded with zeros: to it, a mean is just another number.
+An axis that no norm measures (the pooler of a ViT, which a tanh follows) is padded with zeros, because a mean
+would change it.
 
-Readers without a norm before them (the query of SigLIP's pooling head) hear the mean that others do not, so they get no noise.
+Readers without a norm before them (the query of SigLIP's pooling head) receive the mean that others do not,
+so they get no noise.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ OwnMaps = Mapping[str, Mapping[str, AxisMap]]  # by the tensor's name in the sma
 def own_maps(
     anatomy: Anatomy, maps: Mapping[str, AxisMap], stream: Stream, weights: Mapping[str, Tensor]
 ) -> dict[str, dict[str, AxisMap]]:
-    """The maps of tensors that do not take the map of their axis: gains on a branch, what they multiply, and readers of the stream
-    itself."""
+    """The maps of tensors that do not take the map of their axis: gains on a branch, what they multiply, and
+    readers of the stream itself.
+    """
     padded = {axis: m for axis, m in maps.items() if m.norm_factor != 1 and m.padded_with_mean}
     found = _layer_scale(anatomy, padded, stream, weights)
     for tensor in anatomy.tensors.values():
@@ -53,7 +56,7 @@ def own_maps(
 
 
 def _is_unmeasured(anatomy: Anatomy, stream: Stream, tensor: TensorAnatomy) -> bool:
-    """Whether what a matrix, or the bias beside one, gives out was seen, and no norm measures it."""
+    """Whether the output of a matrix, or of the bias next to one, was seen and no norm measures it."""
     weight = re.sub(r"bias$", "weight", tensor.name)
     return weight in stream.taken and weight not in stream.gains and not stream.measures(anatomy, tensor.name)
 
@@ -75,7 +78,9 @@ def _layer_scale(
 
 
 def folds(anatomy: Anatomy, stream: Stream, gain: str, axis: str) -> bool:
-    """Whether all that a gain multiplies comes from tensors that write just this axis and nothing that a norm measures."""
+    """Whether everything that a gain multiplies comes from tensors that write exactly this axis and nothing
+    that a norm measures.
+    """
     writers = [anatomy.tensors[name] for name in stream.taken.get(gain, ()) if name in anatomy.tensors]
     return (
         len(writers) == len(stream.taken.get(gain, ())) > 0

@@ -1,9 +1,10 @@
-"""Padding: an axis under norms at any ratio, so that they compute what they did.
+"""Padding: an axis under norms at any ratio, so that the norms compute what they did.
 
-x' = [x, ..., x, pad]. Under RMSNorm the pad is zero, under LayerNorm it is the mean of x, which leaves the mean where it is
-and adds nothing to the variance. Either way the mean square shrinks by norm_factor^2 = copies . d / d'; what makes up for that
-is in `norm_statistics` (Wang et al.: "LEMON: Lossless Model Expansion", ICLR 2024, arXiv:2310.07999; for zero padding Gesmundo
-& Maile: "Composable Function-preserving Expansions", 2023, arXiv:2308.06103).
+x' = [x, ..., x, pad]. Under RMSNorm the pad is zero. Under LayerNorm it is the mean of x, which does not
+change the mean and adds nothing to the variance. In both cases the mean square is multiplied by norm_factor^2
+= copies . d / d'. The compensation is in `norm_statistics` (Wang et al.: "LEMON: Lossless Model Expansion",
+ICLR 2024, arXiv:2310.07999; for zero padding Gesmundo & Maile: "Composable Function-preserving Expansions",
+2023, arXiv:2308.06103).
 """
 
 from __future__ import annotations
@@ -22,20 +23,25 @@ from meristem.growth.norm_statistics import normed_axes
 
 
 def is_padded(anatomy: Anatomy, axis: str) -> bool:
-    """Whether an axis is the kind that norms measure, so that uneven copies of its units would be noticed. In a network that was
-    watched this is seen; otherwise the hidden axis is taken to be one."""
+    """Whether norms measure an axis, so that uneven copies of its units would change them. In a network that
+    was watched this is known. Otherwise it is assumed for the hidden axis.
+    """
     if not anatomy.traced:
         return kind_of(axis) == "hidden"
     return axis in anatomy.measured or any(axis in anatomy.axes_over(path) for path in anatomy.norms)
 
 
 def follows(anatomy: Anatomy, axis: str) -> bool:
-    """Whether the function that builds a network outside transformers works the size of this axis out by itself."""
+    """Whether the function that builds a network outside transformers computes the size of this axis
+    itself.
+    """
     return isinstance(anatomy.builder, FunctionBuilder) and axis in anatomy.builder.following
 
 
 def lossless(anatomy: Anatomy, axis: str, target: int) -> AxisMap:
-    """The map of an axis that keeps what norms measure at any ratio: padded where they look, else copied in turn."""
+    """The map of an axis that keeps what norms measure at any ratio: padded if norms measure it, and
+    otherwise copied in turn.
+    """
     old = anatomy.sizes[axis]
     if is_padded(anatomy, axis):
         return padded_hidden(anatomy, axis, target, copies=target // old)
@@ -54,7 +60,7 @@ def padded_hidden(anatomy: Anatomy, axis: str, target: int, copies: int) -> Axis
 
 
 def pad(old: int, new: int, copies: int, mean: bool) -> AxisMap:
-    """`copies` stacked identities, the remainder silent: zero, or the mean of the old units."""
+    """`copies` stacked identities. The remainder is silent: zero, or the mean of the old units."""
     if new == copies * old:
         return AxisMap.tile(old, copies)
     index, silent = torch.arange(new) % old, torch.arange(new) >= copies * old
@@ -71,7 +77,9 @@ def pad(old: int, new: int, copies: int, mean: bool) -> AxisMap:
 
 
 def padded_heads(old: int, target: int) -> AxisMap:
-    """Heads that a norm measures all together (OLMo 2): new ones are silent where it looks, and nobody reads what they give out."""
+    """Heads that a norm measures together (OLMo 2). New ones are silent for the norm, and nothing reads their
+    output.
+    """
     index, kept = torch.arange(target) % old, (torch.arange(target) < old).double()
     places = UnitMap.select(index, old, kept)
     gain = UnitMap.select(index, old)

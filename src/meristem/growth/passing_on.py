@@ -1,11 +1,12 @@
-"""The norms of the residual stream where silent blocks follow others (post-norm): who has which gain and bias.
+"""The norms of the residual stream where silent blocks follow others (post-norm), and the gain and bias of
+each.
 
     block b       last norm: gain 1, bias 0
     silent block  norms: gain sqrt(1 + eps), bias 0
     silent block  ..., the last norm of the last: gain sqrt(1 + eps) times that of block b, and its bias
 
-Why that leaves the function as it is, and how well: `silent_blocks`. The moments of what moves move along, since their gradients are
-the same; those of the constants begin at zero.
+`silent_blocks` explains why that keeps the function, and how well. The moments of a gain or bias move with
+it, because their gradients are the same. Those of the constants begin at zero.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from meristem.growth.tensor_plan import TensorPlan, Term
 
 @dataclass(frozen=True)
 class StreamNorm:
-    """A norm of the residual stream inside a post-norm block, as the small network has it.
+    """A norm of the residual stream inside a post-norm block of the small network.
 
     Attributes:
-        last: the block gives out what it gives out.
-        centres, offset: as in `anatomy.norms.NormFacts`.
+        last: whether its output is the output of the block.
+        centres: as in `anatomy.norms.NormFacts`.
+        offset: as in `anatomy.norms.NormFacts`.
         eps: what it adds to the mean square.
-        least: the least mean square that it has measured.
-        again: the block uses it in another place too.
+        least: the smallest mean square that it has measured.
+        again: whether the block also uses it in another place.
     """
 
     last: bool
@@ -38,7 +40,7 @@ class StreamNorm:
 
     @property
     def unit(self) -> float:
-        """The stored gain under which it leaves a stream of mean square 1 as it is."""
+        """The stored gain with which it does not change a stream of mean square 1."""
         return math.sqrt(1 + self.eps) - self.offset
 
 

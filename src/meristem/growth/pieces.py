@@ -1,4 +1,4 @@
-"""A weight made in pieces of whole rows, for those who write it and need not have it whole."""
+"""A weight computed in pieces of whole rows, for writers that do not need the whole weight."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ Look = Callable[[TensorPlan, Mapping[str, Tensor], int | tuple[int, int] | None,
 
 
 def grow_pieces(plan: TensorPlan, fetch: Fetch, look: Look | None = None) -> Iterator[tuple[list[int], Tensor]]:
-    """A weight as `grow_tensor` makes it, in pieces of whole rows: (the first row of every place where the piece stands, piece).
+    """A weight as `grow_tensor` computes it, in pieces of whole rows: (the first row of every place of the
+    piece, piece).
 
-    Where new rows are copies of old ones, a piece is made once for all its places, small enough to stay in the processor's
-    cache until it is written. Other tensors come in one piece.
+    If new rows are copies of old ones, a piece is computed once for all its places. It is small enough to
+    stay in the processor's cache until it is written. Other tensors are one piece.
 
     Args:
-        look: called with each piece before it is given (see `sampled.look`).
+        plan: the plan of the tensor.
+        fetch: a function that returns a source by its name.
+        look: a function that is called with each piece before it is yielded (see `sampled.look`).
     """
     maps = [plan.unit_map(dimension) for dimension in range(len(plan.maps))]
     sources = {term.source: fetch(term.source) for term in plan.terms}
@@ -63,7 +66,9 @@ def grow_pieces(plan: TensorPlan, fetch: Fetch, look: Look | None = None) -> Ite
 
 
 def grow_whole(plan: TensorPlan, fetch: Fetch) -> Tensor:
-    """The tensor that `grow_tensor` makes; where rows can be made apart, piece by piece, so that nothing but itself is large."""
+    """The tensor that `grow_tensor` computes. If rows can be computed separately, it is computed in pieces,
+    so that nothing but the tensor itself is large.
+    """
     maps = [plan.unit_map(dimension) for dimension in range(len(plan.maps))]
     more = plan.beside or plan.drawn or plan.shards
     if more or not rows_apart(plan, maps):
@@ -84,7 +89,7 @@ def grow_whole(plan: TensorPlan, fetch: Fetch) -> Tensor:
 def _noisy_pieces(
     plan: TensorPlan, source: Tensor, maps: Maps, look: Look | None
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Rows whose copies are all different, by their noise: each made by itself, a few at a time."""
+    """Rows whose copies all differ by their noise, computed a few at a time."""
     rows, spread = maps[0], spread_of(plan, source, maps)
     count = rows.new_size if rows is not None else len(source)
     shape = [count, *(size if m is None else m.new_size for m, size in zip(maps[1:], source.shape[1:], strict=True))]
@@ -106,7 +111,7 @@ def _noisy_pieces(
 
 
 def _old_rows(source: Tensor, rows: UnitMap | None, first: int, last: int) -> tuple[Tensor, UnitMap | None]:
-    """What the new rows from `first` to `last` are made of, and the map that is left to do."""
+    """What the new rows from `first` to `last` are computed from, and the map that is still to be applied."""
     if rows is None:
         return source[first:last], None
     assert rows.index is not None
@@ -121,7 +126,7 @@ def _old_rows(source: Tensor, rows: UnitMap | None, first: int, last: int) -> tu
 
 
 def is_copy(plan: TensorPlan) -> bool:
-    """Whether a weight is its source, number for number."""
+    """Whether a weight equals its source, number for number."""
     return (
         all(m is None for m in plan.maps)
         and not (plan.perturb or plan.beside or plan.drawn or plan.shards or plan.redrawn)
@@ -142,7 +147,7 @@ def _rows(plan: TensorPlan, sources: Mapping[str, Tensor], maps: Maps, first: in
 
 
 def _cut(ends: Sequence[int], step: int) -> Iterator[tuple[int, int]]:
-    """(a, b) of consecutive stretches no longer than `step` that stop at all `ends`."""
+    """(a, b) of consecutive stretches that are no longer than `step` and stop at all `ends`."""
     for start, end in itertools.pairwise(ends):
         for a in range(start, end, max(1, step)):
             yield a, min(a + max(1, step), end)

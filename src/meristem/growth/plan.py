@@ -1,7 +1,7 @@
-"""A growth plan: for every tensor of the large network, which small tensors it comes from and by which maps.
+"""A growth plan: for every tensor of the large network, the small tensors from which it comes, and the maps.
 
-A method decides two things, a map for each axis and a map of layers; everything else follows here, once for all
-methods: the target's config, tied heads, width constants, symmetry-breaking noise.
+A method chooses two things, a map for each axis and a map of layers. Everything else follows here, once for
+all methods: the config of the target, tied heads, width constants, symmetry-breaking noise.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ Targets = list[
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Matrices times `shrink`, plus noise of standard deviation `std`; with `mup`, less for those that read more units than before.
-    `only`: the tensors of the source that get the noise; None: all."""
+    """Matrices times `shrink`, plus noise of standard deviation `std`. With `mup`, the noise is smaller for
+    those that read more units than before. `only`: the tensors of the source that get the noise; all if
+    None.
+    """
 
     shrink: float
     std: float
@@ -70,7 +72,7 @@ class GrowthPlan:
 
     @cached_property
     def tensors(self) -> dict[str, TensorPlan]:
-        """{name in the large network: its plan}. Tensors that stay tied appear once, under their first name."""
+        """{name in the large network: its plan}. Tensors that stay tied occur once, with their first name."""
         plans: dict[str, TensorPlan] = {}
         wanted = self._shared_names
         for tensor in self.source.tensors.values():
@@ -136,7 +138,9 @@ class GrowthPlan:
             return self.target.build(self.target.sizes, self.target.depths)
 
     def origin(self, name: str) -> str:
-        """The small tensor whose place a tensor of the large network takes: that of its (first) source layer."""
+        """The small tensor whose place a tensor of the large network takes: that of its (first) source
+        layer.
+        """
         block = self._block_of(name)
         if block is not None:
             old = self.layers[block.axis][self.place(name)].sources[0][0]
@@ -146,13 +150,13 @@ class GrowthPlan:
         return name if name in self.source.tensors else self.tensors[self.own_names[name]].terms[0].source
 
     def place(self, name: str) -> int:
-        """The number of the block, in a list that grows, that a tensor of the large network belongs to."""
+        """The number of the block, in a list that grows, of a tensor of the large network."""
         block = self._block_of(name)
         assert block is not None
         return int(name[len(block.prefix) + 1 :].partition(".")[0])
 
     def layer_map(self, name: str) -> LayerMap | None:
-        """The map of the list of blocks that a tensor of the large network belongs to; None outside of lists that grow."""
+        """The map of the list of blocks of a tensor of the large network. None outside lists that grow."""
         block = self._block_of(name)
         return None if block is None else self.layers[block.axis]
 
@@ -167,7 +171,7 @@ class GrowthPlan:
         return next((block for block in grown if name.startswith(block.prefix + ".")), None)
 
     def _mutes(self, tensor: TensorAnatomy) -> bool:
-        """Whether this tensor is zero in a layer that is silent."""
+        """Whether this tensor is zero in a silent layer."""
         return tensor.writes(self.source.stream(tensor)) if self.muted is None else tensor.name in self.muted
 
     def _offset(self, tensor: TensorAnatomy) -> float:
@@ -177,7 +181,7 @@ class GrowthPlan:
         return facts.offset if facts and is_gain else 0.0
 
     def _scale(self, tensor: TensorAnatomy) -> float:
-        """Repairs by name, and what matrices shrink by."""
+        """The factors of repairs by name, and that by which matrices shrink."""
         shrink = self.perturbation.shrink if self.perturbation and len(tensor.shape) > 1 else 1.0
         return self.scales.get(tensor.name, 1.0) * self._weight_norm(tensor) * shrink
 
@@ -192,8 +196,10 @@ class GrowthPlan:
         return self.perturbation.std / wider**0.5
 
     def _weight_norm(self, tensor: TensorAnatomy) -> float:
-        """For the length of a weight that is stored as length and direction (`torch.nn.utils.parametrizations.weight_norm`):
-        what the maps of the direction do to its length, over the dimensions that it is measured over."""
+        """For the length of a weight that is stored as length and direction
+        (`torch.nn.utils.parametrizations.weight_norm`): the factor by which the maps of the direction
+        change its length, over the dimensions that are measured.
+        """
         direction = self.source.tensors.get(tensor.name.replace(".original0", ".original1"), tensor)
         factor = 1.0
         for dimension, axis_map in enumerate(self._dimension_maps(direction)):
@@ -215,7 +221,9 @@ class GrowthPlan:
         return tuple(maps)
 
     def _layout_map(self, layout: Layout) -> AxisMap | None:
-        """The map of a whole dimension, made once for all tensors that have it; None: unchanged."""
+        """The map of a whole dimension, computed once for all tensors that have it. None if it does not
+        change.
+        """
         if layout not in self._layout_maps:
             self._layout_maps[layout] = self._expanded(layout, {})
         return self._layout_maps[layout]
@@ -225,7 +233,7 @@ class GrowthPlan:
         return {}
 
     def _expanded(self, layout: Layout, own: Mapping[str, AxisMap]) -> AxisMap | None:
-        """The map of a dimension, with `own` maps for some axes in the place of the plan's."""
+        """The map of a dimension, with `own` maps for some axes instead of those of the plan."""
         axes = {axis: own.get(axis) or self.axis_map(axis) for axis in layout.axes()}
         if str(layout) in self._inner_layouts:
             axes = {axis: m.copied() if m.padded_with_mean else m for axis, m in axes.items()}
@@ -262,7 +270,7 @@ class GrowthPlan:
         return between_map(layers, old) if axis.startswith(BETWEEN) else last_map(layers, old, count)
 
     def _targets(self, tensor: TensorAnatomy) -> Targets:
-        """(new name, its sources, silent) for every copy of the tensor that the large network holds."""
+        """(new name, its sources, silent) for every copy of the tensor in the large network."""
         if tensor.block is None or tensor.block[0] not in self.layers:
             return [(tensor.name, (Term(tensor.name),), False)]
         (axis, index), (prefix, rest) = tensor.block, self._home(tensor)
@@ -275,7 +283,9 @@ class GrowthPlan:
 
     @cached_property
     def _following(self) -> dict[str, dict[int, list[tuple[int, LayerSource]]]]:
-        """For each axis of depth that changes: {old layer: the new layers, by number, whose first source it is}."""
+        """For each axis of depth that changes: {old layer: the new layers, by number, whose first source it
+        is}.
+        """
         following: dict[str, dict[int, list[tuple[int, LayerSource]]]] = {}
         for axis, layers in self.layers.items():
             of_axis = following.setdefault(axis, {})
@@ -289,14 +299,18 @@ class GrowthPlan:
         return Counter(self._home(tensor) for tensor in self.source.tensors.values() if tensor.block is not None)
 
     def _home(self, tensor: TensorAnatomy) -> tuple[str, str]:
-        """(prefix of the list of blocks that a tensor belongs to, its name within the block: ".attn.weight", "" for the block itself)."""
+        """(prefix of the list of blocks of a tensor, its name within the block: ".attn.weight", "" for the
+        block itself).
+        """
         assert tensor.block is not None
         axis, index = tensor.block
         prefix = next(b.prefix for b in self.source.blocks if b.axis == axis and tensor.name.startswith(b.prefix + "."))
         return prefix, tensor.name[len(f"{prefix}.{index}") :]
 
     def _units(self, name: str) -> list[str]:
-        """The names that a tensor takes in lists with a module for each unit of an axis: those of its unit's copies."""
+        """The names of a tensor in lists with a module for each unit of an axis: those of the copies of its
+        unit.
+        """
         names = [name]
         for axis, unit, begin, end in reversed([*units_of(name, self.source.unit_lists)]):
             index = self.axis_map(axis).write.index

@@ -1,7 +1,9 @@
-"""What of a grown network is old, copied or fresh: from the plans that made it, or from what they left in `meristem.json`.
+"""Which entries of a grown network are old, copied or fresh: from the plans that made it, or from
+`meristem.json`.
 
-The methods of one growth add up: what one has made fresh stays fresh, however often the next one copies it. A network that is grown a
-second time is old as a whole, whatever the first growth has added; what that was is kept beside it.
+The methods of one growth add up: what one of them made fresh stays fresh, however often the next ones copy
+it. A network that grows a second time is old as a whole, whatever the first growth added. The provenance of
+the first growth is kept as `before`.
 """
 
 from __future__ import annotations
@@ -30,12 +32,13 @@ from meristem.growth.tensor_origins import (
 
 @dataclass(frozen=True)
 class Provenance:
-    """Kept as maps of units; masks are made when they are asked for.
+    """Which entries of a grown network are old, copied or fresh. Kept as maps of units; masks are made when
+    they are needed.
 
     Attributes:
-        steps: one for each method of the growth, in their order.
+        steps: one step for each method of the growth, in their order.
         ties: {name: the name in the last step of the tensor that it shares}.
-        before: of the network that grew, if a growth had made that too.
+        before: the provenance of the network that grew, if an earlier growth made it.
     """
 
     steps: tuple[Step, ...]
@@ -44,14 +47,14 @@ class Provenance:
 
     @staticmethod
     def of(plans: Sequence[GrowthPlan], before: Provenance | None = None) -> Provenance:
-        """The provenance of what these plans, applied in turn, have made."""
+        """The provenance of the network that these plans make one after another."""
         steps = [step_of(plan, plan.own_names) for plan in plans[:-1]]
         last = plans[-1]
         return Provenance((*steps, step_of(last, {name: name for name in last.tensors})), _ties(last), before)
 
     @staticmethod
     def of_parents(plans: Sequence[GrowthPlan], same_as: Sequence[int], as_experts: bool) -> Provenance:
-        """The provenance of a fusion; see `tensor_origins.step_of_parents`."""
+        """The provenance of a fusion (see `tensor_origins.step_of_parents`)."""
         return Provenance((step_of_parents(plans, same_as, as_experts),), _ties(plans[0]))
 
     @staticmethod
@@ -67,19 +70,19 @@ class Provenance:
         return Provenance((step,), {name: first for name, first in own.items() if name != first})
 
     def after(self, before: Provenance | None) -> Provenance:
-        """The same, of a growth whose first network had been grown itself, as `before` says."""
+        """This provenance with the record of an earlier growth that made the first network."""
         if before is None:
             return self
         return replace(self, before=self.before.after(before) if self.before else before)
 
     @property
     def growths(self) -> int:
-        """How many growths one after the other have made this network: this one and those before it."""
+        """How many growths one after another made this network."""
         return 1 + (self.before.growths if self.before else 0)
 
     @property
     def since_first(self) -> Provenance:
-        """The same network held against the first one there was: what any of the growths has added is new.
+        """The provenance relative to the first network of all growths: what any of them added is new.
 
         ms.freeze_old(model, ms.provenance("OUT").since_first)
         """
@@ -92,37 +95,37 @@ class Provenance:
 
     @property
     def names(self) -> list[str]:
-        """The tensors that it knows, tied ones under each of their names."""
+        """The names of its tensors. Tied tensors occur under each of their names."""
         return [*self.steps[-1], *self.ties]
 
     def mask(self, name: str, kind: Kind) -> Tensor:
-        """Bool, shaped like the tensor: which of its entries are of a kind.
+        """Which entries of a tensor are of one kind: bool, with the shape of the tensor.
 
         Args:
-            name: in the grown network's state dict.
+            name: the name in the state dict of the grown network.
             kind: "old", "copied" or "fresh".
 
         Raises:
-            MeristemError: for a name or a kind that there is not.
+            MeristemError: if there is no such name or kind.
         """
         if kind not in KINDS:
             raise MeristemError(f"an entry is old, copied or fresh, not {kind!r}")
         return self.labels(name) == KINDS.index(kind)
 
     def masks(self, name: str) -> dict[Kind, Tensor]:
-        """All three at once: {kind: bool, shaped like the tensor}."""
+        """All three masks of a tensor: {kind: bool, with the shape of the tensor}."""
         labels = self.labels(name)
         return {kind: labels == number for number, kind in enumerate(KINDS)}
 
     def labels(self, name: str) -> Tensor:
-        """int8, shaped like the tensor: the place in `KINDS` of each entry."""
+        """The kind of each entry of a tensor, as its index in `KINDS`: int8, with the shape of the tensor."""
         own = self.ties.get(name, name)
         if own not in self.steps[-1]:
             raise MeristemError(f"the grown network has no tensor {name!r}; {nearest(name, self.names)}")
         return labels_of(self.steps, own).contiguous()
 
     def counts(self) -> dict[Kind, int]:
-        """How many entries of each kind the network's tensors have; tied ones count once."""
+        """How many entries of each kind the network has. Tied entries count once."""
         return dict(zip(KINDS, self._totals, strict=True))
 
     @cached_property
@@ -136,7 +139,9 @@ class Provenance:
         return totals.tolist()
 
     def check(self, model: nn.Module) -> None:
-        """Raises MeristemError if this is the provenance of another network: one with other tensors, or tensors of other shapes."""
+        """Raises MeristemError if this is the provenance of another network, whose tensors have other names
+        or shapes.
+        """
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         known = {name: self.steps[-1][self.ties.get(name, name)].shape for name in self.names}
         for name in dict.fromkeys([*known, *shapes]):
@@ -150,8 +155,9 @@ class Provenance:
                 )
 
     def as_dict(self) -> dict[str, Any]:
-        """For `meristem.json`: the maps of units, each once, what every tensor takes of them, how many entries there are of each kind,
-        and the same of the growths before."""
+        """The content for `meristem.json`: each map of units once, what every tensor takes from them, the
+        number of entries of each kind, and the same for earlier growths.
+        """
         return {
             "entries": self.counts(),
             "steps": [step_as_dict(step) for step in self.steps],
@@ -161,7 +167,7 @@ class Provenance:
 
     @staticmethod
     def of_dict(content: Any) -> Provenance:
-        """What `as_dict` wrote. Raises MeristemError for anything else."""
+        """The provenance that `as_dict` wrote. Raises MeristemError for anything else."""
         try:
             steps = tuple(step_of_dict(step) for step in content["steps"])
             ties = {str(name): str(own) for name, own in content["ties"].items()}

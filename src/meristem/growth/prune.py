@@ -1,10 +1,11 @@
-"""Pruning by what a network does on data: the units that are heard most stay, their readers are fitted anew, and the blocks go whose
-absence costs least.
+"""Pruning by what a network computes on data: the most important units stay, their readers are fitted again
+by least squares, and the blocks go whose absence costs least.
 
-Muralidharan et al.: "Compact Language Models via Pruning and Knowledge Distillation" (Minitron), NeurIPS 2024, arXiv:2407.14679
-(sections 2.2 and 2.3). He, Zhang, Sun: "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, arXiv:1707.06168
-(equation 1, readers by least squares). Sun, Liu, Bair, Kolter: "A Simple and Effective Pruning Approach for Large Language Models"
-(Wanda), ICLR 2024, arXiv:2306.11695 (importance as weight times activation).
+Muralidharan et al.: "Compact Language Models via Pruning and Knowledge Distillation" (Minitron), NeurIPS
+2024, arXiv:2407.14679 (sections 2.2 and 2.3). He, Zhang, Sun: "Channel Pruning for Accelerating Very Deep
+Neural Networks", ICCV 2017, arXiv:1707.06168 (equation 1, readers by least squares). Sun, Liu, Bair, Kolter:
+"A Simple and Effective Pruning Approach for Large Language Models" (Wanda), ICLR 2024, arXiv:2306.11695
+(importance as weight times activation).
 """
 
 from __future__ import annotations
@@ -42,24 +43,35 @@ Batch = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Prune(Method):
-    """The units that are heard most, chosen in each layer for itself, and the blocks that the loss can least do without. Does not
-    preserve the function.
+    """Keep the most important units, chosen in each layer separately, and remove the blocks whose absence
+    raises the loss least (Minitron, arXiv:2407.14679, sections 2.2 and 2.3).
 
-    What is measured is measured on the `inputs` of `ms.shrink`, or on `batches`: some hundred examples. Units that are tied by a
-    residual stream, or by anything else that makes them change places together, are judged over all their readers. Axes whose units
-    cannot change places are pruned by the magnitude of their weights.
+    Does not keep the function. Everything is measured on the `inputs` of `ms.shrink`, or on `batches`: give
+    some hundred examples. Units that are tied, for example by a residual stream, have to move together. They
+    are judged over all their readers. Axes whose units cannot be permuted are pruned by the magnitude of
+    their weights.
 
     Args:
         hidden_size, intermediate_size, num_attention_heads, num_key_value_heads: target sizes.
-        num_hidden_layers: target depth.
-        sizes, depths: any further targets by the name of their axis or list of blocks: {"channels": 8}, {"decoder_layers": 2}.
-        blocks: the lists of blocks that num_hidden_layers is meant for: "all", or of an encoder-decoder "encoder" or "decoder".
-        importance: of a unit, summed over its readers, each reader's shares summing to 1: "outputs", the root mean square of what the
-            unit adds to what the reader gives out; or "activations", that of the unit itself (Minitron).
-        readers: fitted by least squares, to make of the units that stay what they made of all: "in_turn", each to what reaches it when
-            those before it are fitted; or "at_once", as if all before it were whole, which takes no further passes. Or "kept" as they are.
-        ridge: of that fit, relative to the mean square of the units.
-        batches: keyword arguments of forward, again and again, instead of `inputs`; with labels, blocks are judged by the loss.
+        num_hidden_layers: the target depth.
+        sizes: further target sizes by the name of the axis: {"channels": 8}.
+        depths: further target depths by the name of the list of blocks: {"decoder_layers": 2}.
+        blocks: the lists of blocks that `num_hidden_layers` applies to: "all", or "encoder" or "decoder" of
+            an encoder-decoder.
+        importance: the importance of a unit, summed over its readers. The shares of each reader sum to 1.
+            "outputs" is the root mean square of what the unit adds to the output of the reader. "activations"
+            is that of the unit itself (Minitron).
+        readers: how readers are fitted by least squares (arXiv:1707.06168, equation 1), so that they compute
+            from the units that stay what they computed from all units. "in_turn" fits each reader to the
+            inputs that reach it after those before it are fitted. "at_once" fits each as if everything before
+            it were unchanged, which needs no further passes. "kept" fits none.
+        ridge: the ridge of that fit, relative to the mean square of the units.
+        batches: batches of keyword arguments of forward, used instead of `inputs`. They are read several
+            times. If they have labels, blocks are judged by the loss.
+
+    Raises:
+        MeristemError: when a network is cut, if a target is above the present size, if there is no target or
+            no data, if the network is streamed, or if no block can be left out.
     """
 
     name: ClassVar[str] = "prune"
@@ -79,7 +91,9 @@ class Prune(Method):
     batches: Iterable[Batch] | None = None
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
-        """By magnitude, as far as weights alone can tell. Raises MeristemError for targets above the present sizes, or none."""
+        """The choice by magnitude, which needs weights only. Raises MeristemError if a target is above the
+        present size, or if there is none.
+        """
         asked = (self.hidden_size, self.intermediate_size, self.num_attention_heads, self.num_key_value_heads)
         targets = width_targets(anatomy, self.name, 1, *asked, more=self.sizes, shrink=True)
         if not targets and not self._depths(anatomy):
@@ -88,18 +102,19 @@ class Prune(Method):
         return {axis: AxisMap.select(units, anatomy.sizes[axis]) for axis, units in kept.items()}
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
-        """The first blocks, as far as can be told without a pass."""
+        """The first blocks, which needs no pass."""
         return {axis: _copied(range(depth)) for axis, depth in self._depths(anatomy).items()}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
     def plan(self, anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> GrowthPlan:
         """Run the network on the data, then choose.
 
         Raises:
-            MeristemError: for targets above the present sizes, or none; without data; or blocks none of which can be left out.
+            MeristemError: if a target is above the present size, if there is no target or no data, if the
+                network is streamed, or if no block can be left out.
         """
         given = list(self.batches) if self.batches is not None else [inputs] if inputs is not None else []
         if not given:
@@ -131,7 +146,9 @@ class Prune(Method):
         return {"method": self.name, **own}
 
     def passes(self, anatomy: Anatomy) -> int:
-        """How often each example goes through the network (or one with fewer blocks): for costs."""
+        """How often each example passes through the network, or through one with fewer blocks. Cost estimates
+        use it.
+        """
         tried = sum(sum(range(depth + 1, anatomy.depths[axis] + 1)) for axis, depth in self._depths(anatomy).items())
         return tried + 2
 
@@ -140,7 +157,7 @@ class Prune(Method):
         return depth_targets(anatomy, self.name, *asked, shrink=True, blocks=self.blocks)
 
     def _chosen(self, plan: GrowthPlan, model: nn.Module, batches: Sequence[Batch]) -> PrunePlan:
-        """The plan with the units of each group in the order of their worth, and readers fitted."""
+        """The plan with the units of each group in the order of their importance, and with fitted readers."""
         symmetries, watch, readings = watched_readings(model, batches)
         places = _places(plan, watch, proved(symmetries, model, batches[0]))
         worth = self._worth(watch, places)
@@ -170,7 +187,7 @@ class Prune(Method):
         return worth
 
     def _with_statistics(self, plan: GrowthPlan, model: nn.Module, batches: Sequence[Batch]) -> GrowthPlan:
-        """The plan with the statistics of batch norms as they are in the small network."""
+        """The plan with the statistics of batch norms that the small network has."""
         if not batch_norms(model):
             return plan
         small = build(plan, model)
@@ -206,7 +223,9 @@ def _copied(layers: Iterable[int]) -> LayerMap:
 
 
 def _places(plan: GrowthPlan, watch: ReadersWatch, symmetries: Symmetries) -> dict[int, Tensor]:
-    """{group: which places of it the plan keeps}, of the groups that it cuts, alike wherever they stand."""
+    """{group: which of its places the plan keeps}, for the groups that it cuts. The choice is the same
+    wherever a group occurs.
+    """
     found: dict[int, Tensor] = {}
     uneven: set[int] = set()
     for tensor in plan.tensors.values():
@@ -223,7 +242,7 @@ def _places(plan: GrowthPlan, watch: ReadersWatch, symmetries: Symmetries) -> di
 
 
 def _order(worth: Tensor, kept: Tensor) -> Tensor:
-    """(n,) which unit moves to each place, so that the best ones stand where units stay."""
+    """(n,) the unit that moves to each place, so that the best units are in the places that stay."""
     best = worth.topk(len(kept)).indices.sort().values
     order, stay = torch.empty(len(worth), dtype=torch.long), torch.zeros(len(worth), dtype=torch.bool)
     stay[kept] = True

@@ -1,4 +1,4 @@
-"""Which blocks of a network stay when it loses some: those without which the loss would be higher."""
+"""Which blocks stay when a network loses some: those without which the loss would be higher."""
 
 from __future__ import annotations
 
@@ -25,15 +25,20 @@ def blocks_that_stay(
     targets: Mapping[str, int],
     batches: Sequence[Mapping[str, Any]],
 ) -> Kept:
-    """The blocks that stay, in order. They go one by one, each time the one without which the network does best on the data.
+    """The blocks that stay, in order. Blocks are removed one at a time, each time the one without which the
+    network does best on the data.
 
     Args:
-        plan: makes the plan of a network that has these blocks only.
-        lengths, targets: how many blocks each list has, and is to have.
-        batches: keyword arguments of forward. With labels, the loss is what counts; else how far the outputs move.
+        plan: a function that makes the plan of a network with only these blocks.
+        model: the network.
+        lengths: how many blocks each list has.
+        targets: how many blocks each list should have.
+        batches: batches of keyword arguments of forward. With labels, the loss is compared; otherwise the
+            change of the outputs.
 
     Raises:
-        MeristemError: if fewer blocks can be left out than asked: the others change the shape of what passes through them.
+        MeristemError: if fewer blocks can be left out than requested, because the others change the shape of
+            what passes through them.
     """
     with evaluating(model):
         whole = [outputs_of(model, batch) for batch in batches]

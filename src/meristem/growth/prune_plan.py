@@ -1,7 +1,8 @@
-"""A plan for pruning: every group of units keeps its own, and what is read is read from those that stay.
+"""A plan for pruning: every group of units keeps its own choice, and readers read only the units that stay.
 
-An axis runs through many layers, whose units can change places layer by layer (`symmetries.py`). So each group's units are first
-brought into an order in which the axis keeps those that it shall keep; then all tensors are cut alike.
+An axis runs through many layers, whose units can be permuted layer by layer (`symmetries.py`). So the units
+of each group are first permuted so that the axis keeps the chosen ones. Then all tensors are cut in the same
+way.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ Place = tuple[str, int]  # (tensor of the source, dimension)
 
 @dataclass(frozen=True)
 class PrunePlan(GrowthPlan):
-    """Attributes:
-    orders: {(tensor of the source, dimension): the unit that moves to each place before the cut}.
-    mixtures: {(tensor of the source, dimension): (old, new) how old units are made of those that stay, for its reader}.
-    measured: tensors of the new network whose values were measured on data (statistics of batch norms).
+    """A plan in which every group of units is permuted before the cut.
+
+    Attributes:
+        orders: {(tensor of the source, dimension): the unit that moves to each place before the cut}.
+        mixtures: {(tensor of the source, dimension): (old, new) how old units are combined from those that
+            stay, for its reader}.
+        measured: tensors of the new network whose values were measured on data (statistics of batch norms).
     """
 
     orders: Mapping[Place, Tensor] = field(default_factory=dict)
@@ -61,10 +65,13 @@ class PrunePlan(GrowthPlan):
 
 
 def kept_places(space: Space, dim: Dim, kept: Tensor) -> dict[int, Tensor]:
-    """{atom: its places that stay} of a dimension of which these units stay; atoms of which the same stay everywhere only.
+    """{atom: its places that stay}, for a dimension in which these units stay. Only atoms in which the same
+    places stay everywhere.
 
     Args:
-        kept: the units along the dimension that stay, rising.
+        space: the atoms of the watched pass.
+        dim: the dimension.
+        kept: the units along the dimension that stay, in ascending order.
     """
     found: dict[int, Tensor] = {}
     uneven: set[int] = set()
@@ -84,7 +91,9 @@ def kept_places(space: Space, dim: Dim, kept: Tensor) -> dict[int, Tensor]:
 
 
 def ordered(space: Space, dim: Dim, orders: Mapping[int, Tensor]) -> Tensor | None:
-    """(n,) which unit moves to each place along a dimension whose groups of units are put in these orders; None: all stay."""
+    """(n,) the unit that moves to each place along a dimension when its groups of units are put in these
+    orders. None if none moves.
+    """
     parts: list[Tensor] = []
     moved = False
     for start, length, atoms in space.products(dim):
@@ -99,7 +108,9 @@ def ordered(space: Space, dim: Dim, orders: Mapping[int, Tensor]) -> Tensor | No
 
 
 def in_groups(space: Space, dim: Dim, values: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(atom, its share) of values along a dimension: the sum over all else that stands beside each unit of the atom."""
+    """(atom, its share) of values along a dimension: the sum over everything else at each unit of the
+    atom.
+    """
     for start, length, atoms in space.products(dim):
         sizes = [space.size((atom,)) for atom in atoms]
         part = values[start : start + length].reshape(sizes)

@@ -1,4 +1,4 @@
-"""Which layers a new task changes most: the effective rank of what a short fine-tuning has done to them."""
+"""Which layers a new task changes most, by the effective rank of the updates of a short fine-tuning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from meristem.errors import MeristemError
 
 @dataclass(frozen=True)
 class LayerRank:
-    """One layer: its list of blocks, its number, and the mean effective rank of the updates of its matrices."""
+    """One layer: its list of blocks, its number, and the mean effective rank of the updates of its
+    matrices.
+    """
 
     blocks: str
     layer: int
@@ -26,22 +28,28 @@ class LayerRank:
 def rank_layers(
     before: nn.Module, after: nn.Module, kind: str = "ffn", anatomy: Anatomy | None = None
 ) -> list[LayerRank]:
-    """The layers of a network in the order in which a fine-tuning needs room in them, those of the highest effective rank first.
+    """Rank the layers of a network by how much a fine-tuning uses them, the highest effective rank first.
 
-    "Grow, Don't Overwrite" (arXiv:2603.08647) grows the ten layers whose feed-forward updates have the highest effective rank, at half
-    the parameters of growing all:
+    "Grow, Don't Overwrite" (arXiv:2603.08647) grows the ten layers whose feed-forward updates have the
+    highest effective rank, with half the parameters of growing all layers:
 
         ms.freeze_old(growth.model, growth, layers=ms.rank_layers(model, tuned)[:10])
 
-    The effective rank of a matrix is exp(H), H the entropy of its singular values divided by their sum (Roy and Vetterli, 2007).
+    The effective rank of a matrix is exp(H), where H is the entropy of its singular values divided by their
+    sum (Roy and Vetterli, 2007).
 
     Args:
-        before, after: one network before and after some steps of fine-tuning all its weights.
-        kind: of the axes along which matrices are looked at: "ffn", or "kv_heads" for attention.
-        anatomy: of the network, if known.
+        before: the network before the fine-tuning.
+        after: the same network after some steps of fine-tuning all its weights.
+        kind: the kind of axis that a matrix has to run along: "ffn", or "kv_heads" for attention.
+        anatomy: the anatomy of the network. Networks outside transformers need it.
+
+    Returns:
+        One `LayerRank` for each layer, in descending order of its rank.
 
     Raises:
-        MeristemError: if the two are not of one network, nothing has changed, or no matrix in a block runs along such an axis.
+        MeristemError: if the tensors of the two networks differ in name or shape, if nothing has changed, or
+            if no matrix in a block runs along such an axis.
     """
     anatomy = anatomy or Anatomy.of(before)
     old, new = weights_of(before), weights_of(after)
@@ -68,7 +76,7 @@ def rank_layers(
 
 
 def effective_rank(matrix: Tensor) -> float:
-    """exp of the entropy of the singular values, as shares of their sum; 0 of zeros.
+    """The exponential of the entropy of the singular values, as shares of their sum. 0 for a matrix of zeros.
 
     >>> effective_rank(torch.eye(4))
     4.0

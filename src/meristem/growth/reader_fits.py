@@ -1,8 +1,10 @@
-"""The readers of a pruned network, fitted by least squares to what they read in the whole one: in turn, as the network runs.
+"""The readers of a pruned network, fitted by least squares to what they compute in the whole network: in
+turn, in the order of the run.
 
-A reader W takes in x, and in the pruned network x', which is fewer units and not quite the same ones, since what comes before has been cut
-too. W M with M = E[x x'^T] E[x' x'^T]^-1 is nearest to what W made of x. He, Zhang, Sun: "Channel Pruning for Accelerating Very Deep
-Neural Networks", ICCV 2017, arXiv:1707.06168 (section 3.2, whole model).
+The input of a reader W is x, and in the pruned network x'. x' has fewer units, and their values differ too,
+because earlier layers were cut. W M with M = E[x x'^T] E[x' x'^T]^-1 is nearest to W x. He, Zhang, Sun:
+"Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, arXiv:1707.06168 (section 3.2, whole
+model).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ Batches = Sequence[Mapping[str, Any]]
 
 
 def at_once(plan: PrunePlan, readings: Readings, ridge: float) -> PrunePlan:
-    """The plan with each reader fitted to the units that stay, as they are in the whole network."""
+    """The plan with each reader fitted to the units that stay, with their values in the whole network."""
     mixtures = {
         (reading.weight, reading.place): nearest_mixture(reading.moment[:, kept], reading.moment[kept][:, kept], ridge)
         for reading, _, kept in _cut(plan, readings)
@@ -34,7 +36,9 @@ def at_once(plan: PrunePlan, readings: Readings, ridge: float) -> PrunePlan:
 
 
 def in_turn(plan: PrunePlan, readings: Readings, model: nn.Module, batches: Batches, ridge: float) -> PrunePlan:
-    """The plan with each reader fitted to what reaches it when all before it are: two passes for each set of readers of one input."""
+    """The plan with each reader fitted to its input after all readers before it are fitted. This takes two
+    passes for each set of readers of one input.
+    """
     fitted = at_once(plan, readings, ridge).mixtures  # where passes cannot be compared, as behind a router
     turns: dict[int, list[tuple[str, str, int]]] = {}
     for reading, name, _ in _cut(plan, readings):

@@ -1,7 +1,8 @@
-"""What the readers of a network take in: second moments of the units that each weight multiplies, watched on data.
+"""The inputs of the readers of a network: second moments of the units that each weight multiplies, measured
+on data.
 
-A unit is heard through everything that reads it: behind norms, activations and skip connections, so this is where its worth can be
-seen, and where another mixture of units can take its place.
+A unit acts through everything that reads it, after norms, activations and skip connections. So its importance
+is measured there, and another mixture of units can replace it there.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ class Reading:
     """What one dimension of one weight is multiplied with.
 
     Attributes:
-        weight: the parameter's name.
+        weight: the name of the parameter.
         place: the dimension of the parameter.
-        whole: whether all of the parameter is read so, and not a slice of it (one expert).
+        whole: whether the whole parameter is read so, and not a slice of it (one expert).
         units: the units along it, in the space of the watched pass.
         moment: (n, n) float64, the mean of x x^T over all examples and positions.
         strength: (n,) float64, the sum of squares of the weights of each unit.
         count: examples times positions.
-        turn: when its input is read: the same number for all readers of one input.
+        turn: when its input is read. The number is the same for all readers of one input.
     """
 
     weight: str
@@ -44,18 +45,18 @@ class Reading:
     turn: int = 0
 
     def add(self, moment: Tensor, count: int) -> None:
-        """Further examples."""
+        """Add further examples."""
         total = self.count + count
         self.moment = (self.moment * self.count + moment * count) / total
         self.count = total
 
     def heard(self) -> Tensor:
-        """(n,) float64: the root mean square of what each unit alone adds to what comes out."""
+        """(n,) float64: the root mean square of what each unit alone adds to the output."""
         return (self.moment.diagonal() * self.strength).sqrt()
 
 
 def nearest_mixture(cross: Tensor, own: Tensor, ridge: float) -> Tensor:
-    """(n, kept) float64, M for which M y is nearest to x.
+    """(n, kept) float64, the M for which M y is nearest to x.
 
     Args:
         cross: (n, kept), the sum of x y^T.
@@ -70,7 +71,7 @@ Readings = dict[tuple[str, int, int], Reading]  # by weight, dimension, and wher
 
 
 class ReadersWatch(Watch):
-    """A watch that also measures what every weight takes in."""
+    """A watch that also measures the input of every weight."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -109,7 +110,7 @@ class ReadersWatch(Watch):
 
 
 class TakesWatch(ReadersWatch):
-    """A watch that keeps what some weights take in, (units, examples times positions), on the CPU."""
+    """A watch that keeps the inputs of some weights, (units, examples times positions), on the CPU."""
 
     def __init__(self, model: nn.Module, names: set[str]) -> None:
         super().__init__(model)
@@ -132,10 +133,11 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def watched_readings(
     model: nn.Module, batches: Sequence[Mapping[str, Any]]
 ) -> tuple[Symmetries, ReadersWatch, Readings]:
-    """What a pass over each of these batches shows: the groups of units, the first watch, and what every weight takes in.
+    """What a pass over each of these batches shows: the groups of units, the first watch, and the inputs of
+    every weight.
 
     Raises:
-        MeristemError: if no unit can change its place.
+        MeristemError: if no unit can be permuted.
     """
     watch = ReadersWatch(model)
     symmetries, _ = watched_symmetries(model, batches[0], watch)

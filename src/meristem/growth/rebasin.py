@@ -1,9 +1,11 @@
-"""Re-basin: networks become one of the size of the first, their units brought into one order before their weights are averaged.
+"""Re-basin: permute the units of several networks into one order, then average their weights. The result has
+the size of the first.
 
-Ainsworth, Hayase, Srinivasa: "Git Re-Basin: Merging Models modulo Permutation Symmetries", ICLR 2023, arXiv:2209.04836 (weight
-matching, algorithm 1; activation matching, section 3.1). Singh and Jaggi: "Model Fusion via Optimal Transport", NeurIPS 2020,
-arXiv:1910.05653 (unequal widths). Jordan, Sedghi, Saukh, Entezari, Neyshabur: "REPAIR: REnormalizing
-Permuted Activations for Interpolation Repair", ICLR 2023, arXiv:2211.08403 (the statistics of batch norms anew).
+Ainsworth, Hayase, Srinivasa: "Git Re-Basin: Merging Models modulo Permutation Symmetries", ICLR 2023,
+arXiv:2209.04836 (weight matching, algorithm 1; activation matching, section 3.1). Singh and Jaggi: "Model
+Fusion via Optimal Transport", NeurIPS 2020, arXiv:1910.05653 (unequal widths). Jordan, Sedghi, Saukh,
+Entezari, Neyshabur: "REPAIR: REnormalizing Permuted Activations for Interpolation Repair", ICLR 2023,
+arXiv:2211.08403 (new statistics of batch norms).
 """
 
 from __future__ import annotations
@@ -32,15 +34,24 @@ NONLINEAR = ("relu", "gelu", "silu", "tanh", "sigmoid", "elu", "leaky_relu", "ha
 
 @dataclass(frozen=True)
 class Rebasin:
-    """How to bring networks of one architecture and size into one order, and average them.
+    """The options of re-basin: permute the units of networks of one architecture into one order, and average
+    the weights (arXiv:2209.04836).
+
+    Networks of another width than the first are brought to its size by optimal transport (arXiv:1910.05653).
 
     Args:
-        weights: convex weights of the networks in the mean; equal by default.
-        by: what is matched: "weights", or "activations" on the inputs of the fusion.
-        sweeps: at most so many rounds over all groups of units, for "weights".
-        seed: of the order of a round.
-        batches: keyword arguments of forward, again and again: on these the statistics of batch norms are estimated anew (on the
-            inputs of the fusion by default, which want to be some hundred examples then).
+        weights: the weights of the networks in the mean. They are positive and sum to 1. Equal by default.
+        by: what is matched: "weights" (algorithm 1), or "activations" on the inputs of the fusion (section
+            3.1).
+        sweeps: the largest number of rounds over all groups of units, for "weights".
+        seed: the seed of the order in a round.
+        batches: batches of keyword arguments of forward, on which the statistics of batch norms are estimated
+            again (arXiv:2211.08403). They may be read several times. By default the inputs of the fusion,
+            which should then be some hundred examples.
+
+    Raises:
+        MeristemError: when networks are fused, if `weights` are not one positive number for each network with
+            a sum of 1.
     """
 
     name: ClassVar[str] = "rebasin"
@@ -54,7 +65,7 @@ class Rebasin:
         check_values(self)
 
     def convex(self, networks: int) -> tuple[float, ...]:
-        """The weights of that many networks. Raises MeristemError unless they are positive and sum to 1."""
+        """The weights of this many networks. Raises MeristemError unless they are positive and sum to 1."""
         given = tuple(self.weights) if self.weights is not None else (1 / networks,) * networks
         if len(given) != networks or min(given) <= 0 or abs(sum(given) - 1) > 1e-6:
             raise MeristemError(f"weights must be {networks} positive numbers that sum to 1, got {list(given)}")
@@ -62,14 +73,17 @@ class Rebasin:
 
 
 def rebasin(models: Sequence[nn.Module], method: Rebasin, inputs: Mapping[str, Any]) -> nn.Module:
-    """The mean of networks whose units stand in the order of the first one's, of its size.
+    """The mean of networks, of the size of the first, after their units are permuted into its order.
 
     Args:
-        inputs: keyword arguments of forward: a pass on them shows which units can change places.
+        models: the networks.
+        method: the options.
+        inputs: keyword arguments of forward. A pass on them shows which units can be permuted.
 
     Raises:
-        MeristemError: if the networks have not the same tensors, or differ in width where units cannot change places.
-        PreservationError: if a network computes something else with its units in other places.
+        MeristemError: if the networks do not have the same tensors, or if their widths differ where units
+            cannot be permuted.
+        PreservationError: if the permutation changes the function of a network.
     """
     weights, first = method.convex(len(models)), models[0]
     for number, other in enumerate(models[1:], start=2):
@@ -88,9 +102,15 @@ def rebasin(models: Sequence[nn.Module], method: Rebasin, inputs: Mapping[str, A
 
 
 def align(first: nn.Module, other: nn.Module, method: Rebasin, inputs: Mapping[str, Any]) -> nn.Module:
-    """A network of the size of `first` with the units of `other`, in the order of those that they resemble most.
+    """A network of the size of `first` with the units of `other`, each in the place of the unit of `first`
+    that is most like it.
 
-    Of one size, it is a copy of `other`, the same function. Of another width, units are shared out by optimal transport.
+    If the sizes are equal, the result is a copy of `other` with the same function. If the widths differ,
+    units are distributed by optimal transport.
+
+    Raises:
+        MeristemError: if the widths differ where units cannot be permuted.
+        PreservationError: if the permutation changes the function of `other`.
     """
     ours, theirs = first.state_dict(), other.state_dict()
     if any(theirs[name].shape != tensor.shape for name, tensor in ours.items()):
@@ -126,7 +146,9 @@ def _brought_to_size(first: nn.Module, other: nn.Module, method: Rebasin, inputs
 def _by_weights_of_other_sizes(
     first: nn.Module, other: nn.Module, found: Correlations, known: dict[Pair, Tensor], method: Rebasin
 ) -> dict[Pair, Tensor]:
-    """Plans for all groups that are not known, by their weights: at first by those between known groups, in the order of the tensors."""
+    """Transport plans for all groups that are not known, by their weights. The first plans use the weights
+    between known groups, in the order of the tensors.
+    """
     ours, theirs = dict(first.named_parameters()), dict(other.named_parameters())
     pieces = [(a, b) for a, b in found.counterparts.pieces if a.name in ours]
     open_pairs = [pair for pair in found.counterparts.sizes if pair not in known]
@@ -163,7 +185,9 @@ def _check_alike(first: nn.Module, other: nn.Module, number: int) -> None:
 def _by_weights(
     symmetries: Symmetries, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], method: Rebasin
 ) -> Permutations:
-    """Coordinate descent: each group of units is matched with all others held as they are, until nothing moves."""
+    """Coordinate descent: each group of units is matched while all others are fixed, until nothing
+    changes.
+    """
     found = {group: torch.arange(size) for group, size in symmetries.sizes.items()}
     pieces = [piece for piece in symmetries.pieces if piece.name in ours and any(g is not None for g in piece.groups)]
     parts = {piece: (piece.of(ours[piece.name].detach()), piece.of(theirs[piece.name].detach())) for piece in pieces}
@@ -192,7 +216,9 @@ def _by_weights(
 
 
 def assigned(likeness: Tensor) -> Tensor:
-    """For each unit of the first network, the one of the other that it is matched with: the sum of `likeness` is largest."""
+    """For each unit of the first network, the unit of the other that it is matched with. The assignment has
+    the largest sum of `likeness`.
+    """
     from scipy.optimize import linear_sum_assignment
 
     _, columns = linear_sum_assignment(likeness.numpy(), maximize=True)
@@ -201,7 +227,9 @@ def assigned(likeness: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Correlations:
-    """Of two networks, the groups of units beside each other, how alike they act on the inputs, and the watch of the other one."""
+    """The pairs of groups of units of two networks, their correlations on the inputs, and the watch of the
+    second network.
+    """
 
     counterparts: Counterparts
     likeness: Mapping[Pair, Tensor]
@@ -209,7 +237,9 @@ class Correlations:
 
 
 def _correlations(first: nn.Module, other: nn.Module, inputs: Mapping[str, Any]) -> Correlations:
-    """{pair of groups: (n, m) the correlations of what their units do on the inputs}, of those that some nonlinearity gives out."""
+    """{pair of groups: (n, m) correlations of the outputs of their units on the inputs}, for groups that are
+    the output of a nonlinearity.
+    """
     records = []
     for model in (first, other):
         with _Record() as record:
@@ -234,7 +264,7 @@ def _correlations(first: nn.Module, other: nn.Module, inputs: Mapping[str, Any])
 
 
 class _Record(TorchDispatchMode):
-    """Keeps what nonlinearities give out, in the order of computation."""
+    """Keeps the outputs of nonlinearities, in the order of computation."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
-"""The formula of a growth as it stands on paper, with whole matrices: what `apply` does fast, done slowly.
+"""The formula of a growth with whole matrices: the slow version of what `apply` computes fast.
 
     W' = scale . sum_k weight_k . (M_1 x ... x M_n) W_k
 
-with the matrix M_d of every dimension d: write or read for weights, the dual one for gradients, its squares for second
-moments (`algebra.axis_map`). Noise and fresh units are left out, since they are drawn. Tests hold both against each other.
+with the matrix M_d of every dimension d: write or read for weights, the dual one for gradients, and its
+squares for second moments (`algebra.axis_map`). Noise and fresh units are left out, because they are random.
+Tests compare both.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from meristem.growth.tensor_plan import TensorPlan
 
 
 def reference_weight(plan: TensorPlan, fetch: Callable[[str], Tensor]) -> Tensor:
-    """The noiseless weight of `plan`, in float64."""
+    """The weight of `plan` without noise, in float64."""
     total = sum(term.weight * _mapped(plan, fetch(term.source), dual=False, power=1) for term in plan.terms)
     assert isinstance(total, Tensor)
     return (total + plan.offset) * plan.scale - plan.offset

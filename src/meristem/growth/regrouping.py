@@ -1,5 +1,7 @@
-"""Query heads moved to other groups: attention is the same where every new query head is a copy of an old one and its key-value
-head is a copy of that one's. So a key-value head may serve fewer query heads than before (4 on 1 -> 8 on 4)."""
+"""Query heads moved to other groups. Attention stays the same if every new query head is a copy of an old one
+and its key-value head is a copy of that one's. So a key-value head may serve fewer query heads than before
+(4 on 1 -> 8 on 4).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from meristem.algebra import AxisMap
 
 
 def regrouped(old_kv: int, old_group: int, new_kv: int, new_group: int) -> tuple[AxisMap, AxisMap]:
-    """The maps of key-value heads and of query heads, both by copies: each new group takes query heads of its source's group.
+    """The maps of key-value heads and of query heads, both by copies. Each new group takes query heads of its
+    source's group.
 
     Raises:
         ValueError: if an old query head would have no copy.

@@ -1,9 +1,10 @@
-"""Rounding a grown tensor to half precision so that the copies of a unit still add up to what it was.
+"""Round a grown tensor to half precision so that the copies of a unit still sum to what it was.
 
-A reader of n copies holds n shares of each old column. Rounded one by one, their sum is off by n roundings, and
-symmetry-breaking noise no longer cancels. Here all shares but the last are rounded to a grid that is coarse enough for the
-last one, the old column minus the sum of the others, to be a number of the dtype itself. The sum is then exact. Where noise
-is so large beside a weight that no such grid exists, that entry's noise shrinks until one does.
+A reader of n copies holds n shares of each old column. If they are rounded one by one, their sum is off by n
+roundings, and symmetry-breaking noise no longer cancels. Here all shares but the last are rounded to a grid.
+The grid is so coarse that the last share, the old column minus the sum of the others, is a number of the
+dtype. The sum is then exact. If the noise is so large compared to a weight that no such grid exists, the
+noise of that entry is reduced until one does.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ BITS = {  # as whole numbers of this type: those of the exponent, and those of t
 
 
 def is_half(dtype: torch.dtype) -> bool:
-    """Whether a dtype has so few digits that the rounding of single weights shows in a network's outputs."""
+    """Whether a dtype has so few digits that rounding single weights changes the outputs of a network
+    visibly.
+    """
     return dtype in HALF
 
 
@@ -43,7 +46,9 @@ def round_shares(tensor: Tensor, dtype: torch.dtype, heard: UnitMap, dim: int) -
     Args:
         tensor: weights in float32 or float64, with the new units along `dim`.
         dtype: bfloat16 or float16.
-        heard: what readers hear of each new unit. Units that they hear with another weight than 1 or 0 are rounded plainly.
+        heard: what readers receive from each new unit. Units with another weight than 1 or 0 are rounded
+            plainly.
+        dim: the dimension of the new units.
     """
     if heard.copies_only and heard.repeated is not None:
         along, sizes = heard.repeated
@@ -58,7 +63,7 @@ def round_shares(tensor: Tensor, dtype: torch.dtype, heard: UnitMap, dim: int) -
 
 
 def _round_uneven(tensor: Tensor, dtype: torch.dtype, carriers: Tensor, dim: int) -> Tensor:
-    """The same where old units have different numbers of copies: those with as many as each other at a time."""
+    """The same if old units have different numbers of copies: one number of copies at a time."""
     units = tensor.movedim(dim, 0)
     result = units.to(dtype)
     counts = (carriers >= 0).sum(1)
@@ -72,8 +77,9 @@ def _round_uneven(tensor: Tensor, dtype: torch.dtype, carriers: Tensor, dim: int
 
 
 def _exact_shares(parts: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """`parts`, which are shares of one sum, in their own dtype with numbers of `dtype`, each moved by less than a digit so that they add up
-    to their sum, rounded once, exactly."""
+    """`parts`, which are shares of one sum, in their own dtype with numbers of `dtype`. Each moves by less
+    than a digit, so that they sum exactly to their sum rounded once.
+    """
     total = functools.reduce(torch.add, parts).to(dtype).to(parts[0].dtype)
     if len(parts) == 1:
         return [total]
@@ -82,11 +88,13 @@ def _exact_shares(parts: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 
 def shares_of(total: Tensor, deviations: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Numbers of `dtype`, in the dtype of `total`, that add up to `total` exactly: equal shares, each moved by its deviation.
+    """Numbers of `dtype`, in the dtype of `total`, that sum to `total` exactly: equal shares, each moved by
+    its deviation.
 
     Args:
         total: numbers of `dtype`.
-        deviations: at least two for each entry, which add up to zero; changed in place.
+        deviations: at least two for each entry, with a sum of zero. They are changed in place.
+        dtype: bfloat16 or float16.
     """
     count = len(deviations)
     mean, unit, room = _room(total, count, dtype)
@@ -101,7 +109,9 @@ def shares_of(total: Tensor, deviations: Sequence[Tensor], dtype: torch.dtype) -
 
 
 def pair_of(total: Tensor, deviation: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """`shares_of` two, one moved by `deviation` (changed in place) and one by its negative, in half as many passes."""
+    """`shares_of` two, one moved by `deviation` (changed in place) and one by its negative, in half as many
+    passes.
+    """
     half, unit, room = _room(total, 2, dtype)
     room.clamp_(min=0)
     torch.minimum(deviation, room, out=deviation)
@@ -112,7 +122,9 @@ def pair_of(total: Tensor, deviation: Tensor, dtype: torch.dtype) -> list[Tensor
 
 
 def _room(total: Tensor, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """An equal share, what the last digit of `total` counts, and how far a share may lie from an equal one on the grid of that digit."""
+    """An equal share, the value of the last digit of `total`, and how far a share may be from an equal one on
+    the grid of that digit.
+    """
     digits = _digits(dtype)
     mean = total / count
     unit = _power_of_two_below(total).mul_(2.0 ** (1 - digits))
@@ -120,7 +132,9 @@ def _room(total: Tensor, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor
 
 
 def _grid(largest: Tensor, unit: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """The distance of the numbers that all shares but the last are rounded to; `largest`: the size of any, changed in place."""
+    """The distance of the numbers to which all shares but the last are rounded. `largest` is the largest
+    absolute value, changed in place.
+    """
     digits = _digits(dtype)
     finest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     grid = _power_of_two_above(largest.mul_(1 + count / 2**digits)).mul_(2.0**-digits)
@@ -128,22 +142,24 @@ def _grid(largest: Tensor, unit: Tensor, count: int, dtype: torch.dtype) -> Tens
 
 
 def _digits(dtype: torch.dtype) -> int:
-    """Of the significand, the hidden one included."""
+    """The digits of the significand, the hidden one included."""
     return 1 - round(math.log2(torch.finfo(dtype).eps))
 
 
 def _largest(parts: Sequence[Tensor]) -> Tensor:
-    """Entry by entry the largest size."""
+    """The largest absolute value, entry by entry."""
     return functools.reduce(torch.maximum, [part.abs() for part in parts])
 
 
 def _power_of_two_below(size: Tensor) -> Tensor:
-    """The power of two at or below the size of each number; 0 for 0 and for what has no leading digit."""
+    """The power of two at or below the absolute value of each number. 0 for 0 and for numbers that have no
+    leading digit.
+    """
     whole, exponent, _ = BITS[size.dtype]
     return size.view(whole).bitwise_and(exponent).view(size.dtype)
 
 
 def _power_of_two_above(size: Tensor) -> Tensor:
-    """The power of two at or above each positive number; 0 for 0."""
+    """The power of two at or above each positive number. 0 for 0."""
     whole, exponent, mantissa = BITS[size.dtype]
     return size.view(whole).add(mantissa).bitwise_and_(exponent).view(size.dtype)

@@ -1,9 +1,11 @@
-"""A proof at the price of a few blocks: networks of which only some blocks run, and tensors that are checked by themselves.
+"""A proof at the cost of a few blocks: only some blocks of both networks run, and every tensor is checked
+separately.
 
-A growth that preserves the function preserves it block by block. So the small network without all but some blocks, and the large
-one without all blocks but those that were made of these, are a small and a large network of the same kind: embeddings, the
-blocks, the last norm and the head, as they are stored. What the blocks left out hold is checked tensor by tensor: with W' made
-from W by the maps of its dimensions, the dual maps take it back, read^T W' write = scale . W, whatever noise it carries.
+A growth that keeps the function keeps it block by block. So the small network with only some blocks, and the
+large one with only the blocks that were made from these, are also a small and a large network: embeddings,
+the blocks, the last norm and the head, as they are stored. The other blocks are checked tensor by tensor. If
+W' was made from W by the maps of its dimensions, the dual maps give it back, read^T W' write = scale . W,
+whatever noise it contains.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ def choose_blocks(anatomy: Anatomy, count: int, seed: int = 0) -> Kept:
     """`count` blocks of each list: the first, the last, and others at random.
 
     Raises:
-        MeristemError: for less than two, or a network without blocks.
+        MeristemError: if `count` is less than two, or if the network has no blocks.
     """
     if count < 2:
         raise MeristemError(
@@ -51,7 +53,7 @@ def choose_blocks(anatomy: Anatomy, count: int, seed: int = 0) -> Kept:
 
 
 def grown_blocks(plans: Sequence[GrowthPlan], kept: Kept) -> Kept:
-    """The blocks of the large network that were made of these."""
+    """The blocks of the large network that were made from these."""
     for plan in plans:
         lists = {block.prefix: block.axis for block in plan.source.blocks}
         kept = {
@@ -64,7 +66,7 @@ def grown_blocks(plans: Sequence[GrowthPlan], kept: Kept) -> Kept:
 
 
 def only(model: nn.Module, kept: Kept) -> nn.Module:
-    """A copy of `model` whose lists of blocks run only those kept; the others hand on what they are given."""
+    """A copy of `model` whose lists of blocks run only those in `kept`. The others return their input."""
     model = copy.deepcopy(model)
     for prefix, chosen in kept.items():
         blocks, shape = model.get_submodule(prefix), _Returned()
@@ -77,7 +79,7 @@ def only(model: nn.Module, kept: Kept) -> nn.Module:
 
 
 class _Returned:
-    """What blocks return behind the hidden states: that of the last one that ran."""
+    """What the last block that ran returned after its hidden states."""
 
     def __init__(self) -> None:
         self.extras: tuple[Any, ...] | None = None
@@ -87,7 +89,7 @@ class _Returned:
 
 
 class _Skipped(nn.Module):
-    """Stands in the place of a block; says of itself what the block does, for networks that ask."""
+    """Replaces a block. It has the attributes of the block, for networks that read them."""
 
     def __init__(self, block: nn.Module, shape: _Returned) -> None:
         super().__init__()
@@ -105,15 +107,18 @@ class _Skipped(nn.Module):
 
 
 def look(plan: TensorPlan, sources: Mapping[str, Tensor], where: int | tuple[int, int] | None, made: Tensor) -> None:
-    """Check some rows of a weight as it is made.
+    """Check some rows of a weight when it is computed.
 
     Args:
-        sources: the whole tensors that it is made from.
-        where: the old row that `made`, old rows with their columns in all new places, begins with; (first, last) if `made` are
-            these rows of the new tensor; None: `made` is the whole weight.
+        plan: the plan of the tensor.
+        sources: the whole tensors from which it is computed.
+        where: the old row with which `made` begins, if it consists of old rows with their columns in all new
+            places; (first, last) if `made` is these rows of the new tensor; None if `made` is the whole
+            weight.
+        made: the computed rows.
 
     Raises:
-        PreservationError: if the dual maps do not take the rows back to the source's.
+        PreservationError: if the dual maps do not give back the rows of the source.
     """
     if not checkable(plan) or not made.numel() or not made.is_floating_point():
         return
@@ -149,7 +154,7 @@ def look(plan: TensorPlan, sources: Mapping[str, Tensor], where: int | tuple[int
 
 
 def _some(rows: int) -> Tensor:
-    """The numbers of `ROWS` rows, the first and the last among them."""
+    """The numbers of `ROWS` rows, with the first and the last."""
     return torch.tensor(sorted({round(i * (rows - 1) / (ROWS - 1)) for i in range(ROWS)}), dtype=torch.long)
 
 
@@ -158,7 +163,7 @@ def _rows_of(sources: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
 
 
 def checkable(plan: TensorPlan) -> bool:
-    """Whether the duals of its maps undo them, so that the weight can be taken back."""
+    """Whether the dual maps invert its maps, so that the weight can be computed back."""
     alone = all(isinstance(term.weight, float | int) and term.part == "all" for term in plan.terms)
     pairs = ((plan.unit_map(d), plan.unit_map(d, dual=True)) for d in range(len(plan.maps)))
     more = plan.perturb or plan.beside or plan.drawn or plan.shards or plan.redrawn
@@ -178,7 +183,9 @@ def _undone(unit_map: UnitMap, dual: UnitMap) -> bool:
 
 
 def _back(plan: TensorPlan, made: Tensor, spread: Tensor, dimensions: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """`made` taken back along these dimensions, and the sum of the sizes of what was added up for each entry."""
+    """`made` computed back along these dimensions, and the sum of the absolute values that were added for
+    each entry.
+    """
     for dimension in dimensions:
         dual = plan.unit_map(dimension, dual=True)
         if dual is not None and made.dim():
@@ -194,7 +201,9 @@ def _compare(
     factor: Tensor | None,
     stored: torch.dtype,
 ) -> None:
-    """`back` has been taken back along dimension 0, but for `factor`, by which its rows were multiplied."""
+    """Compare `back`, which is computed back along dimension 0 except for `factor`, by which its rows were
+    multiplied.
+    """
     back, spread = _back(plan, back, spread, range(1, back.dim()))
     expected = torch.zeros_like(back)
     for term in plan.terms:
@@ -216,16 +225,16 @@ def _compare(
 
 
 def _new_shape(plan: TensorPlan, back: Tensor) -> list[int]:
-    """Of the vector that `back` was (gains are vectors)."""
+    """The shape of the vector that `back` was (gains are vectors)."""
     unit_map = plan.unit_map(0)
     return [unit_map.new_size if unit_map is not None else len(back), *back.shape[1:]]
 
 
 def check_tensors(plan: GrowthPlan, small: Mapping[str, Tensor], big: Mapping[str, Tensor]) -> int:
-    """Check every tensor of `big` against those of `small`; returns how many could be taken back.
+    """Check every tensor of `big` against those of `small`. Returns how many could be computed back.
 
     Raises:
-        PreservationError: naming the first that differs.
+        PreservationError: if a tensor differs. The message names the first one.
     """
     checked = 0
     for name, tensor_plan in plan.tensors.items():

@@ -1,13 +1,16 @@
-"""What neither names nor shapes tell, found by trial: the network is cloned to twice its width and both are run.
+"""What neither names nor shapes show, found by trial: the network is cloned to twice its width and both are
+run.
 
-Where they part (`trial.first_parting`), one of two things is not understood, and both can be found out:
+Where they first differ (`trial.first_parting`), one of two things is not understood, and both can be found:
 
-- a number: the forward pass multiplies by something that depends on the width. The ratio of the activations is its change
-  under a factor of two, which gives the exponent (-1/2 for T5's head, 1/2 for an embedding times sqrt(hidden_size));
-- an order: a fused dimension such as [query, key, value] per head or [gate, up] per unit lies the other way round. The few
-  orders that have the same size are tried, for all layers at once.
+- a number: the forward pass multiplies by something that depends on the width. The ratio of the activations
+  is its change under a factor of two, which gives the exponent (-1/2 for T5's head, 1/2 for an embedding
+  times sqrt(hidden_size));
+- an order: a fused dimension such as [query, key, value] per head or [gate, up] per unit has another order.
+  The few orders of the same size are tried, for all layers at once.
 
-A change is kept if the networks then part later, or not at all. The outcome is an anatomy, good for any method and ratio.
+A change is kept if the networks then differ later, or not at all. The result is an anatomy for any method and
+ratio.
 """
 
 from __future__ import annotations
@@ -43,14 +46,16 @@ FUSED = (CONCATENATED, GROUPED)
 def settle(
     anatomy: Anatomy, model: nn.Module, inputs: Mapping[str, Tensor] | None = None
 ) -> tuple[Anatomy, Parting | None]:
-    """The anatomy with its open questions answered by trial, and where the networks still part (None: nowhere).
+    """The anatomy with its open questions answered by trial, and where the networks still differ (None:
+    nowhere).
 
     Args:
-        model: the network whose anatomy this is; copied to float64 where it can run in that.
-        inputs: keyword arguments of its forward; random ones by default.
+        anatomy: the anatomy.
+        model: its network. It is copied to float64 if it can run in that.
+        inputs: keyword arguments of its forward. Random ones by default.
 
     Raises:
-        MeristemError: if the network cannot be cloned at all, or its inputs cannot be guessed.
+        MeristemError: if the network cannot be cloned, or if its inputs cannot be guessed.
     """
     inputs = inputs if inputs is not None else example_inputs(model)
     exact = _exact(model, inputs)
@@ -68,8 +73,9 @@ def settle(
 def _better(
     anatomy: Anatomy, parting: Parting, exact: nn.Module, inputs: Mapping[str, Tensor]
 ) -> tuple[Anatomy, Parting | None] | None:
-    """The first proposal under which the networks part later, or not at all. Where only outputs part, a factor has several places
-    that put the first of them right; one that puts all of them right comes first."""
+    """The first proposal with which the networks differ later, or not at all. If only outputs differ, several
+    places of a factor correct the first of them. One that corrects all of them comes first.
+    """
     later: tuple[Anatomy, Parting | None] | None = None
     for changed in _proposals(anatomy, parting):
         try:
@@ -125,8 +131,9 @@ def _proposals(anatomy: Anatomy, parting: Parting) -> Iterator[Anatomy]:
 
 
 def _scaled_tables(anatomy: Anatomy, parting: Parting) -> Iterator[Anatomy]:
-    """In a network outside transformers: a table just before may be multiplied by a root of the width before something that is not
-    is added to it (positions), so that no one factor shows."""
+    """In a network outside transformers: a table just before may be multiplied by a root of the width before
+    something unscaled is added to it (positions), so that no single factor shows.
+    """
     if not isinstance(anatomy.builder, FunctionBuilder):
         return
     for module in reversed(parting.before[-4:]):
@@ -136,8 +143,9 @@ def _scaled_tables(anatomy: Anatomy, parting: Parting) -> Iterator[Anatomy]:
 
 
 def _scaled_at(anatomy: Anatomy, parting: Parting) -> Iterator[str]:
-    """Which weight could take the factor up: the module's own if it is a reader or writer, else the writer before it. Of an
-    output of the whole network, any single number, and the last writers."""
+    """The weights that could absorb the factor: the module's own if it is a reader or writer, and otherwise
+    the writer before it. For an output of the whole network, any single number, and the last writers.
+    """
     if not parting.module:
         yield from (name for name, tensor in anatomy.tensors.items() if math.prod(tensor.shape) == 1)
         weights = [f"{module}.weight" for module in reversed(parting.before)]
@@ -152,7 +160,7 @@ def _scaled_at(anatomy: Anatomy, parting: Parting) -> Iterator[str]:
 
 
 def _with_multiplier(anatomy: Anatomy, scaled: list[str], ratio: float) -> Anatomy:
-    """`ratio` is what doubling the width changed the output of these tensors by."""
+    """`ratio` is the factor by which doubling the width changed the output of these tensors."""
     axis = next((axis.name for axis in anatomy.of_kind("hidden")), next(iter(anatomy.axes)))
     if isinstance(anatomy.builder, FunctionBuilder):  # whose axes have any names
         written = [d for name in scaled for d in anatomy.tensors[name].dimensions if d.role in ("write", "gain")]
@@ -169,7 +177,7 @@ def _with_multiplier(anatomy: Anatomy, scaled: list[str], ratio: float) -> Anato
 
 
 def _with_layout(anatomy: Anatomy, like: TensorAnatomy, position: int, layout: Layout) -> Anatomy:
-    """The layout for this dimension of the tensor in every layer, and of its bias along with it."""
+    """The layout for this dimension of the tensor in every layer, and of its bias too."""
     tensors = dict(anatomy.tensors)
     old = like.dimensions[position]
     stem = re.sub(r"(weight|bias)$", "", folded(like.name))
@@ -184,8 +192,9 @@ def _with_layout(anatomy: Anatomy, like: TensorAnatomy, position: int, layout: L
 
 
 def _orders(layout: Layout) -> Iterator[Layout]:
-    """Other orders of a product that has a number among its factors; the other way to fuse query, key and value; a constant in
-    front of an axis or behind it."""
+    """Other orders of a product that has a number among its factors; the other way to fuse query, key and
+    value; a constant before an axis or after it.
+    """
     if len(layout.terms) == 2 and any(not Layout((term,)).axes() for term in layout.terms):
         yield Layout(layout.terms[::-1])
     if str(layout) in FUSED:
@@ -202,6 +211,8 @@ def _orders(layout: Layout) -> Iterator[Layout]:
 
 
 def _in_parts(layout: Layout, anatomy: Anatomy) -> Iterator[Layout]:
-    """A plain axis as several of the parts that something else in the network has ([gate, up] before half as many)."""
+    """A plain axis as several of the parts that something else in the network has ([gate, up] before half as
+    many).
+    """
     for part in (axis for axis in anatomy.axes if is_part(axis) and layout.terms == ((whole_of(axis),),)):
         yield Layout(((anatomy.sizes[whole_of(part)] // anatomy.sizes[part], part),))

@@ -1,7 +1,9 @@
-"""Growing a network that is sharded over processes (FSDP2, any DTensor layout), with its optimizer, between two stages.
+"""Grow a network that is sharded over processes (FSDP2, any DTensor layout), with its optimizer, between two
+stages.
 
-Every process gathers one tensor at a time, grows it, and keeps its own part of the result: nothing else is ever whole. The
-plan, and the proof, run on the gathered network as on one that is streamed from disk, in step on all processes.
+Every process gathers one tensor at a time, grows it, and keeps its own part of the result. At no time does a
+process hold more than one whole tensor. The plan and the proof run on gathered tensors, as for a network that
+is streamed from disk. All processes run them in step.
 """
 
 from __future__ import annotations
@@ -33,24 +35,30 @@ def grow_sharded(
     inputs: Mapping[str, Tensor] | None = None,
     scale_learning_rate: bool = False,
 ) -> tuple[nn.Module, Optimizer | None]:
-    """A larger sharded network made from `model`, and its optimizer; both sources are left as they are.
+    """Make a larger sharded network from `model`, and its optimizer. The model and its optimizer do not
+    change.
 
-    To be called by all processes alike. The results are those of `grow` and `grow_optimizer` on one process.
+    All processes have to call it in the same way. The results are those of `grow` and `grow_optimizer` in one
+    process.
 
     Args:
-        model: a network whose parameters are DTensors, such as `fully_shard` makes them.
-        method: as for `grow`.
-        shard: applied to the large network while its parameters are on the meta device: calls `fully_shard` on its blocks and
-            on itself.
-        optimizer: of `model`; its state follows, as in `grow_optimizer`.
-        anatomy: from `Anatomy.infer`, for networks outside transformers.
-        verify: prove that the function is preserved, if the methods promise it; on every process, on gathered tensors.
-        inputs: keyword arguments of forward for that, on the CPU; random ones by default.
+        model: a network whose parameters are DTensors, as `fully_shard` makes them.
+        method: a growth method, or a list of methods that are applied one after another.
+        shard: a function that is applied to the large network while its parameters are on the meta device. It
+            calls `fully_shard` on its blocks and on the network.
+        optimizer: the optimizer of `model`. Its state grows, as in `grow_optimizer`.
+        anatomy: the result of `Anatomy.infer`. Networks outside transformers need it.
+        verify: prove that the function is kept, if every method promises it. The proof runs on every process,
+            on gathered tensors.
+        inputs: keyword arguments of forward for the proof, on the CPU. Random ones by default.
         scale_learning_rate: as for `grow_optimizer`.
+
+    Returns:
+        The large network, and its optimizer (None if no optimizer was given).
 
     Raises:
         MeristemError: as `grow` and `grow_optimizer`.
-        PreservationError: when a growth that promises to preserve the function does not.
+        PreservationError: if a growth promises to keep the function and does not keep it.
     """
     anatomy = anatomy or Anatomy.of(model)
     growth = Growth.of(_gathered(model, anatomy), method, anatomy=anatomy, verify=verify, inputs=inputs)
@@ -75,7 +83,7 @@ def grow_sharded(
 
 
 def _gathered(model: nn.Module, anatomy: Anatomy) -> nn.Module:
-    """The sharded network as a streamed one on the CPU."""
+    """The sharded network as a streamed network on the CPU."""
     builder = anatomy.builder
     return streamed(
         skeleton(functools.partial(builder.build, builder.sizes, builder.depths)), _gathered_tensors(model.state_dict())
@@ -87,7 +95,7 @@ def _gathered_tensors(parts: Mapping[str, Tensor]) -> Weights:
 
 
 def _allocate(model: nn.Module, device: torch.device) -> None:
-    """Memory for all parameters; buffers keep what is in them."""
+    """Allocate memory for all parameters. Buffers keep their values."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.to_empty(device=device)
     for name, buffer in model.named_buffers():

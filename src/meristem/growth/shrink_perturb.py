@@ -1,7 +1,7 @@
-"""Shrink, zero-pad, perturb: warm-starting a larger network without keeping the function.
+"""Shrink, zero-pad, perturb: a warm start for a larger network that does not keep the function.
 
-"When is Warmstarting Effective for Scaling Language Models?", 2026, arXiv:2605.13405; shrinking and perturbing is from Ash, Adams:
-"On Warm-Starting Neural Network Training", NeurIPS 2020, arXiv:1910.08475.
+"When is Warmstarting Effective for Scaling Language Models?", 2026, arXiv:2605.13405. Shrinking and
+perturbing comes from Ash, Adams: "On Warm-Starting Neural Network Training", NeurIPS 2020, arXiv:1910.08475.
 """
 
 from __future__ import annotations
@@ -29,17 +29,23 @@ INITIAL = (
 
 @dataclass(frozen=True)
 class ShrinkZeroPadPerturb(WidthMethod):
-    """Weights times `shrink`, zeros around them, and noise at the scale of the target's own initial weights on all of them.
+    """Multiply the weights by `shrink`, pad them with zeros, and add noise to all of them at the scale of the
+    target's own initial weights (arXiv:2605.13405).
 
-    Does not preserve the function. The paper finds it as good as elaborate operators at a factor of two, and best below 20 tokens
-    for each parameter: a baseline for any growth.
+    Does not keep the function. The paper finds it as good as elaborate operators at a factor of two, and best
+    below 20 tokens per parameter. It is a baseline for any growth. The other options are those of
+    `WidthMethod`.
 
     Args:
-        shrink: factor of the old matrices; gains and biases stay.
-        perturb: standard deviation of the noise, relative to that of initial weights in the target.
-        mup: initial weights whose variance falls with the number of units they read (muP), from the config's value at the present
-            width; by default the config's value at any width.
-        seed: of the noise.
+        shrink: the factor of the old matrices, from 0 to 1. Gains and biases do not change.
+        perturb: the standard deviation of the noise, relative to that of initial weights in the target.
+        mup: let the variance of the noise fall with the number of units that a weight reads (muP), starting
+            from the config's value at the present width. By default the config's value holds at any width.
+        seed: the seed of the noise.
+
+    Raises:
+        MeristemError: when a network is grown, if `shrink` is not between 0 and 1, if `perturb` is negative,
+            or if a target is impossible.
     """
 
     name: ClassVar[str] = "shrink_zero_pad_perturb"
@@ -56,11 +62,13 @@ class ShrinkZeroPadPerturb(WidthMethod):
         return AxisMap(places, places, gain=UnitMap.select(torch.arange(target) % old, old), twins=False)
 
     def promises(self, anatomy: Anatomy, maps, model: nn.Module, inputs: Inputs = None) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
     def plan(self, anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> GrowthPlan:
-        """Raises MeristemError for factors that are no share, or no positive number."""
+        """As in `Method`. Raises MeristemError if `shrink` is not between 0 and 1, or if `perturb` is
+        negative.
+        """
         if not 0 <= self.shrink <= 1:
             raise MeristemError(f"{self.name}: shrink is a factor between 0 and 1, got {self.shrink}")
         if self.perturb < 0:

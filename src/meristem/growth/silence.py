@@ -1,10 +1,12 @@
-"""How a block is silenced: which of its tensors have to be zero for it to add nothing.
+"""How a block is silenced: which of its tensors have to be zero so that it adds nothing.
 
-The last affine step before the block's output is enough: the output projections of a transformer's block, the batch norm behind
-the last convolution of a ResNet's. What stands before it keeps its weights, so the block learns from its first step on.
+The last affine step before the output of the block is enough: the output projections of a transformer's
+block, or the batch norm after the last convolution of a ResNet's. Everything before it keeps its weights, so
+the block learns from its first step on.
 
-What a block's output is made of is watched in one short pass: an affine step gives the names of its parameters to what it makes,
-sums join names, moves and nonlinearities that keep zero at zero pass them on, anything else speaks by itself.
+One short pass shows what the output of a block consists of. An affine step gives the names of its parameters
+to its output. Sums join names. Moves, and nonlinearities that map zero to zero, pass them on. Any other
+operator contributes a part without a name.
 """
 
 from __future__ import annotations
@@ -50,10 +52,12 @@ NORMS = ("batch_norm", "layer_norm", "group_norm", "rms_norm", "instance_norm")
 
 
 def silencing(anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> frozenset[str] | None:
-    """The tensors of all blocks that are zero in a silent one; None if no set of them leaves the stream as it is.
+    """The tensors of all blocks that are zero in a silent one. None if no set of them leaves the stream
+    unchanged.
 
-    The model is asked, with these tensors of a copy zeroed. It is in vain where blocks end in a norm (post-norm, as in BERT) or
-    scale their skip connection. Blocks that change the shape of the stream are not judged, since no copy of them fits.
+    A copy of the model runs with these tensors set to zero. There is no such set if blocks end in a norm
+    (post-norm, as in BERT) or scale their skip connection. Blocks that change the shape of the stream are not
+    judged, because no copy of them fits.
     """
     prefixes = [block.prefix for block in anatomy.blocks]
     for names in _choices(anatomy, model, inputs):
@@ -66,8 +70,9 @@ def silencing(anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> froz
 
 
 def _choices(anatomy: Anatomy, model: nn.Module, inputs: Inputs) -> Iterator[frozenset[str]]:
-    """All that writes into the stream, as far as roles and layouts tell, and the last affine steps; for networks outside
-    transformers, whose inner axes may be the stream's own, the latter first."""
+    """All tensors that write into the stream, by roles and layouts, and the last affine steps. For networks
+    outside transformers, whose inner axes may be those of the stream, the latter come first.
+    """
     written = frozenset(t.name for t in anatomy.tensors.values() if t.block and t.writes(anatomy.stream(t)))
     if getattr(model, "config", None) is not None:
         yield written
@@ -79,13 +84,16 @@ def _choices(anatomy: Anatomy, model: nn.Module, inputs: Inputs) -> Iterator[fro
 
 
 def last_steps_of_branches(anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> frozenset[str]:
-    """The same of blocks that give out something to be added to the stream outside of them, `x = x + block(x)`; none if some block
-    passes its input on by itself."""
+    """The same for blocks whose output is added to the stream outside of them, `x = x + block(x)`. Empty if a
+    block passes its input on itself.
+    """
     return _last_steps(anatomy, model, inputs, branches=True)
 
 
 def _last_steps(anatomy: Anatomy, model: nn.Module, inputs: Inputs, branches: bool = False) -> frozenset[str]:
-    """The parameters of the last affine steps of every block; none if they cannot be watched, or something else speaks."""
+    """The parameters of the last affine steps of every block. Empty if they cannot be watched, or if another
+    operator contributes.
+    """
     if is_streamed(model):
         return frozenset()
     blocks = [m for b in anatomy.blocks for m in model.get_submodule(b.prefix).children()]
@@ -99,7 +107,7 @@ def _last_steps(anatomy: Anatomy, model: nn.Module, inputs: Inputs, branches: bo
 
 
 class _Watch(NamedPass):
-    """Names on tensors: those of the last affine steps that they are made of."""
+    """The names of tensors: those of the last affine steps from which they are computed."""
 
     forgets = True
 
@@ -111,7 +119,7 @@ class _Watch(NamedPass):
             self.parameters[parameter] = name
 
     def hooks(self, blocks: list[nn.Module]) -> Iterator[Any]:
-        """What tells this watch where blocks begin and end."""
+        """Hooks that tell this watch where blocks begin and end."""
         for block in blocks:
             yield block.register_forward_pre_hook(self._begin, with_kwargs=True)
             yield block.register_forward_hook(self._end)

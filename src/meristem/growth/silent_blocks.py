@@ -1,19 +1,21 @@
-"""New blocks that leave the function as it is, before and behind the norms of the residual stream.
+"""New blocks that keep the function, before and after the norms of the residual stream.
 
-Pre-norm: a block that writes nothing gives out what it takes in. Post-norm (BERT, BART, the original transformer): a block ends
-in a norm of the stream, which changes even a stream that nothing was added to. But a norm without gain and bias gives out n of
-mean 0 and mean square 1, and measures that again without changing it. So of a block and the silent one behind it
+Pre-norm: the output of a block that writes nothing is its input. Post-norm (BERT, BART, the original
+transformer): a block ends in a norm of the stream, which changes even a stream to which nothing was added.
+But the output n of a norm without gain and bias has mean 0 and mean square 1, and another such norm does not
+change it. So for a block and the silent one after it
 
-- the block's last norm gives out n: its gain becomes 1, its bias 0;
-- the norms of the silent block do the same, with gain sqrt(1 + eps), which makes up for their own eps;
-- the last norm of the last silent block takes over the gain and the bias of the block's (`passing_on`).
+- the output of the block's last norm is n: its gain becomes 1, its bias 0;
+- the norms of the silent block do the same, with gain sqrt(1 + eps), which compensates their own eps;
+- the last norm of the last silent block gets the gain and the bias of the block's (`passing_on`).
 
-A norm that a block uses a second time, as XMOD does before its language adapters, cannot be passed on: the residual stream starts
-from what it gives out there, g n + b, and ends as N(g n + b + ...). With g = 1 it would add to n instead, so g stays, and a silent
-block would have to find the old N in N(g N + b), which no norm does unless all of g are equal.
+A norm that a block uses a second time, as XMOD does before its language adapters, cannot be passed on. The
+residual stream starts from its output there, g n + b, and ends as N(g n + b + ...). With g = 1 the block
+would add to n instead, so g stays. A silent block would then have to recover the old N from N(g N + b), which
+no norm does unless all of g are equal.
 
-What remains is that n has the mean square v / (v + eps) for a stream of mean square v, and not 1: eps / (2 v) for each place where
-blocks are added. (For LayerNorm, v is the variance.)
+What remains is that n has the mean square v / (v + eps) for a stream of mean square v, and not 1. The error
+is eps / (2 v) for each place where blocks are added. (For LayerNorm, v is the variance.)
 """
 
 from __future__ import annotations
@@ -41,9 +43,10 @@ class Silence:
     """Whether blocks that write nothing can be added.
 
     Attributes:
-        obstacle: why that changes the function, "" where it does not.
-        norms: of post-norm blocks, by path in the small network; none for pre-norm ones.
-        muted: tensors of the small network that are zero in silent blocks; None: all that writes into the stream.
+        obstacle: why that changes the function, or "" if it does not.
+        norms: the norms of post-norm blocks, by path in the small network. Empty for pre-norm ones.
+        muted: tensors of the small network that are zero in silent blocks. None: all that write into the
+            stream.
     """
 
     obstacle: str = ""
@@ -52,11 +55,14 @@ class Silence:
 
 
 def silence(anatomy: Anatomy, layers: Mapping[str, LayerMap], model: nn.Module, inputs: Inputs = None) -> Silence:
-    """What silent layers need in this network. The model is run on `inputs` (random ones by default), as it is and with its
-    writers silenced.
+    """What silent layers need in this network. The model runs on `inputs` (random ones by default), once
+    unchanged and once with its writers silent.
 
     Args:
+        anatomy: the anatomy of the network.
         layers: the new lists of blocks by their axis of depth.
+        model: the network.
+        inputs: keyword arguments of forward.
     """
     if not any(layer.silent for layer_map in layers.values() for layer in layer_map):
         return Silence()
@@ -107,8 +113,9 @@ def _muted(anatomy: Anatomy, model: nn.Module, norms: Mapping[str, StreamNorm]) 
 def _norms_of_the_stream(
     anatomy: Anatomy, grown: list[BlockList], model: nn.Module, inputs: Inputs
 ) -> dict[str, StreamNorm]:
-    """The norms over the stream in the blocks, if every block gives out what one of them does; norms without a gain, whose eps
-    nothing makes up for, are left out."""
+    """The norms over the stream in the blocks, if the output of every block is that of one of them. Norms
+    without a gain are left out, because nothing compensates their eps.
+    """
     hidden = {axis.name for axis in anatomy.of_kind("hidden")}
     paths = [
         path
@@ -131,7 +138,7 @@ def _norms_of_the_stream(
 def _normed_streams_pass(
     anatomy: Anatomy, grown: list[BlockList], norms: Mapping[str, StreamNorm], model: nn.Module, inputs: Inputs
 ) -> bool:
-    """Whether silent blocks give out what they take in, once it is normed."""
+    """Whether the output of silent blocks is their input, once it is normed."""
     centres = {norm.centres for norm in norms.values()}
     if len(centres) > 1:
         return False
@@ -144,7 +151,7 @@ def _normed_streams_pass(
 
 
 def _change(blocks: BlockList, layer_map: LayerMap, norms: Mapping[str, StreamNorm]) -> float:
-    """By how much, relative, eps changes the stream at the places where silent layers follow others."""
+    """The relative change of the stream by eps at the places where silent layers follow others."""
     total = 0.0
     for place, layer in enumerate(layer_map):
         if not layer.silent and place + 1 < len(layer_map) and layer_map[place + 1].silent:

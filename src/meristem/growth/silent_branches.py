@@ -1,7 +1,8 @@
-"""Silent blocks of networks that add them to the stream outside of the block, `x = x + block(x)`, or that are no modules at all.
+"""Silent blocks of networks that add them to the stream outside of the block, `x = x + block(x)`, or that are
+not modules.
 
-What is done with a block's output cannot be seen inside of it, so this is tried: the network with the silent blocks has to compute
-what the one without them does.
+What happens to the output of a block cannot be seen inside it. So it is tried: the network with the silent
+blocks has to compute what the network without them computes.
 """
 
 from __future__ import annotations
@@ -28,10 +29,15 @@ CLOSE = 1e-4
 def silent_branches(
     anatomy: Anatomy, model: nn.Module, deeper: Callable[[frozenset[str]], nn.Module], inputs: Inputs
 ) -> frozenset[str] | None:
-    """The tensors that are zero in silent blocks; None if no set of them that is tried keeps the function on `inputs`.
+    """The tensors that are zero in silent blocks. None if no set of them that is tried keeps the function on
+    `inputs`.
 
     Args:
-        deeper: makes the network with its new blocks, in the silent ones of which these tensors are zero.
+        anatomy: the anatomy of the network.
+        model: the network.
+        deeper: a function that makes the network with its new blocks, with these tensors zero in the silent
+            ones.
+        inputs: keyword arguments of forward.
     """
     if inputs is None or not isinstance(anatomy.builder, FunctionBuilder):
         return None
@@ -51,7 +57,9 @@ def silent_branches(
 
 
 def _choices(anatomy: Anatomy, model: nn.Module, inputs: Inputs) -> Iterator[frozenset[str]]:
-    """The last affine steps of blocks that are modules; of lists of bare parameters few lists before many, the last ones first."""
+    """The last affine steps of blocks that are modules. For lists of bare parameters, few lists before many,
+    and the last ones first.
+    """
     last = last_steps_of_branches(anatomy, model, inputs)
     if last:
         yield last

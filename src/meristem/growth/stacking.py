@@ -1,4 +1,6 @@
-"""Depth growth by copying layers: whole-model stacking, gradual stacking, MIDAS, interpolation, identity blocks."""
+"""Growth in depth by copying layers: stacking of the whole network, gradual stacking, MIDAS, interpolation,
+identity blocks.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,16 @@ from meristem.growth.method import Method, Weights
 
 @dataclass(frozen=True)
 class DepthMethod(Method):
-    """A method that only adds layers.
+    """The options that every method that only adds layers takes.
 
     Args:
-        blocks: the lists of blocks that get them: "all", or of an encoder-decoder "encoder" or "decoder" alone.
-        depths: target depths by the name of the list: {"encoder_layers": 12, "decoder_layers": 6}; the others stay as they are, or
-            follow `num_hidden_layers`.
+        blocks: the lists of blocks that get new layers: "all", or "encoder" or "decoder" of an
+            encoder-decoder.
+        depths: target depths by the name of the list of blocks: {"encoder_layers": 12, "decoder_layers": 6}.
+            Other lists keep their depth, or follow `num_hidden_layers`.
+
+    Raises:
+        MeristemError: when a network is grown, if no layer is added.
     """
 
     preserving: ClassVar[bool] = False
@@ -41,30 +47,39 @@ class DepthMethod(Method):
     depths: Mapping[str, int] | None = field(default=None, kw_only=True)
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
-        """None: the width stays. Raises MeristemError if no layer is added either."""
+        """No maps, because the width stays. Raises MeristemError if no layer is added either."""
         if not self.layer_maps(anatomy):
             raise MeristemError(f"{self.name}: nothing to grow; the network already has the asked depth")
         return {}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-        """Copied layers change the function."""
+        """False, because copied layers change the function."""
         return False
 
 
 @dataclass(frozen=True)
 class Stacking(DepthMethod):
-    """G_stack: the whole network on top of itself, `depth` times; or every layer repeated in place ("interpolate"); or any list.
+    """Stack the whole network on itself `depth` times (G_stack), repeat every layer in place, or copy the
+    layers of a list.
 
-    Du et al.: "Stacking Your Transformers: A Closer Look at Model Growth for Efficient LLM Pre-Training", NeurIPS 2024,
-    arXiv:2405.15319 (growth operator G_direct in depth; the paper recommends depth=4). Kim et al.: "SOLAR 10.7B", NAACL 2024,
-    arXiv:2312.15166 (depth up-scaling: layers="0-23,8-31" of 32). Does not preserve the function.
+    Du et al.: "Stacking Your Transformers: A Closer Look at Model Growth for Efficient LLM Pre-Training",
+    NeurIPS 2024, arXiv:2405.15319 (growth operator G_direct in depth; the paper recommends depth=4). Kim et
+    al.: "SOLAR 10.7B", NAACL 2024, arXiv:2312.15166 (depth up-scaling: layers="0-23,8-31" of 32 layers).
+
+    Does not keep the function. The other options are those of `DepthMethod`.
 
     Args:
-        depth: factor for the number of layers.
-        num_hidden_layers: or the number itself.
+        depth: the factor for the number of layers.
+        num_hidden_layers: the target depth, instead of `depth`.
         order: "stack" (0 1 2 0 1 2) or "interpolate" (0 0 1 1 2 2).
-        layers: the old layer that each new one copies, as "0-23,8-31" (both ends included) or numbers; in every list of blocks.
-        encoder_layers, decoder_layers: the same for one list of blocks; one without a list of its own stays as it is.
+        layers: the old layer that each new one copies, in every list of blocks: "0-23,8-31" (both ends are
+            included) or a list of numbers.
+        encoder_layers, decoder_layers: the same for one list of blocks. A list of blocks for which nothing is
+            given stays as it is.
+
+    Raises:
+        MeristemError: when a network is grown, if `depth` is not a whole number, if a layer does not exist,
+            or if no layer is added.
     """
 
     name: ClassVar[str] = "stacking"
@@ -76,7 +91,7 @@ class Stacking(DepthMethod):
     decoder_layers: str | Sequence[int] | None = None
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
-        """Raises MeristemError for a factor that is no whole number, or layers that there are not."""
+        """Raises MeristemError if the factor is not a whole number, or if a layer does not exist."""
         listed = self._listed(anatomy)
         if listed:
             maps = {axis: in_order(text, anatomy.depths[axis], self.name) for axis, text in listed.items()}
@@ -90,7 +105,7 @@ class Stacking(DepthMethod):
         return {axis: fitting(anatomy, self.name, axis, repeat, target) for axis, target in targets.items()}
 
     def _listed(self, anatomy: Anatomy) -> dict[str, str | Sequence[int]]:
-        """{axis of depth: list}."""
+        """{axis of depth: the list of layers that was given for it}."""
         own = {"encoder_layers": self.encoder_layers, "decoder_layers": self.decoder_layers}
         for axis, layers in own.items():
             if layers is not None and axis not in anatomy.depths:
@@ -106,14 +121,19 @@ class Stacking(DepthMethod):
 
 @dataclass(frozen=True)
 class GradualStacking(DepthMethod):
-    """The last layers again on top.
+    """Copy the last layers, and put the copies on top of them.
 
-    Reddi et al.: "Efficient Training of Language Models using Few-Shot Learning" (gradual stacking), ICML 2023; in the form
-    of Saunshi et al., arXiv:2409.19044, section 2. Does not preserve the function.
+    Reddi et al.: "Efficient Training of Language Models using Few-Shot Learning" (gradual stacking), ICML
+    2023, in the form of Saunshi et al., arXiv:2409.19044, section 2.
+
+    Does not keep the function. The other options are those of `DepthMethod`.
 
     Args:
-        layers: how many of the last layers are copied on top of them.
-        num_hidden_layers: or the target depth.
+        layers: how many of the last layers are copied.
+        num_hidden_layers: the target depth, instead of `layers`.
+
+    Raises:
+        MeristemError: when a network is grown, if it has fewer layers than are to be copied.
     """
 
     name: ClassVar[str] = "gradual_stacking"
@@ -121,7 +141,7 @@ class GradualStacking(DepthMethod):
     num_hidden_layers: int | None = None
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
-        """Raises MeristemError if there are fewer layers than asked for."""
+        """Raises MeristemError if there are fewer layers than are to be copied."""
         spans = _spans(anatomy, self, self.layers, self.num_hidden_layers)
         return {
             axis: fitting(anatomy, self.name, axis, repeat_last, anatomy.depths[axis] + span)
@@ -131,14 +151,19 @@ class GradualStacking(DepthMethod):
 
 @dataclass(frozen=True)
 class MIDAS(DepthMethod):
-    """The middle layers again in the middle.
+    """Copy the middle layers, and put the copies after them.
 
-    Saunshi, Karp, Krishnan, Miryoosefi, Reddi, Kumar: "On the Inductive Bias of Stacking Towards Improving Reasoning",
-    NeurIPS 2024, arXiv:2409.19044. Does not preserve the function.
+    Saunshi, Karp, Krishnan, Miryoosefi, Reddi, Kumar: "On the Inductive Bias of Stacking Towards Improving
+    Reasoning", NeurIPS 2024, arXiv:2409.19044.
+
+    Does not keep the function. The other options are those of `DepthMethod`.
 
     Args:
-        layers: size of the middle block that is copied.
-        num_hidden_layers: or the target depth.
+        layers: how many of the middle layers are copied.
+        num_hidden_layers: the target depth, instead of `layers`.
+
+    Raises:
+        MeristemError: when a network is grown, if it has fewer layers than are to be copied.
     """
 
     name: ClassVar[str] = "midas"
@@ -146,7 +171,7 @@ class MIDAS(DepthMethod):
     num_hidden_layers: int | None = None
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
-        """Raises MeristemError if there are fewer layers than asked for."""
+        """Raises MeristemError if there are fewer layers than are to be copied."""
         spans = _spans(anatomy, self, self.layers, self.num_hidden_layers)
         return {
             axis: fitting(anatomy, self.name, axis, repeat_middle, anatomy.depths[axis] + span)
@@ -156,14 +181,19 @@ class MIDAS(DepthMethod):
 
 @dataclass(frozen=True)
 class IdentityBlocks(DepthMethod):
-    """New layers copy the one before them but write nothing: their output projections are zero. Exact for pre-norm networks, and
-    for post-norm ones (BERT) up to eps / (2 v) per place, with v the variance that their norms measure; see `silent_blocks`.
+    """Add layers that copy the layer before them and write nothing, because their output projections are
+    zero.
 
-    Wu et al.: "LLaMA Pro: Progressive LLaMA with Block Expansion", ACL 2024, arXiv:2401.02415; LEMON's depth growth.
+    Wu et al.: "LLaMA Pro: Progressive LLaMA with Block Expansion", ACL 2024, arXiv:2401.02415. LEMON
+    (arXiv:2310.07999) grows depth in the same way.
+
+    Keeps the function. It is exact for pre-norm networks. For post-norm networks (BERT) it is exact up to eps
+    / (2 v) for each place where layers are added, where v is the variance that their norms measure (see
+    `silent_blocks`). The other options are those of `DepthMethod`.
 
     Args:
-        num_hidden_layers: target depth of every list of blocks.
-        depth: or a factor for it.
+        num_hidden_layers: the target depth of every list of blocks.
+        depth: a factor for the number of layers, instead of `num_hidden_layers`.
     """
 
     name: ClassVar[str] = "identity_blocks"
@@ -172,13 +202,15 @@ class IdentityBlocks(DepthMethod):
     depth: int = 1
 
     def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
-        """Silent copies behind their originals, spread evenly."""
+        """Silent copies, each after its original, spread evenly."""
         asked = (self.depth, self.num_hidden_layers, self.depths)
         targets = depth_targets(anatomy, self.name, *asked, blocks=self.blocks)
         return {axis: identity_layers(anatomy, axis, target) for axis, target in targets.items()}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-        """Always: whether blocks that write nothing leave the stream as it is, the plan finds out (see `silent_blocks`)."""
+        """Always True. The plan finds out whether blocks that write nothing leave the stream as it is (see
+        `silent_blocks`).
+        """
         return True
 
 

@@ -1,6 +1,7 @@
-"""From a network and a list of methods to plans and the grown network, one method after the other.
+"""From a network and a list of methods to plans and the grown network, one method after another.
 
-Each step starts from the anatomy that the step before it has derived, so that nothing known about the network is lost.
+Each step starts from the anatomy that the step before it derived, so that nothing known about the network is
+lost.
 """
 
 from __future__ import annotations
@@ -27,18 +28,20 @@ class Steps:
 
     @property
     def promised(self) -> bool:
-        """Whether every method claims to preserve the function."""
+        """Whether every method claims to keep the function."""
         return all(plan.preserves_function for plan in self.plans)
 
 
 def take_steps(
     model: nn.Module, methods: Sequence[Method], anatomy: Anatomy, inputs: Mapping[str, Tensor] | None = None
 ) -> Steps:
-    """Plan and build with each method in turn.
+    """Plan and build with each method, one after another.
 
     Args:
-        model: the network whose `anatomy` is given; it is not changed.
-        inputs: keyword arguments of forward, for what a plan has to watch a network do; random ones by default.
+        model: the network. It does not change.
+        methods: the methods, in their order.
+        anatomy: the anatomy of `model`.
+        inputs: keyword arguments of forward, for plans that watch the network run. Random ones by default.
     """
     plans: list[GrowthPlan] = []
     for method in methods:

@@ -1,11 +1,12 @@
-"""Which tensors see the residual stream itself, and which see what a norm has made of it.
+"""Which tensors read the residual stream itself, and which read the output of a norm.
 
-Padding an axis under a norm divides the mean square that the norm measures. If all that reaches the norm is scaled up by
-s = sqrt(new / old), the mean square is what it was for every input, and eps, wherever it comes from, stays as it is. So every
-activation on a padded axis has an amplitude: s if it is added to something that a norm over that axis measures, else 1. A
-tensor is scaled by the amplitude of what it gives out over that of what it takes in: writers into the stream by s, the gain
-of a norm that feeds readers by 1 / s, the gain of a norm on a branch (OLMo 2, Gemma 2) not at all, readers without a norm
-before them by 1 / s. How a pass shows all this: `stream_watch`.
+Padding an axis under a norm divides the mean square that the norm measures. If everything that reaches the
+norm is multiplied by s = sqrt(new / old), the mean square is the same as before for every input, and eps,
+wherever it comes from, stays as it is. So every activation on a padded axis has an amplitude: s if it is
+added to something that a norm over that axis measures, and 1 otherwise. A tensor is scaled by the amplitude
+of its output over that of its input: writers into the stream by s, the gain of a norm that feeds readers by 1
+/ s, the gain of a norm on a branch (OLMo 2, Gemma 2) not at all, and readers without a norm before them by 1
+/ s. `stream_watch` explains how a pass shows this.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from meristem.anatomy.norms import NormFacts
 
 
 class Names:
-    """Names that belong together, joined as it turns out (union-find)."""
+    """Names that belong together, joined when a pass shows it (union-find)."""
 
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}
@@ -42,9 +43,10 @@ class Stream:
 
     Attributes:
         taken: {tensor: names of what it is contracted or multiplied with}.
-        measured: {norm: names of what it measures}, norms without a weight included.
+        measured: {norm: names of what it measures}, with norms without a weight.
         gains: tensors that multiply something unit by unit.
-        foreign: names for what is added to them and comes from no weight as it is (through a nonlinearity, from a table).
+        foreign: names whose tensors have something added to them that is not the direct output of a weight
+            (after a nonlinearity, from a table).
     """
 
     taken: dict[str, set[str]] = field(default_factory=dict)
@@ -54,7 +56,9 @@ class Stream:
     names: Names = field(default_factory=Names)
 
     def scales(self, anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, float]:
-        """{tensor: factor} that keeps every mean square under maps that pad, for the tensors that need one."""
+        """{tensor: factor} that keeps every mean square under maps that pad, for the tensors that need
+        one.
+        """
         over = self._axes_over(anatomy)
         found = {}
         for tensor in anatomy.tensors.values():
@@ -76,29 +80,35 @@ class Stream:
         return found
 
     def measures(self, anatomy: Anatomy, name: str) -> set[str]:
-        """The axes whose norms measure what the tensor of this name gives out."""
+        """The axes whose norms measure the output of the tensor of this name."""
         return self._axes_over(anatomy).get(self.names.of(name), set())
 
     def is_taken(self, norm: str) -> bool:
-        """Whether some weight takes in what a norm without a gain gives out, or another norm measures it."""
+        """Whether a weight reads the output of a norm without a gain, or another norm measures it."""
         name = self.names.of(norm)
         taken = (names for names in self.taken.values())
         others = (names for path, names in self.measured.items() if path != norm)
         return any(self.names.of(other) == name for names in (*taken, *others) for other in names)
 
     def unscalable(self, norms: Iterable[str]) -> list[str]:
-        """Those of the norms that measure something which no weight gives out as it is (after a nonlinearity, a gate)."""
+        """Those of the norms that measure something that is not the direct output of a weight (after a
+        nonlinearity, a gate).
+        """
         foreign = {self.names.of(name) for name in self.foreign}
         seen = {path: {self.names.of(name) for name in self.measured[path]} for path in norms if path in self.measured}
         return [path for path, names in seen.items() if not names or names & foreign]
 
     def gains_in_the_stream(self, anatomy: Anatomy, axis: str) -> list[str]:
-        """Tensors that multiply unit by unit what norms over `axis` measure afterwards (DINOv2's layer scale)."""
+        """Tensors that multiply unit by unit what norms over `axis` measure afterwards (DINOv2's layer
+        scale).
+        """
         over = self._axes_over(anatomy)
         return sorted(name for name in self.gains if axis in over.get(self.names.of(name), set()))
 
     def norms_in_the_stream(self, anatomy: Anatomy, axis: str) -> list[str]:
-        """Norms that subtract the mean over `axis` and give out what such norms measure again: no padding survives these."""
+        """Norms that subtract the mean over `axis` and whose output such norms measure again. No padding is
+        kept by these.
+        """
         return [
             path
             for path, facts in anatomy.norms.items()
@@ -108,7 +118,9 @@ class Stream:
         ]
 
     def _axes_over(self, anatomy: Anatomy, plain: str = "") -> dict[str, set[str]]:
-        """{name: the axes of the norms that measure it}; `plain`: a norm without weights whose own output does not count."""
+        """{name: the axes of the norms that measure it}. `plain`: a norm without weights whose own output
+        does not count.
+        """
         over: dict[str, set[str]] = {}
         for norm, names in self.measured.items():
             axes = anatomy.axes_over(norm) if norm in anatomy.norms else hidden_axes(anatomy)
@@ -118,7 +130,7 @@ class Stream:
 
 
 def _given_by(path: str, facts: NormFacts) -> str:
-    """The name of what a norm gives out: its gain's, or its own."""
+    """The name of the output of a norm: that of its gain, or its own."""
     return path if facts.gain is None else f"{path}.{facts.gain}"
 
 

@@ -1,7 +1,7 @@
 """One short pass that shows what is added to what: the stream of a network.
 
-Parameters and the outputs of norms give their name to what they make, sums join names, products by numbers pass them on,
-anything else forgets them.
+Parameters and the outputs of norms give their names to what is computed from them. Sums join names, products
+with numbers pass them on, and any other operator drops them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from meristem.growth.stream import Stream, hidden_axes
 
 
 class _Watch(NamedPass):
-    """Names of parameters and norms, with what is measured, taken in and scaled noted in a `Stream`."""
+    """The names of parameters and norms. What is measured, read and scaled is recorded in a `Stream`."""
 
     def __init__(self, stream: Stream) -> None:
         super().__init__()
         self._stream = stream
 
     def hooks(self, model: nn.Module, anatomy: Anatomy) -> Iterator[Any]:
-        """What tells this watch about parameters and norms as they are called."""
+        """Hooks that tell this watch about parameters and norms when they are called."""
         for name, parameter in model.named_parameters():  # those of lists of parameters, which are never called
             tensor = anatomy.tensors.get(name)
             if tensor is not None and not parameter.is_meta:
@@ -122,8 +122,10 @@ _WATCHED: WeakKeyDictionary[nn.Module, tuple[Inputs, Stream]] = (
 
 
 def stream_of(model: nn.Module, anatomy: Anatomy, inputs: Inputs = None) -> Stream:
-    """What a pass on `inputs` (random ones by default) shows; for a network whose inputs cannot be guessed, what most do:
-    everything on the hidden axis is written into the stream, and norms feed readers."""
+    """What a pass on `inputs` (random ones by default) shows. If the inputs of the network cannot be guessed,
+    what holds for most networks: everything on the hidden axis is written into the stream, and norms feed
+    readers.
+    """
     if model not in _WATCHED or _WATCHED[model][0] is not inputs:
         _WATCHED[model] = (inputs, _watched(model, anatomy, inputs))
     return _WATCHED[model][1]

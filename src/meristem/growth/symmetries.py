@@ -1,8 +1,10 @@
-"""Which units of a network can change places without anyone noticing: its permutation symmetries, seen in one forward pass.
+"""Which units of a network can be permuted without changing its function: its permutation symmetries, from
+one forward pass.
 
-Hidden units that some tensors produce and others read can be permuted, if all these tensors are permuted alike; heads as wholes,
-the two halves of something that is laid side by side each on its own. What the network takes in or gives out stays in its place,
-and so does what is looked up by number (tokens, positions, experts).
+Hidden units that some tensors write and others read can be permuted, if all these tensors are permuted in the
+same way. Heads are permuted whole, and the two halves of a concatenation separately. The inputs and outputs
+of the network keep their order, and so does everything that is looked up by number (tokens, positions,
+experts).
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ Permutations = dict[int, Tensor]  # group -> for each new place, the old unit
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a tensor that is a plain product of units: (start, length) along each of its dimensions, its shape when each kind
-    of unit is an axis of its own, and the group of each such axis (None: it stays)."""
+    """A part of a tensor that is a plain product of units: (start, length) along each of its dimensions, its
+    shape with an axis for each kind of unit, and the group of each such axis (None: it is not permuted).
+    """
 
     name: str
     place: tuple[tuple[int, int], ...]
@@ -38,13 +41,13 @@ class Piece:
     groups: tuple[int | None, ...]
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The part, one axis for each kind of unit."""
+        """The part, with one axis for each kind of unit."""
         for dimension, (start, length) in enumerate(self.place):
             tensor = tensor.narrow(dimension, start, length)
         return tensor.reshape(self.shape)
 
     def dimension(self, axis: int) -> int:
-        """The dimension of the tensor that an axis of the shape is a factor of."""
+        """The dimension of the tensor of which an axis of the shape is a factor."""
         units, dimension = 1, 0
         for place, size in enumerate(self.shape):
             while units == self.place[dimension][1]:
@@ -55,7 +58,7 @@ class Piece:
         return dimension
 
     def permuted(self, part: Tensor, permutations: Mapping[int, Tensor], besides: int | None = None) -> Tensor:
-        """The part with its units in their new places, but for the axis `besides`."""
+        """The part with its units in their new places, except along the axis `besides`."""
         for axis, group in enumerate(self.groups):
             if group is not None and group in permutations and axis != besides:
                 part = part.index_select(axis, permutations[group].to(part.device))
@@ -70,7 +73,7 @@ class Symmetries:
     sizes: Mapping[int, int]
 
     def apply(self, state: Mapping[str, Tensor], permutations: Permutations) -> dict[str, Tensor]:
-        """The same network with its units in other places; a parameter of several names moves under all of them."""
+        """The same network with permuted units. A parameter with several names moves under all of them."""
         found = {name: tensor.clone() for name, tensor in state.items()}
         for piece in self.pieces:
             if any(group in permutations for group in piece.groups):
@@ -93,7 +96,9 @@ def watched_symmetries(
     """What a pass of `model` on these inputs shows.
 
     Args:
-        watch: one that notes more than the dimensions; a plain one by default.
+        model: the network.
+        inputs: keyword arguments of forward.
+        watch: a watch that records more than the dimensions. A plain one by default.
 
     Raises:
         MeristemError: if there is nothing to permute.
@@ -106,7 +111,7 @@ def watched_symmetries(
 
 
 def watched(model: nn.Module, inputs: Mapping[str, Any], watch: Watch) -> list[Tensor]:
-    """Run the network under a watch, and return what it takes in and gives out."""
+    """Run the network under a watch, and return its inputs and outputs."""
     ends: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -121,9 +126,10 @@ def watched(model: nn.Module, inputs: Mapping[str, Any], watch: Watch) -> list[T
 
 
 def proved(symmetries: Symmetries, model: nn.Module, inputs: Mapping[str, Any]) -> Symmetries:
-    """Those of the groups whose units really change places without anyone noticing on these inputs.
+    """Those of the groups whose permutation really does not change the outputs on these inputs.
 
-    Something that a watched pass does not follow (a kernel of several products in one) may read a group in secret.
+    A part that a watched pass does not follow (a kernel of several products in one) may depend on the order
+    of a group.
     """
 
     def holds(groups: Iterable[int]) -> bool:
@@ -143,7 +149,9 @@ def proved(symmetries: Symmetries, model: nn.Module, inputs: Mapping[str, Any]) 
 
 
 def _symmetries(watch: Watch, ends: Sequence[Tensor]) -> Symmetries:
-    """The groups that some tensor writes and another reads, none looks up, and neither end of the network shows."""
+    """The groups that some tensor writes and another reads, that nothing looks up, and that are neither
+    inputs nor outputs.
+    """
     space = watch.space
     bound = _bound_by_groups(watch)
     shown = set().union(*(space.leaves(dim) for tensor in ends for dim in watch.of(tensor)), set())
@@ -164,7 +172,9 @@ def _symmetries(watch: Watch, ends: Sequence[Tensor]) -> Symmetries:
 
 
 def _bound_by_groups(watch: Watch) -> set[int]:
-    """Units that norms measure in groups are groups of units from here on; those for which that cannot be said stay."""
+    """Units that norms measure in groups count as groups of units from here on. Those for which that is not
+    possible are not permuted.
+    """
     bound: set[int] = set()
     for dim, groups in watch.grouped:
         before = watch.space.leaves(dim)

@@ -1,7 +1,8 @@
 """The anatomy of a grown network, derived from the plan that made it.
 
-Nothing is inferred again: every tensor of the large network runs along the axes of the tensor that it comes from. So what a
-user declared, and what a trial found out about the small network, holds for the large one too.
+Nothing is inferred again. Every tensor of the large network runs along the axes of the tensor from which it
+comes. So declarations of the user, and what a trial found out about the small network, also hold for the
+large one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def grown_anatomy(plan: GrowthPlan) -> Anatomy:
     """The anatomy of `plan.target`.
 
     Raises:
-        AnatomyError: if a tensor of the large network has another size than its axes say; the plan is then wrong.
+        AnatomyError: if a tensor of the large network has another size than its axes say. The plan is then
+            wrong.
     """
     if plan.reached is not None:
         return plan.reached
@@ -49,7 +51,7 @@ def grown_anatomy(plan: GrowthPlan) -> Anatomy:
 
 
 def _norms_without_gains(plan: GrowthPlan) -> dict[str, NormFacts]:
-    """Those that no tensor names, at the places where their layers stand."""
+    """Those that no tensor names, at the places of their layers."""
     found: dict[str, NormFacts] = {}
     for path, facts in plan.source.norms.items():
         if facts.gain is not None:

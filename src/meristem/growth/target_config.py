@@ -1,4 +1,4 @@
-"""A target's config: read from whatever names one, and what of it is no size."""
+"""The config of a target: read from whatever names one, and its entries that are not sizes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def read_target(target: Any) -> Any:
     """A transformers config.
 
     Args:
-        target: a config, a network that has one, a mapping with the entries of one, the path of a config.json or a model
-            directory, or a hub name (of which only the config is read, and no code run).
+        target: a config, a network that has one, a mapping with the entries of one, the path of a config.json
+            or of a model directory, or a hub name (of which only the config is read, and no code is run).
 
     Raises:
-        MeristemError: if nothing there is one, saying why.
+        MeristemError: if there is no config. The message says why.
     """
     if isinstance(target, nn.Module):
         target = getattr(target, "config", target)
@@ -88,7 +88,7 @@ def _config(entries: Any, name: str) -> Any:
 
 
 def _without_implementations(entries: Any) -> Any:
-    """Without what says by which code the target is run, and with what further code: here it says sizes."""
+    """The entries without those that say by which code the target runs. Here it only states sizes."""
     if isinstance(entries, list):
         return [_without_implementations(entry) for entry in entries]
     if not isinstance(entries, dict):
@@ -101,7 +101,7 @@ def aimed_at(builder: HuggingFaceBuilder, config: Any, **reading: Any) -> Huggin
     """The builder of the target's network.
 
     Raises:
-        MeristemError: if one of its sizes is no positive whole number, or it builds no network.
+        MeristemError: if one of its sizes is not a positive whole number, or if it builds no network.
     """
     for path in (*builder.fields.paths.values(), *builder.fields.depth_paths.values()):
         size = read_field(config, path)
@@ -118,7 +118,9 @@ def aimed_at(builder: HuggingFaceBuilder, config: Any, **reading: Any) -> Huggin
 
 
 def check_tokens(ours: Any, theirs: Any) -> None:
-    """Raises MeristemError where the vocabulary and the special tokens differ: the ids then mean other words."""
+    """Raises MeristemError if the vocabulary or the special tokens differ, because ids then mean other
+    words.
+    """
     special = [
         name
         for name in TOKENS

@@ -1,4 +1,4 @@
-"""From a user's options (a factor, or target sizes by their config names) to target sizes of axes."""
+"""From the options of a user (a factor, or target sizes by their config names) to target sizes of axes."""
 
 from __future__ import annotations
 
@@ -40,17 +40,23 @@ def width_targets(
     more: Mapping[str, int] | None = None,
     shrink: bool = False,
 ) -> dict[str, int]:
-    """{axis: target size} for every axis that changes: `width` multiplies all, a named size overrides its own.
+    """{axis: target size} for every axis that changes. `width` multiplies all, and a named size overrides its
+    own.
 
-    Multi-query attention keeps its single key-value head unless one asks otherwise. Where heads share out hidden_size evenly and
-    both are named, head_dim is what they make it.
+    Multi-query attention keeps its single key-value head unless another number is requested. If heads divide
+    hidden_size evenly and both are named, head_dim follows from them.
 
     Args:
+        anatomy: the anatomy of the network.
+        method: the name of the method, for messages.
+        width: the factor.
+        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim: target sizes.
         more: sizes by the name of their axis, which override all others.
+        shrink: whether sizes have to be smaller than the present ones, instead of larger.
 
     Raises:
-        MeristemError: for a factor that is no positive whole number, a size on the wrong side of the present one, or
-            heads that do not divide into key-value groups.
+        MeristemError: if the factor is not a positive whole number, if a size is not larger (or smaller) than
+            the present one, or if heads do not divide into key-value groups.
     """
     asked = {
         "hidden_size": hidden_size,
@@ -117,7 +123,9 @@ def _parts(anatomy: Anatomy, method: str, sizes: Mapping[str, int]) -> dict[str,
 
 
 def _check_side(anatomy: Anatomy, method: str, sizes: dict[str, int], shrink: bool) -> None:
-    """Raises MeristemError for a size on the wrong side of the present one, or beyond all reason."""
+    """Raises MeristemError if a size is not larger (or smaller) than the present one, or if it is absurdly
+    large.
+    """
     for axis, size in sizes.items():
         if not shrink and anatomy.axes[axis].kind == "group" and is_regrouped(anatomy, method, axis, sizes):
             continue
@@ -138,7 +146,7 @@ def _check_side(anatomy: Anatomy, method: str, sizes: dict[str, int], shrink: bo
 
 
 def _scaled(method: str, field: str, size: int, target: int | None, first: int) -> int | None:
-    """The target of one of several sizes of a kind, when the user names that of the first."""
+    """The target of one of several sizes of a kind, if the user names that of the first."""
     if target is None:
         return None
     if size * target % first:
@@ -159,7 +167,7 @@ def _whole(method: str, axis: str, target: int, size: int) -> int:
 
 
 def _derived(anatomy: Anatomy, method: str, sizes: dict[str, int], asked: int | None) -> dict[str, int]:
-    """Sizes that the architecture derives from others. Raises MeristemError where another one was asked for."""
+    """Sizes that the architecture derives from others. Raises MeristemError if another one was requested."""
     changed = {axis: size for axis, size in sizes.items() if size != anatomy.sizes[axis]}
     follows = isinstance(anatomy.builder, FunctionBuilder) and bool(anatomy.builder.following)
     if not follows and not any(anatomy.axes[axis].kind == "hidden" for axis in changed):

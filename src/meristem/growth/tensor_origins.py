@@ -1,4 +1,4 @@
-"""Where whole tensors come from: the pieces that each is laid together of, as one growth or one fusion has made it."""
+"""Where whole tensors come from: the pieces of each, as one growth or one fusion has made it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Pieces = tuple[Piece, ...]
 
 @dataclass(frozen=True)
 class TensorOrigin:
-    """Where one tensor comes from: its pieces, laid behind each other along a dimension.
+    """Where one tensor comes from: its pieces, one after another along a dimension.
 
     Attributes:
-        over: so many pieces in turn are of one shape and lie over each other (what each parent of a fusion puts into the tensor); an
-            entry is then what the oldest of them makes it.
+        over: this many consecutive pieces have one shape and are superposed (what each parent of a fusion
+            adds to the tensor). An entry then has the label of the oldest of them.
     """
 
     pieces: Pieces
@@ -33,7 +33,7 @@ class TensorOrigin:
 
     @property
     def layers(self) -> list[Pieces]:
-        """The pieces that lie over each other, one group for each that lies behind the others."""
+        """The pieces that are superposed, one group for each position."""
         return [self.pieces[start : start + self.over] for start in range(0, len(self.pieces), self.over)]
 
     @property
@@ -48,14 +48,16 @@ class TensorOrigin:
         return torch.stack([_counts_of_layer(layer) for layer in self.layers]).sum(0)
 
     def as_dict(self, tables: dict[Units, int]) -> dict[str, Any]:
-        """For JSON; `tables` collects the maps of units."""
+        """The content for JSON. `tables` collects the maps of units."""
         pieces = [piece.as_dict(tables) for piece in self.pieces]
         over = {"over": self.over} if self.over > 1 else {}
         return {"along": self.along, **over, "pieces": pieces} if len(pieces) > 1 else pieces[0]
 
     @staticmethod
     def of_dict(content: Mapping[str, Any], tables: Sequence[Units]) -> TensorOrigin:
-        """What `as_dict` wrote. Raises KeyError, ValueError, TypeError or IndexError for anything else."""
+        """The inverse of `as_dict`. Raises KeyError, ValueError, TypeError or IndexError for anything
+        else.
+        """
         if "pieces" not in content:
             return TensorOrigin((Piece.of_dict(content, tables),))
         pieces, over = tuple(Piece.of_dict(piece, tables) for piece in content["pieces"]), int(content.get("over", 1))
@@ -68,7 +70,7 @@ Step = Mapping[str, TensorOrigin]  # one growth: {tensor of the network that it 
 
 
 def _counts_of_layer(layer: Pieces) -> Tensor:
-    """Old and copied entries of parents lie beside each other, unless the tensor is shared by all."""
+    """Old and copied entries of parents are side by side, unless all parents share the tensor."""
     found = torch.tensor([piece.counts() for piece in layer])
     if len(layer) == 1 or not any(layer[0].units):
         return found[0]
@@ -78,21 +80,22 @@ def _counts_of_layer(layer: Pieces) -> Tensor:
 
 
 def step_as_dict(step: Step) -> dict[str, Any]:
-    """For JSON: the maps of units, each once, and what every tensor takes of them."""
+    """The content for JSON: the maps of units, each once, and what every tensor takes from them."""
     tables: dict[Units, int] = {}
     tensors = {name: origin.as_dict(tables) for name, origin in step.items()}
     return {"units": [str(units) for units in tables], "tensors": tensors}
 
 
 def step_of_dict(content: Mapping[str, Any]) -> Step:
-    """What `step_as_dict` wrote. Raises as `TensorOrigin.of_dict`."""
+    """The inverse of `step_as_dict`. Raises what `TensorOrigin.of_dict` raises."""
     tables = [Units.parse(text) for text in content["units"]]
     return {name: TensorOrigin.of_dict(own, tables) for name, own in content["tensors"].items()}
 
 
 def labels_of(steps: Sequence[Step], name: str) -> Tensor:
-    """int8, shaped like the tensor that the last step made: the place in `KINDS` of each entry, held against the network before the
-    first step."""
+    """int8, with the shape of the tensor that the last step made: the index in `KINDS` of each entry,
+    relative to the network before the first step.
+    """
     origin = steps[-1][name]
     layers = [[_piece_labels(steps, piece) for piece in layer] for layer in origin.layers]
     found = [torch.stack(layer).amin(0) if len(layer) > 1 else layer[0] for layer in layers]
@@ -107,7 +110,7 @@ def _piece_labels(steps: Sequence[Step], piece: Piece) -> Tensor:
 
 
 def step_of(plan: GrowthPlan, names: Mapping[str, str]) -> Step:
-    """What one plan has made. `names`: {name to be known by: name in the plan}."""
+    """What one plan has made. `names`: {name of the tensor in the result: name in the plan}."""
     return {name: _origin(plan, plan.tensors[own]) for name, own in names.items()}
 
 
@@ -127,7 +130,7 @@ def _piece(plan: GrowthPlan, part: TensorPlan, name: str) -> Piece:
 
 
 def _layer_label(plan: GrowthPlan, part: TensorPlan, name: str) -> int:
-    """What follows from the layer alone: the first copy of a layer is old, silenced outputs are fresh."""
+    """What follows from the layer alone: the first copy of a layer is old, and silent outputs are fresh."""
     if part.scale == 0:
         return FRESH
     if len(part.terms) > 1 or part.further or _of_further_unit(plan, name):
@@ -144,7 +147,9 @@ def _layer_label(plan: GrowthPlan, part: TensorPlan, name: str) -> int:
 
 
 def _of_further_unit(plan: GrowthPlan, name: str) -> bool:
-    """Whether a tensor belongs to a module of one unit (a head's own norm, an expert), and an earlier unit copies the same."""
+    """Whether a tensor belongs to a module of one unit (the norm of a head, an expert), and an earlier unit
+    copies the same.
+    """
     for axis, unit, _, _ in units_of(name, plan.source.unit_lists):
         index = plan.axis_map(axis).write.index
         if index is not None and bool((index[:unit] == index[unit]).any()):
@@ -153,14 +158,15 @@ def _of_further_unit(plan: GrowthPlan, name: str) -> bool:
 
 
 def step_of_parents(plans: Sequence[GrowthPlan], same_as: Sequence[int], as_experts: bool) -> Step:
-    """What a fusion has made of its parents, each by its own plan.
+    """What a fusion has made from its parents, each by its own plan.
 
-    A parent's units are old, what no parent holds is fresh, and a tensor that the parents share is a mixture of theirs: copied. Units of a
-    parent that is an earlier one once more are copies of that one's.
+    The units of a parent are old. What no parent holds is fresh. A tensor that the parents share is a mixture
+    of theirs: copied. If a parent is an earlier one again, its units are copies of that one's.
 
     Args:
-        same_as: for each parent, the number of the first that is the same network, weight for weight.
-        as_experts: parent p is expert p, everything else is the parents' mean.
+        plans: one plan for each parent.
+        same_as: for each parent, the number of the first parent that has the same weights.
+        as_experts: parent p is expert p, and everything else is the mean of the parents.
     """
     made = {}
     for name, first in plans[0].tensors.items():
@@ -181,7 +187,9 @@ def step_of_parents(plans: Sequence[GrowthPlan], same_as: Sequence[int], as_expe
 
 
 def _of_parent(piece: Piece, parent: int, same_as: Sequence[int], stacked: bool = False) -> Piece:
-    """A piece as this parent's part of a fusion. `stacked`: along its first dimension, parents stand behind each other."""
+    """A piece as this parent's part of a fusion. `stacked`: parents follow one another along its first
+    dimension.
+    """
     if piece.label == FRESH:
         return piece
     again = same_as[parent] != parent

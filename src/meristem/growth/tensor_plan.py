@@ -1,4 +1,4 @@
-"""How one tensor of the large network is made: what flows into it, by which maps, and what is done to it then."""
+"""How one tensor of the large network is computed: its sources, the maps, and what happens to it then."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from meristem.growth.origins import Redrawn, Shards
 
 @dataclass(frozen=True)
 class Term:
-    """One small tensor that flows into a large one."""
+    """One small tensor that is added to a large one."""
 
     source: str
     weight: float | Tensor = 1.0
@@ -22,8 +22,9 @@ class Term:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A new matrix of this shape: normal numbers of this standard deviation (0: zeros), each row `repeats` times in turn; or these
-    values, that were measured."""
+    """A new matrix of this shape: normal numbers of this standard deviation (0: zeros), with each row
+    repeated `repeats` times; or these values, which were measured.
+    """
 
     shape: tuple[int, ...]
     std: float
@@ -33,9 +34,9 @@ class Drawn:
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """How one tensor of the large network is made.
+    """How one tensor of the large network is computed.
 
-    W' = scale . sum_k weight_k . (maps applied to source_k)  +  noise that no reader hears
+    W' = scale . sum_k weight_k . (maps applied to source_k)  +  noise that cancels for every reader
     """
 
     name: str
@@ -58,16 +59,18 @@ class TensorPlan:
 
     @property
     def parts(self) -> tuple[TensorPlan, ...]:
-        """The tensors of which it is made, one behind the other."""
+        """The tensors of which it consists, one after another."""
         return (replace(self, beside=()), *self.beside)
 
     @property
     def begins(self) -> bool:
-        """Whether none of its entries has been trained: moments start at zero."""
+        """Whether none of its entries has been trained, so that moments start at zero."""
         return self.silent or self.scale == 0
 
     def unit_map(self, dimension: int, dual: bool = False) -> UnitMap | None:
-        """The matrix that dimension `dimension` rides, by its role; dual: that of its gradient."""
+        """The matrix that is applied to dimension `dimension`, by its role. With `dual`, that of its
+        gradient.
+        """
         axis_map = self.maps[dimension]
         if axis_map is None:
             return None
@@ -79,10 +82,10 @@ class TensorPlan:
         return named.get(self.roles[dimension], axis_map.write)
 
     def amplitude(self, dual: bool = False) -> float:
-        """By what the weights (dual: their gradients) of this tensor are scaled.
+        """The factor by which the weights of this tensor are scaled. With `dual`, that of their gradients.
 
-        Adam ignores the scale of gradients, so to follow the small network's trajectory its step has to be scaled like
-        the weights, and its eps like the gradients (theory: `docs/theory.md`, section 3).
+        Adam ignores the scale of gradients. To follow the trajectory of the small network, its step has to be
+        scaled like the weights, and its eps like the gradients (`docs/theory.md`, section 3).
         """
         factor = abs(self.scale) or 1.0  # silent outputs are zero for now, but they are to learn
         factor = 1 / (factor * self.copies) if dual else factor
@@ -92,7 +95,9 @@ class TensorPlan:
         return factor
 
     def spread(self) -> float:
-        """By what copies stretch the singular values of the gradient beyond `amplitude(dual=True)`: sqrt(n) for n of each."""
+        """The factor by which copies stretch the singular values of the gradient beyond
+        `amplitude(dual=True)`: sqrt(n) for n copies of each unit.
+        """
         factor = 1.0
         for dimension in range(len(self.maps)):
             unit_map = self.unit_map(dimension, dual=True)

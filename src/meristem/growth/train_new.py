@@ -1,8 +1,9 @@
-"""Train only what is new, or train it otherwise: `ms.freeze_old` and `ms.parameter_groups`.
+"""Train only what is new, or train it with other rates: `ms.freeze_old` and `ms.parameter_groups`.
 
-Whole tensors are frozen by `requires_grad`, which saves their gradients; parts of tensors by a masked update (`entry_rates`). Which
-is which is asked of the provenance of the growth, so it works in the same way behind every method: LLaMA-Pro is identity blocks of
-which only the new ones train, *Grow, Don't Overwrite* is feed-forward units duplicated of which only the copies do.
+Whole tensors are frozen by `requires_grad`, which saves their gradients. Parts of tensors are frozen by a
+masked update (`entry_rates`). The provenance of the growth says which entries are new, so this works in the
+same way after every method. In LLaMA-Pro the new entries are those of identity blocks. In *Grow, Don't
+Overwrite* they are the copies of feed-forward units.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ NEW: tuple[New, ...] = ("fresh", "copied", "grown", "all")
 
 @dataclass(frozen=True)
 class Frozen:
-    """What `freeze_old` has done.
+    """The result of `ms.freeze_old`.
 
     Attributes:
-        moving: entries that train, of `entries` in all; tied ones count once.
+        moving: how many entries train. Tied entries count once.
+        entries: how many entries there are.
     """
 
     moving: int
@@ -43,7 +45,7 @@ class Frozen:
     _frozen: tuple[nn.Parameter, ...] = field(repr=False)
 
     def remove(self) -> None:
-        """Everything trains again that did before."""
+        """End the freeze. Everything that trained before trains again."""
         for parameter in self._held:
             forget(parameter)
         for parameter in self._frozen:
@@ -56,26 +58,36 @@ def freeze_old(
     train: New = "copied",
     layers: Collection[int | LayerRank] | None = None,
 ) -> Frozen:
-    """From now on, only what a growth has added to `model` trains. Everything else stays as it is, bit by bit, whatever optimizer steps:
-    weights, moments and all; the norm by which gradients are clipped is that of what moves.
+    """Train only what a growth has added to `model`.
+
+    Everything else stays as it is, bit for bit, with any optimizer: weights and moments. The norm for
+    gradient clipping includes only the entries that train.
 
         growth = ms.Growth.of(model, ms.IdentityBlocks(depth=2))
         ms.freeze_old(growth.model, growth)
         optimizer = torch.optim.AdamW(p for p in growth.model.parameters() if p.requires_grad)
 
-    Call it before an optimizer or DDP is made, and after `fully_shard` where the model is sharded. A copy of the model (`copy.deepcopy`)
-    keeps whole tensors frozen, but knows nothing of their parts: call it on the copy.
+    Call it before the optimizer and DDP are made. If the model is sharded, call it after `fully_shard`. A
+    copy of the model (`copy.deepcopy`) keeps frozen tensors frozen, but loses the freeze of parts of tensors.
+    Call the function on the copy too.
 
     Args:
         model: the grown network, also inside DDP or torch.compile, or sharded by FSDP2.
-        provenance: of the growth, or the growth itself; for a directory, `ms.provenance(directory)`.
-        train: "fresh": entries without a source; "copied": these and further copies, all that is new; "grown": every tensor that has
-            something new in it, as a whole; "all": nothing is frozen.
-        layers: in these blocks only: numbers (of every list of blocks), or what `ms.rank_layers` gives. Everything else is frozen, so that a
-            network whose layers have all grown learns as one would of which only these have; stock classes want all layers alike.
+        provenance: the growth or the fusion that made the model, or its provenance.
+            `ms.provenance(directory)` reads that of a directory.
+        train: which entries train. "fresh": entries without a source. "copied": these and further copies,
+            which is all that is new. "grown": whole tensors that contain something new. "all": nothing is
+            frozen.
+        layers: train in these blocks only: their numbers (in every list of blocks), or results of
+            `ms.rank_layers`. Everything else is frozen. The network then learns as one in which only these
+            layers have grown. Stock classes need layers of one size, so all of them grow.
+
+    Returns:
+        The number of entries that train and of all entries, and `remove()` to end the freeze.
 
     Raises:
-        MeristemError: for the provenance of another network, or a growth that leaves nothing to train.
+        MeristemError: if the provenance is that of another network, if an option is unknown, if a layer does
+            not exist, or if nothing would train.
     """
     provenance = _of(model, provenance)
     held, frozen, moving, entries = [], [], 0, 0
@@ -114,25 +126,34 @@ def parameter_groups(
     reset_fresh: bool = False,
     fresh: Literal["fresh", "copied"] = "copied",
 ) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer in which new entries have a learning rate and a warm-up of their own.
+    """Parameter groups for an optimizer, with a learning rate and a warm-up of their own for new entries.
 
-        optimizer = torch.optim.AdamW(ms.parameter_groups(model, growth, learning_rate=1e-4, fresh_learning_rate=1e-3, warm_fresh=200))
+        groups = ms.parameter_groups(
+            model, growth, learning_rate=1e-4, fresh_learning_rate=1e-3, warm_fresh=200
+        )
+        optimizer = torch.optim.AdamW(groups)
 
-    Groups hold whole tensors: those with old entries at `learning_rate`, those without at `fresh_learning_rate`. In a tensor with both,
-    the step of new entries is scaled behind the optimizer's. (Asymmetric resetting and re-warming: SPARKLING, arXiv:2602.02472.)
+    Groups hold whole tensors. Tensors with old entries have `learning_rate`, and tensors without have
+    `fresh_learning_rate`. In a tensor with both, the step of new entries is scaled after the step of the
+    optimizer. Asymmetric resetting and re-warming come from SPARKLING, arXiv:2602.02472.
 
     Args:
-        model, provenance: as for `freeze_old`; parameters that do not train are left out.
-        learning_rate, fresh_learning_rate: of old entries, and of new ones (by default the same).
-        warm_fresh: over so many steps, the rate of new entries rises to its value.
-        reset_fresh: the moments of new entries, as a grown optimizer has carried them, begin at zero, and count their steps from there.
-        fresh: which entries are new: "copied": all that are not old; "fresh": those without a source only.
+        model: the grown network, as for `ms.freeze_old`. Parameters that do not train are left out.
+        provenance: the growth, the fusion or its provenance, as for `ms.freeze_old`.
+        learning_rate: the learning rate of old entries.
+        fresh_learning_rate: the learning rate of new entries. By default `learning_rate`.
+        warm_fresh: the number of steps over which the rate of new entries rises to its value.
+        reset_fresh: set the moments of new entries, which a grown optimizer has carried over, to zero, and
+            count their steps from there.
+        fresh: which entries are new. "copied": all that are not old. "fresh": only those without a source.
 
     Returns:
-        Groups with `params`, `lr` and `provenance` ("old", "mixed" or "fresh"); a scheduler may change `lr`, the ratio stays.
+        Groups with `params`, `lr` and `provenance` ("old", "mixed" or "fresh"). A scheduler may change `lr`,
+        and the ratio stays.
 
     Raises:
-        MeristemError: for rates or steps that are none, or the provenance of another network.
+        MeristemError: if a rate is not a positive number, if `warm_fresh` is not a number of steps, or if the
+            provenance is that of another network.
     """
     fresh_rate = learning_rate if fresh_learning_rate is None else fresh_learning_rate
     for name, value in (("learning_rate", learning_rate), ("fresh_learning_rate", fresh_rate)):
@@ -157,14 +178,14 @@ def parameter_groups(
 
 
 def scale_new(parameter: nn.Parameter, new: Tensor, ratio: float, warmup: int, reset: bool) -> None:
-    """Let entries where `new` is true step `ratio` times as far as their group's learning rate says, after so many steps of warm-up."""
+    """Multiply the step of the entries where `new` is true by `ratio`, after a warm-up of `warmup` steps."""
     rates = rates_of(parameter)
     rates.fresh = local(as_part(new.to(parameter.device), parameter))
     rates.ratio, rates.warmup, rates.reset, rates.step = ratio, warmup, reset, 0
 
 
 def start_at(model: nn.Module, step: int) -> None:
-    """A run that is resumed: warm-ups go on at this step, and nothing is reset."""
+    """Continue warm-ups at this step in a resumed run, without a reset of moments."""
     for rates in known_rates(model.parameters()):
         rates.step = step
 
@@ -176,7 +197,9 @@ def scale_fresh(
     warmup: int,
     fresh: Literal["fresh", "copied"],
 ) -> None:
-    """What `parameter_groups` does, for an optimizer that is made by others: all new entries step by a ratio and a warm-up."""
+    """As `parameter_groups`, for an optimizer that something else makes: all new entries get a ratio and a
+    warm-up.
+    """
     for _, parameter, labels in _parameters(model, _of(model, provenance)):
         new = _moving(labels, fresh)
         if parameter.requires_grad and new.any():
@@ -194,7 +217,7 @@ def _of(model: nn.Module, provenance: Provenance | Growth | Fusion) -> Provenanc
 
 
 def _chosen(names: Collection[str], layers: Collection[int | LayerRank] | None) -> set[str]:
-    """The tensors that lie in these layers; all of them by default."""
+    """The tensors that are in these layers. All of them by default."""
     if layers is None:
         return set(names)
     if not isinstance(layers, Collection) or isinstance(layers, str):
@@ -222,14 +245,14 @@ def _is_number(value: object) -> bool:
 
 
 def _inner(model: nn.Module) -> nn.Module:
-    """The network itself, out of DDP and torch.compile."""
+    """The network inside DDP and torch.compile."""
     from accelerate.utils import extract_model_from_parallel
 
     return extract_model_from_parallel(model, keep_torch_compile=False)
 
 
 def _parameters(model: nn.Module, provenance: Provenance) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-    """(name, parameter, the label of each of its entries), tied ones once."""
+    """(name, parameter, the label of each of its entries). Tied parameters occur once."""
     for name, parameter in _inner(model).named_parameters():
         yield name, parameter, provenance.labels(name)
 

@@ -1,8 +1,10 @@
-"""Networks of unequal widths brought to one: units of the one are means of units of the other, by optimal transport.
+"""Networks of unequal widths brought to one width: each unit of the result is a mean of units of the other
+network, by optimal transport.
 
-Singh and Jaggi: "Model Fusion via Optimal Transport", NeurIPS 2020, arXiv:1910.05653 (algorithm 1). All units of a layer weigh the same; the
-plan T says which share of each unit of the other network goes to each place in the first. A place carries the mean of what goes to
-it, and what reads a unit reads its places by their shares. Whole copies are the case of a width that divides the other: the function is kept.
+Singh and Jaggi: "Model Fusion via Optimal Transport", NeurIPS 2020, arXiv:1910.05653 (algorithm 1). All units
+of a layer have the same weight. The plan T states which share of each unit of the other network goes to each
+place in the first. A place carries the mean of what goes to it, and what reads a unit reads its places by
+their shares. If one width divides the other, units are copied whole, and the function is kept.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ Plans = Mapping[Pair, Tensor]
 
 
 def transport_plan(likeness: Tensor) -> Tensor:
-    """(n, m) float64: the shares for which the sum of share times likeness is largest; rows sum to 1 / n, columns to 1 / m.
+    """(n, m) float64: the shares for which the sum of share times likeness is largest. Rows sum to 1 / n, and
+    columns to 1 / m.
 
     Args:
         likeness: (n, m).
@@ -50,14 +53,16 @@ def transport_plan(likeness: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Counterparts:
-    """The pieces of two networks of one architecture and several widths, one beside the other."""
+    """The pieces of two networks of one architecture and different widths, side by side."""
 
     pieces: Sequence[tuple[Piece, Piece]]
     sizes: Mapping[Pair, tuple[int, int]]
 
     @staticmethod
     def of(first: Symmetries, other: Symmetries) -> Counterparts:
-        """Raises MeristemError if the networks are not built alike, or differ where units cannot change places."""
+        """Raises MeristemError if the architectures differ, or if widths differ where units cannot be
+        permuted.
+        """
         ours, theirs = _by_name(first), _by_name(other)
         found: list[tuple[Piece, Piece]] = []
         sizes: dict[Pair, tuple[int, int]] = {}
@@ -93,10 +98,14 @@ class Counterparts:
 def transported(
     first: nn.Module, other: nn.Module, counterparts: Counterparts, plans: Plans, watch: Watch
 ) -> nn.Module:
-    """A network of the size of `first`, whose units are those of `other` as the plans carry them.
+    """A network of the size of `first`, whose units are those of `other` as the plans transport them.
 
     Args:
-        watch: of a pass of `other`, which says what is read and what is written.
+        first: the network whose size the result has.
+        other: the network whose units it has.
+        counterparts: the pieces of both.
+        plans: the transport plan of each pair of groups.
+        watch: the watch of a pass of `other`, which says what is read and what is written.
     """
     moved, state = copy.deepcopy(first), other.state_dict()
     targets = moved.state_dict()
@@ -121,7 +130,9 @@ def carried(
     watch: Watch,
     besides: int | None = None,
 ) -> Tensor:
-    """A piece of the other network with its units where the plans carry them, but for the axis `besides`."""
+    """A piece of the other network with its units where the plans transport them, except along the axis
+    `besides`.
+    """
     dtype = part.dtype
     for axis, pair in enumerate(counterparts.pairs(ours, theirs)):
         if pair is not None and pair in plans and axis != besides:

@@ -1,9 +1,10 @@
-"""Where two networks part: the first module whose input or output is not what the growth says it should be.
+"""Where two networks first differ: the first module whose input or output is not what the growth says it
+should be.
 
-Run on both networks, in float64 where they can. Every module that holds a weight knows the layouts of what it takes in and
-gives out, so the large network's activations can be compared with the mapped ones of the small network, in the order in
-which they are computed. The first that differs names the culprit; where it differs by a number, the number is what some
-constant in the forward pass (a factor sqrt(hidden_size), a division by it) has changed by.
+Both networks run, in float64 if they can. Every module that holds a weight knows the layouts of its input and
+output. So the activations of the large network can be compared with the mapped ones of the small network, in
+the order of computation. The first one that differs shows the cause. If it differs by a number, some constant
+in the forward pass (a factor sqrt(hidden_size), a division by it) has changed by that number.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ CLOSE = 1e-4
 
 @dataclass(frozen=True)
 class Parting:
-    """The first activation that is not the mapped one. `ratio`: new = ratio . mapped, or None if no number does. `module` is ""
-    where only an output of the whole network parts; `before` then ends in its name."""
+    """The first activation that is not the mapped one. `ratio`: new = ratio . mapped, or None if no number
+    fits. `module` is "" if only an output of the whole network differs; `before` then ends in its name.
+    """
 
     module: str
     side: Literal["input", "output"]
@@ -36,7 +38,7 @@ class Parting:
     before: tuple[str, ...]  # modules with weights that had run by then
 
     def resolves(self, earlier: Parting) -> bool:
-        """Whether the networks, parting here, got past where they parted before."""
+        """Whether the networks, which differ here, agree where they differed before."""
         return (self.module, self.side) != (earlier.module, earlier.side) and self.before == (
             *earlier.before,
             *self.before[len(earlier.before) :],
@@ -52,10 +54,12 @@ class Parting:
 
 
 def first_parting(plan: GrowthPlan, model: nn.Module, grown: nn.Module, inputs: Mapping[str, Tensor]) -> Parting | None:
-    """The first activation of `grown` that is not that of `model` mapped by `plan`; None if all are.
+    """The first activation of `grown` that is not that of `model` mapped by `plan`. None if all are.
 
     Args:
-        model, grown: both networks, in evaluation mode and the same dtype; layers must not have been added.
+        plan: the plan. It adds no layers.
+        model: the small network, in evaluation mode.
+        grown: the large network, in evaluation mode and the same dtype.
         inputs: keyword arguments of forward.
     """
     ours, theirs = _record(model, inputs), _record(grown, inputs)
@@ -80,8 +84,10 @@ def first_parting(plan: GrowthPlan, model: nn.Module, grown: nn.Module, inputs: 
 def _parting_outputs(
     plan: GrowthPlan, model: nn.Module, grown: nn.Module, inputs: Mapping[str, Tensor], before: list[str]
 ) -> Parting | None:
-    """The first output that parts although every module agrees: by a number, a product of two features that have both grown; by
-    none, what a module that runs several times made of a later call."""
+    """The first output that differs although every module agrees. If it differs by a number, it is a product
+    of two features that have both grown. Otherwise a module that runs several times computed it in a later
+    call.
+    """
     ours, theirs = outputs_of(model, dict(inputs)), outputs_of(grown, dict(inputs))
     wanted = expected_outputs([plan], ours, theirs)
     for number, (name, output) in enumerate(wanted.items(), start=1):
@@ -129,7 +135,9 @@ def _record(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[tuple[str, L
 
 
 def _expected(plan: GrowthPlan, tensor: TensorAnatomy, side: str, old: Tensor) -> Tensor | None:
-    """The small network's activation as the large one should have it; None where the weight does not tell."""
+    """The activation of the small network as the large one should have it. None if the weight does not show
+    it.
+    """
     wanted = ("read", "gain") if side == "input" else ("write", "gain")
     position = next((i for i, d in enumerate(tensor.dimensions) if d.role in wanted), None)
     if position is None:

@@ -1,9 +1,10 @@
-"""Tied heads and width constants: the scalars that a growth has to put right, and where it puts them.
+"""Tied heads and width constants: the factors that a growth has to correct, and where it corrects them.
 
-A tied head reads with the writer's map, so with n copies of each unit its logits come out n times too large; an
-embedding scaled by sqrt(hidden_size) grows by sqrt(n) by itself. Both are numbers, and a number in front of the head can
-be folded into the gain of the last norm: the result is a stock model, tied as before. Where no number will do (a
-gram matrix that is no multiple of the identity) or no norm stands before the head, the head is untied instead.
+A tied head reads with the writer's map. With n copies of each unit, its logits are n times too large. An
+embedding scaled by sqrt(hidden_size) also grows by sqrt(n). Both are numbers, and a number before the head
+can be multiplied into the gain of the last norm. The result is a stock model, tied as before. If no number is
+enough (a gram matrix that is not a multiple of the identity), or if there is no norm before the head, the
+head is untied instead.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from meristem.growth.stream_watch import stream_of
 
 @dataclass(frozen=True)
 class Repair:
-    """Scalars by tensor name, and whether the head has to be untied."""
+    """Factors by tensor name, and whether the head has to be untied."""
 
     scales: Mapping[str, float] = field(default_factory=dict)
     untied: bool = False
@@ -42,7 +43,13 @@ def repair(
     """What the width constants and a tied head of `model` need under these axis maps.
 
     Args:
-        statistics: scalars by tensor name that keep what norms measure; those of the result include them.
+        anatomy: the anatomy of the network.
+        target: the builder of the large network.
+        maps: the map of each axis.
+        model: the network.
+        keep_tied: keep a tied head tied, if that is possible.
+        statistics: factors by tensor name that keep what norms measure. Those of the result include them.
+        inputs: keyword arguments of forward. Random ones by default.
     """
     constants = width_constants(anatomy, target)
     statistics = statistics or {}
@@ -80,8 +87,9 @@ def repair(
 
 
 def tied_to_heads(anatomy: Anatomy) -> frozenset[str]:
-    """Outside transformers, the embeddings that a head reads with, by both names: new columns have to stay zero, since they are read as
-    they are written."""
+    """Outside transformers, the embeddings with which a head reads, by both names. New columns have to stay
+    zero, because they are both written and read.
+    """
     if not isinstance(anatomy.builder, FunctionBuilder):
         return frozenset()
     heads = [tensor for tensor in anatomy.tensors.values() if _reads_as_written(anatomy, tensor)]
@@ -89,8 +97,10 @@ def tied_to_heads(anatomy: Anatomy) -> frozenset[str]:
 
 
 def linear_readers(anatomy: Anatomy, head: TensorAnatomy, model: nn.Module, inputs: Inputs) -> list[str]:
-    """Outside transformers, the weights that read what an embedding gives out as it is, where nothing else does: they can take up a
-    factor of an embedding that is tied to a head without a norm before it (a recurrent language model). None for any other."""
+    """Outside transformers, the weights that read the output of an embedding directly, if nothing else does.
+    They can absorb a factor of an embedding that is tied to a head without a norm before it (a recurrent
+    language model). Empty for others.
+    """
     if inputs is None or not isinstance(anatomy.builder, FunctionBuilder):
         return []
     own = head.tied_to or head.name
@@ -104,8 +114,9 @@ def linear_readers(anatomy: Anatomy, head: TensorAnatomy, model: nn.Module, inpu
 
 
 def _reads_as_written(anatomy: Anatomy, tensor: TensorAnatomy) -> bool:
-    """Whether a tensor reads along a dimension that its owner writes along, as a head that is tied to an embedding. Heads of several
-    layers that share one reader (DETR's) all take its map, and need no repair."""
+    """Whether a tensor reads along a dimension along which its owner writes, as a head that is tied to an
+    embedding. Heads of several layers that share one reader (DETR's) all take its map, and need no repair.
+    """
     if tensor.tied_to is None:
         return False
     owner = anatomy.tensors[tensor.tied_to]
@@ -114,7 +125,9 @@ def _reads_as_written(anatomy: Anatomy, tensor: TensorAnatomy) -> bool:
 
 
 def _directly(anatomy: Anatomy, norm: str, head: TensorAnatomy, model: nn.Module, inputs: Inputs) -> bool:
-    """Whether the head of a network outside transformers reads what the norm gives out, and not what stands behind it."""
+    """Whether the head of a network outside transformers reads the output of the norm itself, and not of
+    something after it.
+    """
     if not isinstance(anatomy.builder, FunctionBuilder):
         return True
     taken = stream_of(model, anatomy, inputs).taken.get(head.tied_to or head.name, set())
@@ -122,13 +135,15 @@ def _directly(anatomy: Anatomy, norm: str, head: TensorAnatomy, model: nn.Module
 
 
 def _feeds(anatomy: Anatomy, norm: str, head: TensorAnatomy, maps: Mapping[str, AxisMap]) -> bool:
-    """Whether the gains of a norm run along the axes that grow of those that the head reads."""
+    """Whether the gains of a norm run along the growing axes that the head reads."""
     along = anatomy.axes_over(norm)
     return {axis for d in head.dimensions if d.role == "read" for axis in d.layout.axes()} & set(maps) <= along
 
 
 def _gram(head: TensorAnatomy, maps: Mapping[str, AxisMap]) -> float | None:
-    """What copies of the axis that the head reads multiply its output by; None if that is no number."""
+    """The factor by which copies of the axis that the head reads multiply its output. None if it is not one
+    number.
+    """
     axes = next(d.layout.axes() for d in head.dimensions if d.role == "read")
     factor: float | None = 1.0
     for axis in axes & set(maps):

@@ -1,4 +1,6 @@
-"""Lists of blocks of several kinds (sliding and full attention, attention and state-space): where old layers stand among new ones."""
+"""Lists of blocks of several types (sliding and full attention, attention and state-space): the places of old
+layers among new ones.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ TYPES = ("layer_types", "layers_block_type", "attention_layers")  # config lists
 
 
 def types_of(builder: HuggingFaceBuilder) -> dict[str, list[str]]:
-    """{axis of depth: the kind of each layer}, for the lists of blocks whose config names kinds."""
+    """{axis of depth: the type of each layer}, for the lists of blocks whose config names types."""
     found = {}
     for axis, path in builder.fields.depth_paths.items():
         owner = path.rpartition(".")[0]
@@ -36,12 +38,14 @@ def types_of(builder: HuggingFaceBuilder) -> dict[str, list[str]]:
 
 
 def placed_by_type(old: Sequence[Any], new: Sequence[Any], fits: Fits | None = None) -> LayerMap | None:
-    """Old layers in their order, each at a place of its own kind and as evenly spread as that allows; at the other places silent
-    copies of the nearest layer of the kind that belongs there. None if there is no such arrangement.
+    """Old layers in their order, each at a place of its own type, as evenly as that allows. The other places
+    get silent copies of the nearest layer of the right type. None if there is no such arrangement.
 
     Args:
-        old, new: the kind of each layer of the small and of the large network.
-        fits: whether a silent copy of a layer can stand at a place; where it is of the same kind, by default.
+        old: the type of each layer of the small network.
+        new: the type of each layer of the large network.
+        fits: a function that says whether a silent copy of a layer can be at a place. By default, if the
+            types are equal.
     """
     fits = fits or (lambda layer, place: old[layer] == new[place])
     places = _places(old, new)
@@ -61,7 +65,7 @@ def placed_by_type(old: Sequence[Any], new: Sequence[Any], fits: Fits | None = N
 
 
 def _places(old: Sequence[Any], new: Sequence[Any]) -> list[int] | None:
-    """The place of each old layer: of all arrangements that with the least distance from an even one."""
+    """The place of each old layer: of all arrangements, the one with the least distance from an even one."""
     ideal = [layer * len(new) / len(old) for layer in range(len(old))]
     best = [[math.inf] * (len(new) + 1) for _ in range(len(old) + 1)]  # of the first i layers on the first j places
     best[0] = [0.0] * (len(new) + 1)
@@ -81,10 +85,10 @@ def _places(old: Sequence[Any], new: Sequence[Any]) -> list[int] | None:
 
 
 def typed_layers(anatomy: Anatomy, axis: str, types: Sequence[str]) -> LayerMap:
-    """The map of a list of blocks to one of these kinds.
+    """The map from a list of blocks to layers of these types.
 
     Raises:
-        MeristemError: if the network names no kinds, or its layers cannot stand among these in their order.
+        MeristemError: if the network names no types, or if its layers do not fit among these in their order.
     """
     own = _own_types(anatomy)
     if axis not in own:
@@ -101,8 +105,10 @@ def typed_layers(anatomy: Anatomy, axis: str, types: Sequence[str]) -> LayerMap:
 
 
 def map_to_types(anatomy: Anatomy, axis: str, types: Sequence[str]) -> LayerMap | None:
-    """The same; None where there is no such map. Layers of one kind may still have other tensors (ModernBERT's first has no norm
-    before its attention), so old ones stand where just theirs are wanted, and silent ones where theirs suffice."""
+    """The same, or None if there is no such map. Layers of one type may still have different tensors
+    (ModernBERT's first has no norm before its attention). So old layers go where exactly their tensors are
+    needed, and silent ones where their tensors are enough.
+    """
     old = _own_types(anatomy).get(axis)
     found = placed_by_type(old, types) if old is not None else None
     kinds = layer_kinds(anatomy, axis, found) if found is not None else None

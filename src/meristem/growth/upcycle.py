@@ -1,4 +1,4 @@
-"""Sparse upcycling: a dense network becomes a mixture of experts of its family's class."""
+"""Sparse upcycling: a dense network becomes a mixture of experts, in the mixture class of its family."""
 
 from __future__ import annotations
 
@@ -27,29 +27,40 @@ UNDECLARED = ("head_dim",)  # entries that classes read without declaring them (
 
 @dataclass(frozen=True)
 class Upcycle(Method):
-    """Every feed-forward block becomes experts, each a copy of it, and a new router that chooses among them.
+    """Turn every feed-forward block into experts that are copies of it, with a new router that chooses among
+    them.
 
-    Komatsuzaki et al.: "Sparse Upcycling", ICLR 2023, arXiv:2212.05055 (copies and a new router); He et al.: "Upcycling Large Language
-    Models into Mixture of Experts", arXiv:2410.07524 (granularity: shards of a copy, tied in the router); Nakamura et al.:
-    "Drop-Upcycling", ICLR 2025, arXiv:2502.19261 (`reinit`).
+    Komatsuzaki et al.: "Sparse Upcycling", ICLR 2023, arXiv:2212.05055 (copies and a new router). He et al.:
+    "Upcycling Large Language Models into Mixture of Experts", arXiv:2410.07524 (granularity: shards of a
+    copy, with equal rows of the router). Nakamura et al.: "Drop-Upcycling", ICLR 2025, arXiv:2502.19261
+    (`reinit`).
 
-    Preserves the function where a copy is chosen as a whole and the weights of what is chosen are known: with any router in classes
-    whose top-k weights sum to one (all of the table but Switch, unless `norm_topk_prob` is False), else with router="zero" and
-    granularity 1. `reinit` changes it, by design, and is measured.
+    Keeps the function if a whole copy is chosen and the weights of the chosen experts are known. In classes
+    whose top-k weights sum to one, that holds with any router. These are all classes of the table except
+    Switch, unless `norm_topk_prob` is False. In other cases it holds with router="zero" and granularity 1.
+    `reinit` changes the function by design, and the change is measured.
 
     Args:
         num_experts: how many experts each block has.
         experts_per_token: how many of them a token gets.
-        granularity: an expert is this share of the dense block: G shards, each in num_experts / G copies; `experts_per_token` is a
-            multiple of it.
-        router: "random": normal numbers of standard deviation 0.02; "zero"; None: random where that is exact, else zero.
-        reinit: the share of each expert's units that is drawn anew, with the mean and the standard deviation of their tensor.
-        shared_experts: 1: in classes that have one, the shared expert is the dense block and gives half of the output (its gate is
-            zero, a half behind the sigmoid), the others give the other half; 0: it is silent.
-        every: only every so manieth layer gets experts, in classes that know of it.
-        norm_topk_prob: whether the weights of the chosen experts sum to one, in classes where that is a choice.
-        fields: further entries of the mixture's config, which may change the function.
-        seed: of the router and of what is drawn anew.
+        granularity: the number G of shards of a dense block. Each expert is one shard, and each shard is in
+            num_experts / G experts. `num_experts` and `experts_per_token` have to be multiples of G.
+        router: "random" for normal numbers of standard deviation 0.02, or "zero". None means random where
+            that is exact, and zero elsewhere.
+        reinit: the share of each expert's units that is redrawn, with the mean and the standard deviation of
+            their tensor.
+        shared_experts: 0 or 1. With 1, in classes that have a shared expert, that expert is the dense block
+            and gives half of the output (its gate is zero, and the sigmoid of that is a half). The others
+            give the other half. With 0, the shared expert is silent.
+        every: give experts only to every n-th layer, in classes whose config can say so.
+        norm_topk_prob: whether the weights of the chosen experts sum to one, in classes where that is an
+            option.
+        fields: further entries of the mixture's config. They may change the function.
+        seed: the seed of the router and of the redrawn units.
+
+    Raises:
+        MeristemError: if an option is out of range. When a network is grown, if its family has no mixture
+            class, or if the class does not have an option.
     """
 
     name: ClassVar[str] = "upcycle"
@@ -88,11 +99,13 @@ class Upcycle(Method):
             raise MeristemError(f"upcycle: shared_experts is 0 or 1, got {self.shared_experts!r}")
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
-        """None: no axis changes, the class does."""
+        """No maps, because no axis changes. The class changes."""
         return {}
 
     def plan(self, anatomy: Anatomy, model: nn.Module, inputs: Inputs = None) -> UpcyclePlan:
-        """As in `Method`. Raises MeristemError for a family without a mixture class, or options that the class does not have."""
+        """As in `Method`. Raises MeristemError if the family has no mixture class, or if the class does not
+        have an option.
+        """
         row = self._row(anatomy)
         sums_to_one = self._sums_to_one(row)
         zero = self.router == "zero" or (self.router is None and not sums_to_one)
@@ -125,12 +138,12 @@ class Upcycle(Method):
         return Anatomy.of(self._mixture(anatomy.builder, self._row(anatomy))).builder
 
     def mixture(self, builder: HuggingFaceBuilder) -> HuggingFaceBuilder:
-        """What builds the mixture of the dense network that `builder` builds."""
+        """What builds the mixture that belongs to the dense network of `builder`."""
         made = self._mixture(builder, MIXTURES[builder.model_type])
         return HuggingFaceBuilder(type(made), made.config)
 
     def _row(self, anatomy: Anatomy) -> Mixture:
-        """What the family becomes."""
+        """The row of the table for this family."""
         builder = anatomy.builder
         row = MIXTURES.get(builder.model_type)
         if row is None or not isinstance(builder, HuggingFaceBuilder):
@@ -173,7 +186,9 @@ class Upcycle(Method):
         return self.norm_topk_prob is not False
 
     def _mixture(self, builder: Builder, row: Mixture) -> nn.Module:
-        """The mixture without weights: its class has the head of the dense one, its config what both configs know."""
+        """The mixture without weights. Its class has the head of the dense network, and its config has the
+        entries that both configs know.
+        """
         import transformers
 
         assert isinstance(builder, HuggingFaceBuilder)
@@ -194,7 +209,7 @@ class Upcycle(Method):
             return uninitialised(lambda: model_class(config))
 
     def _fields(self, config: Any, row: Mixture) -> dict[str, Any]:
-        """What the mixture's config says about its experts."""
+        """The entries of the mixture's config about its experts."""
         dense = "d_ff" if row.ffn == "d_ff" else "intermediate_size"
         units = getattr(config, dense)
         fields: dict[str, Any] = {row.experts: self.num_experts, row.ffn: units // self.granularity}

@@ -1,10 +1,12 @@
-"""From a dense network to a mixture of experts, tensor by tensor: what both have keeps its name and its values, and every tensor that
-only the mixture has is explained by the dense feed-forward block in its place, or refused.
+"""From a dense network to a mixture of experts, tensor by tensor. What both have keeps its name and its
+values. Every tensor that only the mixture has is explained by the dense feed-forward block in its place,
+or refused.
 
-With G = granularity, an expert is one of G shards of the dense block: expert e holds shard e mod G of copy e // G. For the k experts
-that a token gets, with weights w_e, the output is `scale` times the sum of w_e shard_e. Where the weights sum to one and the G experts
-of a copy have one router row, so that they are chosen together, scale = G gives the dense output for any router. Where weights are the
-softmax over all E experts, a router of zeros gives each 1 / E, and scale = G E / k.
+With G = granularity, an expert is one of G shards of the dense block: expert e holds shard e mod G of copy e
+// G. For the k experts that a token gets, with weights w_e, the output is `scale` times the sum of w_e
+shard_e. If the weights sum to one and the G experts of a copy have one router row, they are chosen together,
+and scale = G gives the dense output for any router. If the weights are the softmax over all E experts, a
+router of zeros gives each 1 / E, and scale = G E / k.
 """
 
 from __future__ import annotations
@@ -36,9 +38,9 @@ class Experts:
     """The numbers of an upcycling.
 
     Args:
-        scale: of what experts write.
-        shared_scale: of what a shared expert writes; 0: it is silent.
-        reinit: the share of an expert's units that is drawn anew.
+        scale: the factor of the output weights of experts.
+        shared_scale: the factor of the output weights of a shared expert. 0 if it is silent.
+        reinit: the share of an expert's units that is drawn again.
     """
 
     count: int
@@ -59,7 +61,9 @@ class UpcyclePlan(GrowthPlan):
 
     @cached_property
     def tensors(self) -> dict[str, TensorPlan]:
-        """As in `GrowthPlan`. Raises MeristemError for tensors that one of both networks has no place for."""
+        """As in `GrowthPlan`. Raises MeristemError if a tensor of one network does not belong to the
+        other.
+        """
         assert self.reached is not None
         plans = {tensor.name: self._plan(tensor) for tensor in self.reached.tensors.values() if tensor.tied_to is None}
         used = {term.source for plan in plans.values() for part in plan.parts for term in part.terms if not part.drawn}
@@ -105,7 +109,7 @@ class UpcyclePlan(GrowthPlan):
         return TensorPlan(tensor.name, (Term(source),), maps, tuple(d.role for d in tensor.dimensions), scale)
 
     def _dense(self, name: str) -> str:
-        """What the dense network calls it."""
+        """Its name in the dense network."""
         assert self.row is not None
         here, there = (_base(builder) for builder in (self.target, self.source.builder))
         if here != there and name.startswith(f"{here}."):
@@ -124,7 +128,9 @@ class UpcyclePlan(GrowthPlan):
         }
 
     def _expert(self, tensor: TensorAnatomy) -> Iterator[TensorPlan]:
-        """Experts, fused in one tensor or each by itself; `gate_up_proj` is `gate_proj` and behind it `up_proj`."""
+        """Experts, fused in one tensor or each in its own. `gate_up_proj` is `gate_proj` followed by
+        `up_proj`.
+        """
         match, options = EXPERT.match(tensor.name), self.experts
         assert options is not None
         if match is None:
@@ -138,7 +144,7 @@ class UpcyclePlan(GrowthPlan):
         yield replace(parts[0], beside=tuple(parts[1:]), along=1)
 
     def _experts_of(self, tensor: TensorAnatomy, dense: TensorAnatomy, block: str, number: str | None) -> TensorPlan:
-        """All experts of a block in one tensor, or one of them by itself, with all units of the dense matrix."""
+        """All experts of a block in one tensor, or one of them, with all units of the dense matrix."""
         options = self.experts
         assert options is not None
         inner, roles = self._inner(dense), tuple(d.role for d in dense.dimensions)
@@ -159,7 +165,7 @@ class UpcyclePlan(GrowthPlan):
         return next(i for i, d in enumerate(dense.dimensions) if "hidden" not in str(d.layout))
 
     def _shared(self, tensor: TensorAnatomy) -> Iterator[TensorPlan]:
-        """A shared expert is the dense block, or the first units of it if it is silent."""
+        """A shared expert is the dense block, or its first units if it is silent."""
         match, options = SHARED.match(tensor.name), self.experts
         assert options is not None
         if match is None:
@@ -182,7 +188,7 @@ class UpcyclePlan(GrowthPlan):
             yield self._from_nothing(tensor, match.group(1), 0.0)
 
     def _router(self, tensor: TensorAnatomy) -> Iterator[TensorPlan]:
-        """New rows; the experts of one copy share theirs."""
+        """New rows. The experts of one copy share theirs."""
         match, options = ROUTER.match(tensor.name), self.experts
         assert options is not None
         if match is not None and tensor.shape[0] == options.count:
@@ -198,6 +204,6 @@ class UpcyclePlan(GrowthPlan):
 
 
 def _base(builder: Builder) -> str:
-    """What a class with a head calls the network below it."""
+    """The name that a class with a head gives to the network below it."""
     made = getattr(builder, "model_class", None)
     return getattr(getattr(made, "func", made), "base_model_prefix", "")

@@ -1,4 +1,4 @@
-"""Whether the values of a method's options make sense by their types, before anything is planned."""
+"""Check the values of a method's options by their types, before anything is planned."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def check_values(method: Any) -> None:
     """Check a method that is a dataclass with annotated fields.
 
     Raises:
-        MeristemError: for text where a number belongs, numbers that are not finite, seeds that no generator takes, and values that
-            are not among an option's choices.
+        MeristemError: for text in the place of a number, numbers that are not finite, seeds that no generator
+            accepts, and values that are not among the choices of an option.
     """
     hints = typing.get_type_hints(type(method))
     for field in dataclasses.fields(method):
@@ -29,7 +29,7 @@ def check_values(method: Any) -> None:
 
 
 def _wanted(option: str, value: Any, kinds: tuple[Any, ...]) -> str | None:
-    """What the value should have been; None if it is right, or judged elsewhere."""
+    """What the value should have been. None if it is right, or checked elsewhere."""
     if value is None and type(None) in kinds:
         return None
     if option == "seed":

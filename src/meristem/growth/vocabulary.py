@@ -1,8 +1,9 @@
-"""Vocabulary and learned positions: what stands for a token or a place keeps its row, and new rows are added behind.
+"""Vocabulary and learned positions: each token or position keeps its row, and new rows follow.
 
-New tokens take the mean of the old rows, in the embedding as in the head: the logits of the old tokens are what they were. New
-positions continue the last one, or all are interpolated, which is not exact (Chen et al.: "Extending Context Window of Large
-Language Models via Positional Interpolation", 2023, arXiv:2306.15595, has it for rotary positions).
+New tokens take the mean of the old rows, in the embedding and in the head. The logits of the old tokens do
+not change. New positions repeat the last one, or all are interpolated, which is not exact (for rotary
+positions see Chen et al.: "Extending Context Window of Large Language Models via Positional Interpolation",
+2023, arXiv:2306.15595).
 """
 
 from __future__ import annotations
@@ -13,19 +14,23 @@ from meristem.algebra import AxisMap, UnitMap
 
 
 def more_tokens(old: int, new: int) -> AxisMap:
-    """Old rows first; the mean of the old ones for each new token."""
+    """Old rows first, then the mean of the old ones for each new token."""
     rows = UnitMap.select(torch.arange(new) % old, old, (torch.arange(new) < old).double())
     return AxisMap(rows, rows, twins=False, filled=True)
 
 
 def wider_projection(old: int, new: int) -> AxisMap:
-    """The space that two towers are compared in: old units first, zeros behind them, which no length or angle notices."""
+    """The space in which two towers are compared: old units first, then zeros, which change no length or
+    angle.
+    """
     rows = UnitMap.select(torch.arange(new) % old, old, (torch.arange(new) < old).double())
     return AxisMap(rows, rows, twins=False)
 
 
 def more_positions(old: int, new: int, interpolate: bool = False) -> AxisMap:
-    """Old rows first and the last one again for each new position, or every row between its two nearest."""
+    """Old rows first, then the last one again for each new position. Or every row between its two nearest, if
+    `interpolate`.
+    """
     if not interpolate:
         rows = UnitMap.select(torch.arange(new).clamp(max=old - 1), old)
         kept = UnitMap.select(torch.arange(new).clamp(max=old - 1), old, (torch.arange(new) < old).double())

@@ -1,6 +1,7 @@
-"""Weight selection: the way back, a small network cut out of a large one.
+"""Weight selection: a small network made from units of a large one.
 
-Xu, Chen, Vishniakov, Yin, Shen, Darrell, Liu, Liu: "Initializing Models with Larger Ones", ICLR 2024, arXiv:2311.18823.
+Xu, Chen, Vishniakov, Yin, Shen, Darrell, Liu, Liu: "Initializing Models with Larger Ones", ICLR 2024,
+arXiv:2311.18823.
 """
 
 from __future__ import annotations
@@ -32,20 +33,31 @@ ROWS = ("vocab", "positions")  # kinds of axes whose units stand for a token or 
 
 @dataclass(frozen=True)
 class WeightSelection(Method):
-    """Some units of every axis, the same ones in every tensor; heads stay whole. Does not preserve the function.
+    """Select some units of every axis, the same ones in every tensor (arXiv:2311.18823). Heads stay whole.
+
+    Does not keep the function.
 
     Args:
-        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim, vocab_size, max_position_embeddings: target
-            sizes. Of a head, the units whose frequencies the smaller head has stay; of the vocabulary and of positions, the first.
-        num_hidden_layers: target depth.
-        sizes, depths: any further targets by the name of their axis or list of blocks: {"encoder_ffn": 512}, {"channels": 8}, {"decoder_layers": 2}.
-        blocks: the lists of blocks that num_hidden_layers is meant for: "all", or of an encoder-decoder "encoder" or "decoder".
-        selection: "uniform" (evenly spaced units), "first", or "magnitude" (the units with the largest weights).
-        layers: "first" layers (the paper's choice) or "uniform" ones.
-        readers: "kept" as they are (the paper); "rescaled" by old / new, so that sums over fewer units stay as large: then the
-            first units of what `HyperCloning` has made are the network that it was made from, exactly; or "silent": the units that go
-            are silent, as padding leaves them (`ZeroPadding`, `LEMON` below twice the width), so that norms measure what they did.
-            With the latter two, head_dim goes back the way that it grew.
+        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads: target sizes.
+        head_dim: the target size of a head. The units stay whose frequencies the smaller head has.
+        vocab_size, max_position_embeddings: target sizes of the vocabulary and of learned positions. The
+            first ones stay.
+        num_hidden_layers: the target depth.
+        sizes: further target sizes by the name of the axis: {"encoder_ffn": 512}, {"channels": 8}.
+        depths: further target depths by the name of the list of blocks: {"decoder_layers": 2}.
+        blocks: the lists of blocks that `num_hidden_layers` applies to: "all", or "encoder" or "decoder" of
+            an encoder-decoder.
+        selection: "uniform" (evenly spaced units), "first", or "magnitude" (the units with the largest
+            weights).
+        layers: "first" layers (as in the paper) or "uniform" ones.
+        readers: "kept" leaves the readers as they are (as in the paper). "rescaled" multiplies them by old
+            size / new size, so that sums over fewer units keep their scale: the first units of a network that
+            `HyperCloning` made then give exactly the network that it was made from. "silent" treats the units
+            that go as silent units of padding (`ZeroPadding`, or `LEMON` below twice the width), so that
+            norms measure what they did. With the last two, head_dim returns to what it was before it grew.
+
+    Raises:
+        MeristemError: when a network is cut, if a target is above the present size, or if there is no target.
     """
 
     name: ClassVar[str] = "weight_selection"
@@ -67,7 +79,9 @@ class WeightSelection(Method):
     readers: Literal["kept", "rescaled", "silent"] = "kept"
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
-        """Rows of the identity. Raises MeristemError for targets above the present sizes, or none."""
+        """Rows of the identity. Raises MeristemError if a target is above the present size, or if there is
+        none.
+        """
         rows = {"vocab": self.vocab_size, "positions": self.max_position_embeddings}
         targets = width_targets(
             anatomy,
@@ -113,7 +127,7 @@ class WeightSelection(Method):
         return maps
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
     def _kept(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> Tensor:
@@ -126,8 +140,9 @@ class WeightSelection(Method):
 
 
 def magnitude(anatomy: Anatomy, axis: str, weights: Weights) -> Tensor:
-    """(size of axis,) the sum of squares of all weights that belong to each unit, over every tensor that has the axis
-    as a plain factor of one of its dimensions."""
+    """(size of axis,) the sum of squares of all weights of each unit, over every tensor that has the axis as
+    a plain factor of one of its dimensions.
+    """
     total = torch.zeros(anatomy.sizes[axis], dtype=torch.float64)
     for name, tensor in anatomy.tensors.items():
         if tensor.tied_to is None and name in weights:

@@ -1,4 +1,4 @@
-"""What all width methods share: the same options, and one map for each axis that they ask to change."""
+"""What all width methods share: their options, and one map for each axis that they change."""
 
 from __future__ import annotations
 
@@ -26,17 +26,23 @@ from meristem.growth.vocabulary import more_positions, more_tokens, wider_projec
 
 @dataclass(frozen=True)
 class WidthMethod(Method):
-    """A method that widens axes.
+    """The targets that every method that widens axes takes.
 
     Args:
-        width: factor for every axis; or {axis: target}, as in `HyperCloning({"channels": 24})`, the same as `sizes`.
-        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim: targets that override it one by
-            one; `width` leaves head_dim as it is.
-        vocab_size, max_position_embeddings: targets that `width` leaves alone; new tokens take the mean of the old rows, new
-            positions that are learned continue the last one.
-        pad_to_multiple_of: of the vocabulary.
-        positions: "last", or "interpolate" all learned positions, which changes the function.
-        sizes: any further targets by the name of their axis (`meristem inspect` shows them): {"encoder_ffn": 2048}.
+        width: a factor for every axis except `head_dim`, the vocabulary and positions. Or {axis: target
+            size}, as in `HyperCloning({"channels": 24})`, which means the same as `sizes`.
+        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim: target sizes of
+            single axes. They override `width`.
+        vocab_size, max_position_embeddings: target sizes of the vocabulary and of learned positions. A new
+            token gets the mean of the old rows. A new position gets the row of the last one.
+        pad_to_multiple_of: round the vocabulary up to a multiple of this number.
+        positions: "last", or "interpolate" for new positions that interpolate all old ones, which changes the
+            function.
+        sizes: further targets by the name of their axis: {"encoder_ffn": 2048}. `meristem inspect` prints the
+            names.
+
+    Raises:
+        MeristemError: when a network is grown, if a target is impossible or if nothing would grow.
     """
 
     width: int | Mapping[str, int] = 1
@@ -71,7 +77,7 @@ class WidthMethod(Method):
         )
 
     def _rows(self, anatomy: Anatomy) -> dict[str, int]:
-        """{axis: target} of the vocabulary and of learned positions."""
+        """{axis: target size} of the vocabulary and of learned positions."""
         asked = {"vocab": self.vocab_size, "positions": self.max_position_embeddings}
         multiple = self.pad_to_multiple_of
         if multiple is not None and (isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1):
@@ -86,10 +92,11 @@ class WidthMethod(Method):
         return {axis: size for axis, size in asked.items() if size is not None}
 
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
-        """One map for each target; heads under ALiBi and sinusoidal positions get those that keep their slopes and frequencies.
+        """One map for each target. Heads under ALiBi and sinusoidal positions get maps that keep their slopes
+        and frequencies.
 
         Raises:
-            MeristemError: for impossible targets, or none at all.
+            MeristemError: if a target is impossible, or if there is none.
         """
         targets = self.targets(anatomy)
         if not targets and not self.layer_maps(anatomy) and not self.choices().fields:
@@ -103,7 +110,7 @@ class WidthMethod(Method):
         return {**maps, **_alibi_maps(anatomy, targets)} if has_alibi(anatomy) else maps
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-        """Unless norms stand in the way (see `norms_are_kept`), or positions move."""
+        """True, unless norms prevent it (see `norms_are_kept`) or positions are interpolated."""
         moved = self.positions == "interpolate" and "positions" in maps
         return not moved and super().promises(anatomy, maps, model, inputs)
 
@@ -123,13 +130,13 @@ class WidthMethod(Method):
 
 @dataclass(frozen=True)
 class NoisyWidthMethod(WidthMethod):
-    """A width method whose copies can be told apart.
+    """The options of width methods that can add noise and repair a tied head.
 
     Args:
-        noise: symmetry-breaking noise on the readers, relative to the standard deviation of each tensor; it lies in the null
-            space of the copies, so the function is kept.
-        seed: of the noise, and of whatever else the method draws.
-        tied: "keep" a tied head (its factor goes into the gain of the norm before it) or "untie" it.
+        noise: the standard deviation of the noise on readers, relative to that of each tensor. It breaks the
+            symmetry of copies. It lies in the null space of the copies, so the function is kept.
+        seed: the seed of the noise, and of everything else that the method draws.
+        tied: "keep" a tied head (its factor goes into the gain of the norm before it), or "untie" it.
     """
 
     noise: float = 0.0
@@ -154,8 +161,9 @@ def _regrouped(anatomy: Anatomy, group: str, targets: Mapping[str, int]) -> dict
 
 
 def _sinusoids(method: str, axis: str, old: int, target: int) -> AxisMap:
-    """Frequencies stay where the wider table has them; the units that they are added to become neighbours of their copies, so
-    that the first copy of each is where its frequency is."""
+    """Frequencies stay where the wider table has them. The units to which they are added become neighbours of
+    their copies, so that the first copy of each is where its frequency is.
+    """
     if target % old:
         raise MeristemError(
             f"{method}: sinusoidal positions keep their frequencies only if {whole_of(axis)} grows by a whole factor; "

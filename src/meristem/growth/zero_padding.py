@@ -1,7 +1,9 @@
-"""Zero-padding growth with free columns, as MSG starts its masks and Gesmundo & Maile prove exact.
+"""Growth by zero padding with free columns: the start of MSG's masks, which Gesmundo and Maile prove exact.
 
-Yao, Zhang, Li, Wang: "Masked Structural Growth for 2x Faster Language Model Pre-training", ICLR 2024, arXiv:2305.02869.
-Gesmundo, Maile: "Composable Function-preserving Expansions for Transformer Architectures", 2023, arXiv:2308.06103.
+Yao, Zhang, Li, Wang: "Masked Structural Growth for 2x Faster Language Model Pre-training", ICLR 2024,
+arXiv:2305.02869.
+Gesmundo, Maile: "Composable Function-preserving Expansions for Transformer Architectures", 2023,
+arXiv:2308.06103.
 """
 
 from __future__ import annotations
@@ -22,20 +24,23 @@ from meristem.growth.width import NoisyWidthMethod
 
 @dataclass(frozen=True)
 class ZeroPadding(NoisyWidthMethod):
-    """Old units as they are; new heads and feed-forward units are written at random and read with zero.
+    """Keep old units, and give new heads and feed-forward units random input weights and output weights of
+    zero (arXiv:2305.02869, arXiv:2308.06103).
 
-    New hidden units are silent (zero, or the mean under LayerNorm) and read at random, which is free. Nothing is copied,
-    so there is no symmetry to break.
+    Keeps the function of pre-norm networks at any ratio. New hidden units are silent: zero under RMSNorm, and
+    the mean of the others under LayerNorm. The weights that read them are random, which does not change the
+    function. Nothing is copied, so no symmetry has to be broken. The other options are those of `WidthMethod`
+    and `NoisyWidthMethod`.
 
     Args:
-        noise: standard deviation of the free columns, relative to each tensor's.
+        noise: the standard deviation of the free columns, relative to that of each tensor.
     """
 
     name: ClassVar[str] = "zero_padding"
     noise: float = 1.0
 
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
-        """[I; pad] for the hidden axis; [I; fresh] to write and [I; 0] to read for the others."""
+        """[I; pad] for the hidden axis. For the others, [I; fresh] to write and [I; 0] to read."""
         old = anatomy.sizes[axis]
         if is_padded(anatomy, axis):
             return padded_hidden(anatomy, axis, target, copies=1)

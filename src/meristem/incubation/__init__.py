@@ -1,4 +1,6 @@
-"""Deep Incubation: divide a large network, train its modules alone against a small meta network, assemble."""
+"""Deep Incubation: divide a large network, train each of its modules within a small meta network, and
+assemble them.
+"""
 
 from meristem.incubation.assembly import assemble as assemble
 from meristem.incubation.costs import block_costs as block_costs

@@ -1,4 +1,4 @@
-"""The large network, from its trained modules."""
+"""Make the large network from its trained modules."""
 
 from __future__ import annotations
 
@@ -15,10 +15,20 @@ from meristem.incubation.ownership import lists_in_order, owned, renumbered
 
 
 def assemble(incubations: Sequence[Incubation]) -> nn.Module:
-    """The large network, from one trained hybrid for each of its modules; all its parameters require gradients again.
+    """Make the large network from one trained hybrid for each of its modules (Deep Incubation,
+    arXiv:2212.04129).
+
+    All its parameters require gradients again.
+
+    Args:
+        incubations: one trained hybrid for each module, in any order.
+
+    Returns:
+        The large network, of the class of the meta network.
 
     Raises:
-        MeristemError: if modules are missing or given twice, or come from different divisions or meta networks.
+        MeristemError: if modules are missing or occur twice, or if they come from different divisions or meta
+            networks.
     """
     division = incubations[0].division if incubations else Division((1, 1))
     by_module = {incubation.module: incubation for incubation in incubations}
@@ -42,15 +52,18 @@ def assemble(incubations: Sequence[Incubation]) -> nn.Module:
 
 
 def _places(division: Division, stage: int) -> list[int]:
-    """For each block of a stage, a block of the first hybrid whose place in per-layer lists of the config it takes."""
+    """For each block of a stage, a block of the first hybrid whose entry in per-layer lists of the config it
+    takes.
+    """
     own = [*division.in_hybrid(0)] if stage == 0 else []
     in_first, in_large = (division.origins(*modules)[stage] for modules in ([0], range(division.modules)))
     return own + [in_first.index(block) for block in in_large[len(own) :]]
 
 
 def _collected(by_module: Mapping[int, Incubation], division: Division, prefixes: Sequence[str]) -> dict[str, Tensor]:
-    """The large network's tensors: what every module owns, its blocks renumbered, and what belongs to no module (a tied embedding)
-    from the first."""
+    """The tensors of the large network: those of every module, with its blocks renumbered, and those of no
+    module (a tied embedding), from the first hybrid.
+    """
     found: dict[str, Tensor] = {}
     for module, incubation in sorted(by_module.items()):
         state, prefix = incubation.model.state_dict(), prefixes[division.stage_of(module)]

@@ -1,4 +1,4 @@
-"""What each block costs, for a division that balances them."""
+"""The cost of each block, for a division that balances them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from meristem.incubation.ownership import lists_in_order
 def block_costs(
     model: nn.Module, inputs: Mapping[str, Tensor] | None = None, anatomy: Anatomy | None = None
 ) -> list[int]:
-    """Counted FLOPs of the forward pass in every block of `model`, from input to output: `costs` for `divide`.
+    """Count the FLOPs of the forward pass of every block of `model`, from input to output. They are the
+    `costs` of `divide`.
 
     Args:
         model: the large network, with any weights.
-        inputs: arguments of its forward by name, where they matter (the length of a sequence); short random ones by default.
-        anatomy: of a network outside transformers.
+        inputs: keyword arguments of its forward, if they matter (the length of a sequence). Short random ones
+            by default.
+        anatomy: the result of `Anatomy.infer`. Networks outside transformers need it.
 
     Raises:
-        MeristemError: for a network whose inputs cannot be guessed, without `inputs`.
+        MeristemError: if `inputs` is not given and the inputs of the network cannot be guessed.
     """
     lists = lists_in_order(anatomy or Anatomy.of(model), model, inputs)
     return block_flops(model, [blocks.prefix for blocks in lists], inputs)

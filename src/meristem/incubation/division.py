@@ -1,4 +1,6 @@
-"""How a large network is divided: contiguous runs of blocks, each with a few blocks of a small meta network in its place."""
+"""How a large network is divided: into contiguous modules of blocks. A few blocks of a small meta network
+take the place of each module.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,13 @@ from meristem.errors import MeristemError
 
 @dataclass(frozen=True)
 class Division:
-    """The modules of a large network, and those of the meta network.
+    """The modules of a large network, and those of the meta network. `ms.divide` makes it.
 
     Args:
-        depths: blocks of each module of the large network, from input to output.
-        meta_layers: blocks of the meta network that stand for each module.
-        stages: how many of the modules lie in each list of blocks; all in one list by default. (The stages of a ResNet are lists.)
+        depths: the number of blocks of each module of the large network, from input to output.
+        meta_layers: the number of blocks of the meta network for each module.
+        stages: the number of modules in each list of blocks (the stages of a ResNet are lists). All in one
+            list by default.
     """
 
     depths: tuple[int, ...]
@@ -37,26 +40,27 @@ class Division:
 
     @property
     def modules(self) -> int:
+        """The number of modules."""
         return len(self.depths)
 
     @property
     def num_hidden_layers(self) -> int:
-        """Of the large network, in all its stages."""
+        """The number of blocks of the large network, in all its stages."""
         return sum(self.depths)
 
     @property
     def meta_depth(self) -> int:
-        """Blocks of the whole meta network."""
+        """The number of blocks of the whole meta network."""
         return sum(self.meta_depths)
 
     @property
     def meta_depths(self) -> tuple[int, ...]:
-        """Blocks of the meta network in each stage."""
+        """The number of blocks of the meta network in each stage."""
         return tuple(modules * self.meta_layers for modules in self.stages)
 
     @property
     def stage_depths(self) -> tuple[int, ...]:
-        """Blocks of the large network in each stage."""
+        """The number of blocks of the large network in each stage."""
         return tuple(sum(self.depths[m] for m in self.of_stage(stage)) for stage in range(len(self.stages)))
 
     def of_stage(self, stage: int) -> range:
@@ -65,20 +69,25 @@ class Division:
         return range(first, first + self.stages[stage])
 
     def stage_of(self, module: int) -> int:
+        """The stage of a module."""
         return next(stage for stage in range(len(self.stages)) if module in self.of_stage(stage))
 
     def start(self, module: int) -> int:
-        """The first block of a module, in its stage of the large network."""
+        """The first block of a module, counted within its stage of the large network."""
         return sum(self.depths[m] for m in self.of_stage(self.stage_of(module)) if m < module)
 
     def in_hybrid(self, module: int) -> range:
-        """The blocks of `module`, in its stage of its hybrid: the meta network with this module in its place."""
+        """The blocks of `module`, counted within its stage of its hybrid, which is the meta network with this
+        module in its place.
+        """
         first = (module - self.of_stage(self.stage_of(module))[0]) * self.meta_layers
         return range(first, first + self.depths[module])
 
     def origins(self, *large: int) -> tuple[list[int], ...]:
-        """For every stage, the block of the meta network that each block stands at the place of; in the network that has the modules
-        `large` of the large network (one in a hybrid) and the meta's for the others."""
+        """For every stage, the block of the meta network that each block takes the place of, in the network
+        that has the modules `large` of the large network (one in a hybrid) and those of the meta network
+        for the others.
+        """
         own = self.meta_layers
         found = []
         for modules in map(self.of_stage, range(len(self.stages))):
@@ -87,7 +96,7 @@ class Division:
         return tuple(found)
 
     def check(self, module: int) -> None:
-        """Raises MeristemError for a module that there is not."""
+        """Raises MeristemError if there is no such module."""
         if not 0 <= module < self.modules:
             raise MeristemError(f"module {module} of {self.modules}: they are numbered from 0 to {self.modules - 1}")
 
@@ -99,17 +108,20 @@ def divide(
     costs: Sequence[float] | None = None,
     meta_layers: int = 1,
 ) -> Division:
-    """Divide a network's blocks into contiguous modules.
+    """Divide the blocks of a network into contiguous modules (Deep Incubation, arXiv:2212.04129).
 
     Args:
-        num_hidden_layers: blocks of the large network; of one with several lists of blocks (the stages of a ResNet, encoder and
-            decoder), of each: no module reaches over the end of a list.
-        costs: of every block (see `block_costs`); then the most expensive module is as cheap as it can be. By count otherwise, earlier modules one block
-            longer where the numbers do not divide.
-        meta_layers: blocks of the meta network for each module (1 in the paper).
+        num_hidden_layers: the number of blocks of the large network. If it has several lists of blocks (the
+            stages of a ResNet, encoder and decoder), the number of each. A module lies within one list.
+        modules: the number of modules.
+        costs: the cost of every block (see `block_costs`). The most expensive module is then as cheap as
+            possible. By default modules have equal numbers of blocks, and if these do not divide, the first
+            ones have one more.
+        meta_layers: the number of blocks of the meta network for each module (1 in the paper).
 
     Raises:
-        MeristemError: for more modules than blocks, fewer than stages, or costs that are not one for each block.
+        MeristemError: if there are more modules than blocks, fewer than two or than lists, or if `costs` is
+            not one number for each block.
     """
     stages = [num_hidden_layers] if isinstance(num_hidden_layers, int) else list(num_hidden_layers)
     total = sum(stages)
@@ -142,7 +154,9 @@ def _largest(costs: list[float], modules: int) -> float:
 
 
 def _balanced(costs: list[float], modules: int) -> tuple[int, ...]:
-    """The depths whose largest module cost is least, by dynamic programming over the place of the last cut."""
+    """The depths whose largest module cost is least, by dynamic programming over the place of the last
+    cut.
+    """
     total = [sum(costs[:i]) for i in range(len(costs) + 1)]
     best: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {(0, 0): (0.0, ())}
     for module in range(1, modules + 1):

@@ -1,8 +1,9 @@
-"""Hybrids: the meta network with one module of the large network in its place.
+"""Hybrids: the meta network, with a module of the large network in the place of one of its own.
 
-Ni, Wang, Tan, Lin, Huang, Zhang, Wang, Yang: "Deep Incubation: Training Large Models by Divide-and-Conquering", ICCV 2023,
-arXiv:2212.04129. A hybrid is a stock network of the same class, so it is trained as any network is, by any loop; only the module's
-parameters require gradients, and PyTorch then builds no graph in front of it and no weight gradients behind it.
+Ni, Wang, Tan, Lin, Huang, Zhang, Wang, Yang: "Deep Incubation: Training Large Models by
+Divide-and-Conquering", ICCV 2023, arXiv:2212.04129. A hybrid is a stock network of the same class, so any
+training loop can train it. Only the parameters of the module require gradients. PyTorch therefore builds no
+graph before the module, and computes no gradients of weights after it.
 """
 
 from __future__ import annotations
@@ -34,13 +35,15 @@ Start = Literal["random", "clone"]
 
 @dataclass(frozen=True, repr=False)
 class Incubation:
-    """A hybrid in training and what it belongs to.
+    """A hybrid in training, and the division that it belongs to. `ms.incubate` makes it.
 
     Args:
-        model: the hybrid; only the module's parameters require gradients.
-        division, module: which module of which division.
-        meta: fingerprint of the meta network, which all modules of a large network have to share.
-        anatomy, inputs: of the meta network, where `incubate` was given them.
+        model: the hybrid. Only the parameters of the module require gradients.
+        division: the division of the large network.
+        module: the number of the module.
+        meta: a fingerprint of the meta network. All modules of a large network have to share it.
+        anatomy: the anatomy of the meta network, if `incubate` was given one.
+        inputs: the inputs of the meta network, if `incubate` was given some.
     """
 
     model: nn.Module
@@ -55,7 +58,7 @@ class Incubation:
         return f"Incubation(module {self.module} of {self.division.modules} ({depths} blocks) in a {type(self.model).__name__})"
 
     def record(self) -> dict[str, Any]:
-        """All but the model, as plain data."""
+        """Everything except the model, as plain data."""
         own = self.division
         return {
             "depths": list(own.depths),
@@ -67,7 +70,7 @@ class Incubation:
 
     @staticmethod
     def of_record(model: nn.Module, record: Mapping[str, Any]) -> Incubation:
-        """What `record` wrote down, with its trained hybrid."""
+        """The incubation that `record` wrote, with its trained hybrid."""
         division = Division(tuple(record["depths"]), record["meta_layers"], tuple(record["stages"]))
         return Incubation(model, division, record["module"], record["meta"])
 
@@ -82,20 +85,27 @@ def incubate(
     anatomy: Anatomy | None = None,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> Incubation:
-    """The hybrid in which `module` is trained, alone, with the task's own loss.
+    """Make the hybrid in which `module` trains alone, with the loss of the task (Deep Incubation,
+    arXiv:2212.04129).
 
-    The first module of a stage takes what stands in front of the stage along (embeddings), the last of all what stands behind the
-    blocks (norm, head); an embedding tied to the head stays the meta network's, since it is both. Batch norms outside of the module
-    keep their running statistics, and use them.
+    The first module of a stage includes what comes before the stage (embeddings). The last module of all
+    includes what follows the blocks (norm, head). An embedding that is tied to the head belongs to both, so
+    it stays that of the meta network. Batch norms outside the module keep their running statistics, and use
+    them.
 
     Args:
-        meta: a trained network of `division.meta_depths` blocks; left as it is.
-        start: "random" numbers, as published; or "clone": the module begins as copies of the meta's own blocks, each repeated.
-        seed: of the random numbers; each module draws its own.
-        anatomy, inputs: of a network outside transformers: `Anatomy.infer(...)`, and arguments of its forward by name.
+        meta: a trained network with `division.meta_depths` blocks. It does not change.
+        division: the division of the large network, from `ms.divide`.
+        module: the number of the module, counted from 0.
+        start: "random" numbers, as in the paper, or "clone": the module begins as copies of the meta
+            network's own blocks, each repeated.
+        seed: the seed of the random numbers. Each module draws its own.
+        anatomy: the result of `Anatomy.infer`. Networks outside transformers need it.
+        inputs: keyword arguments of forward, for networks outside transformers.
 
     Raises:
-        MeristemError: for a meta network of other depths, a module that there is not, or blocks that cannot be cloned since they differ.
+        MeristemError: if the meta network has other depths, if there is no such module, or if blocks differ
+            and cannot be cloned.
     """
     division.check(module)
     known = anatomy or Anatomy.of(meta)
@@ -117,7 +127,7 @@ def incubate(
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over all names and values: which meta network this is."""
+    """SHA-256 over all names and values of the tensors of a meta network."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -126,7 +136,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def prefixes_of(anatomy: Anatomy) -> list[str]:
-    """Where the lists of blocks are, from input to output."""
+    """The paths of the lists of blocks, from input to output."""
     return [blocks.prefix for blocks in anatomy.blocks]
 
 
@@ -152,7 +162,9 @@ def _plain(depths: tuple[int, ...]) -> str:
 
 @dataclass(frozen=True)
 class _Placed(Method):
-    """The meta network with one of its modules replaced by as many copies of its blocks as the large module has."""
+    """The meta network with one of its modules replaced by as many copies of its blocks as the large module
+    has.
+    """
 
     name = "deep_incubation"
     division: Division
@@ -179,7 +191,7 @@ def _cloned(anatomy: Anatomy, division: Division, module: int, meta: nn.Module) 
 def _random(
     anatomy: Anatomy, division: Division, module: int, meta: nn.Module, seed: int, inputs: Mapping[str, Tensor] | None
 ) -> tuple[nn.Module, set[str]]:
-    """The hybrid with a module of random numbers, and the names of the module's tensors."""
+    """The hybrid with a module of random numbers, and the names of the tensors of the module."""
     origins = {b.axis: order for b, order in zip(anatomy.blocks, division.origins(module), strict=True)}
     depths = {**anatomy.builder.depths, **{axis: len(order) for axis, order in origins.items()}}
     target = anatomy.builder.resized(anatomy.builder.sizes, depths, {}, origins)
@@ -200,7 +212,7 @@ def _random(
 
 
 def _in_meta(name: str, anatomy: Anatomy, division: Division, module: int) -> str:
-    """The meta network's name of a tensor of the hybrid that is not the module's."""
+    """The name in the meta network of a tensor of the hybrid that does not belong to the module."""
     stage = division.stage_of(module)
     prefix, own = anatomy.blocks[stage].prefix, division.in_hybrid(module)
     more = len(own) - division.meta_layers
@@ -213,7 +225,9 @@ def _keep_in_eval(layer: nn.Module) -> None:
 
 @cache
 def _always_in_eval(original: type[nn.Module]) -> type[nn.Module]:
-    """A subclass that no call of `train` takes out of evaluation mode; named like the original, which some models look at."""
+    """A subclass that stays in evaluation mode when `train` is called. It has the name of the original,
+    because some models check that.
+    """
 
     def train(self: nn.Module, mode: bool = True) -> nn.Module:
         return original.train(self, False)

@@ -1,4 +1,4 @@
-"""Which tensors belong to which module: its blocks', and what is used in front of or behind them."""
+"""Which tensors belong to which module: those of its blocks, and those used before or after them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from meristem.incubation.division import Division
 def lists_in_order(
     anatomy: Anatomy, model: nn.Module, inputs: Mapping[str, Tensor] | None = None
 ) -> tuple[BlockList, ...]:
-    """The lists of blocks of a network, from input to output: as a run enters them."""
+    """The lists of blocks of a network, in the order in which a run enters them."""
     if len(anatomy.blocks) == 1:
         return anatomy.blocks
     entered: list[str] = []
@@ -35,12 +35,16 @@ def owned(
     module: int,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> set[str]:
-    """The tensors of `module` in its hybrid, by name: its blocks'; for the first module of a stage, what stands in front of the stage
-    (embeddings, a down-sampling layer); for the last of all, what stands behind the blocks (norm, head).
+    """The names of the tensors of `module` in its hybrid: those of its blocks; for the first module of a
+    stage, what comes before the stage (embeddings, a down-sampling layer); for the last module of all,
+    what follows the blocks (norm, head).
 
     Args:
-        prefixes: of the lists of blocks, from input to output.
-        inputs: for a run that shows what is used when; random ones by default.
+        hybrid: the hybrid.
+        prefixes: the paths of the lists of blocks, from input to output.
+        division: the division of the large network.
+        module: the number of the module.
+        inputs: keyword arguments for a run that shows when each tensor is used. Random ones by default.
     """
     stage = division.stage_of(module)
     blocks = tuple(f"{prefixes[stage]}.{layer}." for layer in division.in_hybrid(module))
@@ -54,7 +58,9 @@ def owned(
 
 
 def renumbered(name: str, prefix: str, place: Callable[[int], int]) -> str:
-    """The name of a tensor whose block moves to `place(block)`; unchanged outside of this list of blocks."""
+    """The name of a tensor whose block moves to `place(block)`. Names outside this list of blocks do not
+    change.
+    """
     if not _within(name, prefix):
         return name
     layer, _, rest = name.removeprefix(f"{prefix}.").partition(".")
@@ -62,10 +68,11 @@ def renumbered(name: str, prefix: str, place: Callable[[int], int]) -> str:
 
 
 def outside(model: nn.Module, prefixes: Sequence[str], inputs: Mapping[str, Tensor] | None = None) -> list[set[str]]:
-    """The tensors outside of all blocks, by when a run uses them: in front of each list of blocks, and at last behind all.
+    """The tensors outside all blocks, by when a run uses them: before each list of blocks, and last, after
+    all of them.
 
-    What is used at several of these places, such as a tied embedding, or in between the blocks of a list, is in none; what no
-    layer's call announces (it is a parameter of the network itself) is in the first.
+    Tensors that are used at several of these places, such as a tied embedding, or between the blocks of a
+    list, are in none. Parameters that belong to no layer, but to the network itself, are in the first.
     """
     paths = {module: path for path, module in model.named_modules()}
     order: list[str] = []

@@ -1,7 +1,7 @@
-"""The frozen blocks in front of a module, run once for each example and remembered.
+"""Run the frozen blocks before a module once for each example, and cache their result.
 
-Where data come round again unchanged (several epochs, no augmentation), what the prefix makes of an example is always the same. The
-examples are recognised by their contents, so any loop, loader and order will do.
+If examples come again unchanged (several epochs, no augmentation), the result of the prefix is always the
+same. Examples are recognised by their contents, so any loop, loader and order works.
 """
 
 from __future__ import annotations
@@ -25,22 +25,29 @@ GIBIBYTE = 2**30
 
 @contextlib.contextmanager
 def cached_prefix(incubation: Incubation, max_bytes: int = 4 * GIBIBYTE) -> Iterator[PrefixCache]:
-    """Within this context, the hybrid in training mode runs the blocks in front of its module once for each example.
+    """A context in which the hybrid, in training mode, runs the blocks before its module once for each
+    example.
 
         with ms.cached_prefix(incubation):
             for batch in loader:
                 incubation.model(**batch).loss.backward()
                 ...
 
-    Evaluation runs the whole network. Results are those without the cache, bit for bit; the first module has no blocks in front of
-    it and gains nothing.
+    Evaluation runs the whole network. Results equal those without the cache, bit for bit. The first module
+    has no blocks before it and gains nothing.
 
     Args:
-        max_bytes: of main memory for what is remembered; (sequence x hidden) numbers for each example.
+        incubation: the result of `ms.incubate`.
+        max_bytes: the largest size of the cache in main memory, in bytes. Each example takes (sequence x
+            hidden) numbers.
+
+    Yields:
+        The cache.
 
     Raises:
-        MeristemError: for a network of several lists of blocks, blocks that hand something to later ones (a position bias), or, at
-            the first step, a prefix that is random in training (dropout). When memory runs out, naming how much was asked for.
+        MeristemError: if the network has several lists of blocks, or if blocks pass something on to later
+            ones (a position bias). At the first step, if the prefix is random in training (dropout). When the
+            cache is full; the message says how much was asked for.
     """
     model, module = incubation.model, incubation.module
     lists = lists_of_blocks(model, incubation.anatomy)
@@ -62,7 +69,7 @@ def cached_prefix(incubation: Incubation, max_bytes: int = 4 * GIBIBYTE) -> Iter
 
 
 class PrefixCache:
-    """What the prefix made of each example: CPU tensors by a digest of the example."""
+    """The result of the prefix for each example: CPU tensors by a digest of the example."""
 
     def __init__(self, model: nn.Module, blocks: Blocks, first: int, max_bytes: int) -> None:
         self.model, self.blocks, self.first, self.max_bytes = model, blocks, first, max_bytes
@@ -72,7 +79,9 @@ class PrefixCache:
         self._path = Path(tuple(layer >= first for layer in range(layers)), (1.0,) * layers)
 
     def run(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        """The hybrid's forward pass, its prefix taken from memory if all examples of the batch are known."""
+        """The forward pass of the hybrid. If all examples of the batch are known, the result of the prefix
+        comes from the cache.
+        """
         keys = _digests({**{str(i): value for i, value in enumerate(args)}, **kwargs})
         module = self.blocks.modules[self.first]
         if all(key in self.known for key in keys):
@@ -123,11 +132,13 @@ class PrefixCache:
 
 
 class _Reached(Exception):
-    """The module's first block has been reached."""
+    """Signals that the first block of the module is reached."""
 
 
 def _cached_class(original: type[nn.Module], cache: PrefixCache) -> type[nn.Module]:
-    """A subclass whose calls in training mode go through the cache; named like the original, which some models look at."""
+    """A subclass whose calls in training mode use the cache. It has the name of the original, because some
+    models check that.
+    """
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         def forward(*a: Any, **k: Any) -> Any:
@@ -139,7 +150,7 @@ def _cached_class(original: type[nn.Module], cache: PrefixCache) -> type[nn.Modu
 
 
 def _digests(inputs: Mapping[str, Any]) -> list[bytes]:
-    """A fingerprint of each example's inputs, labels left out."""
+    """A fingerprint of the inputs of each example, without labels."""
     tensors = {n: t.detach().cpu() for n, t in inputs.items() if isinstance(t, Tensor) and n != "labels" and t.dim()}
     rows = len(next(iter(tensors.values())))
     found = [hashlib.blake2b(digest_size=16) for _ in range(rows)]

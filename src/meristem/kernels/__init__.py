@@ -1,4 +1,6 @@
-"""Majority Kernels: several kernels in each layer, trained in random combinations, deployed as their mean."""
+"""Majority Kernels: each layer has several kernels. They are trained in random combinations, and their mean
+is deployed.
+"""
 
 from meristem.kernels.callback import MajorityCallback as MajorityCallback
 from meristem.kernels.majority import deploy as deploy

@@ -1,4 +1,4 @@
-"""Majority Kernels in transformers' own Trainer."""
+"""Majority Kernels in the Trainer of transformers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from meristem.subnetworks.blocks import unwrapped
 
 
 class MajorityCallback(TrainerCallback):
-    """Draws the combinations of every optimizer step of a Trainer; evaluation is of the mean.
+    """Draw the combinations of kernels for every optimizer step of a Trainer. Evaluation uses the mean.
 
         Trainer(model=ms.majority(model, kernels=3), ..., callbacks=[ms.MajorityCallback()])
 
-    The draw follows `state.global_step`, so gradient accumulation, resumed runs and all processes agree. The checkpoints that the
-    Trainer writes while it trains hold all kernels, so that a run resumes; afterwards `save_pretrained` writes the deployed network.
+    The draw follows `state.global_step`, so gradient accumulation, resumed runs and all processes agree.
+    During training the checkpoints of the Trainer contain all kernels, so that a run can resume. After
+    training, `save_pretrained` writes the deployed network.
     """
 
     def on_train_begin(self, args, state, control, model: Any = None, **kwargs) -> None:

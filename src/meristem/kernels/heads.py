@@ -1,4 +1,4 @@
-"""The layers that give a network's answer: they stay single."""
+"""The layers that compute the answer of a network. They have one kernel."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from meristem.errors import MeristemError
 
 
 def output_heads(model: nn.Module) -> set[nn.Module]:
-    """The output embeddings of a language model; of another transformers model (a classifier), the layer whose output is the logits, and
-    linear layers outside of all lists with one output for each label. Empty for other networks, whose head only their user knows."""
+    """The output layers of a network, which keep one kernel.
+
+    For a language model these are the output embeddings. For other transformers models (a classifier) they
+    are the layer whose output is the logits, and linear layers outside all lists with one output for each
+    label. The set is empty for other networks, because only their user knows the head.
+    """
     head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     if head is not None:
         return {head}
@@ -31,7 +35,9 @@ def output_heads(model: nn.Module) -> set[nn.Module]:
 
 
 def _giving_the_logits(model: nn.Module) -> set[nn.Module]:
-    """By one run on short random inputs; nothing for a network whose inputs cannot be guessed."""
+    """The layer whose output is the logits, found by one run on short random inputs. Empty if the inputs
+    cannot be guessed.
+    """
     outputs: list[tuple[nn.Module, Any]] = []
     try:
         inputs = example_inputs(model, batch_size=1, sequence_length=8)

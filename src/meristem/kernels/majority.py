@@ -1,8 +1,8 @@
-"""Majority Kernels: train k kernels in each layer, deploy their mean.
+"""Majority Kernels: train k kernels in each layer, and deploy their mean.
 
-"Majority Kernels: An Approach to Leverage Big Model Dynamics for Efficient Small Model Training", arXiv:2402.05033. The paper's
-algorithm was not available to us in full: random convex combinations in training and the mean at deployment are a reconstruction
-from its abstract (see `majority_kernels.md`).
+"Majority Kernels: An Approach to Leverage Big Model Dynamics for Efficient Small Model Training",
+arXiv:2402.05033. The full algorithm of the paper was not available to us. Random convex combinations in
+training and the mean at deployment are a reconstruction from its abstract (see `majority_kernels.md`).
 """
 
 from __future__ import annotations
@@ -41,24 +41,29 @@ def majority(
     anatomy: Anatomy | None = None,
     **named: Any,
 ) -> nn.Module:
-    """A copy of `model` whose linear, convolutional and fused expert weights each have several kernels.
+    """Copy `model` and give each of its linear, convolutional and fused expert weights several kernels
+    (arXiv:2402.05033).
 
         ms.majority(model, kernels=3, granularity="unit")
 
-    Train it as any network, calling `mix_kernels(model, step)` before each optimizer step (`MajorityCallback` does it), then
-    `deploy`. Embeddings, biases, norms, the output head (also a classifier's) and weights that are not trained (`requires_grad`) stay single.
+    Train the result as any network. Call `mix_kernels(model, step)` before each optimizer step
+    (`MajorityCallback` does that), and `deploy` at the end. Embeddings, biases, norms, the output head (also
+    that of a classifier) and weights that do not train (`requires_grad`) keep one kernel.
 
     Args:
-        model: any network; left as it is.
-        options, named: a `MajorityKernels`, or its fields by name.
-        anatomy: for the option `axes` of a network outside transformers, see `Anatomy.infer`.
+        model: any network. It does not change.
+        options: a `MajorityKernels`. Instead of it, give its fields by name.
+        anatomy: the result of `Anatomy.infer`, which networks outside transformers need for the option
+            `axes`.
+        named: the fields of `MajorityKernels` by name.
 
     Returns:
-        A network of the same class, in which a weight `w` is computed from `parametrizations.w.original` (kernels, *shape).
+        A network of the same class, in which a weight `w` is computed from `parametrizations.w.original` of
+        shape (kernels, *shape).
 
     Raises:
-        MeristemError: for impossible options, or if no layer is chosen.
-        AnatomyError: if `axes` are given and the network's anatomy cannot be inferred.
+        MeristemError: if an option is impossible, or if no layer is chosen.
+        AnatomyError: if `axes` is given and the anatomy of the network cannot be inferred.
     """
     own = replace(options, **named) if options else MajorityKernels.of(named)
     many = copy.deepcopy(model)
@@ -95,8 +100,10 @@ def majority(
 
 @functools.cache
 def _saving_deployed(original: type[nn.Module]) -> type[nn.Module]:
-    """A subclass, named like the original, whose `save_pretrained` writes the deployed network: its class loads nothing else. While
-    a Trainer trains it, whose runs resume with all kernels, or if a state dict is handed over, what there is gets written."""
+    """A subclass, with the name of the original, whose `save_pretrained` writes the deployed network, because
+    the original class loads nothing else. It writes all kernels while a Trainer trains the network,
+    because its runs resume with them, and if a state dict is given.
+    """
 
     def save_pretrained(self: nn.Module, directory: Any, *args: Any, **kwargs: Any) -> Any:
         given = kwargs.get("state_dict") is not None or (len(args) > 1 and args[1] is not None)
@@ -108,10 +115,12 @@ def _saving_deployed(original: type[nn.Module]) -> type[nn.Module]:
 
 
 def mix_kernels(model: nn.Module, step: int, total_steps: int | None = None) -> None:
-    """Draw the combinations of optimizer step `step` in every layer of a majority network.
+    """Draw the combination of kernels for optimizer step `step` in every layer of a majority network.
 
     Args:
-        total_steps: of the run, for annealing (None: epsilon stays).
+        model: a network that `ms.majority` made.
+        step: the optimizer step.
+        total_steps: the number of steps of the run, which annealing needs. If None, epsilon stays.
 
     Raises:
         MeristemError: if the network has no kernels.
@@ -125,12 +134,14 @@ def mix_kernels(model: nn.Module, step: int, total_steps: int | None = None) -> 
 
 
 def deploy(model: nn.Module, batches: Iterable[Any] | None = None) -> nn.Module:
-    """The plain network whose weights are the means of the kernels: same class, size and cost as before `majority`.
+    """Make the plain network whose weights are the means of the kernels. Its class, size and cost are those
+    before `majority`.
 
     Args:
-        model: a majority network; left as it is.
-        batches: inputs on which the statistics of batch norms are estimated anew (about 100), since those collected under random
-            combinations are wrong for the mean. See `torch.optim.swa_utils.update_bn`.
+        model: a network that `ms.majority` made. It does not change.
+        batches: about 100 inputs on which the statistics of batch norms are estimated again (see
+            `torch.optim.swa_utils.update_bn`). The statistics collected under random combinations are wrong
+            for the mean.
 
     Raises:
         MeristemError: if the network has no kernels.
@@ -149,8 +160,11 @@ def deploy(model: nn.Module, batches: Iterable[Any] | None = None) -> nn.Module:
 
 
 def looks_trained(weights: Sequence[Tensor]) -> bool:
-    """Whether most matrices have a direction that stands out of what independent entries of their size would have: the largest
-    singular value of those is about (sqrt(rows) + sqrt(columns)) times their standard deviation (Marchenko, Pastur 1967)."""
+    """Whether most matrices have a singular value larger than independent entries of their size would have.
+
+    The largest singular value of those is about (sqrt(rows) + sqrt(columns)) times their standard deviation
+    (Marchenko, Pastur 1967).
+    """
     found = []
     for weight in weights:
         matrix = weight.detach().float().flatten(0, -2) if weight.dim() == 3 else weight.detach().float().flatten(1)
@@ -161,8 +175,9 @@ def looks_trained(weights: Sequence[Tensor]) -> bool:
 
 
 def batch_norms_have_learned(model: nn.Module) -> bool:
-    """Whether a batch norm has seen batches and its gains, which begin alike, have moved apart: kernels of convolutions have few
-    directions that stand out, however long they were trained."""
+    """Whether a batch norm has seen batches, and its gains, which are equal at the start, differ. The kernels
+    of convolutions have few large singular values, however long they are trained.
+    """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.weight is not None]
     return any(
         m.num_batches_tracked is not None
@@ -174,7 +189,9 @@ def batch_norms_have_learned(model: nn.Module) -> bool:
 
 
 def deployed_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of the deployed network, from that of the network with kernels: means in place of kernels."""
+    """The state dict of the deployed network, from that of the network with kernels: each mean replaces its
+    kernels.
+    """
     found = {}
     for name, tensor in state.items():
         path, parametrized, rest = name.partition("parametrizations.")
@@ -186,8 +203,9 @@ def deployed_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _make_plain(module: nn.Module) -> None:
-    """Means in place of kernels. (`remove_parametrizations` would take the weight away from the network this is a copy of: copies
-    share the class that it changes.)"""
+    """Replace kernels by their means. (`remove_parametrizations` would remove the weight from the original
+    network too, because copies share the class that it changes.)
+    """
     means = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore[union-attr]
     others = dict(module._parameters)
     module.__class__ = parametrize.type_before_parametrizations(module)
@@ -199,10 +217,11 @@ def _make_plain(module: nn.Module) -> None:
 
 
 def safe_learning_rate_factor(kernels: int, alpha: float = 1.0) -> float:
-    """By what SGD's learning rate can be multiplied: 1 / E[sum p^2] = (k alpha + 1) / (alpha + 1), 2 for three kernels.
+    """The factor by which the learning rate of SGD can be multiplied: 1 / E[sum p^2] = (k alpha + 1) / (alpha
+    + 1), which is 2 for three kernels and alpha = 1.
 
-    The mean of the kernels moves by 1/k of a plain network's step, but the combination in use by sum p^2 of it, which bounds what
-    is stable. Adam ignores the scale of gradients and needs no correction.
+    The mean of the kernels moves by 1/k of the step of a plain network. The combination in use moves by sum
+    p^2 of it, which limits stability. Adam ignores the scale of gradients and needs no correction.
     """
     return (kernels * alpha + 1) / (alpha + 1)
 
@@ -217,7 +236,9 @@ def mixtures(model: nn.Module) -> Iterator[tuple[nn.Module, str, Mixture]]:
 
 
 def _weights(model: nn.Module) -> list[Weight]:
-    """(path, module, parameter) of every weight that may have kernels: no output head, nothing shared, nothing frozen."""
+    """(path, module, parameter) of every weight that may have kernels: no output heads, no shared weights, no
+    frozen weights.
+    """
     heads = output_heads(model)
     shared = {name for names in names_of_parameters(model) if len(names) > 1 for name in names}
     found = []
@@ -235,7 +256,7 @@ def _weights(model: nn.Module) -> list[Weight]:
 
 
 def _along(axes: Collection[str], anatomy: Anatomy, weights: list[Weight]) -> list[Weight]:
-    """Those weights one of whose dimensions runs along one of the axes, by name or kind."""
+    """The weights that have a dimension along one of the axes, by name or kind."""
     found = {}
     for path, _, name in weights:
         if f"{path}.{name}" not in anatomy.tensors:
@@ -250,8 +271,9 @@ def _along(axes: Collection[str], anatomy: Anatomy, weights: list[Weight]) -> li
 
 
 def _unit_dimension(module: nn.Module, name: str) -> int:
-    """Where a weight's output units are: transposed in transformers' Conv1D and in transposed convolutions, behind the experts in fused
-    ones."""
+    """The dimension of the output units. It is 1 in Conv1D of transformers, in transposed convolutions and in
+    fused experts, and 0 in others.
+    """
     fused_experts = "xpert" in type(module).__name__ and module.get_parameter(name).dim() == 3
     transposed = type(module).__name__ == "Conv1D" or isinstance(module, nn.modules.conv._ConvTransposeNd)
     return 1 if fused_experts or transposed else 0

@@ -18,22 +18,23 @@ Granularity = Literal["layer", "unit", "entry"]
 
 @dataclass(frozen=True)
 class Mixing:
-    """How kernels are combined during training; at deployment it is always their mean.
+    """How kernels are combined during training. At deployment it is always their mean.
 
-    Weights are p = (1 - epsilon) / k + epsilon q with q ~ Dirichlet(alpha, ..., alpha), drawn anew at every optimizer step as a pure
-    function of (seed, step, layer).
+    The weights are p = (1 - epsilon) / k + epsilon q with q ~ Dirichlet(alpha, ..., alpha). They are drawn at
+    every optimizer step, and depend only on (seed, step, layer).
 
     Args:
-        kernels: k.
-        alpha: concentration; large values stay near the mean, small ones near single kernels.
-        granularity: one draw for a whole weight ("layer"), for each output unit ("unit") or for each entry ("entry").
-        epsilon: 1 is fully random, 0 the plain mean.
-        anneal: the share of the run, at its end, over which epsilon falls linearly to 0, so that the network trained becomes the
-            network deployed.
-        seed: of the draws.
+        kernels: k, the number of kernels.
+        alpha: the concentration. Large values stay near the mean, small ones near single kernels.
+        granularity: one draw for a whole weight ("layer"), for each output unit ("unit") or for each entry
+            ("entry").
+        epsilon: 1 is fully random, and 0 is the plain mean.
+        anneal: the share of the run, at its end, over which epsilon falls linearly to 0. The network in
+            training then becomes the deployed network.
+        seed: the seed of the draws.
 
     Raises:
-        MeristemError: for values outside these ranges.
+        MeristemError: if a value is out of its range.
     """
 
     kernels: int = 3
@@ -55,18 +56,21 @@ class Mixing:
                 raise MeristemError(f"{name} must lie in 0..1, got {getattr(self, name)}")
 
     def epsilon_at(self, step: int, total_steps: int | None) -> float:
-        """Epsilon at optimizer step `step` of `total_steps` (None: no annealing)."""
+        """Epsilon at optimizer step `step` of `total_steps`. There is no annealing if that is None."""
         if total_steps is None or not self.anneal:
             return self.epsilon
         left = (total_steps - step) / (self.anneal * total_steps)
         return self.epsilon * min(1.0, max(0.0, left))
 
     def draw(self, shape: torch.Size, step: int, name: str, total_steps: int | None) -> Tensor:
-        """(k, ...) weights of a step that sum to 1 over the first dimension and broadcast to (k, *shape).
+        """(k, ...) the weights of a step. They sum to 1 over the first dimension, and broadcast to (k,
+        *shape).
 
         Args:
-            shape: of one kernel, its output units first.
-            name: of the weight.
+            shape: the shape of one kernel, with its output units first.
+            step: the optimizer step.
+            name: the name of the weight.
+            total_steps: the number of steps of the run, which annealing needs.
         """
         groups = {"layer": torch.Size((1,) * len(shape)), "unit": shape[:1] + (1,) * (len(shape) - 1), "entry": shape}
         size = (self.kernels, *groups[self.granularity])
@@ -77,16 +81,18 @@ class Mixing:
 
 
 class Mixture(nn.Module):
-    """The parametrization: kernels (k, *shape) -> the weight (*shape) that the layer computes with.
+    """The parametrization: kernels of shape (k, *shape) become the weight (*shape) with which the layer
+    computes.
 
-    In training mode it is the combination last drawn, in evaluation mode (and before the first draw) the mean. The gradient of
-    kernel i is p_i times the gradient of the weight.
+    In training mode the weight is the combination that was drawn last. In evaluation mode, and before the
+    first draw, it is the mean. The gradient of kernel i is p_i times the gradient of the weight.
 
     Args:
-        name: of the weight in the network.
-        mixing: the law of the draws.
-        spread: called with the layer's weight once, returns its kernels.
-        reduce: average the gradient of the weight over all processes, once, in place of those of its k kernels.
+        name: the name of the weight in the network.
+        mixing: the distribution of the draws.
+        spread: a function that is called once with the weight of the layer and returns its kernels.
+        reduce: average the gradient of the weight over all processes, once, instead of those of its k
+            kernels.
         units: the dimension of the output units.
     """
 
@@ -118,8 +124,9 @@ class Mixture(nn.Module):
 
 
 class _Combination(torch.autograd.Function):
-    """sum_i p_i K_i, and p_i G for the gradient of kernel i, both in one pass: autograd's own way through k slices fills k tensors of
-    zeros as large as all kernels together."""
+    """The sum of p_i K_i, and p_i G as the gradient of kernel i, each in one pass. The graph that autograd
+    builds for k slices would fill k tensors of zeros, each as large as all kernels together.
+    """
 
     @staticmethod
     def forward(ctx: Any, kernels: Tensor, weights: Tensor) -> Tensor:

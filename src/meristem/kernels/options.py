@@ -1,4 +1,4 @@
-"""The options of Majority Kernels, for Python, recipes and the command line alike."""
+"""The options of Majority Kernels, for Python, recipes and the command line."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ Gain = Literal["training", "deployed", "none"]
 
 @dataclass(frozen=True)
 class MajorityKernels(Mixing):
-    """Which weights get kernels, how these begin, and how they are combined.
+    """Which weights get kernels, how the kernels begin, and how they are combined.
 
     Args:
-        kernels, alpha, granularity, epsilon, anneal, seed: see `Mixing`.
-        start: "scratch": the first kernel is the layer's weight, the others are its entries in another order (the layer's own
-            initialisation drawn anew, whatever it is); "clone": all kernels are the weight of a trained network plus noise that their
-            mean does not have, so that deploying at once gives the network back.
-        gain: what kernels are multiplied by at the start from scratch. The combination of k independent kernels is smaller than one:
-            "training" brings the combination to the layer's own scale, sqrt((k alpha + 1) / (alpha + 1)); "deployed" the mean, sqrt(k).
-        noise: of a clone's kernels, relative to the standard deviation of the weight.
-        include, exclude: regular expressions on the path of a layer (whole match).
-        axes: only weights along one of these axes (or this one) of the network's anatomy, by name or kind: "ffn" (feed-forward layers and
-            experts), "heads" and "kv_heads" (attention), "experts", ... All by default.
-        data_parallel: under DistributedDataParallel, average only the gradient of the combination over the processes: the traffic
-            of a plain network instead of `kernels` times it.
+        kernels, alpha, granularity, epsilon, anneal, seed: how kernels are combined (see `Mixing`).
+        start: "scratch": the first kernel is the weight of the layer, and the others have its entries in
+            another order. They are thus drawn from the layer's own initialisation, whatever it is. "clone":
+            all kernels are the weight of a trained network plus noise that cancels in their mean. Deploying
+            at once then returns the network.
+        gain: the factor of the kernels when they start from scratch, because the combination of k independent
+            kernels is smaller than one kernel. "training" gives the combination the scale of the layer, by
+            sqrt((k alpha + 1) / (alpha + 1)). "deployed" gives it to the mean, by sqrt(k). "none" is 1.
+        noise: the standard deviation of the noise on the kernels of a clone, relative to that of the weight.
+        include, exclude: regular expressions that match the whole path of a layer.
+        axes: only weights along one of these axes of the anatomy, by name or kind: "ffn" (feed-forward layers
+            and experts), "heads" and "kv_heads" (attention), "experts", ... All by default.
+        data_parallel: under DistributedDataParallel, average only the gradient of the combination over the
+            processes. The traffic is then that of a plain network instead of `kernels` times as much.
 
     Raises:
-        MeristemError: for values outside their ranges.
+        MeristemError: if a value is out of its range.
     """
 
     start: Start = "scratch"
@@ -51,7 +53,9 @@ class MajorityKernels(Mixing):
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> MajorityKernels:
-        """From options by name. Raises MeristemError for one that there is not, naming the nearest."""
+        """From options by name. Raises MeristemError if an option does not exist, and names the nearest
+        one.
+        """
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:

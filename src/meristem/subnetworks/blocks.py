@@ -1,4 +1,4 @@
-"""The lists of blocks of a live network, and which of them the others cannot do without."""
+"""The lists of blocks of a live network, and the blocks that others depend on."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ class Blocks:
         name: its path in the network, such as "model.layers".
         axis: its axis of depth ("layers", "encoder_layers", ...).
         modules: the blocks.
-        needed: blocks that hand something to others (T5's position bias, keys and values that later layers reuse).
-        anatomy: of the whole network.
-        suspects: blocks that may change the shape of what they take in (strides, other weights than the last block): no one can
-            do without those that do, so they always run.
-        reshaping: which suspects were seen to do so, and which not.
-        extras: what the last block that ran returned behind its hidden states; None if blocks return these alone.
+        needed: blocks whose results other blocks use (T5's position bias, keys and values that later layers
+            reuse).
+        anatomy: the anatomy of the whole network.
+        suspects: blocks that may change the shape of their input (strides, other weights than the last
+            block). Those that do always run, because the others depend on the shape.
+        reshaping: for each suspect that was observed, whether it changes the shape.
+        extras: what the last block that ran returned after its hidden states. None if blocks return only
+            these.
     """
 
     name: str
@@ -46,10 +48,12 @@ _KNOWN: WeakKeyDictionary[nn.Module, list[Blocks]] = WeakKeyDictionary()
 
 
 def lists_of_blocks(model: nn.Module, anatomy: Anatomy | None = None) -> list[Blocks]:
-    """The lists of blocks of `model`, found once for each network. Wrappers (DDP, torch.compile) are looked through.
+    """The lists of blocks of `model`, found once for each network. Wrappers (DDP, torch.compile) are removed
+    first.
 
     Args:
-        anatomy: for networks outside transformers.
+        model: the network.
+        anatomy: the result of `Anatomy.infer`. Networks outside transformers need it.
 
     Raises:
         MeristemError: if the network has no list of repeated blocks.
@@ -83,7 +87,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _sole_owners(anatomy: Anatomy, prefix: str, length: int) -> frozenset[int]:
-    """Blocks that have all that some other block has, and a tensor that no other block has: it serves them all."""
+    """Blocks that have everything that some other block has, and also a tensor that no other block has. That
+    tensor serves all of them.
+    """
     tensors: list[set[str]] = [set() for _ in range(length)]
     for name in anatomy.tensors:
         if name.startswith(prefix + "."):
@@ -117,7 +123,7 @@ def _suspects(modules: list[nn.Module]) -> frozenset[int]:
 
 
 def _stores(model: nn.Module, length: int) -> frozenset[int]:
-    """Blocks whose keys and values later ones reuse, where the config says so."""
+    """Blocks whose keys and values later blocks reuse, if the config says so."""
     config: Any = getattr(model, "config", None)
     text = text_part(config) if hasattr(config, "get_text_config") else config
     modes = getattr(text, "kv_sharing_modes", None)
@@ -127,10 +133,11 @@ def _stores(model: nn.Module, length: int) -> frozenset[int]:
 
 
 def with_schedules(schedule: Schedule | Mapping[str, Schedule], blocks: list[Blocks]) -> list[tuple[Blocks, Schedule]]:
-    """Each list with its schedule: the one schedule for all, or a mapping by the name of the axis.
+    """Each list with its schedule: one schedule for all lists, or a mapping by the name of the axis.
 
     Raises:
-        MeristemError: for a name that no list has, a schedule of another depth, or one that may skip a needed block.
+        MeristemError: if no list has a name of the mapping, if a schedule has another depth, or if it may
+            skip a block that others need.
     """
     named = schedule if isinstance(schedule, Mapping) else {b.axis: schedule for b in blocks}
     axes = {b.axis for b in blocks}

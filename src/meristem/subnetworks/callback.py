@@ -1,4 +1,4 @@
-"""RAPTR in transformers' own Trainer."""
+"""RAPTR in the Trainer of transformers."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ from meristem.subnetworks.width import hold_unselected
 
 
 class RaptrCallback(TrainerCallback):
-    """Trains a sub-network at each optimizer step of a Trainer; evaluation and checkpoints see the full network.
+    """Train a sub-network at each optimizer step of a Trainer (RAPTR, arXiv:2402.05913). Evaluation and
+    checkpoints use the full network.
 
         Trainer(..., callbacks=[ms.RaptrCallback(stages=[6, 8, 10, 12])])
 
     The path follows `state.global_step`, so gradient accumulation, resumed runs and all processes agree.
 
     Args:
-        schedule: any schedule; or give `stages` and further options of `SubnetworkSchedule`, and the numbers of blocks and
-            steps are taken from the run.
-        masked_update: leave unselected rows of narrow blocks where they are (see `width.hold_unselected`).
-        check_ranks: compare paths over all processes at each step: an error instead of a hang if they differ.
+        schedule: any schedule. Instead of it, give `stages` and further options of `SubnetworkSchedule`. The
+            numbers of blocks and of steps are then taken from the run.
+        masked_update: leave unselected rows of narrow blocks unchanged (see `ms.hold_unselected`).
+        check_ranks: compare the paths of all processes at each step. If they differ, there is an error
+            instead of a deadlock.
+        options: `stages` and further options of `SubnetworkSchedule`, without `schedule`.
 
     Raises:
-        MeristemError: when training begins, if the schedule does not fit the network or the run.
+        MeristemError: if neither or both of `schedule` and options are given. When training begins, if the
+            schedule does not fit the network or the run, if the model drops layers itself, or if DDP runs
+            without `ddp_find_unused_parameters=True`.
     """
 
     def __init__(

@@ -14,13 +14,15 @@ from meristem.subnetworks.path import Path
 
 
 class PathFlops:
-    """FLOPs of forward and backward on a batch, along any path: those of the whole network less those of skipped blocks.
+    """The FLOPs of forward and backward pass on a batch along any path: those of the whole network without
+    those of skipped blocks.
 
-    Each width is counted once, by shapes (see `anatomy.flops`), and each path with frozen blocks by itself, since what comes behind them
-    passes no gradient to them.
+    Each width is counted once, by shapes (see `anatomy.flops`). Each path with frozen blocks is counted by
+    itself, because no gradient passes to them.
 
     Args:
-        model, inputs: as in `training_flops`.
+        model: as in `training_flops`.
+        inputs: as in `training_flops`.
     """
 
     def __init__(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
@@ -29,7 +31,7 @@ class PathFlops:
         self._by_path: dict[tuple, int] = {}
 
     def of(self, paths: Mapping[str, Path]) -> int:
-        """FLOPs along these paths, one for each list of blocks. Raises as `training_flops`."""
+        """The FLOPs along these paths, one for each list of blocks. Raises what `training_flops` raises."""
         if any(path.frozen for path in paths.values()):
             return self._along(paths)
         total, blocks = self._counted(paths)
@@ -44,7 +46,7 @@ class PathFlops:
         return self._by_path[key]
 
     def _counted(self, paths: Mapping[str, Path]) -> tuple[int, dict[str, list[int]]]:
-        """The whole network's FLOPs at the paths' width, and each block's share."""
+        """The FLOPs of the whole network at the width of the paths, and the share of each block."""
         width = min((path.width for path in paths.values()), default=1.0)
         if width not in self._by_width:
             full = {name: replace(Path.full(len(path.active)), width=width) for name, path in paths.items()}

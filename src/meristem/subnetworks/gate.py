@@ -1,9 +1,10 @@
-"""Training a sub-network for one step: blocks are stepped over in place, outside of everything that wraps them.
+"""Train a sub-network for one step: blocks are skipped in place, outside everything that wraps them.
 
-A block that does not run is never called: no computation, no activations, no all-gather under FSDP2, and gradients
-that stay None, so that optimizers leave its parameters alone. The gate stands in front of `Module.__call__` (the block's class
-is exchanged for a subclass while the context lasts), hence outside of gradient checkpointing, of `block.compile()` (one
-graph, whatever the paths) and of FSDP2's hooks; the list keeps its order, so layers keep their `layer_types`.
+A block that does not run is never called. It has no computation, no activations and no all-gather under
+FSDP2. Its gradients stay None, so optimizers do not change its parameters. The gate is in front of
+`Module.__call__`: the class of the block is replaced by a subclass during the context. It is therefore
+outside gradient checkpointing, `block.compile()` (one graph for all paths) and the hooks of FSDP2. The list
+keeps its order, so layers keep their `layer_types`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def subnetwork(
     anatomy: Anatomy | None = None,
     check_ranks: bool = False,
 ) -> Iterator[dict[str, Path]]:
-    """Within this context, `model` in training mode is the sub-network of optimizer step `step`.
+    """A context in which `model`, in training mode, is the sub-network of optimizer step `step` (RAPTR,
+    arXiv:2402.05913).
 
         for step, batch in enumerate(loader):
             with ms.subnetwork(model, schedule, step):
@@ -47,21 +49,26 @@ def subnetwork(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    In evaluation mode it stays the full network. Gradients of skipped blocks are None; keep them so with
-    `zero_grad(set_to_none=True)`, PyTorch's default, since Adam moves parameters whose gradient is zero.
+    In evaluation mode it stays the full network. Gradients of skipped blocks are None. Keep them None with
+    `zero_grad(set_to_none=True)`, the default of PyTorch, because Adam moves parameters whose gradient is
+    zero.
 
     Args:
-        model: a transformers model, or any network with its `anatomy`; DDP, FSDP2 and compiled networks too. Under DDP, wrap
-            with `find_unused_parameters=True`.
-        schedule: for all lists of blocks, or one for each axis of depth ({"encoder_layers": ..., "decoder_layers": ...}).
-        step: the global optimizer step; all micro-batches of a step share its path.
-        check_ranks: compare paths over all processes first: an error instead of a hang if they differ.
+        model: a transformers model, or any network with its `anatomy`, also inside DDP, FSDP2 or
+            torch.compile. DDP needs `find_unused_parameters=True`.
+        schedule: one schedule for all lists of blocks, or one for each axis of depth ({"encoder_layers": ...,
+            "decoder_layers": ...}).
+        step: the number of the optimizer step. All micro-batches of a step use its path.
+        anatomy: the result of `Anatomy.infer`. Networks outside transformers need it.
+        check_ranks: compare the paths of all processes first. If they differ, there is an error instead of a
+            deadlock.
 
     Yields:
         The path of every list of blocks, by its name.
 
     Raises:
-        MeristemError: for a schedule of another depth, or one that would skip a block that others need.
+        MeristemError: if the schedule has another depth than the network, if it skips a block that others
+            need, or if processes have different paths.
     """
     chosen = with_schedules(schedule, lists_of_blocks(model, anatomy))
     paths = {blocks.name: its.path(step, blocks.name) for blocks, its in chosen}
@@ -73,7 +80,7 @@ def subnetwork(
 
 @contextlib.contextmanager
 def along(model: nn.Module, paths: Mapping[str, Path], *, anatomy: Anatomy | None = None) -> Iterator[None]:
-    """As `subnetwork`, with explicit paths by the names of the lists of blocks."""
+    """As `subnetwork`, with given paths by the names of the lists of blocks."""
     with contextlib.ExitStack() as stack:
         for blocks in lists_of_blocks(model, anatomy):
             if blocks.name in paths:
@@ -84,7 +91,7 @@ def along(model: nn.Module, paths: Mapping[str, Path], *, anatomy: Anatomy | Non
 
 @dataclass
 class _Gate:
-    """What a block's gate knows while the context lasts."""
+    """What the gate of a block knows during the context."""
 
     blocks: Blocks
     active: bool
@@ -112,7 +119,9 @@ def _gated(blocks: Blocks, path: Path) -> Iterator[None]:
 
 @functools.cache
 def _gated_class(original: type[nn.Module]) -> type[nn.Module]:
-    """A subclass whose calls pass the gate first; named like the original, which some models look at."""
+    """A subclass whose calls pass the gate first. It has the name of the original, because some models check
+    that.
+    """
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         gate: _Gate = self.__dict__["_meristem_gate"]
@@ -142,7 +151,9 @@ def _gated_class(original: type[nn.Module]) -> type[nn.Module]:
 def _reshapes(
     gate: _Gate, block: nn.Module, run: Callable[..., Any], hidden: Tensor, args: tuple, kwargs: dict
 ) -> bool:
-    """Whether the block gives out another shape than it takes in, so that it has to run. A suspect is asked once."""
+    """Whether the output of the block has another shape than its input, so that it has to run. A suspect is
+    tried once.
+    """
     known, layer = gate.blocks.reshaping, gate.layer
     if layer in gate.blocks.suspects and layer not in known:
         with torch.no_grad(), _own_random_numbers(hidden), evaluating(block):
@@ -158,18 +169,22 @@ def _reshapes(
 
 
 def _own_random_numbers(hidden: Tensor) -> contextlib.AbstractContextManager[None]:
-    """The step's random numbers (dropout) are those that it draws without the look: a resumed run looks at another step."""
+    """Keep the random numbers of the step (dropout) as they are without the trial. A resumed run makes the
+    trial at another step.
+    """
     return torch.random.fork_rng([hidden.device] if hidden.device.type == "cuda" else [])
 
 
 def _remember(blocks: Blocks, output: Any) -> None:
-    """A skipped block hands on what came behind the hidden states of the last one that ran."""
+    """A skipped block returns what the last block that ran returned after its hidden states."""
     blocks.extras = None if isinstance(output, Tensor) else tuple(output[1:])
     blocks.seen = True
 
 
 def _rescaled(hidden: Tensor, output: Any, scale: float) -> Any:
-    """The block's whole update times `scale`: attention and feed-forward have one gate. Where the shape changes, there is none."""
+    """The whole update of the block times `scale`. Attention and feed-forward share one gate. If the shape
+    changes, nothing is scaled.
+    """
     if (output if isinstance(output, Tensor) else output[0]).shape != hidden.shape:
         return output
     if isinstance(output, Tensor):

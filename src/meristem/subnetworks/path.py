@@ -1,7 +1,8 @@
-"""One step's path through a network: which blocks run, by what their updates are multiplied, and which share of each is kept.
+"""The path of one step through a network: which blocks run, the factors of their updates, and the share of
+each that is used.
 
-Paths are drawn from a seed, the optimizer step and the name of the list of blocks, and from nothing else: ranks,
-gradient accumulation and a resumed run agree without talking to each other.
+A path depends only on a seed, the optimizer step and the name of the list of blocks. So ranks, gradient
+accumulation and a resumed run agree without communication.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ class Path:
     """What runs in one step.
 
     Args:
-        active: block l runs.
-        scales: its update counts so often.
-        width: the share of heads and feed-forward units that each block uses (1: all).
-        seed, step: what the choice of these units is drawn from.
-        frozen: blocks that run without being trained, and without passing gradients on.
+        active: for each block, whether it runs.
+        scales: for each block, the factor of its update.
+        width: the share of heads and feed-forward units that each block uses (1 means all).
+        seed: the seed from which these units are drawn.
+        step: the optimizer step.
+        frozen: blocks that run without training, and pass no gradients on.
     """
 
     active: tuple[bool, ...]
@@ -40,27 +42,33 @@ class Path:
 
     @staticmethod
     def full(num_hidden_layers: int) -> Path:
+        """The path on which all blocks run."""
         return Path((True,) * num_hidden_layers, (1.0,) * num_hidden_layers)
 
     @property
     def depth(self) -> int:
+        """The number of blocks that run."""
         return sum(self.active)
 
 
 def generator(seed: int, step: int, purpose: str) -> torch.Generator:
-    """Random numbers that depend on these three only."""
+    """A generator of random numbers that depend only on these three values."""
     return torch.Generator().manual_seed(zlib.crc32(f"{seed} {step} {purpose}".encode()))
 
 
 def draw(keep: Sequence[float], sampling: Sampling, rng: torch.Generator) -> tuple[bool, ...]:
-    """Which blocks run, given the probability of each.
+    """Which blocks run, from the probability of each.
+
+    "bernoulli" draws each block independently, as in the papers. "exact" draws as many blocks as are
+    expected, so that time and memory do not vary, and each block keeps its own probability. If the expected
+    number is not whole, the remainder is drawn. "exact" is systematic sampling in random order (Madow 1949):
+    the probabilities are put end to end on a line in random order, and the blocks run in whose intervals the
+    points u, u + 1, u + 2, ... lie, with u uniform in [0, 1).
 
     Args:
-        keep: probabilities; those of 1 always run.
-        sampling: "bernoulli" draws each block by itself (as published); "exact" draws as many as are expected, so that time and
-            memory do not vary (the remainder of an expected number that is not whole is drawn), each block with its own probability:
-            systematic sampling in random order (Madow 1949). The probabilities, laid end to end in random order, are a line; the blocks are
-            those in whose stretches the points u, u + 1, u + 2, ... lie, u uniform in [0, 1).
+        keep: the probability of each block. Those of 1 always run.
+        sampling: "bernoulli" or "exact".
+        rng: the random numbers.
     """
     if sampling == "bernoulli":
         uniform = torch.rand(len(keep), generator=rng).tolist()
@@ -75,11 +83,14 @@ def draw(keep: Sequence[float], sampling: Sampling, rng: torch.Generator) -> tup
 
 
 def scales(active: Sequence[bool], keep: Sequence[float], scaling: Scaling) -> tuple[float, ...]:
-    """By what each active block's update is multiplied.
+    """The factor of the update of each active block. All factors are 1 at full depth.
 
-    "none": 1 (RAPTR's main algorithm). "sqrt_gap": sqrt(distance to the next active block), which keeps the size of the stream
-    at initialisation, where the updates are independent. "inv_p": 1 / probability, which keeps its mean (Progressive Layer
-    Dropping). All are 1 at full depth.
+    Args:
+        active: for each block, whether it runs.
+        keep: the probability of each block.
+        scaling: "none": 1 (the main algorithm of RAPTR). "sqrt_gap": the square root of the distance to the
+            next active block, which keeps the size of the residual stream at initialisation, where updates
+            are independent. "inv_p": 1 / probability, which keeps its mean (Progressive Layer Dropping).
     """
     if scaling == "none":
         return (1.0,) * len(active)

@@ -1,4 +1,6 @@
-"""Do all processes train the same path? Under FSDP2, processes that disagree wait for each other for ever."""
+"""Check that all processes train the same path. Under FSDP2, processes that disagree wait for each other
+forever.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,11 @@ from meristem.subnetworks.path import Path
 
 
 def check_ranks_agree(paths: Mapping[str, Path], step: int) -> None:
-    """Compare the paths of a step over all processes; nothing to do in a single one.
+    """Compare the paths of a step over all processes. A single process does nothing.
 
     Raises:
-        MeristemError: on every rank, naming those that differ from rank 0 and the seeds or steps to look at.
+        MeristemError: on every rank. The message names the ranks that differ from rank 0, and the seeds or
+            steps to check.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return

@@ -1,8 +1,8 @@
 """Schedules: how likely each block is to run at each optimizer step.
 
-RAPTR: Panigrahi, Saunshi, Lyu, Miryoosefi, Reddi, Kale, Kumar: "Efficient Stagewise Pretraining via Progressive
-Subnetworks", ICLR 2025, arXiv:2402.05913. Its relatives differ in two things, the direction in time and the profile over depth,
-so each is a few lines here.
+RAPTR: Panigrahi, Saunshi, Lyu, Miryoosefi, Reddi, Kale, Kumar: "Efficient Stagewise Pretraining via
+Progressive Subnetworks", ICLR 2025, arXiv:2402.05913. Its relatives differ in the direction in time and in
+the profile over depth, so each takes only a few lines here.
 """
 
 from __future__ import annotations
@@ -26,9 +26,15 @@ class Schedule(ABC):
     """What all schedules share.
 
     Args:
-        num_hidden_layers: blocks of the full network.
-        total_steps: optimizer steps of the whole run.
-        seed: of the paths.
+        num_hidden_layers: the number of blocks of the full network.
+        total_steps: the number of optimizer steps of the whole run.
+        seed: the seed of the paths.
+        sampling: "bernoulli" draws each block independently, and "exact" keeps the number of blocks (see
+            `path.draw`).
+        scaling: the factor of the updates: "none", "sqrt_gap" or "inv_p" (see `path.scales`).
+
+    Raises:
+        MeristemError: if a value is impossible.
     """
 
     num_hidden_layers: int
@@ -49,53 +55,65 @@ class Schedule(ABC):
 
     @abstractmethod
     def keep(self, step: int) -> tuple[float, ...]:
-        """The probability of each block to run at optimizer step `step` (from 0)."""
+        """The probability of each block to run at optimizer step `step` (counted from 0)."""
 
     def width(self, step: int) -> float:
-        """The share of heads and feed-forward units that active blocks use."""
+        """The share of heads and feed-forward units that active blocks use at a step."""
         return 1.0
 
     def path(self, step: int, blocks: str = "") -> Path:
-        """The path of a step: a pure function of `seed`, `step` and the name of the list of blocks.
+        """The path of a step, which depends only on `seed`, `step` and the name of the list of blocks.
 
         Args:
-            blocks: the list's name; encoder and decoder draw apart.
+            step: the optimizer step, counted from 0.
+            blocks: the name of the list of blocks. Encoder and decoder draw separately.
         """
         keep = self.keep(step)
         active = draw(keep, self.sampling, generator(self.seed, step, blocks))
         return Path(active, scales(active, keep, self.scaling), self.width(step), self.seed, step)
 
     def expected_depth(self, step: int) -> float:
-        """The expected number of active blocks."""
+        """The expected number of active blocks at a step."""
         return sum(self.keep(step))
 
     def layer_speedup(self) -> float:
-        """FLOPs of the blocks in full training over those of this schedule: the convention of the RAPTR paper, in which 6-8-10-12
-        on 12 layers is 1.33. Embeddings, head and optimizer are not counted, so time falls by less."""
+        """The FLOPs of the blocks in full training over those of this schedule.
+
+        This is the convention of the RAPTR paper, in which 6-8-10-12 on 12 layers is 1.33. Embeddings, head
+        and optimizer are not counted, so the time falls by less.
+        """
         total = sum(self.expected_depth(step) * self.width(step) for step in range(self.total_steps))
         return self.num_hidden_layers * self.total_steps / total
 
 
 @dataclass(frozen=True)
 class SubnetworkSchedule(Schedule):
-    """RAPTR: random sub-networks whose expected depth rises in stages; the first and last block always run.
+    """RAPTR (arXiv:2402.05913): random sub-networks whose expected depth rises in stages. The first and the
+    last block always run.
 
         SubnetworkSchedule(stages=[6, 8, 10, 12], num_hidden_layers=12, total_steps=10_000)
 
-    A stage of n blocks runs each free block with probability (n - fixed) / (L - fixed) (paper, definition 2). One stage is
-    the constant-rate control; falling stages are the reverse of RAPTR.
+    A stage of n blocks runs each free block with probability (n - fixed) / (L - fixed) (paper, definition 2),
+    where L is the number of blocks and `fixed` is the number of those that always run. One stage is the
+    control with a constant rate. Falling stages are the reverse of RAPTR.
 
     Args:
-        stages: expected number of active blocks in each stage.
-        lengths: relative lengths of the stages; equal by default.
-        full_model_steps: steps of the full network before the first stage (the paper's warm-up).
-        fixed_layers: blocks that always run; negative numbers count from the end.
-        widths: share of heads and feed-forward units in each stage (see `subnetworks/width.py`); all by default.
-        sampling: "exact" (same probabilities, no variance of depth) or "bernoulli" (as published).
-        scaling: "none", "sqrt_gap" or "inv_p", see `path.scales`.
+        stages: the expected number of active blocks in each stage.
+        num_hidden_layers: the number of blocks of the full network.
+        total_steps: the number of optimizer steps of the whole run.
+        lengths: the relative lengths of the stages. Equal by default.
+        full_model_steps: the number of steps of the full network before the first stage (the paper's
+            warm-up).
+        fixed_layers: blocks that always run. Negative numbers count from the end.
+        widths: the share of heads and feed-forward units in each stage (see `subnetworks/width.py`). All of
+            them by default.
+        sampling: "exact" (the same probabilities, no variance of depth) or "bernoulli" (as published).
+        scaling: "none", "sqrt_gap" or "inv_p" (see `path.scales`).
+        seed: the seed of the paths.
 
     Raises:
-        MeristemError: for stages outside fixed..num_hidden_layers, or lists of different lengths.
+        MeristemError: if there are no stages, if a stage is not between the number of fixed blocks and
+            `num_hidden_layers`, if lists have different lengths, or if another value is impossible.
     """
 
     stages: Sequence[float] = field(default=(), kw_only=True)
@@ -131,7 +149,7 @@ class SubnetworkSchedule(Schedule):
 
     @cached_property
     def fixed(self) -> frozenset[int]:
-        """`fixed_layers` counted from the front."""
+        """`fixed_layers`, counted from the front."""
         return frozenset(layer % self.num_hidden_layers for layer in self.fixed_layers)
 
     @cached_property
@@ -142,7 +160,7 @@ class SubnetworkSchedule(Schedule):
         return [self.full_model_steps + rest * part / sum(lengths) for part in accumulate(lengths)]
 
     def stage(self, step: int) -> int | None:
-        """The number of the stage that a step belongs to; None for the full network at the start."""
+        """The number of the stage that a step belongs to. None for the full network at the start."""
         if step < self.full_model_steps:
             return None
         return next((i for i, end in enumerate(self._ends) if step < end - 1e-9), len(self.stages) - 1)
@@ -162,7 +180,19 @@ class SubnetworkSchedule(Schedule):
 
 @dataclass(frozen=True)
 class LayerDrop(Schedule):
-    """Every block is dropped at one constant rate, nothing is rescaled (Fan, Grave, Joulin 2019, arXiv:1909.11556)."""
+    """Drop every block at one constant rate, and rescale nothing (Fan, Grave, Joulin 2019, arXiv:1909.11556).
+
+    Args:
+        num_hidden_layers: the number of blocks of the full network.
+        total_steps: the number of optimizer steps of the whole run.
+        rate: the probability that a block is dropped.
+        seed: the seed of the paths.
+        sampling: "bernoulli" or "exact" (see `path.draw`).
+        scaling: "none", "sqrt_gap" or "inv_p" (see `path.scales`).
+
+    Raises:
+        MeristemError: if a value is impossible.
+    """
 
     rate: float = field(default=0.2, kw_only=True)
 
@@ -176,10 +206,23 @@ class LayerDrop(Schedule):
 
 @dataclass(frozen=True)
 class StochasticDepth(Schedule):
-    """Block l of L survives with probability 1 - (l / L) . (1 - last), l from 1 (Huang et al. 2016, arXiv:1603.09382).
+    """Keep block l of L with probability 1 - (l / L) . (1 - last), with l counted from 1 (Huang et al. 2016,
+    arXiv:1603.09382).
 
-    What survives is divided by its probability, so that the full network needs no rescaling at test time (the paper instead
-    multiplies there). One draw for a whole batch, as in the paper, so that dropped blocks cost nothing.
+    The updates that are kept are divided by their probability, so that the full network needs no rescaling at
+    test time. (The paper multiplies at test time instead.) There is one draw for a whole batch, as in the
+    paper, so that dropped blocks cost nothing.
+
+    Args:
+        num_hidden_layers: the number of blocks of the full network.
+        total_steps: the number of optimizer steps of the whole run.
+        last: the probability that the last block is kept.
+        seed: the seed of the paths.
+        sampling: "bernoulli" or "exact" (see `path.draw`).
+        scaling: "inv_p", "none" or "sqrt_gap" (see `path.scales`).
+
+    Raises:
+        MeristemError: if a value is impossible.
     """
 
     last: float = field(default=0.5, kw_only=True)
@@ -195,10 +238,23 @@ class StochasticDepth(Schedule):
 
 @dataclass(frozen=True)
 class ProgressiveLayerDropping(Schedule):
-    """Drops more as training goes on, deeper blocks more than shallow ones (Zhang, He 2020, arXiv:2010.13369).
+    """Drop more as training proceeds, and deeper blocks more than shallow ones (Zhang, He 2020,
+    arXiv:2010.13369).
 
-    theta(t) = (1 - theta) exp(-gamma t) + theta;  block l of L survives with probability 1 - (l / L) (1 - theta(t)), and what
-    survives is divided by that. Gamma is 100 / total_steps unless given.
+    theta(t) = (1 - theta) exp(-gamma t) + theta. Block l of L is kept with probability 1 - (l / L) (1 -
+    theta(t)), and the updates that are kept are divided by it.
+
+    Args:
+        num_hidden_layers: the number of blocks of the full network.
+        total_steps: the number of optimizer steps of the whole run.
+        theta: the probability towards which that of the last block falls.
+        gamma: the rate at which it falls, for each step. By default 100 / total_steps.
+        seed: the seed of the paths.
+        sampling: "bernoulli" or "exact" (see `path.draw`).
+        scaling: "inv_p", "none" or "sqrt_gap" (see `path.scales`).
+
+    Raises:
+        MeristemError: if a value is impossible.
     """
 
     theta: float = field(default=0.5, kw_only=True)
@@ -216,15 +272,23 @@ class ProgressiveLayerDropping(Schedule):
 
 @dataclass(frozen=True)
 class BottomLayers(Schedule):
-    """bert2BERT's two-stage training of a grown network (Chen et al., ACL 2022, arXiv:2110.07143, section 4.4).
+    """The two-stage training of a grown network in bert2BERT (Chen et al., ACL 2022, arXiv:2110.07143,
+    section 4.4).
 
-    At first each step trains a network of the bottom n blocks, n drawn from stride, 2 stride, ..., L, and in it only the top
-    `stride` blocks and what stands outside the blocks behind them; then the full network is trained. Details that the paper leaves
-    open are ours: n is uniform, and blocks below run without gradients.
+    At first each step trains a network of the bottom n blocks, with n drawn from stride, 2 stride, ..., L. In
+    it, only the top `stride` blocks are trained, and what follows the blocks. Then the full network is
+    trained. The paper leaves some details open. Here n is uniform, and the blocks below run without
+    gradients.
 
     Args:
-        stride: blocks trained at a time; L is a multiple of it.
-        until: share of the run that this lasts.
+        num_hidden_layers: the number of blocks of the full network.
+        total_steps: the number of optimizer steps of the whole run.
+        stride: how many blocks train at a time. L is a multiple of it.
+        until: the share of the run that this takes.
+        seed: the seed of the paths.
+
+    Raises:
+        MeristemError: if `num_hidden_layers` is not a multiple of `stride`, or if `until` is not a share.
     """
 
     stride: int = field(default=3, kw_only=True)
@@ -254,7 +318,7 @@ class BottomLayers(Schedule):
 
 
 def _falling(layers: int, last: float) -> tuple[float, ...]:
-    """Probabilities that fall linearly from the input, 1, to the last block."""
+    """Probabilities that fall linearly from 1 at the input to `last` at the last block."""
     return tuple(1 - (layer + 1) / layers * (1 - last) for layer in range(layers))
 
 

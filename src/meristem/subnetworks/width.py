@@ -1,8 +1,10 @@
-"""Narrow blocks for one step: whole key-value groups and chunks of feed-forward units, their weights really sliced.
+"""Narrow blocks for one step: only some key-value groups and some chunks of feed-forward units compute, with
+sliced weights.
 
-Which rows and columns belong to a unit is known from the anatomy, by the same layouts that growth uses: a slice is a
-selection map. The residual stream, embeddings and norms over it stay whole. Gradients reach the full weights, zero where a unit
-was not selected; Adam would still move those rows by their momentum, and `hold_unselected` keeps them where they are.
+The anatomy says which rows and columns belong to a unit, with the same layouts that growth uses: a slice is a
+selection map. The residual stream, embeddings and norms over it stay whole. Gradients have the shape of the
+full weights, with zeros for units that were not selected. Adam would still move those rows by their momentum.
+`hold_unselected` leaves them unchanged.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_key
 
 @dataclass(frozen=True)
 class Slice:
-    """A parameter of a module and the entries that are used, one index for each dimension (None: all)."""
+    """A parameter of a module and the entries that are used, as one index for each dimension (None means
+    all).
+    """
 
     module: nn.Module
     name: str
@@ -43,6 +47,7 @@ class Slice:
     indices: tuple[Tensor | None, ...]
 
     def taken(self) -> Tensor:
+        """The used entries of the parameter."""
         tensor: Tensor = self.parameter
         for dimension, index in enumerate(self.indices):
             if index is not None:
@@ -50,7 +55,7 @@ class Slice:
         return tensor
 
     def mask(self) -> Tensor:
-        """True where an entry is used; broadcasts to the parameter."""
+        """True for the entries that are used. It broadcasts to the parameter."""
         mask = torch.ones((1,) * self.parameter.dim(), dtype=torch.bool, device=self.parameter.device)
         for dimension, index in enumerate(self.indices):
             if index is not None:
@@ -66,13 +71,14 @@ _LATEST: WeakKeyDictionary[nn.Module, list[Slice]] = WeakKeyDictionary()  # bloc
 
 @contextlib.contextmanager
 def sliced(blocks: Blocks, path: Path) -> Iterator[None]:
-    """Within this context the active blocks, in training mode, compute with `path.width` of their heads and feed-forward units.
+    """A context in which the active blocks, in training mode, compute with `path.width` of their heads and
+    feed-forward units.
 
-    A slice is taken whenever a module asks for its weight, so also in every micro-batch and when gradient checkpointing computes
-    a block once more; run the backward pass within the context.
+    A weight is sliced each time a module reads it, so also in every micro-batch and when gradient
+    checkpointing computes a block again. Run the backward pass inside the context.
 
     Raises:
-        MeristemError: if the weights are sharded, or nothing in a block can be narrowed.
+        MeristemError: if the weights are sharded, or if nothing in a block can be narrowed.
     """
     narrowed: list[tuple[nn.Module, type[nn.Module]]] = []
     try:
@@ -105,7 +111,7 @@ Views = dict[str, "Slice | int"]  # what a module's attributes are while it is n
 
 @cache
 def _narrowed_class(original: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    """A subclass in which these attributes are, in training mode, what `_meristem_views` says."""
+    """A subclass in which these attributes, in training mode, are what `_meristem_views` says."""
 
     def view_of(name: str) -> property:
         def get(self: nn.Module) -> Any:
@@ -120,7 +126,7 @@ def _narrowed_class(original: type[nn.Module], names: tuple[str, ...]) -> type[n
 
 
 def _slices(blocks: Blocks, layer: int, path: Path) -> list[Slice]:
-    """What to take of every parameter of a block."""
+    """The slice of every parameter of a block."""
     anatomy, prefix = blocks.anatomy, f"{blocks.name}.{layer}."
     alike = bool(blocks.needed)  # a block that serves the others serves them head by head: all take the same heads
     maps = _selections(anatomy, blocks.name if alike else prefix, path)
@@ -182,7 +188,7 @@ def _selections(anatomy: Anatomy, purpose: str, path: Path) -> dict[str, AxisMap
 
 
 def _counts(block: nn.Module, width: float, anatomy: Anatomy) -> list[tuple[nn.Module, str, int]]:
-    """(module, attribute, its value while the block is narrow) for what counts heads."""
+    """(module, attribute, its value while the block is narrow) for the attributes that count heads."""
     heads = [axis for axis in anatomy.axes if kind_of(axis) == KV_HEADS and not is_part(axis)]
     size = anatomy.sizes[heads[0]] if heads else 1
     kept = max(1, round(width * size))
@@ -191,13 +197,17 @@ def _counts(block: nn.Module, width: float, anatomy: Anatomy) -> list[tuple[nn.M
 
 
 def hold_unselected(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
-    """From now on, `optimizer.step()` leaves alone what the last narrow step did not use: weights and moments alike.
+    """Let `optimizer.step()` leave unchanged what the last narrow step did not use: weights and moments.
 
-    Without this, Adam moves unselected rows by their momentum and decays them. It costs a copy of the sliced parameters and their
-    moments during each step.
+    Without this, Adam moves unselected rows by their momentum and decays them. It holds for all later steps,
+    and costs a copy of the sliced parameters and their moments during each step.
+
+    Args:
+        optimizer: the optimizer of the network.
+        model: the network.
 
     Returns:
-        Handles whose `remove()` ends it.
+        Handles. Their `remove()` ends it.
     """
     saved: list[tuple[Tensor, Tensor, Tensor]] = []
 

@@ -1,4 +1,6 @@
-"""Inputs that a network accepts, made by its own signature and config, and what it puts out on them."""
+"""Inputs that a network accepts, made from its signature and config, and the outputs that it computes from
+them.
+"""
 
 from meristem.anatomy.inputs.example import example_inputs, reads_only_text
 from meristem.anatomy.inputs.interface import check_named

@@ -1,8 +1,8 @@
-"""Example inputs: what certificates are measured on when the user gives none.
+"""Example inputs, on which certificates are measured if the user gives none.
 
-Every stream that a network's forward takes (text, image, video, sound, series, states) gets an example in the shapes that
-its parameters and its config suggest; the first combination on which the network runs is taken. A network that reads plain
-text is not run for that.
+Every input stream of a network (text, image, video, sound, series, states) gets an example in the shapes that
+its parameters and its config suggest. The first combination on which the network runs is used. A network that
+reads plain text is not run for that.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ TRIES = 48
 
 
 def example_inputs(model: nn.Module, batch_size: int = 2, sequence_length: int = 24, seed: int = 0) -> dict[str, Any]:
-    """Random inputs for a transformers model, by its own signature and config.
+    """Random inputs for a transformers model, from its own signature and config.
 
     Args:
-        model: run on what it might accept, unless it reads nothing but text; neither its weights nor its mode change.
-        batch_size: number of texts, images, sounds.
-        sequence_length: of texts, in tokens; less if the network has fewer positions.
-        seed: of all that is random.
+        model: the network. It runs on inputs that it might accept, unless it reads only text. Neither its
+            weights nor its mode change.
+        batch_size: the number of texts, images, sounds.
+        sequence_length: the length of texts in tokens. It is smaller if the network has fewer positions.
+        seed: the seed of everything random.
 
     Returns:
-        Keyword arguments of forward: every stream that the network reads, with placeholders in the text for what is
-        embedded in it.
+        Keyword arguments of forward: every stream that the network reads, with placeholders in the text for
+            what is embedded in it.
 
     Raises:
-        MeristemError: for a network whose inputs cannot be guessed; pass `inputs` then.
+        MeristemError: if the inputs of the network cannot be guessed. Pass `inputs` then.
     """
     if getattr(model, "config", None) is None or not hasattr(model.config, "model_type"):
         raise MeristemError(f"cannot guess inputs for {type(model).__name__}; pass inputs={{name: tensor}}")
@@ -68,7 +69,7 @@ def example_inputs(model: nn.Module, batch_size: int = 2, sequence_length: int =
 
 
 def reads_only_text(model: nn.Module) -> bool:
-    """Whether a transformers model takes tokens and nothing else that it could be shown: no images, sounds, series or states."""
+    """Whether a transformers model reads only tokens: no images, sounds, series or states."""
     net = Interface(model, 1, 1, torch.Generator())
     return bool(texts(net)) and _reads_only_text(net)
 
@@ -78,7 +79,7 @@ def _reads_only_text(net: Interface) -> bool:
 
 
 def _candidates(net: Interface) -> Iterator[Group]:
-    """All streams together, in every combination of their shapes; then without videos beside images."""
+    """All streams together, in every combination of their shapes; then without videos next to images."""
     streams = [found for stream in (texts, images, videos, sounds, others) if (found := stream(net))]
     yield from _combined(streams)
     if videos(net) and images(net):
@@ -86,7 +87,9 @@ def _candidates(net: Interface) -> Iterator[Group]:
 
 
 def _combined(streams: list[list[Group]]) -> Iterator[Group]:
-    """The first shapes of all; then others, those that differ in the fewest places from the first before the rest."""
+    """The first shapes of all; then others, those with the fewest differences from the first before the
+    rest.
+    """
     choices = itertools.product(*(range(len(stream)) for stream in streams))
     for choice in sorted(choices, key=lambda choice: (sum(map(bool, choice)), sum(choice))):
         yield {

@@ -1,4 +1,4 @@
-"""Images and videos, in the shapes that networks read them: whole, in tiles, or as lists of patches."""
+"""Images and videos, in the shapes that networks read: whole, in tiles, or as lists of patches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ IMAGES = ("pixel_values", "image_pixel_values", "flattened_patches")
 
 
 def images(net: Interface) -> list[Group]:
-    """One image for each row, in every shape that the parameters beside it suggest; [] if the network reads none."""
+    """One image for each row, in every shape that the other parameters suggest. [] if the network reads
+    none.
+    """
     if "pixel_values" not in net.parameters or _is_video(net):
         return []
     rows, channels = net.batch, _channels(net)
@@ -42,7 +44,7 @@ def images(net: Interface) -> list[Group]:
 
 
 def videos(net: Interface) -> list[Group]:
-    """One short video for each row; [] if the network reads none."""
+    """One short video for each row. [] if the network reads none."""
     name = "pixel_values" if _is_video(net) else "pixel_values_videos"
     if name not in net.parameters:
         return []
@@ -58,7 +60,9 @@ def _is_video(net: Interface) -> bool:
 
 
 def _tiles(net: Interface, area: int) -> list[int]:
-    """In how many tiles an image may come: itself alone, or with those that it is cut into at the resolutions of the config."""
+    """The numbers of tiles in which an image may come: the image alone, or with the tiles of the resolutions
+    in the config.
+    """
     cut = [1 + h * w // area for h, w in net.size(PART, "image_grid_pinpoints", default=[])]
     return list(dict.fromkeys([*cut, 1, 2]))
 
@@ -73,7 +77,7 @@ def _patch(net: Interface) -> tuple[int, int]:
 
 
 def _pair(size: Any) -> tuple[int, int]:
-    """(height, width) of a number, a list, or transformers' mapping of both."""
+    """(height, width) from a number, a list, or transformers' mapping of both."""
     if isinstance(size, dict):
         return int(size.get("height", 64)), int(size.get("width", 64))
     if isinstance(size, list | tuple):
@@ -93,7 +97,7 @@ def _patches_of_any_shape(net: Interface) -> Group:
 
 
 def _flat_patches(net: Interface, name: str, grid: str) -> list[Group]:
-    """The patches of all images one after the other, with (time, height, width) of each image in patches."""
+    """The patches of all images, one after another, with (time, height, width) of each image in patches."""
     height, width = _patch(net)
     merge = net.size(PART, "spatial_merge_size", "merge_size", "downsample_factor", "merge_kernel_size", default=1)
     merge = max(merge) if isinstance(merge, list | tuple) else merge

@@ -1,4 +1,4 @@
-"""What a network's forward takes, and the sizes in its config that inputs have to fit."""
+"""The arguments of a network's forward, and the sizes in its config that inputs have to fit."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ Group = dict[str, Any]  # some keyword arguments of forward
 
 @dataclass(frozen=True)
 class Interface:
-    """The parameters of forward by name (True: without a default), and how large inputs shall be.
+    """The parameters of forward by name (True if there is no default), and the sizes of the inputs.
 
     Args:
-        model: a transformers model; only its class, its config and its embeddings are looked at.
-        batch: number of rows.
-        length: of texts, in tokens.
-        generator: of everything random.
+        model: a transformers model. Only its class, its config and its embeddings are used.
+        batch: the number of rows.
+        length: the length of texts in tokens.
+        generator: the source of everything random.
     """
 
     model: nn.Module
@@ -79,11 +79,13 @@ class Interface:
         return name in self.parameters
 
     def needs(self, name: str) -> bool:
-        """Without a default."""
+        """Whether forward has this parameter without a default."""
         return self.parameters.get(name, False)
 
     def size(self, part: str, *fields: str, default: Any = None) -> Any:
-        """The first of these fields that is set, in the parts of the config whose names match `part`, then in the others."""
+        """The first of these fields that is set, first in the parts of the config whose names match `part`,
+        then in the others.
+        """
         for config in _parts(self.config, part):
             for field in fields:
                 value = getattr(config, field, None)
@@ -99,7 +101,9 @@ class Interface:
 
 
 def check_named(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Raises MeristemError for an argument that the forward of a transformers model does not name, and would drop without a word."""
+    """Raises MeristemError for an argument that the forward of a transformers model does not name, because it
+    would be ignored silently.
+    """
     if not hasattr(model, "main_input_name"):
         return
     taken = inspect.signature(type(model).forward).parameters
@@ -113,7 +117,9 @@ def check_named(model: nn.Module, inputs: Mapping[str, Any]) -> None:
 
 
 def _parts(config: Any, part: str) -> Iterator[Any]:
-    """Nested configs under matching names (with all that is in them), the config itself, then the other nested ones."""
+    """Nested configs with matching names (and everything in them), the config itself, then the other nested
+    ones.
+    """
     nested = {name: value for name, value in vars(config).items() if hasattr(value, "model_type")}
     matching = [name for name in nested if re.search(part, name)]
     for name in matching:

@@ -1,4 +1,6 @@
-"""What is neither text, image nor sound: series, boxes, states, queries; made by the names of the parameters."""
+"""Inputs that are neither text, image nor sound: series, boxes, states, queries. The names of the parameters
+decide.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from meristem.anatomy.inputs.texts import token_ids, vocabulary
 
 
 def others(net: Interface) -> list[Group]:
-    """One group with every parameter that the network needs and this module knows; [] if there is none."""
+    """One group with every parameter that the network needs and this module knows. [] if there is none."""
     if net.takes("past_values"):
         return _series(net)
     made = {name: make(net) for name, make in MAKERS.items() if net.needs(name)}
@@ -23,7 +25,7 @@ def others(net: Interface) -> list[Group]:
 
 
 def _series(net: Interface) -> list[Group]:
-    """Past values with the features of their times, for models with lags and for those that cut patches."""
+    """Past values with the features of their times, for models with lags and for those that use patches."""
     rows, context = net.batch, net.size("", "context_length", "context_len", default=32)
     context = context if isinstance(context, int) else 32
     ahead = net.size("", "prediction_length", "horizon_length", default=8)
@@ -67,7 +69,7 @@ def _ones_for_ids(net: Interface) -> Tensor:
 
 
 def _patches(net: Interface) -> Tensor:
-    """(patches, values) as towers of composites take them, for the grid that `_grid` gives."""
+    """(patches, values) as the towers of composites read them, for the grid of `_grid`."""
     part = r"vision"
     size = net.size(part, "patch_size", default=16)
     channels = net.size(part, "in_channels", "in_chans", "num_channels", default=3)
@@ -94,7 +96,7 @@ def _mask_of_patches(net: Interface) -> Tensor:
 
 
 def _flattened_patches(net: Interface) -> Tensor:
-    """Row and column in front of the values of every patch."""
+    """Row and column before the values of every patch."""
     size = net.size(r"vision", "patch_size", default=16)
     values = net.randn(net.batch, 16, 3 * size * size)
     places = torch.stack(torch.meshgrid(torch.arange(1, 5), torch.arange(1, 5), indexing="ij"), -1).flatten(0, 1)
@@ -112,7 +114,7 @@ def _images_again(net: Interface) -> Tensor:
 
 
 def _global_attention(net: Interface) -> Tensor:
-    """The first token of every text sees all others and is seen by them."""
+    """The first token of every text attends to all others, and they attend to it."""
     mask = torch.zeros_like(_ids(net))
     mask[..., 0] = 1
     return mask

@@ -1,4 +1,4 @@
-"""What a network puts out: its logits, or every tensor of its output by name."""
+"""The outputs of a network: its logits, or every tensor of its output by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BY_LAYER = (
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a network runs: with its first parameter; on the CPU if its weights are made as it runs."""
+    """The device of a network: that of its first parameter, or the CPU if it is streamed."""
     device = next(model.parameters()).device
     return torch.device("cpu") if device.type == "meta" else device
 
@@ -29,15 +29,17 @@ def outputs_of(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]
     """Every floating-point tensor of the output by its name, in the model's own dtype, without gradients.
 
     Names of nested outputs and entries of tuples are joined by dots ("vision_model_output.last_hidden_state",
-    "feature_maps.2"); a bare tensor is called "logits". Caches, what the layers put out one by one and empty tensors are left
-    out.
+    "feature_maps.2"). A bare tensor has the name "logits". Caches, the separate outputs of layers and empty
+    tensors are left out.
 
     Args:
-        model: run as it is (mode and dtype); what it draws at random is drawn from the same seed every time.
-        inputs: keyword arguments of forward; floating-point tensors are cast to the model's dtype and device.
+        model: the network, which runs as it is (mode and dtype). Its random numbers have the same seed every
+            time.
+        inputs: keyword arguments of forward. Floating-point tensors are converted to the dtype and device of
+            the model.
 
     Raises:
-        MeristemError: if no tensor comes out.
+        MeristemError: if the output contains no tensor.
     """
     found = {name: tensor for name, tensor in _tensors(_run(model, inputs), "") if tensor.numel()}
     if not found:
@@ -46,7 +48,7 @@ def outputs_of(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]
 
 
 def logits_of(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """The model's logits (or its first output) on these inputs; as `outputs_of` otherwise."""
+    """The logits of the model on these inputs, or its first output. Otherwise as `outputs_of`."""
     outputs = outputs_of(model, inputs)
     return outputs.get("logits", next(iter(outputs.values())))
 
@@ -66,7 +68,7 @@ def _run(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
 
 
 def moved_to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """An argument of forward on this device; floating-point tensors in this dtype."""
+    """An argument of forward on this device. Floating-point tensors are converted to this dtype."""
     if isinstance(value, list | tuple):
         return type(value)(moved_to(entry, device, dtype) for entry in value)
     if not isinstance(value, Tensor):

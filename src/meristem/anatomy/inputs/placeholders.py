@@ -1,4 +1,4 @@
-"""Composites read images, videos and sounds in the place of placeholder tokens: as many as the features of each."""
+"""Composites read images, videos and sounds at placeholder tokens, one for each of their features."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ MARKS = {"image": 1, "video": 2, "audio": 3}  # in mm_token_type_ids
 
 
 def with_placeholders(net: Interface, inputs: Group) -> Group:
-    """The inputs with as many placeholders in every text as the network makes features of its images, videos and sounds."""
+    """The inputs with as many placeholders in every text as the network computes features from its images,
+    videos and sounds.
+    """
     ids = inputs.get("input_ids")
     if ids is None or ids.dim() != 2:
         return inputs
@@ -44,18 +46,18 @@ def with_placeholders(net: Interface, inputs: Group) -> Group:
 
 
 def _method(model: nn.Module, name: str) -> Callable[..., Any] | None:
-    """A method of the network, or of the first part of it that has one."""
+    """A method of the network, or of the first of its parts that has one."""
     return next((getattr(part, name) for part in model.modules() if hasattr(part, name)), None)
 
 
 def _features(model: nn.Module, method: Callable[..., Any], inputs: Group) -> int:
-    """How many feature vectors one of the network's own towers makes of these inputs."""
+    """How many feature vectors one of the network's own towers computes from these inputs."""
     taken = inspect.signature(method).parameters
     return _rows(_called(model, method, {name: value for name, value in inputs.items() if name in taken}))
 
 
 def _called(model: nn.Module, method: Callable[..., Any], inputs: Group) -> Any:
-    """The result of a method, called as the network itself is, so that a streamed one has its weights."""
+    """The result of a method, called as the network itself is, so that a streamed network has its weights."""
     own = model.__dict__.get("forward")
     dtype = next(model.parameters()).dtype
     cast = {n: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in inputs.items()}

@@ -12,7 +12,7 @@ BANDS = ("num_mel_bins", "feature_projection_input_dim", "feature_size", "n_mels
 
 
 def sounds(net: Interface) -> list[Group]:
-    """One sound for each row; [] if the network hears none."""
+    """One sound for each row. [] if the network reads none."""
     if net.takes("input_features"):
         return _masked(net, "input_features", ("input_features_mask", "feature_attention_mask"), _spectra(net))
     if net.takes("input_values"):

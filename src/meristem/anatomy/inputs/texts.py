@@ -1,4 +1,6 @@
-"""Texts: random token ids within the vocabulary, without the ids that mean something to the network."""
+"""Texts: random token ids within the vocabulary, without the ids that have a special meaning for the
+network.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ IDS = ("input_ids", "inputs")  # what ids are called
 
 
 def texts(net: Interface) -> list[Group]:
-    """Ids of a text; those of the decoder's text along with them where there is one; [] if the network reads none."""
+    """The ids of a text, and those of the decoder's text if there is one. [] if the network reads none."""
     groups: list[Group] = [{}]
     name = next((n for n in IDS if net.takes(n) and (n == "input_ids" or n == net.main)), None)
     if name and vocabulary(net):
@@ -29,7 +31,7 @@ def texts(net: Interface) -> list[Group]:
 
 
 def vocabulary(net: Interface) -> int:
-    """How many ids the network reads: the rows of its embedding, else what its config says."""
+    """How many ids the network reads: the rows of its embedding, or what its config says."""
     try:
         embedding = net.model.get_input_embeddings()  # type: ignore[operator]
         rows = embedding.num_embeddings if isinstance(embedding, nn.Embedding) else 0
@@ -40,7 +42,9 @@ def vocabulary(net: Interface) -> int:
 
 
 def token_ids(net: Interface, vocab: int, length: int | None = None) -> Tensor:
-    """(batch, length) ids, or (batch, 2 choices, length) for multiple choice; a text ends with its end token."""
+    """(batch, length) ids, or (batch, 2 choices, length) for multiple choice. A text ends with its end
+    token.
+    """
     longest = net.size(r"text", "max_position_embeddings", "max_source_positions", default=net.length)
     length = length or net.length
     length = max(1, min(length, longest - 4)) if isinstance(longest, int) else length
@@ -55,7 +59,7 @@ def token_ids(net: Interface, vocab: int, length: int | None = None) -> Tensor:
 
 
 def decoder_ids(net: Interface) -> Tensor:
-    """(batch, length) ids in the decoder's vocabulary; for several codebooks, (batch x codebooks, length)."""
+    """(batch, length) ids in the decoder's vocabulary. (batch x codebooks, length) for several codebooks."""
     part = r"decoder|text"
     vocab = net.size(part, "decoder_vocab_size", "vocab_size", default=vocabulary(net)) or 8
     longest = net.size(part, "max_target_positions", "max_position_embeddings", "max_length", default=net.length)
@@ -67,7 +71,9 @@ def decoder_ids(net: Interface) -> Tensor:
 
 
 def takes_one_text(net: Interface) -> bool:
-    """A classifier that looks for each row's last token that is no padding takes one row if it knows no padding."""
+    """Whether it accepts only one row: a classifier that looks for the last token of each row that is not
+    padding, and knows no padding token.
+    """
     return (
         "SequenceClassification" in net.kind
         and net.size(r"text", "pad_token_id", default=-1) in (-1, None)

@@ -1,4 +1,4 @@
-"""Where types of modules, a watched pass and declarations speak about the same tensor: who is believed."""
+"""The order of precedence if types of modules, a watched pass and declarations all describe one tensor."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ OF_NORMS = ("gain", "shift", "variance")
 def told_roles(
     name: str, owner: nn.Module, parameter: str, ndim: int, override: Override, trace: Traced | None
 ) -> tuple[Role, ...]:
-    """The role of each dimension: as declared; as the type of its module says, of a norm; as a pass has shown; as the type says of
-    any other module; and else "write"."""
+    """The role of each dimension: as declared; for a norm, by the type of its module; as a pass has shown; by
+    the type of any other module; and otherwise "write".
+    """
     declared = _declared(name, override)
     if declared is not None:
         if len(declared) != ndim:
@@ -36,7 +37,7 @@ def told_roles(
 
 
 def is_guessed(name: str, owner: nn.Module, ndim: int, override: Override, trace: Traced | None) -> bool:
-    """Whether nothing tells the roles of a tensor of several dimensions."""
+    """Whether nothing shows the roles of a tensor of several dimensions."""
     known = ndim < 2 or _declared(name, override) or known_roles(owner, owner_and_parameter(name)[1], ndim)
     return not known and not any(trace.roles.get(name, ()) if trace is not None else ())
 
@@ -53,7 +54,9 @@ def seen_layout(
 
 
 def check_conflicts(trace: Traced, tensors: Mapping[str, TensorAnatomy]) -> None:
-    """Raises AnatomyError for a tensor with a dimension along an axis that is both written and read (a matrix used twice)."""
+    """Raises AnatomyError for a tensor with a dimension along an axis that is both written and read (a matrix
+    that is used twice).
+    """
     tied = {tensor.tied_to for tensor in tensors.values()} | {t.name for t in tensors.values() if t.tied_to}
     for name, (place, roles) in trace.conflicts.items():
         tensor = tensors.get(name)

@@ -1,4 +1,4 @@
-"""How operators carry dimensions on: from those of their operands to those of what they give out."""
+"""How operators pass dimensions on, from their operands to their results."""
 
 from __future__ import annotations
 
@@ -35,11 +35,15 @@ SAME = frozenset(
 def moved(
     space: Space, name: str, dims: Dims, arguments: Arguments, shapes: Sequence[Sequence[int]]
 ) -> list[Dims] | None:
-    """The dimensions of everything that an operator gives out which only moves the values of its first operand about; None
-    if it does more than that.
+    """The dimensions of the results of an operator that only moves the values of its first operand. None if
+    it does more than that.
 
     Args:
-        shapes: of what it gives out.
+        space: the atoms of the pass.
+        name: the name of the operator.
+        dims: the dimensions of the first operand.
+        arguments: the arguments of the operator.
+        shapes: the shapes of the results.
     """
     if name in SAME:
         return [dims] * len(shapes)
@@ -149,7 +153,9 @@ MOVES: dict[str, Callable[[Space, Dims, Arguments, Sequence[Sequence[int]]], lis
 
 
 def reduced(space: Space, dims: Dims, arguments: Arguments, shape: Sequence[int]) -> tuple[Dims, Dims]:
-    """(what stays, what is reduced) of an operator that takes means, sums and the like over some dimensions."""
+    """(dimensions that stay, dimensions that are reduced) of an operator that computes means, sums and the
+    like over some dimensions.
+    """
     asked = arguments.get("dim", arguments.get("dims"))
     places = range(len(dims)) if asked in (None, []) else [asked] if isinstance(asked, int) else list(asked)
     gone = {place % len(dims) for place in places} if dims else set()
@@ -160,7 +166,7 @@ def reduced(space: Space, dims: Dims, arguments: Arguments, shape: Sequence[int]
 
 
 def indexed(space: Space, dims: Dims, indices: Sequence[Tensor | None], shape: Sequence[int]) -> tuple[Dims, list[int]]:
-    """(dimensions of tensor[indices], which of its dimensions are gone); a mask takes as many as it has."""
+    """(dimensions of tensor[indices], which of its dimensions are gone). A mask removes as many as it has."""
     gone: list[int] = []
     place = 0
     for index in indices:

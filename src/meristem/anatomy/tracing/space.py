@@ -1,7 +1,8 @@
-"""Dimensions as products of atoms, joined as it turns out that they run along the same units.
+"""Dimensions as products of atoms. Atoms are joined when a pass shows that they run along the same units.
 
-A dimension is a tuple of atoms, outermost first. A view splits an atom into a product (768 into 12 heads of 64), a concatenation
-or a slice into a sum of dimensions; an addition joins the atoms of what it adds.
+A dimension is a tuple of atoms, outermost first. A view splits an atom into a product (768 into 12 heads of
+64). A concatenation or a slice splits it into a sum of dimensions. An addition joins the atoms of its
+operands.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Space:
         self._terms: dict[int, tuple[Dim, ...]] = {}
 
     def fresh(self, size: int) -> Dim:
-        """A dimension of its own."""
+        """A new dimension."""
         if size == 1:
             return ()
         self._parent.append(len(self._parent))
@@ -37,7 +38,7 @@ class Space:
         return atom
 
     def flat(self, dim: Dim) -> Dim:
-        """The dimension in terms of atoms that are no products."""
+        """The dimension in terms of atoms that are not products."""
         found: list[int] = []
         for atom in map(self.find, dim):
             found += self.flat(self._factors[atom]) if atom in self._factors else [atom]
@@ -47,7 +48,7 @@ class Space:
         return math.prod(self._size[self.find(atom)] for atom in dim)
 
     def leaves(self, dim: Dim) -> set[int]:
-        """All atoms that a dimension is made of, those of sums included."""
+        """All atoms of a dimension, with those of sums."""
         found: set[int] = set()
         for atom in self.flat(dim):
             inner = [self.leaves(term) for term in self._terms.get(atom, ())]
@@ -55,15 +56,19 @@ class Space:
         return found
 
     def resolved(self, dim: Dim) -> Resolved:
-        """The sizes of its atoms: (12, 64), or ((96,), (96,), (96,)) in the place of an atom for a sum of three."""
+        """The sizes of its atoms: (12, 64), or ((96,), (96,), (96,)) in the place of an atom for a sum of
+        three.
+        """
         return tuple(
             tuple(self.resolved(term) for term in self._terms[atom]) if atom in self._terms else self._size[atom]
             for atom in self.flat(dim)
         )
 
     def products(self, dim: Dim, start: int = 0) -> Iterator[tuple[int, int, Dim]]:
-        """(first unit, how many, atoms) of the parts of a dimension that are plain products; the whole, if that is one. A sum among
-        the factors of a product (halves of a head that rotary positions turn) is taken to be one atom that stays as it is."""
+        """(first unit, how many, atoms) of the parts of a dimension that are plain products, or the whole if
+        it is one. A sum among the factors of a product (halves of a head that rotary positions rotate)
+        counts as one atom that stays as it is.
+        """
         atoms = self.flat(dim)
         sums = [atom for atom in atoms if atom in self._terms]
         if sums and len(atoms) == 1:
@@ -74,7 +79,7 @@ class Space:
             yield start, self.size(dim), tuple(self.fresh(self._size[a])[0] if a in sums else a for a in atoms)
 
     def inside_products(self, dim: Dim) -> set[int]:
-        """The leaves of the sums that `products` takes to be one atom each."""
+        """The leaves of the sums that `products` counts as one atom each."""
         atoms = self.flat(dim)
         sums = [atom for atom in atoms if atom in self._terms]
         if sums and len(atoms) == 1:
@@ -82,7 +87,7 @@ class Space:
         return set().union(*(self.leaves((atom,)) for atom in sums))
 
     def join(self, first: Dim, other: Dim) -> None:
-        """Both run along the same units. What cannot be lined up is left as it is."""
+        """Both dimensions run along the same units. Parts that cannot be aligned stay as they are."""
         ours, theirs = list(self.flat(first)), list(self.flat(other))
         if self.size(first) != self.size(other):
             return
@@ -119,7 +124,7 @@ class Space:
         return found
 
     def concatenated(self, dims: Sequence[Dim], sizes: Sequence[int]) -> Dim:
-        """Dimensions laid one behind the other. An empty one (of size 1) is one unit."""
+        """Dimensions one after another. An empty one (of size 1) is one unit."""
         if len(dims) == 1:
             return dims[0]
         whole = self.fresh(sum(sizes))
@@ -182,7 +187,7 @@ class Space:
         self._parent[child] = root
 
     def _refine(self, a: int, b: int) -> None:
-        """Two sums of other terms: both are cut where the other one is."""
+        """Two sums with other terms: each is divided where the other one is."""
         ends = [
             [sum(self.size(d) for d in self._terms[x][: i + 1]) for i in range(len(self._terms[x]))] for x in (a, b)
         ]

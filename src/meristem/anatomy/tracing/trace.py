@@ -1,4 +1,4 @@
-"""From watched passes at several sizes to the role and the layout of every dimension of every parameter."""
+"""From watched passes in several sizes to the role and the layout of every dimension of every parameter."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Traced:
     """What passes have shown.
 
     Attributes:
-        roles: {tensor: the role of each dimension}; None where nothing was seen.
-        layouts: {tensor: the layout of each dimension}; None where the trace does not tell.
-        groups: {axis: in how many parts it is cut somewhere}.
+        roles: {tensor: the role of each dimension}. None where nothing was seen.
+        layouts: {tensor: the layout of each dimension}. None where the trace does not show it.
+        groups: {axis: in how many parts it is divided somewhere}.
         measured: {axis: the operator outside of norms that measures its units together}.
         conflicts: {tensor: (dimension, the roles that were seen)} of those that are both read and written.
     """
@@ -43,9 +43,10 @@ class Traced:
 
 
 def traced(builder: Builder, inputs: Mapping[str, Any]) -> Traced:
-    """Run what `builder` builds, at its sizes and with each axis doubled, and see what becomes of every dimension.
+    """Run what `builder` builds, in its sizes and with each axis doubled, and follow every dimension.
 
     Args:
+        builder: the builder of the network.
         inputs: keyword arguments of forward.
 
     Raises:
@@ -64,7 +65,7 @@ def traced(builder: Builder, inputs: Mapping[str, Any]) -> Traced:
 
 
 def _watched(builder: Builder, sizes: Sizes, inputs: Mapping[str, Any]) -> Watch:
-    """A pass without numbers where that can be, else with random weights."""
+    """A pass without numbers if that is possible, and otherwise with random weights."""
     try:
         return _pass(builder, sizes, inputs, "meta")
     except Exception:  # shapes that depend on numbers, tensors that are made on the CPU
@@ -107,7 +108,9 @@ def _told(sizes: Sizes, measured: Measured) -> Traced:
 
 
 def _role(votes: set[Role]) -> Role | None:
-    """read before all; a gain that nothing else is; written where it is added or produced."""
+    """ "read" takes precedence. A gain is one only if it has no other role. "write" if it is added or
+    produced.
+    """
     for role in ("read", "write", "gain", "fixed"):
         if role in votes:
             return role  # pyright: ignore[reportReturnType]
@@ -115,7 +118,9 @@ def _role(votes: set[Role]) -> Role | None:
 
 
 def _layout(sizes: Sizes, forms: Sequence[tuple[Sizes, Resolved]], groups: dict[str, int]) -> Layout | None:
-    """The layout of a dimension from its atoms in every pass; None if these do not correspond, or have no explanation."""
+    """The layout of a dimension from its atoms in every pass. None if these do not correspond, or have no
+    explanation.
+    """
     if len({len(form) for _, form in forms}) != 1:
         return None
     if not forms[0][1]:
@@ -147,7 +152,7 @@ def _added(terms: Sequence[Layout]) -> Layout:
 
 
 def _term(atoms: Sequence[tuple[Sizes, int]], groups: dict[str, int]) -> list[str | int] | None:
-    """A number, a multiple of an axis, a part of one, or a product of two that has the sizes of an atom."""
+    """A number, a multiple of an axis, a part of one, or a product of two, that has the sizes of an atom."""
     (base, size) = atoms[0]
     if all(other == size for _, other in atoms):
         return [size]
@@ -171,7 +176,7 @@ def _term(atoms: Sequence[tuple[Sizes, int]], groups: dict[str, int]) -> list[st
 
 
 def _axes_measured(sizes: Sizes, measured: Measured) -> dict[str, str]:
-    """Axes among the dimensions that something outside of norms takes together, in every pass alike."""
+    """Axes among the dimensions that something outside of norms combines, in the same way in every pass."""
     found: dict[str, str] = {}
     for number, (name, dims) in enumerate(measured[0][1].measured):
         others = [w.measured[number] for _, w in measured if number < len(w.measured)]

@@ -1,4 +1,6 @@
-"""One forward pass, watched operator by operator: the dimensions of every tensor, and what is done with those of parameters."""
+"""One forward pass, watched operator by operator: the dimensions of every tensor, and how those of parameters
+are used.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,14 @@ UNARY = frozenset(["exp", "neg", "sigmoid", "softplus", "tanh", "abs", "sqrt", "
 
 
 class Watch(TorchDispatchMode):
-    """Attributes:
-    parameters: {name: its dimensions in `space`}.
-    votes: {name: for each dimension, the roles that were seen}.
-    grouped: (dimension, groups) of those that a norm measures in several groups.
-    measured: dimensions that something outside of known norms measures together (a mean, a softmax), with its name.
+    """What one pass has shown.
+
+    Attributes:
+        parameters: {name: its dimensions in `space`}.
+        votes: {name: for each dimension, the roles that were seen}.
+        grouped: (dimension, groups) of those that a norm measures in several groups.
+        measured: dimensions that something outside of known norms measures together (a mean, a softmax), with
+            its name.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -61,7 +66,7 @@ class Watch(TorchDispatchMode):
             self._origin[tensor] = (name, self._roots[name], False)  # and whether it is rows of a table
 
     def hooks(self, model: nn.Module) -> Iterator[Any]:
-        """What tells this watch when a norm is at work."""
+        """Hooks that tell this watch when a norm runs."""
         for module in model.modules():
             if is_norm(module) or (is_plain_norm(module) and plain_shape(module)):
                 yield module.register_forward_pre_hook(self._enter)
@@ -80,7 +85,7 @@ class Watch(TorchDispatchMode):
         return dims
 
     def vote(self, tensor: Tensor, place: int, role: Role) -> None:
-        """A dimension of a parameter, or of a view of one, was seen in a role."""
+        """Record that a dimension of a parameter, or of a view of one, was seen in a role."""
         origin = self._origin.get(tensor)
         if origin is None:
             return
@@ -329,7 +334,7 @@ class Watch(TorchDispatchMode):
             self.vote(tensor, place, "write")
 
     def _broadcast(self, operands: list[Tensor], result: Tensor) -> None:
-        """Dimensions that lie over each other run along the same units."""
+        """Aligned dimensions run along the same units."""
         known = self._dims.get(result)
         dims: list[Dim] = list(known) if known is not None and len(known) == result.dim() else [()] * result.dim()
         for operand in operands:
@@ -346,7 +351,9 @@ class Watch(TorchDispatchMode):
         ]
 
     def _pointwise(self, name: str, arguments: Arguments, operands: list[Tensor], results: list[Tensor]) -> None:
-        """Operators that work entry by entry; of any other, what keeps its size is taken to be what it was."""
+        """Operators that work entry by entry. For any other operator, dimensions that keep their size count
+        as unchanged.
+        """
         result = results[0]
         if result in self._dims and result is operands[0]:  # in place
             self._broadcast(operands[1:], result)
