@@ -43,6 +43,7 @@ from support.update_speed import SIDES as UPDATES
 
 from meristem.adaptive import RBM, EnergyNetClassifier, InfiniteRBM
 from meristem.adaptive.pictures import filters, posterior_over_units, save_figure, width_over_training
+from meristem.adaptive.rbm.infinite import PUBLISHED
 from meristem.checkpoints.write import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +65,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "speed_turns": 5,
     },
 }  # fmt: skip
-SIDES = {"RBM-100": (RBM, {"n_components": 100}), "RBM-500": (RBM, {"n_components": 500}), "iRBM": (InfiniteRBM, {})}
+SIDES = {
+    "RBM-100": (RBM, {"n_components": 100}),
+    "RBM-500": (RBM, {"n_components": 500}),
+    "iRBM": (InfiniteRBM, PUBLISHED),
+}
 
 
 # -- likelihood ---------------------------------------------------------------------------------------------------------
@@ -240,7 +245,9 @@ def speed(setting: dict[str, Any]) -> dict[str, Any]:
     counts = sorted({1, torch.get_num_threads()}) if device == "cpu" else [torch.get_num_threads()]
     taken: dict[int, dict[str, list[float]]] = {threads: {side: [] for side in UPDATES} for threads in counts}
     with tempfile.TemporaryDirectory() as folder:
-        model = InfiniteRBM(max_components=500, n_iter=2, device=device, random_state=0).fit(data[0])
+        model = InfiniteRBM(
+            **PUBLISHED | {"max_components": 500, "n_iter": 2, "device": device, "random_state": 0}
+        ).fit(data[0])
         model.save(Path(folder) / "machine")
         np.save(Path(folder) / "rows.npy", data[0][: 20 * 64].reshape(20, 64, -1))
         for _, threads in itertools.product(range(setting["speed_turns"]), counts):

@@ -7,8 +7,7 @@ Every table of ../shared/data/tabular is read by `meristem.adaptive.tables.open_
 data sets that scikit-learn ships are used. All sides read the same encoded rows of the same folds; ours have the options of `meristem learn`, the
 others scikit-learn's defaults (the perceptron with up to 300 passes), untuned; ours are the
 defaults of `meristem learn`, which were chosen on some of these tables. Seconds are CPU seconds of the fits alone, on one thread.
-Parts (`--parts`): `tables`, `speed` (digits, breast cancer and 100,000 x 20 rows; with `--before DIRECTORY` also by an earlier source tree, in
-the same run). Writes results/tables.json after every fold, where what is there is not run again.
+Parts (`--parts`): `tables`, `repeats` (AdaNet and the perceptron on four other splits into folds of six tables), `speed` (digits and breast cancer; with `--before DIRECTORY` also by an earlier source tree, in the same run), `rows` (100,000 x 20). Writes results/tables.json after every fold, where what is there is not run again.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import t as student
 from sklearn.datasets import make_classification
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -44,6 +44,9 @@ DATA = ROOT.parent / "shared" / "data" / "tabular"
 ROWS = {"small": 1_000, "large": 10**9}
 SIDES = ("linear", "perceptron", "boosting", "adanet", "energynet")
 FOLDS = 5
+AIMED = ("ionosphere", "sonar", "banknote_authentication", "pima-indians-diabetes", "phoneme", "adult-train")
+PAIR = ("perceptron", "adanet")
+REPEATS = 4  # other splits into folds, of the tables where AdaNet is to be the best neural estimator
 
 
 def sources() -> dict[str, str]:
@@ -64,19 +67,21 @@ def new_side(side: str, table: Table, rows: int, seed: int) -> Any:
     return estimator_for(side, table, rows, {}).set_params(random_state=seed)
 
 
-def measure_fold(table: Table, fold: int, most: int, done: dict[str, Any], sides: list[str]) -> dict[str, Any]:
-    """Score (accuracy or R^2) and CPU seconds of each side that is not done yet."""
+def measure_fold(
+    table: Table, fold: int, most: int, done: dict[str, Any], sides: list[str], split: int = 0
+) -> dict[str, Any]:
+    """Score (accuracy or R^2) and CPU seconds of each side that is not done yet; `split` says into which folds the rows go."""
     order = np.random.default_rng(0).permutation(len(table.y))[:most]
     x, y = table.x.iloc[order], table.y[order]
     kind = StratifiedKFold if table.is_classification else KFold
-    train, test = list(kind(FOLDS, shuffle=True, random_state=0).split(x, y))[fold]
+    train, test = list(kind(FOLDS, shuffle=True, random_state=split).split(x, y))[fold]
     encoder = build_encoder(table.columns, table.task)
     train_x, train_y = fitted_encoder(encoder, x.iloc[train], y[train], table.columns), y[train]
     test_x = encode(encoder, x.iloc[test], table.columns)
     for side in sides:
         if side in done:
             continue
-        model = new_side(side, table, len(train), seed=fold)
+        model = new_side(side, table, len(train), seed=fold + FOLDS * split)
         began = time.process_time()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -103,6 +108,26 @@ def run_tables(setting: str, results: dict[str, Any], out: Path, names: list[str
             measure_fold(table, fold, ROWS[setting], entry["folds"][fold], sides)
             write_json(out, results)
         print(f"fold {fold + 1} of {FOLDS}", flush=True)
+
+
+def run_repeats(setting: str, results: dict[str, Any], out: Path) -> None:
+    """AdaNet and the perceptron on other folds of the same rows, kept after every split."""
+    kept = results.setdefault("repeats", {})
+    for split in range(1, REPEATS + 1):
+        for name in (name for name in AIMED if name in sources()):
+            table, splits = open_table(sources()[name]), kept.setdefault(name, [])
+            if len(splits) >= split:
+                continue
+            splits.append([measure_fold(table, fold, ROWS[setting], {}, list(PAIR), split) for fold in range(FOLDS)])
+            write_json(out, results)
+        print(f"split {split} of {REPEATS}", flush=True)
+
+
+def difference(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    """The mean of second - first over repeated folds, and half of its interval of 95 % (Nadeau & Bengio 2003: folds share rows)."""
+    gaps = [second - first for first, second in pairs]
+    variance = (1 / len(gaps) + 1 / (FOLDS - 1)) * stdev(gaps) ** 2
+    return mean(gaps), float(student.ppf(0.975, len(gaps) - 1)) * variance**0.5
 
 
 SPEED = """
@@ -132,7 +157,7 @@ def fits(source: Path, name: str, seeds: int) -> list[dict[str, float]]:
 
 
 def run_speed(results: dict[str, Any], out: Path, before: Path | None, seeds: int = 3) -> None:
-    """Default fits now, and by the tree `before`, in turns; and one of 100,000 rows."""
+    """Default fits now, and by the tree `before`, in turns."""
     kept = results.setdefault("speed", {})
     for name in ("digits", "breast_cancer"):
         sides = {"now": ROOT / "src"} | ({"before": before} if before else {})
@@ -141,6 +166,11 @@ def run_speed(results: dict[str, Any], out: Path, before: Path | None, seeds: in
             found = fits(source, name, seeds)
             kept[name][side] = {key: mean(fit[key] for fit in found) for key in ("seconds", "accuracy")}
         write_json(out, results)
+
+
+def run_rows(results: dict[str, Any], out: Path) -> None:
+    """One fit of 80,000 rows, as `learn` sets it."""
+    kept = results.setdefault("speed", {})
     x, y = make_classification(100_000, 20, n_informative=12, random_state=0)
     train_x, test_x, train_y, test_y = train_test_split(x.astype(np.float32), y, test_size=0.2, random_state=0)
     table = open_table("breast_cancer")  # of two classes, too
@@ -171,6 +201,15 @@ def say(results: dict[str, Any]) -> None:
             )
         of = f" of {entry['of']:,}" if entry["of"] > entry["rows"] else ""
         print(f"| {name} | {entry['rows']:,}{of} | {entry['measure']} | {' | '.join(cells)} |")
+    for name, splits in results.get("repeats", {}).items():
+        folds = [fold for split in splits for fold in split]
+        scores = [mean(100 * fold[side]["score"] for fold in folds) for side in PAIR]
+        seconds = [mean(fold[side]["seconds"] for fold in folds) for side in PAIR]
+        gap, half = difference([(100 * fold[PAIR[0]]["score"], 100 * fold[PAIR[1]]["score"]) for fold in folds])
+        said = [f"{score:.1f} ({second:.2g} s)" for score, second in zip(scores, seconds, strict=True)]
+        print(
+            f"| {name} | {len(folds)} | {' | '.join(said)} | {gap:+.1f} ± {half:.1f} | {seconds[1] / seconds[0]:.1f} |"
+        )
     for name, entry in results.get("speed", {}).items():
         print(name, json.dumps(entry))
 
@@ -179,7 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_const", const="small", dest="setting", default="small")
     parser.add_argument("--large", action="store_const", const="large", dest="setting")
-    parser.add_argument("--parts", default="tables,speed")
+    parser.add_argument("--parts", default="tables,repeats,speed,rows")
     parser.add_argument("--tables", default="", help="some tables only, comma-separated")
     parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--before", type=Path, help="the src folder of an earlier version, to compare speeds with")
@@ -196,8 +235,12 @@ def main() -> None:
     names = given.tables.split(",") if given.tables else list(sources())
     if "tables" in given.parts:
         run_tables(given.setting, results, given.out, names, given.sides.split(","))
+    if "repeats" in given.parts:
+        run_repeats(given.setting, results, given.out)
     if "speed" in given.parts:
         run_speed(results, given.out, given.before)
+    if "rows" in given.parts:
+        run_rows(results, given.out)
     say(results)
 
 

@@ -319,3 +319,16 @@ def test_a_path_of_prices_ends_where_rounding_hides_the_descent():
     assert float((found[-1] - exact).abs().max() / exact.abs().max()) < 1e-2
     masses = [float(w.abs().sum()) for w in found]
     assert masses == sorted(masses)
+
+
+def test_blocks_of_a_share_of_the_rows_are_weighted_on_all():
+    x, y = load_breast_cancer(return_X_y=True)
+    options = {**QUICK, "random_state": 0}
+    whole, half = (AdaNetClassifier(**options, subsample=share).fit(x, y) for share in (1.0, 0.5))
+    assert not np.array_equal(half.decision_function(x), whole.decision_function(x))
+    margins = np.where(y == 1, 1, -1) * half.decision_function(x)
+    loss = np.logaddexp(0, 1 - margins).mean()
+    assert half.history_[-1]["objective"] == pytest.approx(loss + half.history_[-1]["penalty"], abs=1e-9)
+    assert half.score(x, y) > 0.95
+    with pytest.raises(ms.MeristemError, match=r"subsample must be above 0 and at most 1, got 0"):
+        AdaNetClassifier(subsample=0.0).fit(x, y)

@@ -166,3 +166,17 @@ def test_generator_state_is_untouched():
     before = torch.random.get_rng_state()
     EVERY[0].fit(frame, y).predict(frame)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("kind", [AdaNetClassifier, EnergyNetClassifier])
+def test_predictions_take_the_memory_of_some_rows(kind, monkeypatch):
+    frame, y = rows()
+    x = frame.to_numpy()
+    model = kind(**(ADANET if kind is AdaNetClassifier else ENERGYNET)).fit(x, y)
+    whole = model.predict_proba(x)
+    seen = []
+    network = model.module_ if kind is AdaNetClassifier else model.network_
+    network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    monkeypatch.setattr("meristem.adaptive.tensors.PIECE", 25)
+    np.testing.assert_allclose(model.predict_proba(x), whole, rtol=1e-12)
+    assert seen == [25, 25, 10]

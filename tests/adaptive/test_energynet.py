@@ -12,7 +12,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import meristem as ms
 from meristem.adaptive import EnergyNetClassifier, EnergyNetRegressor
-from meristem.adaptive.energynet.copies import equal_columns, shared_out
+from meristem.adaptive.energynet.columns import equal_columns, shared_out
 from meristem.adaptive.energynet.structure import StructureOptions, learn_structure
 from meristem.adaptive.rbm.machine import Machine
 from meristem.adaptive.rbm.order import Infinite

@@ -8,7 +8,7 @@ from command_line import meristem
 
 import meristem as ms
 from meristem.adaptive import AdaNetClassifier, EnergyNetRegressor
-from meristem.adaptive.learn import learn, new_estimator
+from meristem.adaptive.learn import estimator_for, learn, new_estimator
 from meristem.adaptive.tables import open_table
 
 WRITTEN = {"model", "encoder.skops", "table.json", "metrics.json", "summary.txt", "structure.png", "report.html"}
@@ -128,3 +128,11 @@ def test_options_of_both_kinds_are_checked():
     assert new_estimator("energynet", True, {"beta": 3}).beta == 3
     with pytest.raises(ms.MeristemError, match="no option 'random_state'"):
         new_estimator("energynet", True, {"random_state": 3})
+
+
+def test_small_tables_have_many_short_rounds_and_large_ones_few():
+    table = open_table("breast_cancer")
+    small, large = (estimator_for("adanet", table, rows, {}) for rows in (800, 80_000))
+    assert (small.max_rounds, small.subsample, small.max_steps) == (8, 0.6, 15 * 800 // 128)
+    assert (large.max_rounds, large.subsample, large.max_steps) == (4, 1.0, 1500)
+    assert estimator_for("adanet", table, 80_000, {"max_rounds": 2}).max_rounds == 2

@@ -6,11 +6,14 @@ import torch
 from energynet import bars
 from scipy.stats import spearmanr
 from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import BernoulliRBM
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import meristem as ms
 from meristem.adaptive import RBM, InfiniteRBM, InfiniteRBMClassifier, OrderedRBM
+from meristem.adaptive.rbm.infinite import PUBLISHED
 from meristem.adaptive.rbm.order import Infinite
 from meristem.adaptive.rbm.training import Learner, Options
 from meristem.adaptive.rbm.visible import BinaryVisible
@@ -85,13 +88,31 @@ def test_training_learns_what_independent_pixels_cannot_say(kind):
     share = data.mean(0)
     independent = float((share * np.log(share) + (1 - share) * np.log(1 - share)).sum())
     assert independent == pytest.approx(-8.28, abs=0.01)
-    options = {} if kind is InfiniteRBM else {"n_components": 12}
-    before, after = (
-        kind(**options, learning_rate=0.2, n_iter=passes, gibbs_steps=2, random_state=0).fit(data).score(data)
-        for passes in (0, 20)
-    )
+    options = PUBLISHED if kind is InfiniteRBM else {"n_components": 12}
+    options = options | {"learning_rate": 0.2, "gibbs_steps": 2, "random_state": 0}
+    before, after = (kind(**options | {"n_iter": passes}).fit(data).score(data) for passes in (0, 20))
     assert before == pytest.approx(independent, abs=0.05)
     assert independent + 1.0 < after < -5.0
+
+
+def test_the_defaults_of_the_infinite_machine_learn_a_density_and_features():
+    """What a pipeline with nothing said gets: pixels explained beyond independence, and features that tell the strips apart."""
+    data = bars(4)[:400, ::4]
+    machine = InfiniteRBM(random_state=0).fit(data)
+    assert -8.28 + 1.0 < machine.score(data) < -5.09
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).astype(np.float32)
+    scores = []
+    for kind in (InfiniteRBM(random_state=0), BernoulliRBM(random_state=0)):
+        features = make_pipeline(kind, LogisticRegression(max_iter=2000)).fit(x[:400], y[:400])
+        scores.append(features.score(x[400:1200], y[400:1200]))
+    assert scores[0] > scores[1] - 0.01, scores
+
+
+@pytest.mark.parametrize(("rows", "passes"), [(200, 40), (4000, 16), (60000, 10)])
+def test_passes_follow_the_rows(rows, passes):
+    assert InfiniteRBM()._passes(rows) == passes
+    assert InfiniteRBM(n_iter=3)._passes(rows) == 3
 
 
 def test_width_rises_with_the_number_of_factors():
@@ -100,6 +121,7 @@ def test_width_rises_with_the_number_of_factors():
     for count in counts:
         data = bars(count)
         options = {"beta": 2.0, "penalty": "constant", "learning_rate": 0.05, "n_iter": 20, "gibbs_steps": 2}
+        options = PUBLISHED | options
         widths.append(InfiniteRBM(**options, random_state=0).fit(data).effective_components(data))
     assert spearmanr(counts, widths).statistic > 0.9, widths
 

@@ -78,7 +78,7 @@ def test_a_noisy_target_gets_a_high_price_and_a_clear_one_a_low_one():
     clear = ((x[:, :1] * x[:, 1:2]) > 0).double() * 2 - 1
     noise = draw(600, 1, seed=9).sign()
     found = [chosen_start([module], Rows(x, y, shares, 600), PRICES, Logistic(), options, 0) for y in (noise, clear)]
-    assert found[0][1] == PRICES[0] * PART > found[1][1]
+    assert found[0].price == PRICES[0] * PART > found[1].price
 
 
 def test_bins_are_taken_where_they_help_on_held_out_rows():
@@ -90,7 +90,20 @@ def test_bins_are_taken_where_they_help_on_held_out_rows():
     line = x.sum(1, keepdim=True).sign()
     for targets, wanted in ((stripes, binned), (line, plain)):
         rows = Rows(x, targets, shares, 600)
-        assert chosen_start([plain, binned], rows, PRICES, Logistic(), options, 0)[0] is wanted
+        assert chosen_start([plain, binned], rows, PRICES, Logistic(), options, 0).module is wanted
+
+
+def test_a_second_layer_is_proposed_where_it_helps_on_held_out_rows():
+    x = draw(1500, 6)
+    options, shares = Options(width=16, max_steps=300), torch.ones(1500, dtype=torch.float64)
+    module = AdaNetModule(torch.zeros(6, dtype=torch.float64), torch.ones(6, dtype=torch.float64), 1)
+    parity, line = x[:, :3].sign().prod(1, keepdim=True), x.sum(1, keepdim=True).sign()
+    for targets, wanted in ((parity, 3), (line, 1)):
+        rows = Rows(x, targets, shares, 1500)
+        assert chosen_start([module], rows, PRICES, Logistic(), options, 0, max_depth=3).max_depth == wanted
+    rows = Rows(x, parity, shares, 1500)
+    assert chosen_start([module], rows, PRICES, Logistic(), options, 0, max_depth=1).max_depth == 1
+    assert chosen_start([module], rows, [1e-3], Logistic(), options, 0, max_depth=3).max_depth == 3  # nothing to choose
 
 
 def test_bins_say_how_far_a_number_has_come():

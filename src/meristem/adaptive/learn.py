@@ -36,14 +36,16 @@ TABLE_OPTIONS: dict[str, dict[str, Any]] = {
         "standardize": False,  # the encoder scales
         "adanet_lambda": "auto",
         "embedding": "auto",
-        "shrinkage": 0.5,
-        "max_rounds": 4,
+        "shrinkage": 0.3,
+        "subsample": 0.6,
+        "max_rounds": 8,
         "batch_size": 128,
         "learning_rate": 5e-3,
     },
     "energynet": {"visible": "gaussian", "structure_iter": 20, "learning_rate": 0.01},
 }
-PASSES, FEWEST_STEPS, MOST_STEPS = 40, 150, 1500  # of a block of AdaNet's
+PASSES, FEWEST_STEPS, MOST_STEPS = 15, 75, 1500  # of a block of AdaNet's
+MANY_ROWS, WITH_MANY_ROWS = 20_000, {"shrinkage": 0.5, "subsample": 1.0, "max_rounds": 4}  # fewer, longer rounds
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -80,6 +82,7 @@ def estimator_for(kind: str, table: Table, rows: int, options: Mapping[str, Any]
     if options.get("variant") == "CVX":  # units one by one: no batches, and its price is a number
         chosen = {"standardize": False}
     elif kind == "adanet":
+        chosen |= WITH_MANY_ROWS if rows > MANY_ROWS else {}
         size = options.get("batch_size", chosen["batch_size"])
         passes = PASSES * rows // size if isinstance(size, int) and size > 0 else 0
         chosen["max_steps"] = min(MOST_STEPS, max(FEWEST_STEPS, passes))

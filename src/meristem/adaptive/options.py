@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from meristem.errors import MeristemError
+from meristem.errors import MeristemError, first_line
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ def _check_number(name: str, value: Any, kind: type, allowed: Range) -> None:
 
 def _check_device(device: Any) -> None:
     try:
-        torch.empty(0, device=device)
+        found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise MeristemError(f"device={device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise MeristemError(f"device={device!r} cannot be used here: {first_line(error)}") from error
+    if found.type == "meta":
+        raise MeristemError("device='meta' keeps no numbers, so nothing can be learned there; choose 'cpu' or 'cuda'")

@@ -57,7 +57,7 @@ class ClassLabels:
         self.classes_, numbers = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"a classifier needs at least two classes, found 1 class: {self.classes_[0]!r}")
-        return torch.as_tensor(numbers)
+        return torch.as_tensor(numbers, device="cpu")
 
     def _targets(self) -> dict[str, Any]:
         return {"classes": self.classes_.tolist()}
@@ -76,7 +76,7 @@ class ScaledTarget:
         """The scaled target (n_samples, 1), float64."""
         self.target_mean_ = float(np.average(y, weights=weight))
         self.target_scale_ = float(np.average((y - self.target_mean_) ** 2, weights=weight) ** 0.5) or 1.0
-        return torch.as_tensor((y - self.target_mean_) / self.target_scale_, dtype=torch.float64)[:, None]
+        return torch.as_tensor((y - self.target_mean_) / self.target_scale_, dtype=torch.float64, device="cpu")[:, None]
 
     def _unscaled(self, outputs: Tensor) -> np.ndarray:
         """The target of outputs (n_samples, 1) -> (n_samples,)."""

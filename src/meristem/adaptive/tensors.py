@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
+
+PIECE = 16_384  # rows whose activities are made at a time
 
 
 def tensor_of(array: Any, dtype: torch.dtype | None = None, device: str = "cpu") -> Tensor:
@@ -27,6 +29,11 @@ def seed_of(seed: int, number: int, which: int) -> int:
     """A seed for one part of one round, a pure function of the three."""
     digest = hashlib.sha256(f"{seed} {number} {which}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
+
+
+def in_pieces(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What a function says of each row of x (n, ...), with the memory of `PIECE` rows for what it makes on the way."""
+    return torch.cat([function(piece) for piece in x.split(PIECE)])
 
 
 def batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

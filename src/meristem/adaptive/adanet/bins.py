@@ -33,7 +33,9 @@ class Bins:
     def of(cls, x: Tensor, count: int = BINS) -> Self | None:
         """Bins between quantiles of the features of x (n, inputs); None if none has enough different values."""
         inputs, lows, spans = [], [], []
-        edges = torch.quantile(x[:QUANTILE_ROWS], torch.linspace(0, 1, count + 1, dtype=x.dtype), dim=0)
+        edges = torch.quantile(
+            x[:QUANTILE_ROWS], torch.linspace(0, 1, count + 1, dtype=x.dtype, device=x.device), dim=0
+        )
         for number, column in enumerate(edges.T):
             distinct = torch.unique(column)
             if len(distinct) <= FEWEST:
@@ -43,7 +45,7 @@ class Bins:
             spans.append(distinct.diff())
         if not inputs:
             return None
-        return cls(torch.tensor(inputs), torch.cat(lows), torch.cat(spans))
+        return cls(torch.tensor(inputs, device=x.device), torch.cat(lows), torch.cat(spans))
 
     @classmethod
     def empty(cls, count: int) -> Self:

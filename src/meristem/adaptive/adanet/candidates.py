@@ -214,11 +214,10 @@ def _block(stack: Stack, number: int, reads: list[list[int]], widths: list[int],
     """One of the stack's blocks as a module, in float64."""
     dropout = options.connection_dropout if options.variant == "D" else 0.0
     *layers, _ = stack.parts(number)
-    with torch.random.fork_rng(devices=[]):  # of the first weights, which are replaced
-        block = Block(len(layers[0]), stack.width, reads, widths, dropout)
-    state = {f"layers.{place}.weight": layer.T.contiguous() for place, layer in enumerate(layers)}
-    block.load_state_dict(state)
-    block = block.double().to(stack.vector.device).eval()
+    with torch.device("meta"):  # without first weights of its own
+        block = Block(len(layers[0]), stack.width, reads, widths, dropout).double()
+    block = block.to_empty(device=stack.vector.device).eval()
+    block.load_state_dict({f"layers.{place}.weight": layer.T for place, layer in enumerate(layers)})
     if options.project:  # to the last digit of float64
         block.project(options.max_norm, options.p)
     return block
@@ -251,20 +250,22 @@ def _train(
     seed: int,
 ) -> list[int]:
     """Train in place; for each block the number of steps made, or, where rows are held out, those up to their lowest loss."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, here = torch.Generator().manual_seed(seed), stack.vector.device
     count, blocks = len(rows.shares), len(stack.depths)
     whole = count <= options.batch_size
     price = stack.vector.new_tensor(prices)[:, None, None]
     dropout = options.connection_dropout if options.variant == "D" else 0.0
     optimizer = Adam(stack.vector, options.learning_rate, momentum=options.optimizer == "adam")
-    seen = judged or (rows if whole else rows.chosen(torch.randperm(count, generator=generator)[:LOOKED_AT]))
+    seen = judged or (
+        rows if whole else rows.chosen(torch.randperm(count, generator=generator, device="cpu")[:LOOKED_AT])
+    )
     stoppings = [Stopping(stack.parts(k) if judged else (), options.patience, options.min_gain) for k in range(blocks)]
     ended: dict[int, tuple[int, list[Tensor]]] = {}
     step = 0
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[here] if here.type == "cuda" else []):
         torch.manual_seed(seed)  # of dropout
         for step in range(1, options.max_steps + 1):
-            batch = rows if whole else rows.chosen(torch.randint(count, (options.batch_size,), generator=generator))
+            batch = rows if whole else rows.chosen(drawn(count, options.batch_size, generator))
             batch = batch.dropped(dropout) if dropout else batch
             stack.differentiate(batch.features, batch.earlier, batch.offset, batch.targets, batch.shares, loss, price)
             optimizer.step(stack.slopes)
@@ -286,6 +287,11 @@ def _train(
     if judged:
         return [stopping.lowest_at or step for stopping in stoppings]
     return [ended[block][0] if block in ended else step for block in range(blocks)]
+
+
+def drawn(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Numbers of rows with replacement, of a generator of the CPU whatever the device: the same on each (size,)."""
+    return torch.randint(count, (size,), generator=generator, device="cpu")
 
 
 def _losses(stack: Stack, rows: Rows, loss: Loss, price: Tensor) -> list[float]:

@@ -14,11 +14,10 @@ from meristem.adaptive.adanet.candidates import Candidate, Options, Sample, held
 from meristem.adaptive.adanet.losses import Loss
 from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.adanet.rounds import Judged, Rounds
-from meristem.adaptive.tensors import seed_of
+from meristem.adaptive.tensors import PIECE, seed_of
 
 MOST_REFITTED = 50_000  # rows: the exact re-fit of more would take longer than everything else
 MOST_TRAINED = 100_000  # rows: a round's candidates draw their batches from so many, other ones each round
-PIECE = 16_384  # rows whose activities are made at a time
 
 
 @dataclass
@@ -32,6 +31,7 @@ class Search:
             (AdaNet.HoldOut, without guarantees).
         min_improvement: a round is accepted if it lowers the objective by more than this share of it (the paper: 0).
         seed: all randomness follows from it and the round's number, so that a search can be replayed.
+        subsample: the share of the rows that a round's blocks are trained on, other ones each round; output weights are re-fitted to all.
         n_jobs: re-fits at a time. checkpoint, log_dir: as in `Rounds`.
 
     Output weights are re-fitted to, and objectives are of, at most 50,000 rows, and a round trains on at most 100,000: memory grows with the
@@ -50,6 +50,7 @@ class Search:
     min_improvement: float = 0.0
     seed: int = 0
     n_jobs: int | None = None
+    subsample: float = 1.0
     rows_held_out: Tensor | None = None
     checkpoint: str | None = None
     log_dir: str | None = None
@@ -60,7 +61,7 @@ class Search:
 
     def run(self) -> None:
         """Rounds until one is refused or `max_rounds` are made; `module` and `history` hold the result."""
-        held = torch.zeros(len(self.x), dtype=torch.bool)
+        held = torch.zeros(len(self.x), dtype=torch.bool, device="cpu")
         if self.rows_held_out is not None:
             held[self.rows_held_out] = True
         self._train, self._held = torch.nonzero(~held)[:, 0], torch.nonzero(held)[:, 0]
@@ -82,7 +83,7 @@ class Search:
         if len(rows) <= most:
             return rows
         generator = torch.Generator().manual_seed(seed_of(self.seed, which, 0))
-        return rows[torch.randperm(len(rows), generator=generator)[:most].sort().values]
+        return rows[torch.randperm(len(rows), generator=generator, device="cpu")[:most].sort().values]
 
     @torch.no_grad()
     def _sample(self, rows: Tensor) -> Sample:
@@ -118,8 +119,9 @@ class Search:
         module = self.module
         depths = [d for d in (module.depth, module.depth + 1) if 1 <= d <= self.max_depth]
         earlier = [(block.width, block.depth) for block in module._blocks()]
-        train = self._sample(self._drawn(self._train, MOST_TRAINED, number))
-        refit = self._sample(self._refit) if len(self._refit) < len(self._train) else None
+        some = self._drawn(self._train, min(MOST_TRAINED, max(1, round(self.subsample * len(self._train)))), number)
+        train = self._sample(some)
+        refit = train if len(some) == len(self._refit) == len(self._train) else self._sample(self._refit)
         held = self._sample(self._held) if len(self._held) else None
         seeds = [seed_of(self.seed, number, depth) for depth in depths]
         found = propose(train, depths, earlier, self.options, self.loss, seeds, held, refit, self.n_jobs)
@@ -168,6 +170,7 @@ class Search:
 
     def _fingerprint(self) -> str:
         said = repr((asdict(self.options), type(self.loss).__name__, self.max_depth, self.min_improvement, self.seed))
+        said += f" {self.subsample} of the rows" if self.subsample < 1 else ""
         said += f" {self.module.num_bins} bins" if self.module.num_bins else ""
         digest = hashlib.sha256(said.encode())
         if self.rows_held_out is not None:

@@ -7,7 +7,8 @@ through layers of rectified units is two batched products a layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -47,12 +48,11 @@ class Stack:
         *self.layers, self.weights = self._views(self.vector, shapes)
         *self.layer_slopes, self.weight_slopes = self._views(self.slopes, shapes)
         for block, (depth, seed) in enumerate(zip(depths, seeds, strict=True)):
-            generator = torch.Generator().manual_seed(seed)
+            draw = partial(_drawn, generator=torch.Generator().manual_seed(seed))
             for layer in self.layers[:depth]:
                 bound = layer.shape[1] ** -0.5
-                layer[block] = (2 * torch.rand(layer.shape[1:], generator=generator, dtype=torch.float64) - 1) * bound
-            drawn = torch.randn(self.weights.shape[1:], generator=generator, dtype=torch.float64)
-            self.weights[block] = drawn / width
+                layer[block] = (2 * draw(torch.rand, layer) - 1) * bound
+            self.weights[block] = draw(torch.randn, self.weights) / width
 
     @staticmethod
     def _views(vector: Tensor, shapes: Sequence[tuple[int, int, int]]) -> list[Tensor]:
@@ -127,6 +127,11 @@ class Stack:
     def parts(self, block: int) -> list[Tensor]:
         """The parameters of one block: its layers (inputs, width), then its output weights (width, outputs); views."""
         return [*(layer[block] for layer in self.layers[: self.depths[block]]), self.weights[block]]
+
+
+def _drawn(kind: Callable[..., Tensor], like: Tensor, generator: torch.Generator) -> Tensor:
+    """Random numbers of the shape of one block's part of a tensor, of the CPU: the same on each device."""
+    return kind(like.shape[1:], generator=generator, dtype=torch.float64, device="cpu")
 
 
 class Adam:

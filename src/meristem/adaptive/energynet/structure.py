@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meristem.adaptive.rbm.estimators import InfiniteRBM
+from meristem.adaptive.rbm.infinite import InfiniteRBM
 from meristem.adaptive.rbm.machine import Machine
 from meristem.adaptive.rbm.order import Infinite
 from meristem.adaptive.rbm.partition import ENUMERABLE, Annealed, anneal, fewest_units, log_partition
-from meristem.adaptive.rbm.visible import BinaryVisible, GaussianVisible
+from meristem.adaptive.rbm.visible import BinaryVisible, Visible
 
 PARAMETERS = ("weights", "hidden_bias", "visible_bias")
 Report = Callable[[str], None]
@@ -60,13 +60,13 @@ def layer_tensors(layers: Sequence[Layer]) -> dict[str, Tensor]:
 
 
 def restored_layers(
-    records: Sequence[dict[str, Any]], tensors: Mapping[str, Tensor], beta: float, visible: str, device: str
+    records: Sequence[dict[str, Any]], tensors: Mapping[str, Tensor], beta: float, visible: Visible, device: str
 ) -> list[Layer]:
     """The layers of `record` and `layer_tensors`; the first sees `visible` units, the others binary ones."""
     layers = []
     for number, record in enumerate(records):
         weights, hidden, bias = (tensors[f"layers.{number}.{name}"].to(device) for name in PARAMETERS)
-        kind = GaussianVisible() if number == 0 and visible == "gaussian" else BinaryVisible()
+        kind = BinaryVisible() if number else visible
         layers.append(Layer(Machine(weights, hidden, bias, Infinite(beta, "constant"), kind), **record))
     return layers
 
@@ -129,6 +129,8 @@ def _layer(
     seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
     checkpoint = options.checkpoint and str(Path(options.checkpoint, f"layer-{len(layers) + 1}.safetensors"))
     machine_options = {**options.machine, "visible": kind, "random_state": seed, "checkpoint": checkpoint}
+    if layers:
+        machine_options["categories"] = ()
     learner = InfiniteRBM(**machine_options)
     rows = train.cpu().numpy()
     learner.fit(rows)

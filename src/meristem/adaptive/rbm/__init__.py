@@ -1,6 +1,7 @@
 """Boltzmann machines: plain, ordered, and infinite ones that grow while they learn."""
 
 from meristem.adaptive.rbm.classifier import InfiniteRBMClassifier
-from meristem.adaptive.rbm.estimators import RBM, InfiniteRBM, OrderedRBM
+from meristem.adaptive.rbm.estimators import RBM
+from meristem.adaptive.rbm.infinite import InfiniteRBM, OrderedRBM
 
 __all__ = ["RBM", "InfiniteRBM", "InfiniteRBMClassifier", "OrderedRBM"]

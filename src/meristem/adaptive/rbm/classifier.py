@@ -13,7 +13,7 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor
 from torch.nn import functional as F
 
-from meristem.adaptive.rbm.estimators import InfiniteRBM
+from meristem.adaptive.rbm.infinite import InfiniteRBM
 from meristem.adaptive.rbm.machine import Gradients, Machine
 from meristem.adaptive.rbm.training import Learner, Options
 from meristem.adaptive.rbm.visible import LabelledVisible, Visible

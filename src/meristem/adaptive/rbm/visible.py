@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Protocol
 
 import numpy as np
@@ -42,6 +43,12 @@ def check_groups(x: np.ndarray, sizes: Sequence[int]) -> None:
                 f"categorical unit {number}, row {wrong[0] + 1}: {np.round(group[wrong[0]], 4).tolist()}; exactly one of its {size} columns "
                 "is 1 (or they are probabilities of sum 1): sklearn.preprocessing.OneHotEncoder gives them"
             )
+
+
+def check_categories(sizes: Sequence[int] | str) -> None:
+    """Raises MeristemError unless sizes are whole numbers of at least 2, or the word is "auto"."""
+    if sizes != "auto" and (isinstance(sizes, str) or any(not isinstance(s, Integral) or s < 2 for s in sizes)):
+        raise MeristemError(f"categories are sizes of at least 2, such as (3, 4), got {sizes!r}")
 
 
 class Visible(Protocol):
@@ -141,3 +148,11 @@ class LabelledVisible:
     def bias_gradient(self, v: Tensor, bias: Tensor) -> Tensor:
         (inputs, label), (input_bias, _) = self._split(v), self._split(bias)
         return torch.cat([self.inputs.bias_gradient(inputs, input_bias), -label], -1)
+
+
+def visible_kind(name: str, categories: Sequence[int] = (), sigma: float = 1.0) -> Visible:
+    """ "binary" or "gaussian" units, and behind them categorical ones of these sizes."""
+    kind: Visible = BinaryVisible() if name == "binary" else GaussianVisible(sigma)
+    for size in categories:
+        kind = LabelledVisible(kind, size)
+    return kind

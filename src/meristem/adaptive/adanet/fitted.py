@@ -1,0 +1,117 @@
+"""What every fitted AdaNet estimator offers: outputs, a summary, files, exports."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from meristem.adaptive.adanet.network import AdaNetModule
+from meristem.adaptive.adanet.nodewise import NodewiseModule
+from meristem.adaptive.exporting import export
+from meristem.adaptive.files import load_estimator, save_estimator
+from meristem.adaptive.tensors import in_pieces, tensor_of
+
+
+class Fitted(BaseEstimator):
+    """The half of an estimator that reads `module_` and `history_`; `searched.Searched` makes them."""
+
+    device: str
+    module_: AdaNetModule | NodewiseModule
+    history_: list[dict[str, Any]]
+    price_: float
+    _samples: float
+
+    def _outputs(self, X: Any) -> Tensor:
+        check_is_fitted(self, "module_")
+        X = validate_data(self, X, reset=False, dtype=np.float64)
+        with torch.no_grad():
+            return in_pieces(self.module_, tensor_of(X, device=self.device)).cpu()
+
+    @property
+    def output_weights_(self) -> list[np.ndarray]:
+        """The weights of each part (block, or layer of single units) at the output (width, outputs)."""
+        check_is_fitted(self, "module_")
+        return [weights.cpu().numpy() for weights in self.module_.output_weights]
+
+    @property
+    def num_parameters_(self) -> int:
+        """Parameters of the learned network, output weights that are zero left out."""
+        check_is_fitted(self, "module_")
+        return self.module_.num_used_parameters
+
+    def summary(self) -> str:
+        """The learned network, a line for each block."""
+        check_is_fitted(self, "module_")
+        lines = [f"{'part':<6} {'depth':<6} {'width':<6} {'used':<6} {'|w|_1':<10} r"]
+        lines += [
+            f"{number:<6} {p.depth:<6} {p.width:<6} {p.used:<6} {p.mass:<10.4g} {p.complexity:.4g}"
+            for number, p in enumerate(self.module_.parts(), 1)
+        ]
+        return "\n".join(
+            [*lines, f"objective  {self.history_[-1]['objective']:.5f}", f"parameters {self.num_parameters_}"]
+        )
+
+    def save(self, out: str | Path, overwrite: bool = False) -> None:
+        """Write a directory of safetensors and JSON (no pickle); `load` reads it.
+
+        Raises:
+            MeristemError: if `out` exists.
+        """
+        check_is_fitted(self, "module_")
+        config = {
+            "outputs": self.module_.num_outputs,
+            "layout": self.module_.layout(),
+            "bins": self.module_.num_bins,
+            "history": self.history_,
+            "samples": self._samples,
+            "price": getattr(self, "price_", None),
+            **self._targets(),
+        }
+        save_estimator(self, out, self.module_.state_dict(), config, overwrite)
+
+    @classmethod
+    def load(cls, source: str | Path, device: str | None = None) -> Self:
+        """What `save` wrote.
+
+        Args:
+            device: where it is to compute; None: where it did, or on the CPU if that is not here.
+
+        Raises:
+            MeristemError: if it is something else.
+        """
+        estimator, tensors, config = load_estimator(cls, source, device)
+        shape = config["layout"], config["features"], config["outputs"]
+        if config["options"]["variant"] == "CVX":
+            estimator.module_ = NodewiseModule.of_layout(*shape)
+        else:
+            estimator.module_ = AdaNetModule.of_layout(*shape, config.get("bins", 0))
+        estimator.module_.load_state_dict(tensors)
+        estimator.module_.to(estimator.device)
+        estimator.history_, estimator._samples = config["history"], config["samples"]
+        estimator.price_ = config.get("price", config["options"]["adanet_lambda"])
+        estimator._restore_targets(config)
+        return estimator
+
+    def export(self, out: str | Path, overwrite: bool = False) -> Path:
+        """Write the network as ONNX (`.onnx`) or by torch.export (`.pt2`): see `exporting.export`."""
+        return export(self, out, overwrite)
+
+    def _answering(self) -> nn.Module:
+        """Inputs to answers as one module."""
+        return nn.Sequential(copy.deepcopy(self.module_).cpu(), self._to_answers())
+
+    def _to_answers(self) -> nn.Module:
+        raise NotImplementedError
+
+    def _targets(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _restore_targets(self, config: dict[str, Any]) -> None:
+        raise NotImplementedError

@@ -1,0 +1,135 @@
+"""What every fitted EnergyNet estimator offers: outputs, a summary, files, exports."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from meristem.adaptive.energynet.structure import Layer, layer_tensors, restored_layers
+from meristem.adaptive.exporting import Answering, export
+from meristem.adaptive.files import load_estimator, save_estimator
+from meristem.adaptive.mlp import mlp
+from meristem.adaptive.rbm.visible import visible_kind
+from meristem.adaptive.tensors import in_pieces, tensor_of
+
+FLOATS = [np.float32, np.float64]
+
+
+class Fitted(BaseEstimator):
+    """The half of an estimator that reads `network_` and `layers_`; `structured.Structured` makes them."""
+
+    device: str
+    network_: nn.Sequential
+    layers_: list[Layer]
+    widths_: list[int]
+    n_iter_: int
+    history_: list[dict[str, Any]]
+    visible_: str
+    categories_: tuple[int, ...]
+    mean_: np.ndarray
+    scale_: np.ndarray
+
+    def _outputs(self, X: Any) -> Tensor:
+        check_is_fitted(self, "network_")
+        X = validate_data(self, X, reset=False, dtype=FLOATS)
+        with torch.no_grad():
+            return in_pieces(lambda rows: self.network_(rows.double()), self._scaled(X)).cpu()
+
+    def _scaled(self, X: np.ndarray) -> Tensor:
+        return tensor_of((X - self.mean_) / self.scale_, torch.float32, self.device)
+
+    @property
+    def num_parameters_(self) -> int:
+        """Parameters of the supervised network."""
+        check_is_fitted(self, "network_")
+        return sum(p.numel() for p in self.network_.parameters())
+
+    def summary(self) -> str:
+        """The learned structure, a line for each layer."""
+        check_is_fitted(self, "layers_")
+        copies = len(self.mean_) - len(self.layers_[0].machine.visible_bias)
+        said = f", {copies} of them copies of others" if copies else ""
+        if self.categories_:
+            said += f", {sum(self.categories_)} of them {len(self.categories_)} categorical units"
+        lines = [f"inputs      {len(self.mean_)} ({self.visible_}){said}"]
+        for number, layer in enumerate(self.layers_, 1):
+            said = "log-likelihood" if number == 1 else "gain"
+            lines.append(
+                f"layer {number:<5} {layer.width} units of {layer.allocated} grown; {said} {layer.gain:.3f} nats"
+            )
+        if hasattr(self, "network_"):
+            lines.append(f"parameters  {self.num_parameters_}")
+        return "\n".join(lines)
+
+    def save(self, out: str | Path, overwrite: bool = False) -> None:
+        """Write a directory of safetensors and JSON (no pickle); `load` reads it.
+
+        Raises:
+            MeristemError: if `out` exists.
+        """
+        check_is_fitted(self, "network_")
+        tensors = {f"network.{name}": t for name, t in self.network_.state_dict().items()}
+        tensors |= layer_tensors(self.layers_)
+        tensors |= {"mean": torch.as_tensor(self.mean_), "scale": torch.as_tensor(self.scale_)}
+        config = {
+            "sizes": [module.in_features for module in self.network_ if isinstance(module, nn.Linear)],
+            "layers": [layer.record() for layer in self.layers_],
+            "history": self.history_,
+            "visible": self.visible_,
+            "categories": list(self.categories_),
+            **self._targets(),
+        }
+        save_estimator(self, out, tensors, config, overwrite)
+
+    @classmethod
+    def load(cls, source: str | Path, device: str | None = None) -> Self:
+        """What `save` wrote.
+
+        Args:
+            device: where it is to compute; None: where it did, or on the CPU if that is not here.
+
+        Raises:
+            MeristemError: if it is something else.
+        """
+        estimator, tensors, config = load_estimator(cls, source, device)
+        estimator._restore_targets(config)
+        state = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
+        outputs = len(list(state.values())[-1])
+        estimator.network_ = mlp([*config["sizes"], outputs]).double().to(estimator.device)
+        estimator.network_.load_state_dict(state)
+        estimator.history_ = config["history"]
+        estimator.n_iter_ = len(estimator.history_)
+        estimator.mean_, estimator.scale_ = tensors["mean"].numpy(), tensors["scale"].numpy()
+        estimator.visible_, estimator.categories_ = config["visible"], tuple(config.get("categories", ()))
+        kind = visible_kind(estimator.visible_, estimator.categories_)
+        estimator.layers_ = restored_layers(
+            config["layers"], tensors, config["options"]["beta"], kind, estimator.device
+        )
+        estimator.widths_ = [layer.width for layer in estimator.layers_]
+        return estimator
+
+    def export(self, out: str | Path, overwrite: bool = False) -> Path:
+        """Write the network as ONNX (`.onnx`) or by torch.export (`.pt2`): see `exporting.export`."""
+        return export(self, out, overwrite)
+
+    def _answering(self) -> nn.Module:
+        """Inputs to answers as one module."""
+        check_is_fitted(self, "network_")
+        mean, scale = (torch.as_tensor(array, dtype=torch.float64) for array in (self.mean_, self.scale_))
+        return Answering(copy.deepcopy(self.network_).cpu(), mean, scale, self._to_answers())
+
+    def _to_answers(self) -> nn.Module:
+        raise NotImplementedError
+
+    def _targets(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _restore_targets(self, config: dict[str, Any]) -> None:
+        raise NotImplementedError
