@@ -49,7 +49,7 @@ def make_source(path: Path, layers: int) -> dict[str, Any]:
 
     from meristem.anatomy.streamed import Weights, streamed
     from meristem.checkpoints import write_model
-    from meristem.growth.build import skeleton
+    from meristem.growth.tensors.build import skeleton
 
     config = LlamaConfig(
         hidden_size=2048, intermediate_size=5632, num_hidden_layers=layers, num_attention_heads=32,

@@ -105,7 +105,7 @@ class Study:
         }
 
     def task(self) -> Any:
-        from meristem.recipes.data_specs import TextSpec
+        from meristem.recipes.specs.data_specs import TextSpec
         from meristem.recipes.tasks import open_task
 
         return open_task(TextSpec(**self.data))
@@ -143,7 +143,7 @@ class Study:
     def run(self, recipe: dict[str, Any]) -> dict[str, Any]:
         """Results of the nodes, for the recipe's one seed."""
         from meristem.recipes import run
-        from meristem.recipes.schema import parse_recipe
+        from meristem.recipes.specs.schema import parse_recipe
 
         (found,) = run(parse_recipe(recipe), self.out).values()
         return found

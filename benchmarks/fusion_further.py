@@ -45,7 +45,7 @@ def spread(values: list[float]) -> dict[str, Any]:
 def junction(content: dict[str, Any], size: str, seeds: list[int], out: Path) -> dict[str, Any]:
     """The same fused networks, trained on in four ways; for each setting of fusion.py."""
     from meristem.recipes.diagnose import diagnose
-    from meristem.recipes.schema import parse_recipe
+    from meristem.recipes.specs.schema import parse_recipe
 
     found: dict[str, Any] = {"bound": BOUND}
     for name in ("t5", "gpt"):

@@ -95,7 +95,7 @@ def measure(
 ) -> dict[str, Any]:
     """Find the side's rate on the first seed, note it in `rates`, then run the other seeds with it."""
     from meristem.recipes import run
-    from meristem.recipes.schema import parse_recipe
+    from meristem.recipes.specs.schema import parse_recipe
 
     def curve(rate: float, seed: int) -> list[dict[str, float]]:
         specification = recipe(setting, data, side, {**rates, side: rate}, seed)

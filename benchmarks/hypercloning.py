@@ -66,7 +66,7 @@ def recipe(setting: dict[str, Any], seeds: list[int], rates: dict[str, float]) -
 
 def tune(setting: dict[str, Any], out: Path) -> None:
     from meristem.recipes import run
-    from meristem.recipes.schema import parse_recipe
+    from meristem.recipes.specs.schema import parse_recipe
 
     for side, rates in GRIDS.items():
         for rate in rates:
@@ -96,7 +96,7 @@ def main() -> None:
     from meristem.recipes import race, run
     from meristem.recipes.figure import draw_race
     from meristem.recipes.race import loss_at, report
-    from meristem.recipes.schema import parse_recipe
+    from meristem.recipes.specs.schema import parse_recipe
 
     content = recipe(setting, arguments.seeds, setting["learning_rate"])
     alone = content["nodes"].pop("small_alone")

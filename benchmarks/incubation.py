@@ -100,7 +100,7 @@ class Study:
         """Examples of every kind of node, from the counted FLOPs of one example in each."""
         from meristem.anatomy.flops import training_flops
         from meristem.incubation import divide, incubate
-        from meristem.recipes.data_specs import ImageSpec, TextSpec
+        from meristem.recipes.specs.data_specs import ImageSpec, TextSpec
         from meristem.recipes.tasks import open_task
 
         spec = ImageSpec(**self.data) if "task" in self.data else TextSpec(**self.data)
@@ -149,7 +149,7 @@ class Study:
     def run(self, side: str, rates: dict[str, float], seed: int) -> dict[str, Any]:
         from meristem.recipes import run
         from meristem.recipes.executors import build_executor
-        from meristem.recipes.schema import parse_recipe
+        from meristem.recipes.specs.schema import parse_recipe
 
         executor = build_executor(self.executor, {}) if self.executor else None
         return run(parse_recipe(self.recipe(side, rates, seed)), self.out, executor=executor)[seed]

@@ -260,7 +260,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import transformers  # noqa: F401 what is imported here, a fork need not import
 
-    import meristem.recipes.train  # noqa: F401
+    import meristem.recipes.training.train  # noqa: F401
     from meristem.checkpoints.write import write_json
     from meristem.recipes.code import code_revision
 

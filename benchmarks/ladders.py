@@ -65,8 +65,8 @@ def measure(family: str, rung: str, following: str) -> dict[str, Any]:
     from meristem.certificates import verify
     from meristem.errors import MeristemError
     from meristem.growth import Growth
-    from meristem.growth.expected import expected_outputs
-    from meristem.growth.like import like, rows
+    from meristem.growth.like.config import like, rows
+    from meristem.growth.proofs.expected import expected_outputs
 
     start = time.perf_counter()
     row: dict[str, Any] = {"family": family, "from": rung, "to": following}

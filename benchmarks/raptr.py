@@ -130,7 +130,7 @@ def recipe(setting: dict[str, Any], side: str, rate: float, seed: int) -> dict[s
 def flops_share(setting: dict[str, Any]) -> float:
     """RAPTR's FLOPs over full training's, at equal steps, counted."""
     if "share" not in setting:
-        from meristem.recipes.data_specs import TextSpec
+        from meristem.recipes.specs.data_specs import TextSpec
         from meristem.recipes.tasks import open_task
         from meristem.subnetworks import SubnetworkSchedule
         from meristem.subnetworks.blocks import lists_of_blocks
@@ -151,7 +151,7 @@ def losses(
 ) -> dict[str, Any]:
     """Every side's rate, search and curves, beside those measured before; then the table against full training."""
     from meristem.recipes import run
-    from meristem.recipes.schema import parse_recipe
+    from meristem.recipes.specs.schema import parse_recipe
 
     def curve(side: str, rate: float, seed: int) -> list[dict[str, float]]:
         return total_curve(run(parse_recipe(recipe(setting, side, rate, seed)), out)[seed])

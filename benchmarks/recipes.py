@@ -78,7 +78,7 @@ def alone(part: str, *arguments: Any) -> dict[str, Any]:
 
 def opened(source: str) -> dict[str, float]:
     """From the recipe's `data` section to the first batch; imports left out."""
-    from meristem.recipes.data_specs import TextSpec
+    from meristem.recipes.specs.data_specs import TextSpec
     from meristem.recipes.tasks import open_task
 
     start, processor = time.perf_counter(), time.process_time()
@@ -92,7 +92,7 @@ def opened(source: str) -> dict[str, float]:
 def trained(source: str, steps: int) -> dict[str, float]:
     """Training of the demo's small network on these tokens."""
     from meristem.recipes import run
-    from meristem.recipes.schema import parse_recipe
+    from meristem.recipes.specs.schema import parse_recipe
 
     train = {"model": MODEL, "examples": steps * BATCH, "batch_size": BATCH, "learning_rate": 1e-3, "evaluations": 1}
     data = {"source": source, "sequence_length": SEQUENCE, "eval_sequences": 8}
@@ -128,7 +128,7 @@ def loader_part(folder: Path, seconds: float) -> dict[str, Any]:
     import torch
     from transformers import default_data_collator
 
-    from meristem.recipes.data_specs import TextSpec
+    from meristem.recipes.specs.data_specs import TextSpec
     from meristem.recipes.tasks import open_task
     from meristem.recipes.tasks.language import causal_language_model
 

@@ -67,7 +67,7 @@ def make_source(name: str, path: Path) -> None:
 
     from meristem.anatomy.streamed import Weights, streamed
     from meristem.checkpoints import write_model
-    from meristem.growth.build import skeleton
+    from meristem.growth.tensors.build import skeleton
 
     make = getattr(transformers, FAMILIES[RUNGS[name][0]][0])
     model = skeleton(lambda: make(config_of(name, 0)))

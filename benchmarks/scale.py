@@ -181,8 +181,8 @@ def bounds(folder: Path) -> dict[str, Any]:
     """What parts of a growth take by themselves, in seconds of the processor, the least of several times."""
     import torch
 
-    from meristem.growth.draws import normal
-    from meristem.growth.rounding import pair_of
+    from meristem.growth.tensors.draws import normal
+    from meristem.growth.tensors.rounding import pair_of
 
     torch.set_num_threads(1)
     source, rows, columns = folder / "bytes", 1 << 4, 1 << 12

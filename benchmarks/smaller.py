@@ -36,7 +36,7 @@ from own_architectures import CifarResNet
 from support import shared_data
 
 import meristem as ms
-from meristem.growth.batch_statistics import new_statistics
+from meristem.growth.pruning.batch_statistics import new_statistics
 from meristem.recipes.modifiers.distillation import soft_loss
 
 ROOT = Path(__file__).parent.parent
@@ -301,7 +301,7 @@ def best_rate(rows: Rows, name: str, way: str, taught: bool) -> float:
 def language(rows: Rows) -> None:
     """stories260K with half of its feed-forward units, cut and healed by a recipe: held-out loss per token."""
     from meristem.recipes.run import run
-    from meristem.recipes.schema import parse_recipe
+    from meristem.recipes.specs.schema import parse_recipe
 
     source = str(shared_data.FOLDER / "checkpoints" / "stories260K-llama")
     budget = {"tokens": "256k", "schedule": "cosine", "evaluations": 2}

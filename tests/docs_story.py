@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from meristem.cli.main import main
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.specs.schema import parse_recipe
 
 FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.S | re.M)
 ELSEWHERE = ("pip ", "make ", "python -m venv", "torchrun ", "srun ", "git ", "meristem demo")

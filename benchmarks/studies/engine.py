@@ -97,7 +97,7 @@ class Engine:
     def _run(
         self, side: Side, rates: Sequence[float], budgets: Sequence[float], seed: int, split: str
     ) -> dict[float, Row]:
-        from meristem.recipes.schema import parse_recipe
+        from meristem.recipes.specs.schema import parse_recipe
         from meristem.recipes.tasks import open_task
 
         self._prices = self._prices or Prices.of(self.setting)

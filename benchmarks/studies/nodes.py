@@ -37,7 +37,7 @@ class Prices:
         whole = self.tokens[stage.network]
         if "subnetwork" not in stage.train:
             return whole
-        from meristem.recipes.method_specs import SubnetworkSpec
+        from meristem.recipes.specs.method_specs import SubnetworkSpec
 
         speedup = SubnetworkSpec(**stage.train["subnetwork"]).schedule(layers, 10_000, 0, ()).layer_speedup()
         return whole - layers * self.layer[stage.network] * (1 - 1 / speedup)
@@ -48,7 +48,7 @@ class Prices:
         import torch
 
         from meristem.anatomy.flops import training_flops
-        from meristem.recipes.data_specs import TextSpec
+        from meristem.recipes.specs.data_specs import TextSpec
         from meristem.recipes.tasks.open import open_task
 
         task = open_task(TextSpec(**data_of(setting)))
@@ -164,7 +164,7 @@ class _Plan:
         name = f"made{number}{self.suffix}"
         self.nodes[name] = {kind: {"from": origin, **options}}
         if "ligo" in options.get("method", ()):  # its fit costs too
-            from meristem.recipes.make import FIT_BATCH
+            from meristem.recipes.nodes.make import FIT_BATCH
 
             examples = options.get("steps", 100) * FIT_BATCH
             self.spent += examples * self.setting.sequence_length * self.prices.tokens[stage.network] / self.prices.unit

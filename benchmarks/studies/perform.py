@@ -14,12 +14,12 @@ def perform_recipe(content: Mapping[str, Any], out: Path, task: Any, seed: int, 
         task: the opened data, or None to open them.
     """
     from meristem.errors import MeristemError
-    from meristem.recipes.guards import diverged
     from meristem.recipes.node import has_finished
-    from meristem.recipes.perform import perform
+    from meristem.recipes.nodes.perform import perform
     from meristem.recipes.plan import jobs_of_seed
-    from meristem.recipes.schema import parse_recipe
+    from meristem.recipes.specs.schema import parse_recipe
     from meristem.recipes.tasks import open_task
+    from meristem.recipes.training.guards import diverged
 
     recipe = parse_recipe(dict(content))
     task = task or open_task(recipe.data)

@@ -29,7 +29,7 @@ def small(content: dict[str, Any], processes: int = 1) -> dict[str, Any]:
     Args:
         processes: that each train node is shared by, where the recipe does not say so itself.
     """
-    from meristem.recipes.data_specs import parse_count
+    from meristem.recipes.specs.data_specs import parse_count
 
     nodes = {name: dict(node) for name, node in content["nodes"].items()}
     budgets = [
@@ -55,7 +55,7 @@ def small(content: dict[str, Any], processes: int = 1) -> dict[str, Any]:
 
 
 def _less(own: dict[str, Any], most: int, unit: int) -> dict[str, Any]:
-    from meristem.recipes.data_specs import parse_count
+    from meristem.recipes.specs.data_specs import parse_count
 
     fewer = {key: dict(value) if isinstance(value, dict) else value for key, value in own.items()}
     for key in AMOUNTS:

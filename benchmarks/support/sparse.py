@@ -87,7 +87,7 @@ def make_sparse(path: Path, config: Any, max_shard_size: str = "5GB") -> dict[st
 
     from meristem.checkpoints.stored import INDEX
     from meristem.checkpoints.write import plan_files
-    from meristem.growth.build import skeleton
+    from meristem.growth.tensors.build import skeleton
 
     config.dtype = "bfloat16"
     model = skeleton(lambda: getattr(transformers, config.architectures[0])(config)).to(torch.bfloat16)

@@ -77,7 +77,7 @@ def _examples(items: tuple[tuple[str, Any], ...]) -> dict[str, float]:
 
 @functools.lru_cache(maxsize=8)
 def _opened(items: tuple[tuple[str, Any], ...]) -> Any:
-    from meristem.recipes.data_specs import ImageSpec
+    from meristem.recipes.specs.data_specs import ImageSpec
     from meristem.recipes.tasks import open_task
 
     return open_task(ImageSpec(**data_of(dict(items))))

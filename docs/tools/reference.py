@@ -27,12 +27,12 @@ PACKAGES = {
 }
 ALSO = {  # what public names refer to: the bases that hold shared options, and the classes of results
     "growth": [
-        "meristem.growth.width.WidthMethod",
-        "meristem.growth.width.NoisyWidthMethod",
-        "meristem.growth.stacking.DepthMethod",
+        "meristem.growth.methods.width.WidthMethod",
+        "meristem.growth.methods.width.NoisyWidthMethod",
+        "meristem.growth.methods.stacking.DepthMethod",
         "meristem.growth.fuse.Fusion",
         "meristem.growth.train_new.Frozen",
-        "meristem.growth.ligo.FittedLiGO",
+        "meristem.growth.methods.ligo.FittedLiGO",
         "meristem.growth.rank_layers.LayerRank",
     ],
     "anatomy": [
@@ -95,7 +95,8 @@ def _default(parameter: Any) -> str:
 
 def recipe_keys() -> str:
     """A table of every key of a recipe file, with its type and default, from the specs that check the file."""
-    from meristem.recipes import data_specs, race_spec, schema, specs
+    from meristem.recipes.specs import data_specs, race_spec, schema
+    from meristem.recipes.specs import nodes as specs
 
     out = [
         "# Keys of a recipe",
@@ -226,7 +227,7 @@ def _offered(module: types.ModuleType) -> list[str]:
 
 def _is_options(path: str) -> bool:
     """Whether a name is a method or a schedule, of which a reader needs the options only."""
-    from meristem.growth.method import Method
+    from meristem.growth.methods.method import Method
     from meristem.subnetworks.schedule import Schedule
 
     home, name = path.rsplit(".", 1)

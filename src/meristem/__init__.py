@@ -20,10 +20,10 @@ _HOMES = {
     "fuse": "meristem.growth.fuse",
     "fuse_with_certificate": "meristem.growth.fuse",
     "fuse_optimizer": "meristem.growth.fuse",
-    "count_blocks_apart": "meristem.growth.block_steps",
+    "count_blocks_apart": "meristem.growth.optimizers.block_steps",
     "load_missed_steps": "meristem.checkpoints.missed_steps",
-    "DeepFusion": "meristem.growth.deep_fusion",
-    "Rebasin": "meristem.growth.rebasin",
+    "DeepFusion": "meristem.growth.methods.deep_fusion",
+    "Rebasin": "meristem.growth.methods.rebasin",
     "grow_optimizer": "meristem.growth.grow",
     "Growth": "meristem.growth.growth",
     "Provenance": "meristem.growth.provenance",
@@ -33,26 +33,26 @@ _HOMES = {
     "push_to_hub": "meristem.checkpoints.hub",
     "freeze_old": "meristem.growth.train_new",
     "parameter_groups": "meristem.growth.train_new",
-    "MissedStepsCallback": "meristem.growth.missed_callback",
+    "MissedStepsCallback": "meristem.growth.optimizers.missed_callback",
     "TrainNewCallback": "meristem.growth.callback",
     "grow_sharded": "meristem.growth.sharded",
-    "HyperCloning": "meristem.growth.hypercloning",
-    "Net2Net": "meristem.growth.net2net",
-    "AKI": "meristem.growth.aki",
-    "LEMON": "meristem.growth.lemon",
-    "LiGO": "meristem.growth.ligo",
-    "ZeroPadding": "meristem.growth.zero_padding",
-    "ShrinkZeroPadPerturb": "meristem.growth.shrink_perturb",
-    "Stacking": "meristem.growth.stacking",
-    "GradualStacking": "meristem.growth.stacking",
-    "MIDAS": "meristem.growth.stacking",
-    "IdentityBlocks": "meristem.growth.stacking",
-    "GrowDontOverwrite": "meristem.growth.grow_dont_overwrite",
-    "MoreExperts": "meristem.growth.more_experts",
+    "HyperCloning": "meristem.growth.methods.hypercloning",
+    "Net2Net": "meristem.growth.methods.net2net",
+    "AKI": "meristem.growth.methods.aki",
+    "LEMON": "meristem.growth.methods.lemon",
+    "LiGO": "meristem.growth.methods.ligo",
+    "ZeroPadding": "meristem.growth.methods.zero_padding",
+    "ShrinkZeroPadPerturb": "meristem.growth.methods.shrink_perturb",
+    "Stacking": "meristem.growth.methods.stacking",
+    "GradualStacking": "meristem.growth.methods.stacking",
+    "MIDAS": "meristem.growth.methods.stacking",
+    "IdentityBlocks": "meristem.growth.methods.stacking",
+    "GrowDontOverwrite": "meristem.growth.methods.grow_dont_overwrite",
+    "MoreExperts": "meristem.growth.methods.more_experts",
     "rank_layers": "meristem.growth.rank_layers",
-    "Upcycle": "meristem.growth.upcycle",
-    "WeightSelection": "meristem.growth.weight_selection",
-    "Prune": "meristem.growth.prune",
+    "Upcycle": "meristem.growth.methods.upcycle",
+    "WeightSelection": "meristem.growth.methods.weight_selection",
+    "Prune": "meristem.growth.methods.prune",
     "subnetwork": "meristem.subnetworks.gate",
     "SubnetworkSchedule": "meristem.subnetworks.schedule",
     "BottomLayers": "meristem.subnetworks.schedule",
@@ -91,39 +91,39 @@ if TYPE_CHECKING:
     from meristem.checkpoints.provenance import provenance as provenance
     from meristem.errors import MeristemError as MeristemError
     from meristem.errors import PreservationError as PreservationError
-    from meristem.growth.aki import AKI as AKI
-    from meristem.growth.block_steps import count_blocks_apart as count_blocks_apart
     from meristem.growth.callback import TrainNewCallback as TrainNewCallback
-    from meristem.growth.deep_fusion import DeepFusion as DeepFusion
     from meristem.growth.fuse import fuse as fuse
     from meristem.growth.fuse import fuse_optimizer as fuse_optimizer
     from meristem.growth.fuse import fuse_with_certificate as fuse_with_certificate
     from meristem.growth.grow import grow as grow
     from meristem.growth.grow import grow_optimizer as grow_optimizer
     from meristem.growth.grow import shrink as shrink
-    from meristem.growth.grow_dont_overwrite import GrowDontOverwrite as GrowDontOverwrite
     from meristem.growth.growth import Growth as Growth
-    from meristem.growth.hypercloning import HyperCloning as HyperCloning
-    from meristem.growth.lemon import LEMON as LEMON
-    from meristem.growth.ligo import LiGO as LiGO
-    from meristem.growth.missed_callback import MissedStepsCallback as MissedStepsCallback
-    from meristem.growth.more_experts import MoreExperts as MoreExperts
-    from meristem.growth.net2net import Net2Net as Net2Net
+    from meristem.growth.methods.aki import AKI as AKI
+    from meristem.growth.methods.deep_fusion import DeepFusion as DeepFusion
+    from meristem.growth.methods.grow_dont_overwrite import GrowDontOverwrite as GrowDontOverwrite
+    from meristem.growth.methods.hypercloning import HyperCloning as HyperCloning
+    from meristem.growth.methods.lemon import LEMON as LEMON
+    from meristem.growth.methods.ligo import LiGO as LiGO
+    from meristem.growth.methods.more_experts import MoreExperts as MoreExperts
+    from meristem.growth.methods.net2net import Net2Net as Net2Net
+    from meristem.growth.methods.prune import Prune as Prune
+    from meristem.growth.methods.rebasin import Rebasin as Rebasin
+    from meristem.growth.methods.shrink_perturb import ShrinkZeroPadPerturb as ShrinkZeroPadPerturb
+    from meristem.growth.methods.stacking import MIDAS as MIDAS
+    from meristem.growth.methods.stacking import GradualStacking as GradualStacking
+    from meristem.growth.methods.stacking import IdentityBlocks as IdentityBlocks
+    from meristem.growth.methods.stacking import Stacking as Stacking
+    from meristem.growth.methods.upcycle import Upcycle as Upcycle
+    from meristem.growth.methods.weight_selection import WeightSelection as WeightSelection
+    from meristem.growth.methods.zero_padding import ZeroPadding as ZeroPadding
+    from meristem.growth.optimizers.block_steps import count_blocks_apart as count_blocks_apart
+    from meristem.growth.optimizers.missed_callback import MissedStepsCallback as MissedStepsCallback
     from meristem.growth.provenance import Provenance as Provenance
-    from meristem.growth.prune import Prune as Prune
     from meristem.growth.rank_layers import rank_layers as rank_layers
-    from meristem.growth.rebasin import Rebasin as Rebasin
     from meristem.growth.sharded import grow_sharded as grow_sharded
-    from meristem.growth.shrink_perturb import ShrinkZeroPadPerturb as ShrinkZeroPadPerturb
-    from meristem.growth.stacking import MIDAS as MIDAS
-    from meristem.growth.stacking import GradualStacking as GradualStacking
-    from meristem.growth.stacking import IdentityBlocks as IdentityBlocks
-    from meristem.growth.stacking import Stacking as Stacking
     from meristem.growth.train_new import freeze_old as freeze_old
     from meristem.growth.train_new import parameter_groups as parameter_groups
-    from meristem.growth.upcycle import Upcycle as Upcycle
-    from meristem.growth.weight_selection import WeightSelection as WeightSelection
-    from meristem.growth.zero_padding import ZeroPadding as ZeroPadding
     from meristem.incubation.assembly import assemble as assemble
     from meristem.incubation.costs import block_costs as block_costs
     from meristem.incubation.division import divide as divide

@@ -10,7 +10,7 @@ import pytest
 from kills import ROOT, digest
 from support.small_recipes import published, small
 
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.specs.schema import parse_recipe
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -205,7 +205,7 @@ def cases():
 
 @pytest.mark.parametrize("study, name", cases(), ids=lambda value: getattr(value, "name", value))
 def test_the_sides_of_every_study_are_recipes(study, name, monkeypatch):
-    from meristem.recipes.schema import parse_recipe
+    from meristem.recipes.specs.schema import parse_recipe
 
     monkeypatch.setattr("benchmarks.studies.nodes._source", lambda data: "python-stdlib")
     setting = study.settings[name]

@@ -18,7 +18,7 @@ from meristem.anatomy.streamed import weights_of
 from meristem.checkpoints import open_streamed
 from meristem.checkpoints.headers import DTYPES, read_header
 from meristem.checkpoints.stored import StoredTensors
-from meristem.growth.build import LARGE, skeleton
+from meristem.growth.tensors.build import LARGE, skeleton
 
 
 @pytest.fixture

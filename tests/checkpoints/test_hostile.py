@@ -17,7 +17,7 @@ import meristem as ms
 from meristem.checkpoints import open_model, open_streamed
 from meristem.checkpoints.distributed import open_distributed
 from meristem.data.encoding import open_encoding
-from meristem.growth.target_config import read_target
+from meristem.growth.sizes.target_config import read_target
 
 WRITING = ("grow", "stack", "shrink", "fuse", "average")
 

@@ -13,7 +13,7 @@ import meristem as ms
 from meristem.anatomy.lockstep import side_by_side, take_turns
 from meristem.checkpoints import open_streamed
 from meristem.cli.growing import Request, grow_checkpoint
-from meristem.growth import build, pieces
+from meristem.growth.tensors import build, pieces
 
 
 def grow(source, out, prove=True, **options):

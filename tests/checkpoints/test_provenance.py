@@ -11,7 +11,7 @@ import transformers
 from command_line import meristem
 
 import meristem as ms
-from meristem.growth.origins import Units
+from meristem.growth.plans.origins import Units
 
 GROWTHS = {
     "llama": ms.HyperCloning(width=2),

@@ -222,8 +222,8 @@ def test_all_orders_are_about_as_likely():
 
 
 def test_a_recipes_data_are_described(tmp_path):
-    from meristem.recipes.data_specs import ImageSpec, TextSpec
     from meristem.recipes.describe import describe_data
+    from meristem.recipes.specs.data_specs import ImageSpec, TextSpec
 
     (tmp_path / "text.txt").write_text("é and more. " * 500)
     found = describe_data(TextSpec(source=str(tmp_path / "text.txt"), sequence_length=10))

@@ -11,8 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import meristem as ms
-from meristem.growth.dtensors import whole
-from meristem.growth.optimizer import named_state
+from meristem.growth.optimizers.optimizer import named_state
+from meristem.growth.tensors.dtensors import whole
 
 GROWTHS = {
     "stream scaled": ("llama", {}, ms.LEMON(hidden_size=48)),

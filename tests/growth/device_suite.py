@@ -11,7 +11,7 @@ from test_optimizer import batches
 from torch import nn
 
 import meristem as ms
-from meristem.growth.optimizer import load_named_state, named_state
+from meristem.growth.optimizers.optimizer import load_named_state, named_state
 
 GPU = pytest.param(
     torch.device("cuda"),

@@ -8,9 +8,9 @@ from support.auto_classes import auto_classes
 
 import meristem as ms
 from meristem.anatomy.overrides import OVERRIDES
-from meristem.growth.build import build
+from meristem.growth.proofs.trial import first_parting
 from meristem.growth.settle import settle
-from meristem.growth.trial import first_parting
+from meristem.growth.tensors.build import build
 
 TYPES = {entry.name: entry.model_type for entry in auto_classes()}
 

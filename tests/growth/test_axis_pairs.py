@@ -15,8 +15,8 @@ import meristem as ms
 from meristem.anatomy.streamed import weights_of
 from meristem.checkpoints import open_streamed
 from meristem.growth import Growth
-from meristem.growth.apply import grow_tensor
 from meristem.growth.fuse import fuse_with_certificate
+from meristem.growth.tensors.apply import grow_tensor
 
 WORKER = Path(__file__).parent / "axes_worker.py"
 # what -> (family, changes of its config, sizes)

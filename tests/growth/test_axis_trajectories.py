@@ -10,7 +10,7 @@ from torch import nn
 
 import meristem as ms
 from meristem.growth import Growth
-from meristem.growth.apply import grow_tensor
+from meristem.growth.tensors.apply import grow_tensor
 
 EARLIER, LATER = [0, 1, 2] * 4, [0, 1, 2] * 4  # seeds of batches
 REGROUPED = {

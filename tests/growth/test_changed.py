@@ -9,7 +9,7 @@ from torch import nn
 
 import meristem as ms
 from meristem.growth import Growth
-from meristem.growth.changed import changed_since
+from meristem.growth.structure.changed import changed_since
 
 
 def other_scaling(model):

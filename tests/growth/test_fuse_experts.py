@@ -11,9 +11,9 @@ from test_optimizer import batches, step
 from test_upcycle import UNITS, dense, error, reloaded
 
 import meristem as ms
-from meristem.growth.block_steps import MISSED
 from meristem.growth.fuse import fuse_state
-from meristem.growth.optimizer import named_state
+from meristem.growth.optimizers.block_steps import MISSED
+from meristem.growth.optimizers.optimizer import named_state
 
 
 def test_each_expert_is_one_parents_block_and_the_rest_their_mean():

@@ -8,8 +8,8 @@ import torch
 
 import meristem as ms
 from meristem.anatomy import Anatomy
-from meristem.growth.differences import differences
 from meristem.growth.fuse import fuse_with_certificate
+from meristem.growth.structure.differences import differences
 
 
 def logits(model, seed=0):

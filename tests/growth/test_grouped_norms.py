@@ -15,7 +15,7 @@ from meristem.checkpoints.record import fusion_record
 from meristem.checkpoints.write import write_model
 from meristem.growth.fuse import fuse_with_certificate
 from meristem.recipes import run
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.specs.schema import parse_recipe
 
 FAMILIES = ("llama", "gpt2", "t5", "bert", "vit", "mistral", "qwen2", "opt", "gpt_neox", "phi3")
 GROUPED = ms.DeepFusion(norm="grouped")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import meristem as ms
 from meristem.algebra import AxisMap, UnitMap
-from meristem.growth.rounding import round_shares
+from meristem.growth.tensors.rounding import round_shares
 
 EXACT = 1e-12  # of float64: no weight was rounded on the way
 
@@ -63,7 +63,7 @@ def test_factors_that_must_be_rounded_stay_within_the_allowance(family, method):
 
 def test_a_growth_that_only_rounding_hides_is_caught_before_rounding(monkeypatch):
     """An error of a fifth of the allowance, made on purpose: the stored networks agree within it, the growth does not hold."""
-    from meristem.growth import noisy_rows
+    from meristem.growth.tensors import noisy_rows
 
     rounded = noisy_rows.rounded
     monkeypatch.setattr(

@@ -9,8 +9,8 @@ import transformers
 
 import meristem as ms
 from meristem.growth import Growth
-from meristem.growth.like import like, rows
-from meristem.growth.typed_layers import placed_by_type
+from meristem.growth.like.config import like, rows
+from meristem.growth.plans.typed_layers import placed_by_type
 
 FULL, SLIDING, MAMBA = "full_attention", "sliding_attention", "mamba"
 SHARED = {**pico.LLAMA, **pico.TOKENS}

@@ -10,7 +10,7 @@ import transformers
 import meristem as ms
 from meristem.anatomy.layer_lists import follow_layers, read_later
 from meristem.growth import Growth
-from meristem.growth.layers import layer_order
+from meristem.growth.plans.layers import layer_order
 
 SIZES = {"vocab_size": 67, "hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 64, "num_hidden_layers": 6,
          "intermediate_size": 44, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip

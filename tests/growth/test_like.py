@@ -16,11 +16,11 @@ from meristem.algebra import Layout
 from meristem.anatomy.streamed import weights_of
 from meristem.checkpoints import open_streamed
 from meristem.growth import Growth
-from meristem.growth.apply import grow_tensor
-from meristem.growth.head_dim import head_dim_map
-from meristem.growth.like import like, rows
-from meristem.growth.regrouping import regrouped
-from meristem.growth.vocabulary import more_positions
+from meristem.growth.like.config import like, rows
+from meristem.growth.structure.regrouping import regrouped
+from meristem.growth.structure.vocabulary import more_positions
+from meristem.growth.tensors.apply import grow_tensor
+from meristem.growth.widths.head_dim import head_dim_map
 
 
 @pytest.mark.parametrize("family, options", [

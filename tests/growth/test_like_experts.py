@@ -18,7 +18,7 @@ import meristem as ms
 from meristem.anatomy.streamed import weights_of
 from meristem.checkpoints import open_streamed
 from meristem.growth import Growth
-from meristem.growth.like import like, rows
+from meristem.growth.like.config import like, rows
 
 STORIES = Path(__file__).parents[3] / "shared/data/checkpoints/stories260K-llama"
 # what -> (source, target's config, names of methods)

@@ -10,8 +10,8 @@ import transformers
 import meristem as ms
 from meristem.anatomy.inputs import example_inputs, outputs_of
 from meristem.growth import Growth
-from meristem.growth.expected import expected_outputs
-from meristem.growth.like import like, rows
+from meristem.growth.like.config import like, rows
+from meristem.growth.proofs.expected import expected_outputs
 
 PLAIN = {**pico.SMALL, **pico.TOKENS, "intermediate_size": 48, "max_position_embeddings": 64}
 LLAMA = {**PLAIN, "num_key_value_heads": 2}

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from meristem.algebra import AxisMap
-from meristem.growth import makers, pieces
-from meristem.growth.apply import grow_tensor
-from meristem.growth.makers import divide_threads, in_order
-from meristem.growth.tensor_plan import TensorPlan, Term
+from meristem.growth.plans.tensor_plan import TensorPlan, Term
+from meristem.growth.tensors import makers, pieces
+from meristem.growth.tensors.apply import grow_tensor
+from meristem.growth.tensors.makers import divide_threads, in_order
 
 
 @pytest.fixture(autouse=True)

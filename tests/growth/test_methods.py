@@ -15,9 +15,9 @@ import meristem as ms
 from meristem.anatomy.inputs import example_inputs, logits_of, outputs_of
 from meristem.growth import METHODS as REGISTERED
 from meristem.growth import Growth
-from meristem.growth.block_steps import MISSED
-from meristem.growth.method import as_list
-from meristem.growth.optimizer import grow_state, named_state
+from meristem.growth.methods.method import as_list
+from meristem.growth.optimizers.block_steps import MISSED
+from meristem.growth.optimizers.optimizer import grow_state, named_state
 
 CASES = [(row, family) for row in METHODS for family in FAMILIES]
 

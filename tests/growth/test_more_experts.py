@@ -12,7 +12,7 @@ from test_upcycle import error, reloaded
 from torch import optim
 
 import meristem as ms
-from meristem.growth.optimizer import grow_state
+from meristem.growth.optimizers.optimizer import grow_state
 from meristem.growth.rank_layers import effective_rank
 
 QWEN = {**pico.LLAMA, "head_dim": 8, "moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2}

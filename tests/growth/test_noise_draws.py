@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from meristem.growth import draws
+from meristem.growth.tensors import draws
 
 
 def test_the_numbers_of_philox_are_those_of_its_authors():

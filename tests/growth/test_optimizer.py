@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 import meristem as ms
 from meristem.anatomy.inputs import example_inputs
-from meristem.growth.apply import grow_tensor
-from meristem.growth.optimizer import load_named_state, named_state
+from meristem.growth.optimizers.optimizer import load_named_state, named_state
+from meristem.growth.tensors.apply import grow_tensor
 
 METHOD = ms.HyperCloning(width=2, noise=0.0)  # copies that are alike follow the small network exactly
 

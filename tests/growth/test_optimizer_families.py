@@ -12,8 +12,8 @@ from test_optimizer import batches, step
 from torch import nn, optim
 
 import meristem as ms
-from meristem.growth.optimizer import amplitudes, grow_state, named_state
-from meristem.growth.optimizer_families import FAMILIES, family_by_entries, family_of
+from meristem.growth.optimizers.optimizer import amplitudes, grow_state, named_state
+from meristem.growth.optimizers.optimizer_families import FAMILIES, family_by_entries, family_of
 
 
 class Lion(optim.Optimizer):

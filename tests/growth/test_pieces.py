@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from meristem.algebra import AxisMap, UnitMap
-from meristem.growth import pieces
-from meristem.growth.apply import grow_tensor
-from meristem.growth.padding import pad
-from meristem.growth.pieces import grow_pieces
-from meristem.growth.tensor_plan import TensorPlan, Term
+from meristem.growth.plans.tensor_plan import TensorPlan, Term
+from meristem.growth.tensors import pieces
+from meristem.growth.tensors.apply import grow_tensor
+from meristem.growth.tensors.pieces import grow_pieces
+from meristem.growth.widths.padding import pad
 
 N = 12
 MAPS = {

@@ -10,8 +10,8 @@ from torch import nn
 
 import meristem as ms
 from meristem.anatomy.inputs import example_inputs, logits_of
-from meristem.growth.method import as_list
-from meristem.growth.target import grown_anatomy
+from meristem.growth.methods.method import as_list
+from meristem.growth.plans.target import grown_anatomy
 
 
 def deberta(**changes) -> nn.Module:

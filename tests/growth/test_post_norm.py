@@ -13,8 +13,8 @@ from torch import nn
 import meristem as ms
 from meristem.anatomy.norms import norm_eps
 from meristem.growth import Growth
-from meristem.growth.apply import grow_tensor
-from meristem.growth.like import rows
+from meristem.growth.like.config import rows
+from meristem.growth.tensors.apply import grow_tensor
 
 LAST = "bert.encoder.layer.{}.output.LayerNorm.{}"
 MIDDLE = "bert.encoder.layer.{}.attention.output.LayerNorm.{}"

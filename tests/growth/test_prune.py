@@ -14,7 +14,7 @@ from support.tiny import randomise
 from torch import nn
 
 import meristem as ms
-from meristem.growth.batch_statistics import new_statistics
+from meristem.growth.pruning.batch_statistics import new_statistics
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 RANDOM = torch.Generator().manual_seed(0)

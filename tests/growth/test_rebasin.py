@@ -12,9 +12,9 @@ from support.tiny import randomise
 from torch import nn
 
 import meristem as ms
-from meristem.growth import transport
-from meristem.growth.rebasin import align
-from meristem.growth.symmetries import watched_symmetries
+from meristem.growth.methods.rebasin import align
+from meristem.growth.structure import transport
+from meristem.growth.structure.symmetries import watched_symmetries
 
 RANDOM = torch.Generator().manual_seed(0)
 IMAGES = {"x": torch.randn(32, 3, 16, 16, generator=RANDOM)}

@@ -10,9 +10,9 @@ import torch
 from table import METHODS, method_for
 
 import meristem as ms
-from meristem.growth.apply import grow_tensor
-from meristem.growth.method import as_list
-from meristem.growth.reference import reference_moment, reference_weight
+from meristem.growth.methods.method import as_list
+from meristem.growth.tensors.apply import grow_tensor
+from meristem.growth.tensors.reference import reference_moment, reference_weight
 
 NOT_WEIGHTS = {"ligo", "aki", "shrink, zero-pad, perturb"}  # fitted first, copies from elsewhere, perturbed at random
 

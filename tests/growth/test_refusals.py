@@ -9,8 +9,8 @@ import torch
 import meristem as ms
 from meristem.checkpoints import open_streamed
 from meristem.growth import METHODS
-from meristem.growth.alibi import aligned_heads, slopes
-from meristem.growth.options import build_methods
+from meristem.growth.methods.options import build_methods
+from meristem.growth.structure.alibi import aligned_heads, slopes
 
 
 @pytest.mark.parametrize("family, options, message", [
@@ -146,7 +146,7 @@ def test_absurd_sizes_are_refused_before_they_cost_anything(options, words):
 
 def test_a_method_that_keeps_the_function_is_shown_for_an_option_of_others():
     from meristem.growth import METHODS
-    from meristem.growth.options import build_methods
+    from meristem.growth.methods.options import build_methods
 
     with pytest.raises(ms.MeristemError, match="--method hypercloning,identity_blocks"):
         build_methods(["hypercloning"], {"depth": 2}, METHODS)

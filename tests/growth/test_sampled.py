@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 import meristem as ms
 from meristem.checkpoints import open_streamed, write_model
 from meristem.cli.main import _spelt_out
-from meristem.growth import sampled
 from meristem.growth.growth import sampled_certificate
+from meristem.growth.proofs import sampled
 
 DEEP = {"num_hidden_layers": 6}
 METHODS = {
@@ -110,7 +110,7 @@ def test_damage_in_a_block_that_does_not_run_is_found(where, damage, tmp_path, m
 def test_a_maker_that_is_wrong_is_stopped_while_it_writes(tmp_path, monkeypatch):
     deep("llama").save_pretrained(tmp_path / "small")
     growth = ms.Growth.of(open_streamed(str(tmp_path / "small")), ms.HyperCloning(width=2, noise=0.0), sample=2)
-    from meristem.growth import pieces
+    from meristem.growth.tensors import pieces
 
     right = pieces._rows
     monkeypatch.setattr(

@@ -105,7 +105,7 @@ def test_new_layers_of_growths_in_turn():
 
 @pytest.mark.parametrize("old, new", [(8, 10), (10, 12), (2, 5), (5, 8)])
 def test_new_layers_lie_evenly(old, new):
-    from meristem.growth.depth import spread
+    from meristem.growth.plans.depth import spread
 
     ends, place = [], 0
     for _, times in spread(old, new):

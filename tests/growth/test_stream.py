@@ -12,7 +12,7 @@ from torch import nn
 import meristem as ms
 from meristem.anatomy.inputs import example_inputs, logits_of
 from meristem.growth import Growth
-from meristem.growth.like import rows
+from meristem.growth.like.config import rows
 
 EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
 WIDER = {"hidden_size": 48, "num_attention_heads": 6}

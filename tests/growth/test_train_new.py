@@ -13,7 +13,7 @@ from test_optimizer import batches, step
 from torch import optim
 
 import meristem as ms
-from meristem.growth.optimizer import named_state
+from meristem.growth.optimizers.optimizer import named_state
 
 WORKER = Path(__file__).parent / "train_new_worker.py"
 GROWTHS = {

@@ -74,7 +74,7 @@ def test_a_few_large_entries_still_set_the_scale():
 
 
 def test_embeddings_of_unit_norm_stay_so():
-    from meristem.growth.expected import expected_outputs
+    from meristem.growth.proofs.expected import expected_outputs
 
     small = pico.build("llama")
     plans = ms.Growth.of(small, ms.HyperCloning(width=2)).plans

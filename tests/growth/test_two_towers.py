@@ -9,7 +9,7 @@ import transformers
 
 import meristem as ms
 from meristem.growth import Growth
-from meristem.growth.like import rows
+from meristem.growth.like.config import rows
 
 Tower = tuple[int, int, int]  # width, heads, layers
 

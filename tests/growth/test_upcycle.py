@@ -14,8 +14,8 @@ from safetensors import safe_open
 from test_optimizer import batches, step
 
 import meristem as ms
-from meristem.growth.mixtures import MIXTURES
-from meristem.growth.optimizer import named_state
+from meristem.growth.optimizers.optimizer import named_state
+from meristem.growth.plans.mixtures import MIXTURES
 
 UNITS = {"intermediate_size": 64}  # a quarter of them is still what grouped products of matrices take
 GRANITE = {"attention_multiplier": 0.35, "residual_multiplier": 0.7, "embedding_multiplier": 2.0, "logits_scaling": 1.5}

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import meristem as ms
-from meristem.growth.dtensors import whole
+from meristem.growth.tensors.dtensors import whole
 
 
 def optimizers(model: torch.nn.Module, name: str) -> list[torch.optim.Optimizer]:

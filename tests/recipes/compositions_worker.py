@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 
 from meristem.recipes.node import Job
-from meristem.recipes.perform import finish
+from meristem.recipes.nodes.perform import finish
 
 for place in map(Path, sys.argv[1:]):
     AcceleratorState._reset_state()

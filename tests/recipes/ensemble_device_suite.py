@@ -9,8 +9,9 @@ import torch
 from small import corpus
 from test_ensemble_node import DATA, vits
 
-from meristem.recipes import ensemble, run
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes import run
+from meristem.recipes.nodes import ensemble
+from meristem.recipes.specs.schema import parse_recipe
 
 GPU = pytest.param(
     torch.device("cuda"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch  # noqa: F401 what is imported here, a fork need not import
 import transformers  # noqa: F401
 
-import meristem.recipes.train  # noqa: F401
+import meristem.recipes.training.train  # noqa: F401
 from meristem.cli.main import main
 
 WRITES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.replace", "shutil.rmtree")

@@ -16,10 +16,10 @@ from small import MODEL, TRAIN, corpus
 import meristem as ms
 from meristem.checkpoints import open_model
 from meristem.recipes import run
-from meristem.recipes.conflicts import CONFLICTS
 from meristem.recipes.node import load_result
 from meristem.recipes.plan import plan_jobs
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.specs.conflicts import CONFLICTS
+from meristem.recipes.specs.schema import parse_recipe
 from meristem.recipes.tasks import open_task
 
 FSDP = {"fsdp": True, "fsdp_config": {

@@ -14,9 +14,9 @@ from meristem.anatomy.flops import forward_flops
 from meristem.checkpoints import open_model
 from meristem.recipes.modifiers.distillation import soft_loss
 from meristem.recipes.run import run
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.specs.schema import parse_recipe
 from meristem.recipes.tasks import open_task
-from meristem.recipes.train import NodeTrainer
+from meristem.recipes.training.train import NodeTrainer
 
 SHORT = {"tokens": 640, "learning_rate": 3e-3, "batch_size": 4, "evaluations": 2}
 WIDE = {"train": {**TRAIN, "model": {**MODEL, "intermediate_size": 64}, "seed": 1}}

@@ -14,7 +14,7 @@ from transformers import default_data_collator
 
 from meristem.checkpoints import open_model
 from meristem.recipes import run
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.specs.schema import parse_recipe
 from meristem.recipes.tasks import open_task
 
 STEPS, PATIENCE = 40, 3

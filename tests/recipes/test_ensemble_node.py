@@ -11,9 +11,10 @@ from test_tasks import BERT, SIZES, corpus_file, data_of  # noqa: F401
 
 import meristem as ms
 from meristem.checkpoints import open_model
-from meristem.recipes import ensemble, run
+from meristem.recipes import run
 from meristem.recipes.executors import build_executor
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.nodes import ensemble
+from meristem.recipes.specs.schema import parse_recipe
 from meristem.recipes.tasks import open_task
 
 VIT = {"model_type": "vit", "patch_size": 4, **SIZES}

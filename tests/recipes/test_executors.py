@@ -18,12 +18,12 @@ import meristem as ms
 from meristem.recipes import run, status
 from meristem.recipes.executors import build_executor
 from meristem.recipes.executors.executor import LOG, run_node
-from meristem.recipes.left import load_state
-from meristem.recipes.perform import NodeCrashed
+from meristem.recipes.nodes.perform import NodeCrashed
+from meristem.recipes.pages.table import NodeTable
 from meristem.recipes.run import plan_jobs
-from meristem.recipes.schema import parse_recipe
-from meristem.recipes.table import NodeTable
+from meristem.recipes.specs.schema import parse_recipe
 from meristem.recipes.tasks import open_task
+from meristem.recipes.training.left import load_state
 
 pytestmark = pytest.mark.dist
 

@@ -14,15 +14,16 @@ from small import MODEL, TRAIN, corpus
 from transformers import TrainerCallback, TrainingArguments
 
 import meristem as ms
-from meristem.recipes import run, watch
+from meristem.recipes import run
 from meristem.recipes.executors import Executor
-from meristem.recipes.guards import diverged
-from meristem.recipes.left import load_state
 from meristem.recipes.node import NodeResult
-from meristem.recipes.perform import perform
-from meristem.recipes.schema import parse_recipe
-from meristem.recipes.trainer import NodeTrainer
-from meristem.recipes.trainer_keys import RESERVED
+from meristem.recipes.nodes.perform import perform
+from meristem.recipes.pages import watch
+from meristem.recipes.specs.schema import parse_recipe
+from meristem.recipes.specs.trainer_keys import RESERVED
+from meristem.recipes.training.guards import diverged
+from meristem.recipes.training.left import load_state
+from meristem.recipes.training.trainer import NodeTrainer
 
 
 def recipe(tmp_path, **train):

@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 
 import meristem as ms
 from meristem.recipes import run
-from meristem.recipes.guards import diverged
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.specs.schema import parse_recipe
+from meristem.recipes.training.guards import diverged
 
 STEPS = 40
 WILD = {"learning_rate": 0.1, "warmup": 0.0, "schedule": "constant_with_warmup"}

@@ -11,9 +11,10 @@ from test_run import word_tokenizer
 
 import meristem as ms
 from meristem.checkpoints import open_model
-from meristem.recipes import node, perform, run
+from meristem.recipes import node, run
+from meristem.recipes.nodes import perform
 from meristem.recipes.run import plan_jobs
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.specs.schema import parse_recipe
 from meristem.recipes.tasks import open_task
 from meristem.recipes.tasks.language import causal_language_model
 from meristem.streams import Streams, stream

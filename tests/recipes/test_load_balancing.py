@@ -12,9 +12,9 @@ from torch.nn import functional
 import meristem as ms
 from meristem.checkpoints import open_model
 from meristem.recipes.run import run
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.specs.schema import parse_recipe
 from meristem.recipes.tasks import open_task
-from meristem.recipes.train import NodeTrainer
+from meristem.recipes.training.train import NodeTrainer
 
 MIXTURE = {**MODEL, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
 SHORT = {"tokens": 640, "learning_rate": 3e-3, "batch_size": 4, "evaluations": 2}

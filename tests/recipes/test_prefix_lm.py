@@ -15,7 +15,7 @@ from meristem.data import Denoisers, PrefixDenoisers, Sequences
 from meristem.data.denoisers import prefix_lm_length, prefix_mask, sentinels_wanted
 from meristem.data.encoding import IGNORED
 from meristem.recipes import run
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.specs.schema import parse_recipe
 from meristem.recipes.tasks import open_task
 from meristem.recipes.tasks.apart import check_prefix_is_seen
 

@@ -7,7 +7,7 @@ import pytest
 import meristem as ms
 from meristem.recipes.node import NodeResult
 from meristem.recipes.race import cost_to_reach, loss_at, race, report
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.specs.schema import parse_recipe
 
 
 def points(*pairs: tuple[float, float]) -> list[dict[str, float]]:

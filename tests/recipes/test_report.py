@@ -12,9 +12,10 @@ from small import TRAIN, corpus
 from transformers import TrainerCallback
 
 import meristem as ms
-from meristem.recipes import run, status, watch
+from meristem.recipes import run, status
 from meristem.recipes.node import Job, load_result
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.pages import watch
+from meristem.recipes.specs.schema import parse_recipe
 
 
 def test_the_page_of_a_run(tmp_path):

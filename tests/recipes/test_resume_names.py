@@ -10,11 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 import meristem as ms
 from meristem.checkpoints import open_model
 from meristem.recipes import run
-from meristem.recipes.arguments import trainer_arguments
-from meristem.recipes.guards import LossGuard
-from meristem.recipes.schema import parse_recipe
-from meristem.recipes.train_spec import TrainSpec
-from meristem.recipes.trainer import NodeTrainer
+from meristem.recipes.specs.schema import parse_recipe
+from meristem.recipes.specs.train_spec import TrainSpec
+from meristem.recipes.training.arguments import trainer_arguments
+from meristem.recipes.training.guards import LossGuard
+from meristem.recipes.training.trainer import NodeTrainer
 
 VIT = {"model_type": "vit", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
        "patch_size": 4}  # fmt: skip

@@ -21,9 +21,9 @@ from meristem.anatomy.flops import training_flops
 from meristem.checkpoints import open_model
 from meristem.recipes import run
 from meristem.recipes.diagnose import diagnose
-from meristem.recipes.left import load_state
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.specs.schema import parse_recipe
 from meristem.recipes.tasks.language import causal_language_model, example_tokens
+from meristem.recipes.training.left import load_state
 
 SMALL = {
     "model_type": "llama",

@@ -10,11 +10,11 @@ from transformers import TrainerCallback
 import meristem as ms
 from meristem.checkpoints import open_model
 from meristem.recipes import race, run
-from meristem.recipes.left import load_state
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.specs.schema import parse_recipe
 from meristem.recipes.tasks import open_task
 from meristem.recipes.tasks.language import causal_language_model
-from meristem.recipes.trainer import with_rates
+from meristem.recipes.training.left import load_state
+from meristem.recipes.training.trainer import with_rates
 
 STABLE = {**TRAIN, "tokens": 128 * 20, "schedule": "wsd", "decay": 0, "warmup": 0.1}
 

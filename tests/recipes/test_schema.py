@@ -7,7 +7,7 @@ import re
 import pytest
 
 import meristem as ms
-from meristem.recipes.schema import load_recipe, parse_recipe
+from meristem.recipes.specs.schema import load_recipe, parse_recipe
 
 TRAIN = {"train": {"model": {"model_type": "llama"}, "tokens": "4M", "learning_rate": 1e-3}}
 IMAGES = {"task": "image-classification", "source": "digits"}

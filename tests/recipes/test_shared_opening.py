@@ -11,8 +11,8 @@ from small import MODEL
 
 import meristem as ms
 from meristem.checkpoints import open_streamed
-from meristem.recipes import work
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.nodes import work
+from meristem.recipes.specs.schema import parse_recipe
 from meristem.recipes.tasks.language import causal_language_model
 
 FSDP = {

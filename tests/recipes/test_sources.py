@@ -14,10 +14,10 @@ import meristem as ms
 from meristem.checkpoints import open_model
 from meristem.data import open_corpus
 from meristem.recipes import run
-from meristem.recipes.data_specs import TextSpec
 from meristem.recipes.describe import describe_data
 from meristem.recipes.plan import plan_jobs
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.specs.data_specs import TextSpec
+from meristem.recipes.specs.schema import parse_recipe
 from meristem.recipes.tasks import open_task
 from meristem.recipes.tasks.apart import check_documents_apart
 from meristem.recipes.tasks.language import CausalLanguage

@@ -11,8 +11,8 @@ import meristem as ms
 from meristem.checkpoints import open_model
 from meristem.errors import MeristemError
 from meristem.recipes import run
-from meristem.recipes.data_specs import TextSpec
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.specs.data_specs import TextSpec
+from meristem.recipes.specs.schema import parse_recipe
 from meristem.recipes.tasks import open_task
 from meristem.recipes.tasks.task import network
 

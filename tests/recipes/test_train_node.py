@@ -2,8 +2,8 @@
 
 from transformers import TrainingArguments
 
-from meristem.recipes.arguments import trainer_arguments as _arguments
-from meristem.recipes.specs import TrainSpec
+from meristem.recipes.specs.nodes import TrainSpec
+from meristem.recipes.training.arguments import trainer_arguments as _arguments
 
 
 def test_a_process_uses_one_gpu_however_many_it_sees(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ from small import MODEL, TRAIN, corpus
 import meristem as ms
 from meristem.checkpoints import open_model
 from meristem.recipes.run import directory_of, run
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.specs.schema import parse_recipe
 
 SHORT = {"tokens": 1280, "learning_rate": 3e-3, "batch_size": 4, "evaluations": 2}
 

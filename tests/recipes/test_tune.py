@@ -10,7 +10,7 @@ from small import TRAIN, corpus
 import meristem as ms
 from meristem.recipes import run
 from meristem.recipes.node import Job, NodeResult
-from meristem.recipes.schema import parse_recipe
+from meristem.recipes.specs.schema import parse_recipe
 from meristem.recipes.tune import choose_numbers
 
 OPEN = {key: value for key, value in TRAIN.items() if key != "learning_rate"}

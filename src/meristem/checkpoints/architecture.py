@@ -8,7 +8,7 @@ from typing import Any
 
 from meristem.checkpoints.source import Source, read_config
 from meristem.errors import MeristemError, first_line
-from meristem.growth.grouped_norms import is_grouped, known_class, own_code
+from meristem.growth.structure.grouped_norms import is_grouped, known_class, own_code
 
 
 def architecture_of(source: Source, trust_remote_code: bool = False) -> tuple[type, Any]:

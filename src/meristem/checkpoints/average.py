@@ -23,8 +23,8 @@ from meristem.checkpoints.record import average_record
 from meristem.checkpoints.source import Source
 from meristem.checkpoints.write import write_model
 from meristem.errors import MeristemError
-from meristem.growth.build import skeleton
-from meristem.growth.differences import differences_of_configs, shown
+from meristem.growth.structure.differences import differences_of_configs, shown
+from meristem.growth.tensors.build import skeleton
 
 
 def averaged(models: Sequence[nn.Module], parts: Sequence[float]) -> nn.Module:

@@ -37,10 +37,10 @@ from meristem.checkpoints.unplaced import check_unplaced
 from meristem.checkpoints.write import save_all_but_weights
 from meristem.errors import MeristemError, first_line
 from meristem.growth import Growth
-from meristem.growth.block_steps import MISSED
-from meristem.growth.build import build
-from meristem.growth.optimizer import dtypes_of, grow_state
-from meristem.growth.optimizer_families import Family, stored_family
+from meristem.growth.optimizers.block_steps import MISSED
+from meristem.growth.optimizers.optimizer import dtypes_of, grow_state
+from meristem.growth.optimizers.optimizer_families import Family, stored_family
+from meristem.growth.tensors.build import build
 
 
 def is_distributed(source: Path) -> bool:

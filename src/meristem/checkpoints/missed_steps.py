@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from meristem.checkpoints.distributed_tensors import INDEX, DistributedTensors
 from meristem.errors import MeristemError
-from meristem.growth.block_steps import MISSED, count_blocks_apart
-from meristem.growth.dtensors import as_part
+from meristem.growth.optimizers.block_steps import MISSED, count_blocks_apart
+from meristem.growth.tensors.dtensors import as_part
 
 
 def load_missed_steps(optimizer: Optimizer, model: nn.Module, directory: str | Path) -> None:

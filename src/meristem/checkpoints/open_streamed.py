@@ -28,7 +28,7 @@ from meristem.checkpoints.stock import groups_on_disk
 from meristem.checkpoints.stored import StoredTensors
 from meristem.checkpoints.unplaced import check_unplaced
 from meristem.errors import MeristemError, first_line
-from meristem.growth.build import skeleton
+from meristem.growth.tensors.build import skeleton
 
 DEPTHS = {field for fields in DEPTH_FIELDS.values() for field in fields}
 SIZES = DEPTHS | {field for fields in FIELDS.values() for field in fields}

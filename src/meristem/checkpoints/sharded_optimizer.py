@@ -20,7 +20,7 @@ from meristem.checkpoints.stateless import say_stateless
 from meristem.checkpoints.trainer_state import keep_beside
 from meristem.errors import MeristemError
 from meristem.growth import Growth
-from meristem.growth.optimizer_families import Family
+from meristem.growth.optimizers.optimizer_families import Family
 
 NAME = "optimizer_0"
 

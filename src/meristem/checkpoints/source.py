@@ -174,7 +174,7 @@ def read_config(source: Source, trust_remote_code: bool = False) -> dict[str, An
 
 def _made_here(entries: dict[str, Any]) -> bool:
     """Whether Meristem makes its class, whatever code the config names."""
-    from meristem.growth.grouped_norms import is_grouped  # loads torch
+    from meristem.growth.structure.grouped_norms import is_grouped  # loads torch
 
     return is_grouped(entries.get("model_type"))
 

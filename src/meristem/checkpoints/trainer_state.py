@@ -30,8 +30,8 @@ from meristem.checkpoints.shards import check_space
 from meristem.checkpoints.stateless import say_stateless
 from meristem.errors import MeristemError, first_line
 from meristem.growth import Growth
-from meristem.growth.optimizer import State, dtypes_of, grow_state
-from meristem.growth.optimizer_families import MISSED, Family, stored_family
+from meristem.growth.optimizers.optimizer import State, dtypes_of, grow_state
+from meristem.growth.optimizers.optimizer_families import MISSED, Family, stored_family
 
 KEPT = ("scheduler.pt", "rng_state*.pth", "trainer_state.json", "training_args.bin", "scaler.pt")
 

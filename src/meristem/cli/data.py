@@ -13,7 +13,7 @@ def data(recipe: RecipeFile) -> Answer:
     from rich.console import Console
     from rich.table import Table
 
-    from meristem.recipes.schema import load_recipe
+    from meristem.recipes.specs.schema import load_recipe
 
     loaded = load_recipe(recipe)
     with step("loading torch"):

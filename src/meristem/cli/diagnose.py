@@ -22,7 +22,7 @@ def diagnose(
     """Measure a growth point: how much the training after it conflicts with the training before it, and the learning rate that bounds the conflict."""
     calm_libraries()
     from meristem.recipes.growth_node import check_grows
-    from meristem.recipes.schema import load_recipe
+    from meristem.recipes.specs.schema import load_recipe
 
     if bound <= 0:
         raise MeristemError(f"--bound must be positive, got {bound}")

@@ -28,7 +28,7 @@ from meristem.cli.writing import write
 from meristem.errors import MeristemError
 
 if TYPE_CHECKING:
-    from meristem.growth.deep_fusion import DeepFusion
+    from meristem.growth.methods.deep_fusion import DeepFusion
 
 
 def fuse(
@@ -71,7 +71,7 @@ def fuse(
     calm_libraries()
 
     def method() -> DeepFusion:
-        from meristem.growth.deep_fusion import DeepFusion
+        from meristem.growth.methods.deep_fusion import DeepFusion
 
         experts_each = (experts, experts_per_token or 2)
         made = DeepFusion(shares, norm, noise, seed, allow_differences, *experts_each)  # type: ignore[arg-type]

@@ -237,7 +237,7 @@ def _write_growth(
 
 def _told(asked: Request, planned: _Planned, growth: Any) -> dict[str, Any]:
     """What was made, as data, and printed."""
-    from meristem.growth.optimizer import partly_new
+    from meristem.growth.optimizers.optimizer import partly_new
 
     saved, out = planned.saved, asked.out
     before, after = (sum(p.numel() for p in model.parameters()) for model in (planned.small, growth.model))

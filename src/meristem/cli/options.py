@@ -121,14 +121,14 @@ def _typed(value: str) -> Any:
 
 def named_methods(method: str | None, options: dict[str, Any]) -> list[Any]:
     from meristem.growth import METHODS
-    from meristem.growth.options import build_methods
+    from meristem.growth.methods.options import build_methods
 
     return build_methods((method or "hypercloning").split(","), options, METHODS)
 
 
 def like_target(model: Any, method: str | None, options: dict[str, Any], target: tuple[str | None, bool]) -> Any:
     """The growth to the target that `--like` names."""
-    from meristem.growth.like import OPTIONS, like
+    from meristem.growth.like.config import OPTIONS, like
 
     name, take = target
     sizes = sorted(set(options) - OPTIONS)

@@ -96,7 +96,7 @@ def plan(
 
 def _count(flag: str, text: str) -> int:
     """The number that a user wrote. Raises MeristemError for anything else."""
-    from meristem.recipes.data_specs import parse_count
+    from meristem.recipes.specs.data_specs import parse_count
 
     try:
         count = parse_count(text)

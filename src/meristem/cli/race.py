@@ -29,7 +29,7 @@ def race(
 ) -> Answer:
     """Run a recipe and compare its challenger with its baseline: a table, race.png and race.json."""
     calm_libraries()
-    from meristem.recipes.schema import load_recipe
+    from meristem.recipes.specs.schema import load_recipe
 
     loaded, out = load_recipe(recipe), out or Path("runs") / recipe.stem
     if loaded.race is None:

@@ -26,7 +26,7 @@ def run(
     from rich.console import Console
     from rich.table import Table
 
-    from meristem.recipes.schema import load_recipe
+    from meristem.recipes.specs.schema import load_recipe
 
     loaded, out = load_recipe(recipe), out or Path("runs") / recipe.stem
     with step("loading torch and transformers"):

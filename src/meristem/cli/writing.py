@@ -125,7 +125,7 @@ def print_axes(growth: Any, found: Any, inputs: Any = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from meristem.growth.like import rows
+    from meristem.growth.like.config import rows
 
     table = Table("axis", "from", "to", "rule", "exact", title="axes")
     for row in (row for plan in growth.plans for row in rows(plan, growth.source, inputs)):

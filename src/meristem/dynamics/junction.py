@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from meristem.dynamics.fields import Parameters, bracket_of, dot, gradient, norm
-from meristem.growth.plan import GrowthPlan
+from meristem.growth.plans.plan import GrowthPlan
 
 EPS = 1e-8  # Adam's
 Forward = Callable[[nn.Module, Parameters], Tensor]  # (network, its parameters by name) -> the loss on some batch

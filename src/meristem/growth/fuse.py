@@ -17,16 +17,12 @@ from meristem.anatomy.builder import FunctionBuilder
 from meristem.anatomy.streamed import Weights, weights_of
 from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
 from meristem.errors import MeristemError, PreservationError
-from meristem.growth.apply import grow_tensor, null_noise
-from meristem.growth.block_steps import MISSED
-from meristem.growth.build import filled, grown_dtypes, in_float32, with_flags
-from meristem.growth.changed import check_instances
-from meristem.growth.checks import check_inputs, check_number, check_same, listed
-from meristem.growth.deep_fusion import SELF_FUSION_NOISE, DeepFusion
-from meristem.growth.differences import differences
 from meristem.growth.fuse_experts import expert_plans, mixture_of_parents, state_of_mixture
 from meristem.growth.growth import Growth, known
-from meristem.growth.optimizer import (
+from meristem.growth.methods.deep_fusion import SELF_FUSION_NOISE, DeepFusion
+from meristem.growth.methods.rebasin import Rebasin, rebasin
+from meristem.growth.optimizers.block_steps import MISSED
+from meristem.growth.optimizers.optimizer import (
     State,
     grow_state,
     load_named_state,
@@ -35,13 +31,17 @@ from meristem.growth.optimizer import (
     unwrapped,
     without_state,
 )
-from meristem.growth.optimizer_families import Entry, Family, family_by_entries, family_of
-from meristem.growth.plan import GrowthPlan
+from meristem.growth.optimizers.optimizer_families import Entry, Family, family_by_entries, family_of
+from meristem.growth.plans.plan import GrowthPlan
+from meristem.growth.plans.upcycle_plan import UpcyclePlan
+from meristem.growth.proofs.checks import check_inputs, check_number, check_same, listed
 from meristem.growth.provenance import Provenance
-from meristem.growth.rebasin import Rebasin, rebasin
-from meristem.growth.rounding import is_half, round_shares
 from meristem.growth.settle import settle
-from meristem.growth.upcycle_plan import UpcyclePlan
+from meristem.growth.structure.changed import check_instances
+from meristem.growth.structure.differences import differences
+from meristem.growth.tensors.apply import grow_tensor, null_noise
+from meristem.growth.tensors.build import filled, grown_dtypes, in_float32, with_flags
+from meristem.growth.tensors.rounding import is_half, round_shares
 
 
 @dataclass(frozen=True)

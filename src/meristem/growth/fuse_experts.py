@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from meristem.anatomy import Anatomy
 from meristem.anatomy.streamed import Weights, weights_of
 from meristem.errors import MeristemError
-from meristem.growth.apply import grow_tensor
-from meristem.growth.block_steps import MISSED
-from meristem.growth.build import filled, grown_dtypes, with_flags
-from meristem.growth.deep_fusion import DeepFusion
-from meristem.growth.differences import check_alike
-from meristem.growth.optimizer import State, grow_state, own_steps
-from meristem.growth.optimizer_families import Family
-from meristem.growth.upcycle import Upcycle
-from meristem.growth.upcycle_plan import EXPERT, UpcyclePlan
+from meristem.growth.methods.deep_fusion import DeepFusion
+from meristem.growth.methods.upcycle import Upcycle
+from meristem.growth.optimizers.block_steps import MISSED
+from meristem.growth.optimizers.optimizer import State, grow_state, own_steps
+from meristem.growth.optimizers.optimizer_families import Family
+from meristem.growth.plans.upcycle_plan import EXPERT, UpcyclePlan
+from meristem.growth.structure.differences import check_alike
+from meristem.growth.tensors.apply import grow_tensor
+from meristem.growth.tensors.build import filled, grown_dtypes, with_flags
 
 
 def expert_plans(

@@ -15,9 +15,9 @@ from meristem.anatomy import Anatomy
 from meristem.anatomy.streamed import weights_of
 from meristem.errors import MeristemError
 from meristem.growth.growth import Growth
-from meristem.growth.method import Methods, as_list
-from meristem.growth.optimizer import grown_optimizer
-from meristem.growth.plan import GrowthPlan
+from meristem.growth.methods.method import Methods, as_list
+from meristem.growth.optimizers.optimizer import grown_optimizer
+from meristem.growth.plans.plan import GrowthPlan
 from meristem.growth.settle import settle
 from meristem.growth.steps import take_steps
 

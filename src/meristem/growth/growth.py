@@ -20,23 +20,23 @@ from meristem.anatomy.inputs import example_inputs
 from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
 from meristem.errors import MeristemError, PreservationError
-from meristem.growth.build import build, in_float32
-from meristem.growth.causes import known_cause
-from meristem.growth.changed import changed_since
-from meristem.growth.checks import check_bare, check_guesses, check_inputs, check_same
-from meristem.growth.depth import new_layers
-from meristem.growth.expected import expected_outputs
-from meristem.growth.hypercloning import HyperCloning
-from meristem.growth.like import like as growth_like
-from meristem.growth.method import Method, Methods, as_list
-from meristem.growth.optimizer import grown_optimizer
-from meristem.growth.plan import GrowthPlan
+from meristem.growth.like.config import like as growth_like
+from meristem.growth.methods.hypercloning import HyperCloning
+from meristem.growth.methods.method import Method, Methods, as_list
+from meristem.growth.optimizers.optimizer import grown_optimizer
+from meristem.growth.plans.depth import new_layers
+from meristem.growth.plans.plan import GrowthPlan
+from meristem.growth.proofs.checks import check_bare, check_guesses, check_inputs, check_same
+from meristem.growth.proofs.expected import expected_outputs
+from meristem.growth.proofs.sampled import Kept, check_tensors, choose_blocks, grown_blocks, look, only
+from meristem.growth.proofs.unkept import why_not_kept
 from meristem.growth.provenance import Provenance
-from meristem.growth.rounding import is_half
-from meristem.growth.sampled import Kept, check_tensors, choose_blocks, grown_blocks, look, only
 from meristem.growth.settle import settle
 from meristem.growth.steps import Steps, take_steps
-from meristem.growth.unkept import why_not_kept
+from meristem.growth.structure.changed import changed_since
+from meristem.growth.tensors.build import build, in_float32
+from meristem.growth.tensors.rounding import is_half
+from meristem.growth.widths.causes import known_cause
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from meristem.errors import MeristemError, nearest
-from meristem.growth.origins import COPIED, KINDS, Kind, Piece
-from meristem.growth.plan import GrowthPlan
-from meristem.growth.tensor_origins import (
+from meristem.growth.plans.origins import COPIED, KINDS, Kind, Piece
+from meristem.growth.plans.plan import GrowthPlan
+from meristem.growth.plans.tensor_origins import (
     Step,
     TensorOrigin,
     labels_of,

@@ -34,9 +34,9 @@ from meristem.anatomy.inputs import example_inputs, logits_of
 from meristem.anatomy.precision import in_precision
 from meristem.anatomy.structure import folded
 from meristem.errors import MeristemError
-from meristem.growth.build import build
-from meristem.growth.hypercloning import HyperCloning
-from meristem.growth.trial import Parting, first_parting
+from meristem.growth.methods.hypercloning import HyperCloning
+from meristem.growth.proofs.trial import Parting, first_parting
+from meristem.growth.tensors.build import build
 
 ROUNDS = 12
 LAST = 12  # how many of the last modules outside of blocks may hold what scales an output

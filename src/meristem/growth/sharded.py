@@ -17,11 +17,11 @@ from torch.optim import Optimizer
 
 from meristem.anatomy import Anatomy
 from meristem.anatomy.streamed import Weights, streamed, weights_of
-from meristem.growth.build import skeleton
-from meristem.growth.dtensors import as_part, whole
 from meristem.growth.growth import Growth
-from meristem.growth.method import Methods
-from meristem.growth.optimizer import dtypes_of, grow_state, load_named_state, named_state, without_state
+from meristem.growth.methods.method import Methods
+from meristem.growth.optimizers.optimizer import dtypes_of, grow_state, load_named_state, named_state, without_state
+from meristem.growth.tensors.build import skeleton
+from meristem.growth.tensors.dtensors import as_part, whole
 
 
 def grow_sharded(

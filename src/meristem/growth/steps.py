@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from meristem.anatomy import Anatomy
-from meristem.growth.build import build
-from meristem.growth.method import Method
-from meristem.growth.plan import GrowthPlan
-from meristem.growth.target import grown_anatomy
+from meristem.growth.methods.method import Method
+from meristem.growth.plans.plan import GrowthPlan
+from meristem.growth.plans.target import grown_anatomy
+from meristem.growth.tensors.build import build
 
 
 @dataclass(frozen=True)

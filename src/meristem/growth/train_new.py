@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from meristem.errors import MeristemError, nearest
-from meristem.growth.dtensors import as_part, local
-from meristem.growth.entry_rates import forget, hold, known_rates, rates_of
 from meristem.growth.fuse import Fusion
 from meristem.growth.growth import Growth
-from meristem.growth.origins import COPIED, FRESH
+from meristem.growth.optimizers.entry_rates import forget, hold, known_rates, rates_of
+from meristem.growth.plans.origins import COPIED, FRESH
 from meristem.growth.provenance import Provenance
 from meristem.growth.rank_layers import LayerRank
+from meristem.growth.tensors.dtensors import as_part, local
 
 New = Literal["fresh", "copied", "grown", "all"]
 NEW: tuple[New, ...] = ("fresh", "copied", "grown", "all")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from meristem.anatomy import Anatomy
 from meristem.errors import MeristemError
-from meristem.growth.build import filled
+from meristem.growth.tensors.build import filled
 from meristem.incubation.division import Division
 from meristem.incubation.hybrid import Incubation
 from meristem.incubation.ownership import lists_in_order, owned, renumbered

@@ -22,10 +22,10 @@ from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.trace import Inputs
 from meristem.errors import MeristemError
-from meristem.growth.build import build, filled
-from meristem.growth.depth import with_fitting_sources
-from meristem.growth.layers import LayerMap, LayerSource
-from meristem.growth.method import Method, Weights
+from meristem.growth.methods.method import Method, Weights
+from meristem.growth.plans.depth import with_fitting_sources
+from meristem.growth.plans.layers import LayerMap, LayerSource
+from meristem.growth.tensors.build import build, filled
 from meristem.incubation.division import Division
 from meristem.incubation.ownership import lists_in_order, owned, renumbered
 from meristem.streams import stream

@@ -21,7 +21,7 @@ def _run(directory: Path) -> int:
     from meristem.recipes import status
     from meristem.recipes.executors.executor import BAD_INPUT
     from meristem.recipes.node import Job
-    from meristem.recipes.perform import finish, perform
+    from meristem.recipes.nodes.perform import finish, perform
 
     try:
         if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from meristem.growth.method import Method
+from meristem.growth.methods.method import Method
 from meristem.recipes.costs import Route
 
 FACTOR = 2  # of an axis: beyond it, little is published

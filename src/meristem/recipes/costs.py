@@ -15,7 +15,7 @@ from meristem.anatomy.flops import forward_flops, training_flops
 from meristem.anatomy.inputs import example_inputs
 from meristem.anatomy.streamed import weights_of
 from meristem.errors import MeristemError, first_line
-from meristem.growth.method import Method
+from meristem.growth.methods.method import Method
 from meristem.recipes.tasks.language import example_tokens
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from meristem.data.order import BLOCK, shares_of
-from meristem.recipes.data_specs import DataSpec
+from meristem.recipes.specs.data_specs import DataSpec
 from meristem.recipes.tasks import open_task
 from meristem.recipes.tasks.texts import Texts
 

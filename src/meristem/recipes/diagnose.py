@@ -17,18 +17,18 @@ from meristem.checkpoints import open_model
 from meristem.dynamics import Junction, junction, junction_learning_rate
 from meristem.dynamics.junction import language_loss, restricted, warmup_steps
 from meristem.errors import MeristemError
-from meristem.growth.block_steps import MISSED
 from meristem.growth.fuse import fuse_state, fuse_with_certificate
-from meristem.growth.optimizer import State, grow_state
-from meristem.growth.plan import GrowthPlan
-from meristem.recipes.arguments import ADAM_BETA2
+from meristem.growth.optimizers.block_steps import MISSED
+from meristem.growth.optimizers.optimizer import State, grow_state
+from meristem.growth.plans.plan import GrowthPlan
 from meristem.recipes.growth_node import check_grows
-from meristem.recipes.left import load_state
 from meristem.recipes.node import NodeResult
 from meristem.recipes.run import directory_of, run
-from meristem.recipes.schema import Recipe
-from meristem.recipes.specs import FuseSpec, GrowSpec
+from meristem.recipes.specs.nodes import FuseSpec, GrowSpec
+from meristem.recipes.specs.schema import Recipe
 from meristem.recipes.tasks import Task, open_task
+from meristem.recipes.training.arguments import ADAM_BETA2
+from meristem.recipes.training.left import load_state
 from meristem.streams import Streams
 
 

@@ -9,8 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from meristem.errors import MeristemError
 from meristem.recipes.executors import Executor
 from meristem.recipes.node import Job, has_finished
-from meristem.recipes.perform import NodeCrashed
-from meristem.recipes.table import NodeTable
+from meristem.recipes.nodes.perform import NodeCrashed
+from meristem.recipes.pages.table import NodeTable
 
 REFRESH_SECONDS = 0.5
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from meristem.recipes.node import NodeResult
 from meristem.recipes.race import ancestors_among
 from meristem.recipes.run import Results
-from meristem.recipes.schema import Recipe
+from meristem.recipes.specs.schema import Recipe
 
 
 def draw_race(recipe: Recipe, results: Results, file: Path) -> None:

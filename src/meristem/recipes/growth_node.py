@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meristem.errors import MeristemError, nearest
-from meristem.recipes.schema import Recipe
+from meristem.recipes.specs.schema import Recipe
 
 
 def check_grows(recipe: Recipe, node: str) -> None:

@@ -15,8 +15,8 @@ from meristem.checkpoints.open import local_directory
 from meristem.checkpoints.write import write_json
 from meristem.errors import MeristemError
 from meristem.recipes.code import code_revision, made_by
-from meristem.recipes.data_specs import DataSpec
-from meristem.recipes.specs import NodeSpec
+from meristem.recipes.specs.data_specs import DataSpec
+from meristem.recipes.specs.nodes import NodeSpec
 from meristem.recipes.tasks.task import Split
 from meristem.streams import Streams
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from meristem.recipes.node import Job
-from meristem.recipes.schema import Recipe
+from meristem.recipes.specs.schema import Recipe
 from meristem.recipes.tasks.task import Split
 
 

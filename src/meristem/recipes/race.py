@@ -11,7 +11,7 @@ from typing import Any, Literal
 from meristem.errors import MeristemError
 from meristem.recipes.node import NodeResult, past
 from meristem.recipes.run import Results
-from meristem.recipes.schema import Recipe
+from meristem.recipes.specs.schema import Recipe
 
 Cost = Literal["flops", "seconds"]
 

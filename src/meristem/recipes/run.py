@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from meristem.checkpoints.source import find_source
 from meristem.errors import MeristemError
-from meristem.recipes.guards import diverged
 from meristem.recipes.node import Job, NodeResult, directory_name, has_finished, load_result
-from meristem.recipes.perform import NodeCrashed, perform
+from meristem.recipes.nodes.perform import NodeCrashed, perform
+from meristem.recipes.pages.watch import Watch
 from meristem.recipes.plan import plan_jobs as plan_jobs
-from meristem.recipes.schema import Recipe
+from meristem.recipes.specs.schema import Recipe
 from meristem.recipes.tasks import Task, open_task
+from meristem.recipes.training.guards import diverged
 from meristem.recipes.tune import choose_numbers
-from meristem.recipes.watch import Watch
 
 if TYPE_CHECKING:
     from meristem.recipes.executors import Executor
-    from meristem.recipes.specs import NodeSpec
+    from meristem.recipes.specs.nodes import NodeSpec
 
 Results = dict[int, dict[str, NodeResult]]  # seed -> node -> result
 

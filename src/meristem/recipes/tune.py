@@ -17,12 +17,12 @@ from typing import Any
 
 from meristem.checkpoints.write import write_json
 from meristem.errors import MeristemError
-from meristem.recipes.guards import diverged
 from meristem.recipes.node import Job, load_result
 from meristem.recipes.plan import jobs_of_seed
-from meristem.recipes.schema import Recipe
-from meristem.recipes.train_spec import TrainSpec
-from meristem.recipes.tune_spec import TuneSpec
+from meristem.recipes.specs.schema import Recipe
+from meristem.recipes.specs.train_spec import TrainSpec
+from meristem.recipes.specs.tune_spec import TuneSpec
+from meristem.recipes.training.guards import diverged
 
 FURTHER = 8  # numbers at most that a grid goes on by
 Execute = Callable[[Sequence[Job]], Mapping[str, str]]  # jobs -> what those said that failed, by directory name

@@ -13,7 +13,7 @@ from meristem.errors import MeristemError
 from meristem.orphans import environment_of_child
 from meristem.recipes import status
 from meristem.recipes.node import Job
-from meristem.recipes.perform import COMMAND, NodeCrashed
+from meristem.recipes.nodes.perform import COMMAND, NodeCrashed
 
 LOG = "log.txt"
 BAD_INPUT = 2  # exit code: another attempt would end the same way

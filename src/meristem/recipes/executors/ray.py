@@ -13,7 +13,7 @@ from meristem.errors import MeristemError, first_line
 from meristem.recipes.executors.executor import Executor, check_count, run_node
 from meristem.recipes.executors.with_parent import children_end_with_this_process
 from meristem.recipes.node import Job
-from meristem.recipes.perform import NodeCrashed
+from meristem.recipes.nodes.perform import NodeCrashed
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 from meristem.errors import MeristemError, first_line
 from meristem.recipes.executors.executor import Executor, check_count, run_node, with_retries
 from meristem.recipes.node import Job
-from meristem.recipes.perform import NodeCrashed
+from meristem.recipes.nodes.perform import NodeCrashed
 
 
 class Slurm(Executor):

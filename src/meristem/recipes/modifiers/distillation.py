@@ -18,7 +18,7 @@ from meristem.errors import MeristemError
 from meristem.recipes.modifiers.modifier import Modifier, Setting
 
 if TYPE_CHECKING:
-    from meristem.recipes.method_specs import DistillSpec
+    from meristem.recipes.specs.method_specs import DistillSpec
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

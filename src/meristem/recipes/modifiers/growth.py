@@ -14,7 +14,7 @@ from meristem.growth.train_new import New
 from meristem.recipes.modifiers.modifier import Modifier, Setting
 
 if TYPE_CHECKING:
-    from meristem.recipes.method_specs import FreshSpec
+    from meristem.recipes.specs.method_specs import FreshSpec
 
 
 class TrainNew(Modifier):

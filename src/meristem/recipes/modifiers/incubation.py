@@ -14,7 +14,7 @@ from meristem.subnetworks import Path
 from meristem.subnetworks.blocks import lists_of_blocks
 
 if TYPE_CHECKING:
-    from meristem.recipes.method_specs import IncubateSpec
+    from meristem.recipes.specs.method_specs import IncubateSpec
 
 
 class Incubate(Modifier):

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from meristem.errors import MeristemError
-from meristem.growth.more_experts import PER_TOKEN
+from meristem.growth.methods.more_experts import PER_TOKEN
 from meristem.recipes.modifiers.modifier import Modifier, Setting
 
 COEFFICIENT = "router_aux_loss_coef"

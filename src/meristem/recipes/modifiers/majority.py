@@ -13,7 +13,7 @@ from meristem.kernels.majority import deployed_state, majority
 from meristem.recipes.modifiers.modifier import Modifier, Setting
 
 if TYPE_CHECKING:
-    from meristem.recipes.method_specs import MajoritySpec
+    from meristem.recipes.specs.method_specs import MajoritySpec
 
 
 class Majority(Modifier):

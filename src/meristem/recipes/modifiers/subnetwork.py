@@ -14,7 +14,7 @@ from meristem.subnetworks.blocks import lists_of_blocks
 from meristem.subnetworks.callback import RaptrCallback
 
 if TYPE_CHECKING:
-    from meristem.recipes.method_specs import SubnetworkSpec
+    from meristem.recipes.specs.method_specs import SubnetworkSpec
 
 
 class Subnetwork(Modifier):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from meristem.data import LabelledImages, open_images
 from meristem.errors import MeristemError
-from meristem.recipes.data_specs import ImageSpec
+from meristem.recipes.specs.data_specs import ImageSpec
 from meristem.recipes.tasks.task import Split, Task, check_some, class_of, network
 
 

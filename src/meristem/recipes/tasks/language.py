@@ -14,8 +14,8 @@ from meristem.data import CorruptedSpans, Denoisers, MaskedSequences, Ordered, P
 from meristem.data.corruption import span_numbers
 from meristem.data.denoisers import prefix_lm_length, sentinels_wanted
 from meristem.errors import MeristemError
-from meristem.recipes.data_specs import TextSpec
 from meristem.recipes.sharding import is_first_process
+from meristem.recipes.specs.data_specs import TextSpec
 from meristem.recipes.tasks.apart import check_documents_apart, check_prefix_is_seen
 from meristem.recipes.tasks.task import (
     Split,

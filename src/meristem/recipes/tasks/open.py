@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meristem.recipes.data_specs import DataSpec, ImageSpec, PairSpec
+from meristem.recipes.specs.data_specs import DataSpec, ImageSpec, PairSpec
 from meristem.recipes.tasks.task import Task
 
 

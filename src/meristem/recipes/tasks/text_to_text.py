@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from meristem.data import PaddedPairs, open_pairs
 from meristem.data.encoding import IGNORED
 from meristem.errors import MeristemError
-from meristem.recipes.data_specs import PairSpec
+from meristem.recipes.specs.data_specs import PairSpec
 from meristem.recipes.tasks.task import Split, Task, check_some, check_vocabulary, class_of, leave_tokenizer, network
 
 

@@ -12,7 +12,7 @@ from meristem.data.order import BLOCK, shares_of
 from meristem.data.packing import packed_documents
 from meristem.data.windows import Consecutive, Weighted, Windows
 from meristem.errors import MeristemError
-from meristem.recipes.data_specs import TextSpec
+from meristem.recipes.specs.data_specs import TextSpec
 from meristem.recipes.tasks.task import check_some
 
 

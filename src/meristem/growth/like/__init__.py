@@ -1,0 +1,1 @@
+"""From a published config to the growth that leads there."""

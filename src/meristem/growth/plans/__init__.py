@@ -1,0 +1,1 @@
+"""Plans: for every tensor of the large network, which small tensors it comes from and by which maps."""

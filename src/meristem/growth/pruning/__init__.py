@@ -1,0 +1,1 @@
+"""What pruning measures on data, and what it fits."""

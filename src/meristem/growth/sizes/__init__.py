@@ -1,0 +1,1 @@
+"""Target sizes, from a user's options or another config."""

@@ -1,0 +1,1 @@
+"""Tensors made from a plan: whole or in pieces, with noise, rounded."""

@@ -1,0 +1,1 @@
+"""A recipe file: what each section takes, checked when it is read."""

@@ -1,0 +1,74 @@
+"""What the nodes of a recipe ask of each other; each check raises ValueError with one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from meristem.recipes.specs.nodes import NodeSpec
+from meristem.recipes.specs.train_spec import TrainSpec
+
+Nodes = Mapping[str, NodeSpec]
+
+
+def check_budget(name: str, node: NodeSpec, nodes: Nodes, data: Any) -> None:
+    """A budget below half a step would be rounded to none."""
+    run = node.train or (nodes[node.decay.from_].train if node.decay else None)
+    budget = node.train or node.decay
+    if not run or not budget:
+        return
+    unit, length = ("examples", 1) if budget.examples else ("tokens", getattr(data, "sequence_length", 1))
+    amount = budget.examples or budget.tokens
+    if amount and amount < run.batch_size * length / 2:
+        step = f"{run.batch_size} sequences of {length} tokens" if unit == "tokens" else f"{run.batch_size} examples"
+        raise ValueError(f"node {name!r}: {amount:,} {unit} are less than one step ({step})")
+
+
+def check_parent(name: str, node: NodeSpec, parent: NodeSpec, nodes: Nodes, data: Any) -> None:
+    """What a node asks of one that it comes from."""
+    train = parent.train
+    if node.assemble and not (train and train.incubate):
+        raise ValueError(f"node {name!r} assembles {node.parents}, of which one incubates no module")
+    if node.average and node.average.last:
+        length = getattr(data, "sequence_length", 0)
+        every = train.step_at(train.keep_every, length) if train and train.keep_every else 0
+        kept = (train.steps(length) - 1) // every + 1 if train and every else 0
+        if kept < node.average.last:
+            raise ValueError(
+                f"node {name!r} averages the last {node.average.last} checkpoints of {node.parents[0]!r}, which keeps {kept}; give that "
+                "train node a smaller `keep_every`"
+            )
+    carries = (parent.grow or parent.fuse) and (parent.grow or parent.fuse).optimizer == "carry"  # type: ignore[union-attr]
+    try:
+        if node.train and carries:
+            node.train.check_conflicts({"carry"})
+            _check_optimizers(node.train, parent, nodes)
+        if node.decay and train is None:
+            raise ValueError(
+                f"decays {node.decay.from_!r}, a node of kind {parent.kind}; a decay branches off a train node"
+            )
+        if node.decay and train:
+            node.decay.check(train)
+    except ValueError as error:
+        raise ValueError(f"node {name!r} {error}") from error
+
+
+def check_provenance(name: str, train: TrainSpec, before: Iterable[NodeSpec]) -> None:
+    """What is fresh is known of grown models, and perhaps of a checkpoint."""
+    if (train.train_only != "all" or train.fresh) and not any(
+        node.grow or node.fuse or node.checkpoint or node.assemble for node in before
+    ):
+        raise ValueError(
+            f"node {name!r}: train_only and fresh want a model that has been grown, and no node before it grows one"
+        )
+
+
+def _check_optimizers(train: TrainSpec, grown: NodeSpec, nodes: Nodes) -> None:
+    """Whether those that left the state to carry are of the kind that goes on from it."""
+    for name in grown.parents:
+        before = nodes[name]
+        if before.train and before.train.optimizer != train.optimizer:
+            raise ValueError(
+                f"carries the state of {before.train.optimizer} ({name!r}) into {train.optimizer}; take the same `trainer: {{optim}}`, "
+                "or `optimizer: reset`"
+            )

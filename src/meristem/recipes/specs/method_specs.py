@@ -1,0 +1,138 @@
+"""Training-time methods in a recipe file: their options, checked when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from meristem.errors import MeristemError, nearest
+from meristem.recipes.specs.data_specs import Strict
+
+if TYPE_CHECKING:
+    from meristem.incubation import Division
+    from meristem.kernels import MajorityKernels
+    from meristem.subnetworks import Schedule
+
+
+class SubnetworkSpec(BaseModel):
+    """Train a part of the network at each step: a schedule by its kind, with its options beside it.
+
+    The numbers of blocks and steps are taken from the run; `full_model` is the share of the run before the first stage.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: Literal["raptr", "layer_drop", "stochastic_depth", "progressive_layer_dropping", "bottom_layers"] = "raptr"
+    full_model: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _known_options(self) -> SubnetworkSpec:
+        known = {f.name for f in fields(self._schedule_class)} - {
+            "num_hidden_layers",
+            "total_steps",
+            "full_model_steps",
+            "seed",
+        }
+        for name in self.__pydantic_extra__ or {}:
+            if name not in known:
+                raise ValueError(f"{self.kind} has no option {name!r}; {nearest(name, known)}")
+        if self.kind == "raptr" and not (self.__pydantic_extra__ or {}).get("stages"):
+            raise ValueError("raptr wants stages: how many blocks run in each, for example [6, 9, 12] of 12")
+        if self.full_model and self.kind != "raptr":
+            raise ValueError(f"{self.kind} has no full_model phase; that is an option of raptr")
+        return self
+
+    @property
+    def _schedule_class(self) -> type[Schedule]:
+        from meristem import subnetworks
+
+        return {
+            "raptr": subnetworks.SubnetworkSchedule,
+            "layer_drop": subnetworks.LayerDrop,
+            "stochastic_depth": subnetworks.StochasticDepth,
+            "progressive_layer_dropping": subnetworks.ProgressiveLayerDropping,
+            "bottom_layers": subnetworks.BottomLayers,
+        }[self.kind]
+
+    def schedule(self, num_hidden_layers: int, total_steps: int, seed: int, needed: Iterable[int]) -> Schedule:
+        """The schedule for a list of blocks, of which `needed` have to run always.
+
+        Raises:
+            MeristemError: if an option does not fit the network.
+        """
+        options: dict[str, Any] = {**(self.__pydantic_extra__ or {}), "seed": seed}
+        if self.kind == "raptr":
+            options["fixed_layers"] = (*options.get("fixed_layers", (0, -1)), *needed)
+            options["full_model_steps"] = round(self.full_model * total_steps)
+        return self._schedule_class(num_hidden_layers, total_steps, **options)
+
+
+class MajoritySpec(BaseModel):
+    """Train several kernels in each layer and leave their mean: the options of `MajorityKernels`, whose `start` is "clone" by default
+    where the weights are trained already."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @model_validator(mode="after")
+    def _known_options(self) -> MajoritySpec:
+        try:
+            self.options(0, "scratch")
+        except MeristemError as error:
+            raise ValueError(str(error)) from error
+        if "seed" in (self.__pydantic_extra__ or {}):
+            raise ValueError("majority has no seed of its own in a recipe; it follows `seeds` and the node's `seed`")
+        return self
+
+    def options(self, seed: int, start: str) -> MajorityKernels:
+        """The options; the seed is the run's, and `start` where the recipe says nothing."""
+        from meristem.kernels import MajorityKernels
+
+        return MajorityKernels.of({"start": start, **(self.__pydantic_extra__ or {}), "seed": seed})
+
+
+class DistillSpec(Strict):
+    """Learn the answers of another node's model, the `teacher`, too (see `modifiers.distillation`): the loss is (1 - weight) times the
+    task's own and weight times T^2 KL(teacher || student), both softened by the temperature T."""
+
+    teacher: str
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+class FreshSpec(Strict):
+    """How the entries that a growth has added step: at a learning rate of their own, which rises over the first `warmup` of the run."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class IncubateSpec(Strict):
+    """Which module of which division to train (Deep Incubation, see `incubation.incubate`).
+
+    `num_hidden_layers` is that of the large network; of one with several lists of blocks, the number in each. `costs` balances the
+    modules. `cache_prefix` runs the blocks in front of the module once for each example.
+    """
+
+    num_hidden_layers: Annotated[int, Field(gt=1)] | list[Annotated[int, Field(gt=0)]]
+    modules: Annotated[int, Field(gt=1)]
+    module: Annotated[int, Field(ge=0)]
+    meta_layers: Annotated[int, Field(gt=0)] = 1
+    start: Literal["random", "clone"] = "random"
+    costs: list[Annotated[float, Field(ge=0)]] | None = None
+    cache_prefix: bool = False
+
+    @model_validator(mode="after")
+    def _division_exists(self) -> IncubateSpec:
+        try:
+            self.division.check(self.module)
+        except MeristemError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @property
+    def division(self) -> Division:
+        from meristem.incubation import divide
+
+        return divide(self.num_hidden_layers, self.modules, costs=self.costs, meta_layers=self.meta_layers)

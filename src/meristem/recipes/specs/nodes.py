@@ -1,0 +1,239 @@
+"""The nodes of a recipe file: what each kind takes, checked when it is read."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from meristem.errors import MeristemError
+from meristem.recipes.specs.data_specs import Count, Strict
+from meristem.recipes.specs.decay_spec import DecaySpec
+from meristem.recipes.specs.train_spec import TrainSpec
+from meristem.streams import Streams
+
+if TYPE_CHECKING:
+    from meristem.growth import DeepFusion, Method
+
+
+class GrowSpec(BaseModel):
+    """Grow the model of another node by one method or several in turn; their own options stand beside `method`."""
+
+    model_config = ConfigDict(extra="allow", populate_by_name=True, frozen=True)
+    from_: str = Field(alias="from")
+    method: str | list[str]
+    optimizer: Literal["carry", "reset"] = "reset"
+
+    @model_validator(mode="after")
+    def _known_options(self) -> GrowSpec:
+        try:
+            self.build_methods()
+        except MeristemError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def build_methods(self) -> list[Method]:
+        """The methods with their options."""
+        from meristem.growth import METHODS
+        from meristem.growth.methods.options import build_methods
+
+        names = [self.method] if isinstance(self.method, str) else self.method
+        return build_methods(names, self.__pydantic_extra__ or {}, METHODS)
+
+    @property
+    def seed(self) -> int:
+        """The node's own seed, which its methods may name."""
+        return int((self.__pydantic_extra__ or {}).get("seed", 0))
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether a method learns its growth, or chooses, from the recipe's data."""
+        from meristem.growth import LiGO, Prune
+
+        return any(isinstance(method, LiGO | Prune) for method in self.build_methods())
+
+    def seeded_methods(self, streams: Streams) -> list[Method]:
+        """The methods, each with random numbers of its own."""
+        return [
+            replace(method, seed=streams.seed("growth", position)) if _has_seed(method) else method
+            for position, method in enumerate(self.build_methods())
+        ]
+
+
+def _has_seed(method: Method) -> bool:
+    return any(field.name == "seed" for field in fields(method))
+
+
+class FuseSpec(Strict):
+    """Fuse the models of several nodes (Deep Fusion, see `DeepFusion`); the same node twice is self-fusion."""
+
+    from_: Annotated[list[str], Field(alias="from", min_length=2)]
+    weights: list[float] | None = None
+    norm: Literal["plain", "equalised", "grouped"] = "plain"
+    noise: float | None = None
+    allow_differences: bool = False
+    experts: bool = False
+    experts_per_token: int = 2
+    optimizer: Literal["carry", "reset"] = "reset"
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> FuseSpec:
+        try:
+            self.method(0).convex(len(self.from_))
+        except MeristemError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def method(self, seed: int) -> DeepFusion:
+        from meristem.growth.methods.deep_fusion import DeepFusion
+
+        more = {
+            "allow_differences": self.allow_differences,
+            "experts": self.experts,
+            "experts_per_token": self.experts_per_token,
+        }
+        return DeepFusion(weights=self.weights, norm=self.norm, noise=self.noise, seed=seed, **more)
+
+
+class AssembleSpec(Strict):
+    """Put the modules together that other nodes incubated, in any order."""
+
+    from_: Annotated[list[str], Field(alias="from", min_length=2)]
+
+
+class AverageSpec(Strict):
+    """The mean of checkpoints, in place of a decay: of the `last` that a train node with `keep_every` has left, its end among them, or of
+    several nodes, the oldest first. `weights`: mean, 1-sqrt or cosine, the decay that they stand for, or a number for each."""
+
+    from_: Annotated[str | list[str], Field(alias="from")]
+    last: Annotated[int, Field(gt=1)] | None = None
+    weights: Literal["mean", "1-sqrt", "cosine"] | list[Annotated[float, Field(ge=0)]] = "mean"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> AverageSpec:
+        if isinstance(self.from_, str) == (self.last is None):
+            raise ValueError("average takes `from: NODE` with `last: N`, or `from: [A, B, ...]` without")
+        if isinstance(self.from_, list) and len(set(self.from_)) < max(2, len(self.from_)):
+            raise ValueError(f"an average needs at least two different nodes, got {self.from_}")
+        count = self.last or len(self.from_)
+        if not isinstance(self.weights, str) and (len(self.weights) != count or not sum(self.weights)):
+            raise ValueError(f"{len(self.weights)} weights for {count} checkpoints; give one for each, not all zero")
+        return self
+
+
+class EnsembleSpec(Strict):
+    """Choose among the networks of other nodes round by round, and mix them (AdaNet, see `recipes.ensemble`).
+
+    `examples` judge the candidates; `adanet_lambda` and `adanet_beta` price their mixture weights, with `complexities` (by default the root
+    of each network's depth).
+    """
+
+    from_: Annotated[list[str], Field(alias="from", min_length=2)]
+    mixture: Literal["scalar", "vector", "mean"] = "scalar"
+    adanet_lambda: Annotated[float, Field(ge=0)] = 0.0
+    adanet_beta: Annotated[float, Field(ge=0)] = 0.0
+    complexities: list[Annotated[float, Field(ge=0)]] | None = None
+    examples: Count = 64
+
+    @model_validator(mode="after")
+    def _each_once(self) -> EnsembleSpec:
+        if len(set(self.from_)) < len(self.from_):
+            raise ValueError(f"an ensemble needs different members, got {self.from_}")
+        if self.complexities and len(self.complexities) != len(self.from_):
+            raise ValueError(f"{len(self.complexities)} complexities for {len(self.from_)} networks")
+        return self
+
+
+class CheckpointSpec(Strict):
+    """A model that is there already: a Hugging Face directory or hub name. What it cost is not known, and counts nothing."""
+
+    source: str
+
+
+class ResourceSpec(Strict):
+    """What a node may take where it runs. Nothing of it changes the result, beyond rounding.
+
+    `processes` share a train node's batches, by torchrun. `cpus` and `gpus` are what the executors ray and slurm reserve.
+    """
+
+    processes: Annotated[int, Field(gt=0)] = 1
+    cpus: Annotated[int, Field(gt=0)] = 1
+    gpus: Annotated[int, Field(ge=0)] = 0
+
+
+NodeKind = CheckpointSpec | TrainSpec | DecaySpec | GrowSpec | FuseSpec | AverageSpec | AssembleSpec | EnsembleSpec
+
+
+class NodeSpec(Strict):
+    """One node: exactly one of `checkpoint`, `train`, `decay`, `grow`, `fuse`, `average`, `assemble` and `ensemble`; and perhaps what it may
+    take."""
+
+    checkpoint: CheckpointSpec | None = None
+
+    train: TrainSpec | None = None
+    decay: DecaySpec | None = None
+    grow: GrowSpec | None = None
+    fuse: FuseSpec | None = None
+    average: AverageSpec | None = None
+    assemble: AssembleSpec | None = None
+    ensemble: EnsembleSpec | None = None
+    resources: ResourceSpec = ResourceSpec()
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> NodeSpec:
+        if len(self._kinds) != 1:
+            raise ValueError(
+                "a node is exactly one of `checkpoint`, `train`, `grow`, `fuse`, `average`, `assemble` and `ensemble`, or a `decay`"
+            )
+        if self.resources.processes > 1 and not (self.train or self.decay):
+            raise ValueError("only a train node or a decay can use several processes")
+        if self.train and self.resources.processes > 1:
+            self.train.check_conflicts({"processes"})
+            parts = self.train.trainer.get("gradient_accumulation_steps", 1) * self.resources.processes
+            if self.train.batch_size % parts:
+                raise ValueError(
+                    f"batch_size {self.train.batch_size} cannot be cut into {parts} equal parts (processes, accumulation)"
+                )
+        return self
+
+    @property
+    def _kinds(self) -> dict[str, NodeKind]:
+        given = {"checkpoint": self.checkpoint, "train": self.train, "decay": self.decay, "grow": self.grow}
+        given |= {"fuse": self.fuse, "average": self.average, "assemble": self.assemble, "ensemble": self.ensemble}
+        return {kind: spec for kind, spec in given.items() if spec is not None}
+
+    @property
+    def kind(self) -> str:
+        """The one of its fields that is given: "train", "grow", ..."""
+        (kind,) = self._kinds
+        return kind
+
+    @property
+    def spec(self) -> NodeKind:
+        return self._kinds[self.kind]
+
+    @property
+    def parents(self) -> list[str]:
+        several = self.fuse or self.assemble or self.ensemble
+        if several:
+            return several.from_
+        if self.average:
+            return [self.average.from_] if isinstance(self.average.from_, str) else self.average.from_
+        parent = next((own.from_ for own in (self.grow, self.decay, self.train) if own), None)
+        teacher = self.train.distill.teacher if self.train and self.train.distill else None
+        return [name for name in (parent, teacher) if name]
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether its result depends on the recipe's data beside what its parents have read."""
+        return bool(self.train or self.decay or self.ensemble or self.average or (self.grow and self.grow.is_learned))
+
+    @property
+    def seed(self) -> int:
+        """The node's own seed."""
+        return self.train.seed if self.train else self.grow.seed if self.grow else 0
+
+    def identity(self) -> dict[str, Any]:
+        """All of it that its result depends on: not when it can be resumed, nor what it leaves on the way."""
+        return self.spec.model_dump(by_alias=True, exclude={"checkpoint_every", "keep_every", "tune"})

@@ -1,0 +1,1 @@
+"""A train node: transformers' Trainer, resumable, with its cost counted."""
