@@ -76,7 +76,7 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, Searched):
 
         Raises:
             MeristemError: if an option is invalid, or if all sample weights are zero.
-            ValueError: if y does not hold at least two classes.
+            ValueError: if y does not hold classes, or only one class.
         """
         self.check_options()
         X, y = validate_data(self, X, y, dtype=np.float64)

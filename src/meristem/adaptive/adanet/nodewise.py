@@ -115,7 +115,8 @@ def best_unit(edge: Tensor, max_norm: float, p: float) -> tuple[Tensor, float]:
     (appendix C).
 
     Args:
-        edge: the negative derivative of the loss with respect to the unit's input weights (units below,).
+        edge: the negative derivative of the mean loss with respect to the input weights of a unit whose
+            output weight is 1 (units below,).
     """
     q = dual_exponent(p)
     value = max_norm * float(torch.linalg.vector_norm(edge, ord=q))
@@ -141,9 +142,8 @@ def grow_nodes(
     """Steepest coordinate descent (Gauss-Southwell): each step takes the unit, new or present, along which
     the objective falls fastest.
 
-    A new unit of layer s has the slope Lambda |edge_s|_q - Gamma_s, where edge is the negative derivative of
-    the mean loss with respect to the input that the unit would read. The output weight of the chosen unit is
-    then minimised exactly. Returns a record of each step.
+    A new unit of layer s has the slope Lambda |edge_s|_q - Gamma_s, with the edge of `best_unit`. The output
+    weight of the chosen unit is then minimised exactly. Returns a record of each step.
 
     Args:
         x: the inputs (n, inputs).
