@@ -92,8 +92,8 @@ class EnergyNetClassifier(ClassLabels, ClassifierMixin, Structured):
         return self
 
     def _unlabelled(self, y: np.ndarray) -> np.ndarray:
-        """A mask of the rows without a label (n_samples,). If there is only one other label, -1 counts as a
-        class too.
+        """A mask of the rows without a label (n_samples,). If there is only one other label, `unlabelled` is
+        a class too.
         """
         if self.unlabelled is None:
             return np.zeros(len(y), dtype=bool)

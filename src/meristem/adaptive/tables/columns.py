@@ -34,8 +34,8 @@ class Column:
     Args:
         name: the name of the column.
         kind: the kind of its values, or "left out".
-        scale: the scale of numbers: "none" (they lie in [0, 1]), "standard", or "tail" (outliers are drawn
-            in).
+        scale: the scale of numbers: "none" (they lie in [0, 1]), "standard", or "tail" (arsinh of the scaled
+            numbers).
         missing: the share of rows without a value.
         said: the decision in words.
     """

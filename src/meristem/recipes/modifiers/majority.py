@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Majority(Modifier):
-    """Several kernels in each layer; their mean is left."""
+    """Trains several kernels in each layer, and saves their mean."""
 
     name = "majority"
     keeps_moments = False  # those of kernels are none of their mean's

@@ -1,4 +1,6 @@
-"""Which methods and ways to train do not go together, and why. Every other pair works: tests/recipes/test_compositions.py."""
+"""Methods and training options that cannot be combined, and why. All other pairs work:
+tests/recipes/test_compositions.py.
+"""
 
 from __future__ import annotations
 

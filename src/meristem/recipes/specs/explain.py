@@ -1,4 +1,4 @@
-"""What is wrong with a recipe file, in one sentence for each error."""
+"""Errors of a recipe file, in one sentence each."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ FREE = (("trainer",), ("learning_rates",), ("model",))  # sections of any keys
 
 
 def explain(error: Any, recipe: type[BaseModel]) -> str:
-    """One sentence for an error of pydantic's: the place, what was found there, and what would work.
+    """One sentence for an error of pydantic: the place, what was found there, and what would work.
 
     Args:
         error: one of `ValidationError.errors()`.
-        recipe: the whole file's model.
+        recipe: the model of the whole file.
     """
     location = tuple(part for i, part in enumerate(error["loc"]) if (i, part) not in ((1, "text"), (1, "images")))
     place = ".".join(str(part) for part in location)
@@ -55,7 +55,7 @@ def explain(error: Any, recipe: type[BaseModel]) -> str:
 
 
 def _section(location: tuple, recipe: type[BaseModel]) -> list[str]:
-    """The keys known at a place of the recipe."""
+    """The known keys at a place of the recipe."""
     sections = {
         "data": TextSpec,
         "sources": SourceSpec,
