@@ -27,7 +27,7 @@ KNOWN = frozenset(
     }
 )
 
-KNOWN_PACKAGES = ("adaptive", "cli", "recipes")
+KNOWN_PACKAGES: tuple[str, ...] = ()
 
 TABLE, HEADING, RULE = re.compile(r"^\s*\|"), re.compile(r"^#{1,6} "), re.compile(r"^(---+|<!--.*|:::.*|!!!.*)$")
 ITEM = re.compile(r"^(\s*)([-*+]|\d+\.) +")

@@ -1,4 +1,4 @@
-"""`meristem data`: what a recipe's data are."""
+"""`meristem data`: a description of a recipe's data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`meristem diagnose`: training before a growth point against training after it."""
+"""`meristem diagnose`: the training before a growth point against the training after it."""
 
 from __future__ import annotations
 

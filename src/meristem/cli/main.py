@@ -1,4 +1,4 @@
-"""`meristem`: the verbs, and what becomes of their errors."""
+"""`meristem`: its commands, and the handling of their errors."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ register(app, demo, "demo", "demo --out /tmp/demo")
 
 
 def main() -> None:
-    """The entry point. Every MeristemError becomes one clear message and exit code 2 (1 for a broken
+    """Run the command line. Every MeristemError becomes one clear message and exit code 2 (1 for a broken
     promise).
     """
     before = gc.get_threshold()
@@ -125,7 +125,9 @@ def main() -> None:
 
 
 def _spelt_out(arguments: list[str]) -> list[str]:
-    """`--verify sample=4` as `--sample 4`: a flag that may take a value would take whatever follows it."""
+    """`--verify sample=4` as `--sample 4`. A flag with an optional value would take any word that follows
+    it.
+    """
     spelt: list[str] = []
     for argument in arguments:
         value = argument.removeprefix("--verify=")

@@ -1,4 +1,4 @@
-"""`meristem plan`: what a growth route will cost, before it is spent."""
+"""`meristem plan`: the cost of a growth route, before it runs."""
 
 from __future__ import annotations
 
@@ -95,7 +95,11 @@ def plan(
 
 
 def _count(flag: str, text: str) -> int:
-    """The number that a user wrote. Raises MeristemError for anything else."""
+    """The number in the text of a user.
+
+    Raises:
+        MeristemError: if there is none.
+    """
     from meristem.recipes.specs.data_specs import parse_count
 
     try:

@@ -1,4 +1,4 @@
-"""`meristem race` and `meristem demo`: a challenger against a baseline at matched compute."""
+"""`meristem race` and `meristem demo`: a challenger against a baseline at equal compute."""
 
 from __future__ import annotations
 

@@ -88,7 +88,9 @@ class _Search:
         return best
 
     def _goes_on(self, best: Numbers) -> bool:
-        """Whether a grid whose highest number is the best was extended by a further number."""
+        """Extend each grid whose highest number is the best, if the key allows a higher one. Returns whether
+        a grid was extended.
+        """
         longer = False
         for (key, grid), value in zip(self.grids.items(), best, strict=True):
             if value == grid[-1]:

@@ -66,7 +66,7 @@ def check_provenance(name: str, train: TrainSpec, before: Iterable[NodeSpec]) ->
     checkpoint.
 
     Raises:
-        ValueError: if no node before this one grows a model.
+        ValueError: if no node before this one grows, fuses, assembles or opens a model.
     """
     if (train.train_only != "all" or train.fresh) and not any(
         node.grow or node.fuse or node.checkpoint or node.assemble for node in before
