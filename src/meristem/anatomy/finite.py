@@ -102,7 +102,7 @@ def _cause(model: nn.Module) -> str:
 
 
 def _taken(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of a network, by name, one at a time; a network of streamed ones has those of all of them."""
+    """Every weight of a network, by name, one at a time. A network of streamed ones has all of theirs."""
     for network in [part for part in model.modules() if is_streamed(part)] or [model]:
         weights = weights_of(network)
         yield from ((name, weights[name]) for name in weights)

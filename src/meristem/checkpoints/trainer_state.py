@@ -63,7 +63,7 @@ def is_trainer_checkpoint(source: Path, drop: Sequence[str] = ()) -> bool:
 
 
 def _check_progress(file: Path) -> None:
-    """Raises MeristemError for a trainer_state.json that is no object of such entries as the Trainer knows."""
+    """Raises MeristemError for a trainer_state.json whose entries no Trainer writes."""
     from transformers import TrainerState as Progress
 
     try:

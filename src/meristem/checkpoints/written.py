@@ -47,7 +47,7 @@ def is_marked(directory: Path) -> bool:
 
 
 def remove(directory: Path) -> None:
-    """Remove a directory as far as the disk lets it; what a kill leaves of it is still marked as Meristem's."""
+    """Remove a directory as far as possible. What a kill leaves is still marked as Meristem's."""
     with contextlib.suppress(OSError):
         begin_manifest(directory)
         for name in os.listdir(directory):
@@ -140,7 +140,7 @@ def _saved_by_transformers(directory: Path, path: str) -> bool:
 
 
 def _own_code() -> Path:
-    return Path(__file__).parents[1] / "growth" / "modeling_grouped.py"
+    return Path(__file__).parents[1] / "growth" / "structure" / "modeling_grouped.py"
 
 
 def _json(file: Path) -> Any:
