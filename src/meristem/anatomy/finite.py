@@ -45,10 +45,12 @@ def check_finite(model: nn.Module, outputs: Mapping[str, Tensor]) -> None:
 
 
 def with_finite_weights(model: nn.Module) -> nn.Module:
-    """The same network, of which no parameter is taken that is not finite: of a streamed one each is looked at when it is made.
+    """The same network, of which no parameter is taken that is not finite: of a streamed one each is looked
+    at when it is made.
 
     Raises:
-        MeristemError: naming the parameters of a network in memory; of a streamed one its weights raise, for the first that is taken.
+        MeristemError: naming the parameters of a network in memory; of a streamed one its weights raise, for
+            the first that is taken.
     """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
@@ -100,7 +102,7 @@ def _cause(model: nn.Module) -> str:
 
 
 def _taken(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of a network, by name, one at a time; a network of streamed ones has those of all of them."""
+    """Every weight of a network, by name, one at a time. A network of streamed ones has all of theirs."""
     for network in [part for part in model.modules() if is_streamed(part)] or [model]:
         weights = weights_of(network)
         yield from ((name, weights[name]) for name in weights)

@@ -1,7 +1,7 @@
 """Memory for large tensors, used again once a tensor is gone.
 
-Pages that the system hands out anew have to be cleared first, and a virtual machine may have to ask its host for
-them.
+Pages that the system hands out anew have to be cleared first, and a virtual machine may have to ask its host
+for them.
 """
 
 from __future__ import annotations

@@ -82,7 +82,9 @@ class Weights(Mapping[str, Tensor]):
         return tensor
 
     def lent(self, name: str) -> Tensor:
-        """A tensor for what is made of it: one that is kept for others, who still get it, or one that is made now."""
+        """A tensor for what is made of it: one that is kept for others, who still get it, or one that is made
+        now.
+        """
         return self._kept[name][0] if name in self._kept else self._make(name)
 
     @contextlib.contextmanager

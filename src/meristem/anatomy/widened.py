@@ -32,7 +32,7 @@ _VIEWS = {
 
 
 def widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor` as one of `dtype`: a large matrix on the CPU in blocks as it is used, anything else at once."""
+    """`tensor` as one of `dtype`. A large matrix on the CPU is widened in blocks."""
     wider = tensor.is_floating_point() and dtype.is_floating_point and tensor.dtype.itemsize < dtype.itemsize
     if wider and tensor.dim() > 1 and tensor.numel() >= LARGE and tensor.device.type == "cpu":
         return Widened(tensor, dtype)

@@ -3,8 +3,8 @@ copied to the result.
 
 Some files are left behind, and the program says so: weights in other formats or for other networks (those in
 subdirectories), code unless it is trusted, what belongs to a run, a card that somebody wrote (the result has
-its own), pipes, and links that lead out of the directory (`leads_out`). Hidden files (`.git`, `.cache`) do not
-belong to the model.
+its own), pipes, and links that lead out of the directory (`leads_out`). Hidden files (`.git`, `.cache`) do
+not belong to the model.
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ def copy_companions(source: Path, out: Path, names: Sequence[str]) -> None:
 
 
 def _forget_absent_code(file: Path) -> None:
-    """Take out of `auto_map` what names a class in a file that does not lie there: stock transformers would look for it."""
+    """Take out of `auto_map` what names a class in a file that does not lie there: stock transformers would
+    look for it.
+    """
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):

@@ -152,8 +152,8 @@ def _old(place: Path) -> Path:
 
 
 def _clear_remains(place: Path) -> None:
-    """Clean up after killed writers: remove half-filled directories that are marked as Meristem's, and restore
-    an old `place` that was moved aside if no new one replaced it.
+    """Clean up after killed writers: remove half-filled directories that are marked as Meristem's, and
+    restore an old `place` that was moved aside if no new one replaced it.
     """
     remains = re.compile(re.escape(f".{place.name}.partial") + r"(-[0-9a-f]{8})?")
     for name in os.listdir(place.parent):

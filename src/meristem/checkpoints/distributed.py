@@ -264,7 +264,9 @@ def _grown_content(growth: Growth, networks: Networks) -> tuple[dict[Keys, Any],
 
 
 def _say_apart(growth: Growth, networks: Networks, names: set[str]) -> None:
-    """Warn of tensors of numbers that belong to no network and to no optimizer's state: nothing tells how they would grow."""
+    """Warn of tensors of numbers that belong to no network and to no optimizer's state: nothing tells how
+    they would grow.
+    """
     reader = networks.reader
     apart = {
         key: reader.placeholder(key)

@@ -82,8 +82,8 @@ def read_lazily(
 def read_fitting(
     model_class: type, config: Any, stored: StoredTensors, source: Source, drop: Sequence[str] = ()
 ) -> tuple[nn.Module, Weights, dict[str, bool]]:
-    """The architecture, what reads its tensors, and the switches of its constructor with which the files have all of them
-    (`BertModel(config, add_pooling_layer=False)`), if it takes any.
+    """The architecture, what reads its tensors, and the switches of its constructor with which the files have
+    all of them (`BertModel(config, add_pooling_layer=False)`), if it takes any.
 
     Raises:
         MeristemError: as `read_weights`.

@@ -59,7 +59,7 @@ def find_source(source: str | Source, trust_remote_code: bool = False) -> Source
     """
     if isinstance(source, Source):
         return source
-    if not source.strip():
+    if not str(source).strip():
         raise MeristemError("the name of a model is empty; name a model directory, or a model of the hub (owner/name)")
     code = () if trust_remote_code else ("*.py",)
     if is_address(source):

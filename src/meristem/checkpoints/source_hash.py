@@ -1,4 +1,6 @@
-"""The hash of what a model was made from, taken beside the work: while libraries load and weights are written."""
+"""The hash of what a model was made from, taken beside the work: while libraries load and weights are
+written.
+"""
 
 from __future__ import annotations
 
@@ -58,8 +60,8 @@ class _Stopped(Exception):
 class SourceHash:
     """`source_record` in a thread of its own.
 
-    It keeps near the writing, which it is told of. Each byte of a source that is larger than memory then comes from
-    the disk once, for both.
+    It keeps near the writing, which it is told of. Each byte of a source that is larger than memory then
+    comes from the disk once, for both.
     """
 
     def __init__(self, source: Source) -> None:

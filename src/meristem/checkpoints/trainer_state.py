@@ -43,8 +43,8 @@ def is_trainer_checkpoint(source: Path, drop: Sequence[str] = ()) -> bool:
     """Whether a directory is a checkpoint that the Trainer can resume, with an optimizer that can grow.
 
     Raises:
-        MeristemError: if its optimizer is in shards, unless `drop` has a pattern for it, and if no Trainer can
-            resume from its trainer_state.json.
+        MeristemError: if its optimizer is in shards, unless `drop` has a pattern for it, and if no Trainer
+            can resume from its trainer_state.json.
     """
     if not (source / "trainer_state.json").is_file():
         return False
@@ -63,7 +63,7 @@ def is_trainer_checkpoint(source: Path, drop: Sequence[str] = ()) -> bool:
 
 
 def _check_progress(file: Path) -> None:
-    """Raises MeristemError for a trainer_state.json that is no object of such entries as the Trainer knows."""
+    """Raises MeristemError for a trainer_state.json whose entries no Trainer writes."""
     from transformers import TrainerState as Progress
 
     try:

@@ -1,4 +1,6 @@
-"""Which files of a directory Meristem or `save_pretrained` wrote. They are known by what is in them: a name is anybody's."""
+"""Which files of a directory Meristem or `save_pretrained` wrote. They are known by what is in them: a name
+is anybody's.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ def is_marked(directory: Path) -> bool:
 
 
 def remove(directory: Path) -> None:
-    """Remove a directory as far as the disk lets it; what a kill leaves of it is still marked as Meristem's."""
+    """Remove a directory as far as possible. What a kill leaves is still marked as Meristem's."""
     with contextlib.suppress(OSError):
         begin_manifest(directory)
         for name in os.listdir(directory):
@@ -57,10 +59,11 @@ def remove(directory: Path) -> None:
 
 
 def foreign(directory: Path) -> str | None:
-    """The first of its files that neither Meristem nor `save_pretrained` wrote, said for a sentence; None if there is none.
+    """The first of its files that neither Meristem nor `save_pretrained` wrote, said for a sentence; None if
+    there is none.
 
-    Files that `save_pretrained` writes are known by their content. Weights are its own beside such a config. What people write by
-    hand (cards, vocabularies, templates) is Meristem's own only as it wrote it.
+    Files that `save_pretrained` writes are known by their content. Weights are its own beside such a config.
+    What people write by hand (cards, vocabularies, templates) is Meristem's own only as it wrote it.
 
     Raises:
         OSError: if a file cannot be read.
@@ -91,7 +94,9 @@ def files_below(directory: Path) -> Iterator[str]:
 
 
 def fingerprint(file: Path) -> str | None:
-    """SHA-256 of its size and content, of a large file at places spread evenly over it; None for what is no file."""
+    """SHA-256 of its size and content, of a large file at places spread evenly over it; None for what is no
+    file.
+    """
     try:
         found = file.stat()
     except FileNotFoundError:  # a link to nothing
@@ -120,7 +125,9 @@ def _as_written(directory: Path, path: str, manifest: Mapping[str, Any]) -> bool
 
 
 def _saved_by_transformers(directory: Path, path: str) -> bool:
-    """Whether a file's content is what `save_pretrained` of a model, a tokenizer or a processor writes under its name."""
+    """Whether a file's content is what `save_pretrained` of a model, a tokenizer or a processor writes under
+    its name.
+    """
     if STOCK_WEIGHTS.fullmatch(path):
         return _saved_by_transformers(directory, "config.json")
     if path == "tokenizer.json" and not _saved_by_transformers(directory, "tokenizer_config.json"):
@@ -133,7 +140,7 @@ def _saved_by_transformers(directory: Path, path: str) -> bool:
 
 
 def _own_code() -> Path:
-    return Path(__file__).parents[1] / "growth" / "modeling_grouped.py"
+    return Path(__file__).parents[1] / "growth" / "structure" / "modeling_grouped.py"
 
 
 def _json(file: Path) -> Any:

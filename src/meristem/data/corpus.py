@@ -228,7 +228,7 @@ def _read(files: Sequence[Path]) -> tuple[str, Iterable[str]]:
 
 
 def _text_of(file: Path) -> str:
-    """Raises MeristemError for a file that is no text; a zero byte near its beginning tells (as git has it)."""
+    """Raises MeristemError for a file that is no text; a zero byte near its beginning tells, as in git."""
     content = file.read_bytes()
     if b"\0" in content[:FIRST_BYTES]:
         more = f"; its tokens are in {file.with_suffix('.bin').name}" if is_index(file) else ""

@@ -22,7 +22,8 @@ def dtype_beside(tokens: Path) -> str | None:
     """The numbers' type of `NAME.bin`, by `NAME.idx`; None if there is none.
 
     Raises:
-        MeristemError: for an index that is cut off, or of another kind of numbers than any that Megatron writes.
+        MeristemError: for an index that is cut off, or of another kind of numbers than any that Megatron
+            writes.
     """
     index = tokens.with_suffix(".idx")
     if not index.is_file() or not is_index(index):

@@ -32,8 +32,8 @@ def open_tokens(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
 
     `.npy` files are those of NumPy. `.bin` files are those of nanoGPT, llm.c and Megatron: plain numbers of
     the `dtype` in the JSON file (uint16 by default), from its `offset` in bytes on. If the JSON file contains
-    neither, both come from the header of llm.c, or the type from the `.idx` file of Megatron. The JSON file contains `vocab_size`, and optionally
-    `end_token`, `pad_token` and `mask_token`.
+    neither, both come from the header of llm.c, or the type from the `.idx` file of Megatron. The JSON file
+    contains `vocab_size`, and optionally `end_token`, `pad_token` and `mask_token`.
 
     Raises:
         MeristemError: if the file holds something else, if there is no JSON file with `vocab_size`, or if

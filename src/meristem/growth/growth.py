@@ -287,8 +287,8 @@ def _uneven(steps: Steps) -> bool:
 def _say_what_is_lost(
     model: nn.Module, methods: Sequence[Method], steps: Steps, certificate: Certificate | None
 ) -> None:
-    """Warn of a growth by a method that usually keeps the function, and here does not promise to; and of a network that is not
-    what its class builds, where no promise could show that."""
+    """Warn of a growth by a method that usually keeps the function, and here does not promise to; and of a
+    network that is not what its class builds, where no promise could show that."""
     if certificate is not None and certificate.holds:
         return
     names = ", ".join(method.name for method in methods)

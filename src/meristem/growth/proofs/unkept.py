@@ -90,7 +90,9 @@ def _holds(proof_of: Callable[[Sequence[Method]], Certificate], methods: Sequenc
 
 
 def _said_of_parts(anatomy: Anatomy) -> str:
-    """What to write where a function outside transformers cuts an axis into a fixed number of parts, which then grow: heads."""
+    """What to write where a function outside transformers cuts an axis into a fixed number of parts, which
+    then grow: heads.
+    """
     parts = {whole_of(axis): divisor_of(axis) for axis in anatomy.axes if is_part(axis)}
     if not isinstance(anatomy.builder, FunctionBuilder) or not parts:
         return ""

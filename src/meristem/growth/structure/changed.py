@@ -44,7 +44,8 @@ def check_instances(parents: Sequence[nn.Module], certificate: Certificate) -> N
     """For networks whose fusion is not their mean.
 
     Raises:
-        PreservationError: naming the first that differs from what its class builds, and how: the fused network does not.
+        PreservationError: naming the first that differs from what its class builds, and how: the fused
+            network does not.
     """
     for number, parent in enumerate(parents, start=1):
         changed = changed_since(parent)
