@@ -69,8 +69,9 @@ class Annealed:
 
 
 def temperatures(count: int) -> Tensor:
-    """`count` inverse temperatures from 0 to 1, denser towards 1, in the proportions of Salakhutdinov & Murray (2008):
-    500 in [0, 0.5], 4000 in [0.5, 0.9], 10000 in [0.9, 1] (count,)."""
+    """`count` inverse temperatures from 0 to 1 (count,), denser towards 1, in the proportions of
+    Salakhutdinov & Murray (2008): 500 in [0, 0.5], 4000 in [0.5, 0.9], 10000 in [0.9, 1].
+    """
     shares = [(0.0, 0.5, 500), (0.5, 0.9, 4000), (0.9, 1.0, 10000)]
     pieces = [
         torch.linspace(low, high, max(2, round(count * share / 14500)) + 1, dtype=torch.float64)[:-1]

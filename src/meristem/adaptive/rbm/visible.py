@@ -162,7 +162,7 @@ class LabelledVisible:
 
 
 def visible_kind(name: str, categories: Sequence[int] = (), sigma: float = 1.0) -> Visible:
-    """"binary" or "gaussian" units, followed by categorical units of the given sizes."""
+    """ "binary" or "gaussian" units, followed by categorical units of the given sizes."""
     kind: Visible = BinaryVisible() if name == "binary" else GaussianVisible(sigma)
     for size in categories:
         kind = LabelledVisible(kind, size)
