@@ -16,7 +16,7 @@ from meristem.adaptive.adanet import AdaNetClassifier, AdaNetRegressor
 from meristem.adaptive.learned import Estimator, Learned
 from meristem.adaptive.tables import encode
 
-MOST_ROWS = 2_000  # that importance is measured on
+MOST_ROWS = 2_000  # on which importance is measured
 REPEATS = 5
 BINS = 10  # of a calibration curve
 
@@ -123,7 +123,7 @@ def importances(learned: Learned, frame: pd.DataFrame, y: np.ndarray, seed: int 
     for column in learned.columns:
         if column.kind == "left out":
             continue
-        # the encoder reads rows one by one, so that exchanged values are exchanged numbers
+        # the encoder reads each row separately, so permuted values give permuted numbers
         features = _features_of(learned, frame, x, column.name, draw)
         falls = []
         for _ in range(REPEATS if len(features) else 0):

@@ -20,7 +20,7 @@ from meristem.errors import MeristemError
 
 SUFFIXES = (".onnx", ".pt2")
 TRIED_ROWS = 64
-AGREES = 1e-3  # of probabilities, or of targets with deviation 1: float32 beside float64
+AGREES = 1e-3  # of probabilities, or of targets with deviation 1: float32 against float64
 
 
 class Answering(nn.Module):
@@ -137,7 +137,7 @@ def _write_onnx(module: nn.Module, x: Tensor, out: Path, said: dict[str, Any]) -
     try:
         import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401  # torch writes by it
+        import onnxscript  # noqa: F401  # torch uses it to write
     except ImportError as error:
         raise MeristemError(f"ONNX needs {error.name}: pip install 'meristem-nn[onnx]'") from None
     name = "probabilities" if "classes" in said else "prediction"

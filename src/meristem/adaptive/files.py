@@ -16,7 +16,7 @@ from torch import Tensor
 from meristem.checkpoints.write import atomic_directory
 from meristem.errors import MeristemError
 
-NOT_KEPT = ("random_state", "checkpoint", "log_dir")  # they belong to a fit, not to what it found
+NOT_KEPT = ("random_state", "checkpoint", "log_dir")  # they belong to a fit, not to its result
 E = TypeVar("E")
 
 

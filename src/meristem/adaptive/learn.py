@@ -91,7 +91,7 @@ def estimator_for(kind: str, table: Table, rows: int, options: Mapping[str, Any]
         chosen["batch_size"] = min(256, max(32, rows // 64))
     estimator = new_estimator(kind, table.is_classification, {**chosen, **options})
     if isinstance(estimator, EnergyNetClassifier):
-        estimator.unlabelled = None  # a table's rows without a label are known by their empty cells
+        estimator.unlabelled = None  # rows of a table without a label have an empty cell
     return estimator
 
 
@@ -128,7 +128,7 @@ def learn(
         raise MeristemError(f"the share of test rows is between 0 and 1, got {test_share}")
     if not 0 <= seed < 2**32:
         raise MeristemError(f"the seed is a whole number from 0 to {2**32 - 1}, got {seed}")
-    estimator = new_estimator(kind, table.is_classification, options)  # bad options are named before anything else
+    estimator = new_estimator(kind, table.is_classification, options)  # bad options are reported before anything else
     frame, test_frame, y, test_y = split(table, test_share, seed)
     estimator = estimator_for(kind, table, len(y), options)
     state = out.parent / f".{out.name}.{_fingerprint(kind, options, seed, test_share, table)}.state"
@@ -140,7 +140,7 @@ def learn(
         if isinstance(estimator, EnergyNetClassifier | EnergyNetRegressor) and len(table.unlabelled):
             estimator.fit_structure(pd.concat([x, encode(encoder, table.unlabelled, table.columns)]))
         estimator.fit(x, y)
-    except ValueError as error:  # scikit-learn's word for rows that cannot be learned from
+    except ValueError as error:  # scikit-learn raises it for rows that it cannot learn from
         raise MeristemError(f"{kind} cannot learn from this table: {first_line(error)}") from error
     test_x = encode(encoder, test_frame, table.columns)
     linear = LogisticRegression(max_iter=1000) if table.is_classification else Ridge()

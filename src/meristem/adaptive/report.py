@@ -21,7 +21,7 @@ from meristem.adaptive.evidence import additions, calibration, importances, loss
 from meristem.adaptive.learned import Estimator, Learned
 
 FILE = "report.html"
-MOST_COLUMNS = 30  # of the picture of what columns matter; the table has all
+MOST_COLUMNS = 30  # in the picture of the most important columns; the table has all
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse}td,th{text-align:left;padding:.2em 1.2em .2em 0;border-bottom:1px solid #ddd}
@@ -134,6 +134,6 @@ def _svg(figure: Figure) -> str:
     text = io.StringIO()
     with rc_context(
         {"svg.hashsalt": "meristem", "svg.fonttype": "none"}
-    ):  # the same bytes for the same fit; words as words
+    ):  # the same bytes for the same fit, and text as text
         figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
     return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)

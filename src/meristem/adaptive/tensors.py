@@ -11,7 +11,7 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-PIECE = 16_384  # rows whose activities are made at a time
+PIECE = 16_384  # rows whose activities are computed together
 
 
 def tensor_of(array: Any, dtype: torch.dtype | None = None, device: str = "cpu") -> Tensor:

@@ -190,7 +190,7 @@ def _write(asked: Request, planned: _Planned, who: Processes | None) -> Any:
 
     growth, found, hashed = planned.growth, planned.found, planned.hashed
     if hashed is not None and (planned.reader is not None or who is not None):
-        hashed.written(1.0)  # others write too, or nobody tells how far it is
+        hashed.written(1.0)  # others write too, or the progress is unknown
     if planned.reader is not None:
         with step(f"writing {asked.out}"):
             read = hashed.result if hashed is not None else lambda: None
@@ -203,7 +203,7 @@ def _write(asked: Request, planned: _Planned, who: Processes | None) -> Any:
     except PreservationError:
         if growth.pending is None:
             raise
-        with step("planning and proving once more"):  # what a trial tells may help; or the error says more
+        with step("planning and proving once more"):  # the result of a trial may help, or its error is clearer
             growth = planned.again()
         return _write_growth(asked, growth, planned, who)
 

@@ -129,4 +129,4 @@ def _json(file: Path) -> dict[str, Tensor]:
 
 
 READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {".safetensors": _safetensors, ".npz": _npz, ".json": _json}
-UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # as token files are; no embedding takes them
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # as in token files; no embedding takes them

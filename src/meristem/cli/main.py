@@ -33,7 +33,7 @@ OUT_OF_MEMORY = (
     "can't allocate memory|not enough memory|out of memory|Storage size calculation overflowed"  # torch's words
 )
 COLLECT_AFTER = 200_000  # new objects
-INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
+INTERRUPTED = 130  # the exit code of shells for a program that Ctrl-C ended
 
 app = typer.Typer(
     name="meristem",

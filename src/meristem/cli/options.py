@@ -49,7 +49,7 @@ METHOD_NAMES = (
     "upcycle",
     "weight_selection",
     "zero_padding",
-)  # of meristem.growth.METHODS, which takes seconds to import: a shell that completes a word cannot wait
+)  # of meristem.growth.METHODS, which takes seconds to import, too long for a shell's completion
 
 
 def check_methods(method: str | None) -> None:

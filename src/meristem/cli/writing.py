@@ -68,7 +68,7 @@ def say_left(left: Sequence[str], out: Path, sources: Sequence[Source]) -> list[
     """
     from meristem.checkpoints.companions import CARD, differing
 
-    left = [name for name in left if name == CARD or not (out / name).exists()]  # a Trainer's files are written beside
+    left = [name for name in left if name == CARD or not (out / name).exists()]  # a Trainer's files are written too
     if others := [name for name in left if name != CARD]:
         print(
             f"meristem: not copied from {sources[0]}, since not part of the grown model: {', '.join(others)}",

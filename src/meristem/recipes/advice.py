@@ -28,7 +28,7 @@ RATES = {
 KINDS = {
     **dict.fromkeys(("hypercloning", "net2net", "lemon", "zero_padding", "shrink_zero_pad_perturb"), "width"),
     **dict.fromkeys(("identity_blocks", "upcycle", "more_experts", "grow_dont_overwrite"), "exact depth"),
-}  # of all others, which do not keep the function: a new start
+}  # of all others, which do not keep the function and start again
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import meristem
 
-# What only shows or starts: a result does not depend on it.
+# Code that only shows or starts runs. No result depends on it.
 WITHOUT_INFLUENCE = ("cli/", "recipes/executors/", *(f"recipes/{name}.py" for name in (
     "fan_out", "figure", "pictures", "progress", "race", "report", "status", "table", "watch",
 )))  # fmt: skip

@@ -129,7 +129,7 @@ class NodeResult:
     kind: str
     seed: int
     hash: str
-    parents: list[str]  # directories of the parents, beside this one
+    parents: list[str]  # directories of the parents, next to this one
     flops: int
     seconds: float
     examples: int

@@ -97,7 +97,7 @@ def _check_origin(node: NodeSpec, name: str, task: Task) -> None:
     try:
         with torch.device("meta"):
             task.new_model(train.model, 0)
-    except MeristemError:  # some class may not go without numbers
+    except MeristemError:  # some classes may not run without values
         try:
             task.new_model(train.model, 0)
         except MeristemError as error:

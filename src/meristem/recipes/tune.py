@@ -26,8 +26,8 @@ from meristem.recipes.specs.train_spec import TrainSpec
 from meristem.recipes.specs.tune_spec import TuneSpec
 from meristem.recipes.training.guards import diverged
 
-FURTHER = 8  # numbers at most that a grid goes on by
-Execute = Callable[[Sequence[Job]], Mapping[str, str]]  # jobs -> what those said that failed, by directory name
+FURTHER = 8  # numbers, at most, by which a grid is extended
+Execute = Callable[[Sequence[Job]], Mapping[str, str]]  # jobs -> the messages of those that failed, by directory name
 Numbers = tuple[float, ...]  # one for each key
 
 
@@ -142,7 +142,7 @@ class _Search:
         lowest = [key for key, value in chosen.items() if value == self.grids[key][0]]
         highest = [key for key, value in chosen.items() if value == self.grids[key][-1]]
         hint = f"; the lowest {' and '.join(lowest)} is best, so begin the grid lower" if lowest else ""
-        if highest:  # as far as a grid goes on, or at the end of what the key allows
+        if highest:  # at the end of the grid's extension, or of the values that the key allows
             hint += f"; the highest {' and '.join(highest)} is best, so begin the grid higher if there is more"
         words = ", ".join(f"{key} {value:g}" for key, value in chosen.items())
         print(f"{self.name}: {words}, of {self._said()}{hint}", file=sys.stderr, flush=True)

@@ -10,9 +10,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-BINS = 8  # of a feature
-QUANTILE_ROWS = 100_000  # that the edges are found from
-FEWEST = 3  # a feature of fewer has as much to say by itself
+BINS = 8  # of each feature, at most
+QUANTILE_ROWS = 100_000  # from which the edges are found
+FEWEST = 3  # a feature with fewer different values gets no bins
 
 
 @dataclass(frozen=True)

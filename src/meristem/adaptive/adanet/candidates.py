@@ -21,7 +21,7 @@ from meristem.adaptive.adanet.refit import Problem, refit
 from meristem.adaptive.adanet.stacked import Adam, Stack
 from meristem.adaptive.stopping import Stopping
 
-LOOKED_AT = 4096  # rows at most that a training without held-out rows is judged by
+LOOKED_AT = 4096  # rows, at most, on which a training without held-out rows is judged
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Logistic:
         return s * (1 - s) * direction
 
     def probabilities(self, f: Tensor) -> Tensor:
-        # p sigmoid(1 - f) = (1 - p) sigmoid(1 + f): the offset 1 makes it another curve than the logistic one
+        # p sigmoid(1 - f) = (1 - p) sigmoid(1 + f): because of the offset 1 it is not the logistic curve
         scores = torch.cat([F.logsigmoid(1 - f), F.logsigmoid(1 + f)], 1)
         return torch.softmax(scores, 1)
 

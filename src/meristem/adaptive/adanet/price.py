@@ -17,9 +17,9 @@ from meristem.adaptive.adanet.refit import Problem, path
 
 PRICES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 HELD_OUT = 0.25
-PART = 1 / 3  # of the price at which one block is best alone: blocks that join by shares are held back by that already
+PART = 1 / 3  # of the best price for one block, since shrinkage already regularises the blocks
 ERRORS = 2  # standard errors by which two layers must be better than one
-MOST_ROWS = 20_000  # more say nothing more about a price
+MOST_ROWS = 20_000  # more rows do not improve the choice of a price
 
 
 @dataclass(frozen=True)

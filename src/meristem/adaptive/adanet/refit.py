@@ -19,8 +19,8 @@ from torch import Tensor
 
 from meristem.adaptive.adanet.losses import Loss
 
-SHORTEST = 1e-12  # a step that is not shortened further: what it misses is rounding
-DENSE = 512  # units at most whose Hessian is written out
+SHORTEST = 1e-12  # a step that is not shortened further, because the error is rounding
+DENSE = 512  # units, at most, for which the Hessian is computed
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _quadratic(hessian: Tensor, linear: Tensor, gamma: float | Tensor, start: Te
         return torch.linalg.solve_triangular(root.T, wanted, upper=True)
     rows, targets, begin = (t.cpu().numpy() for t in (root.T.contiguous(), wanted[:, 0], start[:, 0]))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # short of its tolerance it is near enough: another step follows
+        warnings.simplefilter("ignore")  # above its tolerance it is close enough, since another step follows
         _, path, _ = lasso_path(rows, targets, alphas=[gamma / len(rows)], coef_init=begin, tol=1e-9, max_iter=500)  # pyright: ignore[reportArgumentType]
     w = hessian.new_tensor(path)
     return _on_support(hessian, linear, torch.full_like(w, gamma), w)
@@ -267,7 +267,9 @@ def _conjugate(problem: Problem, outputs: Tensor, residual: Tensor, support: Ten
     for _ in range(min(2 * int(support.sum()) + 10, 300)):
         bent = problem.curved(outputs, p) * support
         along = float((p * bent).sum())
-        if along <= 1e-12 * norm or norm <= target:  # flat (softmax does not see a shift of all classes), or done
+        if (
+            along <= 1e-12 * norm or norm <= target
+        ):  # flat (softmax does not change with a shift of all classes), or finished
             break
         solution, r = solution + norm / along * p, r - norm / along * bent
         new = float(r.square().sum())

@@ -19,7 +19,7 @@ from meristem.adaptive.adanet.rounds import Judged, Rounds
 from meristem.adaptive.tensors import PIECE, seed_of
 
 MOST_REFITTED = 50_000  # rows: the exact re-fit of more would take longer than everything else
-MOST_TRAINED = 100_000  # rows: a round's candidates draw their batches from so many, other ones each round
+MOST_TRAINED = 100_000  # rows from which a round's candidates draw their batches, chosen again in each round
 
 
 @dataclass
@@ -174,7 +174,7 @@ class Search:
         return self.module.state_dict(), self.module.layout()
 
     def restore(self, tensors: dict[str, Tensor], note: Any, history: Sequence[Mapping[str, Any]]) -> None:
-        """The network of a finished round."""
+        """Restore the network of a finished round."""
         restored = AdaNetModule.of_layout(note, self.x.shape[1], self.module.num_outputs, self.module.num_bins)
         restored.load_state_dict(tensors)
         self.module = restored.to(self.x.device)

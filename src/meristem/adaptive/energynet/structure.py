@@ -146,7 +146,7 @@ def _layer(
     partition = _partition(machine, generator)
     negative_energy = -float(machine.free_energy(valid).mean())
     value, low = negative_energy - partition.log_partition, negative_energy - partition.high
-    if layers:  # what the layer below said of its hidden units
+    if layers:  # the terms of the layer below for its hidden units
         below = layers[-1].machine
         before = _partition(below, generator)
         said = -float(below.hidden_free_energy(valid).mean())

@@ -53,7 +53,7 @@ class Structured(Fitted):
     checkpoint: str | None = None
 
     _ranges: ClassVar[dict[str, Range]] = {
-        "depth_penalty": POSITIVE,  # the sum over depths exists then
+        "depth_penalty": POSITIVE,  # the sum over depths then converges
         "max_layers": AT_LEAST_1,
         "quantile": SHARE,
         "structure_iter": AT_LEAST_0,
@@ -112,7 +112,7 @@ class Structured(Fitted):
         machine = {
             "beta": self.beta,
             "penalty": "constant",
-            "regroup": False,  # a unit's place says how much the data need it
+            "regroup": False,  # the position of a unit shows how much the data need it
             "initial_visible_bias": "data",
             "learning_rate": self.structure_learning_rate,
             "n_iter": self.structure_iter,
@@ -122,7 +122,7 @@ class Structured(Fitted):
             "visible": self.visible_,
             "categories": self.categories_,
             "device": self.device,
-            "verbose": max(0, self.verbose - 1),  # a line for each layer; a bar for each machine if more is asked for
+            "verbose": max(0, self.verbose - 1),  # 1: a line for each layer, 2: also a bar for each machine
         }
         return StructureOptions(machine, self.depth_penalty, self.max_layers, self.quantile, checkpoint=self.checkpoint)
 

@@ -28,7 +28,7 @@ from meristem.adaptive.rbm.draws import Draws
 
 NUMBERS = 1 << 24  # random numbers drawn at once, at most
 _F = np.float32
-_FREE = {"contract", "reassoc", "nsz", "arcp", "nnan"}  # what the compiler may do so that loops become vectors
+_FREE = {"contract", "reassoc", "nsz", "arcp", "nnan"}  # permissions with which the compiler vectorises loops
 
 
 def gibbs(
@@ -89,7 +89,7 @@ def gradients(
     last = survival[:, -1].copy()
     for values in (survival, mean):
         values *= factors[:, None]
-    product = np.zeros((states.shape[1], len(b) + 1), _F)  # behind E[h | v] a column of ones, which sums v
+    product = np.zeros((states.shape[1], len(b) + 1), _F)  # a column of ones after E[h | v] sums v
     _share_out(len(product), _multiply, np.ascontiguousarray(states.T), mean, product)
     of_weights, of_mean = np.ascontiguousarray(product[:, :-1].T), mean.sum(0)[:-1]
     of_v = product[:, -1].copy()

@@ -161,7 +161,7 @@ class RBM(Learned):
             rows,
             initial=progress.epoch,
             total=passes,
-            disable=None if self.verbose else True,  # None: of no use where there is no terminal
+            disable=None if self.verbose else True,  # None: no bar without a terminal
             desc=type(self).__name__,
             leave=False,
         )
@@ -204,7 +204,7 @@ class RBM(Learned):
         bias = torch.logit(mean, eps=least) if from_data else torch.zeros_like(mean)
         if self.visible == "gaussian":
             bias[:plain] = mean[:plain]
-        if from_data:  # softmax of a categorical unit's biases is how often each of its values occurs
+        if from_data:  # the softmax of a categorical unit's biases is the frequency of each of its values
             groups = slice(plain, inputs)
             bias[groups] = mean[groups].clamp(min=least).log()
         return bias

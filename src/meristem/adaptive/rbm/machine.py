@@ -32,14 +32,15 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Machine:
-    """E(v, h, z) = energy(v, c) - sum_{i <= z} [h_i (W_i . v + b_i) - beta_i] (arXiv 1502.02476, eqs. 1, 4).
+    """The energy E(v, h, z) = energy(v, c) - sum_{i <= z} [h_i (W_i . v + b_i) - beta_i] (arXiv:1502.02476,
+    eqs. 1, 4).
 
     Args:
         weights: W (hidden units, visible units), a row for each filter.
         hidden_bias: b (hidden units,).
         visible_bias: c (visible units,).
-        order: which hidden units exist (`Unordered`, `Ordered`, `Infinite`).
-        visible: what the visible units are.
+        order: the rule by which hidden units exist (`Unordered`, `Ordered`, `Infinite`).
+        visible: the kind of the visible units.
     """
 
     weights: Tensor

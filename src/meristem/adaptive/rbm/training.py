@@ -21,7 +21,7 @@ from meristem.adaptive.rbm.order import Infinite, Order
 from meristem.adaptive.rbm.visible import Visible
 
 EPSILON = 1e-6  # in AdaGrad's square root
-BLOCK = 32_000  # numbers; of 32,768 on, torch shares a step out over its threads (see compiled.py)
+BLOCK = 32_000  # numbers; from 32,768 on, torch divides a step among its threads (see compiled.py)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from meristem.adaptive.rbm.draws import Draws
 from meristem.errors import MeristemError
 
-ROUNDING = 1e-6  # by so much a value of a binary unit may lie outside [0, 1]
+ROUNDING = 1e-6  # how far a value of a binary unit may lie outside [0, 1]
 
 
 def in_unit_interval(x: np.ndarray) -> bool:
@@ -61,7 +61,7 @@ def check_categories(sizes: Sequence[int] | str) -> None:
 
 
 class Visible(Protocol):
-    """One kind of visible units; `bias` is c (visible units,), `field` is h W (n, visible units)."""
+    """One kind of visible units. `bias` is c (visible units,), and `field` is h W (n, visible units)."""
 
     def scaled(self, v: Tensor) -> Tensor:
         """The data as the weights read it."""
@@ -86,7 +86,7 @@ class Visible(Protocol):
 
 @dataclass(frozen=True)
 class BinaryVisible:
-    """Zeros and ones (or probabilities in between): energy -v . c."""
+    """Zeros and ones (or probabilities in between) with the energy -v . c."""
 
     def scaled(self, v: Tensor) -> Tensor:
         return v
@@ -106,7 +106,7 @@ class BinaryVisible:
 
 @dataclass(frozen=True)
 class GaussianVisible:
-    """Real numbers: energy |v - c|^2 / (2 sigma^2); the weights read v / sigma."""
+    """Real numbers with the energy |v - c|^2 / (2 sigma^2). The weights read v / sigma."""
 
     sigma: float = 1.0
 

@@ -18,9 +18,9 @@ import pandas as pd
 
 Kind = Literal["number", "category", "many categories", "date", "left out"]
 ONE_HOT = 30  # a category of more values is encoded by the target
-MOSTLY = 0.9  # so much of a column has to be numbers (or dates) for the rest to be missing values
+MOSTLY = 0.9  # the share of numbers (or dates) in a column from which the rest counts as missing
 HEAVY_TAIL = 6.0  # deviations from the mean
-FEWEST_FOR_IDS = 20  # rows; below, values that all differ say little
+FEWEST_FOR_IDS = 20  # rows; in fewer rows, values that all differ mean little
 ID_NAME = re.compile(r"(^|[_\s.-])(id|ids|uuid|guid|index|idx|key|rownum|unnamed.*)$|^column_1$", re.IGNORECASE)
 DATE = re.compile(
     r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?$|\d{1,2}[ -][A-Za-z]{3,9}[ -]\d{2,4}|[A-Za-z]{3,9} \d{1,2},? \d{4}"
@@ -138,7 +138,7 @@ def to_numbers(values: pd.Series) -> pd.Series:
 def to_dates(values: pd.Series) -> pd.Series:
     """The values of a column as dates. Everything else is missing."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pandas tells that it guesses the format
+        warnings.simplefilter("ignore")  # pandas warns that it guesses the format
         dates = pd.to_datetime(values, errors="coerce", utc=True)
     return dates.dt.tz_localize(None)
 

@@ -26,7 +26,7 @@ from meristem.errors import MeristemError, first_line
 
 Task = Literal["classification", "regression"]
 TRUSTED = ["numpy.dtype", "sklearn.model_selection._split.KFold", "sklearn.model_selection._split.StratifiedKFold"]
-RAREST = 5  # a category of fewer rows is one of the rare ones
+RAREST = 5  # a category with fewer rows counts as rare
 DATE_PARTS = ("day", "month", "weekday", "hour")
 
 
@@ -118,7 +118,7 @@ def encode(encoder: ColumnTransformer, frame: pd.DataFrame, columns: Sequence[Co
         MeristemError: if a column is missing.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Found unknown categories")  # they count as rare ones
+        warnings.filterwarnings("ignore", "Found unknown categories")  # they count as rare
         numbers = encoder.transform(prepared(frame, columns))
     return pd.DataFrame(np.asarray(numbers, dtype=np.float32), columns=feature_names(encoder), index=frame.index)
 

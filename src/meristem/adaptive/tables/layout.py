@@ -152,7 +152,7 @@ def _split(lines: list[str], layout: Layout) -> list[list[str]]:
     try:
         for _, row in layout.rows(io.StringIO("".join(lines), newline="")):
             found.append([cell.strip() for cell in row])
-    except csv.Error:  # a quote that the sample's end leaves open
+    except csv.Error:  # a quote that is open at the end of the sample
         pass
     return found
 

@@ -20,7 +20,7 @@ from meristem.adaptive.tables.layout import SEPARATORS
 from meristem.adaptive.tables.reading import read_frame
 from meristem.errors import MeristemError, nearest
 
-MOST_CLASSES = 20  # so many whole numbers are taken for classes if nobody says otherwise
+MOST_CLASSES = 20  # different whole numbers, at most, that are classes by default
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,9 @@ def main() -> None:
     known = []
     for number in sys.argv[1:]:
         with contextlib.suppress(psutil.Error):
-            known.append(psutil.Process(int(number)))  # knows when it was made: another of the same number is another
+            known.append(
+                psutil.Process(int(number))
+            )  # it knows its start time, so a later process of the same number differs
 
     def end() -> None:
         for process in known:

@@ -57,7 +57,7 @@ class LoadBalancing(Modifier):
         self._answers, self._model = setting.answers, model
         top = (getattr(config, name, None) for name in PER_TOKEN)
         self._top = next((count for count in top if isinstance(count, int)), 1)
-        config.router_aux_loss_coef = self.coefficient  # what it was trained with
+        config.router_aux_loss_coef = self.coefficient  # for its config: the coefficient of its training
         setattr(model, COEFFICIENT, 0.0)
         self._hook = model.register_forward_pre_hook(_ask_in_training, with_kwargs=True)
         return model

@@ -31,7 +31,7 @@ from meristem.subnetworks.blocks import lists_of_blocks
 BATCH = 16
 MOST_LOGITS = (
     2**25
-)  # of all networks together that the mixture is fitted to; the fit holds them several times in float64 (0.3 GB)
+)  # logits of all networks to which the mixture is fitted; the fit holds several float64 copies (0.3 GB)
 
 
 def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:

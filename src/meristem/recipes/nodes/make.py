@@ -24,7 +24,7 @@ from meristem.recipes.tasks import Task
 from meristem.streams import Streams
 
 FIT_BATCH = 8  # examples in each step of a method that learns its growth
-LOOKED_AT = 128  # examples that a method which chooses by data looks at
+LOOKED_AT = 128  # examples for a method that chooses by data
 
 Outcome = dict[str, Any]
 
@@ -84,7 +84,9 @@ def average_node(job: Job, spec: AverageSpec, task: Task) -> Outcome:
         (parent,) = job.parent_directories
         run = Job.load(parent).node.train
         assert run is not None
-        every = run.step_at(run.keep_every or 0, task.tokens_per_example)  # decays may have branched off between
+        every = run.step_at(
+            run.keep_every or 0, task.tokens_per_example
+        )  # not those in between, at which decays branched off
         kept = sorted(
             (p for p in (parent / "kept").glob("[0-9]*") if int(p.name) % every == 0), key=lambda p: int(p.name)
         )

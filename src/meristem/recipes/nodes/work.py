@@ -163,6 +163,6 @@ def _decay(job: Job, spec: DecaySpec, task: Task, callbacks: Sequence[Any]) -> O
     }  # fmt: skip
     read = cost["examples"] + sum(result.examples for result in ancestors_of(before).values())
     origin = Origin(True, read, load_state(place / OPTIMIZER), _amplitudes(parent), _provenance(parent))
-    streams = Streams(job.seed, run.seed)  # the run's own, so that its data go on
+    streams = Streams(job.seed, run.seed)  # the run's own, so that its data continue
     outcome = _trained(job, spec.as_train(run), task, _to_train(place / MODEL, run), origin, streams, callbacks)
     return {**outcome, "taken": {parent.name: cost}}

@@ -11,7 +11,7 @@ COLOURS = ("#1b6e3c", "#7f7f7f", "#1f5fa8", "#b8560f", "#7a3f9d", "#0f8a8a", "#a
 STATES = {"done": "#1b6e3c", "failed": "#b3261e", "running": "#1f5fa8", "queued": "#b8560f", "waiting": "#8a8a8a"}
 WIDTH, HEIGHT, LEFT, PLACE, ROW = 640, 260, 60, (190, 44), 74
 
-Point = tuple[float, float, str]  # compute, loss, and what is said of it
+Point = tuple[float, float, str]  # compute, loss, and a text about it
 
 
 def graph(jobs: Sequence[Job], said: Mapping[str, tuple[str, str]]) -> str:

@@ -15,7 +15,7 @@ from meristem.recipes.node import Job, NodeResult, load_result, past
 from meristem.recipes.pages.pictures import STATES, Point, curves, graph
 
 FILE = "report.html"
-REFRESH_SECONDS = 3  # of a page whose run goes on
+REFRESH_SECONDS = 3  # of the page of a run in progress
 LOGS = ("node.json", "ensemble.json", "log.txt", "error.txt", "diverged.json", "status.json")
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}

@@ -25,7 +25,7 @@ from meristem.recipes.specs.race_spec import RaceSpec
 from meristem.recipes.specs.train_spec import TrainSpec
 from meristem.recipes.specs.tune_spec import OnSpec, TuneSpec
 
-FREE = (("trainer",), ("learning_rates",), ("model",))  # sections of any keys
+FREE = (("trainer",), ("learning_rates",), ("model",))  # sections with any keys
 
 
 def explain(error: Any, recipe: type[BaseModel]) -> str:
@@ -49,7 +49,7 @@ def explain(error: Any, recipe: type[BaseModel]) -> str:
     if location[-1:] == ("[key]",) and error["type"] == "string_type":
         return f"{'.'.join(map(str, location[:-2]))}: the name {error['input']!r} is no text; put it in quotes"
     message = error["msg"].removeprefix("Value error, ")
-    if error["type"] not in ("value_error", "missing"):  # pydantic's own words do not say what was found
+    if error["type"] not in ("value_error", "missing"):  # pydantic's own message does not say what was found
         message = message.replace("Input", "it", 1) + f", found {error['input']!r}"[:80]
     return f"{place}: {message}" if place else message
 

@@ -16,7 +16,7 @@ from meristem.errors import MeristemError, first_line
 
 LENGTH = 8  # tokens of each of two documents
 TOLERANCE = 1e-5  # of the largest logit, rounding
-SHARE = 1e-2  # of what the first document does to the second where nothing keeps them apart
+SHARE = 1e-2  # of the effect of the first document on the second when nothing separates them
 
 
 @torch.no_grad()

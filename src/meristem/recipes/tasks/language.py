@@ -68,7 +68,7 @@ class Language(Task):
 
     def example(self) -> dict[str, Tensor]:
         one = self.training_set(1, 0, 0)[0]
-        one.pop("position_ids", None)  # they cost nothing, and a mask that looks at them cannot be counted by shapes
+        one.pop("position_ids", None)  # they cost nothing, and a mask that depends on them cannot be counted by shapes
         return {name: tensor[None] for name, tensor in one.items()}
 
     def leave(self, directory: Path) -> None:

@@ -111,7 +111,7 @@ def network(auto_class: Any, entries: Mapping[str, Any], defaults: Mapping[str, 
         model = new_of(auto_class, config)
         positions = "max_position_embeddings"
         if positions in fitting and positions not in own and (padding := padding_of_positions(model)) is not None:
-            longer = fitting[positions] + padding + 1  # positions are counted from behind the padding's
+            longer = fitting[positions] + padding + 1  # positions are counted from the one after the padding's
             config = AutoConfig.for_model(model_type, **{**fitting, **own, positions: longer})
             set_seed(seed)
             model = new_of(auto_class, config)

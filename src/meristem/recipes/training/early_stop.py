@@ -61,7 +61,7 @@ class EarlyStop(TrainerCallback, ExportableState):
             setattr(self, name, math.inf if name in ("best", "aim") and value is None else value)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        if state.global_step <= self.judged:  # a run that resumes is evaluated once more where it stood
+        if state.global_step <= self.judged:  # a resumed run is evaluated once more at its last step
             return
         self.judged = state.global_step
         loader = self.trainer.get_eval_dataloader(self.examples)

@@ -40,7 +40,7 @@ class LossGuard(TrainerCallback):
 
     def __init__(self, label: str, directory: Path) -> None:
         self.label, self.directory = label, directory
-        (directory / DIVERGED).unlink(missing_ok=True)  # of an attempt before
+        (directory / DIVERGED).unlink(missing_ok=True)  # of an earlier attempt
         self._worst: Tensor | None = None  # the first step whose loss is not finite; infinity without one
 
     def see(self, loss: Tensor, step: int) -> None:

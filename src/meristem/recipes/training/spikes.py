@@ -55,7 +55,7 @@ class Spikes(TrainerCallback, ExportableState):
             return
         loss, step, self._now = float(self._reduce(self._now)), state.global_step + 1, None
         if not math.isfinite(loss):
-            return  # the guard of numbers ends the run
+            return  # the LossGuard ends the run
         if self.is_spike(loss):
             if self.spec.action == "end":
                 self._end(
@@ -65,7 +65,9 @@ class Spikes(TrainerCallback, ExportableState):
             self.skipped.append(step)
             for group in plain_optimizer(optimizer).param_groups:
                 for parameter in group["params"]:
-                    parameter.grad = None  # an optimizer leaves alone what has no gradient, moments and decay included
+                    parameter.grad = (
+                        None  # an optimizer skips parameters without a gradient, including moments and decay
+                    )
         self.losses.append(loss)
 
     def is_spike(self, loss: float) -> bool:

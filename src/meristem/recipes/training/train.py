@@ -182,7 +182,7 @@ class _Run:
     def _leave(self, trainer: NodeTrainer) -> None:
         first = trainer.is_world_process_zero()
         if first:
-            shutil.rmtree(self.directory / "model", ignore_errors=True)  # of a run that was killed while leaving it
+            shutil.rmtree(self.directory / "model", ignore_errors=True)  # of a run that was killed while writing it
         if self.early and self.early.best_at is not None:
             if first:
                 self.early.leave(self.directory)

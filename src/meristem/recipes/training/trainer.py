@@ -63,7 +63,7 @@ class NodeTrainer(Trainer):
     ) -> Any:
         """The loss of the task. In training, the methods of the run change it."""
         if not model.training and self._adds_router_loss():
-            inputs = {**inputs, "output_router_logits": False}  # balances experts, and is no part of what is measured
+            inputs = {**inputs, "output_router_logits": False}  # balances experts, and is not part of the measured loss
         given = dict(inputs)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
