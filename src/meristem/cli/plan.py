@@ -51,7 +51,7 @@ def plan(
     drop: Drop = None,
     trust_remote_code: Trust = False,
 ) -> Answer:
-    """Plan a growth before you spend anything: method, moment, learning rate, costs, measurements, warnings."""
+    """Plan a growth before it runs: method, moment, learning rate, costs, measurements, warnings."""
     calm_libraries()
     from meristem.checkpoints.source import find_source
 

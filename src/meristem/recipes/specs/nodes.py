@@ -130,7 +130,7 @@ class AverageSpec(Strict):
 
 
 class EnsembleSpec(Strict):
-    """Choose networks of other nodes round by round, and mix them (AdaNet, see `recipes.ensemble`).
+    """Choose networks of other nodes round by round, and mix them (AdaNet, see `recipes.nodes.ensemble`).
 
     `examples` is the number of examples on which the candidates are judged. `adanet_lambda` and `adanet_beta`
     are the prices of their mixture weights. `complexities` is the complexity of each network, by default the

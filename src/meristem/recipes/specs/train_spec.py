@@ -48,10 +48,10 @@ class TrainSpec(Strict):
     loss stops falling. `spikes` handles steps whose loss jumps.
 
     `scale_learning_rate` scales the learning rate of each weight by the scale that a growth gave it (see
-    `growth.optimizer.amplitudes`). `learning_rates` multiplies the learning rate of parameters whose names
-    match a regular expression. The first match counts. `subnetwork` trains a part of the network at each
-    step, and `majority` trains several kernels in each layer. `train_only` freezes the entries that a growth
-    has not added: `fresh` trains entries without a source, `copied` all new entries, and `grown` whole
+    `growth.optimizers.optimizer.amplitudes`). `learning_rates` multiplies the learning rate of parameters
+    whose names match a regular expression. The first match counts. `subnetwork` trains a part of the network
+    at each step, and `majority` trains several kernels in each layer. `train_only` freezes the entries that a
+    growth has not added: `fresh` trains entries without a source, `copied` all new entries, and `grown` whole
     tensors with new entries. `fresh` gives new entries their own learning rate and warm-up (see
     `ms.freeze_old`). `distill` adds the distance from another node's outputs to the loss. `load_balancing` is
     the coefficient of the load-balancing loss of a mixture of experts. `incubate` trains one module of a

@@ -43,7 +43,7 @@ class Origin:
         optimizer_state: the optimizer state by parameter name.
         asked_for: whether the recipe requests this state. Otherwise, an optimizer of another kind begins
             without it.
-        amplitudes: the scales that a growth gave the weights (see `growth.optimizer.amplitudes`).
+        amplitudes: the scales that a growth gave the weights (see `growth.optimizers.optimizer.amplitudes`).
         provenance: the entries of the model that a growth has added.
         teacher: the directory of a model to learn from.
     """
