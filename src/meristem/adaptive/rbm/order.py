@@ -36,8 +36,8 @@ class Order(Protocol):
         ...
 
     def offsets(self, bias: Tensor) -> Tensor | None:
-        """The terms of ln p(z | v) besides softplus(x), one for each unit up to z (hidden units,), or None if
-        there is no z.
+        """The terms, besides softplus(x), that each unit up to z adds to ln p(z | v) (hidden units,), or None
+        if there is no z.
         """
         ...
 
