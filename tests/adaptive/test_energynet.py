@@ -14,6 +14,7 @@ import meristem as ms
 from meristem.adaptive import EnergyNetClassifier, EnergyNetRegressor
 from meristem.adaptive.energynet.columns import equal_columns, shared_out
 from meristem.adaptive.energynet.structure import StructureOptions, learn_structure
+from meristem.adaptive.rbm.infinite import PUBLISHED
 from meristem.adaptive.rbm.machine import Machine
 from meristem.adaptive.rbm.order import Infinite
 from meristem.adaptive.rbm.visible import BinaryVisible
@@ -83,11 +84,12 @@ def test_the_gain_of_a_layer_is_what_enumeration_says():
     generator = torch.Generator().manual_seed(0)
     x = torch.as_tensor(bars(3)[:, ::12])
     options = StructureOptions(
-        {"beta": 2.0, "penalty": "constant", "n_iter": 20, "gibbs_steps": 2, "learning_rate": 0.05},
+        PUBLISHED | {"beta": 2.0, "penalty": "constant", "n_iter": 20, "gibbs_steps": 2, "learning_rate": 0.05},
         max_layers=2,
         depth_penalty=-100.0,
     )
     first, second = learn_structure(x, options, generator, lambda _: None)
+    assert first.width <= 16  # 2 ** width states
     states = torch.tensor(list(itertools.product([0.0, 1.0], repeat=first.width)))
     below = torch.log_softmax(-first.machine.hidden_free_energy(states), 0)
     above = torch.log_softmax(-second.machine.free_energy(states), 0)
