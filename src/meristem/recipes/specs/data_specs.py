@@ -49,7 +49,8 @@ class SourceSpec(Strict):
 class TextSpec(Strict):
     """Where the text comes from (see `data.open_corpus`), how it is cut into sequences, and what the network
     predicts: the next token, masked tokens, or spans that were removed. `sources` names several texts, each
-    with a weight. `corrupted` is the share of tokens that are masked or removed.
+    with a weight. `sequence_length` is in tokens, and `eval_sequences` is the number of held-out sequences.
+    `corrupted` is the share of tokens that are masked or removed.
 
     `documents` is `across`, `within` or `whole`. `across` cuts sequences without regard to documents, and
     each sequence is read as one text. `within` cuts the same way, but attention and positions stay within
@@ -106,8 +107,9 @@ class TextSpec(Strict):
 
 
 class PairSpec(Strict):
-    """Where pairs of texts come from (see `data.open_pairs`), and how many tokens of each are read at
-    most.
+    """Where pairs of texts come from (see `data.open_pairs`). `sequence_length` and `target_length` are the
+    largest numbers of tokens of the input and of the target. `fraction` is the share of the training pairs
+    that is used. `eval_examples` is the number of held-out pairs, all of them by default.
     """
 
     task: Literal["text-to-text"]
@@ -122,8 +124,9 @@ class PairSpec(Strict):
 
 
 class ImageSpec(Strict):
-    """Where the images come from (see `data.open_images`), which share of them is used, and how they are
-    augmented.
+    """Where the images come from (see `data.open_images`). `fraction` is the share of the training images
+    that is used, and `augment` how they are varied. `eval_examples` is the number of held-out images, all of
+    them by default.
     """
 
     task: Literal["image-classification"]

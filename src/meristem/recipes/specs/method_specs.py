@@ -118,9 +118,10 @@ class IncubateSpec(Strict):
     """The module to train, and the division that it belongs to (Deep Incubation, see `incubation.incubate`).
 
     `num_hidden_layers` is that of the large network. For a network with several lists of blocks, it is the
-    number in each. `modules` is the number of modules, and `module` the one to train, from 0. `meta_layers`
-    is the number of layers of each module in the meta network. `costs` balances the modules. `cache_prefix`
-    runs the blocks before the module only once for each example.
+    number in each. `modules` is the number of modules, and `module` is the one to train, counted from 0.
+    `meta_layers` is the number of blocks of the meta network for each module. `start` is `random`, or `clone`
+    for copies of the meta network's blocks. `costs` holds the cost of every block, by which the modules are
+    balanced. `cache_prefix` runs the blocks before the module only once for each example.
     """
 
     num_hidden_layers: Annotated[int, Field(gt=1)] | list[Annotated[int, Field(gt=0)]]

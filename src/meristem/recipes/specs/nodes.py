@@ -68,8 +68,14 @@ def _has_seed(method: Method) -> bool:
 
 
 class FuseSpec(Strict):
-    """Fuse the models of several nodes (Deep Fusion, see `DeepFusion`). Naming a node twice is
-    self-fusion.
+    """Fuse the models of several nodes (Deep Fusion, see `DeepFusion`). Naming a node twice is self-fusion.
+
+    `weights` are the weights of the parents in the logits, equal by default. `norm` is how norms over the
+    units of all parents are handled: plain, equalised or grouped. `noise` breaks the symmetry of a
+    self-fusion, and is relative to the standard deviation of each tensor. `allow_differences` fuses parents
+    whose configs compute differently. With `experts`, the feed-forward blocks of the parents become experts,
+    of which each token gets `experts_per_token`, and all other tensors are averaged. `optimizer` is `carry`
+    to fuse the optimizer states too, or `reset`.
     """
 
     from_: Annotated[list[str], Field(alias="from", min_length=2)]
