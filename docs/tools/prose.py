@@ -1,11 +1,11 @@
 """Prose: lines of at most 110 columns.
 
     python -m docs.tools.prose                 check README, docs, examples, cards and docstrings; `make lint` runs this
-    python -m docs.tools.prose --reflow FILE   fill the paragraphs of FILE to 110 columns
+    python -m docs.tools.prose --reflow FILE   fill the paragraphs of a Markdown FILE to 110 columns
 
 Tables, headings, code, and lines that a single link or word makes long are left alone. `KNOWN` lists pages that still fail.
-A page that is listed and passes has to leave the list, so that it only becomes shorter. Docstrings of the packages in
-`KNOWN_PACKAGES` are not checked yet.
+A page that is listed and passes has to leave the list, so that it only becomes shorter. Pages that a program writes, in whole
+or in part, are not reflowed, and other files than Markdown are refused, since their lines of code would be joined.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KNOWN = frozenset(
     }
 )
 
-KNOWN_PACKAGES = ("adaptive", "cli", "recipes")
+WRITTEN = re.compile(r"^<!-- written by\b", re.IGNORECASE | re.MULTILINE)  # a program writes the page, or what follows
 
 TABLE, HEADING, RULE = re.compile(r"^\s*\|"), re.compile(r"^#{1,6} "), re.compile(r"^(---+|<!--.*|:::.*|!!!.*)$")
 ITEM = re.compile(r"^(\s*)([-*+]|\d+\.) +")
@@ -128,20 +128,32 @@ def check() -> list[str]:
             faults.append(f"{name}: no line is too long any more; take it off KNOWN in docs/tools/prose.py")
     package = ROOT / "src" / "meristem"
     for file in sorted(package.rglob("*.py")):
-        if file.relative_to(package).parts[0] not in KNOWN_PACKAGES:
-            long = too_long_docstrings(file.read_text())
-            if long:
-                shown = ", ".join(map(str, long[:10]))
-                faults.append(f"{file.relative_to(ROOT)}: docstrings are over {COLUMNS} columns in lines {shown}")
+        long = too_long_docstrings(file.read_text())
+        if long:
+            shown = ", ".join(map(str, long[:10]))
+            faults.append(f"{file.relative_to(ROOT)}: docstrings are over {COLUMNS} columns in lines {shown}")
     return faults
+
+
+def reflow_files(names: list[str]) -> int:
+    """Reflow these Markdown files in place. Returns 2, with nothing written, if one of them is not Markdown."""
+    others = [name for name in names if Path(name).suffix != ".md"]
+    if others:
+        print(f"--reflow fills Markdown only (.md), got {', '.join(others)}; nothing is written", file=sys.stderr)
+        return 2
+    for name in names:
+        text = Path(name).read_text()
+        if WRITTEN.search(text):
+            print(f"{name}: a program writes this page; it is left as it is", file=sys.stderr)
+        else:
+            Path(name).write_text(reflow(text))
+    return 0
 
 
 def main(arguments: list[str]) -> int:
     """Check, or reflow the files that are named."""
     if arguments[:1] == ["--reflow"]:
-        for name in arguments[1:]:
-            Path(name).write_text(reflow(Path(name).read_text()))
-        return 0
+        return reflow_files(arguments[1:])
     faults = check()
     print("\n".join(faults) or "prose: every line fits")
     return bool(faults)

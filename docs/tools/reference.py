@@ -158,7 +158,12 @@ def _methods() -> list[str]:
     """The options of every growth method, as a `grow` node and `--option` take them."""
     from meristem.growth import METHODS
 
-    out = ["## Options of the growth methods", "", "Beside `method` in a `grow` node, or as `--option NAME=VALUE`.", ""]
+    out = [
+        "## Options of the growth methods",
+        "",
+        "They are given next to `method` in a `grow` node, or as `--option NAME=VALUE`.",
+        "",
+    ]
     out += ["| method | option | type | default |", "|---|---|---|---|"]
     for name, method in METHODS.items():
         for field in fields(method) if is_dataclass(method) else ():

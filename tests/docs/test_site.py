@@ -160,6 +160,28 @@ def test_reflowing_fills_prose_and_leaves_the_rest():
     assert prose.reflow(new) == new
 
 
+def test_reflowing_refuses_code_and_leaves_pages_that_a_program_writes(tmp_path, capsys):
+    page, code = tmp_path / "page.md", tmp_path / "code.py"
+    short, filled = "one\ntwo\n", "one two\n"
+    page.write_text(short)
+    code.write_text("a = 1\nb = 2\n")
+
+    assert prose.main(["--reflow", str(page), str(code)]) == 2
+    assert f"fills Markdown only (.md), got {code}; nothing is written" in capsys.readouterr().err
+    assert (page.read_text(), code.read_text()) == (short, "a = 1\nb = 2\n")
+
+    assert prose.main(["--reflow", str(page)]) == 0
+    assert page.read_text() == filled
+
+    for name in ("studies.md", "architectures.md"):
+        written = (prose.ROOT / "docs" / name).read_text()
+        assert prose.reflow(written) != written
+        page.write_text(written)
+        assert prose.main(["--reflow", str(page)]) == 0
+        assert page.read_text() == written
+        assert f"{page}: a program writes this page" in capsys.readouterr().err
+
+
 def test_the_page_on_files_names_what_a_growth_writes(tmp_path):
     from meristem.cli.main import app
 

@@ -1,4 +1,6 @@
-"""Structure that is learned: infinite Boltzmann machines, EnergyNet, AdaNet; behind scikit-learn's contract."""
+"""Estimators that learn their structure, with scikit-learn's interface: infinite Boltzmann machines,
+EnergyNet and AdaNet.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,6 @@
-"""What can be said of a learned table on rows that it has not seen: what each part adds, calibration, what the columns matter."""
+"""Measurements of a learned table on rows that it has not seen: the effect of each part, calibration, and the
+importance of columns.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,16 @@ from meristem.adaptive.adanet import AdaNetClassifier, AdaNetRegressor
 from meristem.adaptive.learned import Estimator, Learned
 from meristem.adaptive.tables import encode
 
-MOST_ROWS = 2_000  # that importance is measured on
+MOST_ROWS = 2_000  # on which importance is measured
 REPEATS = 5
 BINS = 10  # of a calibration curve
 
 
 @dataclass(frozen=True)
 class Addition:
-    """How a network of its first parts alone does: score (accuracy or R^2), and loss (cross entropy; mean squared error in regression)."""
+    """The quality of a network of its first parts alone: the score (accuracy or R^2) and the loss (cross
+    entropy, or mean squared error in regression).
+    """
 
     parts: int
     score: float
@@ -30,7 +34,9 @@ class Addition:
 
 @dataclass(frozen=True)
 class Importance:
-    """By how much the score falls when a column's values are exchanged between rows, with its deviation over the repeats."""
+    """The fall of the score when a column's values are permuted between rows, with its standard deviation
+    over the repeats.
+    """
 
     column: str
     fall: float
@@ -39,10 +45,13 @@ class Importance:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How often the class that was said holds, by the probability that it was said with.
+    """How often the predicted class is right, by its predicted probability.
 
     Args:
-        said, held: the mean of each bin (bins,). rows: in each bin. error: the mean of |said - held|, weighted by rows (Guo et al. 2017).
+        said: the mean predicted probability of each bin (bins,).
+        held: the share of right predictions in each bin (bins,).
+        rows: the number of rows in each bin (bins,).
+        error: the mean of |said - held|, weighted by rows (Guo et al. 2017).
     """
 
     said: np.ndarray
@@ -52,7 +61,9 @@ class Calibration:
 
 
 def additions(estimator: Estimator, x: pd.DataFrame, y: np.ndarray) -> list[Addition]:
-    """The network of 1, 2, ... parts of an AdaNet estimator on rows x (n, features), y (n,); empty for others."""
+    """The quality of an AdaNet estimator's first 1, 2, ... parts on rows x (n, features), y (n,). It is empty
+    for other estimators.
+    """
     if not isinstance(estimator, AdaNetClassifier | AdaNetRegressor):
         return []
     found, count = [], len(estimator.output_weights_)
@@ -66,7 +77,9 @@ def additions(estimator: Estimator, x: pd.DataFrame, y: np.ndarray) -> list[Addi
 
 
 def loss_of(estimator: Estimator, x: pd.DataFrame, y: np.ndarray) -> float:
-    """Cross entropy of the classes, or the mean squared error."""
+    """The cross entropy of a classifier, or the mean squared error of a regressor, on rows x (n, features), y
+    (n,).
+    """
     classes = getattr(estimator, "classes_", None)
     if classes is None:
         return float(np.mean((np.asarray(estimator.predict(x)) - y) ** 2))
@@ -79,7 +92,9 @@ def loss_of(estimator: Estimator, x: pd.DataFrame, y: np.ndarray) -> float:
 
 
 def calibration(estimator: Estimator, x: pd.DataFrame, y: np.ndarray) -> Calibration:
-    """Of a classifier, on rows x (n, features), y (n,); bins of equal width, those without rows left out."""
+    """The calibration of a classifier on rows x (n, features), y (n,). The bins have equal width, and those
+    without rows are left out.
+    """
     said = estimator.predict_proba(x)  # type: ignore[union-attr]
     confidence, right = said.max(1), estimator.classes_[said.argmax(1)] == y  # type: ignore[union-attr]
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
@@ -94,7 +109,9 @@ def importances(learned: Learned, frame: pd.DataFrame, y: np.ndarray, seed: int 
     """Permutation importance (Breiman 2001) of each column of a table, the largest first.
 
     Args:
-        frame: rows as the table has them (n, columns), of which at most 2,000 are used. y: (n,).
+        frame: rows with the columns of the table (n, columns), of which at most 2,000 are used.
+        y: the targets (n,).
+        seed: the seed of the permutations.
     """
     draw = np.random.default_rng(seed)
     if len(y) > MOST_ROWS:
@@ -106,7 +123,7 @@ def importances(learned: Learned, frame: pd.DataFrame, y: np.ndarray, seed: int 
     for column in learned.columns:
         if column.kind == "left out":
             continue
-        # the encoder reads rows one by one, so that exchanged values are exchanged numbers
+        # the encoder reads each row separately, so permuted values give permuted numbers
         features = _features_of(learned, frame, x, column.name, draw)
         falls = []
         for _ in range(REPEATS if len(features) else 0):
@@ -118,7 +135,7 @@ def importances(learned: Learned, frame: pd.DataFrame, y: np.ndarray, seed: int 
 
 
 def _features_of(learned: Learned, frame: pd.DataFrame, x: pd.DataFrame, column: str, draw: Any) -> list[str]:
-    """The features that change when a column's values are exchanged."""
+    """The features that change when a column's values are permuted."""
     other = frame.copy()
     other[column] = frame[column].to_numpy()[draw.permutation(len(frame))]
     changed = (encode(learned.encoder, other, learned.columns).to_numpy() != x.to_numpy()).any(0)

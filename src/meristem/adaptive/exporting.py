@@ -1,4 +1,6 @@
-"""Learned networks for other runtimes: ONNX and torch.export, each compared with the estimator before it is kept."""
+"""Export of learned networks as ONNX and with torch.export. Each export is compared with the estimator before
+it is kept.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,17 @@ from meristem.errors import MeristemError
 
 SUFFIXES = (".onnx", ".pt2")
 TRIED_ROWS = 64
-AGREES = 1e-3  # of probabilities, or of targets with deviation 1: float32 beside float64
+AGREES = 1e-3  # of probabilities, or of targets with deviation 1: float32 against float64
 
 
 class Answering(nn.Module):
-    """Inputs to answers, as `predict_proba` or `predict` gives them: (n, inputs) -> (n, classes), or (n,) in regression.
+    """Inputs to predictions, as in `predict_proba` or `predict`: (n, inputs) -> (n, classes), or (n,) in
+    regression.
 
     Args:
-        network: scaled inputs to outputs. mean, scale: of the inputs. to_answers: of the outputs.
+        network: the module from scaled inputs to outputs.
+        mean, scale: the mean and the scale of the inputs.
+        to_answers: the module from outputs to predictions.
     """
 
     def __init__(self, network: nn.Module, mean: Tensor, scale: Tensor, to_answers: nn.Module):
@@ -39,7 +44,7 @@ class Answering(nn.Module):
 
 
 class Unscaled(nn.Module):
-    """Outputs (n, 1) of a target at mean 0 and deviation 1 as the target has them (n,)."""
+    """Outputs (n, 1) for a target of mean 0 and standard deviation 1, in the scale of the target (n,)."""
 
     def __init__(self, mean: float, scale: float):
         super().__init__()
@@ -50,7 +55,7 @@ class Unscaled(nn.Module):
 
 
 class Probabilities(nn.Module):
-    """Outputs of a two-class loss, or of softmax, as probabilities (n, classes)."""
+    """Outputs of a two-class loss or of softmax, as probabilities (n, classes)."""
 
     def __init__(self, loss: Any = None):
         super().__init__()
@@ -61,16 +66,24 @@ class Probabilities(nn.Module):
 
 
 def export(estimator: Any, out: str | Path, overwrite: bool = False) -> Path:
-    """Write what a fitted AdaNet or EnergyNet estimator computes, in float32, for a runtime without Meristem.
+    """Write the function of a fitted AdaNet or EnergyNet estimator, in float32, for a runtime without
+    Meristem.
 
-    The graph reads `x` (n, inputs), any n, and gives `probabilities` (n, classes) or `prediction` (n,). The names of features and classes
-    go with it: in ONNX's metadata, or in torch.export's `extra_files` ("meristem.json").
+    The graph reads `x` (n, inputs) for any n, and returns `probabilities` (n, classes) or `prediction` (n,).
+    The names of features and classes are in ONNX's metadata, or in torch.export's `extra_files`
+    ("meristem.json").
 
     Args:
-        estimator: an AdaNet or EnergyNet classifier or regressor. out: a name that ends in .onnx or .pt2.
+        estimator: a fitted AdaNet or EnergyNet classifier or regressor.
+        out: a file name that ends in .onnx or .pt2.
+        overwrite: replace `out` if it exists.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        MeristemError: for another ending, if OUT exists, if ONNX is not installed, or if the graph does not agree with the estimator.
+        MeristemError: for another ending, for an estimator without a network, if `out` exists, if ONNX is not
+            installed, or if the graph and the estimator give different predictions.
     """
     out = Path(out)
     check_is_fitted(estimator)
@@ -97,7 +110,9 @@ def export(estimator: Any, out: str | Path, overwrite: bool = False) -> Path:
 
 
 def _tried_rows(estimator: Any) -> Tensor:
-    """Rows about the mean of what was learned from (n, inputs), float32; fixed, so that an export can be repeated."""
+    """Fixed rows around the mean of the training data (n, inputs), float32, so that an export can be
+    repeated.
+    """
     module = getattr(estimator, "module_", None)
     mean, scale = (
         (estimator.mean_, estimator.scale_)
@@ -118,11 +133,11 @@ def _said(estimator: Any) -> dict[str, Any]:
 
 
 def _write_onnx(module: nn.Module, x: Tensor, out: Path, said: dict[str, Any]) -> np.ndarray:
-    """The graph's answers, by onnxruntime."""
+    """Write the graph, and return its predictions by onnxruntime."""
     try:
         import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401  # torch writes by it
+        import onnxscript  # noqa: F401  # torch uses it to write
     except ImportError as error:
         raise MeristemError(f"ONNX needs {error.name}: pip install 'meristem-nn[onnx]'") from None
     name = "probabilities" if "classes" in said else "prediction"
@@ -148,7 +163,7 @@ def _write_onnx(module: nn.Module, x: Tensor, out: Path, said: dict[str, Any]) -
 
 
 def _write_pt2(module: nn.Module, x: Tensor, out: Path, said: dict[str, Any]) -> np.ndarray:
-    """The program's answers, read again."""
+    """Write the program, read it again, and return its predictions."""
     program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("rows")},))
     torch.export.save(program, out, extra_files={"meristem.json": json.dumps(said)})
     with torch.no_grad():
@@ -156,7 +171,11 @@ def _write_pt2(module: nn.Module, x: Tensor, out: Path, said: dict[str, Any]) ->
 
 
 def _check(estimator: Any, x: np.ndarray, answers: np.ndarray) -> None:
-    """Raises MeristemError where the written graph answers otherwise than the estimator."""
+    """Compare the predictions of the written graph and of the estimator.
+
+    Raises:
+        MeristemError: if they differ.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "X does not have valid feature names")
         wanted = estimator.predict_proba(x) if is_classifier(estimator) else estimator.predict(x)

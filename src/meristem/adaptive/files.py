@@ -1,4 +1,4 @@
-"""Estimators on disk, without pickles: OUT/model.safetensors and OUT/config.json."""
+"""Estimators on disk without pickles: OUT/model.safetensors and OUT/config.json."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from torch import Tensor
 from meristem.checkpoints.write import atomic_directory
 from meristem.errors import MeristemError
 
-NOT_KEPT = ("random_state", "checkpoint", "log_dir")  # they belong to a fit, not to what it found
+NOT_KEPT = ("random_state", "checkpoint", "log_dir")  # they belong to a fit, not to its result
 E = TypeVar("E")
 
 
 def save_estimator(
     estimator: Any, out: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], overwrite: bool
 ) -> None:
-    """Write a fitted estimator: its class, options and features, and what `config` and `tensors` say; OUT appears by atomic rename.
+    """Write a fitted estimator: its class, options and features, `config` and `tensors`. OUT appears by an
+    atomic rename.
 
     Raises:
-        MeristemError: if OUT exists and `overwrite` is not set, or cannot be written.
+        MeristemError: if OUT exists and `overwrite` is not set, or if it cannot be written.
     """
     names = getattr(estimator, "feature_names_in_", None)
     said = {
@@ -44,13 +45,17 @@ def save_estimator(
 def load_estimator(
     kind: type[E], source: str | Path, device: str | None
 ) -> tuple[E, dict[str, Tensor], dict[str, Any]]:
-    """An estimator with the options and features that `save_estimator` wrote, its tensors (on the CPU), and the rest of its config.
+    """An estimator with the options and features that `save_estimator` wrote, its tensors (on the CPU), and
+    its config.
 
     Args:
-        device: where it is to compute; None: where it did, or on the CPU if that is not here.
+        kind: the class of the estimator.
+        source: the directory.
+        device: the device that computes. By default it is the device of the fit, or the CPU if that device is
+            missing.
 
     Raises:
-        MeristemError: if nothing of the kind is there.
+        MeristemError: if `source` holds no estimator, one of another class, or one of another version.
     """
     folder = Path(source)
     try:
@@ -77,7 +82,7 @@ def load_estimator(
 
 
 def _usable(device: str) -> str:
-    """The device, or "cpu" where it is not there."""
+    """The device, or "cpu" if the device is missing."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
@@ -86,7 +91,7 @@ def _usable(device: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers as JSON has them."""
+    """A NumPy number as a Python number, for JSON."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{value!r} of type {type(value).__name__} cannot be stored as JSON")

@@ -1,4 +1,4 @@
-"""From a table to a learned network on disk: the main job of `meristem learn`."""
+"""From a table to a learned network on disk: the work of `meristem learn`."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "of
 
 
 def new_estimator(kind: str, classification: bool, options: Mapping[str, Any]) -> Estimator:
-    """The estimator of a kind with options as a command line gives them.
+    """An estimator of a kind, with options as they come from a command line.
 
     Raises:
-        MeristemError: for an unknown kind or option, or a value that makes no sense.
+        MeristemError: for an unknown kind or option, or an invalid value.
     """
     check_kind(kind)
     chosen = KINDS[kind][0 if classification else 1]
@@ -73,10 +73,11 @@ def new_estimator(kind: str, classification: bool, options: Mapping[str, Any]) -
 
 
 def estimator_for(kind: str, table: Table, rows: int, options: Mapping[str, Any]) -> Estimator:
-    """The estimator with which a table is learned: what suits encoded tables of so many rows, unless `options` say otherwise.
+    """The estimator that learns a table. Its defaults suit encoded tables of `rows` rows. `options` override
+    them.
 
     Raises:
-        MeristemError: as `new_estimator`.
+        MeristemError: as in `new_estimator`.
     """
     chosen = dict(TABLE_OPTIONS.get(kind, {}))
     if options.get("variant") == "CVX":  # units one by one: no batches, and its price is a number
@@ -90,7 +91,7 @@ def estimator_for(kind: str, table: Table, rows: int, options: Mapping[str, Any]
         chosen["batch_size"] = min(256, max(32, rows // 64))
     estimator = new_estimator(kind, table.is_classification, {**chosen, **options})
     if isinstance(estimator, EnergyNetClassifier):
-        estimator.unlabelled = None  # a table's rows without a label are known by their empty cells
+        estimator.unlabelled = None  # rows of a table without a label have an empty cell
     return estimator
 
 
@@ -103,13 +104,23 @@ def learn(
     test_share: float = 0.2,
     overwrite: bool = False,
 ) -> Learned:
-    """Learn on a part of the table, measure on the rest, and write OUT: what `Learned.save` writes, `summary.txt`, `structure.png`,
-    `report.html`.
+    """Learn from a part of the table, measure on the rest, and write OUT: the files of `Learned.save`,
+    `summary.txt`, `structure.png` and `report.html`.
 
-    A state is kept beside OUT until it is complete; the same call after a kill goes on from there.
+    A state is kept next to OUT until it is complete. After an interruption, the same call continues from
+    there.
+
+    Args:
+        kind: "adanet" or "energynet".
+        table: the table, as from `open_table`.
+        out: the directory to write.
+        options: options of the estimator.
+        seed: the seed of the split and of the fit.
+        test_share: the share of rows to measure on, between 0 and 1.
+        overwrite: replace `out` if it exists.
 
     Raises:
-        MeristemError: for bad options, too few rows, or if `out` exists and `overwrite` is not set.
+        MeristemError: for invalid options, for too few rows, or if `out` exists and `overwrite` is not set.
     """
     if out.exists() and not overwrite:
         raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
@@ -117,7 +128,7 @@ def learn(
         raise MeristemError(f"the share of test rows is between 0 and 1, got {test_share}")
     if not 0 <= seed < 2**32:
         raise MeristemError(f"the seed is a whole number from 0 to {2**32 - 1}, got {seed}")
-    estimator = new_estimator(kind, table.is_classification, options)  # bad options are named before anything else
+    estimator = new_estimator(kind, table.is_classification, options)  # bad options are reported before anything else
     frame, test_frame, y, test_y = split(table, test_share, seed)
     estimator = estimator_for(kind, table, len(y), options)
     state = out.parent / f".{out.name}.{_fingerprint(kind, options, seed, test_share, table)}.state"
@@ -129,7 +140,7 @@ def learn(
         if isinstance(estimator, EnergyNetClassifier | EnergyNetRegressor) and len(table.unlabelled):
             estimator.fit_structure(pd.concat([x, encode(encoder, table.unlabelled, table.columns)]))
         estimator.fit(x, y)
-    except ValueError as error:  # scikit-learn's word for rows that cannot be learned from
+    except ValueError as error:  # scikit-learn raises it for rows that it cannot learn from
         raise MeristemError(f"{kind} cannot learn from this table: {first_line(error)}") from error
     test_x = encode(encoder, test_frame, table.columns)
     linear = LogisticRegression(max_iter=1000) if table.is_classification else Ridge()
@@ -159,15 +170,16 @@ def learn(
 
 
 def summary(table: Table, estimator: Estimator) -> str:
-    """What was decided about the table, and what was learned."""
+    """The decisions about the table, and the summary of the estimator."""
     return "\n".join([*table.notes, "", *lines(table.columns), "", estimator.summary(), ""])
 
 
 def split(table: Table, test_share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray, np.ndarray]:
-    """Rows to learn from and rows to measure on: x, test x, y, test y; by class where every class has two rows.
+    """Rows to learn from and rows to measure on: x, test x, y, test y. The split is stratified if every class
+    has two rows.
 
     Raises:
-        MeristemError: if too few rows are left on one side.
+        MeristemError: if one side has too few rows, or if the rows to learn from are all of one class.
     """
     rows, held = len(table.y), int(np.ceil(test_share * len(table.y)))
     counts = np.unique(table.y, return_counts=True)[1] if table.is_classification else np.array([rows])
@@ -196,7 +208,11 @@ def _fingerprint(kind: str, options: Mapping[str, Any], seed: int, test_share: f
 
 
 def _make_room(out: Path) -> None:
-    """Raises MeristemError where OUT cannot be made, before anything is learned."""
+    """Create the parent directory of OUT before anything is learned.
+
+    Raises:
+        MeristemError: if it cannot be created.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

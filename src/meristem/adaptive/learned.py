@@ -1,4 +1,6 @@
-"""What `meristem learn` leaves: an estimator and the encoder of its table, that predict from tables as they lie on disk."""
+"""The result of `meristem learn`: an estimator and the encoder of its table. It predicts from tables as they
+are on disk.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,16 @@ CLASSES: dict[str, type[Estimator]] = {
 
 @dataclass(frozen=True)
 class Learned:
-    """An estimator, the table's encoder, and how it does on rows it has not seen.
+    """An estimator, the encoder of its table, and its quality on rows that it has not seen.
 
     Args:
-        columns: what each column of the table is. target: the column that is predicted. task: what it is.
-        metrics: accuracy, or R^2 in regression; beside a linear model's.
+        estimator: the fitted AdaNet or EnergyNet estimator.
+        encoder: the fitted encoder from the columns of the table to numbers.
+        columns: the kind of each column of the table.
+        target: the name of the column that is predicted.
+        task: "classification" or "regression".
+        metrics: the accuracy, or R^2 in regression, next to that of a linear model, and how the network was
+            learned.
     """
 
     estimator: Estimator
@@ -45,25 +52,30 @@ class Learned:
     metrics: dict[str, Any]
 
     def numbers(self, rows: pd.DataFrame | str | Path) -> pd.DataFrame:
-        """Rows, or a file of them, as the estimator reads them (n_samples, features).
+        """The rows of a frame or a file as the estimator reads them (n_samples, features).
 
         Raises:
-            MeristemError: if a column is missing.
+            MeristemError: if there is no such file, or if a column is missing.
         """
         if isinstance(rows, str | Path):
             rows = self._read(Path(rows))
         return encode(self.encoder, rows, self.columns)
 
     def get_feature_names_out(self) -> np.ndarray:
-        """The names of the numbers that the estimator reads, in their order (features,)."""
+        """The names of the features that the estimator reads, in their order (features,)."""
         return np.array(feature_names(self.encoder), dtype=object)
 
     def export(self, out: str | Path, overwrite: bool = False) -> Path:
-        """Write the network behind the encoder as ONNX (`.onnx`) or by torch.export (`.pt2`); it reads what `numbers` gives."""
+        """Write the network after the encoder as ONNX (`.onnx`) or with torch.export (`.pt2`). It reads the
+        output of `numbers`.
+
+        Raises:
+            MeristemError: as in `exporting.export`.
+        """
         return self.estimator.export(out, overwrite)
 
     def _repr_html_(self) -> str:
-        """The encoder and the estimator, as scikit-learn draws a pipeline."""
+        """The encoder and the estimator, drawn as a scikit-learn pipeline."""
         return make_pipeline(self.encoder, self.estimator)._repr_html_()
 
     def _read(self, path: Path) -> pd.DataFrame:
@@ -73,11 +85,19 @@ class Learned:
         return read_frame(path, header=None if has_names else False)[0]
 
     def predict(self, rows: pd.DataFrame | str | Path) -> np.ndarray:
-        """The classes or numbers of rows, or of a file of them (n_samples,)."""
+        """The classes or numbers predicted for the rows of a frame or a file (n_samples,).
+
+        Raises:
+            MeristemError: as in `numbers`.
+        """
         return self.estimator.predict(self.numbers(rows))
 
     def predict_proba(self, rows: pd.DataFrame | str | Path) -> np.ndarray:
-        """Class probabilities (n_samples, classes). Raises MeristemError in regression."""
+        """The class probabilities of the rows of a frame or a file (n_samples, classes).
+
+        Raises:
+            MeristemError: in regression, and as in `numbers`.
+        """
         if isinstance(self.estimator, AdaNetRegressor | EnergyNetRegressor):
             raise MeristemError("a regression has no classes; predict gives its numbers")
         return self.estimator.predict_proba(self.numbers(rows))
@@ -92,7 +112,11 @@ class Learned:
 
     @classmethod
     def load(cls, folder: str | Path) -> Learned:
-        """What `meristem learn` wrote. Raises MeristemError if it is something else."""
+        """Read a directory that `meristem learn` wrote.
+
+        Raises:
+            MeristemError: if it is something else.
+        """
         folder = Path(folder)
         try:
             said = json.loads((folder / "table.json").read_text())
@@ -108,7 +132,9 @@ class Learned:
 def fitted_encoder(
     encoder: ColumnTransformer, frame: pd.DataFrame, y: np.ndarray, columns: Sequence[Column]
 ) -> pd.DataFrame:
-    """Fit an encoder in place; the rows as numbers, categories encoded by the target out of fold."""
+    """Fit an encoder in place, and return the rows as numbers. Categories are encoded by the target out of
+    fold.
+    """
     numbers = encoder.fit_transform(prepared(frame, columns), y)
     names = encode(encoder, frame.iloc[:1], columns).columns
     return pd.DataFrame(np.asarray(numbers, dtype=np.float32), columns=names, index=frame.index)

@@ -1,4 +1,6 @@
-"""A multilayer perceptron and its supervised training: Adam, early stopping on a held-out part, the best weights kept."""
+"""A multilayer perceptron and its supervised training: Adam, and early stopping on a held-out part with the
+best weights kept.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReL
 
 
 def mlp(sizes: Sequence[int], activation: str = "sigmoid") -> nn.Sequential:
-    """Linear layers of the given sizes (inputs first, outputs last), an activation between each two."""
+    """Linear layers of the given sizes (inputs first, outputs last), with an activation between each two."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]
@@ -26,12 +28,14 @@ def mlp(sizes: Sequence[int], activation: str = "sigmoid") -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Training:
-    """How to train a supervised network.
+    """The options of supervised training.
 
     Args:
-        learning_rate, weight_decay: AdamW's. max_epochs: passes at most.
-        validation_fraction: held out for early stopping; 0 trains for `max_epochs`.
-        n_iter_no_change: passes without a lower held-out loss before it stops.
+        learning_rate, weight_decay: the options of AdamW.
+        batch_size: the rows in a step.
+        max_epochs: the number of passes, at most.
+        validation_fraction: the share of rows held out for early stopping. 0 trains for `max_epochs`.
+        n_iter_no_change: the number of passes without a lower held-out loss after which training stops.
     """
 
     learning_rate: float = 1e-3
@@ -43,7 +47,9 @@ class Training:
 
 
 def loss_of(outputs: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean of the cross entropy (targets of whole numbers) or of the squared error (real targets)."""
+    """The weighted mean of the cross entropy (whole numbers as targets) or of the squared error (real
+    targets).
+    """
     if targets.is_floating_point():
         each = (outputs - targets).square().mean(-1)
     else:
@@ -54,10 +60,11 @@ def loss_of(outputs: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
 def train_supervised(
     network: nn.Module, x: Tensor, y: Tensor, weight: Tensor, training: Training, generator: torch.Generator
 ) -> list[dict[str, float]]:
-    """Train `network` in place on x (n, features), y (n,) classes or (n, outputs) numbers; weight (n,).
+    """Train `network` in place on x (n, features) and y, which holds classes (n,) or numbers (n, outputs).
+    `weight` has the shape (n,).
 
     Returns:
-        A record for each pass: `loss`, and `validation_loss` where a part is held out.
+        A record of each pass: `loss`, and `validation_loss` if rows are held out.
     """
     shuffled = torch.randperm(len(x), generator=generator, device=x.device)
     held = int(training.validation_fraction * len(x))

@@ -1,4 +1,6 @@
-"""Options that make sense: their kinds from the class's own annotations, their ranges from one table in each class."""
+"""Checks of options: their kinds come from the annotations of the class, their ranges from one table in each
+class.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from meristem.errors import MeristemError, first_line
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`; without the ends that are open."""
+    """Numbers from `low` to `high`, without the ends that are open."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -48,10 +50,11 @@ SHARE = Range(0, 1, low_open=True)
 
 
 def check_options(subject: Any, ranges: Mapping[str, Range]) -> None:
-    """Check every option of a dataclass that its annotation describes: a choice, true or false, a number in its range, a device.
+    """Check every option of a dataclass that its annotation describes: a choice, true or false, a number in
+    its range, a device.
 
     Raises:
-        MeristemError: with the option, what it was, and what would work.
+        MeristemError: with the option, the value that was given, and the values that are valid.
     """
     hints = typing.get_type_hints(type(subject))
     for field in dataclasses.fields(subject):
@@ -61,7 +64,11 @@ def check_options(subject: Any, ranges: Mapping[str, Range]) -> None:
 
 
 def check_option(name: str, value: Any, hint: Any, allowed: Range) -> None:
-    """Check one value. Raises MeristemError."""
+    """Check one value.
+
+    Raises:
+        MeristemError: if the value is not valid.
+    """
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         if value is None:
             return

@@ -1,4 +1,4 @@
-"""Pictures of what was learned: filters, the posterior over the number of units, widths over training."""
+"""Pictures of learned models: filters, the posterior over the number of units, widths over training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from meristem.adaptive.adanet.nodewise import NodewiseModule
 
 
 def save_figure(figure: Figure, out: str | Path) -> None:
-    """Write a PNG by atomic rename."""
+    """Write a PNG file by an atomic rename."""
     out = Path(out)
     partial = out.with_name(f".{out.name}.partial")
     figure.savefig(partial, format="png", dpi=150, bbox_inches="tight")
@@ -26,7 +26,10 @@ def filters(weights: np.ndarray, image_shape: tuple[int, int], columns: int = 16
     """The weights of each hidden unit as an image, in their order.
 
     Args:
-        weights: W (hidden units, visible units), with visible units = height x width of `image_shape`.
+        weights: W (hidden units, visible units).
+        image_shape: the height and the width of an image, whose product is the number of visible units.
+        columns: the number of images in a row.
+        at_most: the number of images, at most.
     """
     shown = weights[:at_most]
     rows = -(-len(shown) // columns)
@@ -45,7 +48,7 @@ def filters(weights: np.ndarray, image_shape: tuple[int, int], columns: int = 16
 
 
 def posterior_over_units(posterior: np.ndarray) -> Figure:
-    """The mean of p(z | v) over data, and P(Z <= z).
+    """The mean of p(z | v) over the data, and P(Z <= z).
 
     Args:
         posterior: p(z | v) (n_samples, hidden units).
@@ -63,7 +66,7 @@ def posterior_over_units(posterior: np.ndarray) -> Figure:
 
 
 def width_over_training(histories: Sequence[Sequence[dict[str, Any]]]) -> Figure:
-    """Units of each layer's machine after each pass, and the mean z of the data.
+    """The number of units of each layer's machine after each pass, and the mean z of the data.
 
     Args:
         histories: `history_` of each layer's machine.
@@ -80,13 +83,17 @@ def width_over_training(histories: Sequence[Sequence[dict[str, Any]]]) -> Figure
 
 
 def structure(estimator: Any) -> Figure:
-    """What a fitted AdaNet or EnergyNet estimator learned: its network, or its layers' widths over training."""
+    """The structure of a fitted estimator: the network of AdaNet, or the widths of EnergyNet's layers over
+    training.
+    """
     module = getattr(estimator, "module_", None)
     return width_over_training([layer.history for layer in estimator.layers_]) if module is None else network(module)
 
 
 def reliability(said: np.ndarray, held: np.ndarray, rows: np.ndarray) -> Figure:
-    """A reliability diagram: probabilities as they were said, and how often they held (bins,), the dots by their rows."""
+    """A reliability diagram: predicted probabilities and shares of right predictions (bins,). The size of a
+    dot follows its rows.
+    """
     figure = Figure(figsize=(4, 3.6))
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="tab:gray", linewidth=0.8)
@@ -98,7 +105,7 @@ def reliability(said: np.ndarray, held: np.ndarray, rows: np.ndarray) -> Figure:
 
 
 def predicted_over_true(predicted: np.ndarray, true: np.ndarray, at_most: int = 1000) -> Figure:
-    """Predictions beside true numbers (n,)."""
+    """Predictions against true numbers (n,)."""
     figure = Figure(figsize=(4, 3.6))
     axes = figure.subplots()
     ends = float(true.min()), float(true.max())
@@ -109,7 +116,7 @@ def predicted_over_true(predicted: np.ndarray, true: np.ndarray, at_most: int = 
 
 
 def importance(names: Sequence[str], falls: Sequence[float], deviations: Sequence[float]) -> Figure:
-    """By how much the score falls without each column, the first on top."""
+    """The fall of the score without each column, the largest at the top."""
     figure = Figure(figsize=(6, 0.8 + 0.25 * len(names)))
     axes = figure.subplots()
     places = np.arange(len(names))
@@ -126,7 +133,9 @@ def network(module: AdaNetModule | NodewiseModule) -> Figure:
 
 
 def network_of_layers(module: NodewiseModule) -> Figure:
-    """Layers of single units; the thicker the line to the output, the more l1 mass the output puts on the layer."""
+    """Layers of single units. The width of the line to the output shows the l1 norm of the layer's output
+    weights.
+    """
     parts = module.parts()
     figure = Figure(figsize=(4, 1.2 * len(parts) + 2.4))
     axes = figure.subplots()
@@ -143,9 +152,10 @@ def network_of_layers(module: NodewiseModule) -> Figure:
 
 
 def network_of_blocks(module: AdaNetModule) -> Figure:
-    """A network that AdaNet learned: blocks from left to right, layers upwards, lines for what is read.
+    """A network that AdaNet learned: blocks from left to right, layers upwards, and lines for what each layer
+    reads.
 
-    The thicker the line to the output, the more l1 mass the output puts on the block.
+    The width of the line to the output shows the l1 norm of the block's output weights.
     """
     figure = Figure(figsize=(max(4, 1.6 * len(module.blocks) + 2), 1.2 * module.depth + 2.4))
     axes = figure.subplots()

@@ -1,4 +1,6 @@
-"""A fit as one page: the structure, the rounds, what each part added, calibration, what the columns matter. It opens without a server."""
+"""A fit as one HTML page: the structure, the rounds, the effect of each part, calibration, the importance of
+columns. It opens without a server.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from meristem.adaptive.evidence import additions, calibration, importances, loss
 from meristem.adaptive.learned import Estimator, Learned
 
 FILE = "report.html"
-MOST_COLUMNS = 30  # of the picture of what columns matter; the table has all
+MOST_COLUMNS = 30  # in the picture of the most important columns; the table has all
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse}td,th{text-align:left;padding:.2em 1.2em .2em 0;border-bottom:1px solid #ddd}
@@ -31,8 +33,10 @@ def page(learned: Learned, frame: pd.DataFrame, y: np.ndarray, notes: Sequence[s
     """The page, as HTML.
 
     Args:
-        frame: rows that were not learned from, as the table has them (n, columns). y: their targets (n,).
-        notes: what was decided about the table.
+        learned: the learned network.
+        frame: rows that were not learned from, with the columns of the table (n, columns).
+        y: the targets of these rows (n,).
+        notes: the decisions about the table.
     """
     estimator, metrics = learned.estimator, learned.metrics
     x = learned.numbers(frame)
@@ -70,7 +74,7 @@ def _headline(learned: Learned, loss: float) -> str:
 
 
 def _grown(estimator: Estimator, x: pd.DataFrame, y: np.ndarray, measure: str) -> list[str]:
-    """How the structure came about: AdaNet's rounds and what each block added, EnergyNet's layers."""
+    """How the structure was learned: AdaNet's rounds and the effect of each block, or EnergyNet's layers."""
     if not isinstance(estimator, AdaNetClassifier | AdaNetRegressor):
         layers = [(number, a.allocated, a.width, a.gain) for number, a in enumerate(estimator.layers_, 1)]
         head = ("layer", "units grown", "units kept", "gain in log-likelihood, nats per row")
@@ -119,17 +123,17 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> tuple[str, str]:
-    """A value as text, and the attribute of its cell."""
+    """A value as text, and the attribute of its table cell."""
     if isinstance(value, str):
         return escape(value), ""
     return (f"{value:,}" if isinstance(value, int) else f"{value:.4g}"), ' class="n"'
 
 
 def _svg(figure: Figure) -> str:
-    """A figure to stand in the page."""
+    """A figure as SVG, to be placed in the page."""
     text = io.StringIO()
     with rc_context(
         {"svg.hashsalt": "meristem", "svg.fonttype": "none"}
-    ):  # the same bytes for the same fit; words as words
+    ):  # the same bytes for the same fit, and text as text
         figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
     return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)

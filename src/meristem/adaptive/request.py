@@ -1,4 +1,4 @@
-"""What `meristem learn` is asked for, checked before any library is loaded."""
+"""Checks of the arguments of `meristem learn`, before any library is loaded."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ SHIPPED = ("breast_cancer", "diabetes", "digits", "iris", "wine")  # scikit-lear
 
 
 def check_kind(kind: str) -> None:
-    """Raises MeristemError for a method that is not known."""
+    """Check the name of a method.
+
+    Raises:
+        MeristemError: if it is unknown.
+    """
     if kind not in NAMES:
         raise MeristemError(f"unknown method {kind!r}; {nearest(kind, NAMES)}")
 
 
 def check_table(source: str) -> None:
-    """Raises MeristemError for what is neither a file nor the name of a data set."""
+    """Check that `source` is a file or the name of a data set.
+
+    Raises:
+        MeristemError: if it is neither.
+    """
     if source in SHIPPED:
         return
     if Path(source).is_dir():

@@ -1,4 +1,6 @@
-"""The state of a training that can be killed: one safetensors file, replaced whole, tied to its data and options."""
+"""The state of a training that can be interrupted: one safetensors file that is replaced atomically and
+belongs to its data and options.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from meristem.errors import MeristemError
 
 
 def keep_state(path: Path, fingerprint: str, tensors: Mapping[str, Tensor], note: Any) -> None:
-    """Write tensors and a note (JSON) by atomic rename; `fingerprint` says what they belong to."""
+    """Write tensors and a note (JSON) by an atomic rename. `fingerprint` identifies the data and options that
+    they belong to.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     save_file(dict(tensors), partial, {"fingerprint": fingerprint, "note": json.dumps(note)})
@@ -24,10 +28,10 @@ def keep_state(path: Path, fingerprint: str, tensors: Mapping[str, Tensor], note
 
 
 def read_state(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], Any] | None:
-    """What `keep_state` wrote, or None if nothing is there.
+    """The result of `keep_state`, or None if there is no file.
 
     Raises:
-        MeristemError: if the file is something else, or of other data or options.
+        MeristemError: if the file is something else, or belongs to other data or options.
     """
     if not path.exists():
         return None

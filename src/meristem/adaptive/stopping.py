@@ -1,4 +1,4 @@
-"""When a training stops early, and which of its states is kept."""
+"""Early stopping, and the state that is kept."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from torch import Tensor
 
 
 class Stopping:
-    """Watches a loss that is checked now and then.
+    """Watches a loss that is checked at intervals.
 
     Args:
-        tensors: what is trained; a copy is kept from where the loss was lowest. None are needed to stop only.
-        patience: stop after so many checks without a gain. min_gain: the share of the lowest loss by which it must fall to count.
+        tensors: the trained tensors. A copy of them at the lowest loss is kept. Without tensors, it only
+            stops.
+        patience: the number of checks without a gain after which to stop.
+        min_gain: the share of the lowest loss by which the loss must fall to count as a gain.
     """
 
     def __init__(self, tensors: Iterable[Tensor], patience: int, min_gain: float = 0.0) -> None:
@@ -22,7 +24,7 @@ class Stopping:
         self._kept: list[Tensor] = []
 
     def over(self, loss: float, at: int) -> bool:
-        """Note a loss after `at` steps; whether to stop."""
+        """Record a loss after `at` steps. Returns whether to stop."""
         self.stale = 0 if loss < self.lowest * (1 - self.min_gain) else self.stale + 1
         if loss < self.lowest:
             self.lowest, self.lowest_at = loss, at
@@ -31,7 +33,7 @@ class Stopping:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put back what was trained as it was at the lowest loss; if no loss was noted it stays."""
+        """Restore the tensors of the lowest loss. If no loss was recorded, they are unchanged."""
         if self._kept:
             for tensor, kept in zip(self.tensors, self._kept, strict=True):
                 tensor.copy_(kept)

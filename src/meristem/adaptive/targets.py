@@ -1,4 +1,4 @@
-"""What is predicted, as estimators keep it: classes by number, numbers at scale 1."""
+"""Targets as estimators store them: classes by number, numbers at scale 1."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ LARGEST_MULTIPLE = 1000
 
 
 def repetitions(weight: np.ndarray) -> np.ndarray | None:
-    """How often each row occurs by its weight, all above 0 (n_samples,): whole multiples of the smallest one; None if they are none."""
+    """The number of repetitions of each row from positive weights (n_samples,), if they are whole multiples
+    of the smallest one, or None.
+    """
     times = weight / weight.min()
     if times.max() <= LARGEST_MULTIPLE and np.allclose(times, np.round(times), rtol=1e-9, atol=0):
         return np.round(times).astype(int)
@@ -24,10 +26,11 @@ def repetitions(weight: np.ndarray) -> np.ndarray | None:
 
 
 def counted_rows(weight: np.ndarray) -> float:
-    """How many rows weights (n_samples,) stand for: m of the complexities.
+    """The number of rows that weights (n_samples,) represent: m of the complexities.
 
-    Weights are relative, so a common factor changes nothing. Whole multiples of the smallest one are rows that occur so often, as
-    scikit-learn has it; other weights say how much a row matters, and each row that counts is one.
+    Weights are relative, so a common factor changes nothing. Whole multiples of the smallest one count as
+    repeated rows, as in scikit-learn. Other weights give the importance of a row, and each row of positive
+    weight counts as one.
     """
     used = weight[weight > 0]
     times = repetitions(used)
@@ -35,7 +38,11 @@ def counted_rows(weight: np.ndarray) -> float:
 
 
 def checked_weights(sample_weight: Any, X: np.ndarray) -> np.ndarray:
-    """The rows' weights (n_samples,), 1 if none are given. Raises MeristemError if none counts."""
+    """The weights of the rows (n_samples,), 1 by default.
+
+    Raises:
+        MeristemError: if all weights are zero.
+    """
     weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
     if not (weight > 0).any():
         raise MeristemError("all sample weights are zero; at least one row must count")
@@ -43,15 +50,15 @@ def checked_weights(sample_weight: Any, X: np.ndarray) -> np.ndarray:
 
 
 class ClassLabels:
-    """A classifier's labels: `classes_`, and how files keep them."""
+    """The labels of a classifier: `classes_`, and their form in files."""
 
     classes_: np.ndarray
 
     def _read_labels(self, y: np.ndarray) -> Tensor:
-        """The number of each row's class (n_samples,); `classes_` is set.
+        """The number of each row's class (n_samples,). It sets `classes_`.
 
         Raises:
-            ValueError: for targets that are no classes, or of one class only.
+            ValueError: if y does not hold classes, or only one class.
         """
         check_classification_targets(y)
         self.classes_, numbers = np.unique(y, return_inverse=True)
@@ -67,7 +74,7 @@ class ClassLabels:
 
 
 class ScaledTarget:
-    """A regressor's target at mean 0 and deviation 1, and how files keep it."""
+    """The target of a regressor at mean 0 and standard deviation 1, and its form in files."""
 
     target_mean_: float
     target_scale_: float
@@ -79,7 +86,7 @@ class ScaledTarget:
         return torch.as_tensor((y - self.target_mean_) / self.target_scale_, dtype=torch.float64, device="cpu")[:, None]
 
     def _unscaled(self, outputs: Tensor) -> np.ndarray:
-        """The target of outputs (n_samples, 1) -> (n_samples,)."""
+        """Outputs (n_samples, 1) in the scale of the target (n_samples,)."""
         return outputs[:, 0].double().numpy() * self.target_scale_ + self.target_mean_
 
     def _targets(self) -> dict[str, Any]:

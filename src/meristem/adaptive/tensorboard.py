@@ -1,4 +1,4 @@
-"""Records of a search as TensorBoard's scalars."""
+"""The records of a search as scalars of TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from meristem.errors import MeristemError
 
 
 class Scalars:
-    """The numbers of each record, by their place in it: `objective`, `candidates/0/complexity`; a context.
+    """A context that writes the numbers of each record under their paths in it: `objective`,
+    `candidates/0/complexity`.
 
     Args:
-        log_dir: the folder that TensorBoard is pointed at; None: nothing is written.
-        first: the step from which on this run writes. What an earlier run wrote from there on is not shown any more.
+        log_dir: the folder that TensorBoard reads. None writes nothing.
+        first: the first step that this run writes. Later steps of an earlier run are no longer shown.
 
     Raises:
         MeristemError: if TensorBoard is not installed.
@@ -30,7 +31,7 @@ class Scalars:
         self._writer = SummaryWriter(log_dir, purge_step=first)
 
     def write(self, record: Mapping[str, Any], step: int) -> None:
-        """Note a record of a step; words in it are left out."""
+        """Write the record of a step. Words in it are left out."""
         if self._writer is None:
             return
         for name, value in _numbers(record, ""):

@@ -1,1 +1,3 @@
-"""The command line: thin. It parses, calls and prints; torch is imported only inside a command."""
+"""The command line parses arguments, calls the library and prints. torch is imported only inside a
+command.
+"""

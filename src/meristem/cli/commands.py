@@ -1,4 +1,4 @@
-"""The name under which scripts know `read_options`; it lives in `options`."""
+"""Re-exports `read_options` from `options`, under the name that scripts import."""
 
 from meristem.cli.options import read_options
 

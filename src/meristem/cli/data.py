@@ -1,4 +1,4 @@
-"""`meristem data`: what a recipe's data are."""
+"""`meristem data`: a description of a recipe's data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from meristem.cli.progress import step
 
 
 def data(recipe: RecipeFile) -> Answer:
-    """Prepare a recipe's data (tokenised once for all nodes) and describe them: documents, tokens, bytes per token, splits."""
+    """Prepare a recipe's data once for all nodes, and print documents, tokens, bytes per token and splits."""
     calm_libraries()
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""`meristem diagnose`: training before a growth point against training after it."""
+"""`meristem diagnose`: the training before a growth point against the training after it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ def diagnose(
     bound: Annotated[float, typer.Option(help="The largest conflict per step at the junction.")] = 0.1,
     out: RunDirectory = None,
 ) -> Answer:
-    """Measure a growth point: how much the training after it conflicts with the training before it, and the learning rate that bounds the conflict."""
+    """Measure how much the training after a growth point conflicts with the training before it.
+
+    It also prints the learning rate that bounds the conflict.
+    """
     calm_libraries()
     from meristem.recipes.growth_node import check_grows
     from meristem.recipes.specs.schema import load_recipe

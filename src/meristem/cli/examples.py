@@ -1,4 +1,4 @@
-"""The data on which a network is watched: `--inputs FILE`, or `--data SOURCE` in the model's own tokens."""
+"""The data for methods that choose by data: `--inputs FILE`, or `--data SOURCE` in the model's own tokens."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Looked:
     Attributes:
         data: a text source, as in recipes (`data.open_corpus`).
         inputs: a file of named tensors (`inputs.read_inputs`), instead of `data`.
-        tokenizer: a name or directory. By default the tokenizer in SRC.
-        examples: how many sequences of the training split are used.
-        sequence_length: how many tokens each of them has.
+        tokenizer: a name or directory. By default it is the tokenizer in SRC.
+        examples: the number of sequences of the training split that are used.
+        sequence_length: the number of tokens in each of them.
     """
 
     data: str | None = None
@@ -31,8 +31,10 @@ class Looked:
     sequence_length: int = 256
 
     def check(self) -> None:
-        """Raises MeristemError if there are two sources or none, or if a count is not a positive whole
-        number.
+        """Check the options.
+
+        Raises:
+            MeristemError: if there are two sources or none, or if a count is not a positive whole number.
         """
         if (self.data is None) == (self.inputs is None):
             raise MeristemError(
@@ -46,7 +48,7 @@ class Looked:
                 raise MeristemError(f"{name} must be at least {1 + (name == '--sequence-length')}, got {count}")
 
     def batches(self, source: Path, model: Any) -> list[dict[str, Any]]:
-        """Keyword arguments of forward, with labels if they are text.
+        """Batches of keyword arguments of `forward`. Batches of text include labels.
 
         Raises:
             MeristemError: if the data or the tokenizer do not exist, or do not fit the model.
@@ -78,14 +80,14 @@ class Looked:
         return list(DataLoader(Sequences(corpus.train, length, found), batch_size=TOGETHER))  # type: ignore[arg-type]
 
     def record(self, batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The entry in `meristem.json` about it."""
+        """The entry about the data in `meristem.json`."""
         shapes = {name: list(tensor.shape[1:]) for name, tensor in batches[0].items()}
         examples = sum(len(next(iter(batch.values()))) for batch in batches)
         return {"data": self.data or str(self.inputs), "examples": examples, "shapes": shapes}
 
 
 def wants_data(methods: Sequence[Any]) -> bool:
-    """Whether one of them chooses by what the network computes on data."""
+    """Whether one of the methods chooses by what the network computes on data."""
     from meristem.growth import Prune
 
     return any(isinstance(method, Prune) for method in methods)

@@ -101,7 +101,7 @@ def grow(
     push_to_hub: PushTo = None,
     revision: PushRevision = None,
 ) -> Answer:
-    """Grow a model into a larger one, prove it, and write a plain Hugging Face directory, tensor by tensor."""
+    """Grow a model, prove the growth, and write a plain Hugging Face directory, tensor by tensor."""
     options = method_options(context)
     check_methods(method)
     if build is not None:

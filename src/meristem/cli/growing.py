@@ -27,10 +27,10 @@ class Request:
     """The arguments of a growth from the command line.
 
     Attributes:
-        target: what `--like` names, and whether the other fields of the target are taken.
-        processes: who writes: a number of processes, "ranks" or "ray", or the rank of this process if it is
-            known.
-        sample: how many blocks of each list the proof runs.
+        target: the model that `--like` names, and whether the other fields of its config are taken.
+        processes: the processes that write: a number of processes, "ranks" or "ray", or the rank of this
+            process if it is known.
+        sample: the number of blocks of each list that the proof runs.
         push: the repository of the hub and its branch, if the result is uploaded.
         looked: the data of a method that chooses by data.
     """
@@ -55,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True)
 class _Planned:
-    """A growth and what was read for it; `hashed` by the process that writes the record."""
+    """A growth and the files that were read for it. The process that writes the record sets `hashed`."""
 
     growth: Any
     found: Source
@@ -71,10 +71,10 @@ class _Planned:
 
 
 def grow_checkpoint(asked: Request) -> Answer:
-    """Plan, prove, write.
+    """Plan a growth, prove it and write it.
 
     Raises:
-        MeristemError: if it cannot be done.
+        MeristemError: if one of these is not possible.
     """
     from meristem.checkpoints.directory import check_place, check_shard_size
     from meristem.cli.pushing import check_push
@@ -95,7 +95,11 @@ def grow_checkpoint(asked: Request) -> Answer:
 
 
 def _grow(asked: Request, who: Processes | None, beside: contextlib.ExitStack) -> Answer:
-    """The work; what runs `beside` it ends with it."""
+    """Do the work of `grow_checkpoint`. Everything in `beside` ends with it.
+
+    Raises:
+        MeristemError: if the request is not possible.
+    """
     from meristem.cli.pushing import push
 
     prove = asked.prove and not asked.dry_run
@@ -162,8 +166,8 @@ def _plan(asked: Request, prove: bool, who: Processes | None, beside: contextlib
 def _plan_on_data(
     asked: Request, found: Source, methods: Sequence[Any], same: Callable[[], None], hashed: SourceHash | None
 ) -> _Planned:
-    """The same for methods that watch the whole network run. It is in memory, and no optimizer state
-    grows.
+    """The plan for methods that observe the whole network on data. The network is in memory, and no optimizer
+    state is grown.
     """
     from meristem.checkpoints import open_model
     from meristem.checkpoints.unplaced import check_drop
@@ -186,7 +190,7 @@ def _write(asked: Request, planned: _Planned, who: Processes | None) -> Any:
 
     growth, found, hashed = planned.growth, planned.found, planned.hashed
     if hashed is not None and (planned.reader is not None or who is not None):
-        hashed.written(1.0)  # others write too, or nobody tells how far it is
+        hashed.written(1.0)  # others write too, or the progress is unknown
     if planned.reader is not None:
         with step(f"writing {asked.out}"):
             read = hashed.result if hashed is not None else lambda: None
@@ -199,7 +203,7 @@ def _write(asked: Request, planned: _Planned, who: Processes | None) -> Any:
     except PreservationError:
         if growth.pending is None:
             raise
-        with step("planning and proving once more"):  # what a trial tells may help; or the error says more
+        with step("planning and proving once more"):  # the result of a trial may help, or its error is clearer
             growth = planned.again()
         return _write_growth(asked, growth, planned, who)
 
@@ -210,7 +214,7 @@ def _write_growth(
     planned: _Planned,
     processes: Processes | None,
 ) -> Any:
-    """Write the growth, and prove it meanwhile if that is left to do."""
+    """Write the growth, and prove it at the same time if the proof is still open."""
     from meristem.checkpoints.record import growth_record
     from meristem.checkpoints.sharded_optimizer import grow_sharded_optimizer
     from meristem.checkpoints.trainer_state import TrainerState, grow_trainer_state
@@ -236,7 +240,7 @@ def _write_growth(
 
 
 def _told(asked: Request, planned: _Planned, growth: Any) -> dict[str, Any]:
-    """What was made, as data, and printed."""
+    """The result as data. It is also printed."""
     from meristem.growth.optimizers.optimizer import partly_new
 
     saved, out = planned.saved, asked.out

@@ -23,17 +23,17 @@ ROWS, LENGTH = 4, 128  # of a batch that is taken from text: sequences, and toke
 
 
 def inputs_for(given: str | None, source: str | Source, model: nn.Module) -> dict[str, Tensor] | None:
-    """The inputs that `--inputs` names, as keyword arguments of the model's forward. None if nothing is
+    """The inputs that `--inputs` names, as keyword arguments of the model's `forward`, or None if nothing is
     given.
 
     Args:
-        given: a file of named tensors. Or text or tokens, as in recipes (`data.open_corpus`), of which the
-            first sequences are used. Text is tokenized by the model's own tokenizer.
+        given: a file of named tensors, or text or tokens as in recipes (`data.open_corpus`), of which the
+            first sequences are used. The model's own tokenizer tokenises text.
         source: the directory or hub name of the model.
         model: the model.
 
     Raises:
-        MeristemError: if it cannot be read, or does not fit the model.
+        MeristemError: if the inputs cannot be read, or do not fit the model.
     """
     if given is None:
         return None
@@ -68,7 +68,11 @@ def _of_text(given: str, source: str | Source, model: nn.Module) -> dict[str, Te
 
 
 def own_tokenizer(source: Path) -> str:
-    """The directory of a model that has a tokenizer. Raises MeristemError if it has none."""
+    """The directory of a model, which must contain a tokenizer.
+
+    Raises:
+        MeristemError: if it contains none.
+    """
     if any((source / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         return str(source)
     raise MeristemError(
@@ -78,8 +82,8 @@ def own_tokenizer(source: Path) -> str:
 
 
 def read_inputs(file: Path) -> dict[str, Tensor]:
-    """{argument of forward: tensor} from a .safetensors, .npz or .json file ({"input_ids": [[1, 2, 3]]}).
-    Nothing is unpickled.
+    """The arguments of `forward` by name, from a .safetensors, .npz or .json file ({"input_ids": [[1, 2,
+    3]]}). Nothing is unpickled.
 
     Raises:
         MeristemError: if the file cannot be read, is of another kind, or holds no tensors.
@@ -125,4 +129,4 @@ def _json(file: Path) -> dict[str, Tensor]:
 
 
 READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {".safetensors": _safetensors, ".npz": _npz, ".json": _json}
-UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # as token files are; no embedding takes them
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # as in token files; no embedding takes them

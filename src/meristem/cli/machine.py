@@ -1,4 +1,4 @@
-"""What machine this is, in words."""
+"""A description of this machine in words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def machine() -> str:
-    """Architecture, device, and the versions of torch and Python."""
+    """The architecture, the device, and the versions of torch and Python."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"

@@ -1,4 +1,4 @@
-"""`meristem`: the verbs, and what becomes of their errors."""
+"""`meristem`: its commands, and the handling of their errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OUT_OF_MEMORY = (
     "can't allocate memory|not enough memory|out of memory|Storage size calculation overflowed"  # torch's words
 )
 COLLECT_AFTER = 200_000  # new objects
-INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
+INTERRUPTED = 130  # the exit code of shells for a program that Ctrl-C ended
 
 app = typer.Typer(
     name="meristem",
@@ -95,7 +95,7 @@ register(app, demo, "demo", "demo --out /tmp/demo")
 
 
 def main() -> None:
-    """The entry point. Every MeristemError becomes one clear message and exit code 2 (1 for a broken
+    """Run the command line. Every MeristemError becomes one clear message and exit code 2 (1 for a broken
     promise).
     """
     before = gc.get_threshold()
@@ -125,7 +125,9 @@ def main() -> None:
 
 
 def _spelt_out(arguments: list[str]) -> list[str]:
-    """`--verify sample=4` as `--sample 4`: a flag that may take a value would take whatever follows it."""
+    """`--verify sample=4` as `--sample 4`. A flag with an optional value would take any word that follows
+    it.
+    """
     spelt: list[str] = []
     for argument in arguments:
         value = argument.removeprefix("--verify=")

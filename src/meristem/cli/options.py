@@ -49,14 +49,14 @@ METHOD_NAMES = (
     "upcycle",
     "weight_selection",
     "zero_padding",
-)  # of meristem.growth.METHODS, which takes seconds to import: a shell that completes a word cannot wait
+)  # of meristem.growth.METHODS, which takes seconds to import, too long for a shell's completion
 
 
 def check_methods(method: str | None) -> None:
-    """Check that all of several comma-separated methods are known.
+    """Check the names of comma-separated methods.
 
     Raises:
-        MeristemError: if one is unknown. The message names it, and the nearest known one.
+        MeristemError: if one is unknown. The message gives it and the nearest known name.
     """
     for name in (method or "hypercloning").split(","):
         if name not in METHOD_NAMES:
@@ -70,7 +70,7 @@ def complete_method(incomplete: str) -> list[str]:
 
 
 def method_options(context: typer.Context) -> dict[str, Any]:
-    """The options of the method among the flags of the present command."""
+    """The options of the method, from the flags of the present command."""
     given = {name: context.params.get(name) for name in METHOD_FLAGS}
     return read_options(given, context.params.get("option") or [], context.params.get("size") or [])
 
@@ -108,7 +108,7 @@ def named_values(flag: str, entries: Sequence[str]) -> dict[str, Any]:
 
 
 def _typed(value: str) -> Any:
-    """A number or a truth value if it reads as one, and the text otherwise."""
+    """The text as a number or a boolean if it is one, and otherwise as it is."""
     if value.lower() in ("true", "false"):
         return value.lower() == "true"
     for kind in (int, float):
@@ -127,7 +127,7 @@ def named_methods(method: str | None, options: dict[str, Any]) -> list[Any]:
 
 
 def like_target(model: Any, method: str | None, options: dict[str, Any], target: tuple[str | None, bool]) -> Any:
-    """The growth to the target that `--like` names."""
+    """The method that grows to the target that `--like` names."""
     from meristem.growth.like.config import OPTIONS, like
 
     name, take = target

@@ -1,6 +1,4 @@
-"""What commands print, and where: answers on stdout, everything else on stderr, and one JSON object with
-`--json`.
-"""
+"""Where commands print: answers on stdout, everything else on stderr, and one JSON object with `--json`."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only answers a
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command has found or made, as plain data, and its exit code."""
+    """The result of a command as plain data, and its exit code."""
 
     content: dict[str, Any]
     exit_code: int = 0
@@ -36,14 +34,15 @@ class Answer:
 def register(
     app: typer.Typer, command: Callable[..., Answer], *examples: str, in_context: Mapping[str, Any] | None = None
 ) -> None:
-    """Make `command` a command of `app`, with `--json`, `--quiet` and `examples` at the end of its help.
+    """Make `command` a command of `app`, with `--json` and `--quiet`, and with `examples` at the end of its
+    help.
 
     Args:
         app: the application.
         command: the function.
         examples: command lines.
-        in_context: {name: option after `--method`} for options that the command finds in its context and not
-            among its arguments.
+        in_context: options that the command reads from its context and not from its arguments: a dictionary
+            from the name to the option, shown after `--method`.
     """
     signature = inspect.signature(command, eval_str=True)
     own = set(signature.parameters)
@@ -91,7 +90,7 @@ _DONE = [False]
 
 
 def is_done() -> bool:
-    """Whether the command has ended: what it makes is there."""
+    """Whether the command has ended, so that its result exists."""
     return _DONE[0]
 
 
@@ -128,14 +127,14 @@ def _plain(value: Any) -> Any:
 
 
 def calm_libraries() -> None:
-    """Stop libraries from drawing bars, giving advice, and loading what no command uses."""
+    """Stop libraries from drawing bars, giving advice, and loading modules that no command uses."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def leave(message: str, code: int) -> None:
-    """Print one clear message on stderr, in colour if it is a terminal, and exit with the code."""
+    """Print one clear message on stderr, in colour on a terminal, and exit with the code."""
     coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     name = "\x1b[1;31mmeristem:\x1b[0m" if coloured else "meristem:"
     print(f"{name} {message}", file=sys.stderr)

@@ -22,10 +22,10 @@ def grow_own(
     prove: bool,
     overwrite: bool,
 ) -> Answer:
-    """Build, load, watch, grow, prove and write.
+    """Build the network, load its weights, infer its anatomy, grow it, prove the growth and write it.
 
     Raises:
-        MeristemError: if something is missing or does not fit.
+        MeristemError: if an option is missing, or does not fit the network.
     """
     from meristem.anatomy import Anatomy
     from meristem.checkpoints.directory import check_place
@@ -67,10 +67,10 @@ def grow_own(
 
 
 def whole(flag: str, entries: Sequence[str]) -> dict[str, int]:
-    """{name: number} of `name=number`, several separated by commas.
+    """The whole numbers in `name=number` entries, by name. An entry can hold several, separated by commas.
 
     Raises:
-        MeristemError: for anything else.
+        MeristemError: for other text.
     """
     found = {}
     for entry in (part for text in entries for part in text.split(",")):

@@ -1,4 +1,4 @@
-"""OUT as the user names it: a local directory, or an address in an object store."""
+"""OUT as the user gives it: a local directory, or an address in an object store."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from meristem.errors import MeristemError
 
 
 def at_place(out: str, write: Callable[[Path], Answer], overwrite: bool = False, alone: bool = True) -> Answer:
-    """Call `write` with a directory, and bring the result to the place that the user named.
+    """Call `write` with a directory, and move the result to the place that the user gave.
 
     Args:
         out: the place.
         write: a function that writes into a directory.
         overwrite: whether `--overwrite` is given.
-        alone: whether one process writes. Ranks have to share a directory.
+        alone: whether one process writes. Ranks need a shared directory.
 
     Raises:
         MeristemError: if the address is taken or cannot be written, or if an option needs a directory.

@@ -1,4 +1,4 @@
-"""`meristem plan`: what a growth route will cost, before it is spent."""
+"""`meristem plan`: the cost of a growth route, before it runs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def plan(
     drop: Drop = None,
     trust_remote_code: Trust = False,
 ) -> Answer:
-    """Plan a growth before you spend anything: method, moment, learning rate, costs, measurements, warnings."""
+    """Plan a growth before it runs: method, moment, learning rate, costs, measurements, warnings."""
     calm_libraries()
     from meristem.checkpoints.source import find_source
 
@@ -95,7 +95,11 @@ def plan(
 
 
 def _count(flag: str, text: str) -> int:
-    """The number that a user wrote. Raises MeristemError for anything else."""
+    """The number in the text of a user.
+
+    Raises:
+        MeristemError: if there is none.
+    """
     from meristem.recipes.specs.data_specs import parse_count
 
     try:

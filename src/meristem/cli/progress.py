@@ -1,4 +1,4 @@
-"""Progress on stderr: a spinner or a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress on stderr: a spinner or a bar on a terminal, otherwise plain lines at intervals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONG, OFTEN = 2.0, 30.0  # seconds until the first plain line of a step, and unt
 
 
 class _Words:
-    """The text of a step and, when a proof runs, how many of its blocks are done."""
+    """The text of a step and, while a proof runs, the number of its finished blocks."""
 
     def __init__(self, about: str) -> None:
         self.about, self.blocks = about, ""
@@ -31,7 +31,7 @@ class _Words:
 
 @contextlib.contextmanager
 def step(about: str) -> Iterator[None]:
-    """A context that shows what is going on, with the blocks that proofs have run of all that they will run.
+    """A context that shows the present step, with the finished blocks of proofs out of all their blocks.
 
     On a terminal it is a spinner with the seconds so far. Elsewhere it is a line after two seconds, and one
     every half minute.
@@ -43,8 +43,8 @@ def step(about: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def bytes_bar(about: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A context with a function to call with the number of bytes just done. A proof that runs meanwhile shows
-    its blocks, as in `step`.
+    """A context with a function to call with the number of bytes just done. A proof that runs at the same
+    time shows its blocks, as in `step`.
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -82,7 +82,7 @@ def _spinning(words: _Words) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lines(words: _Words) -> Iterator[None]:
-    """A plain line on the present standard error when a step is long, and again while it lasts."""
+    """A plain line on the present standard error when a step takes long, and further lines while it lasts."""
     ended, stderr = threading.Event(), sys.stderr
 
     def tell() -> None:

@@ -1,4 +1,4 @@
-"""`--push-to-hub`: upload the result, if the user wants that."""
+"""`--push-to-hub`: upload the result if the user requests it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from meristem.errors import MeristemError
 
 
 def check_push(where: tuple[str | None, str | None]) -> None:
-    """Stop before any work is done if the upload could not work.
+    """Stop before any work if the upload could not work.
 
     Raises:
-        MeristemError: if no repository can have the name, if the token is missing or refused, or if a branch
-            is given without a repository.
+        MeristemError: if the name of the repository is invalid, if the token is missing or refused, or if a
+            branch is given without a repository.
     """
     repository, revision = where
     if repository is None:

@@ -1,4 +1,4 @@
-"""`meristem race` and `meristem demo`: a challenger against a baseline at matched compute."""
+"""`meristem race` and `meristem demo`: a challenger against a baseline at equal compute."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def race(
 
 
 def demo(out: Annotated[Path, typer.Option("--out", help="Where the demo's files go.")] = Path("demo")) -> Answer:
-    """Train a small language model on real text, clone it, train on, and race it against training from scratch."""
+    """Train a small model on real text, clone it, train on, and race it against training from scratch."""
     answer = race(Path(__file__).parent.parent / "recipes" / "demo.yaml", out)
     note(DEMO_SHOWS)
     return answer

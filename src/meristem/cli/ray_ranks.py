@@ -1,4 +1,4 @@
-"""`--processes ray`: ranks that write their share of the files as tasks of a Ray cluster."""
+"""`--processes ray`: ranks write their share of the files as tasks of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ ASKED = re.compile(r"^ray(?::([0-9]+))?$")
 
 
 def wants_ray(processes: str | Processes | None) -> bool:
-    """Whether `--processes` says ray, or ray:N."""
+    """Whether `--processes` is ray or ray:N."""
     return isinstance(processes, str) and ASKED.match(processes) is not None
 
 
 def on_ray(processes: str, grow: Callable[[Any], Answer], asked: Any) -> Answer:
     """The answer of `grow` as rank 0, in this process.
 
-    The other ranks are tasks of the cluster at RAY_ADDRESS, or of one that is started here. A task whose
-    worker or machine dies is started again, and writes the files that do not exist yet.
+    The other ranks are tasks of the cluster at RAY_ADDRESS, or of one that is started here. If the worker or
+    the machine of a task dies, the task is started again, and writes the files that do not exist yet.
 
     Args:
-        processes: "ray", with as many ranks as the cluster has CPUs, or "ray:N".
-        grow: a function that runs one rank of a request, which says who writes (`asked.processes`).
+        processes: "ray" for as many ranks as the cluster has CPUs, or "ray:N".
+        grow: a function that runs one rank of a request, which names the processes that write
+            (`asked.processes`).
         asked: the request.
 
     Raises:
-        MeristemError: without Ray or a cluster, and the error of a rank that fails.
+        MeristemError: without Ray or a cluster, and with the error of a rank that fails.
     """
     from meristem.checkpoints.shares import Processes
     from meristem.recipes.executors.ray import cluster
@@ -57,12 +58,12 @@ def on_ray(processes: str, grow: Callable[[Any], Answer], asked: Any) -> Answer:
 
 
 def as_rank(grow: Callable[[Any], Answer], asked: Any, processes: Processes) -> Answer:
-    """Run one rank of a request. It is a function of the module, so that Ray can send it."""
+    """Run one rank of a request. It is a function of the module, because Ray has to send it."""
     return grow(replace(asked, processes=processes))
 
 
 def seen_from_elsewhere(asked: Any) -> Any:
-    """The same request for a process that may have another working directory."""
+    """The same request with absolute paths, for a process that may have another working directory."""
     here = Path(asked.source)
     return replace(asked, out=asked.out.absolute(), source=str(here.absolute()) if here.exists() else asked.source)
 
@@ -72,7 +73,11 @@ def _rank(run: Callable[[Processes], Answer], processes: Processes) -> None:
 
 
 def _check(ray: Any, tasks: list[Any]) -> None:
-    """Raises the error of a task that has failed."""
+    """Raise the error of a task that has failed.
+
+    Raises:
+        MeristemError: with the error of the task.
+    """
     done, running = ray.wait(tasks, num_returns=len(tasks), timeout=0) if tasks else ([], [])
     tasks[:] = running
     for task in done:

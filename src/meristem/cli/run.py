@@ -49,7 +49,11 @@ def _row(name: str, seed: int, node: Any) -> dict[str, Any]:
 
 
 def executor_named(name: str | None, options: list[str], out: Path) -> Any:
-    """The executor that `--executor` names, with its options. None if nodes run here."""
+    """The executor that `--executor` names, with its options. None if nodes run in this process.
+
+    Raises:
+        MeristemError: if options are given without an executor, or for an unknown name or option.
+    """
     from meristem.recipes.executors import build_executor
 
     if name is None:

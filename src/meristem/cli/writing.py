@@ -1,4 +1,4 @@
-"""Writing a result, and showing what would be written."""
+"""Writing a result, and printing what would be written."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ def write(
     prove: Callable[[], object] | None = None,
     seen: Callable[[float], None] | None = None,
 ) -> list[str]:
-    """Write the model directory, under a progress bar. Everything except weights comes from the first
-    source.
+    """Write the model directory, under a progress bar. Everything except weights comes from the first source.
 
     Args:
-        seen: called with the share of the weights, from 0 to 1, that is written.
+        seen: a function that is called with the share of the weights, from 0 to 1, that is written.
     """
     from meristem.checkpoints import write_model
     from meristem.cli.progress import bytes_bar
@@ -50,7 +49,7 @@ def write(
 def _seen_by(
     bar: Callable[[int], AbstractContextManager[Callable[[int], None]]], seen: Callable[[float], None], total: int
 ) -> Iterator[Callable[[int], None]]:
-    """A bar that tells another, too."""
+    """A bar that also calls another function."""
     done = 0
     with bar(total) as shown:
 
@@ -69,7 +68,7 @@ def say_left(left: Sequence[str], out: Path, sources: Sequence[Source]) -> list[
     """
     from meristem.checkpoints.companions import CARD, differing
 
-    left = [name for name in left if name == CARD or not (out / name).exists()]  # a Trainer's files are written beside
+    left = [name for name in left if name == CARD or not (out / name).exists()]  # a Trainer's files are written too
     if others := [name for name in left if name != CARD]:
         print(
             f"meristem: not copied from {sources[0]}, since not part of the grown model: {', '.join(others)}",

@@ -1,4 +1,4 @@
-"""`python -m meristem.recipes DIRECTORY`: one node, as an executor or torchrun starts it."""
+"""`python -m meristem.recipes DIRECTORY` runs one node. Executors and torchrun start it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from meristem.orphans import watching_parent
 
 
 def main() -> int:
-    """Returns 0, or 2 for bad input; anything else is a crash, worth another attempt."""
+    """Run the node. Returns 0, or 2 for bad input. Any other exit code is a crash, after which another
+    attempt may succeed.
+    """
     directory = Path(sys.argv[1])
     with watching_parent():
         return _run(directory)

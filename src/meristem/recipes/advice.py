@@ -1,4 +1,6 @@
-"""What `meristem plan` advises: method, moment, learning rate and warm-up, what was measured of it, and what to be wary of."""
+"""The advice of `meristem plan`: the method, when to grow, the learning rate and warm-up, the evidence, and
+warnings.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,14 @@ RATES = {
 KINDS = {
     **dict.fromkeys(("hypercloning", "net2net", "lemon", "zero_padding", "shrink_zero_pad_perturb"), "width"),
     **dict.fromkeys(("identity_blocks", "upcycle", "more_experts", "grow_dont_overwrite"), "exact depth"),
-}  # of all others, which do not keep the function: a new start
+}  # of all others, which do not keep the function and start again
 
 
 @dataclass(frozen=True)
 class Advice:
-    """Sentences. `evidence` has one for each method and study; `warnings` are what the plan is likely to fail by."""
+    """Advice as sentences. `evidence` has one for each method and study. `warnings` are the likely reasons
+    for a failure of the plan.
+    """
 
     method: str
     why: str
@@ -43,10 +47,10 @@ class Advice:
 
 
 def suggested(options: Mapping[str, Any]) -> tuple[str, str]:
-    """(method names, why) for a target that is given without a method.
+    """The method names for a target that is given without a method, and the reason.
 
     Args:
-        options: as the command line names them: width, depth, hidden_size, num_experts, ...
+        options: the target, by the names of the command line: width, depth, hidden_size, num_experts, ...
     """
     deeper = bool({"depth", "num_hidden_layers", "depths"} & set(options))
     if "num_experts" in options:
@@ -84,14 +88,14 @@ def advise(
     """Advice on one plan.
 
     Args:
-        methods: in their order.
-        why: this method, if it was chosen here.
-        sizes: {axis or list of blocks: (before, after)}.
-        parameters: of the small and of the large network.
-        tokens: the budget, training the large network from scratch.
-        routes: `costs.routes`.
-        unit: tokens, or examples where networks read none.
-        given_moment: whether the user has said when to grow.
+        methods: the methods in their order.
+        why: the reason for the method, if it was chosen here.
+        sizes: the sizes before and after, by axis or list of blocks.
+        parameters: the numbers of parameters of the small and the large network.
+        tokens: the budget with which the large network would be trained from scratch.
+        routes: the result of `costs.routes`.
+        unit: "tokens", or "examples" for networks that read no tokens.
+        given_moment: whether the user has chosen when to grow.
     """
     names = [method.name for method in methods]
     kinds = [KINDS.get(name, "new start") for name in names]
@@ -183,5 +187,5 @@ def _gate_fails_at() -> float | None:
 
 @cache
 def _measured() -> list[dict[str, Any]]:
-    """The studies' figures, which `python -m benchmarks report` writes."""
+    """The results of the studies, which `python -m benchmarks report` writes."""
     return json.loads((Path(__file__).parent / "evidence.json").read_text(encoding="utf-8"))

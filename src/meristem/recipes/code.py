@@ -1,4 +1,4 @@
-"""Which code makes a node's result: part of the node's identity, and of its record."""
+"""The code that makes a node's result. It is part of the node's identity and of its record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import meristem
 
-# What only shows or starts: a result does not depend on it.
+# Code that only shows or starts runs. No result depends on it.
 WITHOUT_INFLUENCE = ("cli/", "recipes/executors/", *(f"recipes/{name}.py" for name in (
     "fan_out", "figure", "pictures", "progress", "race", "report", "status", "table", "watch",
 )))  # fmt: skip
@@ -17,7 +17,7 @@ WITHOUT_INFLUENCE = ("cli/", "recipes/executors/", *(f"recipes/{name}.py" for na
 
 @cache
 def code_revision() -> str:
-    """SHA-256 over the names and contents of all of Meristem's files that can change a result."""
+    """SHA-256 of the names and contents of all files of Meristem that can change a result."""
     root, digest = Path(meristem.__file__).parent, hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         name = file.relative_to(root).as_posix()
@@ -27,7 +27,9 @@ def code_revision() -> str:
 
 
 def made_by() -> dict[str, str]:
-    """For the record: Meristem's version and revision, and the versions below it."""
+    """The versions for the record: Meristem's version and revision, and those of the libraries that it
+    uses.
+    """
     import torch
     import transformers
 

@@ -1,4 +1,4 @@
-"""What a growth route costs, before spending it: FLOPs counted on the meta device, memory, and when to grow."""
+"""The cost of a growth route before it runs: FLOPs counted on the meta device, memory, and when to grow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from meristem.recipes.tasks.language import example_tokens
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """Parameters, training FLOPs per token (per example where there are no tokens), and bytes of weights, gradients and moments."""
+    """The number of parameters, the training FLOPs per token (per example if there are no tokens), and the
+    bytes of weights, gradients and moments.
+    """
 
     parameters: int
     flops_per_token: float
@@ -29,11 +31,13 @@ class NetworkCost:
 
 
 def network_cost(model: nn.Module, inputs: Mapping[str, Tensor]) -> NetworkCost:
-    """The cost of training `model`, which may be on the meta device. Bytes are for float32 throughout (4 x 4 bytes for each
-    parameter), activations not included.
+    """The cost of training `model`, which may be on the meta device. Bytes are for float32 throughout (4 x 4
+    bytes for each parameter), without activations.
 
     Args:
-        inputs: keyword arguments of forward. With labels, forward and backward are counted; without, the forward pass three times.
+        model: the network.
+        inputs: keyword arguments of `forward`. With labels, the forward and backward passes are counted.
+            Without labels, the cost is three times that of the forward pass.
 
     Raises:
         MeristemError: if the network does not run on these inputs without values.
@@ -51,16 +55,17 @@ def network_cost(model: nn.Module, inputs: Mapping[str, Tensor]) -> NetworkCost:
 
 
 def units(inputs: Mapping[str, Tensor]) -> int:
-    """How many tokens these inputs have, or, without tokens, how many examples."""
+    """The number of tokens in these inputs, or the number of examples if there are no tokens."""
     tokens = inputs.get("input_ids")
     return tokens.numel() if tokens is not None else len(next(iter(inputs.values())))
 
 
 def planning_inputs(model: nn.Module, sequence_length: int) -> dict[str, Tensor]:
-    """What a plan is counted on: for a causal language model tokens with their labels, else one random example.
+    """The inputs on which a plan is counted: tokens with their labels for a causal language model, otherwise
+    one random example.
 
     Raises:
-        MeristemError: for a network whose inputs cannot be guessed.
+        MeristemError: if the inputs of the network cannot be guessed.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -72,21 +77,23 @@ def planning_inputs(model: nn.Module, sequence_length: int) -> dict[str, Tensor]
 
 
 def planned_target(model: nn.Module, methods: Sequence[Method], anatomy: Anatomy | None = None) -> nn.Module:
-    """The network that the methods would make of `model`, on the meta device.
-
-    Args, raises: see `planned_builder`.
+    """The network that the methods would grow from `model`, on the meta device. Arguments and errors are
+    those of `planned_builder`.
     """
     return on_meta(planned_builder(model, methods, anatomy))
 
 
 def planned_builder(model: nn.Module, methods: Sequence[Method], anatomy: Anatomy | None = None) -> Builder:
-    """What builds the network that the methods would make of `model`: no weight is touched, unless a method asks.
+    """The builder of the network that the methods would grow from `model`. It reads no weights unless a
+    method needs them.
 
     Args:
-        anatomy: of `model`, if it is known.
+        model: the small network.
+        methods: the methods in their order.
+        anatomy: the anatomy of `model`, if it is known.
 
     Raises:
-        MeristemError: when the targets do not fit the network.
+        MeristemError: if the targets do not fit the network.
     """
     anatomy, weights = anatomy or Anatomy.of(model), weights_of(model)
     builder = anatomy.builder
@@ -99,29 +106,30 @@ def planned_builder(model: nn.Module, methods: Sequence[Method], anatomy: Anatom
 
 
 def changed_sizes(before: Builder, after: Builder) -> dict[str, tuple[int, int]]:
-    """{axis or list of blocks: (old, new)} of those that differ."""
+    """The old and new sizes of the axes and lists of blocks that differ, by name."""
     old, new = ({**builder.sizes, **builder.depths} for builder in (before, after))
     return {name: (old[name], size) for name, size in new.items() if name in old and old[name] != size}
 
 
 def on_meta(builder: Builder) -> nn.Module:
-    """The network that it builds at its own sizes, without values."""
+    """The network that the builder builds at its own sizes, without values."""
     with torch.device("meta"):
         return builder.build(builder.sizes, builder.depths)
 
 
 def growth_timing(parameters: int, flops: float) -> float:
-    """Tokens to train the small network for before stacking it into one of `parameters`, given the whole budget in FLOPs.
+    """The tokens on which the small network should be trained before it is stacked into one of `parameters`
+    parameters, given the whole budget in FLOPs.
 
-    log10(d) = 0.88 log10(N) + 163.27 / log10(C) - 5.74 (Du et al. 2024, arXiv:2405.15319, equation 4; fitted for N from 410M
-    to 7B with growth factor 4, so an extrapolation elsewhere).
+    log10(d) = 0.88 log10(N) + 163.27 / log10(C) - 5.74 (Du et al. 2024, arXiv:2405.15319, equation 4). It was
+    fitted for N from 410M to 7B with growth factor 4, and is an extrapolation elsewhere.
     """
     return 10 ** (0.88 * math.log10(parameters) + 163.27 / math.log10(flops) - 5.74)
 
 
 @dataclass(frozen=True)
 class Route:
-    """One way to the target: how many tokens each network reads, and what that costs in total."""
+    """One route to the target: the tokens that each network reads, and the total cost in FLOPs."""
 
     name: str
     small_tokens: float
@@ -130,11 +138,13 @@ class Route:
 
 
 def routes(small: NetworkCost, large: NetworkCost, tokens: float, small_tokens: float | None = None) -> list[Route]:
-    """From scratch, and by growth with the same tokens in total or with the same FLOPs in total.
+    """Training from scratch, growth with the same total tokens, and growth with the same total FLOPs.
 
     Args:
+        small, large: the costs of the two networks.
         tokens: the budget of training the large network from scratch.
-        small_tokens: what the small network reads before it grows; by default `growth_timing`, at most half of `tokens`.
+        small_tokens: the tokens that the small network reads before it grows. By default it is
+            `growth_timing`, at most half of `tokens`.
     """
     budget = tokens * large.flops_per_token
     before = small_tokens if small_tokens is not None else min(growth_timing(large.parameters, budget), tokens / 2)

@@ -1,4 +1,4 @@
-"""What a recipe's data are: for whoever wants to know before training on them."""
+"""A description of a recipe's data, before training on them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SPLITS: tuple[Literal["train", "tune", "eval"], ...] = ("train", "tune", "eval")
 
 
 def describe_data(data: DataSpec) -> dict[str, str]:
-    """Prepare the data (text is tokenised into the cache) and say what they are, each figure by its name.
+    """Prepare the data (text is tokenised into the cache) and return a description, each figure by its name.
 
     Raises:
-        MeristemError: if they are not there, or are not what the section says.
+        MeristemError: if the data are missing, or are not what the section says.
     """
     task = open_task(data)
     found = {"source": str(data.source), "task": data.task}

@@ -1,4 +1,6 @@
-"""A growth point of a recipe, measured: how much the training after it works against the training before it."""
+"""Measurement of a growth point of a recipe: how much the training after it opposes the training before
+it.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,9 @@ from meristem.streams import Streams
 class Diagnosis:
     """The measurement at a node, and the learning rate there that keeps h |[g, f]| / |f| at `bound`.
 
-    `optimizer`: whose rate it is, "adam" if the parents have left second moments, "sgd" else. `warmup`: for every train node that goes on
-    from here, the steps of warm-up to its own rate that begin at this one.
+    `optimizer` is "adam" if the parents have left second moments, otherwise "sgd". `learning_rate` is for
+    this optimizer. `warmup` has an entry for every train node that continues from here: the number of warm-up
+    steps from this learning rate to the node's own.
     """
 
     node: str
@@ -57,17 +60,23 @@ def diagnose(
     sequences: int = 8,
     step: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> list[Diagnosis]:
-    """Measure the growth or fusion node `node` of a recipe, for each seed, on a batch of its own training text.
+    """Measure the growth or fusion node `node` of a recipe, for each seed, on a batch of its own training
+    text.
 
-    What the node comes from is run first, if it has not been.
+    The nodes from which it comes run first, if they have not finished.
 
     Args:
-        bound: of the conflict at the junction, per step.
-        sequences: of the probe batch.
-        step: entered around the measurement of each seed, with a sentence that says so; it may show progress.
+        recipe: the recipe.
+        node: the name of the node.
+        out: the directory of the run.
+        bound: the limit of the conflict at the junction, per step.
+        sequences: the number of sequences in the probe batch.
+        step: a context that is entered around the measurement of each seed, with a sentence about it. It can
+            show progress.
 
     Raises:
-        MeristemError: for a node that does not grow, or whose growth mixes units so that the small network cannot be read back.
+        MeristemError: if the node does not grow, or if its growth mixes units so that the small network
+            cannot be read back.
     """
     check_grows(recipe, node)
     wanted = {name: recipe.nodes[name] for name in recipe.ancestors(node)}
@@ -117,7 +126,9 @@ def _diagnosis(
 
 @dataclass(frozen=True)
 class _Grown:
-    """A growth point: the plan and the weight of each parent, their optimizer states as the large network's, and that, if made anew."""
+    """A growth point: the plan and the weight of each parent, their optimizer states in the shapes of the
+    large network, and the large network if it is built again.
+    """
 
     plans: Sequence[GrowthPlan]
     weights: tuple[float, ...]
@@ -126,7 +137,9 @@ class _Grown:
 
 
 def _fused(spec: FuseSpec, seed: int, parents: list[nn.Module], states: list[State]) -> _Grown:
-    """Without the noise of a self-fusion, which its copies cancel: a single copy, read back, is not its parent."""
+    """A fusion without the noise of self-fusion. The copies cancel that noise, and one copy with noise is not
+    its parent.
+    """
     fusion = fuse_with_certificate(parents, replace(spec.method(seed), noise=0.0), verify=False)
     return _Grown(fusion.plans, fusion.weights, fuse_state(fusion, states) if states else None, fusion.model)
 
@@ -140,7 +153,7 @@ def _grown(node: str, spec: GrowSpec, streams: Streams, parent: nn.Module, state
 
 
 def _state(directory: Path) -> State | None:
-    """What the node's Adam has left; None of another optimizer."""
+    """The state of the node's Adam, or None for another optimizer."""
     file = directory / "optimizer.safetensors"
     state = load_state(file)
     return state if any("exp_avg_sq" in entries for entries in state.values()) else None
@@ -152,7 +165,9 @@ def _beta2(recipe: Recipe, parent: str) -> float:
 
 
 def _second_moments(state: State, beta2: float) -> dict[str, Tensor]:
-    """Adam's v without its bias, for each entry's own number of steps; not a number where it has seen none."""
+    """Adam's v without its bias, corrected for each entry's own number of steps. It is NaN where an entry had
+    no step.
+    """
     found = {}
     for name, entries in state.items():
         own = entries["step"] - entries.get(MISSED, 0)

@@ -1,4 +1,4 @@
-"""Hand the nodes of a graph to an executor, each as soon as its parents have finished."""
+"""Submits the nodes of a graph to an executor, each as soon as its parents have finished."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ REFRESH_SECONDS = 0.5
 
 
 def fan_out(jobs: Sequence[Job], executor: Executor, failed: dict[str, str] | None = None) -> dict[str, str]:
-    """Run all jobs, and show them in one live table. A node that fails stops what depends on it, and nothing else.
+    """Run all jobs, and show them in one live table. A node that fails stops only the nodes that depend on
+    it.
 
     Args:
-        jobs: not finished yet, and in the table's order.
-        failed: where what failed is told at once.
+        jobs: jobs that have not finished, in the order of the table.
+        executor: where they run.
+        failed: a dictionary into which failures are written when they occur.
 
     Returns:
-        What each node said that failed for good, by the name of its directory.
+        The messages of the nodes that failed for good, by the names of their directories.
     """
     waiting, running = {job.directory.name: job for job in jobs}, dict[Future[None], Job]()
     failed = {} if failed is None else failed
@@ -51,7 +53,9 @@ def fan_out(jobs: Sequence[Job], executor: Executor, failed: dict[str, str] | No
 
 
 def _submitted(executor: Executor, job: Job) -> Future[None]:
-    """The job's future; what an executor refuses (a node that wants more than there is) is this node's failure, not that of all."""
+    """The future of a job. If the executor refuses it (a node that needs more than there is), only this node
+    fails.
+    """
     try:
         return executor.submit(job)
     except MeristemError as error:

@@ -1,4 +1,4 @@
-"""The picture of a race: loss against total compute, parents included."""
+"""The picture of a race: loss against total compute, including that of the parents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from meristem.recipes.specs.schema import Recipe
 
 
 def draw_race(recipe: Recipe, results: Results, file: Path) -> None:
-    """Write a PNG: baseline and challenger of every seed, the challenger's ancestors dashed before it."""
+    """Write a PNG file with the baseline and the challenger of every seed. The ancestors of the challenger
+    are dashed.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -7,10 +7,10 @@ from meristem.recipes.specs.schema import Recipe
 
 
 def check_grows(recipe: Recipe, node: str) -> None:
-    """Whether a node of this name grows or fuses networks.
+    """Check that the node of this name grows or fuses networks.
 
     Raises:
-        MeristemError: if there is no such node, or it does something else.
+        MeristemError: if there is no such node, or if it does something else.
     """
     if node not in recipe.nodes:
         raise MeristemError(f"no node {node!r} in this recipe; {nearest(node, recipe.nodes)}")

@@ -1,4 +1,6 @@
-"""`python -m meristem.recipes.launch PROCESSES DIRECTORY`: torchrun for one node; it and its workers end with whoever started it."""
+"""`python -m meristem.recipes.launch PROCESSES DIRECTORY` runs torchrun for one node. torchrun and its
+workers end with the process that started it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from meristem.orphans import PARENT, watching_parent
 
 
 def main() -> None:
-    """Ends with torchrun's exit code."""
+    """Run torchrun, and exit with its exit code."""
     processes, directory = sys.argv[1:]
     with watching_parent():
         from torch.distributed.run import main as torchrun

@@ -1,4 +1,4 @@
-"""One node of one seed: what it has to do, as a file in its directory, and what it left behind when it has finished."""
+"""One node of one seed: its job, as a file in its directory, and its result when it has finished."""
 
 from __future__ import annotations
 
@@ -27,17 +27,21 @@ CHECKPOINTS = "trainer"  # where a train node keeps the Trainer's own checkpoint
 
 @dataclass(frozen=True)
 class Job:
-    """All that is needed to run a node, on any machine that sees its directory.
+    """Everything that is needed to run a node on any machine that has access to its directory.
 
     Args:
         directory: `OUT/NAME-sSEED-HASH`.
-        hash: its identity: what it does, on which data, from which parents.
-        fingerprint: of the data, which have to be the same on every machine.
-        parents: directories of the parents, beside its own.
-        split: what the node is evaluated on: "eval", or "tune" while a number is chosen.
-        revision: of the code that planned it, which has to be the same where it runs.
-        keep: optimizer steps at which a train node leaves its model and optimizer, for decays that branch off there; they change nothing
-            else.
+        name: the name of the node in the recipe.
+        seed: the seed of the recipe.
+        hash: the identity of the node: its options, its data and its parents.
+        node: its section of the recipe.
+        data: the data section of the recipe.
+        fingerprint: a digest of the data, which must be the same on every machine.
+        parents: the names of the parents' directories, which are next to its own.
+        split: the split for evaluations: "eval", or "tune" while a number is chosen.
+        revision: the revision of the code that planned the job. The code that runs it must have the same.
+        keep: the optimizer steps at which a train node saves its model and optimizer for decays that branch
+            off. They change nothing else.
     """
 
     directory: Path
@@ -64,7 +68,7 @@ class Job:
         split: Split = "eval",
         keep: tuple[int, ...] = (),
     ) -> Job:
-        """The job of a recipe's node. Its hash covers all that its result depends on."""
+        """The job of a node of a recipe. Its hash covers everything on which its result depends."""
         own: dict[str, Any] = {**data.model_dump(), "fingerprint": fingerprint} if node.reads_data else {}
         if node.checkpoint:
             own = {"files": _files(node.checkpoint.source)}
@@ -79,7 +83,7 @@ class Job:
 
     @property
     def streams(self) -> Streams:
-        """The seeds of all that is random in it."""
+        """The seeds of all random numbers in the node."""
         return Streams(self.seed, self.node.seed)
 
     @property
@@ -91,7 +95,7 @@ class Job:
         return [self.directory.parent / parent for parent in self.parents]
 
     def save(self) -> None:
-        """Write it into its directory, which is made."""
+        """Write the job into its directory, which is created."""
         self.directory.mkdir(parents=True, exist_ok=True)
         content = {"name": self.name, "seed": self.seed, "hash": self.hash, "parents": list(self.parents)}
         content |= {"split": self.split, "revision": self.revision, "keep": list(self.keep)}
@@ -100,7 +104,7 @@ class Job:
 
     @staticmethod
     def load(directory: Path) -> Job:
-        """What `save` wrote."""
+        """Read the job that `save` wrote."""
         content = json.loads((directory / JOB).read_text())
         own = {
             "node": NodeSpec.model_validate(content.pop("node")),
@@ -113,15 +117,19 @@ class Job:
 
 @dataclass(frozen=True)
 class NodeResult:
-    """`flops`, `seconds`, `examples` and `tokens` (of text; 0 otherwise) are the node's own; `curve` holds evaluations with the
-    node's own cost so far. `taken`: of a parent on which only a part of its training counts, by its directory, how much (a decay branches
-    off before its end). `made_by`: the code's versions."""
+    """The result of a node.
+
+    `flops`, `seconds`, `examples` and `tokens` (of text, otherwise 0) are the node's own costs. `curve` holds
+    the evaluations, each with the node's costs up to it. `taken` gives, by directory, the costs of a parent
+    of which only a part of the training counts, because a decay branches off before its end. `made_by` holds
+    the versions of the code.
+    """
 
     name: str
     kind: str
     seed: int
     hash: str
-    parents: list[str]  # directories of the parents, beside this one
+    parents: list[str]  # directories of the parents, next to this one
     flops: int
     seconds: float
     examples: int
@@ -135,7 +143,7 @@ class NodeResult:
 
     @staticmethod
     def of(job: Job, outcome: dict[str, Any]) -> NodeResult:
-        """The result of a job, from what its kind of work returned."""
+        """The result of a job, from the fields that its work returned."""
         nothing = {"flops": 0, "examples": 0, "tokens": 0, "metrics": {}}
         own = {"name": job.name, "kind": job.node.kind, "seed": job.seed, "hash": job.hash}
         return NodeResult(**own, parents=list(job.parents), made_by=made_by(), **{**nothing, **outcome})
@@ -145,7 +153,9 @@ class NodeResult:
 
 
 def _files(source: str) -> list[list[Any]]:
-    """What a model directory holds, by which a change is noticed without reading the weights; for a hub name, the revision."""
+    """The files of a model directory, by which a change is noticed without reading the weights. For a hub
+    name, it is the revision.
+    """
     if not Path(source).is_dir() and not source.startswith((".", "/", "~")):
         return [["revision", local_directory(source).name]]
     found = sorted(file for file in Path(source).glob("*") if file.is_file())
@@ -153,7 +163,11 @@ def _files(source: str) -> list[list[Any]]:
 
 
 def load_result(directory: Path) -> NodeResult | None:
-    """The node's result, or None if it has not finished. Raises MeristemError for a file that something else has damaged."""
+    """The result of the node, or None if it has not finished.
+
+    Raises:
+        MeristemError: if the file is damaged.
+    """
     file = directory / RESULT
     if not file.exists():
         return None
@@ -164,18 +178,19 @@ def load_result(directory: Path) -> NodeResult | None:
 
 
 def has_finished(directory: Path) -> bool:
-    """Whether the node has left its result, which appears whole or not at all."""
+    """Whether the node has written its result. The result is written atomically."""
     return (directory / RESULT).exists()
 
 
 def directory_name(name: str, seed: int, hash: str) -> str:
-    """Where a node is kept."""
+    """The name of a node's directory."""
     return f"{name}-s{seed}-{hash[:8]}"
 
 
 def ancestors_of(job: Job) -> dict[str, NodeResult]:
-    """The results of all nodes that this one comes from, by the names of their directories (see `past`); how much a decay takes of its
-    parent is not known before it has finished."""
+    """The results of all nodes from which this one comes, by the names of their directories (see `past`).
+    Before a decay has finished, the part of its parent that counts is not known.
+    """
 
     def load(name: str) -> NodeResult:
         result = load_result(job.directory.parent / name)
@@ -188,12 +203,14 @@ def ancestors_of(job: Job) -> dict[str, NodeResult]:
 def past(
     parents: Iterable[str], taken: Mapping[str, Mapping[str, float]], load: Callable[[str], NodeResult]
 ) -> dict[str, NodeResult]:
-    """All nodes that one with these parents comes from, each once, by the names of their directories. Where only a part of a node's
-    training counts, for all that come from it, its costs and its curve are those of this part.
+    """All nodes from which a node with these parents comes, each once, by the names of their directories. If
+    only a part of a node's training counts for all that come from it, its costs and its curve are those of
+    this part.
 
     Args:
-        taken: of the node itself, as in `NodeResult`.
-        load: the result in a directory.
+        parents: the directories of the parents.
+        taken: the parts of the node itself, as in `NodeResult`.
+        load: a function that returns the result in a directory.
     """
     found: dict[str, NodeResult] = {}
     shares: dict[str, list[Mapping[str, float] | None]] = {}

@@ -21,7 +21,7 @@ def jobs_of_seed(recipe: Recipe, out: Path, fingerprint: str, seed: int, split: 
     """Every node of one seed, parents first.
 
     Args:
-        split: what the nodes are evaluated on.
+        split: the split on which the nodes are evaluated.
     """
     own: dict[str, Job] = {}
     for name in recipe.order():

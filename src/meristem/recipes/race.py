@@ -1,4 +1,4 @@
-"""A race: challenger against baseline at matched compute, over several seeds."""
+"""A race: a challenger against a baseline at equal compute, over several seeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Cost = Literal["flops", "seconds"]
 
 @dataclass(frozen=True)
 class Lap:
-    """One seed of a race. Compute in FLOPs; `ancestors` is what the challenger's parents cost."""
+    """One seed of a race. Compute is in FLOPs, and `ancestors` is the cost of the challenger's ancestors."""
 
     seed: int
     baseline_loss: float
@@ -36,7 +36,9 @@ class Lap:
 
     @property
     def saving(self) -> float | None:
-        """Share of the baseline's compute that the challenger saves on the way to the baseline's final loss."""
+        """The share of the baseline's compute that the challenger saves until it reaches the baseline's final
+        loss, or None if it does not reach it.
+        """
         return None if self.flops_to_baseline_loss is None else 1 - self.flops_to_baseline_loss / self.baseline_flops
 
     @property
@@ -47,14 +49,14 @@ class Lap:
 
     @property
     def time_saving(self) -> float | None:
-        """The same in seconds of training steps on this machine."""
+        """The same saving in seconds of training steps on this machine."""
         return (
             None if self.seconds_to_baseline_loss is None else 1 - self.seconds_to_baseline_loss / self.baseline_seconds
         )
 
 
 def race(recipe: Recipe, results: Results) -> list[Lap]:
-    """Compare the two nodes that the recipe's `race` names, for every seed.
+    """Compare the two nodes that the `race` section of the recipe names, for every seed.
 
     Raises:
         MeristemError: if the recipe has no race.
@@ -89,7 +91,9 @@ def _lap(recipe: Recipe, seed: int, nodes: Mapping[str, NodeResult], challenger:
 
 
 def ancestors_among(recipe: Recipe, nodes: Mapping[str, NodeResult], name: str) -> dict[str, NodeResult]:
-    """As `node.past`, of a node among the results of one seed, by their names in the recipe."""
+    """The ancestors of a node among the results of one seed, by their names in the recipe (see
+    `node.past`).
+    """
 
     def load(own: str) -> NodeResult:
         parents = recipe.nodes[own].parents
@@ -100,7 +104,9 @@ def ancestors_among(recipe: Recipe, nodes: Mapping[str, NodeResult], name: str) 
 
 
 def _past(recipe: Recipe, nodes: Mapping[str, NodeResult], name: str) -> dict[str, float]:
-    """What all ancestors of a node cost together; each counts once, and one that a decay branches off only up to there."""
+    """The total cost of all ancestors of a node. Each counts once. If a decay branches off an ancestor, only
+    its cost up to there counts.
+    """
     ancestors = ancestors_among(recipe, nodes, name).values()
     return {"flops": sum(a.flops for a in ancestors), "seconds": sum(a.seconds for a in ancestors)}
 
@@ -110,7 +116,7 @@ def _total(node: NodeResult, past: Mapping[str, float]) -> list[dict[str, float]
 
 
 def loss_at(curve: Sequence[Mapping[str, float]], flops: float) -> float:
-    """The evaluation loss at a compute budget, linearly between evaluations."""
+    """The evaluation loss at a compute budget, interpolated linearly between evaluations."""
     for before, after in pairwise(curve):
         if before["flops"] <= flops <= after["flops"]:
             share = (flops - before["flops"]) / (after["flops"] - before["flops"])
@@ -119,7 +125,9 @@ def loss_at(curve: Sequence[Mapping[str, float]], flops: float) -> float:
 
 
 def cost_to_reach(curve: Sequence[Mapping[str, float]], loss: float, cost: Cost) -> float | None:
-    """The cost at which the curve first falls to `loss`, linearly between evaluations; None if it never does."""
+    """The cost at which the curve first falls to `loss`, interpolated linearly between evaluations. None if
+    it never does.
+    """
     if curve[0]["eval_loss"] <= loss:
         return curve[0][cost]
     for before, after in pairwise(curve):

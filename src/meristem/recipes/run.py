@@ -1,4 +1,4 @@
-"""Run a recipe: parents first, finished nodes never twice, killed ones from where they stood."""
+"""Runs a recipe: parents first. Finished nodes do not run again, and killed nodes resume."""
 
 from __future__ import annotations
 
@@ -34,17 +34,23 @@ def run(
 ) -> Results:
     """Run every node of `recipe` for every seed, under `out`.
 
-    Each node is a directory `out/NAME-sSEED-HASH/` with `model/` and, when it has finished, `node.json`. The hash covers
-    the node's options, its data and its parents: change a recipe and only what depends on the change runs again. `out/report.html`
-    shows the run, also one that has failed.
+    Each node is a directory `out/NAME-sSEED-HASH/` with `model/` and, when it has finished, `node.json`. The
+    hash covers the node's options, its data and its parents. After a change of the recipe, only the nodes
+    that depend on the change run again. `out/report.html` shows the run, also if it has failed.
 
     Args:
-        callbacks: further TrainerCallbacks for the train nodes; in this process only.
-        executor: where nodes run, several at a time (see `recipes.executors`); by default one after the other, in this process.
-        watch: keep `out/report.html` up to date while the run goes on; the page loads itself anew.
+        recipe: the recipe, as from `load_recipe`.
+        out: the directory of the run.
+        callbacks: further TrainerCallbacks for the train nodes, only without an executor.
+        executor: where nodes run, several at a time (see `recipes.executors`). By default they run one after
+            another in this process.
+        watch: keep `out/report.html` up to date during the run. The page then reloads itself.
+
+    Returns:
+        The results of the nodes, by seed and name.
 
     Raises:
-        MeristemError: for bad input, at once where it can be known before training; and if a node fails for good.
+        MeristemError: for bad input, before training if it can be found then, and if a node fails for good.
     """
     if executor and callbacks:
         raise MeristemError(
@@ -76,7 +82,11 @@ def run(
 
 
 def _check_origin(node: NodeSpec, name: str, task: Task) -> None:
-    """Raises MeristemError if a node's checkpoint is not there or its new network cannot be built, before any other node has been trained."""
+    """Check the checkpoint or the new network of a node before any other node is trained.
+
+    Raises:
+        MeristemError: if the checkpoint is missing, or if the network cannot be built.
+    """
     import torch
 
     train = node.train
@@ -87,7 +97,7 @@ def _check_origin(node: NodeSpec, name: str, task: Task) -> None:
     try:
         with torch.device("meta"):
             task.new_model(train.model, 0)
-    except MeristemError:  # some class may not go without numbers
+    except MeristemError:  # some classes may not run without values
         try:
             task.new_model(train.model, 0)
         except MeristemError as error:
@@ -97,8 +107,10 @@ def _check_origin(node: NodeSpec, name: str, task: Task) -> None:
 def _execute(
     jobs: Sequence[Job], task: Task, callbacks: Sequence[Any], executor: Executor | None, failed: dict[str, str]
 ) -> dict[str, str]:
-    """Run those that have not finished, parents first; what was said by those that failed is put into `failed`, by their directories. In this
-    process the first bad input ends all, but for a loss that is no number."""
+    """Run the jobs that have not finished, parents first. The messages of failed nodes are written to
+    `failed`, by their directories. In this process the first bad input ends the run, except a loss that is
+    not finite.
+    """
     waiting = []
     for job in jobs:
         if has_finished(job.directory):

@@ -1,4 +1,4 @@
-"""Processes that share a network: one opens it, the others know its shapes."""
+"""Processes that share a network: one opens it, and the others know only its shapes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def is_first_process() -> bool:
-    """Of those that torchrun started; also the only one."""
+    """Whether this is the first process that torchrun started, or the only process."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def all_sharded(model: nn.Module) -> bool:
-    """Whether FSDP hands out all of the state: a network with buffers of its own has to be opened by every process."""
+    """Whether FSDP distributes the whole state. A network with buffers of its own must be opened by every
+    process.
+    """
     return set(model.state_dict()) <= {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
 def without_weights(build: Callable[[], Network]) -> Network:
-    """What `build` makes, with float32 parameters that nobody has written to: they have addresses, by which accelerate knows them, and the system
-    gives them no memory. Buffers are real."""
+    """The network that `build` builds, with float32 parameters that are never written. They have addresses,
+    by which accelerate identifies them, and the system gives them no memory. Buffers are real.
+    """
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):

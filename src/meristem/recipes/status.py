@@ -1,4 +1,4 @@
-"""How far a running node is: a small file in its directory, which whoever shows the run reads."""
+"""The progress of a running node: a small file in its directory, which tables and pages read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVERY_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Status:
-    """Attempt number, host, and of a train node its steps and losses so far."""
+    """The number of the attempt, the host, and for a train node its steps and its present losses."""
 
     attempt: int
     host: str
@@ -31,7 +31,7 @@ class Status:
 
 
 def begin(directory: Path) -> None:
-    """An attempt at the node begins."""
+    """Record that an attempt at the node begins."""
     before = read(directory)
     (directory / ERROR).unlink(missing_ok=True)
     write_json(directory / FILE, asdict(Status((before.attempt if before else 0) + 1, socket.gethostname())))
@@ -46,21 +46,21 @@ def read(directory: Path) -> Status | None:
 
 
 def write_error(directory: Path, message: str) -> None:
-    """Why the node cannot be run."""
+    """Write the reason why the node cannot run."""
     (directory / ERROR).write_text(message)
 
 
 def error_of(directory: Path) -> str | None:
-    """What `write_error` wrote in the last attempt."""
+    """The message that `write_error` wrote in the last attempt."""
     file = directory / ERROR
     return file.read_text() if file.exists() else None
 
 
 class StatusFile(TrainerCallback):
-    """Keeps the status of a train node up to date, at most once in a second.
+    """Keeps the status of a train node up to date, at most once a second.
 
     Args:
-        flops: of the node's training, after each step.
+        flops: the FLOPs of the node's training after each step.
     """
 
     def __init__(self, directory: Path, flops: Sequence[int] = ()) -> None:

@@ -1,8 +1,10 @@
-"""Numbers that a recipe leaves open, chosen before it runs: by one rule for every node, so that all sides of a race get the same effort.
+"""Chooses numbers that a recipe leaves open, before it runs. One rule applies to every node, so that all
+sides of a race get the same effort.
 
-Every number of a node's grid is tried on seeds and on a split (`tune`) that no result uses; the best mean loss wins. While it is the highest
-of its grid, the grid goes on upwards, by the ratio of its last two numbers. Trials are nodes like any other: cached, resumed, and run
-several at a time by an executor.
+Every number of a node's grid is tried on seeds and on a split (`tune`) that no result uses. The number with
+the lowest mean loss is chosen. While it is the highest of its grid, the grid is extended upwards, by the
+ratio of its last two numbers. Trials are nodes like all others: they are cached, can be resumed, and run
+several at a time in an executor.
 """
 
 from __future__ import annotations
@@ -24,19 +26,23 @@ from meristem.recipes.specs.train_spec import TrainSpec
 from meristem.recipes.specs.tune_spec import TuneSpec
 from meristem.recipes.training.guards import diverged
 
-FURTHER = 8  # numbers at most that a grid goes on by
-Execute = Callable[[Sequence[Job]], Mapping[str, str]]  # jobs -> what those said that failed, by directory name
+FURTHER = 8  # numbers, at most, by which a grid is extended
+Execute = Callable[[Sequence[Job]], Mapping[str, str]]  # jobs -> the messages of those that failed, by directory name
 Numbers = tuple[float, ...]  # one for each key
 
 
 def choose_numbers(recipe: Recipe, out: Path, fingerprint: str, execute: Execute) -> Recipe:
-    """The recipe with a number wherever it had a grid. Each choice is told on stderr and in `out/tuning/NODE.json`.
+    """The recipe with a number in place of each grid. Each choice is printed on stderr and written to
+    `out/tuning/NODE.json`.
 
     Args:
-        execute: runs jobs, parents first.
+        recipe: the recipe.
+        out: the directory of the run.
+        fingerprint: the digest of the data.
+        execute: a function that runs jobs, parents first.
 
     Raises:
-        MeristemError: if a trial fails otherwise than by diverging, or if all of them diverge.
+        MeristemError: if a trial fails for another reason than divergence, or if all trials diverge.
     """
     for name in recipe.order():
         train = recipe.nodes[name].train
@@ -70,7 +76,11 @@ class _Search:
         return chosen
 
     def _best(self) -> Numbers:
-        """The best of all that the grids hold by now."""
+        """The best numbers among all that the grids contain so far.
+
+        Raises:
+            MeristemError: if every number diverged.
+        """
         self._try([point for point in itertools.product(*self.grids.values()) if point not in self.tried])
         best = min(self.tried, key=lambda point: mean(self.tried[point]))
         if not math.isfinite(mean(self.tried[best])):
@@ -78,7 +88,9 @@ class _Search:
         return best
 
     def _goes_on(self, best: Numbers) -> bool:
-        """Whether a grid whose highest number is the best has got a further one."""
+        """Extend each grid whose highest number is the best, if the key allows a higher one. Returns whether
+        a grid was extended.
+        """
         longer = False
         for (key, grid), value in zip(self.grids.items(), best, strict=True):
             if value == grid[-1]:
@@ -130,7 +142,7 @@ class _Search:
         lowest = [key for key, value in chosen.items() if value == self.grids[key][0]]
         highest = [key for key, value in chosen.items() if value == self.grids[key][-1]]
         hint = f"; the lowest {' and '.join(lowest)} is best, so begin the grid lower" if lowest else ""
-        if highest:  # as far as a grid goes on, or at the end of what the key allows
+        if highest:  # at the end of the grid's extension, or of the values that the key allows
             hint += f"; the highest {' and '.join(highest)} is best, so begin the grid higher if there is more"
         words = ", ".join(f"{key} {value:g}" for key, value in chosen.items())
         print(f"{self.name}: {words}, of {self._said()}{hint}", file=sys.stderr, flush=True)

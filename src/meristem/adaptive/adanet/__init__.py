@@ -1,4 +1,4 @@
-"""AdaNet: the structure and the weights of a network learned together."""
+"""AdaNet learns the structure and the weights of a network together."""
 
 from meristem.adaptive.adanet.ensemble import Ensemble, EnsembleSearch, Generator, Subnetwork
 from meristem.adaptive.adanet.estimators import AdaNetClassifier, AdaNetRegressor

@@ -1,4 +1,6 @@
-"""Piecewise linear encoding of numbers (Gorishniy, Rubachev & Babenko 2022, arXiv 2203.05556, section 3.1)."""
+"""Piecewise linear encoding of numbers (Gorishniy, Rubachev & Babenko 2022, arXiv:2203.05556, section
+3.1).
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,20 @@ from typing import Self
 import torch
 from torch import Tensor
 
-BINS = 8  # of a feature
-QUANTILE_ROWS = 100_000  # that the edges are found from
-FEWEST = 3  # a feature of fewer has as much to say by itself
+BINS = 8  # of each feature, at most
+QUANTILE_ROWS = 100_000  # from which the edges are found
+FEWEST = 3  # a feature with fewer different values gets no bins
 
 
 @dataclass(frozen=True)
 class Bins:
-    """Bins of features: bin b of feature j says how far x_j has come through it, min(max((x_j - low) / span, 0), 1).
+    """Encode features in bins: bin b of feature j is min(max((x_j - low) / span, 0), 1), the share of the bin
+    that lies below x_j.
 
     Args:
-        input: the feature that each bin is of (bins,). low: where it begins. span: how long it is.
+        input: the number of the feature that each bin belongs to (bins,).
+        low: the lower edge of each bin (bins,).
+        span: the length of each bin (bins,).
     """
 
     input: Tensor
@@ -31,7 +36,9 @@ class Bins:
 
     @classmethod
     def of(cls, x: Tensor, count: int = BINS) -> Self | None:
-        """Bins between quantiles of the features of x (n, inputs); None if none has enough different values."""
+        """Bins between quantiles of the features of x (n, inputs), or None if no feature has enough different
+        values.
+        """
         inputs, lows, spans = [], [], []
         edges = torch.quantile(
             x[:QUANTILE_ROWS], torch.linspace(0, 1, count + 1, dtype=x.dtype, device=x.device), dim=0
@@ -49,6 +56,6 @@ class Bins:
 
     @classmethod
     def empty(cls, count: int) -> Self:
-        """So many bins, to load into."""
+        """`count` bins of zeros, into which a state dict can be loaded."""
         ones = torch.ones(count, dtype=torch.float64)
         return cls(torch.zeros(count, dtype=torch.long), 0 * ones, ones)

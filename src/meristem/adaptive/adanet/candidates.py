@@ -1,4 +1,6 @@
-"""The weak learner's proposals of one round: blocks trained beside a fixed ensemble, their output weights then re-fitted exactly."""
+"""The proposals of one round: blocks are trained next to a fixed ensemble, and then their output weights are
+fitted again exactly.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from meristem.adaptive.adanet.refit import Problem, refit
 from meristem.adaptive.adanet.stacked import Adam, Stack
 from meristem.adaptive.stopping import Stopping
 
-LOOKED_AT = 4096  # rows at most that a training without held-out rows is judged by
+LOOKED_AT = 4096  # rows, at most, on which a training without held-out rows is judged
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,23 @@ class Options:
     """The paper's settings (AdaNet, sections 5 and 6), and how a candidate is trained.
 
     Args:
-        width: B. adanet_lambda, adanet_beta: of the price Gamma = adanet_lambda r + adanet_beta. max_norm, p: Lambda and the norm, of r and of the projection.
-        project: hold each unit's p-norm at most at `max_norm` while training.
-        shrinkage: the share of its re-fitted output weights with which a block joins, in (0, 1] (1 in the paper; Friedman 2001, section 5,
-            for boosting in general). The objective is convex: it still falls, more slowly.
-        variant: "base"; "R": the price also while training; "P": read the previous block only; "D": dropout on the connections
-            to earlier blocks; "SD": r is the deviation of the units' activities.
-        max_steps, batch_size, learning_rate, optimizer: of the training; a set of at most `batch_size` rows is taken whole, in
-            float64, larger ones in float32.
-        check_every, patience, min_gain: a candidate stops when its objective fell by less than the relative `min_gain` in
-            `patience` checks; where rows are held out, their loss is what is checked, and its lowest point what is kept.
+        width: the units in each layer of a block (B).
+        adanet_lambda, adanet_beta: the terms of the price Gamma = adanet_lambda r + adanet_beta.
+        max_norm: Lambda, the largest norm of a unit's weights, in r and in the projection.
+        p: the exponent of that norm.
+        project: keep each unit's p-norm at most at `max_norm` while training.
+        shrinkage: the share of its fitted output weights with which a block joins, in (0, 1]. It is 1 in the
+            paper. Friedman 2001, section 5, introduced it for boosting. The objective is convex, so it still
+            falls, more slowly.
+        variant: "base"; "R" adds the price to the training objective; "P" reads only the previous block; "D"
+            applies dropout to the connections to earlier blocks; "SD" takes the standard deviation of the
+            units' activities as r.
+        connection_dropout: the share of connections that "D" drops.
+        max_steps, batch_size, learning_rate, optimizer: how a block is trained. At most `batch_size` rows are
+            used together in float64. More rows are used in batches in float32.
+        check_every, patience, min_gain: a candidate stops when its objective fell by less than the relative
+            `min_gain` in `patience` checks. If rows are held out, their loss is checked, and the state of the
+            lowest loss is kept.
     """
 
     width: int = 64
@@ -59,11 +68,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows as a candidate sees them.
+    """The rows from which a candidate learns.
 
     Args:
-        features: Psi (n, features). units: the ensemble's activities on them. offset: the ensemble's outputs f (n, outputs).
-        targets: (n, outputs). shares: the rows' weights, of sum 1 (n,). size: m, the rows that they stand for.
+        features: Psi (n, features).
+        units: the ensemble's activities on these rows.
+        offset: the ensemble's outputs f (n, outputs).
+        targets: the targets (n, outputs).
+        shares: the weights of the rows (n,), whose sum is 1.
+        size: m, the number of rows that the weights represent.
     """
 
     features: Tensor
@@ -74,14 +87,18 @@ class Sample:
     size: float
 
     def read(self, reads: Sequence[Sequence[int]]) -> list[Tensor]:
-        """For each layer from the second on, the units of earlier blocks that it reads, side by side (n, units)."""
+        """The units of earlier blocks that each layer from the second on reads, joined along the last
+        dimension (n, units).
+        """
         none = self.features[:, :0]
         return [torch.cat([none, *(self.units[b][below] for b in r)], 1) for below, r in enumerate(reads)]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What the training touches, in the training's precision; `earlier` as `Sample.read` gives it."""
+    """The tensors of a `Sample` that training reads, in the precision of training. `earlier` is the result of
+    `Sample.read`.
+    """
 
     features: Tensor
     earlier: list[Tensor]
@@ -91,13 +108,13 @@ class Rows:
 
     @classmethod
     def of(cls, sample: Sample, reads: Sequence[Sequence[int]], dtype: torch.dtype) -> Rows:
-        """A sample's rows in a precision."""
+        """The rows of a sample in another precision."""
         parts = (sample.features, sample.offset, sample.targets, sample.shares)
         features, offset, targets, shares = (part.to(dtype) for part in parts)
         return cls(features, [read.to(dtype) for read in sample.read(reads)], offset, targets, shares)
 
     def chosen(self, index: Tensor) -> Rows:
-        """Some rows; their shares add up to 1."""
+        """Some of the rows. Their shares are scaled so that the sum is 1."""
         shares = self.shares[index]
         return Rows(
             self.features[index],
@@ -108,13 +125,13 @@ class Rows:
         )
 
     def dropped(self, share: float) -> Rows:
-        """The same with a share of what earlier blocks say left out."""
+        """The same rows, with dropout applied to the units of earlier blocks."""
         return replace(self, earlier=[F.dropout(read, share) for read in self.earlier])
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A trained block, its re-fitted output weights and what they cost."""
+    """A trained block, its fitted output weights and their cost."""
 
     block: Block
     weights: Tensor
@@ -127,7 +144,9 @@ class Candidate:
 
 
 def complexity_of(block_widths: list[int], sample: Sample, activities: Tensor | None, options: Options) -> float:
-    """r of a block: Lemma 2 with the widths of the layers that its last one stands on; for "SD" the deviation of its units."""
+    """The complexity r of a block: Lemma 2 with the widths of the layers below its last one, or for "SD" the
+    standard deviation of its units.
+    """
     if options.variant == "SD":
         assert activities is not None
         mean = sample.shares @ activities
@@ -147,11 +166,15 @@ def propose(
     judged_on: Sample | None = None,
     n_jobs: int | None = None,
 ) -> list[Candidate]:
-    """Train a block of each depth, all at once, on the loss of f + w h with f fixed (eq. 6), then re-fit each w (eq. 5).
+    """Train a block of each depth, all at once, on the loss of f + w h with f fixed (eq. 6). Then fit each w
+    again (eq. 5).
 
     Args:
-        earlier: width and depth of each block of the ensemble. seeds: of each block's first weights; the batches follow from the first.
-        held_out: rows that stop the training early. judged_on: rows in float64 to which w is re-fitted; `sample` if not given. n_jobs: re-fits at a time.
+        earlier: the width and the depth of each block of the ensemble.
+        seeds: the seed of each block's first weights. The batches follow from the first seed.
+        held_out: rows on which training stops early.
+        judged_on: rows in float64 on which w is fitted. `sample` by default.
+        n_jobs: how many fits run at the same time.
     """
     judged_on = judged_on or sample
     blocks = trained(sample, depths, earlier, options, loss, seeds, held_out)
@@ -161,7 +184,9 @@ def propose(
 
 @dataclass(frozen=True)
 class Trained:
-    """A block, the widths n_0, n_1, ... of what its layers read, the steps of its training and its share of their seconds."""
+    """A trained block, the widths n_0, n_1, ... that its layers read, its training steps and its share of the
+    seconds.
+    """
 
     block: Block
     widths: list[int]
@@ -178,7 +203,7 @@ def trained(
     seeds: Sequence[int],
     held_out: Sample | None = None,
 ) -> list[Trained]:
-    """The blocks of `propose` before their re-fit."""
+    """The blocks of `propose` before their output weights are fitted."""
     began = time.perf_counter()
     order = sorted(range(len(depths)), key=lambda place: -depths[place])
     deepest = max(depths)
@@ -211,7 +236,7 @@ def trained(
 
 
 def _block(stack: Stack, number: int, reads: list[list[int]], widths: list[int], options: Options) -> Block:
-    """One of the stack's blocks as a module, in float64."""
+    """One block of the stack as a module, in float64."""
     dropout = options.connection_dropout if options.variant == "D" else 0.0
     *layers, _ = stack.parts(number)
     with torch.device("meta"):  # without first weights of its own
@@ -225,7 +250,7 @@ def _block(stack: Stack, number: int, reads: list[list[int]], widths: list[int],
 
 @torch.no_grad()
 def refitted(found: Trained, sample: Sample, options: Options, loss: Loss) -> Candidate:
-    """A trained block with the output weights that are best on a sample in float64 (eq. 5)."""
+    """A trained block with the output weights that are optimal on a sample in float64 (eq. 5)."""
     began, block, widths = time.perf_counter(), found.block, found.widths
     activities = block(sample.features, sample.units)[-1]
     r = complexity_of(widths, sample, activities, options)
@@ -249,7 +274,9 @@ def _train(
     prices: Sequence[float],
     seed: int,
 ) -> list[int]:
-    """Train in place; for each block the number of steps made, or, where rows are held out, those up to their lowest loss."""
+    """Train in place. Returns the number of steps of each block. If rows are held out, it is the step of the
+    lowest loss.
+    """
     generator, here = torch.Generator().manual_seed(seed), stack.vector.device
     count, blocks = len(rows.shares), len(stack.depths)
     whole = count <= options.batch_size
@@ -290,7 +317,9 @@ def _train(
 
 
 def drawn(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """Numbers of rows with replacement, of a generator of the CPU whatever the device: the same on each (size,)."""
+    """Row numbers drawn with replacement (size,). The generator is on the CPU, so the numbers are the same on
+    every device.
+    """
     return torch.randint(count, (size,), generator=generator, device="cpu")
 
 
@@ -302,6 +331,6 @@ def _losses(stack: Stack, rows: Rows, loss: Loss, price: Tensor) -> list[float]:
 
 @torch.no_grad()
 def held_out_loss(block: Block, weights: Tensor, judged: Sample, loss: Loss) -> float:
-    """The loss of f + w h on rows that are held out."""
+    """The loss of f + w h on held-out rows."""
     outputs = judged.offset + block(judged.features, judged.units)[-1] @ weights
     return float(judged.shares @ loss.value(outputs, judged.targets))

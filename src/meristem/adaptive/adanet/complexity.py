@@ -1,4 +1,6 @@
-"""What a unit costs: the Rademacher complexity of its family, and the bound on the error that follows (AdaNet, section 2)."""
+"""The cost of a unit: the Rademacher complexity of its family, and the bound on the error that follows
+(AdaNet, section 2).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from meristem.errors import MeristemError
 
 
 def dual_exponent(p: float) -> float:
-    """q with 1/p + 1/q = 1; p = 1 gives infinity.
+    """The q for which 1/p + 1/q = 1. It is infinity for p = 1.
 
     Raises:
         MeristemError: if p < 1.
@@ -22,13 +24,19 @@ def dual_exponent(p: float) -> float:
 def rademacher_bound(
     widths: Sequence[int], samples: float, largest: float = 1.0, max_norm: float = 1.0, p: float = 2.0
 ) -> float:
-    """r_k: an upper bound on the complexity of units of depth k = len(widths) (AdaNet, Lemma 2).
+    """An upper bound r_k on the complexity of units of depth k = len(widths) (AdaNet, Lemma 2).
 
-    r_inf Lambda_k N_k^(1/q) sqrt(ln(2 n_0) / (2 m)), Lambda_k = (2 Lambda)^k, N_k = n_0 ... n_(k-1).
+    r_inf Lambda_k N_k^(1/q) sqrt(ln(2 n_0) / (2 m)), with Lambda_k = (2 Lambda)^k and N_k = n_0 ... n_(k-1).
 
     Args:
-        widths: n_0 (features), n_1, ..., n_(k-1): what each layer reads. samples: m. largest: r_inf, the largest feature.
-        max_norm: Lambda, the largest p-norm of a unit's weights. p: of the norm.
+        widths: n_0 (features), n_1, ..., n_(k-1): the number of inputs of each layer.
+        samples: m, the number of rows.
+        largest: r_inf, the largest absolute feature.
+        max_norm: Lambda, the largest p-norm of a unit's weights.
+        p: the exponent of that norm.
+
+    Raises:
+        MeristemError: if p < 1.
     """
     share = 0.0 if p == 1 else 1 / dual_exponent(p)
     product = math.prod(widths)
@@ -43,11 +51,17 @@ def margin_bound(
     margin: float = 1.0,
     confidence: float = 0.95,
 ) -> float:
-    """An upper bound on the error with probability `confidence` (AdaNet, Theorem 1), the weights scaled to |w|_1 = 1.
+    """An upper bound on the error that holds with probability `confidence` (AdaNet, Theorem 1). The weights
+    are scaled to |w|_1 = 1.
 
     Args:
-        margin_loss: the share of training rows with y f(x) <= margin. complexity: sum_k |w_k|_1 r_k, with r_k of the family and
-            its reflection (Corollary 1: 2^k times `rademacher_bound`). depth: l. samples: m.
+        margin_loss: the share of training rows with y f(x) <= margin.
+        complexity: sum_k |w_k|_1 r_k, where r_k is of the family and its reflection (Corollary 1: 2^k times
+            `rademacher_bound`).
+        depth: l, the number of layers.
+        samples: m, the number of rows.
+        margin: the margin in `margin_loss`.
+        confidence: the probability with which the bound holds.
     """
     log_depth = math.log(max(depth, 2))
     inner = math.ceil(max(4 / margin**2 * math.log(max(margin**2 * samples / log_depth, 1.0)), 0.0))

@@ -1,6 +1,8 @@
-"""AdaNet as a framework: any modules, proposed by a generator round by round, mixed into an ensemble (Weill et al. 2019).
+"""AdaNet as a framework: a generator proposes any modules in each round, and they are mixed into an ensemble
+(Weill et al. 2019).
 
-Other than in the paper's algorithm, a sub-network is trained on its own loss and all mixture weights are fitted anew in every round.
+In contrast to the paper's algorithm, a sub-network is trained on its own loss, and all mixture weights are
+fitted again in every round.
 """
 
 from __future__ import annotations
@@ -29,11 +31,13 @@ Strategy = Literal["grow", "solo", "all"]
 
 @dataclass
 class Subnetwork:
-    """A proposal.
+    """A proposed member of an ensemble.
 
     Args:
-        name: unique within its round. module: x -> logits (n, outputs), or (last_layer, logits) for matrix mixtures.
-        complexity: r, its share of the price. learning_rate: of its training.
+        name: a name that is unique within its round.
+        module: a module x -> logits (n, outputs), or x -> (last_layer, logits) for matrix mixtures.
+        complexity: r, which enters the price of the member.
+        learning_rate: the learning rate of its training.
     """
 
     name: str
@@ -42,16 +46,18 @@ class Subnetwork:
     learning_rate: float = 1e-3
 
     def say(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """last_layer (n, units) and logits (n, outputs); the logits twice where the module gives no layer."""
+        """last_layer (n, units) and logits (n, outputs). If the module returns only logits, they are both."""
         said = self.module(x)
         return said if isinstance(said, tuple) else (said, said)
 
 
 class Generator(Protocol):
-    """Proposes sub-networks; the same ones, but for their random weights, each time it is asked about a round."""
+    """Proposes sub-networks. It has to propose the same ones, except for random weights, each time it is
+    called for a round.
+    """
 
     def __call__(self, round_number: int, ensemble: Ensemble) -> Sequence[Subnetwork]:
-        """The proposals of a round, given the ensemble so far."""
+        """The proposals of a round, given the ensemble before it."""
         ...
 
 
@@ -59,7 +65,8 @@ class Ensemble(nn.Module):
     """The mixture of its members: a plain module, x -> outputs (n, outputs).
 
     Attributes:
-        subnetworks: the members. mixture_weights: a parameter for each, as `fit_mixture` shapes them; not trained by gradients.
+        subnetworks: the members.
+        mixture_weights: a parameter for each member, shaped as in `fit_mixture`. Gradients do not train them.
     """
 
     def __init__(self, mixture: str):
@@ -76,7 +83,11 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(sub.module for sub in subnetworks)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The mixed logits."""
+        """The mixed logits (n, outputs).
+
+        Raises:
+            MeristemError: if the ensemble has no members.
+        """
         total: Tensor | float = 0.0
         for sub, weights in zip(self.subnetworks, self.mixture_weights, strict=True):
             last_layer, logits = sub.say(x)
@@ -87,14 +98,16 @@ class Ensemble(nn.Module):
         return total
 
     def summary(self) -> str:
-        """A line for each member: name, complexity, |w|_1."""
+        """One line for each member: its name, its complexity and |w|_1."""
         pairs = zip(self.subnetworks, self.mixture_weights, strict=True)
         return "\n".join(f"{s.name:<24} r {s.complexity:<10.4g} |w|_1 {float(w.abs().sum()):.4g}" for s, w in pairs)
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """An ensemble that a round considers: members, their mixture, and their places among the old members and the proposals."""
+    """An ensemble that a round considers: its members, their mixture weights, and their places among the old
+    members and the proposals.
+    """
 
     members: list[Subnetwork]
     weights: list[Tensor]
@@ -103,17 +116,31 @@ class Mixed:
 
 @dataclass
 class EnsembleSearch:
-    """Grow an ensemble round by round; a round is refused, and the search ends, when no candidate beats the ensemble.
+    """Grow an ensemble in rounds. The search ends when no candidate of a round is better than the ensemble.
 
     Args:
-        generator: proposes. data: batches (x, y) that can be gone through many times, shuffled anew if they like (one pass is kept to judge by); y whole numbers (classes) or (n, outputs) numbers.
-        mixture: "scalar", "vector", "matrix" or "mean". strategies: "grow" (old and one new), "solo" (one new alone), "all" (old and all new).
-        evaluator: the ensemble -> a number to minimise; by default the objective on `data` with the prices
-            adanet_lambda r + adanet_beta.
-        distillation: weight of a cross entropy towards the ensemble so far, in each proposal's training (born-again AdaNet).
-        steps: of each proposal's training, at most; 0 takes modules as they are. held_out: batches that stop it early: their loss is
-            looked at every `check_every` steps, the lowest is kept, and `patience` looks without a lower one are the end. force_grow: take the best candidate even if it is worse. seed: all randomness follows from it and the round.
-        checkpoint: a file of finished rounds, from which a killed search goes on. log_dir: a folder for TensorBoard, with every round's record.
+        generator: a callable that proposes the sub-networks of a round.
+        data: batches (x, y) that can be iterated many times, and may be shuffled each time. One pass is kept
+            to judge candidates. y holds classes as whole numbers (n,), or numbers (n, outputs).
+        num_outputs: the number of outputs.
+        mixture: the kind of mixture weights: "scalar", "vector", "matrix" or "mean".
+        strategies: which ensembles a round considers: "grow" (the old members and one new), "solo" (one new
+            member alone), "all" (the old and all new members).
+        rounds: the number of rounds, at most.
+        steps: the training steps of each proposal, at most. 0 uses the modules as they are.
+        held_out: batches on which the training of a proposal stops early. The state of the lowest loss is
+            kept.
+        check_every: the number of steps between two checks of that loss.
+        patience: the number of checks without a lower loss after which training stops.
+        adanet_lambda, adanet_beta: the terms of each member's price, adanet_lambda r + adanet_beta.
+        evaluator: a function of the ensemble whose result is minimised. By default it is the objective on
+            `data` with these prices.
+        distillation: the weight of a cross entropy towards the present ensemble in the training of each
+            proposal (born-again AdaNet).
+        force_grow: accept the best candidate even if it is worse than the ensemble.
+        seed: the seed from which, with the number of the round, all randomness follows.
+        checkpoint: a file that keeps the finished rounds, and from which an interrupted search continues.
+        log_dir: a folder to which the record of every round is written for TensorBoard.
     """
 
     generator: Generator
@@ -139,10 +166,11 @@ class EnsembleSearch:
     measure = "score"
 
     def run(self) -> Ensemble:
-        """The ensemble; `history` holds a record for each round.
+        """Run the search and return the ensemble. `history` then holds a record of each round.
 
         Raises:
-            MeristemError: for unknown mixtures and strategies, names that are not unique, outputs of a wrong shape.
+            MeristemError: for an unknown mixture or strategy, for names that are not unique in a round, or
+                for outputs of a wrong shape.
         """
         unknown = set(self.strategies) - {"grow", "solo", "all"}
         if unknown or not self.strategies:
@@ -166,7 +194,7 @@ class EnsembleSearch:
         return self._ensemble
 
     def start(self) -> None:
-        """An empty ensemble has no score."""
+        """None: an empty ensemble has no score."""
 
     def _targets(self) -> Tensor:
         y = torch.cat([y for _, y in self._rows])
@@ -175,7 +203,9 @@ class EnsembleSearch:
         return F.one_hot(y, self.num_outputs).double()
 
     def judged(self, number: int) -> list[Judged[Mixed]]:
-        """The ensembles that the strategies make of the old members and the round's proposals, each with its best mixture."""
+        """The ensembles that the strategies form from the old members and the proposals of the round, each
+        with its best mixture.
+        """
         proposals = self._proposals(number, self._ensemble)
         for position, sub in enumerate(proposals):
             self._train(sub, self._ensemble, seed_of(self.seed, number, position))
@@ -198,7 +228,7 @@ class EnsembleSearch:
     def record(
         self, found: Sequence[Judged[Mixed]], chosen: Judged[Mixed] | None, last: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The scores by name, and where the members stand among the old ones and the proposals."""
+        """The scores by name, and the places of the members among the old members and the proposals."""
         scores = {judged.name: judged.score for judged in found}
         if chosen is None:
             return {"candidates": scores, "members": list(range(len(self._ensemble.subnetworks)))}
@@ -209,11 +239,13 @@ class EnsembleSearch:
         self._ensemble.set_members(chosen.what.members, chosen.what.weights)
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
-        """The members' weights and their mixture."""
+        """The weights of the members and their mixture."""
         return self._ensemble.state_dict(), None
 
     def restore(self, tensors: dict[str, Tensor], note: Any, history: Sequence[Mapping[str, Any]]) -> None:
-        """The ensemble of the finished rounds: its members' shapes from the generator, their weights from the file."""
+        """Restore the ensemble of the finished rounds. The generator gives the shapes of the members, and the
+        file their weights.
+        """
         ensemble = self._ensemble
         for record in history:
             pool = [*ensemble.subnetworks, *self._proposals(record["round"], ensemble)]
@@ -307,7 +339,7 @@ class EnsembleSearch:
 
 
 def rows_digest(batches: Batches) -> bytes:
-    """A digest of all rows (x, y), the same in whatever order and in whatever batches they come."""
+    """A digest of all rows (x, y). It does not depend on the order of the rows or on the batches."""
     rows = []
     for x, y in batches:
         flat = (np.ascontiguousarray(part.detach().cpu().numpy()).reshape(len(part), -1) for part in (x, y))

@@ -1,4 +1,4 @@
-"""AdaNetClassifier and AdaNetRegressor: AdaNet behind scikit-learn's contract."""
+"""AdaNetClassifier and AdaNetRegressor: AdaNet with scikit-learn's interface."""
 
 from __future__ import annotations
 
@@ -21,42 +21,62 @@ from meristem.errors import MeristemError
 
 @dataclass(eq=False, repr=False)
 class AdaNetClassifier(ClassLabels, ClassifierMixin, Searched):
-    """A classifier whose layers are learned together with its weights (Cortes et al. 2017, arXiv 1607.01097).
+    """A classifier whose layers are learned together with its weights (Cortes et al. 2017, arXiv:1607.01097).
 
-    Each round proposes a block as deep as the network and one a layer deeper, trained with the network fixed; the better one
-    stays if it lowers the objective (1/m) sum Phi(1 - y f(x)) + sum Gamma |w|, Gamma = adanet_lambda r + adanet_beta; else the search ends.
+    Each round proposes two blocks, one as deep as the network and one a layer deeper. They are trained with
+    the network fixed. The better block joins if it lowers the objective (1/m) sum Phi(1 - y f(x)) + sum Gamma
+    |w|, with Gamma = adanet_lambda r + adanet_beta. Otherwise the search ends.
 
     Args:
-        width: units in each layer of a block (B). adanet_lambda, adanet_beta: the price of output weights; "auto" chooses the former on a quarter of
-            the rows, with one block trained on the others, and tries there whether a second layer helps (else none is proposed).
-        embedding: "piecewise": blocks read each number in 8 bins too (`bins`); "auto": if a first block is better for it on held-out rows, tried where
-            the rows are twice as many as the bins. max_rounds, max_depth: at most so many rounds (T), layers. min_improvement: the share of the objective by which a round
-            must lower it (0 in the paper). variant: see `candidates.Options`.
-        max_norm, p: Lambda and its norm in the complexity r; `project` also holds the weights to it.
-        shrinkage: the share of its re-fitted weights with which a block joins; below 1, more rounds average more blocks.
-        subsample: the share of the rows on which a round trains its blocks, drawn anew each round (Friedman 2002, stochastic gradient boosting);
-            output weights are re-fitted to all rows.
-        standardize: bring features to mean 0 and deviation 1 first; without, they are read as they are (the paper's lie in [0, 1]).
-        loss: "logistic" or "exponential" for two classes (more classes: cross entropy).
-        optimizer, learning_rate, max_steps, batch_size, patience: how a candidate is trained, and when it stops early.
-        validation_fraction: of the rows, held out to stop each candidate where their loss is lowest and to judge it (no guarantee).
-        variant="CVX": single units in closed form instead of blocks (`nodewise`); `max_steps` then counts them.
-        n_jobs: re-fits at a time, in threads (candidates train side by side anyway). checkpoint: a file that keeps finished rounds; a killed fit goes on from it.
-        device: where to compute, as torch names it; rows, candidates and re-fits are there.
-        log_dir: a folder for TensorBoard, with every round's record.
+        width: the units in each layer of a block (B).
+        adanet_lambda, adanet_beta: the terms of the price of output weights. "auto" chooses `adanet_lambda`
+            on a quarter of the rows, with one block trained on the other rows. It also tests there whether a
+            second layer helps, and proposes none if it does not.
+        embedding: "none", or "piecewise" if blocks read each number in 8 bins too (`bins`). "auto" uses the
+            bins if they improve a first block on held-out rows. It tries them only if there are at least
+            twice as many rows as bins.
+        max_rounds: the number of rounds (T), at most.
+        max_depth: the number of layers, at most.
+        min_improvement: the share of the objective by which a round must lower it. It is 0 in the paper.
+        variant: the variant of the algorithm: see `candidates.Options`. "CVX" adds single units in closed
+            form instead of blocks (`nodewise`), and `max_steps` counts them.
+        max_norm: Lambda, the largest norm of a unit's weights in the complexity r.
+        p: the exponent of that norm.
+        project: also keep the weights of each unit within `max_norm`.
+        shrinkage: the share of its fitted weights with which a block joins. Below 1, more rounds average more
+            blocks.
+        subsample: the share of the rows on which a round trains its blocks. They are drawn again in each
+            round (Friedman 2002, stochastic gradient boosting). Output weights are fitted on all rows.
+        standardize: scale features to mean 0 and standard deviation 1. If False, they are read unscaled. The
+            paper's features lie in [0, 1].
+        connection_dropout: the share of connections to earlier blocks that `variant="D"` drops.
+        loss: "logistic" or "exponential" for two classes. More classes use the cross entropy.
+        optimizer, learning_rate, max_steps, batch_size: how a candidate is trained.
+        patience: the number of checks without a gain after which the training of a candidate stops.
+        validation_fraction: the share of rows that is held out. The training of a candidate stops where their
+            loss is lowest, and they judge the candidate. The paper's guarantees do not hold then.
+        n_jobs: the number of fits at the same time, in threads. Candidates always train together.
+        device: the device that computes, by its name in torch. Rows, candidates and fits are there.
+        random_state, verbose: as everywhere in scikit-learn.
+        checkpoint: a file that keeps the finished rounds, and from which an interrupted fit continues.
+        log_dir: a folder to which the record of every round is written for TensorBoard.
 
     Attributes:
-        module_: the network, a plain `nn.Module`. output_weights_, history_, classes_.
+        module_: the network, a plain `nn.Module`.
+        output_weights_: the output weights of each block (width, outputs).
+        history_: a record of each round.
+        classes_: the class labels.
     """
 
     _: KW_ONLY
     loss: Literal["logistic", "exponential"] = "logistic"
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Learn from X (n_samples, n_features), y (n_samples,), weights (n_samples,).
+        """Fit to rows X (n_samples, n_features) with labels y (n_samples,) and weights (n_samples,).
 
         Raises:
-            MeristemError: for options that make no sense. ValueError: for targets that are no classes.
+            MeristemError: if an option is invalid, or if all sample weights are zero.
+            ValueError: if y does not hold classes, or only one class.
         """
         self.check_options()
         X, y = validate_data(self, X, y, dtype=np.float64)
@@ -73,28 +93,29 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, Searched):
         return LOSSES[self.loss]() if len(self.classes_) == 2 else Softmax()
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """f(x): (n_samples,) for two classes, (n_samples, classes) for more."""
+        """The outputs f(x): (n_samples,) for two classes, (n_samples, classes) for more."""
         outputs = self._outputs(X).numpy()
         return outputs[:, 0] if len(self.classes_) == 2 else outputs
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Class probabilities for which f minimises the loss (n_samples, classes)."""
+        """The class probabilities for which f minimises the expected loss (n_samples, classes)."""
         outputs = self._outputs(X)
         return self._loss().probabilities(outputs).numpy()
 
     def predict(self, X: Any) -> np.ndarray:
-        """The class of the largest output (n_samples,)."""
+        """The class with the largest output (n_samples,)."""
         outputs = self._outputs(X).numpy()
         best = (outputs[:, 0] > 0).astype(int) if len(self.classes_) == 2 else outputs.argmax(1)
         return self.classes_[best]
 
     def generalization_bound(self, X: Any, y: Any, margin: float = 1.0, confidence: float = 0.95) -> float:
-        """Theorem 1's bound on the error of a two-class network, from its training set (may exceed 1).
+        """The bound of Theorem 1 on the error of a two-class network, from its training set. It can exceed 1.
 
-        The complexities are those of the search, doubled for every layer (Corollary 1); they bound the units if `project` was on.
+        The complexities are those of the search, doubled for every layer (Corollary 1). They bound the units
+        if `project` was set.
 
         Raises:
-            MeristemError: for more than two classes, or an empty network.
+            MeristemError: for more than two classes, or for an empty network.
         """
         parts = self.module_.parts()
         mass = sum(part.mass for part in parts)
@@ -109,17 +130,18 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, Searched):
 
 @dataclass(eq=False, repr=False)
 class AdaNetRegressor(ScaledTarget, RegressorMixin, Searched):
-    """A regressor whose layers are learned together with its weights; half the squared error (of targets with deviation
-    1) in place of Phi, else as `AdaNetClassifier`."""
+    """A regressor whose layers are learned together with its weights. It takes half the squared error in
+    place of Phi, on targets scaled to standard deviation 1. Everything else is as in `AdaNetClassifier`.
+    """
 
     _: KW_ONLY
     adanet_lambda: float | Literal["auto"] = 1e-2
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Learn from X (n_samples, n_features), y (n_samples,), weights (n_samples,).
+        """Fit to rows X (n_samples, n_features) with targets y (n_samples,) and weights (n_samples,).
 
         Raises:
-            MeristemError: for options that make no sense.
+            MeristemError: if an option is invalid, or if all sample weights are zero.
         """
         self.check_options()
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)

@@ -1,4 +1,4 @@
-"""What every fitted AdaNet estimator offers: outputs, a summary, files, exports."""
+"""What every fitted AdaNet estimator offers: outputs, a summary, saving and export."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from meristem.adaptive.tensors import in_pieces, tensor_of
 
 
 class Fitted(BaseEstimator):
-    """The half of an estimator that reads `module_` and `history_`; `searched.Searched` makes them."""
+    """The methods of an estimator that read `module_` and `history_`. `searched.Searched` sets these."""
 
     device: str
     module_: AdaNetModule | NodewiseModule
@@ -36,18 +36,18 @@ class Fitted(BaseEstimator):
 
     @property
     def output_weights_(self) -> list[np.ndarray]:
-        """The weights of each part (block, or layer of single units) at the output (width, outputs)."""
+        """The output weights of each part, a block or a layer of single units (width, outputs)."""
         check_is_fitted(self, "module_")
         return [weights.cpu().numpy() for weights in self.module_.output_weights]
 
     @property
     def num_parameters_(self) -> int:
-        """Parameters of the learned network, output weights that are zero left out."""
+        """The number of parameters of the learned network, without output weights that are zero."""
         check_is_fitted(self, "module_")
         return self.module_.num_used_parameters
 
     def summary(self) -> str:
-        """The learned network, a line for each block."""
+        """A description of the learned network, with a line for each block."""
         check_is_fitted(self, "module_")
         lines = [f"{'part':<6} {'depth':<6} {'width':<6} {'used':<6} {'|w|_1':<10} r"]
         lines += [
@@ -59,10 +59,10 @@ class Fitted(BaseEstimator):
         )
 
     def save(self, out: str | Path, overwrite: bool = False) -> None:
-        """Write a directory of safetensors and JSON (no pickle); `load` reads it.
+        """Write a directory of safetensors and JSON, without pickles. `load` reads it.
 
         Raises:
-            MeristemError: if `out` exists.
+            MeristemError: if `out` exists and `overwrite` is not set.
         """
         check_is_fitted(self, "module_")
         config = {
@@ -78,13 +78,14 @@ class Fitted(BaseEstimator):
 
     @classmethod
     def load(cls, source: str | Path, device: str | None = None) -> Self:
-        """What `save` wrote.
+        """Read an estimator that `save` wrote.
 
         Args:
-            device: where it is to compute; None: where it did, or on the CPU if that is not here.
+            device: the device that computes. By default it is the device of the fit, or the CPU if that
+                device is missing.
 
         Raises:
-            MeristemError: if it is something else.
+            MeristemError: if `source` holds no estimator of this class.
         """
         estimator, tensors, config = load_estimator(cls, source, device)
         shape = config["layout"], config["features"], config["outputs"]
@@ -100,11 +101,11 @@ class Fitted(BaseEstimator):
         return estimator
 
     def export(self, out: str | Path, overwrite: bool = False) -> Path:
-        """Write the network as ONNX (`.onnx`) or by torch.export (`.pt2`): see `exporting.export`."""
+        """Write the network as ONNX (`.onnx`) or with torch.export (`.pt2`): see `exporting.export`."""
         return export(self, out, overwrite)
 
     def _answering(self) -> nn.Module:
-        """Inputs to answers as one module."""
+        """One module from inputs to predictions."""
         return nn.Sequential(copy.deepcopy(self.module_).cpu(), self._to_answers())
 
     def _to_answers(self) -> nn.Module:

@@ -1,7 +1,7 @@
-"""The convex losses of AdaNet's objective, with the derivatives that the convex re-fit needs.
+"""The convex losses of AdaNet's objective, with the derivatives that the convex fit needs.
 
-Outputs f have the shape (..., n, outputs). Two classes: one output and targets of -1 and +1; more: an output for each and
-targets of one-hot rows; regression: targets as they are, (n, outputs).
+Outputs f have the shape (..., n, outputs). Two classes have one output, and targets of -1 and +1. More
+classes have an output each, and one-hot targets. Regression has targets (n, outputs) as they are.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 
 class Loss(Protocol):
-    """A loss, convex in the outputs."""
+    """A loss that is convex in the outputs."""
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         """The loss of each row (n,)."""
         ...
 
     def slope(self, f: Tensor, y: Tensor) -> Tensor:
-        """Its derivative by the outputs (n, outputs)."""
+        """Its derivative with respect to the outputs (n, outputs)."""
         ...
 
     def curvature(self, f: Tensor, y: Tensor, direction: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class Loss(Protocol):
         ...
 
     def probabilities(self, f: Tensor) -> Tensor:
-        """The class probabilities for which f is the best answer (n, classes)."""
+        """The class probabilities for which f minimises the expected loss (n, classes)."""
         ...
 
 
@@ -47,7 +47,7 @@ class Logistic:
         return s * (1 - s) * direction
 
     def probabilities(self, f: Tensor) -> Tensor:
-        # p sigmoid(1 - f) = (1 - p) sigmoid(1 + f): the offset 1 makes it another curve than the logistic one
+        # p sigmoid(1 - f) = (1 - p) sigmoid(1 + f): because of the offset 1 it is not the logistic curve
         scores = torch.cat([F.logsigmoid(1 - f), F.logsigmoid(1 + f)], 1)
         return torch.softmax(scores, 1)
 

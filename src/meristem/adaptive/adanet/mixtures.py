@@ -1,7 +1,8 @@
-"""Mixture weights of an ensemble: one number, one vector or one matrix for each sub-network (Weill et al. 2019, section 3).
+"""Mixture weights of an ensemble: one number, one vector or one matrix for each sub-network (Weill et al.
+2019, section 3).
 
-The ensemble is linear in its weights, so they are fitted by the same convex solver as everywhere in AdaNet: the penalty counts once
-and zeros are exact.
+The ensemble is linear in its weights, so the convex solver of AdaNet fits them. The penalty is part of that
+problem, and zeros are exact.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ MIXTURES = ("scalar", "vector", "matrix", "mean")
 
 
 def check_mixture(kind: str) -> None:
-    """Raises MeristemError for an unknown kind of mixture weights."""
+    """Check the kind of mixture weights.
+
+    Raises:
+        MeristemError: if the kind is unknown.
+    """
     if kind not in MIXTURES:
         raise MeristemError(f"mixture={kind!r} is not known; known: {', '.join(MIXTURES)}")
 
 
 @dataclass(frozen=True)
 class _Scalars(Problem):
-    """`features` are the members' logits (n, outputs, members); weights (members, 1)."""
+    """`features` are the members' logits (n, outputs, members). The weights have the shape (members, 1)."""
 
     def start(self) -> Tensor:
         return self.features.new_zeros(self.features.shape[2], 1)
@@ -50,7 +55,9 @@ class _Scalars(Problem):
 
 @dataclass(frozen=True)
 class _Vectors(Problem):
-    """`features` are the members' logits (members, n, outputs); weights (members, outputs)."""
+    """`features` are the members' logits (members, n, outputs). The weights have the shape (members,
+    outputs).
+    """
 
     def start(self) -> Tensor:
         return self.features.new_zeros(self.features.shape[0], self.features.shape[2])
@@ -67,7 +74,7 @@ class _Vectors(Problem):
 
 @dataclass(frozen=True)
 class Said:
-    """What one member says of all rows, in float64: last_layer (n, units), logits (n, outputs)."""
+    """The outputs of one member on all rows, in float64: last_layer (n, units), logits (n, outputs)."""
 
     last_layer: Tensor
     logits: Tensor
@@ -76,15 +83,18 @@ class Said:
 def fit_mixture(
     kind: str, members: Sequence[Said], prices: Sequence[float], targets: Tensor, loss: Loss
 ) -> tuple[list[Tensor], float]:
-    """The best weights of each member, and the objective: mean loss + sum of prices |w|_1.
+    """The optimal weights of each member, and the objective: mean loss + sum of prices |w|_1.
 
     Args:
-        kind: "scalar": w logits, weights of shape (); "vector": (outputs,); "matrix": last_layer W, (units, outputs); "mean": 1 / members,
-            not fitted.
-        prices: Gamma of each member. targets: (n, outputs).
+        kind: "scalar": w logits, with w of shape (). "vector": w of shape (outputs,). "matrix": last_layer W,
+            with W of shape (units, outputs). "mean": 1 / members, which is not fitted.
+        members: the outputs of each member.
+        prices: Gamma of each member.
+        targets: the targets (n, outputs).
+        loss: a convex loss.
 
     Raises:
-        MeristemError: for an unknown kind.
+        MeristemError: if the kind is unknown.
     """
     check_mixture(kind)
     rows = len(targets)

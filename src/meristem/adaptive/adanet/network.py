@@ -1,7 +1,8 @@
-"""The network that AdaNet learns: blocks of hidden layers, each reading all units below, and an output that reads every block.
+"""The network that AdaNet learns: blocks of hidden layers, which each read all units below, and an output
+that reads every block.
 
-Units are biasless functions of the features Psi(x) = [(x - mean) / scale, 1]; the constant stands for biases, so that the
-paper's bounds hold as they are.
+Units have no biases. They are functions of the features Psi(x) = [(x - mean) / scale, 1], whose constant
+replaces the biases, so that the paper's bounds hold unchanged.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ Units = list[list[Tensor]]  # for each block, the activities of its layers, (n, 
 
 @dataclass(frozen=True)
 class Part:
-    """What the output reads of one depth: the units of a block, or of a layer of single units.
+    """The units that the output reads together: those of a block, or those of a layer of single units.
 
     Args:
-        width: units. used: those with a weight at the output. mass: |w|_1 there. complexity: r of the units.
+        depth: the number of hidden layers up to these units.
+        width: the number of units.
+        used: the number of units with an output weight that is not zero.
+        mass: |w|_1 of their output weights.
+        complexity: r of the units.
     """
 
     depth: int
@@ -43,7 +48,9 @@ class FeatureModule(nn.Module):
     """A module that reads Psi(x).
 
     Args:
-        mean, scale: of the inputs (inputs,). num_outputs: outputs. bins: of the inputs, which Psi has beside them, if any.
+        mean, scale: the mean and the scale of the inputs (inputs,).
+        num_outputs: the number of outputs.
+        bins: the bins of the inputs, which Psi contains next to the inputs, or None.
     """
 
     def __init__(self, mean: Tensor, scale: Tensor, num_outputs: int, bins: Bins | None = None):
@@ -63,7 +70,7 @@ class FeatureModule(nn.Module):
         return len(self.get_buffer("mean")) + self.num_bins + 1
 
     def features(self, x: Tensor) -> Tensor:
-        """Psi(x) (n, num_features): the scaled inputs, their bins, 1."""
+        """Psi(x) (n, num_features): the scaled inputs, their bins, and 1."""
         scaled = (x - self.get_buffer("mean")) / self.get_buffer("scale")
         parts = [scaled, torch.ones_like(x[:, :1])]
         if self.num_bins:
@@ -73,11 +80,14 @@ class FeatureModule(nn.Module):
 
 
 class Block(nn.Module):
-    """A sub-network of some depth: layer 1 reads the features, layer s > 1 its own layer s - 1 and that of earlier blocks.
+    """A sub-network. Layer 1 reads the features. Layer s > 1 reads layer s - 1 of its own block and of
+    earlier blocks.
 
     Args:
-        num_features: n_0. width: units in each layer (B). reads: for each layer from the second on, the numbers of the
-            earlier blocks whose layer below it reads. earlier_widths: the width of each earlier block.
+        num_features: n_0.
+        width: the units in each layer (B).
+        reads: the numbers of the earlier blocks that each layer from the second on reads.
+        earlier_widths: the width of each earlier block.
         connection_dropout: the share of connections to earlier blocks that training drops (AdaNet.D).
     """
 
@@ -109,7 +119,7 @@ class Block(nn.Module):
         return own
 
     def project(self, max_norm: float, p: float) -> None:
-        """Scale units whose p-norm exceeds `max_norm` down to it."""
+        """Scale the weights of units whose p-norm exceeds `max_norm` down to that norm."""
         with torch.no_grad():
             for layer in self.layers:
                 assert isinstance(layer, nn.Linear)
@@ -118,7 +128,9 @@ class Block(nn.Module):
 
 
 class AdaNetModule(FeatureModule):
-    """f(x) = sum over blocks of h_block(x) w_block: what a search returns, ready for torch.export."""
+    """f(x) = sum over blocks of h_block(x) w_block. It is the result of a search, and torch.export can export
+    it.
+    """
 
     def __init__(self, mean: Tensor, scale: Tensor, num_outputs: int, bins: Bins | None = None):
         super().__init__(mean, scale, num_outputs, bins)
@@ -131,25 +143,25 @@ class AdaNetModule(FeatureModule):
 
     @property
     def depth(self) -> int:
-        """Hidden layers of the deepest block; 0 if there is none."""
+        """The number of hidden layers of the deepest block, or 0 without blocks."""
         return max((block.depth for block in self._blocks()), default=0)
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
     def parts(self) -> list[Part]:
-        """What the output reads, block by block."""
+        """The parts that the output reads, one for each block."""
         triples = zip(self._blocks(), self.output_weights, self.complexities, strict=True)
         return [part_of(block.depth, weights, r) for block, weights, r in triples]
 
     @property
     def num_used_parameters(self) -> int:
-        """Parameters, output weights that are zero left out."""
+        """The number of parameters, without output weights that are zero."""
         hidden = sum(p.numel() for p in self.blocks.parameters())
         return hidden + sum(int((w != 0).sum()) for w in self.output_weights)
 
     def append(self, block: Block, weights: Tensor, complexity: float) -> None:
-        """Add a frozen block with its output weights (width, outputs) and its r."""
+        """Add a frozen block with its output weights (width, outputs) and its complexity r."""
         self.blocks.append(block.requires_grad_(False).eval())
         self.output_weights.append(nn.Parameter(weights, requires_grad=False))
         self.complexities.append(complexity)
@@ -166,14 +178,14 @@ class AdaNetModule(FeatureModule):
         return self.mixed(self.units(x), x)
 
     def mixed(self, units: Units, like: Tensor) -> Tensor:
-        """The outputs of activities that are known; `like` has as many rows and their precision."""
+        """The outputs for known activities. `like` has the number of rows and the precision of the result."""
         total = like.new_zeros(like.shape[0], self.num_outputs)
         for layers, weights in zip(units, self.output_weights, strict=True):
             total = total + layers[-1] @ weights
         return total
 
     def layout(self) -> list[dict[str, Any]]:
-        """Each block's shape, from which `of_layout` builds it again."""
+        """The shape of each block, from which `of_layout` builds the network again."""
         pairs = zip(self._blocks(), self.complexities, strict=True)
         return [
             {"width": b.width, "reads": b.reads, "connection_dropout": b.connection_dropout, "complexity": r}
@@ -182,7 +194,7 @@ class AdaNetModule(FeatureModule):
 
     @classmethod
     def of_layout(cls, layout: Sequence[Mapping[str, Any]], inputs: int, outputs: int, bins: int = 0) -> AdaNetModule:
-        """An empty module of the given shape, to load weights into."""
+        """A module of the given shape, into which weights can be loaded."""
         zeros, ones = torch.zeros(inputs, dtype=torch.float64), torch.ones(inputs, dtype=torch.float64)
         module = cls(zeros, ones, outputs, Bins.empty(bins) if bins else None)
         for entry in layout:

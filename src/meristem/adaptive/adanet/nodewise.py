@@ -1,7 +1,8 @@
-"""AdaNet.CVX: one unit at a time, in closed form (AdaNet, appendix C, and the node-wise algorithm of its first versions).
+"""AdaNet.CVX: one unit at a time, in closed form (AdaNet, appendix C, and the node-wise algorithm of its
+first versions).
 
-Here units are read before their activation, as the paper's equations 2 and 3 have it: h_1 = U_1 Psi, h_s = U_s relu(h_(s-1)),
-f = sum over layers of h_s w_s.
+Units are read before their activation, as in the paper's equations 2 and 3: h_1 = U_1 Psi, h_s = U_s
+relu(h_(s-1)), f = sum over layers of h_s w_s.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ STILL = 1e-9  # a slope below this share of the first one ends the search
 
 
 class NodewiseModule(FeatureModule):
-    """Layers of single units; each reads the layer below as it was when the unit came (later columns are zero)."""
+    """Layers of single units. A unit reads the units that the layer below had when it was added. Later
+    columns are zero.
+    """
 
     def __init__(self, mean: Tensor, scale: Tensor, num_outputs: int = 1):
         super().__init__(mean, scale, num_outputs)
@@ -31,7 +34,7 @@ class NodewiseModule(FeatureModule):
         self.complexities: list[float] = []
 
     def layers(self, x: Tensor) -> list[Tensor]:
-        """What each layer computes, before its activation (n, width)."""
+        """The outputs of each layer before its activation (n, width)."""
         read, found = self.features(x), []
         for weights in self.hidden:
             found.append(read @ weights.T)
@@ -46,7 +49,9 @@ class NodewiseModule(FeatureModule):
         return total
 
     def add_unit(self, layer: int, weights: Tensor) -> None:
-        """A unit in layer 1, 2, ..., at most one above the highest; weights (units below,)."""
+        """Add a unit to layer 1, 2, ..., at most one above the highest. `weights` has the shape (units
+        below,).
+        """
         if layer > len(self.hidden):
             self.hidden.append(nn.Parameter(weights[None], requires_grad=False))
             self.output_weights.append(nn.Parameter(weights.new_zeros(1, 1), requires_grad=False))
@@ -60,23 +65,23 @@ class NodewiseModule(FeatureModule):
             self.hidden[layer] = nn.Parameter(wider, requires_grad=False)
 
     def parts(self) -> list[Part]:
-        """What the output reads, layer by layer."""
+        """The parts that the output reads, one for each layer."""
         triples = zip(self.output_weights, self.complexities, range(1, len(self.complexities) + 1), strict=True)
         return [part_of(depth, weights, r) for weights, r, depth in triples]
 
     @property
     def num_used_parameters(self) -> int:
-        """Weights that are not zero."""
+        """The number of weights that are not zero."""
         return sum(int((w != 0).sum()) for w in [*self.hidden, *self.output_weights])
 
     def layout(self) -> list[dict[str, Any]]:
-        """Each layer's shape, from which `of_layout` builds it again."""
+        """The shape of each layer, from which `of_layout` builds the network again."""
         pairs = zip(self.hidden, self.complexities, strict=True)
         return [{"shape": list(weights.shape), "complexity": r} for weights, r in pairs]
 
     @classmethod
     def of_layout(cls, layout: Sequence[Mapping[str, Any]], inputs: int, outputs: int) -> NodewiseModule:
-        """An empty module of the given shape, to load weights into."""
+        """A module of the given shape, into which weights can be loaded."""
         module = cls(torch.zeros(inputs, dtype=torch.float64), torch.ones(inputs, dtype=torch.float64), outputs)
         for entry in layout:
             rows = entry["shape"][0]
@@ -92,7 +97,7 @@ def _with_row(old: Tensor, row: Tensor) -> nn.Parameter:
 
 @dataclass(frozen=True)
 class NodeOptions:
-    """How many steps (each adds a unit or moves one) and layers at most, and the price of a unit."""
+    """The largest number of steps (each adds or changes one unit) and of layers, and the price of a unit."""
 
     max_steps: int
     max_depth: int
@@ -103,12 +108,15 @@ class NodeOptions:
 
 
 def best_unit(edge: Tensor, max_norm: float, p: float) -> tuple[Tensor, float]:
-    """The unit u with |u|_p <= max_norm of largest u . edge, and that value, max_norm |edge|_q, by duality.
+    """The unit u with |u|_p <= max_norm that maximises u . edge, and the maximum, which is max_norm |edge|_q
+    by duality.
 
-    u_j = max_norm |edge_j|^(q-1) sgn(edge_j) / |edge|_q^(q/p); for p = 1 the largest edge alone (appendix C).
+    u_j = max_norm |edge_j|^(q-1) sgn(edge_j) / |edge|_q^(q/p). For p = 1 only the largest edge has a weight
+    (appendix C).
 
     Args:
-        edge: (units below,).
+        edge: the negative derivative of the mean loss with respect to the input weights of a unit whose
+            output weight is 1 (units below,).
     """
     q = dual_exponent(p)
     value = max_norm * float(torch.linalg.vector_norm(edge, ord=q))
@@ -131,13 +139,17 @@ def grow_nodes(
     options: NodeOptions,
     report: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Steepest coordinate steps (Gauss-Southwell): the unit, new or there already, along which the objective falls fastest.
+    """Steepest coordinate descent (Gauss-Southwell): each step takes the unit, new or present, along which
+    the objective falls fastest.
 
-    A new unit of layer s falls by Lambda |edge_s|_q - Gamma_s, with edge = -(derivative of the mean loss by what it would read). The
-    weight of the unit chosen is then minimised exactly. Returns a record for each step.
+    A new unit of layer s has the slope Lambda |edge_s|_q - Gamma_s, with the edge of `best_unit`. The output
+    weight of the chosen unit is then minimised exactly. Returns a record of each step.
 
     Args:
-        x: (n, inputs). targets: (n, 1). shares: of sum 1 (n,). samples: m.
+        x: the inputs (n, inputs).
+        targets: the targets (n, 1).
+        shares: the weights of the rows (n,), whose sum is 1.
+        samples: m, the number of rows that they represent.
     """
     history: list[dict[str, Any]] = []
     largest = float(module.features(x).abs().max())
@@ -175,7 +187,9 @@ def _steepest(
     x: Tensor,
     options: NodeOptions,
 ) -> tuple[float, int, Tensor | int]:
-    """The largest fall, its layer, and the unit: weights of a new one or the number of one that is there."""
+    """The largest slope, its layer, and the unit: the weights of a new unit, or the number of a present
+    one.
+    """
     read = [module.features(x), *(torch.relu(units) for units in layers)]
     best: tuple[float, int, Tensor | int] = (0.0, 1, 0)
     for depth, inputs in enumerate(read[: options.max_depth], 1):

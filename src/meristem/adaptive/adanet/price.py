@@ -1,4 +1,6 @@
-"""Chosen on rows that are held out for it: the price of output weights, adanet_lambda, and whether numbers are encoded in bins."""
+"""Choices made on held-out rows: the price of output weights, adanet_lambda, and whether numbers are encoded
+in bins.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,16 @@ from meristem.adaptive.adanet.refit import Problem, path
 
 PRICES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 HELD_OUT = 0.25
-PART = 1 / 3  # of the price at which one block is best alone: blocks that join by shares are held back by that already
+PART = 1 / 3  # of the best price for one block, since shrinkage already regularises the blocks
 ERRORS = 2  # standard errors by which two layers must be better than one
-MOST_ROWS = 20_000  # more say nothing more about a price
+MOST_ROWS = 20_000  # more rows do not improve the choice of a price
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows to choose on: x (n, inputs), targets (n, outputs), weight (n,), and m, the rows that they stand for."""
+    """Rows on which the choice is made: x (n, inputs), targets (n, outputs), weight (n,), and m, the rows
+    that the weights represent.
+    """
 
     x: Tensor
     targets: Tensor
@@ -32,7 +36,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Start:
-    """What is chosen: the empty network, the adanet_lambda, and the most layers that a block is proposed with."""
+    """The choice: the empty network, adanet_lambda, and the number of layers of a proposed block, at most."""
 
     module: AdaNetModule
     price: float
@@ -49,13 +53,17 @@ def chosen_start(
     seed: int,
     max_depth: int = 1,
 ) -> Start:
-    """The empty network and the adanet_lambda with which a first block, trained on three quarters of the rows, has the lowest loss on the others.
+    """The empty network whose first block, trained on three quarters of the rows, has the lowest loss on the
+    others, and an adanet_lambda.
 
-    With prices to choose from, a block of two layers is tried, too; unless its loss is lower by two standard errors, none is
-    proposed: a price per unit that is right for one layer leaves deeper ones no chance, and their training takes half of the time.
+    The adanet_lambda is a third (`PART`) of the price with the lowest loss, because the shrinkage of the
+    blocks already regularises them. If there are several prices, a block of two layers is tried too. Two
+    layers are proposed later only if its loss is lower by two standard errors. A price per unit that suits
+    one layer leaves deeper blocks no chance, and their training takes half of the time.
 
     Args:
-        modules: networks without blocks, which differ in the features that they read. prices: falling.
+        modules: networks without blocks, which differ in the features that they read.
+        prices: the prices to choose from, in falling order. A single price is returned as it is.
     """
     if len(modules) == len(prices) == 1:
         return Start(modules[0], prices[0], max_depth)
@@ -77,7 +85,7 @@ def chosen_start(
 
 @dataclass(frozen=True)
 class Tried:
-    """A first block at the price that is best for it: the loss of each row that was held out (n,), and the rows' shares."""
+    """A first block at its best price: the loss of each held-out row (n,), and the shares of these rows."""
 
     module: AdaNetModule
     price: float
@@ -89,7 +97,9 @@ class Tried:
         return float(self.shares @ self.losses)
 
     def is_below(self, other: Tried) -> bool:
-        """Whether the loss is lower on the same rows by more than `ERRORS` standard errors of the difference."""
+        """Whether the loss on the same rows is lower by more than `ERRORS` standard errors of the
+        difference.
+        """
         fell = other.losses - self.losses
         mean = self.shares @ fell
         error = ((self.shares @ (fell - mean).square()) / len(fell)).sqrt()

@@ -1,8 +1,9 @@
-"""The convex re-fit: the output weights of new units, under an l1 price, to the last digit (AdaNet, eq. 5).
+"""The convex fit of the output weights of new units under an l1 price, to the last digit (AdaNet, eq. 5).
 
-Minimise G(w) = sum_i s_i loss(f_i + h_i w, y_i) + gamma |w|_1, with s the rows' shares (their sum is 1). With one output, or few
-weights, proximal Newton steps on the whole Hessian (Lee, Sun & Saunders 2014) are nearly there after a few passes through the rows. Accelerated proximal
-steps (FISTA with restarts, Beck & Teboulle 2009) find the support; Newton steps on it, by conjugate gradients, find the digits.
+It minimises G(w) = sum_i s_i loss(f_i + h_i w, y_i) + gamma |w|_1, where s are the shares of the rows, whose
+sum is 1. With one output or few weights, proximal Newton steps on the whole Hessian (Lee, Sun & Saunders
+2014) come close in a few passes through the rows. Accelerated proximal steps (FISTA with restarts, Beck &
+Teboulle 2009) find the support. Newton steps on the support, by conjugate gradients, find the digits.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from torch import Tensor
 
 from meristem.adaptive.adanet.losses import Loss
 
-SHORTEST = 1e-12  # a step that is not shortened further: what it misses is rounding
-DENSE = 512  # units at most whose Hessian is written out
+SHORTEST = 1e-12  # a step that is not shortened further, because the error is rounding
+DENSE = 512  # units, at most, for which the Hessian is computed
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One convex problem; `features` h (n, units), `offset` f and targets y (n, outputs), shares s (n,).
+    """One convex problem: `features` h (n, units), `offset` f and targets y (n, outputs), shares s (n,).
 
     `gamma` is one price, or one for each weight (units, 1).
     """
@@ -41,19 +42,19 @@ class Problem:
         return self.features.new_zeros(self.features.shape[1], self.offset.shape[1])
 
     def applied(self, w: Tensor) -> Tensor:
-        """What the weights add to the outputs (n, outputs): a linear map."""
+        """The linear map from the weights to what they add to the outputs (n, outputs)."""
         return self.features @ w
 
     def adjoint(self, slope: Tensor) -> Tensor:
-        """The transpose of `applied`: from (n, outputs) to the weights' shape."""
+        """The transpose of `applied`, from (n, outputs) to the shape of the weights."""
         return self.features.T @ slope
 
     def outputs(self, w: Tensor) -> Tensor:
-        """The offset and what the weights add; most of the work, so what follows takes them as they are known."""
+        """The offset plus `applied`. It is most of the work, so the other methods take known outputs."""
         return self.offset + self.applied(w)
 
     def smooth(self, outputs: Tensor) -> Tensor:
-        """The loss alone, a number."""
+        """The loss without the penalty, one number."""
         return self.shares @ self.loss.value(outputs, self.targets)
 
     def paid(self, w: Tensor) -> Tensor:
@@ -65,27 +66,27 @@ class Problem:
         return self.smooth(self.outputs(w)) + self.paid(w)
 
     def gradient(self, outputs: Tensor) -> Tensor:
-        """The loss's derivative by the weights of these outputs (units, outputs)."""
+        """The derivative of the loss with respect to the weights at these outputs (units, outputs)."""
         return self.adjoint(self.shares[:, None] * self.loss.slope(outputs, self.targets))
 
     def curved(self, outputs: Tensor, direction: Tensor) -> Tensor:
-        """The loss's second derivative there, applied to a direction (units, outputs)."""
+        """The second derivative of the loss at these outputs, applied to a direction (units, outputs)."""
         bent = self.loss.curvature(outputs, self.targets, self.applied(direction))
         return self.adjoint(self.shares[:, None] * bent)
 
     @property
     def is_dense(self) -> bool:
-        """Whether `hessian` is small enough to be written out: one output, few units."""
+        """Whether `hessian` is small enough to be computed: one output and few units."""
         one_output = self.offset.shape[1] == 1 and self.features.dim() == 2
         return one_output and isinstance(self.gamma, float | int) and self.features.shape[1] <= DENSE
 
     def hessian(self, outputs: Tensor) -> Tensor:
-        """The loss's second derivative there (units, units); of one output."""
+        """The second derivative of the loss for one output (units, units)."""
         bent = self.shares[:, None] * self.loss.curvature(outputs, self.targets, torch.ones_like(outputs))
         return self.features.T @ (self.features * bent)
 
     def violation(self, w: Tensor) -> float:
-        """By how much the optimality (KKT) conditions fail: 0 at the minimum."""
+        """The largest violation of the optimality (KKT) conditions. It is 0 at the minimum."""
         gradient = self.gradient(self.outputs(w))
         at_zero = (gradient.abs() - self.gamma).clamp(min=0)
         elsewhere = (gradient + self.gamma * w.sign()).abs()
@@ -95,9 +96,9 @@ class Problem:
 def refit(problem: Problem, tolerance: float = 1e-12, rounds: int = 12, newton_steps: int = 12) -> Tensor:
     """The minimiser w (units, outputs), with exact zeros.
 
-    With one output, float64 inputs reach a violation of about 1e-12. With several, where softmax is flat along shifts of
-    all classes, or where no minimum exists (gamma 0 and classes that a plane separates), it is the best point of the
-    steps made; `Problem.violation` says how good.
+    With one output, float64 inputs reach a violation of about 1e-12. With several outputs, softmax is flat
+    along shifts of all classes. With gamma 0 and classes that a plane separates, no minimum exists. The
+    result is then the best point of the steps made, and `Problem.violation` measures its quality.
     """
     w = problem.start()
     if not w.numel():
@@ -118,7 +119,9 @@ def refit(problem: Problem, tolerance: float = 1e-12, rounds: int = 12, newton_s
 
 
 def _proximal_newton(problem: Problem, w: Tensor, tolerance: float, steps: int = 30) -> Tensor:
-    """Steps to the minimum of the loss's second-order model and the penalty, shortened until the objective falls."""
+    """Steps to the minimum of the loss's second-order model plus the penalty. A step is shortened until the
+    objective falls.
+    """
     outputs = problem.outputs(w)
     value = float(problem.smooth(outputs) + problem.paid(w))
     for _ in range(steps):
@@ -143,7 +146,9 @@ def _proximal_newton(problem: Problem, w: Tensor, tolerance: float, steps: int =
 
 
 def _quadratic(hessian: Tensor, linear: Tensor, gamma: float | Tensor, start: Tensor) -> Tensor:
-    """The minimum of w H w / 2 + w linear + gamma |w|_1 (units, 1): a lasso for the support, a linear system for the digits."""
+    """The minimum of w H w / 2 + w linear + gamma |w|_1 (units, 1). A lasso finds the support, and a linear
+    system the digits.
+    """
     if isinstance(gamma, Tensor):
         return _on_support(hessian, linear, gamma, _by_coordinates(hessian, linear, gamma, start))
     root = torch.linalg.cholesky(hessian)  # H = L L', so that it is |L' w + L^-1 linear|^2 / 2 and a constant
@@ -152,14 +157,14 @@ def _quadratic(hessian: Tensor, linear: Tensor, gamma: float | Tensor, start: Te
         return torch.linalg.solve_triangular(root.T, wanted, upper=True)
     rows, targets, begin = (t.cpu().numpy() for t in (root.T.contiguous(), wanted[:, 0], start[:, 0]))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # short of its tolerance it is near enough: another step follows
+        warnings.simplefilter("ignore")  # above its tolerance it is close enough, since another step follows
         _, path, _ = lasso_path(rows, targets, alphas=[gamma / len(rows)], coef_init=begin, tol=1e-9, max_iter=500)  # pyright: ignore[reportArgumentType]
     w = hessian.new_tensor(path)
     return _on_support(hessian, linear, torch.full_like(w, gamma), w)
 
 
 def _on_support(hessian: Tensor, linear: Tensor, gamma: Tensor, w: Tensor) -> Tensor:
-    """The digits of a minimum whose zeros and signs are known."""
+    """A minimum whose zeros and signs are known, to the last digit."""
     support = w[:, 0] != 0
     pulled = linear[support] + gamma[support] * w[support].sign()
     exact = torch.linalg.solve(hessian[support][:, support], -pulled)
@@ -169,7 +174,9 @@ def _on_support(hessian: Tensor, linear: Tensor, gamma: Tensor, w: Tensor) -> Te
 
 
 def _by_coordinates(hessian: Tensor, linear: Tensor, gamma: Tensor, start: Tensor, sweeps: int = 300) -> Tensor:
-    """The same minimum for few units with a price each (units, 1), one unit after the other (Friedman, Hastie & Tibshirani 2010)."""
+    """The same minimum for few units with a price each (units, 1), by coordinate descent (Friedman, Hastie &
+    Tibshirani 2010).
+    """
     h, pull, price, w = (t.cpu().numpy() for t in (hessian, linear[:, 0], gamma[:, 0], start[:, 0].clone()))
     for _ in range(sweeps):
         before = w.copy()
@@ -182,10 +189,12 @@ def _by_coordinates(hessian: Tensor, linear: Tensor, gamma: Tensor, start: Tenso
 
 
 def path(problem: Problem, gammas: Sequence[float], count: int = 60) -> list[Tensor]:
-    """Minimisers for falling prices, each begun at the one before (Friedman, Hastie & Tibshirani 2010); near enough to choose a price by.
+    """Minimisers for falling prices, each started from the one before (Friedman, Hastie & Tibshirani 2010).
+    They are close enough to choose a price.
 
     Args:
-        gammas: prices in place of the problem's own. count: steps for each.
+        gammas: the prices, which replace the problem's own.
+        count: the number of steps for each price.
     """
     found, step, w = [], 1.0, problem.start()
     for gamma in gammas:
@@ -195,7 +204,9 @@ def path(problem: Problem, gammas: Sequence[float], count: int = 60) -> list[Ten
 
 
 def _proximal(problem: Problem, w: Tensor, step: float, count: int = 200) -> tuple[Tensor, float]:
-    """FISTA with backtracking, restarted where the value rises; ends early when it stands."""
+    """FISTA with backtracking. It restarts where the value rises, and ends early when the weights no longer
+    change.
+    """
     rounding = max(1e-12, 4 * torch.finfo(w.dtype).eps)
     outputs = problem.outputs(w)
     ahead, outputs_ahead, momentum = w, outputs, 1.0
@@ -226,7 +237,7 @@ def _proximal(problem: Problem, w: Tensor, step: float, count: int = 200) -> tup
 
 
 def _newton(problem: Problem, w: Tensor, tolerance: float, steps: int) -> Tensor:
-    """Newton steps on the support of w with its signs held; units that would cross zero stop there."""
+    """Newton steps on the support of w with fixed signs. A unit that would cross zero stops at zero."""
     outputs = problem.outputs(w)
     for _ in range(steps):
         support = (w != 0).to(w.dtype)
@@ -256,7 +267,9 @@ def _conjugate(problem: Problem, outputs: Tensor, residual: Tensor, support: Ten
     for _ in range(min(2 * int(support.sum()) + 10, 300)):
         bent = problem.curved(outputs, p) * support
         along = float((p * bent).sum())
-        if along <= 1e-12 * norm or norm <= target:  # flat (softmax does not see a shift of all classes), or done
+        if (
+            along <= 1e-12 * norm or norm <= target
+        ):  # flat (softmax does not change with a shift of all classes), or finished
             break
         solution, r = solution + norm / along * p, r - norm / along * bent
         new = float(r.square().sum())

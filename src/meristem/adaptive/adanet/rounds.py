@@ -1,6 +1,7 @@
-"""The rounds of every search: propose, train, re-fit, judge, and accept the best or stop; each finished round is kept.
+"""The rounds of every search: propose, train, fit, judge, and accept the best candidate or stop. Each
+finished round is kept.
 
-What is proposed is the business of the search: blocks beside a fixed network (`search.Search`), or modules of any kind
+The search defines its proposals: blocks next to a fixed network (`search.Search`), or modules of any kind
 (`ensemble.EnsembleSearch`).
 """
 
@@ -22,7 +23,7 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class Judged(Generic[C]):
-    """A candidate for the next ensemble: its name, its score (lower is better), whether it may join at all."""
+    """A candidate for the next ensemble: its name, its score (lower is better), and whether it may join."""
 
     name: str
     what: C
@@ -31,7 +32,7 @@ class Judged(Generic[C]):
 
 
 class Proposals(Protocol[C]):
-    """What a search has to say about its candidates."""
+    """The methods with which a search defines its candidates."""
 
     measure: str
     """The record's name of the score."""
@@ -41,34 +42,42 @@ class Proposals(Protocol[C]):
         ...
 
     def judged(self, number: int) -> Sequence[Judged[C]]:
-        """The candidates of a round: proposed, trained, re-fitted, judged."""
+        """The candidates of a round, after they are proposed, trained, fitted and judged."""
         ...
 
     def record(self, found: Sequence[Judged[C]], chosen: Judged[C] | None, last: Mapping[str, Any]) -> dict[str, Any]:
-        """What the round's record says beside its number and score; `chosen` is None in a round that is refused."""
+        """The entries of a round's record besides its number and score. `chosen` is None if the round is
+        refused.
+        """
         ...
 
     def join(self, chosen: Judged[C]) -> None:
-        """Make the candidate the ensemble."""
+        """Make the candidate the new ensemble."""
         ...
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
-        """The ensemble as tensors and a note, to go on from."""
+        """The ensemble as tensors and a note, from which a search can continue."""
         ...
 
     def restore(self, tensors: dict[str, Tensor], note: Any, history: Sequence[Mapping[str, Any]]) -> None:
-        """The ensemble of `state`."""
+        """Restore the ensemble that `state` returned."""
         ...
 
 
 @dataclass
 class Rounds(Generic[C]):
-    """Rounds until one is refused or `max_rounds` are made; `history` holds a record for each.
+    """Run rounds until one is refused or `max_rounds` are made. `history` holds a record of each.
 
     Args:
-        min_improvement: a round is accepted if it lowers the score by more than this share of it. force: accept the best in any case.
-        checkpoint: a file in which each finished round is kept, and from which a killed search goes on; `fingerprint` says of what.
-        log_dir: a folder for TensorBoard, with every round's record.
+        proposals: the search that defines the candidates.
+        max_rounds: the number of rounds, at most.
+        min_improvement: the share of the score by which a round has to lower it to be accepted.
+        force: accept the best candidate in any case.
+        checkpoint: a file that keeps each finished round, and from which an interrupted search continues.
+        fingerprint: a function that returns a digest of the data and the options that the checkpoint belongs
+            to.
+        log_dir: a folder to which the record of every round is written for TensorBoard.
+        report: a function that receives a line for each round.
     """
 
     proposals: Proposals[C]
@@ -82,10 +91,10 @@ class Rounds(Generic[C]):
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self) -> list[dict[str, Any]]:
-        """The history.
+        """Run the rounds and return the history.
 
         Raises:
-            MeristemError: if the checkpoint is of other data or other options.
+            MeristemError: if the checkpoint belongs to other data or other options.
         """
         path = Path(self.checkpoint) if self.checkpoint else None
         tied_to = self.fingerprint() if path else ""

@@ -1,4 +1,6 @@
-"""AdaNet's own search (Fig. 3 of the paper, its misprints repaired): blocks as deep as the network and one layer deeper."""
+"""AdaNet's own search (Fig. 3 of the paper, with its misprints corrected): blocks as deep as the network, and
+one layer deeper.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +19,32 @@ from meristem.adaptive.adanet.rounds import Judged, Rounds
 from meristem.adaptive.tensors import PIECE, seed_of
 
 MOST_REFITTED = 50_000  # rows: the exact re-fit of more would take longer than everything else
-MOST_TRAINED = 100_000  # rows: a round's candidates draw their batches from so many, other ones each round
+MOST_TRAINED = 100_000  # rows from which a round's candidates draw their batches, chosen again in each round
 
 
 @dataclass
 class Search:
-    """A search for a network, round by round.
+    """A search for a network in rounds.
+
+    Output weights are fitted to at most 50,000 rows, on which objectives are computed too. A round trains on
+    at most 100,000 rows. Memory therefore grows with the number of rows only by their inputs and outputs.
 
     Args:
-        module: the network so far (no blocks at the start). x: inputs (n, features), targets: (n, outputs), weight: (n,).
-            samples: m, the rows that the weights stand for.
-        rows_held_out: rows that stop each candidate's training, and judge candidates instead of the training objective
-            (AdaNet.HoldOut, without guarantees).
-        min_improvement: a round is accepted if it lowers the objective by more than this share of it (the paper: 0).
-        seed: all randomness follows from it and the round's number, so that a search can be replayed.
-        subsample: the share of the rows that a round's blocks are trained on, other ones each round; output weights are re-fitted to all.
-        n_jobs: re-fits at a time. checkpoint, log_dir: as in `Rounds`.
-
-    Output weights are re-fitted to, and objectives are of, at most 50,000 rows, and a round trains on at most 100,000: memory grows with the
-    rows by their inputs and outputs only.
+        module: the present network, without blocks at the start.
+        x: the inputs (n, features).
+        targets: the targets (n, outputs).
+        weight: the weights of the rows (n,).
+        samples: m, the number of rows that the weights represent.
+        min_improvement: the share of the objective by which a round has to lower it to be accepted (0 in the
+            paper).
+        seed: the seed from which, with the number of the round, all randomness follows, so that a search can
+            be repeated.
+        n_jobs: the number of fits at the same time.
+        subsample: the share of the rows on which a round trains its blocks, drawn again in each round. Output
+            weights are fitted to all rows.
+        rows_held_out: rows that stop the training of each candidate and judge it in place of the training
+            objective (AdaNet.HoldOut, without guarantees).
+        checkpoint, log_dir: as in `Rounds`.
     """
 
     module: AdaNetModule
@@ -60,7 +69,9 @@ class Search:
     measure = "objective"
 
     def run(self) -> None:
-        """Rounds until one is refused or `max_rounds` are made; `module` and `history` hold the result."""
+        """Run rounds until one is refused or `max_rounds` are made. `module` and `history` hold the
+        result.
+        """
         held = torch.zeros(len(self.x), dtype=torch.bool, device="cpu")
         if self.rows_held_out is not None:
             held[self.rows_held_out] = True
@@ -79,7 +90,7 @@ class Search:
         ).run()
 
     def _drawn(self, rows: Tensor, most: int, which: int) -> Tensor:
-        """The rows, or so many of them."""
+        """The rows, or `most` of them if there are more."""
         if len(rows) <= most:
             return rows
         generator = torch.Generator().manual_seed(seed_of(self.seed, which, 0))
@@ -87,7 +98,7 @@ class Search:
 
     @torch.no_grad()
     def _sample(self, rows: Tensor) -> Sample:
-        """Some rows as the network sees them now."""
+        """Some rows with the present activities and outputs of the network."""
         pieces = []
         for index in rows.split(PIECE):
             x = self.x[index]
@@ -115,7 +126,7 @@ class Search:
         return {"objective": value, "penalty": 0.0}
 
     def judged(self, number: int) -> list[Judged[Candidate]]:
-        """The round's blocks, by the training objective, or by the loss of the rows that are held out."""
+        """The blocks of the round, judged by the training objective, or by the loss on held-out rows."""
         module = self.module
         depths = [d for d in (module.depth, module.depth + 1) if 1 <= d <= self.max_depth]
         earlier = [(block.width, block.depth) for block in module._blocks()]
@@ -135,7 +146,7 @@ class Search:
     def record(
         self, found: Sequence[Judged[Candidate]], chosen: Judged[Candidate] | None, last: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """What each candidate reached, and what the one that joins costs."""
+        """The result of each candidate, and the cost of the one that joins."""
         paid = last["penalty"]
         candidates = [
             {
@@ -159,11 +170,11 @@ class Search:
         self.module.append(chosen.what.block, chosen.what.weights, chosen.what.complexity)
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
-        """The network's weights and shape."""
+        """The weights and the shape of the network."""
         return self.module.state_dict(), self.module.layout()
 
     def restore(self, tensors: dict[str, Tensor], note: Any, history: Sequence[Mapping[str, Any]]) -> None:
-        """The network of a finished round."""
+        """Restore the network of a finished round."""
         restored = AdaNetModule.of_layout(note, self.x.shape[1], self.module.num_outputs, self.module.num_bins)
         restored.load_state_dict(tensors)
         self.module = restored.to(self.x.device)

@@ -1,4 +1,4 @@
-"""The options of AdaNet's estimators, and the search that they describe."""
+"""The options of AdaNet's estimators, and the search that they define."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from meristem.errors import MeristemError
 
 @dataclass(eq=False, repr=False)
 class Searched(Fitted):
-    """What both estimators share."""
+    """The options and methods that both AdaNet estimators share."""
 
     _: KW_ONLY
     width: int = 64
@@ -79,7 +79,11 @@ class Searched(Fitted):
     }
 
     def check_options(self) -> None:
-        """Raises MeristemError for options that make no sense."""
+        """Check all options.
+
+        Raises:
+            MeristemError: if an option is invalid, or if the device has no float64.
+        """
         check_options(self, self._ranges)
         try:
             torch.empty(0, dtype=torch.float64, device=self.device)
@@ -137,7 +141,7 @@ class Searched(Fitted):
         self.module_, self.history_ = search.module, search.history
 
     def _starts(self, mean: Tensor, scale: Tensor, x: Tensor, outputs: int) -> list[AdaNetModule]:
-        """Networks without blocks, to choose from: they read numbers as they are, or encoded in bins too."""
+        """Networks without blocks to choose from. They read numbers as they are, or encoded in bins too."""
         plain = AdaNetModule(mean, scale, outputs)
         bins = None if self.embedding == "none" else Bins.of(x)
         if bins is None or (self.embedding == "auto" and bins.count > len(x) / 2):

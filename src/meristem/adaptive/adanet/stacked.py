@@ -1,7 +1,9 @@
-"""Candidates of one round in training side by side: layer s of all that have one is one tensor, and so is every step.
+"""The candidates of one round are trained together: layer s of all blocks that have one is one tensor, and
+one step updates all.
 
-The gradients are written out (a test compares them with autograd's): with f = offset + h w and the loss's slope by f, the chain rule
-through layers of rectified units is two batched products a layer.
+The gradients are written out, and a test compares them with those of autograd. With f = offset + h w and the
+derivative of the loss with respect to f, the chain rule through layers of rectified units takes two batched
+products for each layer.
 """
 
 from __future__ import annotations
@@ -17,14 +19,21 @@ from meristem.adaptive.adanet.losses import Loss
 
 
 class Stack:
-    """Blocks of one width, the deepest first, and their output weights; all parameters are views of one vector.
+    """Blocks of one width, the deepest first, and their output weights. All parameters are views of one
+    vector.
 
     Args:
-        depths: of each block, falling. num_features: n_0. width: units in each layer. earlier: for each layer from the second on, how
-            many units of earlier blocks it reads. outputs: of the network. seeds: of each block's first weights.
+        depths: the depth of each block, in falling order.
+        num_features: n_0.
+        width: the units in each layer.
+        earlier: the number of units of earlier blocks that each layer from the second on reads.
+        outputs: the number of outputs of the network.
+        seeds: the seed of each block's first weights.
 
     Attributes:
-        layers: for each layer (blocks that have it, inputs, width), its own block's units first. weights: (blocks, width, outputs).
+        layers: a tensor for each layer (blocks that have it, inputs, width). The inputs from its own block
+            come first.
+        weights: the output weights (blocks, width, outputs).
     """
 
     def __init__(
@@ -60,7 +69,12 @@ class Stack:
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def activities(self, features: Tensor, earlier: Sequence[Tensor]) -> list[Tensor]:
-        """The units of each layer (blocks that have it, n, width); features (n, n_0), earlier: what each layer from the second on reads."""
+        """The units of each layer (blocks that have it, n, width).
+
+        Args:
+            features: the features (n, n_0).
+            earlier: the units of earlier blocks that each layer from the second on reads.
+        """
         found = [torch.relu_(features @ self.layers[0])]
         for layer, count, read in zip(self.layers[1:], self.counts[1:], earlier, strict=False):
             total = torch.bmm(found[-1][:count], layer[:, : self.width])
@@ -70,14 +84,14 @@ class Stack:
         return found
 
     def last(self, activities: Sequence[Tensor]) -> Tensor:
-        """The units that each block gives to the output (blocks, n, width)."""
+        """The units of each block that the output reads (blocks, n, width)."""
         if len(activities) == 1:
             return activities[0]
         layers = range(len(activities) - 1, -1, -1)
         return torch.cat([activities[layer][self.counts[layer + 1] :] for layer in layers])
 
     def outputs(self, features: Tensor, earlier: Sequence[Tensor], offset: Tensor) -> Tensor:
-        """f + w h of each block (blocks, n, outputs)."""
+        """The outputs f + w h with each block (blocks, n, outputs)."""
         return torch.baddbmm(
             offset.expand(len(self.depths), -1, -1), self.last(self.activities(features, earlier)), self.weights
         )
@@ -92,10 +106,13 @@ class Stack:
         loss: Loss,
         price: Tensor,
     ) -> None:
-        """Fill `slopes` with the derivative of each block's sum of shares loss(f + w h) + price |w|_1, added up over the blocks.
+        """Fill `slopes` with the derivative of the sum over blocks of: sum of shares loss(f + w h) + price
+        |w|_1.
 
         Args:
-            offset, targets: (n, outputs). shares: (n,). price: of each block (blocks, 1, 1).
+            offset, targets: the outputs of the network and the targets (n, outputs).
+            shares: the weights of the rows (n,).
+            price: the price of each block (blocks, 1, 1).
         """
         activities = self.activities(features, earlier)
         last = self.last(activities)
@@ -119,23 +136,29 @@ class Stack:
             above = torch.bmm(slope, self.layers[number][:, : self.width].mT)
 
     def project(self, max_norm: float, p: float) -> None:
-        """Scale units whose p-norm exceeds `max_norm` down to it."""
+        """Scale the weights of units whose p-norm exceeds `max_norm` down to that norm."""
         for layer in self.layers:
             norms = torch.linalg.vector_norm(layer, ord=p, dim=1, keepdim=True)
             layer.mul_((max_norm / norms.clamp(min=1e-12)).clamp(max=1.0))
 
     def parts(self, block: int) -> list[Tensor]:
-        """The parameters of one block: its layers (inputs, width), then its output weights (width, outputs); views."""
+        """The parameters of one block as views: its layers (inputs, width), then its output weights (width,
+        outputs).
+        """
         return [*(layer[block] for layer in self.layers[: self.depths[block]]), self.weights[block]]
 
 
 def _drawn(kind: Callable[..., Tensor], like: Tensor, generator: torch.Generator) -> Tensor:
-    """Random numbers of the shape of one block's part of a tensor, of the CPU: the same on each device."""
+    """Random numbers in the shape of one block's part of a tensor. They are drawn on the CPU, so they are the
+    same on every device.
+    """
     return kind(like.shape[1:], generator=generator, dtype=torch.float64, device="cpu")
 
 
 class Adam:
-    """Adam (Kingma & Ba 2015) on one vector, as `torch.optim.Adam` with its defaults; plain gradient descent with `momentum=False`."""
+    """Adam (Kingma & Ba 2015) on one vector, as `torch.optim.Adam` with its defaults. `momentum=False` gives
+    plain gradient descent.
+    """
 
     def __init__(self, vector: Tensor, learning_rate: float, momentum: bool = True):
         self.vector, self.learning_rate, self.momentum, self.steps = vector, learning_rate, momentum, 0

@@ -1,4 +1,4 @@
-"""EnergyNet: layers learned from the energy of infinite RBMs, then an ordinary network that starts from them."""
+"""EnergyNet learns layers from the energy of infinite RBMs, and then trains an ordinary network from them."""
 
 from meristem.adaptive.energynet.estimators import EnergyNetClassifier, EnergyNetRegressor
 

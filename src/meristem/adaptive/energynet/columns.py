@@ -1,7 +1,8 @@
-"""What the first machine reads of the features: one of each set of copies, and one-hot features as categorical units.
+"""The visible units of the first machine: one for each set of equal features, and categorical units for
+one-hot features.
 
-A copy says nothing new, but the noise on a feature and on its copy is one: a density spends units on saying so. Of one-hot features exactly
-one is on, which a density of independent units would have to spend units on, too.
+A copy of a feature adds no information, but a density would use hidden units to model that both are equal. In
+one-hot features exactly one is 1, which a density of independent units would have to model in the same way.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ Categories = Sequence[int] | str
 
 
 def equal_columns(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The first of each set of equal columns of x (n, features), in their order (distinct,), and which of those each column is (features,)."""
+    """The first of each set of equal columns of x (n, features), in their order (distinct,), and for each
+    column its place among those (features,).
+    """
     _, group = torch.unique(x, dim=1, return_inverse=True)
     _, first = np.unique(group.cpu().numpy(), return_index=True)
     in_order = np.argsort(first)
@@ -29,12 +32,16 @@ def equal_columns(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shared_out(weights: Tensor, which: Tensor) -> Tensor:
-    """Weights of the distinct features (units, distinct) for all of them (units, features): each copy carries an equal share."""
+    """Weights of the distinct features (units, distinct), divided among all features (units, features). Each
+    copy has an equal share.
+    """
     return (weights / torch.bincount(which))[:, which]
 
 
 def one_hot_groups(x: np.ndarray) -> list[list[int]]:
-    """Runs of neighbouring columns of x (n, features) that hold zeros and ones only, exactly one 1 in every row; the leftmost first."""
+    """Runs of adjacent columns of x (n, features) that hold only zeros and ones, with exactly one 1 in every
+    row. The search starts at the left.
+    """
     ones = (x == 1).astype(np.int64)
     flags = ((x == 0) | (x == 1)).all(0)
     groups, start = [], 0
@@ -54,10 +61,10 @@ def one_hot_groups(x: np.ndarray) -> list[list[int]]:
 
 
 def groups_of(x: np.ndarray, categories: Categories) -> list[list[int]]:
-    """The columns of each categorical unit: those that are found ("auto"), or the last ones by their sizes.
+    """The columns of each categorical unit: "auto" finds them, and sizes say that they are the last columns.
 
     Raises:
-        MeristemError: if the last columns are no groups of these sizes.
+        MeristemError: if the last columns are not groups of these sizes.
     """
     if isinstance(categories, str):
         return one_hot_groups(x)
@@ -68,11 +75,12 @@ def groups_of(x: np.ndarray, categories: Categories) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Columns:
-    """How the machine's visible units follow from the features.
+    """The map from features to the visible units of a machine.
 
     Args:
-        read: the feature of each visible unit (visible units,), plain ones first. which: the visible unit of each feature (features,).
-        sizes: of the categorical units, the machine's last.
+        read: the feature of each visible unit (visible units,), plain ones first.
+        which: the visible unit of each feature (features,).
+        sizes: the sizes of the categorical units, which are the machine's last.
     """
 
     read: Tensor
@@ -81,7 +89,7 @@ class Columns:
 
     @classmethod
     def of(cls, x: Tensor, groups: Sequence[Sequence[int]]) -> Columns:
-        """Of scaled features x (n, features) and the columns of each categorical unit."""
+        """The columns of scaled features x (n, features), given the columns of each categorical unit."""
         grouped = torch.tensor([column for group in groups for column in group], dtype=torch.long, device=x.device)
         is_plain = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
         is_plain[grouped] = False

@@ -1,4 +1,6 @@
-"""EnergyNetClassifier and EnergyNetRegressor: structure from the energy, without labels; then an ordinary network."""
+"""EnergyNetClassifier and EnergyNetRegressor: structure from the energy, without labels, then an ordinary
+network.
+"""
 
 from __future__ import annotations
 
@@ -21,42 +23,59 @@ from meristem.adaptive.tensors import tensor_of
 
 @dataclass(eq=False, repr=False)
 class EnergyNetClassifier(ClassLabels, ClassifierMixin, Structured):
-    """A classifier whose widths and depth are learned from the data's energy, without labels.
+    """A classifier that learns its widths and depth from the energy of the data, without labels.
 
-    Stage one learns layers (infinite RBMs, one on the other); stage two puts a linear output on top and trains the
-    network by gradient descent from the weights found.
+    Stage one learns layers, each an infinite RBM on the outputs of the one below. Stage two adds a linear
+    output and trains the network by gradient descent from the weights of stage one.
 
     Args:
-        beta: the price of width in stage one (above 1). depth_penalty: the price of a further layer, in nats per row.
-        max_layers: at most so many. quantile: a layer is wide enough to hold z for so much of the data.
-        visible: "binary" for inputs in [0, 1], "gaussian" for real ones (standardised); "auto" looks.
-        categories: one-hot features, which stage one reads as categorical units: "auto" finds runs of neighbouring columns of zeros and
-            ones of which each row has exactly one; sizes, such as (3, 4), say that they are the last seven.
-        structure_iter, structure_learning_rate, gibbs_steps, l1: the infinite RBM's `n_iter`, `learning_rate`, ...
-        initial: start stage two from the energy's weights, or "random" (structure only).
-        widths: "random" takes as many parameters in widths drawn at random (for ablations).
-        learning_rate, weight_decay, batch_size, max_epochs, validation_fraction, n_iter_no_change: of stage two.
-        checkpoint: a directory in which stage one keeps its state; with a whole number as `random_state`, a fit that
-            was killed goes on from there.
-
-        unlabelled: the label of rows that have none, as scikit-learn's semi-supervised estimators have it: the structure is learned from
-            them too. If only one other label occurs it is a class; None: every label is one.
+        beta: the price of width in stage one, above 1.
+        depth_penalty: the price of a further layer, in nats per row.
+        max_layers: the number of layers, at most.
+        quantile: a layer is wide enough to contain z for this share of the data.
+        visible: "binary" for inputs in [0, 1], "gaussian" for real ones, which are standardised. "auto"
+            decides by the data.
+        categories: one-hot features, which stage one reads as categorical units. "auto" finds runs of
+            adjacent columns of zeros and ones with exactly one 1 in each row. Sizes such as (3, 4) say that
+            they are the last seven columns.
+        structure_iter, structure_learning_rate, gibbs_steps, l1: `n_iter`, `learning_rate`, `gibbs_steps` and
+            `l1` of the infinite RBM.
+        initial: "energy" starts stage two from the weights of stage one, "random" uses only its structure.
+        widths: "learned", or "random" for random widths with about as many parameters (for ablations).
+        learning_rate, weight_decay, batch_size, max_epochs, validation_fraction, n_iter_no_change: the
+            training of stage two.
+        device: the device that computes, by its name in torch.
+        random_state, verbose: as everywhere in scikit-learn.
+        checkpoint: a directory in which stage one keeps its state. With a whole number as `random_state`, an
+            interrupted fit continues from there.
+        unlabelled: the label of rows without a label, as in scikit-learn's semi-supervised estimators. The
+            structure is learned from these rows too. If only one other label occurs, it is a class. None
+            takes every label as a class.
 
     Attributes:
-        layers_: the learned layers. widths_: their sizes. network_: the trained `nn.Sequential`. classes_, history_.
+        layers_: the learned layers.
+        widths_: their sizes.
+        network_: the trained `nn.Sequential`.
+        classes_: the class labels.
+        history_: a record of each pass of stage two.
     """
 
     _: KW_ONLY
     unlabelled: int | None = -1
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Learn the structure from X (n_samples, n_features), if `fit_structure` has not, and then the network from the rows that have a label.
+        """Fit the network to the rows with a label, after learning the structure from all rows if
+        `fit_structure` was not called.
 
         Args:
-            y: (n_samples,). sample_weight: (n_samples,); of stage two, and whole multiples of the smallest one of both stages.
+            X: the rows (n_samples, n_features).
+            y: the labels (n_samples,).
+            sample_weight: the weights of the rows (n_samples,). They apply to stage two. If all are whole
+                multiples of the smallest one, they apply to both stages.
 
         Raises:
-            MeristemError: for options that make no sense. ValueError: for targets that are no classes.
+            MeristemError: if an option is invalid, or if all sample weights are zero.
+            ValueError: if y does not hold classes, or only one class.
         """
         self.check_options()
         X, y = validate_data(self, X, y, dtype=FLOATS, reset=not self._has_structure)
@@ -73,7 +92,9 @@ class EnergyNetClassifier(ClassLabels, ClassifierMixin, Structured):
         return self
 
     def _unlabelled(self, y: np.ndarray) -> np.ndarray:
-        """Which rows have no label (n_samples,). With one other label only, it is a class like that one."""
+        """A mask of the rows without a label (n_samples,). If there is only one other label, `unlabelled` is
+        a class too.
+        """
         if self.unlabelled is None:
             return np.zeros(len(y), dtype=bool)
         without = y == self.unlabelled
@@ -94,16 +115,20 @@ class EnergyNetClassifier(ClassLabels, ClassifierMixin, Structured):
 
 @dataclass(eq=False, repr=False)
 class EnergyNetRegressor(ScaledTarget, RegressorMixin, Structured):
-    """A regressor whose widths and depth are learned without targets; options as in `EnergyNetClassifier`."""
+    """A regressor that learns its widths and depth without targets. Its options are those of
+    `EnergyNetClassifier`.
+    """
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Learn the structure from X (n_samples, n_features), if `fit_structure` has not, and then the network from X and y (n_samples,).
+        """Fit the network to X (n_samples, n_features) and y (n_samples,), after learning the structure if
+        `fit_structure` was not called.
 
         Args:
-            sample_weight: (n_samples,); of stage two, and whole multiples of the smallest one of both stages.
+            sample_weight: the weights of the rows (n_samples,). They apply to stage two. If all are whole
+                multiples of the smallest one, they apply to both stages.
 
         Raises:
-            MeristemError: for options that make no sense.
+            MeristemError: if an option is invalid, or if all sample weights are zero.
         """
         self.check_options()
         reset = not self._has_structure

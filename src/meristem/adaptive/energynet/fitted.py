@@ -1,4 +1,4 @@
-"""What every fitted EnergyNet estimator offers: outputs, a summary, files, exports."""
+"""What every fitted EnergyNet estimator offers: outputs, a summary, saving and export."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLOATS = [np.float32, np.float64]
 
 
 class Fitted(BaseEstimator):
-    """The half of an estimator that reads `network_` and `layers_`; `structured.Structured` makes them."""
+    """The methods of an estimator that read `network_` and `layers_`. `structured.Structured` sets these."""
 
     device: str
     network_: nn.Sequential
@@ -47,12 +47,12 @@ class Fitted(BaseEstimator):
 
     @property
     def num_parameters_(self) -> int:
-        """Parameters of the supervised network."""
+        """The number of parameters of the supervised network."""
         check_is_fitted(self, "network_")
         return sum(p.numel() for p in self.network_.parameters())
 
     def summary(self) -> str:
-        """The learned structure, a line for each layer."""
+        """A description of the learned structure, with a line for each layer."""
         check_is_fitted(self, "layers_")
         copies = len(self.mean_) - len(self.layers_[0].machine.visible_bias)
         said = f", {copies} of them copies of others" if copies else ""
@@ -69,10 +69,10 @@ class Fitted(BaseEstimator):
         return "\n".join(lines)
 
     def save(self, out: str | Path, overwrite: bool = False) -> None:
-        """Write a directory of safetensors and JSON (no pickle); `load` reads it.
+        """Write a directory of safetensors and JSON, without pickles. `load` reads it.
 
         Raises:
-            MeristemError: if `out` exists.
+            MeristemError: if `out` exists and `overwrite` is not set.
         """
         check_is_fitted(self, "network_")
         tensors = {f"network.{name}": t for name, t in self.network_.state_dict().items()}
@@ -90,13 +90,14 @@ class Fitted(BaseEstimator):
 
     @classmethod
     def load(cls, source: str | Path, device: str | None = None) -> Self:
-        """What `save` wrote.
+        """Read an estimator that `save` wrote.
 
         Args:
-            device: where it is to compute; None: where it did, or on the CPU if that is not here.
+            device: the device that computes. By default it is the device of the fit, or the CPU if that
+                device is missing.
 
         Raises:
-            MeristemError: if it is something else.
+            MeristemError: if `source` holds no estimator of this class.
         """
         estimator, tensors, config = load_estimator(cls, source, device)
         estimator._restore_targets(config)
@@ -116,11 +117,11 @@ class Fitted(BaseEstimator):
         return estimator
 
     def export(self, out: str | Path, overwrite: bool = False) -> Path:
-        """Write the network as ONNX (`.onnx`) or by torch.export (`.pt2`): see `exporting.export`."""
+        """Write the network as ONNX (`.onnx`) or with torch.export (`.pt2`): see `exporting.export`."""
         return export(self, out, overwrite)
 
     def _answering(self) -> nn.Module:
-        """Inputs to answers as one module."""
+        """One module from inputs to predictions."""
         check_is_fitted(self, "network_")
         mean, scale = (torch.as_tensor(array, dtype=torch.float64) for array in (self.mean_, self.scale_))
         return Answering(copy.deepcopy(self.network_).cpu(), mean, scale, self._to_answers())

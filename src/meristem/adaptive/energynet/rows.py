@@ -1,4 +1,6 @@
-"""The rows that EnergyNet learns from: weights as repetitions where they are, an order that depends on nothing but the rows."""
+"""The rows that EnergyNet learns from: weights become repetitions where they can, and the order depends only
+on the rows.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ MOST_REPEATED = 4  # times as many rows as there were
 def weighted_rows(X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows (n_samples, features), targets and weights (n_samples,) to learn from, sorted.
 
-    Whole multiples of the smallest weight become rows that occur so often, with weight 1, as scikit-learn has it; other weights stay,
-    with mean 1. Rows of weight 0 are left out.
+    Whole multiples of the smallest weight become repeated rows of weight 1, as in scikit-learn. Other weights
+    are kept, with mean 1. Rows of weight 0 are left out.
     """
     used = weight > 0
     X, y, weight = X[used], y[used], weight[used]
@@ -27,5 +29,5 @@ def weighted_rows(X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.
 
 
 def sorted_rows(x: Tensor) -> Tensor:
-    """Rows (n, features) in an order that depends on nothing but them."""
+    """Rows (n, features) in an order that depends only on the rows."""
     return x[torch.as_tensor(np.lexsort(tuple(x.cpu().numpy().T)), device=x.device)]

@@ -1,7 +1,7 @@
 """Stage one: layers learned from the energy, without labels.
 
-The paper's method section (arXiv 1711.03130) was not available to us; what follows is our own derivation from its
-abstract, on the energy of a deep ordered RBM: see `energynet.md`.
+The method section of the paper (arXiv:1711.03130) was not available to us. This is our own derivation from
+its abstract, on the energy of a deep ordered RBM: see `energynet.md`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ class Layer:
     """One learned layer.
 
     Args:
-        machine: its Boltzmann machine, cut to the width that the data use.
-        allocated: how many units the machine had grown.
-        gain: by how much it raises the bound on the held-out log-likelihood, in nats per row, or its log-likelihood
-            itself for the first layer; `gain_low` is less three standard errors of the estimate.
+        machine: its Boltzmann machine, reduced to the width that the data use.
+        allocated: the number of units that the machine had grown.
+        gain: the increase of the bound on the held-out log-likelihood, in nats per row. For the first layer
+            it is the log-likelihood itself.
+        gain_low: the gain minus three standard errors of the estimate.
+        history: a record of each pass of the machine's training.
     """
 
     machine: Machine
@@ -46,12 +48,12 @@ class Layer:
         return self.machine.num_hidden
 
     def record(self) -> dict[str, Any]:
-        """All but the machine, as files keep it."""
+        """Everything but the machine, as it is written to a file."""
         return {name: getattr(self, name) for name in ("allocated", "gain", "gain_low", "history")}
 
 
 def layer_tensors(layers: Sequence[Layer]) -> dict[str, Tensor]:
-    """The machines' parameters by name, as files keep them."""
+    """The parameters of the machines by name, as they are written to a file."""
     return {
         f"layers.{number}.{name}": getattr(layer.machine, name)
         for number, layer in enumerate(layers)
@@ -62,7 +64,9 @@ def layer_tensors(layers: Sequence[Layer]) -> dict[str, Tensor]:
 def restored_layers(
     records: Sequence[dict[str, Any]], tensors: Mapping[str, Tensor], beta: float, visible: Visible, device: str
 ) -> list[Layer]:
-    """The layers of `record` and `layer_tensors`; the first sees `visible` units, the others binary ones."""
+    """The layers of `record` and `layer_tensors`. The first machine has `visible` units, the others have
+    binary ones.
+    """
     layers = []
     for number, record in enumerate(records):
         weights, hidden, bias = (tensors[f"layers.{number}.{name}"].to(device) for name in PARAMETERS)
@@ -73,12 +77,14 @@ def restored_layers(
 
 @dataclass(frozen=True)
 class StructureOptions:
-    """How structure is learned.
+    """How the structure is learned.
 
     Args:
-        machine: the options of each layer's `InfiniteRBM`; its beta is the price of width.
+        machine: the options of each layer's `InfiniteRBM`. Its beta is the price of width.
         depth_penalty: the price of a layer beyond the first, in nats per row (delta).
-        max_layers: at most so many. quantile: a layer is as wide as to hold z for so much of the data.
+        max_layers: the number of layers, at most.
+        quantile: a layer is wide enough to contain z for this share of the data.
+        validation_fraction: the share of rows that is held out to measure the gain of a layer.
         checkpoint: a directory for the state of each layer's training.
     """
 
@@ -91,11 +97,13 @@ class StructureOptions:
 
 
 def learn_structure(x: Tensor, options: StructureOptions, generator: torch.Generator, report: Report) -> list[Layer]:
-    """Learn layers on x (n, features), one on the other, until one does not pay (greedy, as in deep belief networks).
+    """Learn layers on x (n, features), each on the one below, until a layer does not pay (greedily, as in
+    deep belief networks).
 
-    With q the posterior of the layers below, a new machine with p2(h) on top of one with p1(h) raises the bound on
-    ln p(v) by E_q[ln p2(h) - ln p1(h)]: all other terms are the same (Hinton, Osindero & Teh 2006, eq. 8). A layer
-    beyond the first stays if that gain, on held-out rows and less three standard errors, is above `depth_penalty`.
+    With q the posterior of the layers below, a new machine with p2(h) on top of one with p1(h) raises the
+    bound on ln p(v) by E_q[ln p2(h) - ln p1(h)]. All other terms are equal (Hinton, Osindero & Teh 2006, eq.
+    8). A layer beyond the first is kept if that gain on held-out rows, minus three standard errors, is above
+    `depth_penalty`.
     """
     held = max(1, int(options.validation_fraction * len(x)))
     shuffled = torch.randperm(len(x), generator=generator, device=x.device)
@@ -138,7 +146,7 @@ def _layer(
     partition = _partition(machine, generator)
     negative_energy = -float(machine.free_energy(valid).mean())
     value, low = negative_energy - partition.log_partition, negative_energy - partition.high
-    if layers:  # what the layer below said of its hidden units
+    if layers:  # the terms of the layer below for its hidden units
         below = layers[-1].machine
         before = _partition(below, generator)
         said = -float(below.hidden_free_energy(valid).mean())
@@ -154,7 +162,9 @@ def _partition(machine: Machine, generator: torch.Generator) -> Annealed:
 
 
 def up_pass(layers: list[Layer], x: Tensor) -> Tensor:
-    """The mean-field activities of the last layer, each layer's P(Z >= i) sigmoid(W_i a + b_i) (n, last width)."""
+    """The mean-field activities of the last layer (n, last width). Each layer computes P(Z >= i) sigmoid(W_i
+    a + b_i).
+    """
     for layer in layers:
         x = layer.machine.hidden_mean(x)
     return x

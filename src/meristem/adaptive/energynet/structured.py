@@ -1,4 +1,6 @@
-"""The options of EnergyNet's estimators, stage one (layers without labels), and stage two (the network on them)."""
+"""The options of EnergyNet's estimators, stage one (layers without labels), and stage two (the network from
+them).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from meristem.adaptive.tensors import generator_of, tensor_of
 
 @dataclass(eq=False, repr=False)
 class Structured(Fitted):
-    """What both estimators share: the options, stage one, and the network that follows from it."""
+    """What both EnergyNet estimators share: the options, stage one, and the network that follows from it."""
 
     _: KW_ONLY
     beta: float = 2.0
@@ -51,7 +53,7 @@ class Structured(Fitted):
     checkpoint: str | None = None
 
     _ranges: ClassVar[dict[str, Range]] = {
-        "depth_penalty": POSITIVE,  # the sum over depths exists then
+        "depth_penalty": POSITIVE,  # the sum over depths then converges
         "max_layers": AT_LEAST_1,
         "quantile": SHARE,
         "structure_iter": AT_LEAST_0,
@@ -67,15 +69,20 @@ class Structured(Fitted):
     }
 
     def check_options(self) -> None:
-        """Raises MeristemError for options that make no sense."""
+        """Check all options.
+
+        Raises:
+            MeristemError: if an option is invalid.
+        """
         check_options(self, self._ranges)
         check_categories(self.categories)
 
     def fit_structure(self, X: Any) -> Self:
-        """Stage one alone: learn the layers from X (n_samples, n_features), which carry no labels; `fit` then keeps them.
+        """Run only stage one: learn the layers from X (n_samples, n_features), without labels. A later `fit`
+        keeps them.
 
         Raises:
-            MeristemError: for options that make no sense, or beta <= 1.
+            MeristemError: if an option is invalid, or if beta <= 1.
         """
         self.check_options()
         rows: Any = validate_data(self, X, dtype=FLOATS, ensure_min_samples=2)
@@ -105,7 +112,7 @@ class Structured(Fitted):
         machine = {
             "beta": self.beta,
             "penalty": "constant",
-            "regroup": False,  # a unit's place says how much the data need it
+            "regroup": False,  # the position of a unit shows how much the data need it
             "initial_visible_bias": "data",
             "learning_rate": self.structure_learning_rate,
             "n_iter": self.structure_iter,
@@ -115,13 +122,13 @@ class Structured(Fitted):
             "visible": self.visible_,
             "categories": self.categories_,
             "device": self.device,
-            "verbose": max(0, self.verbose - 1),  # a line for each layer; a bar for each machine if more is asked for
+            "verbose": max(0, self.verbose - 1),  # 1: a line for each layer, 2: also a bar for each machine
         }
         return StructureOptions(machine, self.depth_penalty, self.max_layers, self.quantile, checkpoint=self.checkpoint)
 
     @property
     def _has_structure(self) -> bool:
-        """Whether `fit_structure` was called: the layers stay."""
+        """Whether `fit_structure` was called, so that `fit` keeps the layers."""
         return getattr(self, "_structure_given", False)
 
     def _report(self, line: str) -> None:
@@ -129,7 +136,7 @@ class Structured(Fitted):
             print(line, file=sys.stderr, flush=True)
 
     def _fit_network(self, X: np.ndarray, y: Tensor, row_weight: np.ndarray, outputs: int) -> None:
-        """Stage two, on the layers that are there."""
+        """Stage two, from the present layers."""
         if self._has_structure:
             self._generator = generator_of(self.random_state, self.device)
         sizes = [X.shape[1], *self._network_widths(X.shape[1], outputs), outputs]
@@ -156,7 +163,7 @@ class Structured(Fitted):
         self.n_iter_ = len(self.history_)
 
     def _network_widths(self, inputs: int, outputs: int) -> list[int]:
-        """The learned widths, or for the ablation random ones of (about) as many parameters."""
+        """The learned widths, or for the ablation random ones with about as many parameters."""
         if self.widths == "learned":
             return self.widths_
         budget = _parameters([inputs, *self.widths_, outputs])

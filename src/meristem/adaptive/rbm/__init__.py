@@ -1,4 +1,4 @@
-"""Boltzmann machines: plain, ordered, and infinite ones that grow while they learn."""
+"""Boltzmann machines: plain, ordered, and infinite ones, which grow while they learn."""
 
 from meristem.adaptive.rbm.classifier import InfiniteRBMClassifier
 from meristem.adaptive.rbm.estimators import RBM

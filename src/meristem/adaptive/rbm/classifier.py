@@ -1,4 +1,6 @@
-"""The discriminative infinite RBM: a label among the visible units, and p(label | v) trained beside p(v, label)."""
+"""The discriminative infinite RBM: a label among the visible units, with p(label | v) trained together with
+p(v, label).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from meristem.adaptive.targets import ClassLabels
 
 
 def label_free_energies(machine: Machine, v: Tensor, num_labels: int) -> Tensor:
-    """F(v, y) up to a term of v alone, for every label y (n, num_labels); p(y | v) = softmax of its negative."""
+    """F(v, y) for every label y, up to a term that depends only on v (n, num_labels). p(y | v) is the softmax
+    of its negative.
+    """
     inputs, labels = machine.weights[:, :-num_labels], machine.weights[:, -num_labels:]
     assert isinstance(machine.visible, LabelledVisible)
     from_inputs = machine.visible.inputs.scaled(v) @ inputs.T + machine.hidden_bias
@@ -32,13 +36,14 @@ def label_free_energies(machine: Machine, v: Tensor, num_labels: int) -> Tensor:
 @dataclass(eq=False, repr=False)
 class InfiniteRBMClassifier(ClassLabels, ClassifierMixin, InfiniteRBM):
     """An infinite RBM over data and one-hot labels, trained on -ln p(y | v) - generative_weight ln p(v, y)
-    (hybrid objective of arXiv 1502.02476, section 6, after Larochelle & Bengio 2008).
+    (the hybrid objective of arXiv:1502.02476, section 6, after Larochelle & Bengio 2008).
 
     Args:
-        generative_weight: the share of the generative part. The others as in `InfiniteRBM`.
+        generative_weight: the weight of the generative term. The other options are those of `InfiniteRBM`.
 
     Attributes:
-        classes_: the labels. components_: W of data and labels (n_components_, n_features_in_ + classes).
+        classes_: the labels.
+        components_: W of data and labels (n_components_, n_features_in_ + classes).
     """
 
     _: KW_ONLY
@@ -51,10 +56,11 @@ class InfiniteRBMClassifier(ClassLabels, ClassifierMixin, InfiniteRBM):
         return replace(super()._options(), generative_weight=self.generative_weight)
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Learn from X (n_samples, n_features) and labels y (n_samples,).
+        """Fit to X (n_samples, n_features) and labels y (n_samples,).
 
         Raises:
-            MeristemError: as `InfiniteRBM.fit`. ValueError: for targets that are no classes.
+            MeristemError: as in `InfiniteRBM.fit`.
+            ValueError: if y does not hold classes, or only one class.
         """
         self.check_options()
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
@@ -63,13 +69,15 @@ class InfiniteRBMClassifier(ClassLabels, ClassifierMixin, InfiniteRBM):
         return self
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None) -> Self:
-        """One pass through X (n_samples, n_features) and y (n_samples,) that goes on from what is learned.
+        """Make one pass through X (n_samples, n_features) and y (n_samples,) that continues from what is
+        learned.
 
         Args:
-            classes: all labels that will come, for the first call.
+            classes: all labels that will occur. The first call needs them.
 
         Raises:
-            MeristemError: as `fit`. ValueError: for a first call without classes, and labels that are none of them.
+            MeristemError: as in `fit`.
+            ValueError: if the first call has no classes, or if a label is not among them.
         """
         self.check_options()
         first = not hasattr(self, "components_")
@@ -85,7 +93,7 @@ class InfiniteRBMClassifier(ClassLabels, ClassifierMixin, InfiniteRBM):
         return self
 
     def _labelled(self, X: np.ndarray, numbers: Tensor) -> Tensor:
-        """Inputs and one-hot labels side by side."""
+        """Inputs and one-hot labels, joined along the columns."""
         inputs = self._inputs(X)
         labels = F.one_hot(numbers, len(self.classes_)).to(self.device)
         return torch.cat([inputs, labels.to(inputs.dtype)], 1)
@@ -120,11 +128,11 @@ class InfiniteRBMClassifier(ClassLabels, ClassifierMixin, InfiniteRBM):
         return self.classes_[best]
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Accuracy."""
+        """The accuracy on X (n_samples, n_features) and y (n_samples,)."""
         return ClassifierMixin.score(self, X, y, sample_weight)
 
     def _over_labels(self, X: Any, of: Callable[[Machine, Tensor], Tensor]) -> np.ndarray:
-        """The mean over p(y | v) of what `of` says for (v, y)."""
+        """The mean over p(y | v) of the result of `of` for (v, y)."""
         machine, v = self._at(X)
         count = len(self.classes_)
         weight = torch.softmax(-label_free_energies(machine, v, count), -1)
@@ -133,11 +141,11 @@ class InfiniteRBMClassifier(ClassLabels, ClassifierMixin, InfiniteRBM):
         return torch.einsum("nc,cnl->nl", weight, torch.stack(each)).cpu().numpy()
 
     def transform(self, X: Any) -> np.ndarray:
-        """p(h_i = 1 | v), the label summed out (n_samples, n_components_)."""
+        """p(h_i = 1 | v), summed over the labels (n_samples, n_components_)."""
         return self._over_labels(X, Machine.hidden_mean)
 
     def posterior(self, X: Any) -> np.ndarray:
-        """p(z | v), the label summed out (n_samples, n_components_)."""
+        """p(z | v), summed over the labels (n_samples, n_components_)."""
         return self._over_labels(X, Machine.posterior)
 
     def free_energy(self, X: Any) -> np.ndarray:

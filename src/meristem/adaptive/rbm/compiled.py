@@ -1,11 +1,14 @@
-"""Chains and gradients of machines of zeros and ones on a CPU, compiled by numba: only what is on, or has changed, is read.
+"""Chains and gradients of binary machines on a CPU, compiled by numba. They read only units that are 1 or
+have changed.
 
-Matrix products multiply all the zeros, and what did not change since the last step. Here a chain goes through all of its
-steps in one loop and adds the rows of W whose unit has changed. The random numbers are those that `Machine.gibbs` would
-have drawn in torch (for an even number of chains), so that both give the same states but for roundings.
+Matrix products multiply all zeros, and everything that did not change since the last step. Here one loop runs
+all steps of a chain, and adds the rows of W whose unit has changed. The random numbers are those that
+`Machine.gibbs` would have drawn in torch (for an even number of chains), so both give the same states up to
+rounding.
 
-Work is shared by torch's number of threads, but not done by torch's own: those spin for milliseconds after each step that
-they share, in the way of everybody else's. So nothing here, and nothing around it in an update, calls for them.
+The work is divided among torch's number of threads, but not done by torch's own threads. Those spin for
+milliseconds after each shared step and slow down other processes. Therefore no code here, and none around it
+in an update, uses them.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from meristem.adaptive.rbm.draws import Draws
 
 NUMBERS = 1 << 24  # random numbers drawn at once, at most
 _F = np.float32
-_FREE = {"contract", "reassoc", "nsz", "arcp", "nnan"}  # what the compiler may do so that loops become vectors
+_FREE = {"contract", "reassoc", "nsz", "arcp", "nnan"}  # permissions with which the compiler vectorises loops
 
 
 def gibbs(
@@ -37,11 +40,16 @@ def gibbs(
     steps: int,
     draws: Draws,
 ) -> Tensor:
-    """`steps` rounds of z and h given v, v given h, in float32.
+    """Run `steps` rounds of z and h given v, then v given h, in float32.
 
     Args:
-        v: states in [0, 1] (n, visible units). weights: W (hidden units, visible units). hidden_bias: b. visible_bias: c.
-        offsets: of an ordered machine (`Ordered.offsets`); None where every unit exists.
+        v: the states in [0, 1] (n, visible units).
+        weights: W (hidden units, visible units).
+        hidden_bias: b (hidden units,).
+        visible_bias: c (visible units,).
+        offsets: the offsets of an ordered machine (`Ordered.offsets`), or None if every unit exists.
+        steps: the number of rounds.
+        draws: the random numbers.
 
     Returns:
         The states after the last step (n, visible units), zeros and ones.
@@ -60,14 +68,18 @@ def gibbs(
 def gradients(
     v: Tensor, shares: Tensor, weights: Tensor, hidden_bias: Tensor, offsets: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The sums over rows that `Machine.gradients` is made of; E[h_i | v] = P(unit i exists | v) sigmoid(x_i).
+    """The sums over rows from which `Machine.gradients` is computed, with E[h_i | v] = P(unit i exists | v)
+    sigmoid(x_i).
 
     Args:
-        v: rows (n, visible units) in [0, 1]. shares: a factor for each row (n,). The others: as in `gibbs`.
+        v: the rows (n, visible units) in [0, 1].
+        shares: a factor for each row (n,).
+        weights, hidden_bias, offsets: as in `gibbs`.
 
     Returns:
-        the sums of shares E[h | v] v^T (hidden units, visible units), of shares E[h | v] (hidden units,), of shares
-        P(unit exists | v) (hidden units,), of shares v (visible units,); and P(the last unit exists | v) of each row (n,).
+        The sums of shares E[h | v] v^T (hidden units, visible units), of shares E[h | v] (hidden units,), of
+        shares P(unit exists | v) (hidden units,), and of shares v (visible units,). The last entry is P(the
+        last unit exists | v) of each row (n,).
     """
     states, factors, b = np.ascontiguousarray(v.numpy()), shares.numpy(), hidden_bias.numpy()
     columns = np.ascontiguousarray(weights.numpy().T)
@@ -77,7 +89,7 @@ def gradients(
     last = survival[:, -1].copy()
     for values in (survival, mean):
         values *= factors[:, None]
-    product = np.zeros((states.shape[1], len(b) + 1), _F)  # behind E[h | v] a column of ones, which sums v
+    product = np.zeros((states.shape[1], len(b) + 1), _F)  # a column of ones after E[h | v] sums v
     _share_out(len(product), _multiply, np.ascontiguousarray(states.T), mean, product)
     of_weights, of_mean = np.ascontiguousarray(product[:, :-1].T), mean.sum(0)[:-1]
     of_v = product[:, -1].copy()
@@ -91,7 +103,7 @@ def gradients(
 
 
 def _offsets(offsets: Tensor | None, like: np.ndarray) -> tuple[bool, np.ndarray]:
-    """Whether there is a z, and the offsets of t (of any value if not)."""
+    """Whether there is a z, and the offsets of t (any value if there is none)."""
     return (True, offsets.numpy()) if offsets is not None else (False, like)
 
 
@@ -105,7 +117,9 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def _share_out(rows: int, function: Callable[..., Any], *arguments: Any) -> None:
-    """function(*arguments, low, high) for all rows, by torch's number of threads: whoever is free takes the next."""
+    """Call function(*arguments, low, high) for all rows on torch's number of threads. A thread that is free
+    takes the next rows.
+    """
     threads = torch.get_num_threads()
     step = max(1, -(-rows // (8 * threads if threads > 1 else 1)))
     parts = iter([(low, min(low + step, rows)) for low in range(0, rows, step)])
@@ -121,7 +135,7 @@ def _share_out(rows: int, function: Callable[..., Any], *arguments: Any) -> None
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled when first called, and kept on disk for the next process."""
+    """The function, compiled at its first call and cached on disk for the next process."""
     options: dict[str, Any] = {"nogil": True, "fastmath": _FREE, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(function)
@@ -131,7 +145,9 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @_compiled
 def _run(state, weights, columns, hidden_bias, visible_bias, ordered, offsets, numbers, low, high):
-    """Chains low .. high - 1 of `state`, in place. `numbers` (steps, of all chains those of h, of z, of v)."""
+    """Run the chains low .. high - 1 of `state` in place. `numbers` (steps, ...) holds those of h, of z and
+    of v of all chains.
+    """
     chains = len(state)
     hidden, visible = len(hidden_bias), len(visible_bias)
     most = max(hidden, visible)
@@ -164,7 +180,7 @@ def _run(state, weights, columns, hidden_bias, visible_bias, ordered, offsets, n
 
 @_compiled
 def _expect(v, columns, hidden_bias, ordered, offsets, survival, mean, low, high):
-    """Of rows low .. high - 1 of v: survival_i = P(unit i exists | v), mean_i = E[h_i | v]."""
+    """For rows low .. high - 1 of v: survival_i = P(unit i exists | v), mean_i = E[h_i | v]."""
     hidden, most = len(hidden_bias), max(columns.shape)
     x, on, small, bits = np.empty(hidden, _F), np.empty(most, np.int64), np.empty(most, _F), np.empty(most, np.int32)
     for row in range(low, high):
@@ -194,7 +210,9 @@ def _multiply(a, b, product, low, high):
 
 @_compiled
 def _add_rows(shares, rows, on, total):
-    """total += shares @ rows, reading only the rows whose share is not zero, four at a time; `on` is scratch."""
+    """total += shares @ rows. It reads only the rows whose share is not zero, four at a time. `on` is scratch
+    memory.
+    """
     count = 0
     for i in range(len(shares)):
         on[count] = i
@@ -213,7 +231,9 @@ def _add_rows(shares, rows, on, total):
 
 @_compiled
 def _posterior(x, small, offsets, p, bits):
-    """p = softmax(t) times what it returns, t = cumsum(softplus(x) + offsets), small = exp(-|x|)."""
+    """p = softmax(t) times the returned value, with t = cumsum(softplus(x) + offsets) and small =
+    exp(-|x|).
+    """
     for i in range(len(x)):
         ratio = small[i] / (_F(2) + small[i])  # ln(1 + y) = 2 artanh(y / (2 + y))
         square = ratio * ratio
@@ -238,7 +258,9 @@ def _posterior(x, small, offsets, p, bits):
 
 @_compiled
 def _last(u, x, small, offsets, p, bits):
-    """How many units exist: the first z with P(Z <= z | v) > u; from the end, where most of the mass of grown machines is."""
+    """The number of units that exist: the first z with P(Z <= z | v) > u. It searches from the end, where
+    most of the mass of grown machines is.
+    """
     below = _posterior(x, small, offsets, p, bits)
     limit = u * below
     for i in range(len(x) - 1, -1, -1):
@@ -250,7 +272,9 @@ def _last(u, x, small, offsets, p, bits):
 
 @_compiled
 def _decay(x, out, bits):
-    """out = exp(-|x|), to float32's precision: 2^k e^r, with e^r by the Cephes polynomial; `bits` is scratch."""
+    """out = exp(-|x|) in float32's precision: 2^k e^r, with e^r by the Cephes polynomial. `bits` is scratch
+    memory.
+    """
     powers = bits.view(_F)
     for i in range(len(x)):
         y = max(-abs(x[i]), _F(-87))
@@ -267,7 +291,7 @@ def _decay(x, out, bits):
 
 @_compiled
 def _uniform(number):
-    """In [0, 1], as `Draws.uniform`."""
+    """A number in [0, 1], as in `Draws.uniform`."""
     return _F(number) * _F(2.0**-32) + _F(0.5)
 
 

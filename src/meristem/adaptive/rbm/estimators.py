@@ -1,4 +1,6 @@
-"""RBM, OrderedRBM and InfiniteRBM behind scikit-learn's transformer contract, beside its own `BernoulliRBM`."""
+"""RBM, OrderedRBM and InfiniteRBM with the interface of a scikit-learn transformer, next to its own
+`BernoulliRBM`.
+"""
 
 from __future__ import annotations
 
@@ -26,28 +28,36 @@ UPDATES, FEWEST_PASSES, MOST_PASSES = 4000, 10, 40  # of n_iter="auto"
 class RBM(Learned):
     """A restricted Boltzmann machine, trained by (persistent) contrastive divergence with AdaGrad.
 
-    It computes in the precision of the data: give float32 for speed.
+    It computes in the precision of the data. Give float32 for speed.
 
     Args:
-        n_components: hidden units.
-        learning_rate: of AdaGrad, for each parameter.
-        batch_size: rows in an update, and persistent chains.
-        n_iter: passes through the data; "auto": as many as make 4,000 updates, from 10 to 40.
+        n_components: the number of hidden units.
+        learning_rate: the learning rate of AdaGrad, for each parameter.
+        batch_size: the rows in an update, and the number of persistent chains.
+        n_iter: the passes through the data. "auto" makes as many as 4,000 updates need, from 10 to 40.
         gibbs_steps: k of CD-k.
-        persistent: PCD (chains go on) or CD (chains start at the data).
-        l1, l2: penalties on the weights; L1 by a proximal step.
-        visible: "binary" for values in [0, 1] (probabilities are data too), "gaussian" for real numbers.
-        initial_visible_bias: where binary units' biases start: at the data's log-odds, so that the hidden units have only
-            dependences to explain (Hinton's guide, 2010), or at zero (as published for the infinite RBM).
+        persistent: True for PCD, whose chains continue from the last update. False for CD, whose chains start
+            at the data.
+        l1, l2: the penalties on the weights. L1 is applied by a proximal step.
+        visible: "binary" for values in [0, 1], which may be probabilities, or "gaussian" for real numbers.
+        initial_visible_bias: the first biases of binary units. "data" takes the log-odds of the data, so that
+            the hidden units have to explain only dependences (Hinton's guide, 2010). "zeros" is as published
+            for the infinite RBM.
         sigma: the standard deviation of Gaussian visible units.
-        categories: the sizes of categorical units, the last features in one-hot groups: (3, 4) are the last seven, of which exactly one of
-            three and one of four is on. The features before them are as `visible` says.
-        device: where to compute, as torch names it. random_state, verbose: as everywhere in scikit-learn.
-        checkpoint: a file in which a fit keeps its state after each pass; a fit that finds it goes on from there.
+        categories: the sizes of categorical units, which are the last features in one-hot groups. (3, 4) are
+            the last seven features, with exactly one 1 among the first three and one among the last four.
+            `visible` describes the features before them.
+        device: the device that computes, by its name in torch.
+        random_state, verbose: as everywhere in scikit-learn.
+        checkpoint: a file in which a fit keeps its state after each pass. A fit that finds it continues from
+            there.
 
     Attributes:
-        components_: W (n_components_, n_features_in_). intercept_hidden_: b. intercept_visible_: c.
-        n_components_: hidden units after the fit. history_: a record for each pass.
+        components_: W (n_components_, n_features_in_).
+        intercept_hidden_: b (n_components_,).
+        intercept_visible_: c (n_features_in_,).
+        n_components_: the number of hidden units after the fit.
+        history_: a record of each pass.
     """
 
     n_components: int = 256
@@ -83,7 +93,11 @@ class RBM(Learned):
     }
 
     def check_options(self) -> None:
-        """Raises MeristemError for options that make no sense."""
+        """Check all options.
+
+        Raises:
+            MeristemError: if an option is invalid.
+        """
         check_options(self, self._ranges)
         check_categories(self.categories)
 
@@ -91,27 +105,29 @@ class RBM(Learned):
         return Options(self.learning_rate, self.gibbs_steps, self.persistent, self.l1, self.l2)
 
     def _regrouped(self, learner: Learner, epoch: int) -> int:
-        """How many units are put into a random order before each update."""
+        """The number of units that are put into a random order before each update."""
         return 0
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Learn from X (n_samples, n_features); y is ignored.
+        """Fit to X (n_samples, n_features). `y` is ignored.
 
         Raises:
-            MeristemError: for binary units and values outside [0, 1], for beta <= 1 in the infinite machine, for
-                options that make no sense.
+            MeristemError: if binary units get values outside [0, 1], if beta <= 1 in the infinite machine, or
+                if an option is invalid.
         """
         self.check_options()
         self._fit(self._read(X, reset=True))
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
-        """One pass through X (n_samples, n_features) that goes on from what is learned; y is ignored. The first call begins, as `fit` does.
+        """Make one pass through X (n_samples, n_features) that continues from what is learned. The first call
+        begins as `fit` does. `y` is ignored.
 
-        Chains and AdaGrad's sums go on from call to call; after `fit` or `load` they begin anew, the weights stay.
+        Chains and AdaGrad's sums continue from call to call. After `fit` or `load` they begin again, and the
+        weights are kept.
 
         Raises:
-            MeristemError: as `fit`.
+            MeristemError: as in `fit`.
         """
         self.check_options()
         self._go_on(self._read(X, reset=not hasattr(self, "components_")))
@@ -132,7 +148,7 @@ class RBM(Learned):
         self.history_, self._running = history, learner
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the training that goes on: pickles hold what is learned."""
+        """The state without a training in progress, so that pickles hold only what is learned."""
         state: Any = super().__getstate__()
         return {name: value for name, value in state.items() if name != "_running"}
 
@@ -145,7 +161,7 @@ class RBM(Learned):
             rows,
             initial=progress.epoch,
             total=passes,
-            disable=None if self.verbose else True,  # None: of no use where there is no terminal
+            disable=None if self.verbose else True,  # None: no bar without a terminal
             desc=type(self).__name__,
             leave=False,
         )
@@ -188,7 +204,7 @@ class RBM(Learned):
         bias = torch.logit(mean, eps=least) if from_data else torch.zeros_like(mean)
         if self.visible == "gaussian":
             bias[:plain] = mean[:plain]
-        if from_data:  # softmax of a categorical unit's biases is how often each of its values occurs
+        if from_data:  # the softmax of a categorical unit's biases is the frequency of each of its values
             groups = slice(plain, inputs)
             bias[groups] = mean[groups].clamp(min=least).log()
         return bias
@@ -213,6 +229,6 @@ class RBM(Learned):
 
 
 def _mean_z(posterior: Tensor) -> Tensor:
-    """E[z] over the rows; the open end counts as its first unit."""
+    """E[z] over the rows. The open end counts as its first unit."""
     numbers = torch.arange(1, posterior.shape[-1] + 1, device=posterior.device, dtype=posterior.dtype)
     return (posterior @ numbers).mean()

@@ -1,4 +1,6 @@
-"""OrderedRBM and InfiniteRBM: machines whose units exist in order, up to a number that is fixed, or without end."""
+"""OrderedRBM and InfiniteRBM: machines whose units exist in order, up to a fixed number or without a
+limit.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,11 @@ PUBLISHED: dict[str, Any] = {
 
 @dataclass(eq=False, repr=False)
 class OrderedRBM(RBM):
-    """The ordered RBM: units exist in order up to a random number z (arXiv 1502.02476, section 3).
+    """The ordered RBM, whose units exist in order up to a random number z (arXiv:1502.02476, section 3).
 
     Args:
-        beta: the price of a unit. penalty: "bias" (as published) or "constant" (RP-iRBM). The others as in `RBM`.
+        beta: the price of a unit.
+        penalty: "bias" (as published) or "constant" (RP-iRBM). The other options are those of `RBM`.
     """
 
     _: KW_ONLY
@@ -39,25 +42,32 @@ class OrderedRBM(RBM):
         return Ordered(self.beta, self.penalty)
 
     def posterior(self, X: Any) -> np.ndarray:
-        """p(z | v), z = 1 .. n_components_ (n_samples, n_components_); the infinite machine's last entry is z and beyond."""
+        """p(z | v) for z = 1 .. n_components_ (n_samples, n_components_). In the infinite machine, the last
+        entry is for all larger z too.
+        """
         machine, v = self._at(X)
         return machine.posterior(v).cpu().numpy()
 
     def effective_components(self, X: Any, quantile: float = 0.99) -> int:
-        """The smallest n with mean over X of P(Z <= n | v) at least `quantile`: the width that the data use."""
+        """The width that the data use: the smallest n for which the mean of P(Z <= n | v) over X is at least
+        `quantile`.
+        """
         reached = np.cumsum(self.posterior(X).mean(0))
         return min(int(np.searchsorted(reached, quantile)) + 1, self.n_components_)
 
 
 @dataclass(eq=False, repr=False)
 class InfiniteRBM(OrderedRBM):
-    """The infinite RBM: units are added and removed while it learns (arXiv 1502.02476, section 4).
+    """The infinite RBM, which adds and removes units while it learns (arXiv:1502.02476, section 4).
+
+    The defaults are chosen for features. `PUBLISHED` holds those of the paper.
 
     Args:
-        n_components: units at the start. max_components: where growth stops.
-        regroup: put the units into a random order before each update (RP-iRBM, Peng, Gao & Li 2017, arXiv 1709.03239): all but a tenth of them.
-
-    The others are as in `OrderedRBM`; beta must be above 1. The defaults are chosen for features; `PUBLISHED` holds those of the paper.
+        n_components: the number of units at the start.
+        max_components: the number of units at which growth stops.
+        regroup: put all but a tenth of the units into a random order before each update (RP-iRBM, Peng, Gao &
+            Li 2017, arXiv:1709.03239).
+        beta: the price of a unit, which must be above 1. The other options are those of `OrderedRBM`.
     """
 
     n_components: int = 1

@@ -1,4 +1,4 @@
-"""What every fitted machine offers: features, energies, likelihoods, samples, files."""
+"""What every fitted machine offers: features, energies, likelihoods, samples and saving."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PARAMETERS = ("weights", "hidden_bias", "visible_bias")
 
 
 class Learned(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """The half of an estimator that reads what was learned; `estimators.RBM` learns it."""
+    """The methods of an estimator that read the learned parameters. `estimators.RBM` learns them."""
 
     visible: Literal["binary", "gaussian"]
     categories: tuple[int, ...]
@@ -65,7 +65,16 @@ class Learned(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     @classmethod
     def from_parameters(cls, weights: Any, hidden_bias: Any, visible_bias: Any, **options: Any) -> Self:
-        """A machine with given parameters: weights (hidden, visible units), biases; `options` as for the class."""
+        """A machine with given parameters. `options` are those of the class.
+
+        Args:
+            weights: W (hidden units, visible units).
+            hidden_bias: b (hidden units,).
+            visible_bias: c (visible units,).
+
+        Raises:
+            MeristemError: if the shapes do not match.
+        """
         estimator = cls(**options)
         arrays = [np.ascontiguousarray(array) for array in (weights, hidden_bias, visible_bias)]
         if arrays[0].shape != (arrays[1].size, arrays[2].size):
@@ -87,7 +96,7 @@ class Learned(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return Machine(weights, hidden, visible, self._order(), self._visible_kind())
 
     def _at(self, X: Any) -> tuple[Machine, Tensor]:
-        """The machine and the data, in the data's precision."""
+        """The machine and the data, in the precision of the data."""
         machine, v = self.machine_, self._read(X, reset=False)
         return machine.to(v.dtype), v
 
@@ -102,13 +111,15 @@ class Learned(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return machine.free_energy(v).cpu().numpy()
 
     def log_partition(self, method: Literal["auto", "exact", "ais"] = "auto", **annealing: Any) -> float:
-        """ln Z: exact by enumeration where at most 20 units are on one side ("auto" looks), by AIS elsewhere.
+        """ln Z. "exact" enumerates the states, which needs at most 20 units on one side. "ais" estimates by
+        annealed importance sampling. "auto" chooses by the number of units.
 
         Args:
-            annealing: `chains` and `count` of `anneal`; the estimate's spread is in `annealed(...)`.
+            annealing: `chains` and `count` of `anneal`. `annealed(...)` also returns the spread of the
+                estimate.
 
         Raises:
-            MeristemError: if an exact sum is asked for and too large.
+            MeristemError: if an exact sum is requested and too large.
         """
         machine = self.machine_
         if method == "exact" or (method == "auto" and fewest_units(machine) <= ENUMERABLE):
@@ -120,9 +131,9 @@ class Learned(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return anneal(self.machine_, generator_of(self.random_state, self.device), chains, count)
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """ln p(v) = -F(v) - ln Z (n_samples,); ln Z is computed once, see `log_partition`.
+        """ln p(v) = -F(v) - ln Z (n_samples,). ln Z is computed once, see `log_partition`.
 
-        `BernoulliRBM.score_samples` is a pseudo-likelihood of one random bit; this is the likelihood.
+        This is the likelihood. `BernoulliRBM.score_samples` is a pseudo-likelihood of one random bit.
         """
         energy = self.free_energy(X)
         if self._log_partition is None:
@@ -134,17 +145,17 @@ class Learned(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return float(self.score_samples(X).mean())
 
     def sample(self, n_samples: int = 1, gibbs_steps: int = 1000) -> np.ndarray:
-        """Draws from the model after so many Gibbs steps from noise (n_samples, n_features_in_)."""
+        """Samples from the model (n_samples, n_features_in_), after `gibbs_steps` Gibbs steps from noise."""
         machine, generator = self.machine_, generator_of(self.random_state, self.device)
         field = torch.zeros(n_samples, len(machine.visible_bias), device=self.device, dtype=machine.weights.dtype)
         start = machine.visible.sample(field, machine.visible_bias, Draws(generator))
         return machine.gibbs(start, gibbs_steps, generator).cpu().numpy()
 
     def save(self, out: str | Path, overwrite: bool = False) -> None:
-        """Write a directory of safetensors and JSON (no pickle); `load` reads it.
+        """Write a directory of safetensors and JSON, without pickles. `load` reads it.
 
         Raises:
-            MeristemError: if `out` exists.
+            MeristemError: if `out` exists and `overwrite` is not set.
         """
         machine = self.machine_
         tensors = {name: getattr(machine, name) for name in PARAMETERS}
@@ -152,13 +163,14 @@ class Learned(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     @classmethod
     def load(cls, source: str | Path, device: str | None = None) -> Self:
-        """What `save` wrote.
+        """Read an estimator that `save` wrote.
 
         Args:
-            device: where it is to compute; None: where it did, or on the CPU if that is not here.
+            device: the device that computes. By default it is the device of the fit, or the CPU if that
+                device is missing.
 
         Raises:
-            MeristemError: if it is something else.
+            MeristemError: if `source` holds no estimator of this class.
         """
         estimator, tensors, config = load_estimator(cls, source, device)
         estimator._restore_targets(config)
@@ -167,8 +179,8 @@ class Learned(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return estimator
 
     def _targets(self) -> dict[str, Any]:
-        """What files keep of labels, in a machine that has some."""
+        """The entries about labels in the config file, if the machine has labels."""
         return {}
 
     def _restore_targets(self, config: dict[str, Any]) -> None:
-        """Read what `_targets` gave."""
+        """Read the entries that `_targets` returned."""

@@ -1,4 +1,6 @@
-"""A Boltzmann machine: weights, biases, what its units are, and everything its energy says in closed form."""
+"""A Boltzmann machine: weights, biases, the kinds of its units, and the closed forms that follow from its
+energy.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,9 @@ HAS_NUMBA = find_spec("numba") is not None
 
 @dataclass(frozen=True)
 class Gradients:
-    """Derivatives of a weighted sum of free energies by the parameters; the same shapes as they.
+    """Derivatives of a weighted sum of free energies with respect to the parameters, in the same shapes.
 
-    `last_survival` comes along where a machine was asked: P(the last unit exists | v) of each row (n,).
+    `last_survival` is set by `Machine.gradients`: P(the last unit exists | v) of each row (n,).
     """
 
     weights: Tensor
@@ -30,14 +32,15 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Machine:
-    """E(v, h, z) = energy(v, c) - sum_{i <= z} [h_i (W_i . v + b_i) - beta_i] (arXiv 1502.02476, eqs. 1, 4).
+    """The energy E(v, h, z) = energy(v, c) - sum_{i <= z} [h_i (W_i . v + b_i) - beta_i] (arXiv:1502.02476,
+    eqs. 1, 4).
 
     Args:
         weights: W (hidden units, visible units), a row for each filter.
         hidden_bias: b (hidden units,).
         visible_bias: c (visible units,).
-        order: which hidden units exist (`Unordered`, `Ordered`, `Infinite`).
-        visible: what the visible units are.
+        order: the rule by which hidden units exist (`Unordered`, `Ordered`, `Infinite`).
+        visible: the kind of the visible units.
     """
 
     weights: Tensor
@@ -51,7 +54,7 @@ class Machine:
         return len(self.hidden_bias)
 
     def received(self, v: Tensor) -> Tensor:
-        """What the hidden units receive, W v + b (n, hidden units)."""
+        """The inputs of the hidden units, W v + b (n, hidden units)."""
         return torch.addmm(self.hidden_bias, self.visible.scaled(v), self.weights.T)
 
     def free_energy(self, v: Tensor) -> Tensor:
@@ -59,14 +62,14 @@ class Machine:
         return self.visible.energy(v, self.visible_bias) - self.order.log_sum(self.received(v), self.hidden_bias)
 
     def hidden_free_energy(self, h: Tensor) -> Tensor:
-        """-ln sum_{v, z} exp(-E(v, h, z)) of hidden states h of zeros and ones (n, hidden units) -> (n,)."""
+        """-ln sum_{v, z} exp(-E(v, h, z)) for binary hidden states h (n, hidden units) -> (n,)."""
         place = torch.arange(1, self.num_hidden + 1, device=h.device)
         last = (h * place).amax(-1).long()
         integral = self.visible.log_integral(h @ self.weights, self.visible_bias)
         return -(h @ self.hidden_bias + self.order.log_prior(self.hidden_bias)[last] + integral)
 
     def first(self, num_hidden: int) -> Machine:
-        """The machine of the first so many hidden units."""
+        """The machine of the first `num_hidden` hidden units."""
         return replace(self, weights=self.weights[:num_hidden], hidden_bias=self.hidden_bias[:num_hidden])
 
     def sample_hidden(self, v: Tensor, generator: torch.Generator) -> Tensor:
@@ -74,7 +77,8 @@ class Machine:
         return self.order.sample(self.received(v), self.hidden_bias, Draws(generator))
 
     def posterior(self, v: Tensor) -> Tensor:
-        """p(z | v), z = 1 .. hidden units (n, hidden units); in the infinite machine the last entry is p(z >= l | v).
+        """p(z | v) for z = 1 .. hidden units (n, hidden units). In the infinite machine, the last entry is
+        p(z >= l | v).
 
         Raises:
             TypeError: for a plain RBM, which has no z.
@@ -89,7 +93,7 @@ class Machine:
         return self.order.survival(x, self.hidden_bias) * torch.sigmoid(x)
 
     def gibbs(self, v: Tensor, steps: int, generator: torch.Generator) -> Tensor:
-        """`steps` rounds of z and h given v, v given h (n, visible units)."""
+        """Run `steps` rounds of z and h given v, then v given h (n, visible units)."""
         draws = Draws(generator)
         if steps > 1 and self._can_be_compiled:
             from meristem.adaptive.rbm import compiled  # numba takes a second to import
@@ -103,15 +107,17 @@ class Machine:
 
     @property
     def _can_be_compiled(self) -> bool:
-        """Whether chains may run compiled: zeros and ones in float32 on a CPU, and numba is there."""
+        """Whether chains may run compiled: binary units in float32 on a CPU, with numba installed."""
         place = (self.weights.device.type, self.weights.dtype)
         return HAS_NUMBA and isinstance(self.visible, BinaryVisible) and place == ("cpu", torch.float32)
 
     def gradients(self, v: Tensor, shares: Tensor | None = None) -> Gradients:
-        """Derivatives of the sum of shares F(v), in closed form (the page's section 5.2; a test compares with autograd).
+        """Derivatives of the sum of shares F(v), in closed form (section 5.2 of `infinite_rbm.md`). A test
+        compares them with autograd.
 
         Args:
-            v: rows (n, visible units). shares: a factor for each row (n,), negative ones too; 1 / n if not given.
+            v: the rows (n, visible units).
+            shares: a factor for each row (n,), which may be negative. 1 / n by default.
         """
         if shares is None:
             shares = v.new_full((len(v),), 1 / len(v))
@@ -134,6 +140,6 @@ class Machine:
         )
 
     def to(self, dtype: torch.dtype) -> Machine:
-        """The same in another precision."""
+        """The same machine in another precision."""
         weights, hidden_bias, visible_bias = (t.to(dtype) for t in (self.weights, self.hidden_bias, self.visible_bias))
         return replace(self, weights=weights, hidden_bias=hidden_bias, visible_bias=visible_bias)

@@ -1,10 +1,11 @@
-"""How hidden units come into being: all at once (RBM), in order up to a number z (ordered RBM), or without end (iRBM).
+"""Which hidden units exist: all (RBM), those up to a number z (ordered RBM), or those up to a z without a
+limit (iRBM).
 
-`x` is what the hidden units receive, W v + b (n, hidden units); `bias` is b. The ordered machines carry a price
-beta_i for every unit up to z (Cote & Larochelle 2016, arXiv 1502.02476, eq. 4), so that z follows
-p(z | v) = softmax_z(t_z), t_z = sum_{i <= z} softplus(x_i) - beta_i. In the infinite one, units beyond the last are
-zero and add (1 - beta) ln 2 each: a geometric series of ratio r = 2^(1 - beta), whose sum -ln(1 - r) the last entry
-of t takes up, and that converges for beta > 1 only.
+`x` is the input of the hidden units, W v + b (n, hidden units), and `bias` is b. The ordered machines have a
+price beta_i for every unit up to z (Cote & Larochelle 2016, arXiv:1502.02476, eq. 4), so that z follows p(z |
+v) = softmax_z(t_z), t_z = sum_{i <= z} softplus(x_i) - beta_i. In the infinite machine, units after the last
+one are zero and add (1 - beta) ln 2 each. This is a geometric series of ratio r = 2^(1 - beta), which
+converges only for beta > 1. Its sum -ln(1 - r) is added to the last entry of t.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Order(Protocol):
         ...
 
     def offsets(self, bias: Tensor) -> Tensor | None:
-        """What a unit adds to ln p(z | v) for each z that includes it, besides softplus(x) (hidden units,); None: there is no z."""
+        """The terms, besides softplus(x), that each unit up to z adds to ln p(z | v) (hidden units,), or None
+        if there is no z.
+        """
         ...
 
     def sample(self, x: Tensor, bias: Tensor, draws: Draws) -> Tensor:
@@ -43,11 +46,13 @@ class Order(Protocol):
         ...
 
     def bias_slope(self, bias: Tensor) -> Tensor:
-        """The derivative of a unit's price by its bias (hidden units,)."""
+        """The derivative of a unit's price with respect to its bias (hidden units,)."""
         ...
 
     def log_prior(self, bias: Tensor) -> Tensor:
-        """ln of the sum of exp(-prices) over the z that allow a last unit j to be on, j = 0 .. hidden units."""
+        """ln of the sum of exp(-prices) over the z for which the last unit that is 1 can be j, j = 0 ..
+        hidden units.
+        """
         ...
 
 
@@ -76,11 +81,12 @@ class Unordered:
 
 @dataclass(frozen=True)
 class Ordered:
-    """The ordered RBM: units 1 .. z exist, z at most the number of units.
+    """The ordered RBM: units 1 .. z exist, and z is at most the number of units.
 
     Args:
-        beta: the price of a unit, in units of what its bias alone contributes.
-        penalty: "bias": beta_i = beta softplus(b_i), as published; "constant": beta ln 2 for every unit (RP-iRBM).
+        beta: the price of a unit, relative to the contribution of its bias alone.
+        penalty: "bias": beta_i = beta softplus(b_i), as published. "constant": beta ln 2 for every unit
+            (RP-iRBM).
     """
 
     beta: float = 1.01
@@ -92,7 +98,7 @@ class Ordered:
 
     @property
     def log_tail(self) -> float:
-        """What the last entry of t takes up for the units behind it."""
+        """The addition to the last entry of t for the units after it."""
         return 0.0
 
     def offsets(self, bias: Tensor) -> Tensor:
@@ -101,7 +107,7 @@ class Ordered:
         return offsets
 
     def scores(self, x: Tensor, bias: Tensor) -> Tensor:
-        """t_z, z = 1 .. hidden units, with p(z | v) = softmax(t) (n, hidden units)."""
+        """t_z for z = 1 .. hidden units, where p(z | v) = softmax(t) (n, hidden units)."""
         gains = self.offsets(bias) - F.logsigmoid(-x)  # softplus(x) is -logsigmoid(-x), which takes half the time
         return torch.cumsum(gains, -1)
 
@@ -129,10 +135,10 @@ class Ordered:
 
 @dataclass(frozen=True)
 class Infinite(Ordered):
-    """The infinite RBM: z has no bound; units behind the last one are zero.
+    """The infinite RBM: z has no upper limit, and units after the last one are zero.
 
     Raises:
-        MeristemError: if beta is not above 1, where the sum over z does not exist.
+        MeristemError: if beta is not above 1, because the sum over z then diverges.
     """
 
     def __post_init__(self) -> None:

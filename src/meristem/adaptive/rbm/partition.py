@@ -1,4 +1,6 @@
-"""The normaliser ln Z of a machine: by enumeration where one side is small, by annealed importance sampling elsewhere."""
+"""The normaliser ln Z of a machine: by enumeration if one side is small, otherwise by annealed importance
+sampling.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ def log_partition(machine: Machine) -> float:
     """ln Z, exactly, by enumeration of the hidden or the binary visible units, whichever are fewer.
 
     Raises:
-        MeristemError: if both sides have more than 20 units; `anneal` estimates then.
+        MeristemError: if both sides have more than 20 units. `anneal` estimates it then.
     """
     if fewest_units(machine) > ENUMERABLE:
         raise MeristemError(
@@ -35,13 +37,13 @@ def log_partition(machine: Machine) -> float:
 
 
 def fewest_units(machine: Machine) -> int:
-    """How many units an enumeration of the smaller side has to go through."""
+    """The number of units that an enumeration of the smaller side covers."""
     binary = isinstance(machine.visible, BinaryVisible)
     return min(machine.num_hidden, len(machine.visible_bias)) if binary else machine.num_hidden
 
 
 def _states(units: int, like: Tensor) -> list[Tensor]:
-    """All states of so many binary units, in chunks (states, units)."""
+    """All states of `units` binary units, in chunks (states, units)."""
     numbers = torch.arange(1 << units, device=like.device)
     places = torch.arange(units, device=like.device)
     return [((chunk[:, None] >> places) & 1).to(like.dtype) for chunk in numbers.split(_CHUNK)]
@@ -67,8 +69,9 @@ class Annealed:
 
 
 def temperatures(count: int) -> Tensor:
-    """`count` inverse temperatures from 0 to 1, denser towards 1, in the proportions of Salakhutdinov & Murray (2008):
-    500 in [0, 0.5], 4000 in [0.5, 0.9], 10000 in [0.9, 1] (count,)."""
+    """`count` inverse temperatures from 0 to 1 (count,), denser towards 1, in the proportions of
+    Salakhutdinov & Murray (2008): 500 in [0, 0.5], 4000 in [0.5, 0.9], 10000 in [0.9, 1].
+    """
     shares = [(0.0, 0.5, 500), (0.5, 0.9, 4000), (0.9, 1.0, 10000)]
     pieces = [
         torch.linspace(low, high, max(2, round(count * share / 14500)) + 1, dtype=torch.float64)[:-1]
@@ -78,10 +81,14 @@ def temperatures(count: int) -> Tensor:
 
 
 def anneal(machine: Machine, generator: torch.Generator, chains: int = 100, count: int = 1450) -> Annealed:
-    """ln Z by annealed importance sampling (Neal 2001): weights and hidden biases grow from zero, one Gibbs step each.
+    """ln Z by annealed importance sampling (Neal 2001). Weights and hidden biases grow from zero, with one
+    Gibbs step for each temperature.
 
     Args:
-        chains: particles. count: temperatures (14500 in the published evaluations).
+        machine: the machine.
+        generator: the source of the random numbers.
+        chains: the number of particles.
+        count: the number of temperatures (14500 in the published evaluations).
     """
     bias = machine.visible_bias
     empty = torch.zeros(chains, machine.num_hidden, device=bias.device, dtype=bias.dtype)

@@ -1,4 +1,4 @@
-"""The passes that a machine's training has made, kept in a file after each."""
+"""The passes of a machine's training, kept in a file after each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from meristem.adaptive.state import keep_state, read_state
 
 
 class Progress:
-    """The passes made so far, kept in `path` where one is given.
+    """The passes made so far, kept in `path` if it is given.
 
     Raises:
         MeristemError: if `path` holds the state of other data or other options.
@@ -30,7 +30,7 @@ class Progress:
         return len(self.history)
 
     def save(self, record: dict[str, Any]) -> None:
-        """Note a finished pass."""
+        """Record a finished pass."""
         self.history.append(record)
         if self.path:
             keep_state(self.path, self.fingerprint, self.learner.state(), self.history)

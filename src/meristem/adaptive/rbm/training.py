@@ -1,9 +1,9 @@
-"""Contrastive divergence on a machine that grows and shrinks while it learns (arXiv 1502.02476, section 4).
+"""Contrastive divergence on a machine that grows and shrinks while it learns (arXiv:1502.02476, section 4).
 
-The update of one mini-batch: chains of k Gibbs steps from the data (CD) or from where they stood (PCD), the difference
-of the two mean free energies' gradients, AdaGrad, a proximal step for L1; then the last unit leaves if it is exactly
-zero, and a zero unit is appended if data or chains reached the open end. A zero unit changes no free energy; its first
-step is the next update's.
+The update of one mini-batch runs chains of k Gibbs steps, from the data (CD) or from their last states (PCD).
+It takes the difference of the gradients of the two mean free energies, an AdaGrad step, and a proximal step
+for L1. Then the last unit is removed if it is exactly zero. A zero unit is appended if data or chains reached
+the open end. A zero unit changes no free energy, and its first step is in the next update.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ from meristem.adaptive.rbm.order import Infinite, Order
 from meristem.adaptive.rbm.visible import Visible
 
 EPSILON = 1e-6  # in AdaGrad's square root
-BLOCK = 32_000  # numbers; of 32,768 on, torch shares a step out over its threads (see compiled.py)
+BLOCK = 32_000  # numbers; from 32,768 on, torch divides a step among its threads (see compiled.py)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to train.
+    """The options of training.
 
     Args:
-        learning_rate: AdaGrad's.
+        learning_rate: the learning rate of AdaGrad.
         gibbs_steps: k.
-        persistent: chains go on from the last update (PCD) instead of starting at the data (CD).
-        l1, l2: penalties on the weights (and L1 on the hidden biases); L1 by a proximal step, so that zeros are exact.
-        generative_weight: factor of the contrastive gradient; 1 unless labels have a gradient of their own.
-        max_components: an infinite machine stops growing there.
+        persistent: chains continue from the last update (PCD) instead of starting at the data (CD).
+        l1, l2: the penalties on the weights, and of L1 on the hidden biases. L1 is applied by a proximal
+            step, so that zeros are exact.
+        generative_weight: the factor of the contrastive gradient. It is 1 unless labels have a gradient of
+            their own.
+        max_components: the number of units at which an infinite machine stops growing.
     """
 
     learning_rate: float = 0.03
@@ -47,25 +49,28 @@ class Options:
 
 
 def _joined(*rows: Tensor) -> Tensor:
-    """Rows one behind the other; on a CPU by NumPy, in one thread."""
+    """Rows, concatenated. On a CPU NumPy does it in one thread."""
     if rows[0].device.type != "cpu":
         return torch.cat(rows)
     return torch.from_numpy(np.concatenate([part.numpy() for part in rows]))
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Rows of tensors of one shape, on a CPU as many at a time as stay in a core's cache, elsewhere all."""
+    """Blocks of rows of tensors of one shape. On a CPU a block fits into the cache of a core. Elsewhere there
+    is one block.
+    """
     first = tensors[0]
     rows = len(first) if first.device.type != "cpu" else max(1, BLOCK * len(first) // max(first.numel(), 1))
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 
 class Learner:
-    """A machine in training: parameters and AdaGrad's sums in buffers that grow by doubling.
+    """A machine in training. Its parameters and AdaGrad's sums are in buffers that grow by doubling.
 
     Args:
-        weights: the first W (hidden units, visible units). visible_bias: the first c.
-        particles: how many chains PCD keeps.
+        weights: the first W (hidden units, visible units).
+        visible_bias: the first c (visible units,).
+        particles: the number of chains that PCD keeps.
     """
 
     def __init__(
@@ -88,12 +93,14 @@ class Learner:
 
     @property
     def machine(self) -> Machine:
-        """The machine as it stands; a view, which the next update changes."""
+        """The present machine. It is a view that the next update changes."""
         n = self.num_hidden
         return Machine(self._weights[:n], self._bias[:n], self.visible_bias, self.order, self.visible)
 
     def update(self, v: Tensor, more: Gradients | None = None) -> None:
-        """One mini-batch (n, visible units); `more` is added to the contrastive gradient (a classifier's)."""
+        """Learn from one mini-batch (n, visible units). `more` is added to the contrastive gradient (for a
+        classifier).
+        """
         options, machine = self.options, self.machine
         chain = self.particles if options.persistent else v
         chain = machine.gibbs(chain, options.gibbs_steps, self.generator)
@@ -108,7 +115,7 @@ class Learner:
             self.append()
 
     def _end_is_reached(self, gradients: Gradients) -> bool:
-        """Whether a draw of z for each row falls into the open end."""
+        """Whether a draw of z for any row falls into the open end."""
         open_end = gradients.last_survival
         if not isinstance(self.order, Infinite) or open_end is None:
             return False
@@ -137,14 +144,14 @@ class Learner:
                     block.copy_(torch.sign(block) * (block.abs() - threshold).clamp_(min=0))
 
     def begin_with(self, machine: Machine) -> None:
-        """Take over a machine's parameters; sums and chains begin anew."""
+        """Load the parameters of a machine. Sums and chains begin again."""
         self._weights, self._bias = machine.weights.clone(), machine.hidden_bias.clone()
         self._weight_sum, self._bias_sum = torch.zeros_like(self._weights), torch.zeros_like(self._bias)
         self.visible_bias = machine.visible_bias.clone()
         self.num_hidden = machine.num_hidden
 
     def append(self) -> None:
-        """A unit of zeros at the end: no free energy changes in an infinite machine."""
+        """Append a unit of zeros. It changes no free energy in an infinite machine."""
         n = self.num_hidden
         if n == len(self._bias):
             for name in ("_weights", "_weight_sum", "_bias", "_bias_sum"):
@@ -162,13 +169,13 @@ class Learner:
             self.num_hidden = last
 
     def regroup(self, first: int) -> None:
-        """Put the first units into a random order (RP-iRBM), with AdaGrad's sums."""
+        """Put the first `first` units, with AdaGrad's sums, into a random order (RP-iRBM)."""
         order = torch.randperm(first, generator=self.generator, device=self._bias.device)
         for buffer in (self._weights, self._weight_sum, self._bias, self._bias_sum):
             buffer[:first] = buffer[:first][order]
 
     def state(self) -> dict[str, Tensor]:
-        """All that a training to be resumed needs, by name."""
+        """Everything that a training needs to be resumed, by name."""
         n = self.num_hidden
         return {
             "weights": self._weights[:n].clone(),
@@ -182,7 +189,7 @@ class Learner:
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state()`."""
+        """Continue from the result of `state()`."""
         like = self.visible_bias
         moved = {name: t.to(like.device) for name, t in state.items() if name != "generator"}
         self._weights, self._weight_sum = moved["weights"].clone(), moved["weight_sum"].clone()

@@ -1,7 +1,7 @@
-"""What the visible units are: their part of the energy, how they are drawn, what they integrate to.
+"""The kinds of visible units: their term of the energy, how they are drawn, and their integrals.
 
-Every kind sees the hidden units as `field` = h W (n, visible units) and reads data as `scaled(v)`, so that one energy
-serves all: E(v, h) = energy(v, c) - field . scaled(v) - h . b.
+Every kind receives from the hidden units `field` = h W (n, visible units) and reads data as `scaled(v)`. One
+energy therefore covers all kinds: E(v, h) = energy(v, c) - field . scaled(v) - h . b.
 """
 
 from __future__ import annotations
@@ -20,16 +20,21 @@ from torch.nn import functional as F
 from meristem.adaptive.rbm.draws import Draws
 from meristem.errors import MeristemError
 
-ROUNDING = 1e-6  # by so much a value of a binary unit may lie outside [0, 1]
+ROUNDING = 1e-6  # how far a value of a binary unit may lie outside [0, 1]
 
 
 def in_unit_interval(x: np.ndarray) -> bool:
-    """Whether all values are in [0, 1], but for rounding."""
+    """Whether all values are in [0, 1], up to rounding."""
     return bool(x.min() >= -ROUNDING and x.max() <= 1 + ROUNDING)
 
 
 def check_groups(x: np.ndarray, sizes: Sequence[int]) -> None:
-    """Raises MeristemError unless the last columns of x (n, inputs) are groups of these sizes, each row of a group a distribution."""
+    """Check that the last columns of x (n, inputs) are groups of these sizes, in which each row is a
+    distribution.
+
+    Raises:
+        MeristemError: if they are not.
+    """
     start = x.shape[1] - sum(sizes)
     if start < 0:
         raise MeristemError(
@@ -46,13 +51,17 @@ def check_groups(x: np.ndarray, sizes: Sequence[int]) -> None:
 
 
 def check_categories(sizes: Sequence[int] | str) -> None:
-    """Raises MeristemError unless sizes are whole numbers of at least 2, or the word is "auto"."""
+    """Check the sizes of categorical units.
+
+    Raises:
+        MeristemError: unless they are whole numbers of at least 2, or the word "auto".
+    """
     if sizes != "auto" and (isinstance(sizes, str) or any(not isinstance(s, Integral) or s < 2 for s in sizes)):
         raise MeristemError(f"categories are sizes of at least 2, such as (3, 4), got {sizes!r}")
 
 
 class Visible(Protocol):
-    """One kind of visible units; `bias` is c (visible units,), `field` is h W (n, visible units)."""
+    """One kind of visible units. `bias` is c (visible units,), and `field` is h W (n, visible units)."""
 
     def scaled(self, v: Tensor) -> Tensor:
         """The data as the weights read it."""
@@ -71,13 +80,13 @@ class Visible(Protocol):
         ...
 
     def bias_gradient(self, v: Tensor, bias: Tensor) -> Tensor:
-        """The derivative of the energy by the bias (n, visible units)."""
+        """The derivative of the energy with respect to the bias (n, visible units)."""
         ...
 
 
 @dataclass(frozen=True)
 class BinaryVisible:
-    """Zeros and ones (or probabilities in between): energy -v . c."""
+    """Zeros and ones (or probabilities in between) with the energy -v . c."""
 
     def scaled(self, v: Tensor) -> Tensor:
         return v
@@ -97,7 +106,7 @@ class BinaryVisible:
 
 @dataclass(frozen=True)
 class GaussianVisible:
-    """Real numbers: energy |v - c|^2 / (2 sigma^2); the weights read v / sigma."""
+    """Real numbers with the energy |v - c|^2 / (2 sigma^2). The weights read v / sigma."""
 
     sigma: float = 1.0
 
@@ -120,7 +129,9 @@ class GaussianVisible:
 
 @dataclass(frozen=True)
 class LabelledVisible:
-    """Units of another kind, and behind them `num_labels` of which exactly one is on (a class, or a categorical unit)."""
+    """Units of another kind, followed by `num_labels` units of which exactly one is 1 (a class, or a
+    categorical unit).
+    """
 
     inputs: Visible
     num_labels: int
@@ -151,7 +162,7 @@ class LabelledVisible:
 
 
 def visible_kind(name: str, categories: Sequence[int] = (), sigma: float = 1.0) -> Visible:
-    """ "binary" or "gaussian" units, and behind them categorical ones of these sizes."""
+    """ "binary" or "gaussian" units, followed by categorical units of the given sizes."""
     kind: Visible = BinaryVisible() if name == "binary" else GaussianVisible(sigma)
     for size in categories:
         kind = LabelledVisible(kind, size)

@@ -1,4 +1,4 @@
-"""Tables as they lie on disk: read, described column by column, encoded as numbers."""
+"""Tables as they are on disk: read, described column by column, and encoded as numbers."""
 
 from meristem.adaptive.tables.columns import Column, describe
 from meristem.adaptive.tables.encoding import build_encoder, encode, load_encoder, save_encoder

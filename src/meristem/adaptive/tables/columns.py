@@ -1,4 +1,6 @@
-"""What each column of a table is, from its values: numbers, categories, dates; or nothing to learn from."""
+"""The kind of each column of a table, from its values: numbers, categories, dates, or nothing to learn
+from.
+"""
 
 # pandas' types do not say whether an index gives a Series, a frame or a number.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -16,9 +18,9 @@ import pandas as pd
 
 Kind = Literal["number", "category", "many categories", "date", "left out"]
 ONE_HOT = 30  # a category of more values is encoded by the target
-MOSTLY = 0.9  # so much of a column has to be numbers (or dates) for the rest to be missing values
+MOSTLY = 0.9  # the share of numbers (or dates) in a column from which the rest counts as missing
 HEAVY_TAIL = 6.0  # deviations from the mean
-FEWEST_FOR_IDS = 20  # rows; below, values that all differ say little
+FEWEST_FOR_IDS = 20  # rows; in fewer rows, values that all differ mean little
 ID_NAME = re.compile(r"(^|[_\s.-])(id|ids|uuid|guid|index|idx|key|rownum|unnamed.*)$|^column_1$", re.IGNORECASE)
 DATE = re.compile(
     r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?$|\d{1,2}[ -][A-Za-z]{3,9}[ -]\d{2,4}|[A-Za-z]{3,9} \d{1,2},? \d{4}"
@@ -27,11 +29,15 @@ DATE = re.compile(
 
 @dataclass(frozen=True)
 class Column:
-    """One column, and what was decided about it.
+    """One column, and the decisions about it.
 
     Args:
-        scale: of numbers: "none" (they lie in [0, 1]), "standard" or "tail" (far values are drawn in).
-        missing: the share of rows without a value. said: the decision in words.
+        name: the name of the column.
+        kind: the kind of its values, or "left out".
+        scale: the scale of numbers: "none" (they lie in [0, 1]), "standard", or "tail" (arsinh of the scaled
+            numbers).
+        missing: the share of rows without a value.
+        said: the decision in words.
     """
 
     name: str
@@ -42,12 +48,12 @@ class Column:
 
 
 def describe(frame: pd.DataFrame) -> list[Column]:
-    """What each column of a frame (n_samples, columns) is."""
+    """The kind of each column of a frame (n_samples, columns)."""
     return [describe_column(str(name), frame[name]) for name in frame.columns]
 
 
 def describe_column(name: str, values: pd.Series) -> Column:
-    """What one column is."""
+    """The kind of one column."""
     missing = float(values.isna().mean())
     present = values.dropna()
     distinct = present.nunique()
@@ -93,7 +99,9 @@ def _number(name: str, values: pd.Series, missing: float, distinct: int) -> Colu
 
 
 def _is_row_number(name: str, numbers: pd.Series, missing: float) -> bool:
-    """1, 2, 3, ... in steps of one; or whole numbers that all differ under a name that says so."""
+    """Whether numbers are 1, 2, 3, ... in steps of one, or whole numbers that all differ under a name that
+    suggests it.
+    """
     if missing or len(numbers) < FEWEST_FOR_IDS or numbers.nunique() < len(numbers) or (numbers % 1 != 0).any():
         return False
     return bool((numbers.diff().dropna() == 1).all()) or (ID_NAME.search(name) is not None and name != "column_1")
@@ -122,21 +130,21 @@ def _category(name: str, words: pd.Series, missing: float, distinct: int) -> Col
 
 
 def to_numbers(values: pd.Series) -> pd.Series:
-    """Numbers of whatever a column holds; what is none is missing, and so is what is infinite."""
+    """The values of a column as numbers. Everything else, and infinite values, are missing."""
     numbers = pd.to_numeric(values, errors="coerce").astype(float)
     return numbers.where(np.isfinite(numbers))
 
 
 def to_dates(values: pd.Series) -> pd.Series:
-    """Dates of whatever a column holds; what is none is missing."""
+    """The values of a column as dates. Everything else is missing."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pandas tells that it guesses the format
+        warnings.simplefilter("ignore")  # pandas warns that it guesses the format
         dates = pd.to_datetime(values, errors="coerce", utc=True)
     return dates.dt.tz_localize(None)
 
 
 def to_words(values: pd.Series) -> pd.Series:
-    """Words of whatever a column holds, whole numbers without a point; missing values stay so."""
+    """The values of a column as words. Whole numbers have no decimal point. Missing values stay missing."""
     if pd.api.types.is_float_dtype(values):
         words = values.map(lambda value: f"{value:.0f}" if value % 1 == 0 else str(value))
     else:
@@ -145,6 +153,6 @@ def to_words(values: pd.Series) -> pd.Series:
 
 
 def lines(columns: Sequence[Column]) -> list[str]:
-    """One line for each column: its name and the decision."""
+    """One line for each column, with its name and the decision."""
     width = max((len(column.name) for column in columns), default=0)
     return [f"{column.name:<{width}}  {column.said}" for column in columns]

@@ -1,4 +1,6 @@
-"""Columns as numbers: scikit-learn's `ColumnTransformer`, built from what each column is, kept by skops (no pickle)."""
+"""Columns as numbers: a `ColumnTransformer` of scikit-learn, built from the kinds of the columns and saved by
+skops (no pickle).
+"""
 
 # pandas' types do not say whether an index gives a Series, a frame or a number.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -24,7 +26,7 @@ from meristem.errors import MeristemError, first_line
 
 Task = Literal["classification", "regression"]
 TRUSTED = ["numpy.dtype", "sklearn.model_selection._split.KFold", "sklearn.model_selection._split.StratifiedKFold"]
-RAREST = 5  # a category of fewer rows is one of the rare ones
+RAREST = 5  # a category with fewer rows counts as rare
 DATE_PARTS = ("day", "month", "weekday", "hour")
 
 
@@ -81,10 +83,11 @@ def _prepared_names(column: Column) -> list[str]:
 
 
 def prepared(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
-    """The columns that are learned from, as the transformer takes them: float32 numbers, words, dates in parts.
+    """The columns to learn from, as the transformer reads them: float32 numbers, words, and the parts of
+    dates.
 
     Raises:
-        MeristemError: if a column is not there.
+        MeristemError: if a column is missing.
     """
     found: dict[str, Any] = {}
     for column in columns:
@@ -109,15 +112,19 @@ def _date_parts(name: str, dates: pd.Series) -> dict[str, Any]:
 
 
 def encode(encoder: ColumnTransformer, frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
-    """A frame as a fitted encoder has it: float32 numbers (n_samples, features) under their names."""
+    """A frame, encoded by a fitted encoder: float32 numbers (n_samples, features) with their names.
+
+    Raises:
+        MeristemError: if a column is missing.
+    """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Found unknown categories")  # they count as rare ones
+        warnings.filterwarnings("ignore", "Found unknown categories")  # they count as rare
         numbers = encoder.transform(prepared(frame, columns))
     return pd.DataFrame(np.asarray(numbers, dtype=np.float32), columns=feature_names(encoder), index=frame.index)
 
 
 def feature_names(encoder: ColumnTransformer) -> list[str]:
-    """The features' names without the group they belong to; a name that comes again gets a number."""
+    """The names of the features without their group. A name that occurs again gets a number."""
     names: list[str] = []
     for name in (name.split("__", 1)[1] for name in encoder.get_feature_names_out()):
         again = sum(other == name or other.startswith(f"{name} (") for other in names)
@@ -133,10 +140,10 @@ def save_encoder(encoder: ColumnTransformer, path: Path) -> None:
 
 
 def load_encoder(path: Path) -> ColumnTransformer:
-    """What `save_encoder` wrote; nothing in it is run.
+    """Read an encoder that `save_encoder` wrote. Nothing in it is executed.
 
     Raises:
-        MeristemError: if it is something else, or names types that no encoder has.
+        MeristemError: if the file is something else, or names types that no encoder has.
     """
     import skops.io
 

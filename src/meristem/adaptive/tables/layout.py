@@ -1,4 +1,6 @@
-"""How a text file is laid out: compression, encoding, separator, quotes, decimal sign, header; found from its first rows."""
+"""The layout of a text file, from its first rows: compression, encoding, separator, quotes, decimal sign,
+header.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ COMMA_NUMBER = re.compile(r"[+-]?\d+,\d+$")
 
 @dataclass(frozen=True)
 class Layout:
-    """How to read a file; `fields` is how many each row has."""
+    """How to read a file. `fields` is the number of fields in each row."""
 
     encoding: str
     separator: str
@@ -46,7 +48,7 @@ class Layout:
     fields: int = 0
 
     def rows(self, file: IO[str]) -> Iterator[tuple[int, list[str]]]:
-        """The lines that are not blank, by number, as fields."""
+        """The lines that are not blank, as their numbers and their fields."""
         if self.separator == " ":
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -58,15 +60,15 @@ class Layout:
                 yield reader.line_num, row
 
     def said(self) -> str:
-        """In words."""
+        """A description of the layout in words."""
         return f"{SEPARATORS.get(self.separator, repr(self.separator))}-separated, {'a header' if self.has_header else 'no header'}"
 
 
 def open_text(path: Path, encoding: str = "utf-8-sig") -> IO[str]:
-    """A file as text, unpacked by what its first bytes say.
+    """Open a file as text, decompressed according to its first bytes.
 
     Raises:
-        MeristemError: for formats that are no text, and archives of several files.
+        MeristemError: for formats other than text, and for archives of several files.
     """
     with path.open("rb") as file:
         start = file.read(8)
@@ -91,10 +93,11 @@ def find_layout(path: Path, separator: str | None = None, header: bool | None = 
     """The layout of a file, from its first rows.
 
     Args:
-        separator, header: where they are known.
+        path: the file.
+        separator, header: the separator, and whether there is a header, if they are known.
 
     Raises:
-        MeristemError: if the file is empty, no text, or no separator makes a table of it.
+        MeristemError: if the file is empty, if it is not text, or if no separator gives a table.
     """
     encoding, lines = _first_lines(path)
     if not lines:
@@ -149,13 +152,15 @@ def _split(lines: list[str], layout: Layout) -> list[list[str]]:
     try:
         for _, row in layout.rows(io.StringIO("".join(lines), newline="")):
             found.append([cell.strip() for cell in row])
-    except csv.Error:  # a quote that the sample's end leaves open
+    except csv.Error:  # a quote that is open at the end of the sample
         pass
     return found
 
 
 def _consistency(rows: list[list[str]]) -> tuple[bool, float, int]:
-    """The more rows agree on a number of fields above one, the better; then the more fields."""
+    """A score of rows: higher if more rows agree on a number of fields above one, then if there are more
+    fields.
+    """
     if not rows:
         return False, 0.0, 0
     lengths = [len(row) for row in rows]
@@ -169,7 +174,9 @@ def is_number(cell: str, decimal: str = ".") -> bool:
 
 
 def looks_like_header(rows: list[list[str]], decimal: str = ".") -> bool:
-    """Whether the first row names the columns: words over numbers, or words that never come again."""
+    """Whether the first row names the columns: it holds words above numbers, or words that do not occur
+    again.
+    """
     first, body = rows[0], [row for row in rows[1:] if len(row) == len(rows[0])]
     if not body:
         return not any(is_number(cell, decimal) for cell in first)

@@ -1,4 +1,6 @@
-"""A text file as a data frame: every row has as many fields as the first, names are unique, numbers are numbers."""
+"""A text file as a data frame: every row has as many fields as the first, names are unique, and numbers are
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,14 @@ def read_frame(path: Path, separator: str | None = None, header: bool | None = N
     """Read a file, compressed or not.
 
     Args:
-        separator, header: where they are known; found from the first rows where not.
+        path: the file.
+        separator, header: the separator, and whether there is a header. By default the first rows decide.
+
+    Returns:
+        The frame (n_samples, columns), and the layout of the file.
 
     Raises:
-        MeristemError: for rows of different lengths, names that occur twice, what is no table.
+        MeristemError: if rows have different lengths, if names occur twice, or if the file is not a table.
     """
     layout = find_layout(path, separator, header)
     names = _names(path, layout)
@@ -53,7 +59,7 @@ def read_frame(path: Path, separator: str | None = None, header: bool | None = N
 
 
 def _line_of_body(path: Path, layout: Layout) -> int:
-    """How many lines lie before the first row of values."""
+    """The number of lines before the first row of values."""
     if not layout.has_header:
         return 0
     with open_text(path, layout.encoding) as file:
@@ -61,7 +67,7 @@ def _line_of_body(path: Path, layout: Layout) -> int:
 
 
 def _names(path: Path, layout: Layout) -> list[str]:
-    """The columns' names; and every row is seen to have as many fields."""
+    """The names of the columns. It also checks that every row has as many fields."""
     names: list[str] = []
     count = 0
     try:

@@ -1,4 +1,4 @@
-"""A table to learn from: rows, what each column is, and the column to predict."""
+"""A table to learn from: rows, the kind of each column, and the column to predict."""
 
 # pandas' types do not say whether an index gives a Series, a frame or a number.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -20,16 +20,21 @@ from meristem.adaptive.tables.layout import SEPARATORS
 from meristem.adaptive.tables.reading import read_frame
 from meristem.errors import MeristemError, nearest
 
-MOST_CLASSES = 20  # so many whole numbers are taken for classes if nobody says otherwise
+MOST_CLASSES = 20  # different whole numbers, at most, that are classes by default
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows and what is to be predicted.
+    """Rows and the values to predict.
 
     Args:
-        x: (n_samples, columns). y: (n_samples,), classes or numbers. target: its name. task: what `y` is.
-        columns: what each column of `x` is. unlabelled: further rows, whose target is missing. notes: what was decided on the way.
+        x: the rows (n_samples, columns).
+        y: the target (n_samples,), classes or numbers.
+        target: the name of the target.
+        task: "classification" or "regression".
+        columns: the kind of each column of `x`.
+        unlabelled: further rows, whose target is missing.
+        notes: the decisions made while reading.
     """
 
     x: pd.DataFrame
@@ -47,7 +52,7 @@ class Table:
 
     @property
     def is_classification(self) -> bool:
-        """Whether `y` is classes."""
+        """Whether `y` holds classes."""
         return self.task == "classification"
 
 
@@ -58,14 +63,18 @@ def open_table(
     header: bool | None = None,
     separator: str | None = None,
 ) -> Table:
-    """Read a text file of values (compressed or not), or take one of scikit-learn's data sets by its name.
+    """Read a text file of values (compressed or not), or load one of scikit-learn's data sets by its name.
 
     Args:
-        target: the column to predict, by name or number from 1; the last one if not given. task: what it is; "auto": words and at
-            most 20 different whole numbers are classes. header, separator: of the file; found from its first rows if not given.
+        source: a file, or the name of a data set.
+        target: the column to predict, by name or by number from 1. By default it is the last one.
+        task: "classification", "regression" or "auto". "auto" takes words, and at most 20 different whole
+            numbers, as classes.
+        header: whether the first row of the file holds names. By default the first rows decide.
+        separator: the separator of the file. By default the first rows decide.
 
     Raises:
-        MeristemError: if there is no such table or column, or the target does not fit the task.
+        MeristemError: if there is no such table or column, or if the target does not fit the task.
     """
     if task not in ("auto", "classification", "regression"):
         raise MeristemError(f"the task is classification or regression, got {task!r}")
@@ -91,7 +100,11 @@ def open_table(
 
 
 def of_frame(frame: pd.DataFrame, target: str, task: str = "auto", where: str = "") -> Table:
-    """A table of a data frame (n_samples, columns). Raises MeristemError if the target does not fit the task."""
+    """A table from a data frame (n_samples, columns).
+
+    Raises:
+        MeristemError: if the target does not fit the task.
+    """
     values = frame[target]
     labelled = values.notna().to_numpy()
     name = f"{where}column {target!r}"
@@ -105,10 +118,11 @@ def of_frame(frame: pd.DataFrame, target: str, task: str = "auto", where: str = 
 
 
 def read_target(values: pd.Series, task: str, name: str) -> tuple[np.ndarray, Task, list[str]]:
-    """The target's values (n_samples,), what it is, and what was decided.
+    """The values of the target (n_samples,), its task, and the decisions made.
 
     Raises:
-        MeristemError: for words in a regression, classes that are none, infinite values, one class only.
+        MeristemError: for words in a regression, for values that are not classes, for infinite values, or for
+            only one class.
     """
     if pd.api.types.is_bool_dtype(values):
         values = values.astype(str)

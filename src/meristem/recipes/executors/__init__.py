@@ -1,4 +1,6 @@
-"""Where the nodes of a recipe run: processes on this machine, a Ray cluster, a Slurm cluster."""
+"""Executors run the nodes of a recipe: as processes on this machine, on a Ray cluster, or on a Slurm
+cluster.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ EXECUTORS = {
 
 
 def build_executor(name: str, options: Mapping[str, Any]) -> Executor:
-    """The executor of this name with its own options; its library is imported when it is entered.
+    """An executor by its name, with its options. Its library is imported when the executor is entered as a
+    context.
 
     Raises:
         MeristemError: for an unknown name or option.

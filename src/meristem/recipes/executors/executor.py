@@ -1,4 +1,6 @@
-"""What every executor can do: run a node's command somewhere, several at a time, and again if it crashes."""
+"""The interface of executors: run the command of a node, several at a time, and run it again if it
+crashes.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ BAD_INPUT = 2  # exit code: another attempt would end the same way
 
 
 class Executor(ABC):
-    """A context within which jobs are submitted; leaving it ends what still runs."""
+    """A context in which jobs are submitted. Leaving it ends the jobs that still run."""
 
     @abstractmethod
     def __enter__(self) -> Executor: ...
@@ -30,12 +32,13 @@ class Executor(ABC):
 
     @abstractmethod
     def submit(self, job: Job) -> Future[None]:
-        """Run a job whose parents have finished. The future raises MeristemError for bad input, `NodeCrashed` if it crashed
-        once more than the executor's `retries`."""
+        """Run a job whose parents have finished. The future raises MeristemError for bad input. It raises
+        `NodeCrashed` if the node crashed more often than the executor's `retries`.
+        """
 
 
 def with_retries(attempt: Callable[[], None], retries: int, over: Callable[[], bool]) -> None:
-    """Call `attempt`, and again after each of up to `retries` crashes, unless all is `over`."""
+    """Call `attempt`, and again after each of up to `retries` crashes, unless `over()` is true."""
     for number in range(retries + 1):
         try:
             return attempt()
@@ -45,7 +48,11 @@ def with_retries(attempt: Callable[[], None], retries: int, over: Callable[[], b
 
 
 def check_count(name: str, value: object, least: int) -> None:
-    """Raises MeristemError unless `value` is a whole number of at least `least`."""
+    """Check a whole number.
+
+    Raises:
+        MeristemError: unless `value` is a whole number of at least `least`.
+    """
     if not isinstance(value, int) or value < least:
         raise MeristemError(f"{name} is a whole number of at least {least}, got {value!r}")
 
@@ -55,12 +62,12 @@ def run_node(
     environment: Mapping[str, str] | None = None,
     started: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
 ) -> None:
-    """Run the node of this directory in a process of its own, on the machine where this is called; what it prints goes to its
-    `log.txt`. The process ends when the calling one does.
+    """Run the node of this directory in its own process on this machine. Its output goes to its `log.txt`.
+    The process ends when the calling process ends.
 
     Raises:
-        MeristemError: for bad input, which another attempt would meet again.
-        NodeCrashed: for every other end but success.
+        MeristemError: for bad input, with which another attempt would fail again.
+        NodeCrashed: for every other end except success.
     """
     place = Path(directory)
     with open(place / LOG, "ab") as log:

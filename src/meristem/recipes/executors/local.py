@@ -1,4 +1,4 @@
-"""Processes on this machine, in so many slots."""
+"""Processes on this machine, in a number of slots."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from meristem.recipes.node import Job
 class Local(Executor):
     """Nodes as processes on this machine.
 
-    Cores and GPUs are shared out evenly: each slot gets its part of them (OMP_NUM_THREADS, CUDA_VISIBLE_DEVICES), where the
-    environment does not say otherwise.
+    Cores and GPUs are divided equally among the slots (OMP_NUM_THREADS, CUDA_VISIBLE_DEVICES), unless the
+    environment sets these variables.
 
     Args:
-        slots: nodes at a time.
-        retries: further attempts at a node that crashed, each from its last checkpoint.
+        slots: the number of nodes at a time.
+        retries: the number of further attempts for a node that crashed. Each continues from its last
+            checkpoint.
+
+    Raises:
+        MeristemError: if an option is not a whole number in its range.
     """
 
     def __init__(self, slots: int = 2, retries: int = 2) -> None:
@@ -63,7 +67,7 @@ class Local(Executor):
             self._free.put(slot)
 
     def _share(self, slot: int) -> dict[str, str]:
-        """The slot's part of cores and GPUs, as environment variables."""
+        """The cores and GPUs of a slot, as environment variables."""
         import torch
 
         share = {}

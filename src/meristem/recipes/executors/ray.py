@@ -1,4 +1,4 @@
-"""A Ray cluster: one that runs, or one on this machine."""
+"""A Ray cluster: a running one, or one that is started on this machine."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from meristem.recipes.nodes.perform import NodeCrashed
 
 @contextlib.contextmanager
 def cluster(address: str | None = None, slots: int | None = None) -> Iterator[tuple[Any, bool]]:
-    """(Ray's module, whether it was connected here): connected to a cluster within this context; arguments as of `Ray`.
+    """Connect to a cluster within this context. It yields Ray's module, and whether the connection was made
+    here. The arguments are those of `Ray`.
 
     Raises:
-        MeristemError: without Ray, or where no cluster answers or starts.
+        MeristemError: if Ray is not installed, or if no cluster answers or starts.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -48,13 +49,14 @@ def cluster(address: str | None = None, slots: int | None = None) -> Iterator[tu
 
 
 class Ray(Executor):
-    """Nodes as Ray tasks, each with the CPUs and GPUs that its `resources` name. All machines see the run's directory.
+    """Nodes as Ray tasks, each with the CPUs and GPUs in its `resources`. All machines need access to the
+    directory of the run.
 
     Args:
-        address: of a running cluster ("auto", "HOST:PORT"); the variable RAY_ADDRESS by default; without either, a cluster is started
-            on this machine and stopped again.
-        slots: CPUs of a cluster that is started here; all cores by default.
-        retries: further attempts at a node that crashed, or whose worker or machine died.
+        address: the address of a running cluster ("auto", "HOST:PORT"). By default it is the variable
+            RAY_ADDRESS. Without either, a cluster is started on this machine and stopped again.
+        slots: the CPUs of a cluster that is started here. By default, all cores.
+        retries: the number of further attempts for a node that crashed, or whose worker or machine died.
     """
 
     def __init__(self, address: str | None = None, slots: int | None = None, retries: int = 2) -> None:
@@ -88,7 +90,7 @@ class Ray(Executor):
 
 
 def _plain(theirs: Future[Any]) -> Future[None]:
-    """The same future with errors as the node raised them, not as Ray wraps them."""
+    """The same future, with errors as the node raised them instead of Ray's wrappers."""
     ours: Future[None] = Future()
 
     def hand_on(done: Future[Any]) -> None:

@@ -15,16 +15,17 @@ from meristem.recipes.nodes.perform import NodeCrashed
 
 
 class Slurm(Executor):
-    """Nodes as Slurm jobs, each with the CPUs and GPUs that its `resources` name. All machines see the run's directory.
+    """Nodes as Slurm jobs, each with the CPUs and GPUs in its `resources`. All machines need access to the
+    directory of the run.
 
-    A job that is preempted or runs into its time limit is queued again and resumes from its last checkpoint.
+    A job that is preempted or reaches its time limit is queued again and resumes from its last checkpoint.
 
     Args:
-        folder: where submitit keeps its scripts and logs; on a disk that all machines see.
-        cluster: "slurm", or submitit's "local": processes on this machine, to try a recipe out.
-        retries: further attempts at a node that crashed.
-        timeout_min: limit of each attempt, in minutes.
-        parameters: further ones of submitit (slurm_partition, slurm_account, mem_gb, ...).
+        folder: the directory for submitit's scripts and logs, on a disk that all machines can access.
+        cluster: "slurm", or submitit's "local" for processes on this machine, to test a recipe.
+        retries: the number of further attempts for a node that crashed.
+        timeout_min: the limit of each attempt, in minutes.
+        parameters: further parameters of submitit (slurm_partition, slurm_account, mem_gb, ...).
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Slurm(Executor):
 
 
 class Attempt:
-    """What runs in the Slurm job; queued again when Slurm takes its machine away."""
+    """The function that runs in the Slurm job. It is queued again when Slurm takes its machine away."""
 
     def __call__(self, directory: str) -> tuple[str, str] | None:
         try:
@@ -101,7 +102,9 @@ class Attempt:
         return None
 
     def checkpoint(self, directory: str) -> Any:
-        """Called by submitit before a preemption or at the time limit; the node's own checkpoints hold its state."""
+        """submitit calls this before a preemption or at the time limit. The checkpoints of the node hold its
+        state.
+        """
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, directory)

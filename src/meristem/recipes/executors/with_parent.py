@@ -1,8 +1,8 @@
-"""Ends processes that somebody else started when the process that asked for it is gone, however it went.
+"""Ends processes that another process started, when the process that requested it ends in any way.
 
     python -m meristem.recipes.executors.with_parent PID...
 
-Ray's agents look for the end of their cluster by a call to its dead server, which they wait for up to a minute.
+Ray's agents detect the end of their cluster by a call to its dead server, for which they wait up to a minute.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from meristem.orphans import environment_of_child, watching_parent
 
 @contextlib.contextmanager
 def children_end_with_this_process() -> Iterator[None]:
-    """For all that this process has started by now, directly or not: within this context they end when it is killed."""
+    """Within this context, all processes that this one has started so far, directly or indirectly, end when
+    it is killed.
+    """
     below = [str(process.pid) for process in psutil.Process().children(recursive=True)]
     command = [sys.executable, "-m", "meristem.recipes.executors.with_parent", *below]
     watcher = subprocess.Popen(command, env=environment_of_child(), stdin=subprocess.DEVNULL)
@@ -34,7 +36,9 @@ def main() -> None:
     known = []
     for number in sys.argv[1:]:
         with contextlib.suppress(psutil.Error):
-            known.append(psutil.Process(int(number)))  # knows when it was made: another of the same number is another
+            known.append(
+                psutil.Process(int(number))
+            )  # it knows its start time, so a later process of the same number differs
 
     def end() -> None:
         for process in known:

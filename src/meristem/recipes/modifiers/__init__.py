@@ -1,4 +1,4 @@
-"""Training-time methods, each joined to a run by one protocol."""
+"""Training-time methods, which all join a run by one protocol."""
 
 from meristem.recipes.modifiers.modifier import Modifier as Modifier
 from meristem.recipes.modifiers.modifier import Setting as Setting

@@ -1,4 +1,4 @@
-"""Distillation in a recipe: a network learns the answers of another one beside those of the data.
+"""Distillation in a recipe: a network learns from the outputs of another network as well as from the data.
 
 Hinton, Vinyals, Dean: "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531 (section 2).
 """
@@ -22,17 +22,21 @@ if TYPE_CHECKING:
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """The sum over rows of T^2 KL(softmax(teacher / T) || softmax(student / T)); the factor keeps gradients as large at any T.
+    """The sum over rows of T^2 KL(softmax(teacher / T) || softmax(student / T)). The factor T^2 keeps the
+    size of the gradients equal for all T.
 
     Args:
-        student, teacher: logits (rows, classes).
+        student, teacher: the logits (rows, classes).
+        temperature: T.
     """
     ours, theirs = (functional.log_softmax(logits.float() / temperature, -1) for logits in (student, teacher))
     return temperature**2 * functional.kl_div(ours, theirs, reduction="sum", log_target=True)
 
 
 class Distill(Modifier):
-    """The loss is (1 - weight) times the task's own and weight times the distance from the teacher's answers."""
+    """The loss is (1 - weight) times the loss of the task plus weight times the distance from the teacher's
+    outputs.
+    """
 
     name = "distill"
 
@@ -56,7 +60,7 @@ class Distill(Modifier):
         return model
 
     def more_flops(self) -> int:
-        """The teacher's forward pass."""
+        """The FLOPs of the teacher's forward pass."""
         return self._flops
 
     def objective(

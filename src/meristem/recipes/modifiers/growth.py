@@ -1,4 +1,4 @@
-"""Training only what a growth has added, in a recipe."""
+"""Training only the entries that a growth has added, in a recipe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TrainNew(Modifier):
-    """Old entries stay as they are, or new ones step at a rate of their own."""
+    """Old entries are frozen, or new ones have their own learning rate."""
 
     name = "train_only"
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Incubate(Modifier):
-    """The hybrid in place of the meta network; its prefix perhaps remembered."""
+    """Trains the hybrid in place of the meta network. The outputs of its prefix can be cached."""
 
     name = "incubate"
 
@@ -35,7 +35,9 @@ class Incubate(Modifier):
         return self._without_prefix() if self.spec.cache_prefix else None
 
     def _without_prefix(self) -> Iterator[Mapping[str, Path]]:
-        """The prefix runs for batches with a new example only, and is remembered for the others."""
+        """The paths with a cached prefix: the prefix runs only for batches with an example that is not in the
+        cache.
+        """
         incubation, examples = self.incubation, self._setting.examples
         (blocks,) = lists_of_blocks(incubation.model)
         first, layers = incubation.division.in_hybrid(incubation.module).start, len(blocks.modules)

@@ -1,7 +1,8 @@
 """The load-balancing loss of a mixture of experts, in a recipe.
 
-Fedus et al.: "Switch Transformers", JMLR 2022, arXiv:2101.03961, equations (4) to (6), layer by layer, and their mean. (The stock classes
-pool all layers, so that an expert that starves in one of them is hidden by its namesake in another.)
+Fedus et al.: "Switch Transformers", JMLR 2022, arXiv:2101.03961, equations (4) to (6), computed for each
+layer and averaged. (The stock classes pool all layers, so that an unused expert in one layer is hidden by the
+expert of the same number in another layer.)
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ ROUTERS = ("router_logits", "encoder_router_logits", "decoder_router_logits")
 
 
 def balance(logits: Tensor, top: int) -> Tensor:
-    """E sum_e f_e P_e, f_e the share of tokens that choose expert e, P_e its mean probability; `top` if all are chosen alike.
+    """E sum_e f_e P_e, where f_e is the share of tokens that choose expert e, and P_e its mean probability.
+    It equals `top` if all experts are chosen equally often.
 
     Args:
-        logits: of the router (tokens, E).
-        top: how many experts a token gets.
+        logits: the logits of the router (tokens, E).
+        top: the number of experts for each token.
     """
     probabilities = logits.float().softmax(-1)
     experts = probabilities.shape[-1]
@@ -35,10 +37,10 @@ def balance(logits: Tensor, top: int) -> Tensor:
 
 
 class LoadBalancing(Modifier):
-    """The loss is the task's own and `coefficient` times the load-balancing loss.
+    """The loss is that of the task plus `coefficient` times the load-balancing loss.
 
-    A stock class adds one by itself where `output_router_logits` is true, but as often as batches are accumulated or processes share
-    them, and in evaluations too. So its own coefficient is zero here.
+    A stock class adds such a loss if `output_router_logits` is true. It then counts once for each accumulated
+    batch and each process, and also in evaluations. The class's own coefficient is therefore zero here.
     """
 
     name = "load_balancing"
@@ -55,7 +57,7 @@ class LoadBalancing(Modifier):
         self._answers, self._model = setting.answers, model
         top = (getattr(config, name, None) for name in PER_TOKEN)
         self._top = next((count for count in top if isinstance(count, int)), 1)
-        config.router_aux_loss_coef = self.coefficient  # what it was trained with
+        config.router_aux_loss_coef = self.coefficient  # for its config: the coefficient of its training
         setattr(model, COEFFICIENT, 0.0)
         self._hook = model.register_forward_pre_hook(_ask_in_training, with_kwargs=True)
         return model

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Majority(Modifier):
-    """Several kernels in each layer; their mean is left."""
+    """Trains several kernels in each layer, and saves their mean."""
 
     name = "majority"
-    keeps_moments = False  # those of kernels are none of their mean's
+    keeps_moments = False  # the moments of kernels are not those of their mean
 
     def __init__(self, spec: MajoritySpec, from_random_numbers: bool) -> None:
         self.spec, self._fresh = spec, from_random_numbers

@@ -1,4 +1,4 @@
-"""What a training-time method may do to a run of the Trainer."""
+"""The hooks by which a training-time method changes a run of the Trainer."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ class Setting:
     """The run that a method joins.
 
     Args:
-        steps: optimizer steps.
-        batch_size: examples of each step, over all processes.
-        micro_batch: examples that one process runs at a time.
+        steps: the number of optimizer steps.
+        batch_size: the number of examples in a step, over all processes.
+        micro_batch: the number of examples that a process runs at a time.
         trained: whether the network comes from another node.
-        examples: what is read, in the order in which it is read.
-        provenance: which entries of the network a growth has added, where one has made it.
-        answers: of logits and labels, what is asked for (rows, outputs), and the right answers (rows,).
-        example: a batch of one, labels included.
-        teacher: the directory of a model to learn from, where the recipe names one.
+        streams: the seeds of all random numbers.
+        examples: the examples, in the order in which they are read.
+        provenance: the entries of the network that a growth has added, if there was a growth.
+        answers: a function of logits and labels, which returns the outputs that the loss uses (rows, outputs)
+            and the right classes (rows,).
+        example: a batch of one example, including labels.
+        teacher: the directory of a model to learn from, if the recipe names one.
     """
 
     steps: int
@@ -48,54 +50,60 @@ class Setting:
 
 
 class Modifier:
-    """One method in one run. Each of its parts does nothing unless a method says otherwise.
+    """One method in one run. A hook does nothing unless the method overrides it.
 
-    What it cannot go together with stands in `conflicts.CONFLICTS`, and is refused when the recipe is read.
+    `conflicts.CONFLICTS` lists the features with which a method cannot be combined. They are refused when the
+    recipe is read.
     """
 
     name: ClassVar[str]
 
     def prepare(self, model: nn.Module, setting: Setting) -> nn.Module:
-        """The network that is trained, made of the one that the methods before this one have left."""
+        """The network that is trained, made from the network that the methods before this one returned."""
         return model
 
     def callbacks(self) -> Sequence[TrainerCallback]:
-        """The Trainer's callbacks of this method."""
+        """The Trainer callbacks of this method."""
         return ()
 
     def paths(self) -> Iterator[Mapping[str, Path]] | None:
-        """For the FLOPs: which blocks run in each micro-batch of the run, `batch_size / micro_batch` of them in each step; None: all."""
+        """The blocks that run in each micro-batch, to count FLOPs. There are `batch_size / micro_batch`
+        entries for each step. None: all blocks run.
+        """
         return None
 
     def more_flops(self) -> int:
-        """FLOPs of each example beside those of the network that is trained."""
+        """The FLOPs of each example in addition to those of the trained network."""
         return 0
 
     def objective(
         self, loss: Tensor, inputs: Mapping[str, Any], outputs: Any, share: Callable[[int], float | Tensor]
     ) -> Tensor:
-        """The loss that is trained on, made of the one that the methods before this one have left. Evaluations keep the task's own.
+        """The training loss, made from the loss that the methods before this one returned. Evaluations use
+        the loss of the task.
 
         Args:
-            inputs, outputs: of the network in this micro-batch, labels among the inputs.
-            share: of a number of rows, what a mean over them counts in the whole batch: 1, or less where batches are accumulated.
+            loss: the loss of the methods before this one.
+            inputs, outputs: the inputs, including labels, and outputs of the network in this micro-batch.
+            share: a function of a number of rows: the weight of a mean over them in the whole batch. It is 1,
+                or less if batches are accumulated.
         """
         return loss
 
     def within(self) -> contextlib.AbstractContextManager[Any]:
-        """What lasts as long as the training."""
+        """A context that is entered for the whole training."""
         return contextlib.nullcontext()
 
     def saved_as(self, model: nn.Module) -> nn.Module:
-        """The network whose class and config the result has, given the one that this method made."""
+        """The network whose class and config the result has, given the network that this method made."""
         return model
 
     def leave(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The result's tensors, made of those that were trained."""
+        """The tensors of the result, made from those that were trained."""
         return state
 
     keeps_moments: bool = True  # whether the optimizer's state is that of the result's parameters
 
     def details(self) -> Mapping[str, Any]:
-        """For the node's record."""
+        """Entries for the record of the node."""
         return {}

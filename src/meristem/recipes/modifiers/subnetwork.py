@@ -1,4 +1,4 @@
-"""Sub-networks in a recipe: RAPTR and its relatives."""
+"""Sub-networks in a recipe: RAPTR and related schedules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Subnetwork(Modifier):
-    """A part of the blocks in each step."""
+    """Trains a part of the blocks in each step."""
 
     name = "subnetwork"
 

@@ -1,1 +1,1 @@
-"""What each kind of node does."""
+"""The work of each kind of node."""

@@ -1,8 +1,9 @@
-"""An ensemble node: AdaNet over networks that other nodes have trained, wherever and whenever those ran.
+"""An ensemble node: AdaNet over networks that other nodes have trained, on any machine and at any time.
 
-The candidates of every round are those that are not members yet; the one joins that lowers the convex objective most, and all mixture
-weights are fitted anew (Weill et al. 2019, arXiv:1905.00080; see `adaptive.EnsembleSearch`). Candidates are trained on their own loss,
-so that all of them can be trained at once.
+The candidates of a round are the networks that are not members yet. The one that lowers the convex objective
+most joins, and all mixture weights are fitted again (Weill et al. 2019, arXiv:1905.00080; see
+`adaptive.EnsembleSearch`). Candidates are trained on their own loss, so that all of them can be trained at
+the same time.
 """
 
 from __future__ import annotations
@@ -30,15 +31,17 @@ from meristem.subnetworks.blocks import lists_of_blocks
 BATCH = 16
 MOST_LOGITS = (
     2**25
-)  # of all networks together that the mixture is fitted to; the fit holds them several times in float64 (0.3 GB)
+)  # logits of all networks to which the mixture is fitted; the fit holds several float64 copies (0.3 GB)
 
 
 def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:
-    """Choose and mix the parents by training examples that come behind all that they have read, in the order of the recipe's seed (a
-    parent with a seed of its own may have met some), and leave `ensemble.json`.
+    """Choose and mix the parents, and write `ensemble.json`. The choice uses training examples after all
+    those that the parents have read, in the order of the recipe's seed. A parent with a seed of its own may
+    have read some of them.
 
     Returns:
-        flops, examples, metrics (on the held-out examples), parameters and details, as `NodeResult` wants them.
+        The fields flops, examples, metrics (on the held-out examples), parameters and details of a
+        `NodeResult`.
     """
     places = {directory.name: directory / "model" for directory in job.parent_directories}
     networks = {name: open_model(str(place)).float().eval().to(fastest_device()) for name, place in places.items()}
@@ -88,12 +91,12 @@ def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:
 
 
 def fastest_device() -> torch.device:
-    """Where an ensemble's networks answer: the GPU, if there is one."""
+    """The device on which the networks of an ensemble run: the GPU, if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class _Known(nn.Module):
-    """A network that has said all it has to say: row numbers -> its logits there."""
+    """A network whose outputs are already known: row numbers -> its logits for these rows."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -110,7 +113,7 @@ def _depth(network: nn.Module) -> int:
 def _said(
     networks: Mapping[str, nn.Module], examples: Ordered, task: Task
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """Batch by batch, the logits of every network, and the targets, for all that is asked for."""
+    """The logits of every network and the targets, batch by batch, for all positions that the loss uses."""
     device = next(next(iter(networks.values())).parameters()).device
     with torch.no_grad():
         for start in range(0, len(examples), BATCH):
@@ -126,8 +129,13 @@ def _said(
 def _answers(
     networks: Mapping[str, nn.Module], examples: Ordered, task: Task, seed: int
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The logits (rows, outputs) of every network and the right answers (rows,). Of each batch a random choice of rows, if all of them would
-    be more than `MOST_LOGITS` numbers: with the vocabulary of a language model, each position has tens of thousands."""
+    """The logits (rows, outputs) of every network, and the right classes (rows,). If all rows were more than
+    `MOST_LOGITS` numbers, they are a random choice of rows in each batch. With the vocabulary of a language
+    model, each position has tens of thousands of numbers.
+
+    Raises:
+        MeristemError: if the networks have different numbers of logits.
+    """
     parts, generator = [], torch.Generator().manual_seed(seed)
     for number, (said, targets) in enumerate(_said(networks, examples, task)):
         shapes = {name: logits.shape[1] for name, logits in said.items()}
@@ -144,7 +152,9 @@ def _answers(
 def judge(
     networks: Mapping[str, nn.Module], mixtures: Sequence[Mapping[str, Tensor]], task: Task, split: Split
 ) -> list[dict[str, float]]:
-    """Loss and accuracy of each mixture on the held-out examples, for each thing that is asked for; every network runs once."""
+    """The loss and the accuracy of each mixture on the held-out examples, averaged over all positions that
+    the loss uses. Every network runs once.
+    """
     rows, loss, right = 0, [0.0] * len(mixtures), [0] * len(mixtures)
     for said, targets in _said(networks, task.evaluation_set(split), task):
         rows += len(targets)

@@ -1,4 +1,6 @@
-"""Nodes that make a network out of others: grow, fuse, average, assemble. Each returns the fields of its `NodeResult`."""
+"""Nodes that make a network from others: grow, fuse, average, assemble. Each returns the fields of its
+`NodeResult`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from meristem.recipes.tasks import Task
 from meristem.streams import Streams
 
 FIT_BATCH = 8  # examples in each step of a method that learns its growth
-LOOKED_AT = 128  # examples that a method which chooses by data looks at
+LOOKED_AT = 128  # examples for a method that chooses by data
 
 Outcome = dict[str, Any]
 
@@ -67,7 +69,12 @@ def fuse_node(job: Job, spec: FuseSpec) -> Outcome:
 
 
 def average_node(job: Job, spec: AverageSpec, task: Task) -> Outcome:
-    """The mean of the last checkpoints of one node, or of several nodes' models, judged on the held-out examples."""
+    """The mean of the last checkpoints of one node, or of the models of several nodes, evaluated on the
+    held-out examples.
+
+    Raises:
+        MeristemError: if the parent has kept fewer checkpoints than the average needs.
+    """
     from meristem.checkpoints.average import average
     from meristem.recipes.nodes.ensemble import judge
     from meristem.recipes.training.left import MODEL
@@ -77,7 +84,9 @@ def average_node(job: Job, spec: AverageSpec, task: Task) -> Outcome:
         (parent,) = job.parent_directories
         run = Job.load(parent).node.train
         assert run is not None
-        every = run.step_at(run.keep_every or 0, task.tokens_per_example)  # decays may have branched off between
+        every = run.step_at(
+            run.keep_every or 0, task.tokens_per_example
+        )  # not those in between, at which decays branched off
         kept = sorted(
             (p for p in (parent / "kept").glob("[0-9]*") if int(p.name) % every == 0), key=lambda p: int(p.name)
         )
@@ -123,7 +132,12 @@ def _state_to_carry(parent: Path) -> Any:
 
 
 def _fitted(spec: GrowSpec, streams: Streams, open_task: Callable[[], Task], small: Any) -> tuple[list[Method], int]:
-    """The node's methods, with the recipe's data for those that learn their growth or choose by data, and the FLOPs of that."""
+    """The methods of the node, with the recipe's data for those that learn their growth or choose by data,
+    and the FLOPs of that.
+
+    Raises:
+        MeristemError: if ligo is not the first method of a list.
+    """
     from torch.utils.data import DataLoader
 
     from meristem.anatomy.flops import forward_flops, training_flops

@@ -1,7 +1,9 @@
-"""Run one node in this process: `python -m meristem.recipes DIRECTORY` (see `__main__.py`) is what every executor starts.
+"""Runs one node in this process. Every executor starts `python -m meristem.recipes DIRECTORY` (see
+`__main__.py`).
 
-A node is idempotent: finished, it is not run again; killed, it resumes from its last checkpoint; and a lock on its directory
-lets one process at a time work in it, so that one which an executor has given up cannot disturb its successor.
+A node is idempotent. If it has finished, it does not run again. If it was killed, it resumes from its last
+checkpoint. A lock on its directory lets only one process work in it, so that a process that an executor has
+abandoned cannot disturb the next one.
 """
 
 from __future__ import annotations
@@ -29,18 +31,20 @@ COMMAND = "meristem.recipes"  # python -m
 
 
 class NodeCrashed(Exception):
-    """A node's process ended as it should not; another attempt resumes from its last checkpoint."""
+    """The process of a node ended unexpectedly. Another attempt resumes from its last checkpoint."""
 
 
 def perform(directory: Path, task: Task | None = None, callbacks: Sequence[Any] = ()) -> None:
-    """Run the node of this directory, unless it has finished, alone in it.
+    """Run the node of this directory under its lock, unless it has finished.
 
     Args:
-        task: of its recipe, if it is open already.
+        directory: the directory of the node.
+        task: the task of its recipe, if it is already open.
         callbacks: further TrainerCallbacks for a train node.
 
     Raises:
-        MeristemError: for bad input, or data that are not those of the machine which planned the run.
+        MeristemError: for bad input, or if the data or the code differ from those with which the run was
+            planned.
         NodeCrashed: if one of the node's several processes crashed.
     """
     job = Job.load(directory)
@@ -62,7 +66,7 @@ def perform(directory: Path, task: Task | None = None, callbacks: Sequence[Any] 
 
 
 def finish(job: Job, task: Task | None = None, callbacks: Sequence[Any] = ()) -> None:
-    """Do the work and write the result: in one process, or in each of those that torchrun started."""
+    """Do the work and write the result, in one process or in each process that torchrun started."""
     from meristem.recipes.nodes.work import work
 
     outcome = work(job, lambda: task or _checked_task(job), callbacks)
@@ -82,7 +86,12 @@ def _checked_task(job: Job) -> Task:
 
 
 def _in_processes(job: Job) -> None:
-    """Several processes on this machine, by torchrun (DDP, or what `trainer` asks for)."""
+    """Run the node in several processes on this machine, by torchrun (DDP, or as `trainer` says).
+
+    Raises:
+        MeristemError: for bad input.
+        NodeCrashed: if torchrun ends with an error.
+    """
     command = [sys.executable, "-m", f"{COMMAND}.launch", str(job.node.resources.processes), str(job.directory)]
     environment = {"OMP_NUM_THREADS": "1", **environment_of_child()}
     with subprocess.Popen(command, env=environment, start_new_session=True) as group:

@@ -1,4 +1,6 @@
-"""What each kind of node does: open a checkpoint, train, decay, grow, fuse, assemble, mix. Each returns the fields of its `NodeResult`."""
+"""The work of each kind of node: open a checkpoint, train, decay, grow, fuse, assemble, mix. Each returns the
+fields of its `NodeResult`.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,11 @@ from meristem.streams import Streams
 
 
 def work(job: Job, task: Callable[[], Task], callbacks: Sequence[Any] = ()) -> Outcome:
-    """Do what the job says and leave its model in its directory.
+    """Do the work of the job and write its model into its directory.
 
     Args:
-        task: opens the recipe's task, for nodes that read data.
+        job: the job.
+        task: a function that opens the task of the recipe, for nodes that read data.
         callbacks: further TrainerCallbacks for a train node.
     """
     spec, began = job.node.spec, time.perf_counter()
@@ -101,7 +104,7 @@ def _trained(
 
 
 def _provenance(parent: Path) -> Any:
-    """Which entries of a node's model a growth has added; None if none has."""
+    """The entries of a node's model that a growth has added, or None."""
     from meristem.checkpoints.provenance import read_provenance, recorded_provenance
 
     model = parent / "model"
@@ -109,7 +112,9 @@ def _provenance(parent: Path) -> Any:
 
 
 def _amplitudes(directory: Path) -> Any:
-    """The scales that the last growth gave the weights of the node here, however often it was trained on since; None without a growth."""
+    """The scales that the last growth gave the weights of this node, also if it was trained since. None
+    without a growth.
+    """
     result = load_result(directory)
     while result is not None and "amplitudes" not in result.details:
         own = result.parents[:-1] if "distill" in result.details else result.parents  # the last one is the teacher
@@ -118,8 +123,10 @@ def _amplitudes(directory: Path) -> Any:
 
 
 def _to_train(directory: Path, spec: TrainSpec) -> Any:
-    """A node's model, its weights in float32: in half precision small steps would round to none. Where they are sharded, the first process
-    opens them, and the others know their shapes until they get their part."""
+    """The model of a node, with weights in float32, since small steps would be lost by rounding in half
+    precision. If the weights are sharded, the first process opens them, and the others know only their shapes
+    until they get their part.
+    """
     if spec.is_sharded_from_first and not is_first_process():
         shapes, _ = read_lazily(str(directory))
         if all_sharded(shapes):
@@ -128,7 +135,12 @@ def _to_train(directory: Path, spec: TrainSpec) -> Any:
 
 
 def _decay(job: Job, spec: DecaySpec, task: Task, callbacks: Sequence[Any]) -> Outcome:
-    """Train on from where another node stood, with its data, its optimizer and a falling learning rate."""
+    """Continue the training of another node from one of its steps, with its data, its optimizer and a falling
+    learning rate.
+
+    Raises:
+        MeristemError: if that node has kept no checkpoint at this step.
+    """
     from meristem.recipes.training.left import COST, MODEL, OPTIMIZER, kept_at, load_state
     from meristem.recipes.training.train import Origin
 
@@ -151,6 +163,6 @@ def _decay(job: Job, spec: DecaySpec, task: Task, callbacks: Sequence[Any]) -> O
     }  # fmt: skip
     read = cost["examples"] + sum(result.examples for result in ancestors_of(before).values())
     origin = Origin(True, read, load_state(place / OPTIMIZER), _amplitudes(parent), _provenance(parent))
-    streams = Streams(job.seed, run.seed)  # the run's own, so that its data go on
+    streams = Streams(job.seed, run.seed)  # the run's own, so that its data continue
     outcome = _trained(job, spec.as_train(run), task, _to_train(place / MODEL, run), origin, streams, callbacks)
     return {**outcome, "taken": {parent.name: cost}}

@@ -1,1 +1,1 @@
-"""What a run shows: tables, pictures, pages."""
+"""The output of a run for people: tables, pictures, pages."""

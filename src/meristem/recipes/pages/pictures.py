@@ -1,4 +1,4 @@
-"""The pictures of a run's page: the graph of its nodes, and their losses."""
+"""The pictures on the page of a run: the graph of its nodes, and their losses."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ COLOURS = ("#1b6e3c", "#7f7f7f", "#1f5fa8", "#b8560f", "#7a3f9d", "#0f8a8a", "#a
 STATES = {"done": "#1b6e3c", "failed": "#b3261e", "running": "#1f5fa8", "queued": "#b8560f", "waiting": "#8a8a8a"}
 WIDTH, HEIGHT, LEFT, PLACE, ROW = 640, 260, 60, (190, 44), 74
 
-Point = tuple[float, float, str]  # compute, loss, and what is said of it
+Point = tuple[float, float, str]  # compute, loss, and a text about it
 
 
 def graph(jobs: Sequence[Job], said: Mapping[str, tuple[str, str]]) -> str:
-    """The nodes of one seed, each a column behind its parents.
+    """The nodes of one seed. Each is in a column to the right of its parents.
 
     Args:
-        said: of each job, by the name of its directory: its state, and a line.
+        jobs: the jobs of one seed.
+        said: the state and a line of text for each job, by the name of its directory.
     """
     column: dict[str, int] = {}
     rows: dict[int, int] = {}
@@ -52,7 +53,9 @@ def _node(job: Job, x: int, y: int, state: str, line: str) -> str:
 
 
 def curves(found: Sequence[tuple[str, Sequence[Point]]]) -> str:
-    """Losses over compute, one colour for each name, one line for each of its curves, a point for each evaluation."""
+    """Losses over compute, with one colour for each name, one line for each curve, and a point for each
+    evaluation.
+    """
     shown = [(name, points) for name, points in found if len(points) > 1]
     if not shown:
         return "<p>No node has a curve yet.</p>"

@@ -1,4 +1,6 @@
-"""A run as one page: the graph of its nodes with states, costs, curves and links to logs. It opens without a server."""
+"""A run as one HTML page: the graph of its nodes with states, costs, curves and links to logs. It opens
+without a server.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from meristem.recipes.node import Job, NodeResult, load_result, past
 from meristem.recipes.pages.pictures import STATES, Point, curves, graph
 
 FILE = "report.html"
-REFRESH_SECONDS = 3  # of a page whose run goes on
+REFRESH_SECONDS = 3  # of the page of a run in progress
 LOGS = ("node.json", "ensemble.json", "log.txt", "error.txt", "diverged.json", "status.json")
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
@@ -23,12 +25,13 @@ td.n{text-align:right;font-variant-numeric:tabular-nums}svg{max-width:100%;heigh
 
 
 class Run:
-    """How a run stands: what its nodes have left, and what is known of those that go on.
+    """The state of a run: the results of its nodes, and the status of those that are running.
 
     Args:
-        jobs: of the run, parents first; they need not have finished.
-        failed: what failed nodes said, by the names of their directories.
-        before: the status that each node had before this run; one that has another by now is running. None: nothing runs.
+        jobs: the jobs of the run, parents first. They need not have finished.
+        failed: the messages of failed nodes, by the names of their directories.
+        before: the status of each node before this run. A node whose status has changed is running. None:
+            nothing runs.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class Run:
         return "queued" if ready else "waiting"
 
     def line(self, job: Job) -> str:
-        """What the graph says of a node."""
+        """The text for a node in the graph."""
         result, state, known = self.results[job.directory.name], self.state(job), self.statuses[job.directory.name]
         if result and "eval_loss" in result.metrics:
             return f"{job.node.kind}, loss {result.metrics['eval_loss']:.4f}"
@@ -64,7 +67,7 @@ class Run:
         return f"{job.node.kind}, {state}"
 
     def flops_before(self, job: Job) -> int | None:
-        """Of all nodes that this one comes from; None while they have not finished."""
+        """The FLOPs of all nodes from which this one comes, or None while they have not finished."""
         result = self.results[job.directory.name]
 
         def load(name: str) -> NodeResult:
@@ -79,7 +82,7 @@ class Run:
             return None
 
     def curve(self, job: Job) -> list[Point]:
-        """Evaluations over the node's own compute, also of one that is running."""
+        """The evaluations over the node's own compute, also for a running node."""
         result, known = self.results[job.directory.name], self.statuses[job.directory.name]
         points: Sequence[Mapping[str, float]] = result.curve if result else known.curve if known else ()
         return [
@@ -96,7 +99,9 @@ def write_report(
     title: str,
     before: Mapping[str, status.Status | None] | None = None,
 ) -> Path:
-    """Write `out/report.html`, whole or not at all. Arguments as in `Run`; with `before`, the page loads itself anew."""
+    """Write `out/report.html` atomically. The arguments are those of `Run`. With `before`, the page reloads
+    itself.
+    """
     run = Run(jobs, failed, before)
     first = [job for job in jobs if job.seed == min(job.seed for job in jobs)]
     own = [(job.name, run.curve(job)) for job in jobs]
@@ -153,7 +158,7 @@ def _row(run: Run, job: Job) -> str:
 
 
 def _choices(folder: Path) -> str:
-    """What was tuned: each number that was tried, with its mean loss, the chosen one in bold."""
+    """The results of tuning: each number that was tried with its mean loss, and the chosen one in bold."""
     rows = []
     for file in sorted(folder.glob("*.json")):
         found: dict[str, Any] = json.loads(file.read_text())

@@ -18,12 +18,12 @@ COLOURS = {"waiting": "dim", "queued": "yellow", "running": "cyan", "done": "gre
 
 
 class NodeTable:
-    """Reads what the nodes leave in their directories, so it shows nodes on any machine. Where stderr is no terminal, a line for
-    each change of a node's state.
+    """Shows the nodes of a run. It reads the files in their directories, so it shows nodes on any machine. If
+    stderr is not a terminal, it prints a line for each change of a node's state.
 
     Args:
-        jobs: in the order of the rows.
-        failed: what went wrong, by directory name; kept up to date by whoever runs the nodes.
+        jobs: the jobs in the order of the rows.
+        failed: the messages of failed nodes, by directory name. The caller keeps it up to date.
     """
 
     def __init__(self, jobs: Sequence[Job], failed: Mapping[str, str]) -> None:
@@ -55,7 +55,7 @@ class NodeTable:
         return "running" if status.read(job.directory) != self._before[name] else "queued"
 
     def refresh(self) -> None:
-        """Show how things stand."""
+        """Show the present states."""
         if self._live is not None:
             self._live.update(self.render(), refresh=True)
             return

@@ -1,4 +1,4 @@
-"""The page of a run, kept up to date while it goes on."""
+"""Keeps the page of a run up to date while the run continues."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ EVERY_SECONDS = 2.0
 
 
 class Watch:
-    """Within this context, `out/report.html` is written anew every two seconds, from what the nodes leave in their directories; at its end it is
-    left as the run stands.
+    """Within this context, `out/report.html` is written every two seconds, from the files in the nodes'
+    directories. At the end of the context it shows the final state.
 
     Args:
-        jobs, failed: as in `report.Run`; `failed` may grow.
-        live: whether it is written in between, too.
+        jobs, failed: as in `report.Run`. `failed` may grow.
+        live: whether the page is also written before the end.
     """
 
     def __init__(self, jobs: Sequence[Job], failed: Mapping[str, str], out: Path, live: bool) -> None:
@@ -49,7 +49,9 @@ class Watch:
             self._try(self._write)
 
     def _try(self, write: Callable[[], object]) -> None:
-        """A page that cannot be written must not end the run, nor hide what did: a full disk, a folder that is only to be read."""
+        """Write the page. An error (a full disk, a read-only folder) must not end the run or hide the error
+        that did.
+        """
         try:
             write()
         except (OSError, ValueError, MeristemError) as error:

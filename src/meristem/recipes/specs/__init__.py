@@ -1,1 +1,1 @@
-"""A recipe file: what each section takes, checked when it is read."""
+"""The sections of a recipe file, which are checked when it is read."""

@@ -1,8 +1,10 @@
-"""Which methods and ways to train do not go together, and why. Every other pair works: tests/recipes/test_compositions.py."""
+"""Methods and training options that cannot be combined, and why. All other pairs work:
+tests/recipes/test_compositions.py.
+"""
 
 from __future__ import annotations
 
-# What does not go together, and why; the first in the order of the alphabet names the second.
+# Features that cannot be combined, and why. The first in alphabetical order names the second.
 CONFLICTS: dict[str, dict[str, str]] = {
     "cache_prefix": {
         "checkpointing": "what is computed again would run the prefix after all; its blocks have no gradients to save memory for",

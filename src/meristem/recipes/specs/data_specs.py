@@ -1,4 +1,4 @@
-"""The `data` section of a recipe file: what is learned, from what."""
+"""The `data` section of a recipe file: the task, and the data."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
 def parse_count(value: Any) -> Any:
-    """4M, 2.5k or a plain number.
+    """A number written as 4M, 2.5k or plainly. Other types are returned as they are.
 
     Raises:
-        ValueError: for words that are none of them.
+        ValueError: for text that is not a number.
     """
     said = str(value).strip().lower().replace(",", "").replace("_", "")
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kmbg]?)", said)
@@ -36,7 +36,9 @@ class Strict(BaseModel):
 
 
 class SourceSpec(Strict):
-    """One of several texts (see `data.open_corpus`), and its share of what is read, in the ratio of the weights."""
+    """One of several texts (see `data.open_corpus`). Its share of the text is proportional to its
+    `weight`.
+    """
 
     source: str
     weight: Annotated[float, Field(gt=0)] = 1.0
@@ -45,12 +47,16 @@ class SourceSpec(Strict):
 
 
 class TextSpec(Strict):
-    """Where the text comes from (see `data.open_corpus`), or `sources` of which each has a share; how it is cut; and what is to be found
-    in it: the next token, masked tokens, or spans that were taken out. `corrupted` is the share of tokens that are masked or taken out.
+    """Where the text comes from (see `data.open_corpus`), how it is cut into sequences, and what the network
+    predicts: the next token, masked tokens, or spans that were removed. `sources` names several texts, each
+    with a weight. `sequence_length` is in tokens, and `eval_sequences` is the number of held-out sequences.
+    `corrupted` is the share of tokens that are masked or removed.
 
-    `documents`: `across`, a sequence is cut out of the text wherever documents begin, and is read as one; `within`, it is cut the same way, and
-    attention and positions stay within each document; `whole`, documents are put together so that none is cut that fits into a sequence, and
-    each is read by itself. `prefix_lm`, of ul2: for decoders, which read the input in both directions; as the recipe's networks are, if not given.
+    `documents` is `across`, `within` or `whole`. `across` cuts sequences without regard to documents, and
+    each sequence is read as one text. `within` cuts the same way, but attention and positions stay within
+    each document. `whole` packs documents so that none is cut if it fits into a sequence, and each is read
+    separately. `prefix_lm` applies to ul2. It is for decoders, which then read the input in both directions.
+    By default it follows the networks of the recipe.
     """
 
     task: Literal["causal-lm", "masked-lm", "span-corruption", "ul2"] = "causal-lm"
@@ -68,7 +74,11 @@ class TextSpec(Strict):
     @model_validator(mode="before")
     @classmethod
     def _one_way(cls, value: Any) -> Any:
-        """Several sources are named together, for messages."""
+        """Name several sources together, for messages.
+
+        Raises:
+            ValueError: if both one source and `sources` are given.
+        """
         several = isinstance(value, dict) and value.get("sources")
         if not isinstance(several, list) or not all(isinstance(one, dict) and "source" in one for one in several):
             return value
@@ -92,12 +102,15 @@ class TextSpec(Strict):
 
     @property
     def parts(self) -> list[SourceSpec]:
-        """The sources, also where there is one."""
+        """The list of sources, also if there is only one."""
         return self.sources or [SourceSpec(source=self.source, text_column=self.text_column, stream=self.stream)]
 
 
 class PairSpec(Strict):
-    """Where pairs of texts come from (see `data.open_pairs`), and how many tokens of each are read at most."""
+    """Where pairs of texts come from (see `data.open_pairs`). `sequence_length` and `target_length` are the
+    largest numbers of tokens of the input and of the target. `fraction` is the share of the training pairs
+    that is used. `eval_examples` is the number of held-out pairs, all of them by default.
+    """
 
     task: Literal["text-to-text"]
     source: str
@@ -111,7 +124,10 @@ class PairSpec(Strict):
 
 
 class ImageSpec(Strict):
-    """Where the images come from (see `data.open_images`), how many of them, and how they are varied."""
+    """Where the images come from (see `data.open_images`). `fraction` is the share of the training images
+    that is used, and `augment` how they are varied. `eval_examples` is the number of held-out images, all of
+    them by default.
+    """
 
     task: Literal["image-classification"]
     source: str = "digits"

@@ -11,8 +11,10 @@ from meristem.recipes.specs.train_spec import DecayShape, TrainSpec
 
 
 class DecaySpec(Strict):
-    """The end of a run with a stable learning rate, branched off `at` so many tokens (or examples, as the run's budget is given): its
-    learning rate falls to zero over further `tokens` or `examples` in the form `shape`. All else is the run's."""
+    """The end of a run with a stable learning rate. It branches off after `at` tokens (or examples, as in the
+    budget of the run). Its learning rate falls to zero over further `tokens` or `examples` in the form
+    `shape`. Everything else is as in the run.
+    """
 
     from_: str = Field(alias="from")
     at: Count
@@ -28,7 +30,11 @@ class DecaySpec(Strict):
         return self
 
     def check(self, run: TrainSpec) -> None:
-        """Raises ValueError if it cannot branch off this run."""
+        """Check that it can branch off this run.
+
+        Raises:
+            ValueError: if it cannot.
+        """
         if not run.is_stable:
             falls = "" if run.decay is None else f", decay: {run.decay}"
             raise ValueError(
@@ -55,7 +61,7 @@ class DecaySpec(Strict):
             )
 
     def as_train(self, run: TrainSpec) -> TrainSpec:
-        """The training that this is, on the run's model."""
+        """The training of this decay, as a train node that starts from the run's model."""
         content = run.model_dump(by_alias=True, exclude_none=True)
         for key in ("model", "subnetwork", "keep_every", "tune", "tokens", "examples"):
             content.pop(key, None)

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe file, in one sentence for each error."""
+"""Errors of a recipe file, in one sentence each."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from meristem.recipes.specs.race_spec import RaceSpec
 from meristem.recipes.specs.train_spec import TrainSpec
 from meristem.recipes.specs.tune_spec import OnSpec, TuneSpec
 
-FREE = (("trainer",), ("learning_rates",), ("model",))  # sections of any keys
+FREE = (("trainer",), ("learning_rates",), ("model",))  # sections with any keys
 
 
 def explain(error: Any, recipe: type[BaseModel]) -> str:
-    """One sentence for an error of pydantic's: the place, what was found there, and what would work.
+    """One sentence for an error of pydantic: the place, what was found there, and what would work.
 
     Args:
         error: one of `ValidationError.errors()`.
-        recipe: the whole file's model.
+        recipe: the model of the whole file.
     """
     location = tuple(part for i, part in enumerate(error["loc"]) if (i, part) not in ((1, "text"), (1, "images")))
     place = ".".join(str(part) for part in location)
@@ -49,13 +49,13 @@ def explain(error: Any, recipe: type[BaseModel]) -> str:
     if location[-1:] == ("[key]",) and error["type"] == "string_type":
         return f"{'.'.join(map(str, location[:-2]))}: the name {error['input']!r} is no text; put it in quotes"
     message = error["msg"].removeprefix("Value error, ")
-    if error["type"] not in ("value_error", "missing"):  # pydantic's own words do not say what was found
+    if error["type"] not in ("value_error", "missing"):  # pydantic's own message does not say what was found
         message = message.replace("Input", "it", 1) + f", found {error['input']!r}"[:80]
     return f"{place}: {message}" if place else message
 
 
 def _section(location: tuple, recipe: type[BaseModel]) -> list[str]:
-    """The keys known at a place of the recipe."""
+    """The known keys at a place of the recipe."""
     sections = {
         "data": TextSpec,
         "sources": SourceSpec,

@@ -1,4 +1,4 @@
-"""What the nodes of a recipe ask of each other; each check raises ValueError with one sentence."""
+"""Conditions between the nodes of a recipe. Each check raises ValueError with one sentence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ Nodes = Mapping[str, NodeSpec]
 
 
 def check_budget(name: str, node: NodeSpec, nodes: Nodes, data: Any) -> None:
-    """A budget below half a step would be rounded to none."""
+    """Check that a budget is not rounded to zero steps.
+
+    Raises:
+        ValueError: if it is less than half a step.
+    """
     run = node.train or (nodes[node.decay.from_].train if node.decay else None)
     budget = node.train or node.decay
     if not run or not budget:
@@ -25,7 +29,11 @@ def check_budget(name: str, node: NodeSpec, nodes: Nodes, data: Any) -> None:
 
 
 def check_parent(name: str, node: NodeSpec, parent: NodeSpec, nodes: Nodes, data: Any) -> None:
-    """What a node asks of one that it comes from."""
+    """Check the conditions that a node has for one of its parents.
+
+    Raises:
+        ValueError: if one does not hold.
+    """
     train = parent.train
     if node.assemble and not (train and train.incubate):
         raise ValueError(f"node {name!r} assembles {node.parents}, of which one incubates no module")
@@ -54,7 +62,12 @@ def check_parent(name: str, node: NodeSpec, parent: NodeSpec, nodes: Nodes, data
 
 
 def check_provenance(name: str, train: TrainSpec, before: Iterable[NodeSpec]) -> None:
-    """What is fresh is known of grown models, and perhaps of a checkpoint."""
+    """Check that there can be new entries to train. They are known for grown models, and possibly for a
+    checkpoint.
+
+    Raises:
+        ValueError: if no node before this one grows, fuses, assembles or opens a model.
+    """
     if (train.train_only != "all" or train.fresh) and not any(
         node.grow or node.fuse or node.checkpoint or node.assemble for node in before
     ):
@@ -64,7 +77,11 @@ def check_provenance(name: str, train: TrainSpec, before: Iterable[NodeSpec]) ->
 
 
 def _check_optimizers(train: TrainSpec, grown: NodeSpec, nodes: Nodes) -> None:
-    """Whether those that left the state to carry are of the kind that goes on from it."""
+    """Check that the parents used the optimizer that continues from their state.
+
+    Raises:
+        ValueError: if one did not.
+    """
     for name in grown.parents:
         before = nodes[name]
         if before.train and before.train.optimizer != train.optimizer:

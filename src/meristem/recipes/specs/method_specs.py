@@ -1,4 +1,4 @@
-"""Training-time methods in a recipe file: their options, checked when it is read."""
+"""The options of training-time methods in a recipe file, which are checked when it is read."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 class SubnetworkSpec(BaseModel):
-    """Train a part of the network at each step: a schedule by its kind, with its options beside it.
+    """Train a part of the network at each step. `kind` is the schedule, and its options are given next to it.
 
-    The numbers of blocks and steps are taken from the run; `full_model` is the share of the run before the first stage.
+    The numbers of blocks and steps follow from the run. `full_model` is the share of the run before the first
+    stage.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -57,7 +58,7 @@ class SubnetworkSpec(BaseModel):
         }[self.kind]
 
     def schedule(self, num_hidden_layers: int, total_steps: int, seed: int, needed: Iterable[int]) -> Schedule:
-        """The schedule for a list of blocks, of which `needed` have to run always.
+        """The schedule for a list of blocks. The blocks `needed` always run.
 
         Raises:
             MeristemError: if an option does not fit the network.
@@ -70,8 +71,9 @@ class SubnetworkSpec(BaseModel):
 
 
 class MajoritySpec(BaseModel):
-    """Train several kernels in each layer and leave their mean: the options of `MajorityKernels`, whose `start` is "clone" by default
-    where the weights are trained already."""
+    """Train several kernels in each layer and save their mean. The options are those of `MajorityKernels`.
+    `start` is "clone" by default if the weights are already trained.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -86,15 +88,17 @@ class MajoritySpec(BaseModel):
         return self
 
     def options(self, seed: int, start: str) -> MajorityKernels:
-        """The options; the seed is the run's, and `start` where the recipe says nothing."""
+        """The options with the seed of the run. `start` is used if the recipe gives none."""
         from meristem.kernels import MajorityKernels
 
         return MajorityKernels.of({"start": start, **(self.__pydantic_extra__ or {}), "seed": seed})
 
 
 class DistillSpec(Strict):
-    """Learn the answers of another node's model, the `teacher`, too (see `modifiers.distillation`): the loss is (1 - weight) times the
-    task's own and weight times T^2 KL(teacher || student), both softened by the temperature T."""
+    """Also learn from the outputs of another node's model, the `teacher` (see `modifiers.distillation`). The
+    loss is (1 - weight) times the loss of the task plus weight times T^2 KL(teacher || student), both
+    softened by the `temperature` T.
+    """
 
     teacher: str
     temperature: Annotated[float, Field(gt=0)] = 2.0
@@ -102,17 +106,22 @@ class DistillSpec(Strict):
 
 
 class FreshSpec(Strict):
-    """How the entries that a growth has added step: at a learning rate of their own, which rises over the first `warmup` of the run."""
+    """The `learning_rate` of the entries that a growth has added. It rises over the share `warmup` of the
+    run.
+    """
 
     learning_rate: Annotated[float, Field(gt=0)]
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class IncubateSpec(Strict):
-    """Which module of which division to train (Deep Incubation, see `incubation.incubate`).
+    """The module to train, and the division that it belongs to (Deep Incubation, see `incubation.incubate`).
 
-    `num_hidden_layers` is that of the large network; of one with several lists of blocks, the number in each. `costs` balances the
-    modules. `cache_prefix` runs the blocks in front of the module once for each example.
+    `num_hidden_layers` is that of the large network. For a network with several lists of blocks, it is the
+    number in each. `modules` is the number of modules, and `module` is the one to train, counted from 0.
+    `meta_layers` is the number of blocks of the meta network for each module. `start` is `random`, or `clone`
+    for copies of the meta network's blocks. `costs` holds the cost of every block, by which the modules are
+    balanced. `cache_prefix` runs the blocks before the module only once for each example.
     """
 
     num_hidden_layers: Annotated[int, Field(gt=1)] | list[Annotated[int, Field(gt=0)]]

@@ -1,4 +1,4 @@
-"""The nodes of a recipe file: what each kind takes, checked when it is read."""
+"""The nodes of a recipe file: the options of each kind, which are checked when it is read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 class GrowSpec(BaseModel):
-    """Grow the model of another node by one method or several in turn; their own options stand beside `method`."""
+    """Grow the model of another node by one `method`, or by several one after another. The options of the
+    methods are given next to `method`. `optimizer` is `carry` to grow the optimizer state too, or `reset`.
+    """
 
     model_config = ConfigDict(extra="allow", populate_by_name=True, frozen=True)
     from_: str = Field(alias="from")
@@ -43,7 +45,7 @@ class GrowSpec(BaseModel):
 
     @property
     def seed(self) -> int:
-        """The node's own seed, which its methods may name."""
+        """The node's own seed, if its methods name one."""
         return int((self.__pydantic_extra__ or {}).get("seed", 0))
 
     @property
@@ -54,7 +56,7 @@ class GrowSpec(BaseModel):
         return any(isinstance(method, LiGO | Prune) for method in self.build_methods())
 
     def seeded_methods(self, streams: Streams) -> list[Method]:
-        """The methods, each with random numbers of its own."""
+        """The methods, each with its own random numbers."""
         return [
             replace(method, seed=streams.seed("growth", position)) if _has_seed(method) else method
             for position, method in enumerate(self.build_methods())
@@ -66,7 +68,15 @@ def _has_seed(method: Method) -> bool:
 
 
 class FuseSpec(Strict):
-    """Fuse the models of several nodes (Deep Fusion, see `DeepFusion`); the same node twice is self-fusion."""
+    """Fuse the models of several nodes (Deep Fusion, see `DeepFusion`). Naming a node twice is self-fusion.
+
+    `weights` are the weights of the parents in the logits, equal by default. `norm` is how norms over the
+    units of all parents are handled: plain, equalised or grouped. `noise` breaks the symmetry of a
+    self-fusion, and is relative to the standard deviation of each tensor. `allow_differences` fuses parents
+    whose configs compute differently. With `experts`, the feed-forward blocks of the parents become experts,
+    of which each token gets `experts_per_token`, and all other tensors are averaged. `optimizer` is `carry`
+    to fuse the optimizer states too, or `reset`.
+    """
 
     from_: Annotated[list[str], Field(alias="from", min_length=2)]
     weights: list[float] | None = None
@@ -97,14 +107,17 @@ class FuseSpec(Strict):
 
 
 class AssembleSpec(Strict):
-    """Put the modules together that other nodes incubated, in any order."""
+    """Assemble the modules that other nodes incubated. Their order does not matter."""
 
     from_: Annotated[list[str], Field(alias="from", min_length=2)]
 
 
 class AverageSpec(Strict):
-    """The mean of checkpoints, in place of a decay: of the `last` that a train node with `keep_every` has left, its end among them, or of
-    several nodes, the oldest first. `weights`: mean, 1-sqrt or cosine, the decay that they stand for, or a number for each."""
+    """The mean of checkpoints, instead of a decay. With `last`, it is the mean of the last checkpoints that a
+    train node with `keep_every` has kept, including its end. Otherwise it is the mean of several nodes, the
+    oldest first. `weights` is mean, 1-sqrt or cosine, by the decay that they replace, or a number for each
+    checkpoint.
+    """
 
     from_: Annotated[str | list[str], Field(alias="from")]
     last: Annotated[int, Field(gt=1)] | None = None
@@ -123,10 +136,11 @@ class AverageSpec(Strict):
 
 
 class EnsembleSpec(Strict):
-    """Choose among the networks of other nodes round by round, and mix them (AdaNet, see `recipes.ensemble`).
+    """Choose networks of other nodes round by round, and mix them (AdaNet, see `recipes.nodes.ensemble`).
 
-    `examples` judge the candidates; `adanet_lambda` and `adanet_beta` price their mixture weights, with `complexities` (by default the root
-    of each network's depth).
+    `examples` is the number of examples on which the candidates are judged. `adanet_lambda` and `adanet_beta`
+    are the prices of their mixture weights. `complexities` is the complexity of each network, by default the
+    square root of its depth.
     """
 
     from_: Annotated[list[str], Field(alias="from", min_length=2)]
@@ -146,15 +160,18 @@ class EnsembleSpec(Strict):
 
 
 class CheckpointSpec(Strict):
-    """A model that is there already: a Hugging Face directory or hub name. What it cost is not known, and counts nothing."""
+    """An existing model: a Hugging Face directory or a hub name. The cost of its training is unknown and
+    counts as zero.
+    """
 
     source: str
 
 
 class ResourceSpec(Strict):
-    """What a node may take where it runs. Nothing of it changes the result, beyond rounding.
+    """The resources of a node. They do not change its result beyond rounding.
 
-    `processes` share a train node's batches, by torchrun. `cpus` and `gpus` are what the executors ray and slurm reserve.
+    `processes` share the batches of a train node, by torchrun. `cpus` and `gpus` are reserved by the
+    executors ray and slurm.
     """
 
     processes: Annotated[int, Field(gt=0)] = 1
@@ -166,8 +183,9 @@ NodeKind = CheckpointSpec | TrainSpec | DecaySpec | GrowSpec | FuseSpec | Averag
 
 
 class NodeSpec(Strict):
-    """One node: exactly one of `checkpoint`, `train`, `decay`, `grow`, `fuse`, `average`, `assemble` and `ensemble`; and perhaps what it may
-    take."""
+    """One node. It has exactly one of `checkpoint`, `train`, `decay`, `grow`, `fuse`, `average`, `assemble`
+    and `ensemble`. It can also have `resources`.
+    """
 
     checkpoint: CheckpointSpec | None = None
 
@@ -205,7 +223,7 @@ class NodeSpec(Strict):
 
     @property
     def kind(self) -> str:
-        """The one of its fields that is given: "train", "grow", ..."""
+        """The field that is given: "train", "grow", ..."""
         (kind,) = self._kinds
         return kind
 
@@ -226,7 +244,7 @@ class NodeSpec(Strict):
 
     @property
     def reads_data(self) -> bool:
-        """Whether its result depends on the recipe's data beside what its parents have read."""
+        """Whether its result depends on the recipe's data, apart from the data that its parents have read."""
         return bool(self.train or self.decay or self.ensemble or self.average or (self.grow and self.grow.is_learned))
 
     @property
@@ -235,5 +253,7 @@ class NodeSpec(Strict):
         return self.train.seed if self.train else self.grow.seed if self.grow else 0
 
     def identity(self) -> dict[str, Any]:
-        """All of it that its result depends on: not when it can be resumed, nor what it leaves on the way."""
+        """Everything on which its result depends. Where it can be resumed and what it saves during training
+        are left out.
+        """
         return self.spec.model_dump(by_alias=True, exclude={"checkpoint_every", "keep_every", "tune"})

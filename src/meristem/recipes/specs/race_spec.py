@@ -10,7 +10,7 @@ from meristem.recipes.specs.data_specs import Strict
 
 
 class RaceSpec(Strict):
-    """Which node challenges which."""
+    """The node that challenges, the node that it is compared with, and the metric."""
 
     challenger: str
     baseline: str

@@ -1,4 +1,4 @@
-"""The recipe file: strict YAML. An unknown key is an error that names the nearest known one."""
+"""The recipe file in strict YAML. An unknown key is an error that names the nearest known one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from meristem.recipes.specs.yaml_file import read_yaml
 
 
 class Recipe(Strict):
-    """A graph of nodes, the data they train on, and perhaps a race between two of them."""
+    """A graph of nodes, the data on which they are trained, and optionally a race between two of them. Every
+    node runs once for each of the `seeds`.
+    """
 
     data: DataSpec = TextSpec()
     nodes: dict[str, NodeSpec] = Field(min_length=1)
@@ -29,7 +31,7 @@ class Recipe(Strict):
     @model_validator(mode="before")
     @classmethod
     def _objective_follows_networks(cls, value: Any) -> Any:
-        """UL2's for decoders, where the new networks are decoders."""
+        """Use the UL2 for decoders if the new networks are decoders."""
         data = value.get("data") if isinstance(value, dict) else None
         if not isinstance(data, dict) or data.get("task") != "ul2" or data.get("prefix_lm") is not None:
             return value
@@ -82,7 +84,11 @@ class Recipe(Strict):
         return self
 
     def order(self) -> list[str]:
-        """Node names, parents first. Raises ValueError for a cycle."""
+        """The names of the nodes, parents first.
+
+        Raises:
+            ValueError: if the nodes form a cycle.
+        """
         done: list[str] = []
 
         def visit(name: str, path: tuple[str, ...]) -> None:
@@ -98,7 +104,9 @@ class Recipe(Strict):
         return done
 
     def branching_steps(self, name: str) -> tuple[int, ...]:
-        """The optimizer steps at which a train node leaves what decays branch off from: where they do, and every `keep_every`."""
+        """The optimizer steps at which a train node saves its model for decays: those where decays branch
+        off, and every `keep_every`.
+        """
         train, length = self.nodes[name].train, getattr(self.data, "sequence_length", 0)
         if train is None:
             return ()
@@ -110,7 +118,7 @@ class Recipe(Strict):
         return tuple(sorted(step for step in steps if step < last))
 
     def ancestors(self, name: str) -> list[str]:
-        """All nodes that `name` comes from, itself included."""
+        """All nodes from which `name` comes, including itself."""
         found = {name}
         for other in reversed(self.order()):
             if other in found:
@@ -119,10 +127,11 @@ class Recipe(Strict):
 
 
 def are_decoders(nodes: Any) -> bool | None:
-    """Whether the networks that these nodes begin are decoders, not encoder-decoders; None if that is not known.
+    """Whether the new networks of these nodes are decoders and not encoder-decoders. None if that is not
+    known.
 
     Raises:
-        ValueError: if some are and some are not.
+        ValueError: if some are decoders and some are not.
     """
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -144,8 +153,12 @@ def are_decoders(nodes: Any) -> bool | None:
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe file.
 
+    Args:
+        path: the file.
+
     Raises:
-        MeristemError: for a missing file, broken YAML, an unknown key, a wrong value, an unknown node or a cycle.
+        MeristemError: for a missing file, broken YAML, an unknown key, a wrong value, an unknown node or a
+            cycle.
     """
     path = Path(path)
     try:
@@ -158,7 +171,11 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
-    """A recipe from plain dictionaries; errors as in `load_recipe`."""
+    """A recipe from plain dictionaries.
+
+    Raises:
+        MeristemError: as in `load_recipe`.
+    """
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:

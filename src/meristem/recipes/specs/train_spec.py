@@ -35,22 +35,29 @@ DecayShape = Literal["linear", "cosine", "1-sqrt"]
 
 
 class TrainSpec(Strict):
-    """Train a new model, or the one of another node, on `tokens` tokens or so many `examples` with transformers' Trainer.
+    """Train a new model (`model`), or the model of another node (`from`), with transformers' Trainer. The
+    budget is a number of `tokens` or of `examples`.
 
-    `schedule` of the learning rate: cosine, linear, constant_with_warmup, or wsd: warm-up, a stable phase, and a decay over the last share
-    `decay` of the run in the form `decay_shape` (Hu et al. 2024, arXiv:2404.06395; 1-sqrt: Haegele et al. 2024, arXiv:2405.18392). `tune`
-    chooses numbers first. `evaluations` spread over the run; `checkpoint_every` so many tokens (or examples, as the budget is given) the run
-    can be resumed from, by default at every evaluation; `keep_every` so many it leaves model and optimizer for decays to branch off. `early_stop` ends it when it no longer gets better, `spikes`
-    leaves out steps whose loss jumps.
+    `schedule` is the schedule of the learning rate: cosine, linear, constant_with_warmup or wsd. wsd has a
+    warm-up, a stable phase, and a decay over the last share `decay` of the run in the form `decay_shape` (Hu
+    et al. 2024, arXiv:2404.06395; 1-sqrt: Haegele et al. 2024, arXiv:2405.18392). `warmup` is a share of the
+    run. `tune` chooses numbers before the run. `evaluations` is the number of evaluations in the run.
+    `checkpoint_every` is the number of tokens (or examples, as in the budget) between two states from which
+    the run can resume. By default there is one at every evaluation. `keep_every` is the number between two
+    steps at which model and optimizer are kept for decays that branch off. `early_stop` ends the run when its
+    loss stops falling. `spikes` handles steps whose loss jumps.
 
-    `scale_learning_rate` steps each weight in proportion to the scale that a growth gave it (see
-    `growth.optimizer.amplitudes`); `learning_rates` are factors on the rate of the parameters whose names a regular expression matches,
-    the first that does. `subnetwork` trains a part of the network at each step, `majority` several kernels in each layer.
-    `train_only` holds what a growth has not added (`fresh`: entries without a source train; `copied`: all new ones; `grown`: whole tensors
-    with new ones), `fresh` gives new entries a learning rate and a warm-up of their own (see `ms.freeze_old`).
-    `distill` adds the distance from another node's answers to the loss, `load_balancing` so many times the load-balancing loss of a mixture
-    of experts. `incubate` trains one module of a larger network inside the meta network that `from` names. `seed` makes networks of one kind start
-    differently. `trainer` reaches every further TrainingArguments field (bf16, gradient_accumulation_steps, report_to, ...).
+    `scale_learning_rate` scales the learning rate of each weight by the scale that a growth gave it (see
+    `growth.optimizers.optimizer.amplitudes`). `learning_rates` multiplies the learning rate of parameters
+    whose names match a regular expression. The first match counts. `subnetwork` trains a part of the network
+    at each step, and `majority` trains several kernels in each layer. `train_only` freezes the entries that a
+    growth has not added: `fresh` trains entries without a source, `copied` all new entries, and `grown` whole
+    tensors with new entries. `fresh` gives new entries their own learning rate and warm-up (see
+    `ms.freeze_old`). `distill` adds the distance from another node's outputs to the loss. `load_balancing` is
+    the coefficient of the load-balancing loss of a mixture of experts. `incubate` trains one module of a
+    larger network inside the meta network that `from` names. `seed` makes networks of one kind start
+    differently. `trainer` sets further TrainingArguments fields (bf16, gradient_accumulation_steps,
+    report_to, ...).
     """
 
     model: dict[str, Any] | None = None
@@ -142,7 +149,12 @@ class TrainSpec(Strict):
         return self
 
     def check_conflicts(self, more: set[str]) -> None:
-        """Raises ValueError for methods that do not go together, with `more` features of the node that the spec does not see."""
+        """Check that the methods can be combined. `more` holds features of the node that are not in this
+        spec.
+
+        Raises:
+            ValueError: if two cannot.
+        """
         present = features(self.trainer) | more
         present |= {
             name
@@ -165,8 +177,11 @@ class TrainSpec(Strict):
                     raise ValueError(f"{one} and {other} cannot be combined: {why}")
 
     def with_numbers(self, numbers: Mapping[str, float], budget: Mapping[str, int | None] | None = None) -> TrainSpec:
-        """The same with other numbers (and another budget), nothing to tune, and checked. Raises ValueError for a key that is no number
-        here."""
+        """The same spec with other numbers (and another budget) and nothing to tune. The result is checked.
+
+        Raises:
+            ValueError: for a key that is not a number of this node.
+        """
         content = self.model_dump(by_alias=True, exclude_none=True)
         content.pop("tune", None)
         content |= budget or {}
@@ -183,41 +198,45 @@ class TrainSpec(Strict):
 
     @property
     def rate(self) -> float:
-        """The learning rate, which has been chosen by now."""
+        """The learning rate. If it is tuned, it must have been chosen."""
         assert self.learning_rate is not None
         return self.learning_rate
 
     @property
     def decay_share(self) -> float:
-        """The share of the run over which the learning rate falls at its end, of the schedule wsd."""
+        """The share of the run over which the learning rate falls at its end, for the schedule wsd."""
         return 0.2 if self.decay is None else self.decay
 
     @property
     def is_sharded_from_first(self) -> bool:
-        """Whether FSDP hands out the weights of the first process; methods that look at weights want them everywhere."""
+        """Whether FSDP distributes the weights of the first process. Methods that read weights need them in
+        every process.
+        """
         return bool(self.trainer.get("fsdp")) and not self.modifiers()
 
     @property
     def optimizer(self) -> str:
-        """Its kind, by transformers' name; the ways to compute AdamW's steps are one."""
+        """The kind of the optimizer, by its name in transformers. All implementations of AdamW have one
+        name.
+        """
         name = str(self.trainer.get("optim", "adamw_torch"))
         return "adamw_torch" if name in ("adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused") else name
 
     @property
     def is_stable(self) -> bool:
-        """Whether the learning rate stays where it is at the end, so that a decay can branch off."""
+        """Whether the learning rate is constant at the end, so that a decay can branch off."""
         return self.schedule == "constant_with_warmup" or (self.schedule == "wsd" and self.decay == 0)
 
     def steps(self, tokens_per_example: int) -> int:
-        """Optimizer steps."""
+        """The number of optimizer steps."""
         return self.step_at(self.examples or self.tokens or 0, tokens_per_example)
 
     def step_at(self, amount: int, tokens_per_example: int) -> int:
-        """The optimizer step after so many tokens or examples, as the budget is given."""
+        """The optimizer step after `amount` tokens or examples, as in the budget."""
         return max(1, round((amount if self.examples else amount / tokens_per_example) / self.batch_size))
 
     def modifiers(self) -> list[Modifier]:
-        """The training-time methods, in the order in which they make the network that is trained."""
+        """The training-time methods, in the order in which they change the network."""
         from meristem.recipes.modifiers.distillation import Distill
         from meristem.recipes.modifiers.growth import TrainNew
         from meristem.recipes.modifiers.incubation import Incubate

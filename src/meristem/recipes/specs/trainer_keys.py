@@ -1,4 +1,4 @@
-"""Keys of `trainer:` that would break a run's account of itself, and what to write instead."""
+"""Keys of `trainer:` that would make a run's record wrong, and the keys to use instead."""
 
 from __future__ import annotations
 
@@ -48,10 +48,12 @@ CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 
 
 def checked_keys(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """The same, with values of the type that each field of TrainingArguments has (YAML 1.1 reads `1e-8` as text).
+    """The same keys, with values in the type of each field of TrainingArguments (YAML 1.1 reads `1e-8` as
+    text).
 
     Raises:
-        MeristemError: for a key that is reserved, naming the one to use; that TrainingArguments has not; or for a value of another type.
+        MeristemError: for a reserved key, with the one to use, for a key that TrainingArguments lacks, or for
+            a value of another type.
     """
     for key in trainer:
         if key in RESERVED:
@@ -69,7 +71,11 @@ def checked_keys(trainer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_type(key: str, value: Any, hint: Any) -> Any:
-    """Numbers and truth values converted; dictionaries checked."""
+    """The value, converted if the field is a number or a boolean. Dictionaries are checked.
+
+    Raises:
+        MeristemError: if the value has another type.
+    """
     kinds = set(get_args(hint) or (hint,))
     if kinds & {int, float, bool} and kinds <= {int, float, bool, NoneType}:
         wanted = {int: "a whole number", float: "a number", bool: "true or false"}[(kinds - {NoneType}).pop()]
@@ -83,7 +89,11 @@ def _of_type(key: str, value: Any, hint: Any) -> Any:
 
 
 def check_reports(report_to: Any) -> None:
-    """Raises MeristemError for a tracker that transformers does not know."""
+    """Check the trackers.
+
+    Raises:
+        MeristemError: for a tracker that transformers does not know.
+    """
     names = {report_to} if isinstance(report_to, str) else set(report_to or ())
     if names - {"none", "all", "tensorboard"}:
         from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as KNOWN
@@ -93,7 +103,7 @@ def check_reports(report_to: Any) -> None:
 
 
 def features(trainer: Mapping[str, Any]) -> set[str]:
-    """What of the trainer's keys matters to how methods go together."""
+    """The features of the trainer's keys that matter for the combination of methods."""
     found = {
         "bf16": trainer.get("bf16") or trainer.get("fp16"),
         "checkpointing": any(trainer.get(key) for key in CHECKPOINTING),

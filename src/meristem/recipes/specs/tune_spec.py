@@ -1,4 +1,4 @@
-"""Numbers of a train node that are chosen first, in a recipe file."""
+"""Numbers of a train node that are chosen before it runs, in a recipe file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from meristem.recipes.specs.data_specs import Count, Strict
 
 
 class OnSpec(Strict):
-    """What numbers are tuned on: seeds that no result uses, and perhaps a shorter budget. The data are the split `tune`."""
+    """How numbers are tuned: on `seeds` that no result uses, and with a shorter budget if `tokens` or
+    `examples` is given. The data are the split `tune`.
+    """
 
     seeds: Annotated[list[int], Field(min_length=1)] = [100, 101]
     tokens: Count | None = None
@@ -19,7 +21,9 @@ class OnSpec(Strict):
 
 
 class TuneSpec(BaseModel):
-    """A grid for each number to choose, by its key ("learning_rate", "subnetwork.full_model"), and what it is tried on (see `recipes.tune`)."""
+    """A grid for each number to choose, by its key ("learning_rate", "subnetwork.full_model"), and how they
+    are tried (`on`, see `recipes.tune`).
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
     on: OnSpec = OnSpec()
@@ -27,7 +31,7 @@ class TuneSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _yaml_reads_on_as_true(cls, value: Any) -> Any:
-        """YAML 1.1 takes a bare `on` for a truth value."""
+        """Accept a bare `on`, which YAML 1.1 reads as a truth value."""
         return {("on" if key is True else key): own for key, own in value.items()} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
@@ -42,7 +46,7 @@ class TuneSpec(BaseModel):
 
     @property
     def grids(self) -> dict[str, list[float]]:
-        """The numbers to try, rising, by key."""
+        """The numbers to try by key, in rising order."""
         return dict(self.__pydantic_extra__ or {})
 
 

@@ -1,4 +1,6 @@
-"""YAML in which no key is given twice: PyYAML keeps the last of them, and a node would be gone without a word."""
+"""YAML in which no key may occur twice. PyYAML keeps the last one, and would drop a node without a
+message.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,17 @@ import yaml
 
 
 def read_yaml(text: str) -> Any:
-    """Plain dictionaries, lists and values. Raises yaml.YAMLError for broken text, for tags of Python, and for a key that is given twice."""
+    """Plain dictionaries, lists and values.
+
+    Raises:
+        yaml.YAMLError: for broken text, for Python tags, and for a key that occurs twice.
+    """
     return yaml.load(text, _UniqueKeys)
 
 
 class _UniqueKeys(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """As it is written, before `<<` merges others into it."""
+        """Check the keys as they are written, before `<<` merges others into them."""
         node, seen = super().compose_mapping_node(anchor), dict[str, int]()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":

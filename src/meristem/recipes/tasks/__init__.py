@@ -1,4 +1,4 @@
-"""What a recipe's networks learn: text to be continued, images to be named."""
+"""The tasks of a recipe's networks: predicting text, and classifying images."""
 
 from meristem.recipes.tasks.open import open_task as open_task
 from meristem.recipes.tasks.task import Task as Task

@@ -1,4 +1,6 @@
-"""What a network attends to: measured, since a class may take positions, or a mask, and do nothing with them."""
+"""Checks of the attention of a network. They are measurements, since a class may accept positions or a mask
+and ignore them.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,12 @@ from meristem.errors import MeristemError, first_line
 
 LENGTH = 8  # tokens of each of two documents
 TOLERANCE = 1e-5  # of the largest logit, rounding
-SHARE = 1e-2  # of what the first document does to the second where nothing keeps them apart
+SHARE = 1e-2  # of the effect of the first document on the second when nothing separates them
 
 
 @torch.no_grad()
 def check_documents_apart(model: nn.Module, label: str) -> None:
-    """Run two documents in one sequence, and the second alone; their logits have to agree.
+    """Run two documents in one sequence, and the second alone. Their logits must agree.
 
     Raises:
         MeristemError: if they do not, or if the class takes no `position_ids`.
@@ -40,10 +42,11 @@ def check_documents_apart(model: nn.Module, label: str) -> None:
 
 @torch.no_grad()
 def check_prefix_is_seen(model: nn.Module, label: str) -> None:
-    """Change the last token of a prefix, and one behind it: those before have to see the one and not the other.
+    """Change the last token of a prefix, and a token after it. The earlier tokens must depend on the first
+    and not on the second.
 
     Raises:
-        MeristemError: if it is otherwise, or if the class takes no such mask.
+        MeristemError: if they do not, or if the class takes no such mask.
     """
     said = f"{label}: {type(model).__name__} does not read a prefix in both directions"
     tokens = _tokens(model)
@@ -64,7 +67,7 @@ def check_prefix_is_seen(model: nn.Module, label: str) -> None:
 
 
 def _tokens(model: Any) -> torch.Tensor:
-    """(1, 2 * LENGTH), all of the network's vocabulary."""
+    """Token ids (1, 2 * LENGTH) from the network's vocabulary."""
     vocabulary, device = model.get_input_embeddings().weight.shape[0], next(model.parameters()).device
     return (torch.arange(2 * LENGTH, device=device) * 7 + 3)[None] % vocabulary
 
@@ -77,7 +80,11 @@ def _changed(tokens: torch.Tensor, place: int) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _judged(model: nn.Module, said: str, instead: str) -> Iterator[None]:
-    """In evaluation mode; what a class does not take is said as what it cannot do."""
+    """Evaluation mode. Errors of a class that does not take these inputs become one sentence.
+
+    Raises:
+        MeristemError: if the class does not take them.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Images, to be named."""
+"""Images, to be classified."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from meristem.recipes.tasks.task import Split, Task, check_some, class_of, netwo
 
 
 class ImageClassification(Task):
-    """The class of an image. `image_size`, `num_channels` and `num_labels` of new networks follow the data."""
+    """Predict the class of an image. `image_size`, `num_channels` and `num_labels` of new networks follow the
+    data.
+    """
 
     def __init__(self, data: ImageSpec) -> None:
         self.data, self.images = data, open_images(data.source, data.fraction, data.eval_examples)

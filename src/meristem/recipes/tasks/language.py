@@ -1,4 +1,4 @@
-"""Text: to be continued, or with something taken out that is to be found again."""
+"""Tasks on text: predict the next token, or tokens that were masked or removed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ SPAN_LENGTH = 3.0
 
 
 class Language(Task):
-    """What all tasks on text share. `vocab_size` and `max_position_embeddings` of new networks follow the data."""
+    """The common part of all tasks on text. `vocab_size` and `max_position_embeddings` of new networks follow
+    the data.
+    """
 
     head: str  # transformers' Auto class
 
@@ -43,7 +45,7 @@ class Language(Task):
         self.tokens_per_example, self.vocab_size = data.sequence_length, self.corpus.vocab_size
 
     def asked(self, sequences: Sequences) -> Ordered:
-        """Whole sequences, made into what the network reads and has to say."""
+        """Whole sequences, as inputs of the network and labels."""
         return sequences
 
     def new_model(self, entries: Mapping[str, Any], seed: int) -> nn.Module:
@@ -52,7 +54,7 @@ class Language(Task):
         return network(getattr(transformers, self.head), entries, self.defaults(), seed)
 
     def defaults(self) -> dict[str, Any]:
-        """Config entries of new networks that follow the data."""
+        """The config entries of new networks that follow the data."""
         return {"vocab_size": self.vocab_size, "max_position_embeddings": self.data.sequence_length}
 
     def check(self, model: nn.Module, label: str) -> None:
@@ -66,7 +68,7 @@ class Language(Task):
 
     def example(self) -> dict[str, Tensor]:
         one = self.training_set(1, 0, 0)[0]
-        one.pop("position_ids", None)  # they cost nothing, and a mask that looks at them cannot be counted by shapes
+        one.pop("position_ids", None)  # they cost nothing, and a mask that depends on them cannot be counted by shapes
         return {name: tensor[None] for name, tensor in one.items()}
 
     def leave(self, directory: Path) -> None:
@@ -74,13 +76,17 @@ class Language(Task):
 
 
 class _WithSentinels(Language):
-    """What an encoder-decoder is asked to fill in, named by tokens that stand for it."""
+    """Tasks whose removed spans are marked by sentinel tokens."""
 
     head = "AutoModelForSeq2SeqLM"
     sentinels: np.ndarray
 
     def use_sentinels(self, wanted: int) -> None:
-        """The first `wanted` sentinels of the tokenizer. Raises MeristemError if it has fewer, or no end token."""
+        """Use the first `wanted` sentinels of the tokenizer.
+
+        Raises:
+            MeristemError: if the tokenizer has fewer, or no end token.
+        """
         own = self.corpus
         if len(own.sentinels) < wanted or own.end_token is None:
             raise MeristemError(
@@ -95,7 +101,7 @@ class _WithSentinels(Language):
 
 
 class CausalLanguage(Language):
-    """Each token from those before it."""
+    """Predict each token from those before it."""
 
     head = "AutoModelForCausalLM"
 
@@ -109,12 +115,14 @@ class CausalLanguage(Language):
 
 
 class MaskedLanguage(Language):
-    """Masked tokens from those around them (see `data.MaskedSequences`)."""
+    """Predict masked tokens from those around them (see `data.MaskedSequences`)."""
 
     head = "AutoModelForMaskedLM"
 
     def defaults(self) -> dict[str, Any]:
-        """A network's own token for padding may be the one that masks here (RoBERTa's, with bytes)."""
+        """The padding token of a network may be the mask token here (RoBERTa's, with bytes), so it is set
+        too.
+        """
         return {**super().defaults(), "pad_token_id": self.corpus.pad_token}
 
     def check(self, model: nn.Module, label: str) -> None:
@@ -135,7 +143,7 @@ class MaskedLanguage(Language):
 
 
 class SpanCorruption(_WithSentinels):
-    """Spans that were taken out, by an encoder-decoder (see `data.CorruptedSpans`)."""
+    """Predict removed spans with an encoder-decoder (see `data.CorruptedSpans`)."""
 
     def __init__(self, data: TextSpec) -> None:
         super().__init__(data)
@@ -147,7 +155,7 @@ class SpanCorruption(_WithSentinels):
 
 
 class MixtureOfDenoisers(_WithSentinels):
-    """UL2's R, S and X denoisers, by an encoder-decoder (see `data.Denoisers`)."""
+    """UL2's R, S and X denoisers for an encoder-decoder (see `data.Denoisers`)."""
 
     def __init__(self, data: TextSpec) -> None:
         super().__init__(data)
@@ -166,7 +174,7 @@ class MixtureOfDenoisers(_WithSentinels):
 
 
 class PrefixDenoising(_WithSentinels):
-    """The same by a decoder that reads the input in both directions (see `data.PrefixDenoisers`)."""
+    """UL2's denoisers for a decoder that reads the input in both directions (see `data.PrefixDenoisers`)."""
 
     head = "AutoModelForCausalLM"
 
@@ -196,7 +204,11 @@ class PrefixDenoising(_WithSentinels):
 
 
 def causal_language_model(entries: Mapping[str, Any], vocab_size: int, sequence_length: int, seed: int) -> nn.Module:
-    """A randomly initialised causal language model from config entries with its `model_type`. Raises as `network`."""
+    """A randomly initialised causal language model from config entries, which include its `model_type`.
+
+    Raises:
+        MeristemError: as in `network`.
+    """
     from transformers import AutoModelForCausalLM
 
     defaults = {"vocab_size": vocab_size, "max_position_embeddings": sequence_length}

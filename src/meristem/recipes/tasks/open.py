@@ -10,7 +10,7 @@ def open_task(data: DataSpec) -> Task:
     """Read the data of a recipe.
 
     Raises:
-        MeristemError: if they are not there, or are not what the section says.
+        MeristemError: if the data are missing, or are not what the section says.
     """
     if isinstance(data, ImageSpec):
         from meristem.recipes.tasks.images import ImageClassification

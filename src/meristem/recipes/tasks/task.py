@@ -1,4 +1,4 @@
-"""What training asks of a task; and new networks with the head that it wants."""
+"""The interface of tasks, and new networks with the head of a task."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Split = Literal["tune", "eval"]
 
 
 class Task(ABC):
-    """The data of a recipe, and what a network learns of them.
+    """The data of a recipe, and what a network learns from them.
 
     Attributes:
         description: one line for the user.
-        fingerprint: of exactly this data, whatever machine reads it.
-        tokens_per_example: of text; 0 where there are no tokens.
+        fingerprint: a digest of exactly these data, equal on every machine.
+        tokens_per_example: the tokens of text in an example, or 0 if there are no tokens.
     """
 
     description: str
@@ -32,26 +32,36 @@ class Task(ABC):
 
     @abstractmethod
     def new_model(self, entries: Mapping[str, Any], seed: int) -> nn.Module:
-        """A randomly initialised network from recipe entries, with the task's head. Raises as `network`."""
+        """A randomly initialised network from recipe entries, with the head of the task.
+
+        Raises:
+            MeristemError: as in `network`.
+        """
 
     @abstractmethod
     def check(self, model: nn.Module, label: str) -> None:
-        """Raises MeristemError if the data do not fit the network."""
+        """Check that the data fit the network.
+
+        Raises:
+            MeristemError: if they do not.
+        """
 
     @abstractmethod
     def training_set(self, count: int, seed: int, offset: int) -> Ordered:
-        """The `count` examples that a run reads, from where earlier ones stopped (see `data.order.Order`)."""
+        """The next `count` examples after the `offset` that earlier runs have read (see
+        `data.order.Order`).
+        """
 
     @abstractmethod
     def evaluation_set(self, split: Split = "eval") -> Ordered:
-        """The examples that are held out: to be reported on ("eval"), or to choose by ("tune")."""
+        """The held-out examples: those for results ("eval"), or those for choices ("tune")."""
 
     @abstractmethod
     def example(self) -> dict[str, Tensor]:
-        """A batch of one, labels included, on which FLOPs are counted."""
+        """A batch of one example, including labels, on which FLOPs are counted."""
 
     def answers(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What is asked for of a batch, (rows, outputs), and the right answers (rows,)."""
+        """The outputs of a batch that the loss uses (rows, outputs), and the right classes (rows,)."""
         labels = labels.flatten()
         asked = labels != IGNORED
         return logits.reshape(len(labels), -1)[asked], labels[asked]
@@ -61,15 +71,19 @@ class Task(ABC):
         return {}
 
     def leave(self, directory: Path) -> None:
-        """Put beside a model what its user needs to feed it; nothing by default."""
+        """Write the files that a user needs for the inputs of a model next to it. By default there are
+        none.
+        """
         return None
 
 
 def network(auto_class: Any, entries: Mapping[str, Any], defaults: Mapping[str, Any], seed: int) -> nn.Module:
-    """A randomly initialised network of `auto_class` from recipe entries; `defaults` follow the data, where the config has them.
+    """A randomly initialised network of `auto_class` from recipe entries. `defaults` follow the data, and are
+    used if the config has them.
 
     Raises:
-        MeristemError: for an unknown model_type or config key, or values that transformers refuses.
+        MeristemError: for an unknown model_type or config key, for a model_type without this task, or for
+            values that transformers refuses.
     """
     from transformers import AutoConfig, set_seed
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -97,7 +111,7 @@ def network(auto_class: Any, entries: Mapping[str, Any], defaults: Mapping[str, 
         model = new_of(auto_class, config)
         positions = "max_position_embeddings"
         if positions in fitting and positions not in own and (padding := padding_of_positions(model)) is not None:
-            longer = fitting[positions] + padding + 1  # positions are counted from behind the padding's
+            longer = fitting[positions] + padding + 1  # positions are counted from the one after the padding's
             config = AutoConfig.for_model(model_type, **{**fitting, **own, positions: longer})
             set_seed(seed)
             model = new_of(auto_class, config)
@@ -107,7 +121,9 @@ def network(auto_class: Any, entries: Mapping[str, Any], defaults: Mapping[str, 
 
 
 def _shapes_follow(auto_class: Any, model_type: str, entries: Mapping[str, Any], key: str, value: Any) -> bool:
-    """Whether tensors have other shapes with twice this value: many classes read a `head_dim` that their config does not list."""
+    """Whether tensors change their shapes with twice this value. Many classes read a `head_dim` that their
+    config does not list.
+    """
     from transformers import AutoConfig
 
     def shapes(config: Any) -> dict[str, torch.Size]:
@@ -124,40 +140,49 @@ def _shapes_follow(auto_class: Any, model_type: str, entries: Mapping[str, Any],
 
 
 def new_of(auto_class: Any, config: Any) -> Any:
-    """`auto_class.from_config(config)`, also where several classes share a model type (DeiT): transformers then looks the class up among the
-    config's architectures, which a config that was never saved has none of."""
+    """`auto_class.from_config(config)`, also if several classes share a model type (DeiT). transformers then
+    looks up the class in the architectures of the config, which a config that was never saved does not have.
+    """
     if config.architectures is None:
         config.architectures = []
     return auto_class.from_config(config)
 
 
 def padding_of_positions(model: nn.Module) -> int | None:
-    """The token that a network with a position table gives no position of its own, as padding (RoBERTa's way); None where all have one."""
+    """The token to which a network with a position table gives no position, as padding (RoBERTa), or None."""
     tables = (m for name, m in model.named_modules() if isinstance(m, nn.Embedding) and "position" in name)
     return next((table.padding_idx for table in tables if table.padding_idx is not None), None)
 
 
 def class_of(logits: Any) -> Tensor:
-    """What a network says, of logits that it returns alone or before other tensors."""
+    """The logits of a network that returns them alone or before other tensors."""
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
 
 def check_some(examples: int, source: str, split: Split) -> None:
-    """Raises MeristemError for an empty split."""
+    """Check that a split is not empty.
+
+    Raises:
+        MeristemError: if it is.
+    """
     if not examples:
         said = {"tune": "tuning", "eval": "evaluation"}[split]
         raise MeristemError(f"{source} is too small to hold some out for {said}; give more, or shorter sequences")
 
 
 def check_vocabulary(model: nn.Module, vocab_size: int, label: str) -> None:
-    """Raises MeristemError if the model knows fewer tokens than the data have."""
+    """Check that the vocabulary of a model covers the tokens of the data.
+
+    Raises:
+        MeristemError: if it is smaller.
+    """
     known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if vocab_size > known:
         raise MeristemError(f"{label}: the data has {vocab_size} tokens, the model's vocabulary {known}")
 
 
 def leave_tokenizer(tokenizer: str, directory: Path) -> None:
-    """Put a Hugging Face tokenizer beside a model; bytes need none."""
+    """Write a Hugging Face tokenizer next to a model. Bytes need none."""
     if tokenizer != "bytes":
         from transformers import AutoTokenizer
 

@@ -1,4 +1,6 @@
-"""One text answered by another, by an encoder-decoder; also classification, whose answer is the name of the class."""
+"""Predict one text from another with an encoder-decoder. In classification, the target is the name of the
+class.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ from meristem.recipes.tasks.task import Split, Task, check_some, check_vocabular
 
 
 class TextToText(Task):
-    """The target of an input text (Raffel et al. 2020, arXiv:1910.10683, section 2.4). `eval_accuracy` is the share of targets of which
-    every token is right, given those before it."""
+    """Predict the target of an input text (Raffel et al. 2020, arXiv:1910.10683, section 2.4).
+    `eval_accuracy` is the share of targets in which every token is right, given those before it.
+    """
 
     def __init__(self, data: PairSpec) -> None:
         columns, lengths = (data.input_column, data.target_column), (data.sequence_length, data.target_length)

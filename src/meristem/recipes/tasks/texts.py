@@ -20,7 +20,8 @@ class Texts:
     """All sources of a recipe's `data` section.
 
     Raises:
-        MeristemError: if one is not there, if their vocabularies differ, or if nothing shows where documents end and that matters.
+        MeristemError: if a source is missing, if vocabularies differ, or if document boundaries are needed
+            and unknown.
     """
 
     def __init__(self, data: TextSpec) -> None:
@@ -41,7 +42,7 @@ class Texts:
 
     @property
     def fingerprint(self) -> str:
-        """Of all of them; of a single one, its own."""
+        """A digest of all sources, or the source's own if there is only one."""
         if len(self.corpora) == 1:
             return self.corpora[0].fingerprint
         known = [(corpus.fingerprint, part.weight) for part, corpus in zip(self.data.parts, self.corpora, strict=True)]
@@ -58,7 +59,9 @@ class Texts:
     def sequences(
         self, split: Literal["train", "tune", "eval"], count: int, seed: int = 0, offset: int = 0
     ) -> Sequences:
-        """`count` of them, from where earlier runs stopped (see `data.order.Order`); of those held out, no more than there are."""
+        """The next `count` sequences after the `offset` that earlier runs have read (see `data.order.Order`).
+        From a held-out split, there are at most as many as it has.
+        """
         own, windows = self.corpora[0], self.windows(split)
         more = {"separator": None if self.data.documents == "across" else own.separator, "pad_token": own.pad_token}
         more["vocab_size"] = own.vocab_size
@@ -67,7 +70,11 @@ class Texts:
         return Sequences(windows, self.data.sequence_length, count, seed, offset, **more)
 
     def windows(self, split: Literal["train", "tune", "eval"]) -> Windows:
-        """The pieces of this split. Raises MeristemError if a source has none."""
+        """The pieces of this split.
+
+        Raises:
+            MeristemError: if a source has none.
+        """
         parts = [
             self._cut(getattr(corpus, split), corpus, split, part.source)
             for corpus, part in zip(self.corpora, self.data.parts, strict=True)

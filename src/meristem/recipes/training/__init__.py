@@ -1,1 +1,1 @@
-"""A train node: transformers' Trainer, resumable, with its cost counted."""
+"""A train node: transformers' Trainer, with resuming and with its costs counted."""

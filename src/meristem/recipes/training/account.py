@@ -1,4 +1,4 @@
-"""What a run has cost, and what came of it."""
+"""The costs of a run, and its results."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MEASURED = ("eval_loss", "eval_accuracy", "tune_loss")
 
 
 class Account:
-    """Costs after each optimizer step.
+    """The costs after each optimizer step.
 
     Args:
-        flops: after each step, from 0 on.
+        flops: the FLOPs after each step, from step 0 on.
     """
 
     def __init__(self, spec: TrainSpec, task: Task, flops: Sequence[int], stopwatch: Stopwatch) -> None:
@@ -32,7 +32,9 @@ class Account:
         return {**costs, "flops": self.flops[step], "seconds": self.stopwatch.seconds}
 
     def curve(self, history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-        """One point for each evaluation of the Trainer's log, the last where a resume has repeated one."""
+        """One point for each evaluation in the Trainer's log. If a resumed run repeated one, the last
+        counts.
+        """
         evaluations = {entry["step"]: entry for entry in history if "train_seconds" in entry}
         return [
             {
@@ -46,7 +48,9 @@ class Account:
     def outcome(
         self, steps: int, history: Sequence[Mapping[str, Any]], details: dict[str, Any], left: int | None = None
     ) -> dict[str, Any]:
-        """What a run of so many steps hands to its `NodeResult`; its metrics are those of the weights that it leaves, of step `left` or of its end."""
+        """The fields of the `NodeResult` of a run of `steps` steps. Its metrics are those of the saved
+        weights, which are of step `left` or of the end.
+        """
         curve = self.curve(history)
         point = next((point for point in curve if point["step"] == left), curve[-1])
         metrics = {name: point[name] for name in MEASURED if name in point and name.startswith("eval")}
@@ -55,7 +59,7 @@ class Account:
 
 
 def saved_parameters(model: nn.Module, modifiers: Sequence[Modifier]) -> int:
-    """Of the network that a run leaves, given the one that is trained."""
+    """The number of parameters of the network that a run saves, given the network that is trained."""
     for modifier in reversed(modifiers):
         model = modifier.saved_as(model)
     return sum(parameter.numel() for parameter in model.parameters())

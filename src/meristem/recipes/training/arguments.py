@@ -1,4 +1,4 @@
-"""From a train node's options to the Trainer's arguments."""
+"""From the options of a train node to the arguments of the Trainer."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ ADAM_BETA2 = 0.95
 def trainer_arguments(
     spec: TrainSpec, directory: Path, steps: int, seed: int, tokens_per_example: int = 0, from_first: bool = False
 ) -> TrainingArguments:
-    """The Trainer's arguments in this process: those of the recipe, and those by which a node keeps its account.
+    """The Trainer's arguments in this process: those of the recipe, and those that a node needs for its
+    record.
 
     Raises:
-        MeristemError: if the batch cannot be shared out, or for values that transformers refuses.
+        MeristemError: if the batch cannot be divided, if a tracker is not installed, or for values that
+            transformers refuses.
     """
     every = max(1, steps // spec.evaluations)
     save = spec.step_at(spec.checkpoint_every, tokens_per_example) if spec.checkpoint_every else every
@@ -65,7 +67,7 @@ def trainer_arguments(
 
 
 def _always() -> dict[str, Any]:
-    """What no recipe changes, but for those that `trainer` may reach."""
+    """Arguments that no recipe changes, except those that `trainer` may set."""
     return {
         "adam_beta2": ADAM_BETA2,
         "eval_strategy": "steps",
@@ -81,7 +83,7 @@ def _always() -> dict[str, Any]:
 
 
 def _schedule(spec: TrainSpec, steps: int) -> dict[str, Any]:
-    """The learning rate over the run, as the Trainer has it."""
+    """The learning rate over the run, as arguments of the Trainer."""
     if spec.schedule != "wsd":
         return {"lr_scheduler_type": spec.schedule, "warmup_steps": spec.warmup}
     warmup = math.ceil(spec.warmup * steps)

@@ -1,4 +1,4 @@
-"""What a run keeps account of, and what it begins with: the Trainer's callbacks of every train node."""
+"""The callbacks of every train node: the time of its steps, and the optimizer state with which it begins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from meristem.recipes.training.left import plain_optimizer
 
 
 class Stopwatch(TrainerCallback):
-    """Seconds spent inside training steps, evaluation and saving left out; kept in the log, so a resume goes on."""
+    """The seconds in training steps, without evaluation and saving. They are kept in the log, so a resumed
+    run continues the count.
+    """
 
     def __init__(self) -> None:
         self.seconds, self._began = 0.0, 0.0
@@ -33,11 +35,12 @@ class Stopwatch(TrainerCallback):
 
 
 class CarriedState(TrainerCallback):
-    """Begins a run with the optimizer state of a grown network. Not earlier, since sharding exchanges the parameters before a run
-    begins; a resumed run has its own.
+    """Begins a run with the optimizer state of a grown network. It is loaded when the run begins, since
+    sharding exchanges the parameters before that. A resumed run has its own state.
 
     Args:
-        asked_for: whether the recipe asks for it (`optimizer: carry`). Otherwise another optimizer than the one that left the state begins anew.
+        asked_for: whether the recipe requests it (`optimizer: carry`). Otherwise, an optimizer of another
+            kind than the one that left the state begins without it.
     """
 
     def __init__(self, initial_state: State, *, asked_for: bool = True) -> None:

@@ -1,5 +1,6 @@
-"""A run that ends when it no longer gets better on the split that numbers are chosen by, never on the one that results are reported on; and that
-leaves the weights that were the best there."""
+"""Early stopping: a run ends when its loss stops falling, and saves its best weights. The loss is that on the
+split for choices, never on the one for results.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +25,17 @@ BEST = "best"
 
 
 class EarlyStop(TrainerCallback, ExportableState):
-    """At each evaluation the loss on the split `tune` is measured too. Where it is the lowest so far, model and optimizer are written to `place`; after
-    `patience` evaluations that are not lower by `min_delta` than the last that was, the run ends. What is judged is saved with every checkpoint, and
-    the best weights before the checkpoint of the same step, so a run that resumes finds both or makes both again.
+    """At each evaluation the loss on the split `tune` is measured too. If it is the lowest so far, model and
+    optimizer are written to `place`. The run ends after `patience` evaluations that are not lower by
+    `min_delta` than the last one that was. The state of the decision is saved with every checkpoint, and the
+    best weights before the checkpoint of the same step. A resumed run therefore finds both, or makes both
+    again.
 
     Args:
         spec: the options.
-        examples: of the split `tune`.
-        place: the directory of the best weights, beside the checkpoints.
-        write: writes model and optimizer as they are to a directory.
+        examples: the examples of the split `tune`.
+        place: the directory of the best weights, next to the checkpoints.
+        write: a function that writes the present model and optimizer to a directory.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class EarlyStop(TrainerCallback, ExportableState):
             setattr(self, name, math.inf if name in ("best", "aim") and value is None else value)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        if state.global_step <= self.judged:  # a run that resumes is evaluated once more where it stood
+        if state.global_step <= self.judged:  # a resumed run is evaluated once more at its last step
             return
         self.judged = state.global_step
         loader = self.trainer.get_eval_dataloader(self.examples)
@@ -85,7 +88,7 @@ class EarlyStop(TrainerCallback, ExportableState):
 
 
 def stopped_at(checkpoint: str | None) -> int | None:
-    """The step at which the run of this checkpoint had ended early, if it had."""
+    """The step at which the run of this checkpoint ended early, or None."""
     if checkpoint is None:
         return None
     saved = json.loads((Path(checkpoint) / "trainer_state.json").read_text()).get("stateful_callbacks", {})

@@ -1,4 +1,4 @@
-"""What ends a run that has gone wrong, before it is kept as a result."""
+"""Guards that end a run that has gone wrong, before it is saved as a result."""
 
 from __future__ import annotations
 
@@ -27,22 +27,24 @@ UNWRITTEN = (
 
 
 class Diverged(MeristemError):
-    """A loss that is no number, or one that jumps. Another attempt would end the same way."""
+    """A loss that is not finite or that jumps. Another attempt would end in the same way."""
 
 
 class LossGuard(TrainerCallback):
-    """Ends a run whose loss is not finite, before anything of it is saved, and says at which step and what is left.
+    """Ends a run whose loss is not finite, before any of it is saved, and reports the step and the last good
+    checkpoint.
 
-    Losses are looked at on their own device; they are read, which waits for it, only where the run logs, evaluates or saves.
+    Losses are checked on their own device. The result is read, which waits for the device, only when the run
+    logs, evaluates or saves.
     """
 
     def __init__(self, label: str, directory: Path) -> None:
         self.label, self.directory = label, directory
-        (directory / DIVERGED).unlink(missing_ok=True)  # of an attempt before
+        (directory / DIVERGED).unlink(missing_ok=True)  # of an earlier attempt
         self._worst: Tensor | None = None  # the first step whose loss is not finite; infinity without one
 
     def see(self, loss: Tensor, step: int) -> None:
-        """A micro-batch's loss in optimizer step `step` (from 1)."""
+        """Check the loss of a micro-batch in optimizer step `step` (from 1)."""
         now = torch.where(torch.isfinite(loss.detach()), math.inf, float(step))
         self._worst = now if self._worst is None else torch.minimum(self._worst, now)
 
@@ -59,7 +61,11 @@ class LossGuard(TrainerCallback):
                 self.end(state.global_step, "evaluation loss is no finite number")
 
     def end(self, step: int, what: str) -> None:
-        """Raises Diverged, and leaves its step and the last good checkpoint in the node's directory."""
+        """Write the step and the last good checkpoint to the node's directory, and end the run.
+
+        Raises:
+            Diverged: always.
+        """
         good = last_whole_checkpoint(self.directory / "trainer")
         write_json(self.directory / DIVERGED, {"step": step, "checkpoint": good})
         left = f"the last good checkpoint is {good}" if good else "no checkpoint was written before"
@@ -67,12 +73,12 @@ class LossGuard(TrainerCallback):
 
 
 def diverged(directory: Path) -> bool:
-    """Whether the node of this directory has ended that way."""
+    """Whether the node of this directory ended because its loss was not finite or jumped."""
     return (directory / DIVERGED).exists()
 
 
 def last_whole_checkpoint(directory: Path) -> str | None:
-    """The latest checkpoint of a Trainer whose trainer state, which is written last, can be read."""
+    """The latest checkpoint of a Trainer with a readable trainer state, which is written last."""
     found = sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
     for checkpoint in found:
         try:
@@ -85,7 +91,7 @@ def last_whole_checkpoint(directory: Path) -> str | None:
 
 @contextlib.contextmanager
 def full_disk(label: str, directory: Path) -> Iterator[None]:
-    """Within this context, a checkpoint that the system cannot write is said in one sentence.
+    """Within this context, a checkpoint that cannot be written gives one sentence.
 
     Raises:
         MeristemError: in place of the errors of safetensors (its own), torch.save (a RuntimeError) and files.

@@ -1,4 +1,6 @@
-"""What a training leaves: at its end its model, and on the way models with optimizer states that decays branch off from."""
+"""The files of a training: its model at the end, and models with optimizer states from which decays branch
+off.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ MODEL, OPTIMIZER, COST = "model", "optimizer.safetensors", "cost.json"
 def leave(
     model: nn.Module, optimizer: Any, modifiers: Sequence[Modifier], task: Task, directory: Path, first: bool
 ) -> None:
-    """Write the trained model (of kernels, their mean) with its tokenizer, and its optimizer state by parameter name. Sharded ones are
-    gathered, which takes all processes; the `first` writes."""
+    """Write the trained model (for kernels, their mean) with its tokenizer, and its optimizer state by
+    parameter name. Sharded ones are gathered, which needs all processes. The `first` process writes.
+    """
     weights: Mapping[str, Tensor] = {name: whole(tensor) for name, tensor in model.state_dict().items()}
     state: dict[str, dict[str, Tensor]] = {}
     if all(modifier.keeps_moments for modifier in modifiers):
@@ -43,7 +46,7 @@ def leave(
 
 
 class KeepOnTheWay(TrainerCallback):
-    """Leaves the model and its optimizer at these optimizer steps, whole or not at all, in `kept/STEP/`."""
+    """Saves the model and its optimizer at these optimizer steps in `kept/STEP/`, atomically."""
 
     def __init__(
         self, steps: Collection[int], modifiers: Sequence[Modifier], task: Task, directory: Path, costs: Any
@@ -71,7 +74,9 @@ class KeepOnTheWay(TrainerCallback):
 
 @contextlib.contextmanager
 def whole_or_not_at_all(place: Path, first: bool) -> Iterator[Path]:
-    """A directory to write to, which the `first` process makes and which takes the place of `place` at the end of this context."""
+    """A directory to write to. The `first` process creates it, and it replaces `place` at the end of this
+    context.
+    """
     partial = place.with_name(f".{place.name}.partial")
     if first:
         shutil.rmtree(partial, ignore_errors=True)
@@ -83,12 +88,12 @@ def whole_or_not_at_all(place: Path, first: bool) -> Iterator[Path]:
 
 
 def kept_at(directory: Path, step: int) -> Path:
-    """Where a node keeps what it left at this step."""
+    """The directory in which a node keeps the state of this step."""
     return directory / "kept" / str(step)
 
 
 def plain_optimizer(optimizer: Any) -> Optimizer:
-    """torch's own, out of what accelerate wraps it in."""
+    """torch's optimizer inside accelerate's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)
 
 
@@ -101,7 +106,9 @@ def save_state(state: State, file: Path) -> None:
 
 
 def load_state(file: Path) -> State:
-    """What `save_state` wrote; nothing where an optimizer kept none, or its kernels' was not left."""
+    """The state that `save_state` wrote. It is empty if the optimizer has none, or if it was not saved
+    because it was that of kernels.
+    """
     if not file.exists():
         return {}
     state: dict[str, dict[str, Tensor]] = {}

@@ -1,4 +1,4 @@
-"""Progress of a training node: a live bar on a terminal, a line at each evaluation elsewhere."""
+"""The progress of a train node: a live bar on a terminal, otherwise a line at each evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 
 class ProgressLine(TrainerCallback):
-    """Shows step, training loss, evaluation loss and the time left of one node."""
+    """Shows the step, the training loss, the evaluation loss and the remaining time of one node."""
 
     def __init__(self, label: str) -> None:
         self.label, self.loss, self.eval_loss = label, "", ""

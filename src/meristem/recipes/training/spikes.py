@@ -1,4 +1,6 @@
-"""Steps whose loss jumps: left out, or the end of the run. The window of losses is saved with every checkpoint, so a resumed run judges alike."""
+"""Steps whose loss jumps are left out, or end the run. The window of losses is saved with every checkpoint,
+so a resumed run decides in the same way.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,15 @@ if TYPE_CHECKING:
 
 
 class Spikes(TrainerCallback, ExportableState):
-    """Compares the loss of each optimizer step with those before it, as OLMo 2's optimizer does (OLMo et al. 2025, arXiv:2501.00656, section
-    3.1): more than `sigma` standard deviations above the mean of the last `window` steps is a spike. Every loss joins the window, a spike's too,
-    so that a run which has really got worse goes on after a while.
+    """Compares the loss of each optimizer step with those before it, as OLMo 2's optimizer does (OLMo et al.
+    2025, arXiv:2501.00656, section 3.1). A spike is more than `sigma` standard deviations above the mean of
+    the last `window` steps. Every loss joins the window, also that of a spike, so that a run whose loss has
+    really risen continues after some steps.
 
     Args:
         spec: the options.
-        reduce: the mean of a scalar over all processes.
-        end: ends the run, at a step and for a reason.
+        reduce: a function that averages a scalar over all processes.
+        end: a function that ends the run, given a step and a reason.
     """
 
     def __init__(self, spec: SpikesSpec, reduce: Callable[[Tensor], Tensor], end: Callable[[int, str], None]) -> None:
@@ -44,7 +47,7 @@ class Spikes(TrainerCallback, ExportableState):
         self.skipped = list(saved.get("skipped", []))
 
     def see(self, loss: Tensor) -> None:
-        """A micro-batch's share of the step's loss."""
+        """Add the share of a micro-batch to the loss of the step."""
         self._now = loss.detach() if self._now is None else self._now + loss.detach()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
@@ -52,7 +55,7 @@ class Spikes(TrainerCallback, ExportableState):
             return
         loss, step, self._now = float(self._reduce(self._now)), state.global_step + 1, None
         if not math.isfinite(loss):
-            return  # the guard of numbers ends the run
+            return  # the LossGuard ends the run
         if self.is_spike(loss):
             if self.spec.action == "end":
                 self._end(
@@ -62,16 +65,20 @@ class Spikes(TrainerCallback, ExportableState):
             self.skipped.append(step)
             for group in plain_optimizer(optimizer).param_groups:
                 for parameter in group["params"]:
-                    parameter.grad = None  # an optimizer leaves alone what has no gradient, moments and decay included
+                    parameter.grad = (
+                        None  # an optimizer skips parameters without a gradient, including moments and decay
+                    )
         self.losses.append(loss)
 
     def is_spike(self, loss: float) -> bool:
-        """Whether a loss stands out of the window, once that is full."""
+        """Whether a loss is a spike. It is never one before the window is full."""
         full = len(self.losses) == self.spec.window
         return full and loss > fmean(self.losses) + self.spec.sigma * pstdev(self.losses)
 
 
 def attributes_of(state: Any, callback: TrainerCallback) -> Mapping[str, Any]:
-    """What this callback had saved in the checkpoint that a run resumes from; nothing in a new run."""
+    """The attributes that this callback saved in the checkpoint from which a run resumes. They are empty in a
+    new run.
+    """
     saved = state.stateful_callbacks.get(type(callback).__name__, {})
     return saved.get("attributes", {}) if isinstance(saved, Mapping) else {}

@@ -1,4 +1,4 @@
-"""What each optimizer step of a run costs, counted before it begins."""
+"""The cost of each optimizer step of a run, counted before the run begins."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from meristem.subnetworks.flops import PathFlops
 def prepared(
     model: nn.Module, spec: TrainSpec, task: Task, modifiers: Sequence[Modifier], setting: Setting
 ) -> tuple[nn.Module, list[int]]:
-    """The network that is trained, and the FLOPs after each optimizer step, from 0 on.
+    """The network that is trained, and the FLOPs after each optimizer step, from step 0 on.
 
-    Kernels cost nothing that is counted, so the plain network stands for the one with kernels.
+    The cost of several kernels is not counted, so the FLOPs are those of the plain network.
     """
     for modifier in modifiers:
         model = modifier.prepare(model, setting)
@@ -44,7 +44,7 @@ def prepared(
 
 @contextlib.contextmanager
 def _checkpointing(model: Any, trainer: Mapping[str, Any]) -> Iterator[None]:
-    """The network as the Trainer will run it, if activations are computed again."""
+    """The network with activation checkpointing, if the Trainer will use it."""
     sharded = trainer.get("fsdp_config")
     wanted = any(trainer.get(key) for key in CHECKPOINTING)
     if not wanted and not (isinstance(sharded, Mapping) and sharded.get("activation_checkpointing")):

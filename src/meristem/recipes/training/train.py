@@ -1,4 +1,4 @@
-"""A train node: transformers' own Trainer, resumable at any moment, with its cost counted."""
+"""A train node: transformers' own Trainer, which can be resumed at any time, with its costs counted."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ from meristem.streams import Streams
 
 @dataclass(frozen=True)
 class Origin:
-    """What a training begins with beside its model.
+    """The state with which a training begins, apart from its model.
 
     Args:
         trained: whether the model comes from another node.
-        read: examples that earlier nodes have read.
-        optimizer_state: by parameter name.
-        asked_for: whether the recipe asks for this state; otherwise another optimizer begins with one of its own.
-        amplitudes: scales that a growth gave the weights (see `growth.optimizer.amplitudes`).
-        provenance: which entries of the model a growth has added.
+        read: the number of examples that earlier nodes have read.
+        optimizer_state: the optimizer state by parameter name.
+        asked_for: whether the recipe requests this state. Otherwise, an optimizer of another kind begins
+            without it.
+        amplitudes: the scales that a growth gave the weights (see `growth.optimizers.optimizer.amplitudes`).
+        provenance: the entries of the model that a growth has added.
         teacher: the directory of a model to learn from.
     """
 
@@ -69,26 +70,34 @@ def train(
     keep: Sequence[int] = (),
     callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
-    """Train `model` in `directory`, resuming whatever stands there, and leave `model/` and `optimizer.safetensors`.
+    """Train `model` in `directory`, resuming from a checkpoint if there is one, and write `model/` and
+    `optimizer.safetensors`.
 
     Args:
-        streams: the seeds of all that is random.
-        split: what it is evaluated on.
-        keep: optimizer steps at which model and optimizer are left too.
+        model: the network.
+        spec: the options of the train node.
+        task: the task.
+        directory: the directory of the node.
+        label: the name of the node in messages.
+        streams: the seeds of all random numbers.
+        origin: the state with which the training begins.
+        split: the split on which it is evaluated.
+        keep: the optimizer steps at which model and optimizer are also saved.
+        callbacks: further TrainerCallbacks.
 
     Returns:
-        flops, seconds, examples, tokens, metrics, curve, parameters and details, as `NodeResult` wants them.
+        The fields flops, seconds, examples, tokens, metrics, curve, parameters and details of a `NodeResult`.
 
     Raises:
         MeristemError: if data, network and options do not fit each other.
-        Diverged: for a loss that is no number, or jumps where that is to end the run.
+        Diverged: if a loss is not finite, or if it jumps and `spikes` ends the run.
     """
     task.check(model, label)
     return _Run(spec, task, directory, label, streams, origin).train(model, split, keep, callbacks)
 
 
 class _Run:
-    """One train node on its way: what it is made of, in the order in which `train` makes it."""
+    """One train node: its parts, in the order in which `train` makes them."""
 
     def __init__(
         self, spec: TrainSpec, task: Task, directory: Path, label: str, streams: Streams, origin: Origin
@@ -158,7 +167,7 @@ class _Run:
         return Setting(*run, origin.provenance, task.answers, task.example(), origin.teacher)
 
     def _callbacks(self) -> list[TrainerCallback]:
-        """Of the node's methods, behind those that every node has."""
+        """The callbacks of every node, followed by those of the node's methods."""
         found: list[TrainerCallback] = []
         keeps_moments = all(modifier.keeps_moments for modifier in self.modifiers) and not self.spec.incubate
         if self.origin.optimizer_state and keeps_moments:
@@ -173,7 +182,7 @@ class _Run:
     def _leave(self, trainer: NodeTrainer) -> None:
         first = trainer.is_world_process_zero()
         if first:
-            shutil.rmtree(self.directory / "model", ignore_errors=True)  # of a run that was killed while leaving it
+            shutil.rmtree(self.directory / "model", ignore_errors=True)  # of a run that was killed while writing it
         if self.early and self.early.best_at is not None:
             if first:
                 self.early.leave(self.directory)

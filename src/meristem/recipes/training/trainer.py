@@ -1,4 +1,4 @@
-"""transformers' Trainer as a train node wants it."""
+"""transformers' Trainer with the changes that a train node needs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from meristem.recipes.training.spikes import Spikes
 
 
 class NodeArguments(TrainingArguments):
-    """One device for each process. (A Trainer spreads a single process over all the GPUs it sees by nn.DataParallel, whose batches are
-    so many times as large, which would be another run on every machine.)"""
+    """One device for each process. (A Trainer divides a single process among all visible GPUs by
+    nn.DataParallel. Its batches are then larger by the number of GPUs, so that a run would differ between
+    machines.)
+    """
 
     @property
     def n_gpu(self) -> int:
@@ -29,7 +31,9 @@ class NodeArguments(TrainingArguments):
 
 
 class NodeTrainer(Trainer):
-    """Trainer with learning rates by parameter, as a growth or the recipe asks for them, and a guard that sees every loss."""
+    """A Trainer with learning rates by parameter, as a growth or the recipe defines them, and a guard that
+    checks every loss.
+    """
 
     def __init__(
         self,
@@ -57,9 +61,9 @@ class NodeTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The task's own loss; in training, what the run's methods make of it."""
+        """The loss of the task. In training, the methods of the run change it."""
         if not model.training and self._adds_router_loss():
-            inputs = {**inputs, "output_router_logits": False}  # balances experts, and is no part of what is measured
+            inputs = {**inputs, "output_router_logits": False}  # balances experts, and is not part of the measured loss
         given = dict(inputs)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
@@ -73,14 +77,15 @@ class NodeTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _adds_router_loss(self) -> bool:
-        """Whether the network's config asks for the load-balancing loss in every forward pass."""
+        """Whether the config of the network requests the load-balancing loss in every forward pass."""
         config = getattr(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), "config", None)
         return bool(getattr(config, "output_router_logits", False))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """A checkpoint under the names that tensors have in memory. (transformers writes those of the Hub, and looks for those in memory when
-        it resumes: of a ViT's blocks or a mixture's experts it finds none, and goes on with what they were before any training;
-        huggingface/transformers#48805.)"""
+        """Save a checkpoint with the names that tensors have in memory. (transformers writes the names of the
+        Hub, and looks for those in memory when it resumes. For the blocks of a ViT or the experts of a
+        mixture it finds none, and continues with their untrained values; huggingface/transformers#48805.)
+        """
         own = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if not isinstance(own, PreTrainedModel):
             super()._save(output_dir, state_dict)
@@ -90,7 +95,11 @@ class NodeTrainer(Trainer):
             own.save_pretrained(place, state_dict=state_dict, save_original_format=False)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Nothing that is trained may be missing. Raises MeristemError otherwise."""
+        """Check that no trained tensor is missing from the checkpoint.
+
+        Raises:
+            MeristemError: if one is missing or unknown.
+        """
         lacking = set(load_result.missing_keys) - set(getattr(self.model, "_keys_to_ignore_on_save", None) or ())
         state = self.model.state_dict(keep_vars=True)  # type: ignore[union-attr]
         found = {
@@ -105,7 +114,7 @@ class NodeTrainer(Trainer):
             )
 
     def _mean(self, loss: torch.Tensor) -> torch.Tensor:
-        """Over all processes."""
+        """The mean over all processes."""
         return self.accelerator.reduce(loss, "mean")  # type: ignore[return-value]
 
     def create_optimizer(self, *args: Any, **kwargs: Any):
@@ -130,8 +139,8 @@ def _regroup(optimizer: Any, groups: Sequence[dict[str, Any]]) -> None:
 def with_rates(
     groups: Sequence[Mapping[str, Any]], model: nn.Module, rates: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Parameter groups split so that the learning rate of each parameter is multiplied by the factor of the first pattern that its name
-    matches somewhere.
+    """Parameter groups, split so that the learning rate of each parameter is multiplied by the factor of the
+    first pattern that matches a part of its name.
 
     Raises:
         MeristemError: for a pattern that matches no parameter's name.
