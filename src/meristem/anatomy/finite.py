@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
-import torch
 from torch import Tensor, nn
 
+from meristem.anatomy.numbers import count_not_finite, unproved
 from meristem.anatomy.streamed import is_streamed, weights_of, with_weights
 from meristem.errors import MeristemError
 
@@ -33,15 +33,21 @@ def check_finite(model: nn.Module, outputs: Mapping[str, Tensor]) -> None:
     infinite = any(bool(output.isinf().any()) for output in outputs.values())
     bad = _bad_weights(model) if broken is not None or infinite else {}
     if bad:
-        raise MeristemError(
-            f"the network's weights are not finite (NaN or infinite: {_shown(bad)}), so nothing can be proved of it; use a "
-            "checkpoint from before they were, or pass verify=False (--no-verify) to copy them as they are"
-        )
+        raise unproved(_shown(bad))
     if broken is not None:
         raise MeristemError(
             f"the network's outputs are not finite on the inputs of the proof ({broken} is not a number), though its weights are; "
             f"{_cause(model)}"
         )
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raises MeristemError for a network in memory with weights that are not finite. The proof of a streamed
+    one looks at each weight when it takes it.
+    """
+    bad = {} if is_streamed(model) else _bad_weights(model)
+    if bad:
+        raise unproved(_shown(bad))
 
 
 def with_finite_weights(model: nn.Module) -> nn.Module:
@@ -55,7 +61,7 @@ def with_finite_weights(model: nn.Module) -> nn.Module:
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
     def check(name: str, tensor: Tensor) -> Tensor:
-        count = _not_finite(tensor) if name in parameters else 0
+        count = count_not_finite(tensor) if name in parameters else 0
         return _refuse({name: count}) if count else tensor
 
     if is_streamed(model):
@@ -76,10 +82,6 @@ def _refuse(bad: Mapping[str, int]) -> NoReturn:
 def _shown(bad: Mapping[str, int]) -> str:
     more = f" and {len(bad) - NAMED} more tensors" if len(bad) > NAMED else ""
     return ", ".join(f"{count} in {name}" for name, count in list(bad.items())[:NAMED]) + more
-
-
-def _not_finite(tensor: Tensor) -> int:
-    return int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
 
 
 def largest_weight(model: nn.Module) -> tuple[float, str]:
@@ -110,5 +112,5 @@ def _taken(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _bad_weights(model: nn.Module) -> dict[str, int]:
     """{tensor: how many of its values are not finite}, for the tensors that have such values."""
-    counts = {name: _not_finite(tensor) for name, tensor in _taken(model)}
+    counts = {name: count_not_finite(tensor) for name, tensor in _taken(model)}
     return {name: count for name, count in counts.items() if count}

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from meristem.anatomy.lockstep import side_by_side, take_turns
+from meristem.anatomy.numbers import check_numbers
 from meristem.anatomy.widened import widened
 from meristem.block_count import block_reached, expect_blocks
 
@@ -119,8 +120,9 @@ class Weights(Mapping[str, Tensor]):
 class _Stream:
     """The source of a streamed network's weights, which all its stations use."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, checked: bool) -> None:
         self.weights = weights
+        self.checked = checked
         self.whole = False
 
 
@@ -141,13 +143,18 @@ def weights_of(model: nn.Module) -> Mapping[str, Tensor]:
     return model.stream.weights if is_streamed(model) else model.state_dict()  # type: ignore[union-attr, return-value]
 
 
-def streamed(skeleton: nn.Module, weights: Weights) -> nn.Module:
+def streamed(skeleton: nn.Module, weights: Weights, checked: bool = False) -> nn.Module:
     """Make a streamed network from `skeleton`, whose parameters are on the meta device, and return it.
 
     The elements of outermost module lists (blocks) load all their weights when they are called. The network
     itself loads all others.
+
+    Args:
+        skeleton: the network.
+        weights: its weights.
+        checked: raise MeristemError for a parameter that is not finite, when a module takes it.
     """
-    stream = _Stream(weights)
+    stream = _Stream(weights, checked)
     skeleton.stream = stream  # type: ignore[assignment]
     for name, parameter in skeleton.named_parameters(remove_duplicate=False):
         parameter.data = parameter.data.to(weights.dtypes[name])
@@ -201,7 +208,10 @@ class _Station:
             if id(placeholder) in made:
                 held[leaf] = made[id(placeholder)]
                 continue
-            tensor = widened(self._stream.weights[name], placeholder.dtype)
+            found = self._stream.weights[name]
+            if self._stream.checked and held is owner._parameters:
+                check_numbers(name, found)
+            tensor = widened(found, placeholder.dtype)
             held[leaf] = tensor if held is owner._buffers else nn.Parameter(tensor, requires_grad=False)
             if held is owner._parameters:
                 made[id(placeholder)] = held[leaf]

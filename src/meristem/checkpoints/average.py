@@ -9,6 +9,7 @@ set of weights. Equal weights are a linear decay over k - 1 intervals.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,16 +59,34 @@ def averaged(models: Sequence[nn.Module], parts: Sequence[float]) -> nn.Module:
         for source, part in zip(sources, parts, strict=True):
             if part:
                 total += source[name].to(wide) * part
-        if bool(total.isnan().any()):
-            raise MeristemError(f"the mean of {name} is not a number; use checkpoints from before their weights were")
+        if not bool(total.isfinite().all()):
+            raise MeristemError(
+                f"the mean of {name} is not finite (NaN or infinite); use checkpoints from before their weights were"
+            )
         return total.to(last.dtype)
 
     dtypes = {name: tensor.dtype for name, tensor in first.state_dict().items()}
-    config: Any = first.config
+    config = _config(models)
     made = streamed(skeleton(lambda: type(first)(config)), Weights(dtypes, mean))
     if getattr(first, "generation_config", None) is not None:
         made.generation_config = first.generation_config  # type: ignore[assignment]
     return made
+
+
+def _config(models: Sequence[nn.Module]) -> Any:
+    """The last network's config, with a head of its own if one of the networks has one: what a tied network
+    computes an untied one can compute too, not the other way round.
+    """
+    config: Any = copy.deepcopy(models[-1].config)
+    tied = [_ties(model.config) for model in models]
+    if tied[-1] and not all(tied):
+        for part in (config, config.get_text_config()):
+            part.tie_word_embeddings = False
+    return config
+
+
+def _ties(config: Any) -> bool:
+    return bool(getattr(config.get_text_config(), "tie_word_embeddings", getattr(config, "tie_word_embeddings", False)))
 
 
 def average(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from meristem.checkpoints.exchange import exchange, locked, sync, sync_entry
-from meristem.checkpoints.written import begin_manifest, foreign, is_marked, remove, write_manifest
+from meristem.checkpoints.written import begin_manifest, files_below, foreign, is_marked, remove, write_manifest
 from meristem.errors import MeristemError
 
 
@@ -111,11 +111,12 @@ def check_place(out: Path, overwrite: bool = False, sources: Sequence[str | Path
 
 
 def _lying_in(place: Path, source: Path) -> Iterator[str]:
-    """The entries of a source's directory that are links into `place`."""
-    for entry in sorted(source.iterdir()) if source.is_dir() else ():
+    """The entries below a source's directory that are links to `place` or into it."""
+    for name in files_below(source) if source.is_dir() else ():
+        entry = source / name
         with contextlib.suppress(OSError, RuntimeError):  # a link in a circle leads nowhere
-            if entry.is_symlink() and place in entry.resolve().parents:
-                yield entry.name
+            if entry.is_symlink() and place in (read := entry.resolve(), *read.parents):
+                yield name
 
 
 def check_shard_size(size: str | int) -> None:
@@ -157,8 +158,8 @@ def _clear_remains(place: Path) -> None:
     """
     remains = re.compile(re.escape(f".{place.name}.partial") + r"(-[0-9a-f]{8})?")
     for name in os.listdir(place.parent):
-        left = place.parent / name
-        if remains.fullmatch(name) and left.is_dir() and (is_marked(left) or foreign(left) is None):
+        left, own = place.parent / name, remains.fullmatch(name)
+        if own and left.is_dir() and (is_marked(left) or (own[1] and foreign(left) is None)):
             remove(left)
     old = _old(place)
     if old.is_dir() and foreign(old) is None:

@@ -96,7 +96,7 @@ def open_distributed(
         check_unplaced(name, skeleton, {n: tuple(reader.placeholder(key).shape) for n, key in beside.items()}, drop)
         dropped |= {key for n, key in beside.items() if any(fnmatch(n, pattern) for pattern in drop)}
         model = without_weights(model_class, config, found)
-        models[path] = streamed(model, _read_weights(model, reader, path, name))
+        models[path] = streamed(model, _read_weights(model, reader, path, name), checked=True)
     return models[paths[0]], Networks(reader, models, frozenset(dropped))
 
 

@@ -53,7 +53,7 @@ def open_streamed(source: str | Source, trust_remote_code: bool = False, drop: S
     Raises:
         MeristemError: as `open_model`.
     """
-    return streamed(*read_lazily(source, trust_remote_code, drop))
+    return streamed(*read_lazily(source, trust_remote_code, drop), checked=True)
 
 
 def read_lazily(

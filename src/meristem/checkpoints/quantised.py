@@ -37,3 +37,8 @@ def check_not_quantised(source: object, placeholders: Mapping[str, Tensor], own:
         if maker or (whole and tensor.dtype in (torch.int8, torch.uint8)):
             by = f", as {maker} writes it" if maker else f", stored as {str(tensor.dtype).removeprefix('torch.')}"
             raise MeristemError(f"{source} is quantised ({name}{by}); use the original weights")
+        if whole and not tensor.is_complex():
+            raise MeristemError(
+                f"{source} holds {name} as {str(tensor.dtype).removeprefix('torch.')}, where its class has real numbers; "
+                "use the weights as they were trained"
+            )

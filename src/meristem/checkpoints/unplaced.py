@@ -17,6 +17,8 @@ from meristem.checkpoints.source import Source
 from meristem.checkpoints.stored import StoredTensors
 from meristem.errors import MeristemError
 
+MASKS = (".attn.bias", ".attention.bias", ".causal_mask")  # of GPT-2 and its relatives, in old checkpoints
+
 
 def check_unplaced(
     source: Source, model: nn.Module, unplaced: Mapping[str, tuple[int, ...]], drop: Sequence[str]
@@ -63,7 +65,8 @@ def _not_learned(model: nn.Module, name: str, shape: tuple[int, ...]) -> bool:
     within a module that it has. Whole modules that a class leaves out, such as layers for multi-token
     prediction, were learned.
     """
-    if (shape[:2] == (1, 1) and len(shape) == 4 and shape[2] == shape[3]) or name.endswith(".masked_bias"):
+    is_square = shape[:2] == (1, 1) and len(shape) == 4 and shape[2] == shape[3]
+    if (is_square and name.endswith(MASKS)) or name.endswith(".masked_bias"):
         return True
     end = PurePath(*name.split(".")[-2:])
     if any(PurePath(*buffer.split(".")[-2:]) == end for buffer, _ in model.named_buffers()):

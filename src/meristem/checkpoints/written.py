@@ -41,6 +41,12 @@ def begin_manifest(directory: Path) -> None:
     (directory / MANIFEST).write_text("{}\n")
 
 
+TYPED = re.compile(
+    r"chat_template\.jinja|additional_chat_templates/.*|vocab\.(txt|json)|merges\.txt|.*\.model|README\.md"
+)
+# `save_pretrained` writes such files, and people type them; their content does not tell
+
+
 def is_marked(directory: Path) -> bool:
     """Whether Meristem made this directory."""
     return (directory / MANIFEST).is_file()
@@ -74,7 +80,10 @@ def foreign(directory: Path) -> str | None:
             continue
         if not _saved_by_transformers(directory, path):
             since = ", which was changed since Meristem wrote it" if path in manifest else ""
-            return f"{path}{since or ', which neither Meristem nor save_pretrained wrote'}"
+            typed = (
+                ", which neither Meristem wrote nor can be told from a file of yours" if TYPED.fullmatch(path) else ""
+            )
+            return f"{path}{since or typed or ', which neither Meristem nor save_pretrained wrote'}"
     return None
 
 

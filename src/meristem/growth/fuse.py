@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.builder import FunctionBuilder
+from meristem.anatomy.finite import check_weights
 from meristem.anatomy.streamed import Weights, weights_of
 from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
 from meristem.errors import MeristemError, PreservationError
@@ -156,6 +157,8 @@ def fuse_with_certificate(
     parents = [parent for parent, _ in pairs]
     for parent in parents:
         check_inputs(inputs, parent)
+        if verify:
+            check_weights(parent)
     if isinstance(method, Rebasin):
         return _averaged(parents, method, inputs if inputs is not None else example_inputs(parents[0]), verify)
     anatomies = [(anatomy or Anatomy.of(parent)).watched(inputs) for parent, anatomy in pairs]

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from meristem.anatomy import Anatomy
 from meristem.anatomy.builder import FunctionBuilder
-from meristem.anatomy.finite import with_finite_weights
+from meristem.anatomy.finite import check_weights, with_finite_weights
 from meristem.anatomy.inputs import example_inputs
 from meristem.anatomy.streamed import is_streamed, weights_of
 from meristem.certificates import Certificate, error_in_high_precision, stored_dtype, verify
@@ -116,6 +116,8 @@ class Growth:
         check_same(model, anatomy)
         methods = methods or list(growth_like(model, like, anatomy).methods)
         model = with_finite_weights(model) if any(method.shrinks for method in methods) else model
+        if verify:
+            check_weights(model)
         steps = take_steps(model, methods, anatomy, inputs)
         check_guesses(steps.plans[0])
         certificate = None

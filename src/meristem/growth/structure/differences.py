@@ -5,7 +5,7 @@ both.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from meristem.anatomy import Anatomy
@@ -13,13 +13,15 @@ from meristem.anatomy.huggingface import HuggingFaceBuilder
 from meristem.errors import MeristemError
 
 INERT = re.compile(  # entries that name, describe, initialise or train a network, or steer what generates with it
-    r"(.*_)?(name_or_path|transformers_version|architectures|auto_map|dtype|torch_dtype|model_type|id2label|label2id|tokenizer_class|"
+    r"(.*_)?(name_or_path|transformers_version|architectures|auto_map|dtype|torch_dtype|model_type|label2id|tokenizer_class|"
     r"problem_type|task_specific_params|finetuning_task|use_cache|return_dict|output_attentions|output_hidden_states|"
     r"output_router_logits|is_decoder_only|pretraining_tp|tie_word_embeddings|chunk_size_feed_forward)"
-    r"|(bos|eos|sep|cls|mask|decoder_start|forced_bos|forced_eos)_token_id"
-    r"|.*(dropout|dropout_rate|dropout_prob|_pdrop|layerdrop|drop_path_rate|_drop)|.*initializer.*|.*init_std|.*aux_loss_coef|.*jitter_noise"
+    r"|(bos|eos|sep|cls|decoder_start|forced_bos|forced_eos)_token_id"
+    r"|(?!token_dropout).*(dropout|dropout_rate|dropout_prob|_pdrop|layerdrop|drop_path_rate|_drop)|.*initializer.*|.*init_std|.*aux_loss_coef|.*jitter_noise"
     r"|mask_(time|feature)_.*|apply_spec_augment|.*_loss_.*|.*loss_coef(ficient)?|norm_groups|_.*"
 )
+READ_EOS = re.compile(r".*(clip|bart|t5|blip|bigbird_pegasus|groupvit|mvp).*")  # families whose forward looks for it
+UNNAMED = re.compile(r"LABEL_\d+")  # what a label is called by default
 Difference = tuple[str, Any, Any]
 
 
@@ -46,8 +48,19 @@ def differences_of_configs(first: Any, other: Any) -> list[Difference]:
     return [
         (entry, ours.get(entry), theirs.get(entry))
         for entry in sorted(ours.keys() | theirs.keys())
-        if not _same(ours.get(entry), theirs.get(entry)) and not any(INERT.fullmatch(part) for part in entry.split("."))
+        if not _same(ours.get(entry), theirs.get(entry)) and not _is_inert(entry, ours, theirs)
     ]
+
+
+def _is_inert(entry: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether an entry changes nothing that is computed, nor what outputs mean."""
+    path = entry.split(".")
+    if "id2label" in path:  # names that nobody gave mean nothing
+        return any(UNNAMED.fullmatch(str(found.get(entry, "LABEL_0"))) for found in (ours, theirs))
+    if path[-1] == "eos_token_id":
+        kind = str(ours.get(".".join([*path[:-1], "model_type"])) or ours.get("model_type"))
+        return READ_EOS.fullmatch(kind) is None
+    return any(INERT.fullmatch(part) for part in path)
 
 
 def check_alike(first: Anatomy, other: Anatomy, number: int) -> None:
