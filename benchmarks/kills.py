@@ -41,6 +41,8 @@ import yaml
 from checkpoints import ENVIRONMENT, ROOT, say
 from support.small_recipes import published, small
 
+from meristem.checkpoints.written import MANIFEST
+
 WAYS = {"single": [], "torchrun": [], "ray": ["--executor", "ray", "--executor-option", "slots=2"]}
 WANTED = {"single": 50, "torchrun": 30, "ray": 20}  # kills at least; each recipe is killed in each way
 MOST = {"single": 5, "torchrun": 3, "ray": 3}  # kills in one trial
@@ -74,7 +76,9 @@ def digest(out: Path) -> dict[str, str]:
     for file in sorted(out.rglob("*")):
         name = file.relative_to(out).as_posix()
         kept = "/model/" in name or "/kept/" in name or name.endswith(("node.json", "ensemble.json", ".safetensors"))
-        if file.is_file() and kept and "/trainer/" not in name:
+        if (
+            file.is_file() and kept and "/trainer/" not in name and file.name != MANIFEST
+        ):  # hashes of what is compared here
             content = file.read_bytes()
             if file.suffix == ".json":
                 content = json.dumps(_timeless(json.loads(content)), sort_keys=True).encode()
