@@ -159,7 +159,9 @@ def _clear_remains(place: Path) -> None:
     remains = re.compile(re.escape(f".{place.name}.partial") + r"(-[0-9a-f]{8})?")
     for name in os.listdir(place.parent):
         left, own = place.parent / name, remains.fullmatch(name)
-        if own and left.is_dir() and (is_marked(left) or (own[1] and foreign(left) is None)):
+        if not own or not left.is_dir():
+            continue
+        if is_marked(left) or not os.listdir(left) or (own[1] and foreign(left) is None):
             remove(left)
     old = _old(place)
     if old.is_dir() and foreign(old) is None:

@@ -116,8 +116,6 @@ class Growth:
         check_same(model, anatomy)
         methods = methods or list(growth_like(model, like, anatomy).methods)
         model = with_finite_weights(model) if any(method.shrinks for method in methods) else model
-        if verify:
-            check_weights(model)
         steps = take_steps(model, methods, anatomy, inputs)
         check_guesses(steps.plans[0])
         certificate = None
@@ -130,6 +128,7 @@ class Growth:
             pending = functools.partial(_measured, model, steps, methods, inputs, kept)
             return Growth(model, steps.model, steps.anatomy, steps.plans, recorded, None, before, pending)
         if verify and steps.promised:
+            check_weights(model)
             certificate = certify(model, steps, inputs, kept)
             if not certificate.holds:
                 steps, certificate, methods = _second_try(model, methods, anatomy, inputs, kept)
@@ -220,6 +219,7 @@ def _measured(
         PreservationError: if a promise is broken.
     """
     try:
+        check_weights(model)
         certificate = certify(model, steps, inputs, kept)
     except MeristemError as error:
         if steps.promised:
