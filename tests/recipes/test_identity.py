@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from test_run import word_tokenizer
 import meristem as ms
 from meristem.checkpoints import open_model
 from meristem.recipes import node, run
+from meristem.recipes.code import WITHOUT_INFLUENCE
 from meristem.recipes.nodes import perform
 from meristem.recipes.run import plan_jobs
 from meristem.recipes.specs.schema import parse_recipe
@@ -71,6 +73,12 @@ def test_other_code_is_another_result_and_is_recorded(tmp_path, monkeypatch):
     job.save()
     with pytest.raises(ms.MeristemError, match="another revision of Meristem's code"):
         perform.perform(job.directory)
+
+
+def test_what_shows_runs_is_no_part_of_a_result():
+    root = Path(ms.__file__).parent
+    assert [name for name in WITHOUT_INFLUENCE if not (root / name).exists()] == []
+    assert {"recipes/pages/", "recipes/training/progress.py"} <= set(WITHOUT_INFLUENCE)
 
 
 def test_when_it_can_be_resumed_is_no_part_of_a_result(tmp_path):
