@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small import MODEL, TRAIN, corpus
@@ -12,6 +14,7 @@ from test_run import word_tokenizer
 
 import meristem as ms
 from meristem.checkpoints import open_model
+from meristem.data.token_files import fingerprint_of
 from meristem.recipes import node, run
 from meristem.recipes.code import WITHOUT_INFLUENCE
 from meristem.recipes.nodes import perform
@@ -48,6 +51,32 @@ def test_another_corpus_is_another_result(checkpoints, tmp_path):
     corpus(tmp_path, lines=2001)
     after = hashes(content, tmp_path)
     assert {name for name in before if before[name] != after[name]} == {"learned", "mixed", "tuned"}
+
+
+def swap(file, old, new):
+    """Other contents of the same size and time of change."""
+    state = file.stat()
+    file.write_bytes(file.read_bytes().replace(old, new, 1))
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (state.st_size, state.st_mtime_ns)
+
+
+def test_contents_of_the_same_size_and_time_are_another_result(checkpoints, tmp_path):
+    """A text, a checkpoint and a token file; a text that is only touched is the same."""
+    content = {"data": corpus(tmp_path), "nodes": checkpoints}
+    before = hashes(content, tmp_path)
+    (tmp_path / "text.txt").touch()
+    assert hashes(content, tmp_path) == before
+    swap(tmp_path / "text.txt", b"7 times 7", b"8 times 7")
+    text = hashes(content, tmp_path)
+    assert {name for name in before if before[name] != text[name]} == {"learned", "mixed", "tuned"}
+    weights = tmp_path / "b" / "model.safetensors"
+    swap(weights, weights.read_bytes()[-1:], b"\x01" if weights.read_bytes()[-1:] != b"\x01" else b"\x02")
+    assert {name for name in text if text[name] != hashes(content, tmp_path)[name]} == {"b", "mixed"}
+    np.save(tmp_path / "tokens.npy", np.arange(3_000_000, dtype=np.uint16) % 100)
+    known = fingerprint_of(tmp_path / "tokens.npy")
+    swap(tmp_path / "tokens.npy", np.uint16([42, 43]).tobytes(), np.uint16([43, 42]).tobytes())
+    assert fingerprint_of(tmp_path / "tokens.npy") != known
 
 
 def test_another_tokenizer_of_the_same_name_is_another_result(tmp_path):

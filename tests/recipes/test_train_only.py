@@ -79,7 +79,9 @@ def test_an_average_follows_the_keep_every_of_its_run(tmp_path):
     parts = [open_model(str(part / "model")).state_dict() for part in (place / "kept/8", place / "kept/16", place)]
     for name, tensor in open_model(str(mean / "model")).state_dict().items():
         torch.testing.assert_close(tensor, sum(part[name] for part in parts) / 3)
-    with pytest.raises(ms.MeristemError, match=r"run \(seed 0\) has kept no checkpoint at step 18, only at \[4, 8, 12, 16\]"):
+    with pytest.raises(
+        ms.MeristemError, match=r"run \(seed 0\) has kept no checkpoint at step 18, only at \[4, 8, 12, 16\]"
+    ):
         run(asked(256), tmp_path / "out")
 
 

@@ -163,7 +163,8 @@ def _files(source: str) -> list[list[Any]]:
     if not Path(source).is_dir() and not source.startswith((".", "/", "~")):
         return [["revision", local_directory(source).name]]
     found = sorted(file for file in Path(source).glob("*") if file.is_file())
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in found]
+    states = [(file.name, file.stat()) for file in found]
+    return [[name, state.st_size, state.st_mtime_ns, state.st_ctime_ns] for name, state in states]
 
 
 def load_result(directory: Path) -> NodeResult | None:

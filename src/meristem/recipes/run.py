@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meristem.checkpoints.source import find_source
-from meristem.errors import MeristemError
+from meristem.errors import MeristemError, first_line
 from meristem.recipes.node import Job, NodeResult, directory_name, has_finished, load_result
 from meristem.recipes.nodes.perform import NodeCrashed, perform
 from meristem.recipes.pages.watch import Watch
 from meristem.recipes.plan import plan_jobs as plan_jobs
 from meristem.recipes.specs.schema import Recipe
 from meristem.recipes.tasks import Task, open_task
-from meristem.recipes.training.guards import diverged
 from meristem.recipes.tune import choose_numbers
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ def _execute(
     jobs: Sequence[Job], task: Task, callbacks: Sequence[Any], executor: Executor | None, failed: dict[str, str]
 ) -> dict[str, str]:
     """Run the jobs that have not finished, parents first. The messages of failed nodes are written to
-    `failed`, by their directories. In this process the first bad input ends the run, except a loss that is
-    not finite.
+    `failed`, by their directories. A node that fails stops only the nodes that depend on it.
     """
     waiting = []
     for job in jobs:
@@ -129,11 +128,15 @@ def _execute(
         try:
             perform(job.directory, task, callbacks)
         except NodeCrashed as error:
-            raise MeristemError(f"{error}; run the same command again to continue") from error
+            said = f"{error}; run the same command again to continue"
         except MeristemError as error:
-            if not diverged(job.directory):
-                raise
-            failed[job.directory.name] = str(error)
+            said = str(error)
+        except ValueError as error:  # of a library, for an option that it refuses
+            traceback.print_exc()
+            said = f"{job.label}: {first_line(error)}"
+        else:
+            continue
+        failed[job.directory.name] = said
     return failed
 
 

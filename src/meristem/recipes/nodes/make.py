@@ -99,7 +99,8 @@ def _last_of(job: Job, last: int, task: Task) -> list[Path]:
 
     (parent,) = job.parent_directories
     before, result = Job.load(parent), load_result(parent)
-    assert before.node.train is not None and result is not None
+    assert before.node.train is not None
+    assert result is not None
     details = result.details
     end = details.get("best_at") or details.get("stopped_at") or before.node.train.steps(task.tokens_per_example)
     steps = list(range(job.every, end, job.every))[-(last - 1) :]

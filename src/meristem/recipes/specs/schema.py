@@ -80,7 +80,7 @@ class Recipe(Strict):
         self.order()
         for name, node in self.nodes.items():
             if node.train:
-                check_provenance(name, node.train, (self.nodes[other] for other in self.ancestors(name)))
+                check_provenance(name, node.train, (self.nodes[other] for other in self.ancestors(name)), self.nodes)
         return self
 
     def order(self) -> list[str]:
