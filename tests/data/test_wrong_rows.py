@@ -21,5 +21,5 @@ def test_a_line_that_is_no_json(tmp_path, stream):
 def test_too_few_documents_say_what_works(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(f"{name} text " * 20)
-    with pytest.raises(ms.MeristemError, match="2 documents are too few .* or all text in one file"):
+    with pytest.raises(ms.MeristemError, match=r"2 documents are too few .* or all text in one file"):
         open_corpus(str(tmp_path))

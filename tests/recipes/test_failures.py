@@ -197,6 +197,19 @@ def test_a_node_that_fails_here_stops_only_those_that_depend_on_it(tmp_path, mon
     assert list((tmp_path / "out").glob("other-*/node.json"))
 
 
+def test_a_growth_that_does_not_keep_the_function_is_told_apart(tmp_path, monkeypatch):
+    """The command line exits with 1 then, and with 2 for bad input."""
+
+    def broken(*_):
+        raise ms.PreservationError("this growth should keep the function and does not")
+
+    monkeypatch.setattr(work, "grow_node", broken)
+    grow = {"grow": {"from": "small", "method": "hypercloning", "width": 2}}
+    nodes = {"small": {"train": TRAIN}, "grown": grow, "after": {"train": {**TRAIN, "model": None, "from": "grown"}}}
+    with pytest.raises(ms.PreservationError, match="2 of 3 nodes did not finish"):
+        run(parse_recipe({"data": corpus(tmp_path), "nodes": nodes}), tmp_path / "out")
+
+
 def test_a_pattern_that_is_none_is_refused_when_the_recipe_is_read(tmp_path):
     with pytest.raises(ms.MeristemError, match=r"learning_rates.*'mlp\(' is not a regular expression"):
         recipe(tmp_path, learning_rates={"mlp(": 2.0})
