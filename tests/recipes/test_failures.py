@@ -11,17 +11,19 @@ from concurrent.futures import Future
 import pytest
 from safetensors import SafetensorError
 from small import MODEL, TRAIN, corpus
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 import meristem as ms
 from meristem.recipes import run
 from meristem.recipes.executors import Executor
 from meristem.recipes.node import NodeResult
+from meristem.recipes.nodes import work
 from meristem.recipes.nodes.perform import perform
 from meristem.recipes.pages import watch
 from meristem.recipes.specs.schema import parse_recipe
-from meristem.recipes.specs.trainer_keys import RESERVED
-from meristem.recipes.training.guards import diverged
+from meristem.recipes.specs.trainer_keys import RANGES, REFUSED, RESERVED
+from meristem.recipes.tasks import open_task
+from meristem.recipes.training.guards import LossGuard, diverged
 from meristem.recipes.training.left import load_state
 from meristem.recipes.training.trainer import NodeTrainer
 
@@ -30,18 +32,54 @@ def recipe(tmp_path, **train):
     return parse_recipe({"data": corpus(tmp_path), "nodes": {"small": {"train": {**TRAIN, **train}}}})
 
 
+def modules(first, second):
+    """Two nodes that incubate these modules."""
+    own = {"from": "m", "tokens": "8k", "learning_rate": 1e-3}
+    return {
+        f"{name}{module}": {"train": {**own, "incubate": {"num_hidden_layers": 4, "modules": 2, "module": module}}}
+        for name, module in zip("ab", (first, second), strict=True)
+    }
+
+
 @pytest.mark.parametrize("key, value, use", [
     ("eval_strategy", "no", "evaluations"), ("eval_on_start", False, "evaluations"), ("max_steps", 3, "tokens"),
     ("per_device_train_batch_size", 2, "batch_size"), ("learning_rate", 1.0, "learning_rate"), ("seed", 3, "seeds"),
     ("save_steps", 1, "checkpoint_every"), ("load_best_model_at_end", True, "ends with"), ("lr_scheduler_type", "linear", "schedule"),
+    ("label_names", ["x"], "labels"), ("push_to_hub", True, "uploads nothing"),
 ])  # fmt: skip
 def test_reserved_keys_name_the_one_to_use(tmp_path, key, value, use):
     with pytest.raises(ms.MeristemError, match=f"{key} is set by the recipe; .*{use}"):
         recipe(tmp_path, trainer={key: value})
 
 
+@pytest.mark.parametrize("key, value, words", [
+    ("label_smoothing_factor", 0.5, "cannot be set in a recipe: it changes the loss that evaluations measure"),
+    ("deepspeed", "nosuch.json", "cannot be set in a recipe: use `fsdp`"),
+    ("gradient_accumulation_steps", 0, "is at least 1, found 0"), ("gradient_accumulation_steps", -2, "is at least 1, found -2"),
+    ("adam_beta1", 2, "is at least 0 and below 1, found 2.0"), ("adam_beta2", 1, "is at least 0 and below 1, found 1.0"),
+    ("adam_epsilon", -1, "is at least 0, found -1.0"), ("max_grad_norm", -1, "is at least 0, found -1.0"),
+])  # fmt: skip
+def test_values_of_the_trainer_that_cannot_work_are_refused_when_the_recipe_is_read(tmp_path, key, value, words):
+    with pytest.raises(ms.MeristemError, match=re.escape(f"nodes.small.train.trainer: {key} {words}")):
+        recipe(tmp_path, trainer={key: value})
+
+
+def test_a_package_of_kernels_that_is_missing(tmp_path):
+    if importlib.util.find_spec("liger_kernel"):
+        pytest.skip("it is there")
+    with pytest.raises(ms.MeristemError, match="use_liger_kernel needs the package liger-kernel"):
+        run(recipe(tmp_path, trainer={"use_liger_kernel": True}), tmp_path / "out")
+
+
+def test_an_evaluation_without_a_loss_ends_the_node(tmp_path):
+    guard = LossGuard("small (seed 0)", tmp_path)
+    with pytest.raises(ms.MeristemError, match=r"small \(seed 0\): its evaluation at step 0 measured no loss"):
+        guard.on_evaluate(None, TrainerState(global_step=0), None, metrics={"eval_runtime": 0.1})
+
+
 def test_what_is_reserved_exists():
     """But for keys of earlier versions, which people remember."""
+    assert set(REFUSED) | set(RANGES) <= set(TrainingArguments.__dataclass_fields__)
     assert set(RESERVED) - set(TrainingArguments.__dataclass_fields__) <= {"warmup_ratio", "group_by_length"}
 
 
@@ -127,6 +165,51 @@ def test_a_node_that_an_executor_refuses_fails_alone(tmp_path):
     assert list((tmp_path / "out").glob("modest-*/node.json"))
 
 
+def test_a_node_that_fails_here_stops_only_those_that_depend_on_it(tmp_path, monkeypatch):
+    """By bad input, and by an error of a library."""
+    plain = work.average_node
+
+    def refused(job, *rest):
+        if job.name == "odd":
+            raise ValueError("no such value\nmore")
+        return plain(job, *rest)
+
+    monkeypatch.setattr(work, "average_node", refused)
+    nodes = {
+        "small": {"train": TRAIN},
+        "second": {"train": {**TRAIN, "seed": 1}},
+        "grown": {"grow": {"from": "small", "method": "hypercloning", "hidden_size": 24}},
+        "after": {"train": {**TRAIN, "model": None, "from": "grown"}},
+        "odd": {"average": {"from": ["small", "second"]}},
+        "other": {"average": {"from": ["second", "small"]}},
+    }
+    with pytest.raises(ms.MeristemError) as error:
+        run(parse_recipe({"data": corpus(tmp_path), "nodes": nodes}), tmp_path / "out")
+    first, *rest = str(error.value).splitlines()
+    assert first == "3 of 6 nodes did not finish"
+    words = [
+        r"grown-s0-\w+: .*hypercloning",
+        r"after-s0-\w+: not run: a parent failed",
+        r"odd-s0-\w+: odd \(seed 0\): no such value",
+    ]
+    for line, pattern in zip(rest, words, strict=True):
+        assert re.match(pattern, line), line
+    assert list((tmp_path / "out").glob("other-*/node.json"))
+
+
+def test_a_growth_that_does_not_keep_the_function_is_told_apart(tmp_path, monkeypatch):
+    """The command line exits with 1 then, and with 2 for bad input."""
+
+    def broken(*_):
+        raise ms.PreservationError("this growth should keep the function and does not")
+
+    monkeypatch.setattr(work, "grow_node", broken)
+    grow = {"grow": {"from": "small", "method": "hypercloning", "width": 2}}
+    nodes = {"small": {"train": TRAIN}, "grown": grow, "after": {"train": {**TRAIN, "model": None, "from": "grown"}}}
+    with pytest.raises(ms.PreservationError, match="2 of 3 nodes did not finish"):
+        run(parse_recipe({"data": corpus(tmp_path), "nodes": nodes}), tmp_path / "out")
+
+
 def test_a_pattern_that_is_none_is_refused_when_the_recipe_is_read(tmp_path):
     with pytest.raises(ms.MeristemError, match=r"learning_rates.*'mlp\(' is not a regular expression"):
         recipe(tmp_path, learning_rates={"mlp(": 2.0})
@@ -148,6 +231,24 @@ def test_a_pattern_that_is_none_is_refused_when_the_recipe_is_read(tmp_path):
     ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3}},
       "b": {"train": {"from": "a", "tokens": "8k", "learning_rate": 1e-3, "train_only": "fresh"}}},
      "node 'b': train_only and fresh want a model that has been grown"),
+    ({"m": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3}}, **modules(0, 1),
+      "x": {"assemble": {"from": ["a0", "b1"]}}, "y": {"train": {"from": "x", "tokens": "8k", "learning_rate": 1e-3}},
+      "z": {"train": {"from": "y", "tokens": "8k", "learning_rate": 1e-3, "train_only": "fresh"}}},
+     "node 'z': train_only and fresh want a model that has been grown, and 'x' assembles modules"),
+    ({"m": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3}}, **modules(0, 0), "x": {"assemble": {"from": ["a0", "b0"]}}},
+     "node 'x' assembles ['a0', 'b0'], of which two incubate module 0"),
+    ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3}}, "b": {"grow": {"from": "a", "method": "hypercloning", "width": 1.5}}},
+     "hypercloning: width must be a whole number of at least 1, got 1.5"),
+    ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3}}, "b": {"grow": {"from": "a", "method": "hypercloning", "width": "two"}}},
+     "hypercloning: width must be a whole number of at least 1, got 'two'"),
+    ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3}}, "b": {"grow": {"from": "a", "method": "hypercloning", "width": -2}}},
+     "hypercloning: width must be a whole number of at least 1, got -2"),
+    ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3}}, "b": {"grow": {"from": "a", "method": "lemon", "hidden_size": 24.5}}},
+     "lemon: hidden_size must be a positive whole number, got 24.5"),
+    ({"a": {"train": {"model": MODEL, "tokens": "8k", "tune": {"learning_rate": [1e-3, 2e-3], "on": {"examples": 4}}}}},
+     "node 'a': tune: on: 4 examples are less than one step (16 examples)"),
+    ({"a": {"train": None}}, "nodes.a: train is empty; give its options"),
+    ({"a": {"train": {"model": {"hidden_size": 8}, "tokens": "8k", "learning_rate": 1e-3}}}, "model needs a `model_type`"),
 ])  # fmt: skip
 def test_what_can_be_known_is_said_when_the_recipe_is_read(nodes, words):
     with pytest.raises(ms.MeristemError, match=re.escape(words)):
@@ -163,6 +264,7 @@ def test_seeds_that_name_one_twice_are_no_replicates():
 @pytest.mark.parametrize("model, words", [
     ({"model_type": "vit"}, "node 'b': vit has no network for this task"),
     ({**MODEL, "hidden_size": 15}, "node 'b': llama cannot be built from these entries: .* not a multiple of"),
+    ({**MODEL, "num_hidden_layers": 0}, "node 'b': llama cannot be built from these entries: a network needs at least one layer"),
 ])  # fmt: skip
 def test_no_node_runs_before_a_network_that_cannot_be_built(tmp_path, model, words):
     own = {"tokens": 512, "learning_rate": 1e-3}
@@ -170,6 +272,26 @@ def test_no_node_runs_before_a_network_that_cannot_be_built(tmp_path, model, wor
     with pytest.raises(ms.MeristemError, match=words):
         run(parse_recipe({"data": corpus(tmp_path, lines=300), "nodes": nodes}), tmp_path / "out")
     assert not list(tmp_path.glob("out/a-*"))
+
+
+GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2}
+
+
+@pytest.mark.parametrize("task, model", [
+    ("causal-lm", {**GPT2, "n_positions": 16}), ("causal-lm", {**GPT2, "max_position_embeddings": 16}),
+    ("masked-lm", {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16}),
+])  # fmt: skip
+def test_given_positions_are_not_changed_and_must_suffice(tmp_path, task, model):
+    nodes = {"a": {"train": {**TRAIN, "model": model}}}
+    with pytest.raises(
+        ms.MeristemError, match=r"a \(seed 0\): a sequence has 32 tokens, and the model has only 16 posi"
+    ):
+        run(parse_recipe({"data": {**corpus(tmp_path, lines=300), "task": task}, "nodes": nodes}), tmp_path / "out")
+
+
+def test_more_positions_than_the_data_need_are_kept(tmp_path):
+    small = recipe(tmp_path, model={**GPT2, "n_positions": 64})
+    assert open_task(small.data).new_model(small.nodes["small"].train.model, 0).config.n_positions == 64
 
 
 def test_no_node_runs_before_a_checkpoint_that_is_not_there(tmp_path):

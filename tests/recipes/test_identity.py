@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small import MODEL, TRAIN, corpus
@@ -11,7 +14,9 @@ from test_run import word_tokenizer
 
 import meristem as ms
 from meristem.checkpoints import open_model
+from meristem.data.token_files import fingerprint_of
 from meristem.recipes import node, run
+from meristem.recipes.code import WITHOUT_INFLUENCE
 from meristem.recipes.nodes import perform
 from meristem.recipes.run import plan_jobs
 from meristem.recipes.specs.schema import parse_recipe
@@ -48,6 +53,32 @@ def test_another_corpus_is_another_result(checkpoints, tmp_path):
     assert {name for name in before if before[name] != after[name]} == {"learned", "mixed", "tuned"}
 
 
+def swap(file, old, new):
+    """Other contents of the same size and time of change."""
+    state = file.stat()
+    file.write_bytes(file.read_bytes().replace(old, new, 1))
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (state.st_size, state.st_mtime_ns)
+
+
+def test_contents_of_the_same_size_and_time_are_another_result(checkpoints, tmp_path):
+    """A text, a checkpoint and a token file; a text that is only touched is the same."""
+    content = {"data": corpus(tmp_path), "nodes": checkpoints}
+    before = hashes(content, tmp_path)
+    (tmp_path / "text.txt").touch()
+    assert hashes(content, tmp_path) == before
+    swap(tmp_path / "text.txt", b"7 times 7", b"8 times 7")
+    text = hashes(content, tmp_path)
+    assert {name for name in before if before[name] != text[name]} == {"learned", "mixed", "tuned"}
+    weights = tmp_path / "b" / "model.safetensors"
+    swap(weights, weights.read_bytes()[-1:], b"\x01" if weights.read_bytes()[-1:] != b"\x01" else b"\x02")
+    assert {name for name in text if text[name] != hashes(content, tmp_path)[name]} == {"b", "mixed"}
+    np.save(tmp_path / "tokens.npy", np.arange(3_000_000, dtype=np.uint16) % 100)
+    known = fingerprint_of(tmp_path / "tokens.npy")
+    swap(tmp_path / "tokens.npy", np.uint16([42, 43]).tobytes(), np.uint16([43, 42]).tobytes())
+    assert fingerprint_of(tmp_path / "tokens.npy") != known
+
+
 def test_another_tokenizer_of_the_same_name_is_another_result(tmp_path):
     words = ["<unk>", "<eos>", "times", "is", "."]
     data = {**corpus(tmp_path), "tokenizer": word_tokenizer(tmp_path / "tokenizer", [*words, *map(str, range(50))])}
@@ -71,6 +102,12 @@ def test_other_code_is_another_result_and_is_recorded(tmp_path, monkeypatch):
     job.save()
     with pytest.raises(ms.MeristemError, match="another revision of Meristem's code"):
         perform.perform(job.directory)
+
+
+def test_what_shows_runs_is_no_part_of_a_result():
+    root = Path(ms.__file__).parent
+    assert [name for name in WITHOUT_INFLUENCE if not (root / name).exists()] == []
+    assert {"recipes/pages/", "recipes/training/progress.py"} <= set(WITHOUT_INFLUENCE)
 
 
 def test_when_it_can_be_resumed_is_no_part_of_a_result(tmp_path):

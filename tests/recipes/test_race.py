@@ -21,10 +21,10 @@ def node(name: str, kind: str, curve: list, flops: int = 0) -> NodeResult:
 
 RECIPE = parse_recipe({
     "nodes": {
-        "small": {"train": {"model": {}, "tokens": "10k", "learning_rate": 1}},
+        "small": {"train": {"model": {"model_type": "llama"}, "tokens": "10k", "learning_rate": 1}},
         "grown": {"grow": {"from": "small", "method": "hypercloning", "width": 2}},
         "big": {"train": {"from": "grown", "tokens": "10k", "learning_rate": 1}},
-        "scratch": {"train": {"model": {}, "tokens": "10k", "learning_rate": 1}},
+        "scratch": {"train": {"model": {"model_type": "llama"}, "tokens": "10k", "learning_rate": 1}},
     },
     "race": {"challenger": "big", "baseline": "scratch"},
 })  # fmt: skip

@@ -60,6 +60,31 @@ def test_the_last_checkpoints_are_averaged(tmp_path):
     assert results[0]["mean"].metrics["eval_loss"] < results[0]["run"].curve[0]["eval_loss"]
 
 
+def test_an_average_follows_the_keep_every_of_its_run(tmp_path):
+    """The run itself is the same, and so are the checkpoints that it has kept."""
+
+    def asked(keep_every):
+        constant = {"schedule": "constant_with_warmup", "warmup": 0.1}
+        nodes = {
+            "run": {"train": {**TRAIN, "tokens": 2560, "keep_every": keep_every, **constant}},
+            "mean": {"average": {"from": "run", "last": 3}},
+        }
+        return parse_recipe({"data": corpus(tmp_path), "nodes": nodes})
+
+    first = run(asked(512), tmp_path / "out")[0]
+    again = run(asked(1024), tmp_path / "out")[0]
+    assert (again["run"].hash, again["run"].seconds) == (first["run"].hash, first["run"].seconds)
+    (mean,) = tmp_path.glob(f"out/mean-s0-{again['mean'].hash[:8]}")
+    place = places(tmp_path / "out")["run"]
+    parts = [open_model(str(part / "model")).state_dict() for part in (place / "kept/8", place / "kept/16", place)]
+    for name, tensor in open_model(str(mean / "model")).state_dict().items():
+        torch.testing.assert_close(tensor, sum(part[name] for part in parts) / 3)
+    with pytest.raises(
+        ms.MeristemError, match=r"run \(seed 0\) has kept no checkpoint at step 18, only at \[4, 8, 12, 16\]"
+    ):
+        run(asked(256), tmp_path / "out")
+
+
 @pytest.mark.parametrize("node, message", [
     ({"train": {**TRAIN, "train_only": "fresh"}}, "train_only and fresh need `from`"),
     ({"train": {"from": "small", **SHORT, "train_only": "new"}}, "'fresh', 'copied', 'grown' or 'all'"),

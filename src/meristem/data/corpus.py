@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from meristem.data.encoding import Encoding, open_encoding
-from meristem.data.hub import load_data_set, version_of
+from meristem.data.hub import load_data_set, version_of, wrong_row
 from meristem.data.megatron import is_index
 from meristem.data.token_cache import EVAL_SHARE, cached_tokens
 from meristem.data.token_files import SUFFIXES, fingerprint_of, is_token_source, open_tokens, split_files
@@ -87,7 +87,10 @@ def open_corpus(source: str, tokenizer: str = "bytes", text_column: str = "text"
     if not found.bytes:
         raise MeristemError(f"{source} holds no text")
     if not len(train) or not len(held_out):
-        raise MeristemError(f"{source}: {found.documents} documents are too few to hold some out for evaluation")
+        raise MeristemError(
+            f"{source}: {found.documents} documents are too few to hold some out for evaluation (by chance, one in {EVAL_SHARE}); "
+            "give more, or all text in one file, whose end is then held out"
+        )
     description = f"{source}: {found.documents} documents, {_sizes(train, tune, held_out)}"
     special = encoding.pad_token, encoding.mask_token, encoding.sentinels, encoding.end_token
     known = encoding.vocab_size, found.fingerprint, description
@@ -219,10 +222,18 @@ def _column(rows: Iterable[Mapping[str, Any]], column: str, source: str) -> Iter
             yield str(row[column])
     except UnicodeDecodeError as error:
         raise MeristemError(f"{source} is not text in UTF-8: {error}") from error
+    except MeristemError:
+        raise
+    except Exception as error:  # of the library's reader, which does not say where
+        said = wrong_row(Path(source))
+        if said is None:
+            raise
+        raise MeristemError(said) from error
 
 
 def _read(files: Sequence[Path]) -> tuple[str, Iterable[str]]:
-    known = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    states = [(str(file.absolute()), file.stat()) for file in files]
+    known = [(name, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for name, state in states]
     key = hashlib.sha256(repr(known).encode()).hexdigest()
     return key, (_text_of(file) for file in files)
 

@@ -44,6 +44,8 @@ def load_data_set(
             more: dict[str, Any] = {"streaming": True} if stream else {}
             loaded = datasets.load_dataset(name, config or None, split=split, **more)  # pyright: ignore[reportCallIssue, reportArgumentType]
     except Exception as error:
+        if said := wrong_row(Path(source)):
+            raise MeristemError(said) from error
         here = "" if Path(source).exists() else " (no file or folder here has this name)"
         raise MeristemError(f"data set {source!r} cannot be loaded: {first_line(error)}{here}") from error
     for part in [loaded] if split else loaded.values():
@@ -52,6 +54,20 @@ def load_data_set(
         if missing is not None:
             raise MeristemError(f"data set {source!r} has no column {missing!r}; it has {', '.join(found)}")
     return loaded
+
+
+def wrong_row(file: Path) -> str | None:
+    """One sentence for the first line of a .jsonl file that is no JSON object. None if there is none."""
+    if file.suffix.lower() != ".jsonl" or not file.is_file():
+        return None
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                if (line := line.strip()) and not isinstance(json.loads(line), dict):
+                    return f"{file}: line {number} is no JSON object, but {line[:40]}"
+            except ValueError as error:
+                return f"{file}: line {number} is not valid JSON: {error}"
+    return None
 
 
 def version_of(loaded: Any) -> str | None:

@@ -105,11 +105,11 @@ def split_files(path: Path) -> dict[str, Path]:
 
 
 def fingerprint_of(file: Path) -> str:
-    """A fingerprint of a token file, in milliseconds: its size, its time, and pieces from all parts of its
+    """A fingerprint of a token file, in milliseconds: its size, its times, and pieces from all parts of its
     contents.
     """
     known, digest = file.stat(), hashlib.sha256()
-    digest.update(f"{known.st_size} {known.st_mtime_ns}".encode())
+    digest.update(f"{known.st_size} {known.st_mtime_ns} {known.st_ctime_ns}".encode())
     with file.open("rb") as content:
         for sample in range(SAMPLES):
             content.seek(max(0, (known.st_size - SAMPLE_BYTES) * sample // (SAMPLES - 1)))

@@ -10,8 +10,8 @@ from pathlib import Path
 import meristem
 
 # Code that only shows or starts runs. No result depends on it.
-WITHOUT_INFLUENCE = ("cli/", "recipes/executors/", *(f"recipes/{name}.py" for name in (
-    "fan_out", "figure", "pictures", "progress", "race", "report", "status", "table", "watch",
+WITHOUT_INFLUENCE = ("cli/", "recipes/executors/", "recipes/pages/", *(f"recipes/{name}.py" for name in (
+    "fan_out", "figure", "race", "status", "training/progress",
 )))  # fmt: skip
 
 

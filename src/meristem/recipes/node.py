@@ -42,6 +42,7 @@ class Job:
         revision: the revision of the code that planned the job. The code that runs it must have the same.
         keep: the optimizer steps at which a train node saves its model and optimizer for decays that branch
             off. They change nothing else.
+        every: the optimizer steps between the checkpoints that an average takes, or 0.
     """
 
     directory: Path
@@ -55,6 +56,7 @@ class Job:
     split: Split = "eval"
     revision: str = ""
     keep: tuple[int, ...] = ()
+    every: int = 0
 
     @staticmethod
     def of(
@@ -67,16 +69,18 @@ class Job:
         parents: list[Job],
         split: Split = "eval",
         keep: tuple[int, ...] = (),
+        every: int = 0,
     ) -> Job:
         """The job of a node of a recipe. Its hash covers everything on which its result depends."""
         own: dict[str, Any] = {**data.model_dump(), "fingerprint": fingerprint} if node.reads_data else {}
         if node.checkpoint:
             own = {"files": _files(node.checkpoint.source)}
         identity = {"format": FORMAT, "kind": node.kind, "spec": node.identity(), "seed": seed, "split": split}
+        identity |= {"every": every} if every else {}
         identity |= {"data": own, "parents": [p.hash for p in parents], "code": code_revision()}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         places = tuple(p.directory.name for p in parents)
-        more = {"split": split, "revision": code_revision(), "keep": keep}
+        more = {"split": split, "revision": code_revision(), "keep": keep, "every": every}
         return Job(
             out / directory_name(name, seed, digest), name, seed, digest, node, data, fingerprint, places, **more
         )
@@ -98,7 +102,7 @@ class Job:
         """Write the job into its directory, which is created."""
         self.directory.mkdir(parents=True, exist_ok=True)
         content = {"name": self.name, "seed": self.seed, "hash": self.hash, "parents": list(self.parents)}
-        content |= {"split": self.split, "revision": self.revision, "keep": list(self.keep)}
+        content |= {"split": self.split, "revision": self.revision, "keep": list(self.keep), "every": self.every}
         content |= {"node": self.node.model_dump(by_alias=True, exclude_none=True), "fingerprint": self.fingerprint}
         write_json(self.directory / JOB, {**content, "data": self.data.model_dump()})
 
@@ -159,7 +163,8 @@ def _files(source: str) -> list[list[Any]]:
     if not Path(source).is_dir() and not source.startswith((".", "/", "~")):
         return [["revision", local_directory(source).name]]
     found = sorted(file for file in Path(source).glob("*") if file.is_file())
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in found]
+    states = [(file.name, file.stat()) for file in found]
+    return [[name, state.st_size, state.st_mtime_ns, state.st_ctime_ns] for name, state in states]
 
 
 def load_result(directory: Path) -> NodeResult | None:

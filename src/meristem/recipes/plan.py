@@ -27,5 +27,7 @@ def jobs_of_seed(recipe: Recipe, out: Path, fingerprint: str, seed: int, split: 
     for name in recipe.order():
         node = recipe.nodes[name]
         parents, keep = [own[parent] for parent in node.parents], recipe.branching_steps(name)
-        own[name] = Job.of(out, name, seed, node, recipe.data, fingerprint, parents, split, keep)
+        own[name] = Job.of(
+            out, name, seed, node, recipe.data, fingerprint, parents, split, keep, recipe.steps_between(name)
+        )
     return own

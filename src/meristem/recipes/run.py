@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meristem.checkpoints.source import find_source
-from meristem.errors import MeristemError
+from meristem.errors import MeristemError, PreservationError, first_line
 from meristem.recipes.node import Job, NodeResult, directory_name, has_finished, load_result
 from meristem.recipes.nodes.perform import NodeCrashed, perform
 from meristem.recipes.pages.watch import Watch
 from meristem.recipes.plan import plan_jobs as plan_jobs
 from meristem.recipes.specs.schema import Recipe
 from meristem.recipes.tasks import Task, open_task
-from meristem.recipes.training.guards import diverged
 from meristem.recipes.tune import choose_numbers
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def run(
 
     Raises:
         MeristemError: for bad input, before training if it can be found then, and if a node fails for good.
+        PreservationError: if nodes fail, and only because growths do not keep the function.
     """
     if executor and callbacks:
         raise MeristemError(
@@ -60,19 +61,20 @@ def run(
     print(task.description, file=sys.stderr, flush=True)
 
     def execute(jobs: Sequence[Job]) -> dict[str, str]:
-        return _execute(jobs, task, callbacks, executor, {})
+        return _execute(jobs, task, callbacks, executor, {}, set())
 
     for name in recipe.nodes:
         _check_origin(recipe.nodes[name], name, task)
     recipe = choose_numbers(recipe, out, task.fingerprint, execute)
     jobs = plan_jobs(recipe, out, task.fingerprint)
     open_jobs = sum(not has_finished(job.directory) for job in jobs)
-    failed: dict[str, str] = {}
+    failed, kinds = dict[str, str](), set[type[Exception]]()
     with Watch(jobs, failed, out, watch):
-        _execute(jobs, task, callbacks, executor, failed)
+        _execute(jobs, task, callbacks, executor, failed, kinds)
     if failed:
         said = [f"{name}: {message}" for name, message in failed.items()]
-        raise MeristemError(f"{len(failed)} of {open_jobs} nodes did not finish\n" + "\n".join(said))
+        kind = PreservationError if kinds == {PreservationError} else MeristemError
+        raise kind(f"{len(failed)} of {open_jobs} nodes did not finish\n" + "\n".join(said))
     results: Results = {seed: {} for seed in recipe.seeds}
     for job in jobs:
         result = load_result(job.directory)
@@ -105,11 +107,16 @@ def _check_origin(node: NodeSpec, name: str, task: Task) -> None:
 
 
 def _execute(
-    jobs: Sequence[Job], task: Task, callbacks: Sequence[Any], executor: Executor | None, failed: dict[str, str]
+    jobs: Sequence[Job],
+    task: Task,
+    callbacks: Sequence[Any],
+    executor: Executor | None,
+    failed: dict[str, str],
+    kinds: set[type[Exception]],
 ) -> dict[str, str]:
     """Run the jobs that have not finished, parents first. The messages of failed nodes are written to
-    `failed`, by their directories. In this process the first bad input ends the run, except a loss that is
-    not finite.
+    `failed`, by their directories. A node that fails stops only the nodes that depend on it. `kinds` gets
+    the types of the errors of nodes that run in this process.
     """
     waiting = []
     for job in jobs:
@@ -129,11 +136,18 @@ def _execute(
         try:
             perform(job.directory, task, callbacks)
         except NodeCrashed as error:
-            raise MeristemError(f"{error}; run the same command again to continue") from error
+            kinds.add(type(error))
+            said = f"{error}; run the same command again to continue"
         except MeristemError as error:
-            if not diverged(job.directory):
-                raise
-            failed[job.directory.name] = str(error)
+            kinds.add(type(error))
+            said = str(error)
+        except ValueError as error:  # of a library, for an option that it refuses
+            traceback.print_exc()
+            kinds.add(type(error))
+            said = f"{job.label}: {first_line(error)}"
+        else:
+            continue
+        failed[job.directory.name] = said
     return failed
 
 

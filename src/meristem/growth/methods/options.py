@@ -10,6 +10,17 @@ from typing import Any
 from meristem.errors import MeristemError, nearest
 from meristem.growth.methods.method import Method
 
+FACTORS = ("width", "depth")
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)  # as far as they can be checked without a network
+
 
 def build_methods(
     names: Sequence[str], options: Mapping[str, Any], methods: Mapping[str, type[Method]]
@@ -37,6 +48,14 @@ def build_methods(
                 else nearest(option, every)
             )
             raise MeristemError(f"{' and '.join(names)} has no option {option!r}; {hint}")
+    for option in FACTORS + SIZES:
+        value = options.get(option)
+        if value is None or isinstance(value, Mapping):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            least = "whole number of at least 1" if option in FACTORS else "positive whole number"
+            owner = next(name for name in names if option in fields[name])
+            raise MeristemError(f"{owner}: {option} must be a {least}, got {value!r}")
     return [methods[name](**_own(options, fields[name], typing.get_type_hints(methods[name]))) for name in names]
 
 

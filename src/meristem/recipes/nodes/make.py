@@ -73,7 +73,7 @@ def average_node(job: Job, spec: AverageSpec, task: Task) -> Outcome:
     held-out examples.
 
     Raises:
-        MeristemError: if the parent has kept fewer checkpoints than the average needs.
+        MeristemError: if the parent has not kept the checkpoints that the average needs.
     """
     from meristem.checkpoints.average import average
     from meristem.recipes.nodes.ensemble import judge
@@ -81,25 +81,42 @@ def average_node(job: Job, spec: AverageSpec, task: Task) -> Outcome:
 
     models = [parent / MODEL for parent in job.parent_directories]
     if spec.last:
-        (parent,) = job.parent_directories
-        run = Job.load(parent).node.train
-        assert run is not None
-        every = run.step_at(
-            run.keep_every or 0, task.tokens_per_example
-        )  # not those in between, at which decays branched off
-        kept = sorted(
-            (p for p in (parent / "kept").glob("[0-9]*") if int(p.name) % every == 0), key=lambda p: int(p.name)
-        )
-        models = [*(place / MODEL for place in kept), *models][-spec.last :]
-        if len(models) < spec.last:
-            raise MeristemError(
-                f"{job.label}: {parent.name} has kept {len(models)} checkpoints, and the average needs {spec.last}; it ran before this "
-                "average was added. Remove it to run it again"
-            )
+        models = _last_of(job, spec.last, task)
     parts = average([str(model) for model in models], job.directory / MODEL, spec.weights, overwrite=True)
     model = open_model(str(job.directory / MODEL)).float()
     (metrics,) = judge({"mean": model}, [{"mean": torch.tensor(1.0)}], task, job.split)
     return {"parameters": count_parameters(model), "metrics": metrics, "details": {"weights": parts}}
+
+
+def _last_of(job: Job, last: int, task: Task) -> list[Path]:
+    """The last models that the parent of an average has left: its end, and those before it at every
+    `job.every` steps (not those in between, at which decays branched off).
+
+    Raises:
+        MeristemError: if it has not kept one of them.
+    """
+    from meristem.recipes.training.left import MODEL, kept_at
+
+    (parent,) = job.parent_directories
+    before, result = Job.load(parent), load_result(parent)
+    assert before.node.train is not None
+    assert result is not None
+    details = result.details
+    end = details.get("best_at") or details.get("stopped_at") or before.node.train.steps(task.tokens_per_example)
+    steps = list(range(job.every, end, job.every))[-(last - 1) :]
+    if len(steps) < last - 1:
+        raise MeristemError(
+            f"{job.label}: {before.label} ended at step {end}, with {len(steps) + 1} checkpoints at every {job.every} steps, and the "
+            f"average needs {last}; give that node a smaller `keep_every`"
+        )
+    missing = [step for step in steps if not (kept_at(parent, step) / MODEL).exists()]
+    if missing:
+        kept = sorted(int(p.name) for p in (parent / "kept").glob("[0-9]*"))
+        raise MeristemError(
+            f"{job.label}: {before.label} has kept no checkpoint at step {missing[0]}, only at {kept or 'its end'}; it ran with another "
+            f"`keep_every`. Give it that one again, or remove {parent} to run it again"
+        )
+    return [*(kept_at(parent, step) / MODEL for step in steps), parent / MODEL]
 
 
 def assemble_node(job: Job) -> Outcome:

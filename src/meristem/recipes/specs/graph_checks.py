@@ -21,11 +21,15 @@ def check_budget(name: str, node: NodeSpec, nodes: Nodes, data: Any) -> None:
     budget = node.train or node.decay
     if not run or not budget:
         return
-    unit, length = ("examples", 1) if budget.examples else ("tokens", getattr(data, "sequence_length", 1))
-    amount = budget.examples or budget.tokens
-    if amount and amount < run.batch_size * length / 2:
-        step = f"{run.batch_size} sequences of {length} tokens" if unit == "tokens" else f"{run.batch_size} examples"
-        raise ValueError(f"node {name!r}: {amount:,} {unit} are less than one step ({step})")
+    tried = (("tune: on: ", node.train.tune.on),) if node.train and node.train.tune else ()
+    for place, own in (("", budget), *tried):
+        unit, length = ("examples", 1) if own.examples else ("tokens", getattr(data, "sequence_length", 1))
+        amount = own.examples or own.tokens
+        if amount and amount < run.batch_size * length / 2:
+            step = (
+                f"{run.batch_size} sequences of {length} tokens" if unit == "tokens" else f"{run.batch_size} examples"
+            )
+            raise ValueError(f"node {name!r}: {place}{amount:,} {unit} are less than one step ({step})")
 
 
 def check_parent(name: str, node: NodeSpec, parent: NodeSpec, nodes: Nodes, data: Any) -> None:
@@ -37,6 +41,11 @@ def check_parent(name: str, node: NodeSpec, parent: NodeSpec, nodes: Nodes, data
     train = parent.train
     if node.assemble and not (train and train.incubate):
         raise ValueError(f"node {name!r} assembles {node.parents}, of which one incubates no module")
+    if node.assemble:
+        modules = [nodes[other].train.incubate.module for other in node.parents if _incubates(nodes.get(other))]  # type: ignore[union-attr]
+        twice = next((module for module in modules if modules.count(module) > 1), None)
+        if twice is not None:
+            raise ValueError(f"node {name!r} assembles {node.parents}, of which two incubate module {twice}")
     if node.average and node.average.last:
         length = getattr(data, "sequence_length", 0)
         every = train.step_at(train.keep_every, length) if train and train.keep_every else 0
@@ -61,16 +70,28 @@ def check_parent(name: str, node: NodeSpec, parent: NodeSpec, nodes: Nodes, data
         raise ValueError(f"node {name!r} {error}") from error
 
 
-def check_provenance(name: str, train: TrainSpec, before: Iterable[NodeSpec]) -> None:
+def _incubates(node: NodeSpec | None) -> bool:
+    return bool(node and node.train and node.train.incubate)
+
+
+def check_provenance(name: str, train: TrainSpec, before: Iterable[NodeSpec], nodes: Nodes) -> None:
     """Check that there can be new entries to train. They are known for grown models, and possibly for a
     checkpoint.
 
     Raises:
-        ValueError: if no node before this one grows, fuses, assembles or opens a model.
+        ValueError: if no node before this one grows, fuses or opens a model, or if the last that made one
+            assembles it.
     """
-    if (train.train_only != "all" or train.fresh) and not any(
-        node.grow or node.fuse or node.checkpoint or node.assemble for node in before
-    ):
+    if train.train_only == "all" and not train.fresh:
+        return
+    origin = train.from_
+    while origin and (own := nodes[origin].train or nodes[origin].decay) and not _incubates(nodes[origin]):
+        origin = own.from_
+    if origin and nodes[origin].assemble:
+        raise ValueError(
+            f"node {name!r}: train_only and fresh want a model that has been grown, and {origin!r} assembles modules"
+        )
+    if not any(node.grow or node.fuse or node.checkpoint for node in before):
         raise ValueError(
             f"node {name!r}: train_only and fresh want a model that has been grown, and no node before it grows one"
         )

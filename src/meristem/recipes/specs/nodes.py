@@ -198,6 +198,15 @@ class NodeSpec(Strict):
     ensemble: EnsembleSpec | None = None
     resources: ResourceSpec = ResourceSpec()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_empty(cls, value: Any) -> Any:
+        """Say of `train:` without anything below it that it is empty."""
+        empty = [key for key in value if value[key] is None] if isinstance(value, dict) else []
+        if len(empty) == len(value or ()) == 1 and empty[0] in cls.model_fields:
+            raise ValueError(f"{empty[0]} is empty; give its options as `key: value` entries")
+        return value
+
     @model_validator(mode="after")
     def _one_kind(self) -> NodeSpec:
         if len(self._kinds) != 1:

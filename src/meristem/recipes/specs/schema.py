@@ -80,7 +80,7 @@ class Recipe(Strict):
         self.order()
         for name, node in self.nodes.items():
             if node.train:
-                check_provenance(name, node.train, (self.nodes[other] for other in self.ancestors(name)))
+                check_provenance(name, node.train, (self.nodes[other] for other in self.ancestors(name)), self.nodes)
         return self
 
     def order(self) -> list[str]:
@@ -116,6 +116,15 @@ class Recipe(Strict):
             every = train.step_at(train.keep_every, length)
             steps |= set(range(every, last, every))
         return tuple(sorted(step for step in steps if step < last))
+
+    def steps_between(self, name: str) -> int:
+        """The optimizer steps between the checkpoints of one run that an average takes. 0 for other nodes."""
+        average, length = self.nodes[name].average, getattr(self.data, "sequence_length", 0)
+        if not average or not average.last:
+            return 0
+        run = self.nodes[self.nodes[name].parents[0]].train
+        assert run is not None
+        return run.step_at(run.keep_every or 0, length)
 
     def ancestors(self, name: str) -> list[str]:
         """All nodes from which `name` comes, including itself."""

@@ -93,6 +93,8 @@ class TrainSpec(Strict):
     def _one_origin(self) -> TrainSpec:
         if (self.model is None) == (self.from_ is None):
             raise ValueError("give either `model` (a config to start from random numbers) or `from` (another node)")
+        if self.model is not None and not self.model.get("model_type"):
+            raise ValueError("model needs a `model_type`, such as llama or gpt2, beside its other config entries")
         if self.from_ is None and (self.train_only != "all" or self.fresh):
             raise ValueError("train_only and fresh need `from`: a node whose model has been grown")
         if self.incubate and self.from_ is None:

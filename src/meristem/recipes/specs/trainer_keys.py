@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -42,7 +43,24 @@ RESERVED = {
     "remove_unused_columns": "the task's own columns are what the network reads",
     "do_train": "a train node trains",
     "do_predict": "a node is evaluated, see `evaluations`",
+    "label_names": "evaluations measure the task's own labels",
+    "push_to_hub": "a run uploads nothing; upload a node's `model/` with `ms.push_to_hub`",
 }  # fmt: skip
+
+REFUSED = {
+    "label_smoothing_factor": "it changes the loss that evaluations measure",
+    "deepspeed": "use `fsdp` to shard a network",
+}
+
+RANGES = {
+    "gradient_accumulation_steps": (1, math.inf, "at least 1"),
+    "adam_beta1": (0, 1, "at least 0 and below 1"),
+    "adam_beta2": (0, 1, "at least 0 and below 1"),
+    "adam_epsilon": (0, math.inf, "at least 0"),
+    "max_grad_norm": (0, math.inf, "at least 0"),
+    "eval_accumulation_steps": (1, math.inf, "at least 1"),
+    "dataloader_num_workers": (0, math.inf, "at least 0"),
+}  # lowest, and the first above
 
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 
@@ -53,11 +71,13 @@ def checked_keys(trainer: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         MeristemError: for a reserved key, with the one to use, for a key that TrainingArguments lacks, or for
-            a value of another type.
+            a value of another type or out of its range.
     """
     for key in trainer:
         if key in RESERVED:
             raise MeristemError(f"{key} is set by the recipe; {RESERVED[key]}")
+        if key in REFUSED and trainer[key]:
+            raise MeristemError(f"{key} cannot be set in a recipe: {REFUSED[key]}")
     if not trainer:
         return {}
     from transformers import TrainingArguments
@@ -67,7 +87,12 @@ def checked_keys(trainer: Mapping[str, Any]) -> dict[str, Any]:
         if key not in TrainingArguments.__dataclass_fields__:
             raise MeristemError(f"unknown key {key!r}; {nearest(key, TrainingArguments.__dataclass_fields__)}")
     check_reports(trainer.get("report_to"))
-    return {key: _of_type(key, value, types[key]) for key, value in trainer.items()}
+    found = {key: _of_type(key, value, types[key]) for key, value in trainer.items()}
+    for key, (lowest, above, words) in RANGES.items():
+        value = found.get(key)
+        if value is not None and not lowest <= value < above:
+            raise MeristemError(f"{key} is {words}, found {value!r}")
+    return found
 
 
 def _of_type(key: str, value: Any, hint: Any) -> Any:

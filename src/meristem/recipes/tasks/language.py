@@ -20,6 +20,7 @@ from meristem.recipes.tasks.apart import check_documents_apart, check_prefix_is_
 from meristem.recipes.tasks.task import (
     Split,
     Task,
+    check_positions,
     check_vocabulary,
     leave_tokenizer,
     network,
@@ -107,6 +108,7 @@ class CausalLanguage(Language):
 
     def check(self, model: nn.Module, label: str) -> None:
         super().check(model, label)
+        check_positions(model, self.data.sequence_length, label)
         if self.data.documents != "across" and is_first_process():
             check_documents_apart(model, label)
 
@@ -127,6 +129,7 @@ class MaskedLanguage(Language):
 
     def check(self, model: nn.Module, label: str) -> None:
         super().check(model, label)
+        check_positions(model, self.data.sequence_length, label)
         padding = padding_of_positions(model)
         if padding is not None and padding == self.corpus.mask_token:
             raise MeristemError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,8 +106,11 @@ def network(auto_class: Any, entries: Mapping[str, Any], defaults: Mapping[str, 
             said = (name for name in known if not name.startswith("_"))
             raise MeristemError(f"{model_type} has no config entry {key!r}; {nearest(key, said)}")
     try:
-        fitting = {key: value for key, value in defaults.items() if key in known}
+        other = getattr(default, "attribute_map", {})  # max_position_embeddings is n_positions in GPT-2
+        fitting = {key: value for key, value in defaults.items() if key in known and other.get(key) not in own}
         config = AutoConfig.for_model(model_type, **{**fitting, **own})
+        if getattr(config, "num_hidden_layers", None) == 0:
+            raise MeristemError("a network needs at least one layer, found 0")
         set_seed(seed)
         model = new_of(auto_class, config)
         positions = "max_position_embeddings"
@@ -179,6 +183,22 @@ def check_vocabulary(model: nn.Module, vocab_size: int, label: str) -> None:
     known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if vocab_size > known:
         raise MeristemError(f"{label}: the data has {vocab_size} tokens, the model's vocabulary {known}")
+
+
+def check_positions(model: nn.Module, length: int, label: str) -> None:
+    """Check that a learned position table covers a sequence.
+
+    Raises:
+        MeristemError: if it is shorter.
+    """
+    for name, table in model.named_modules():
+        if not isinstance(table, nn.Embedding) or not re.search(
+            r"(^|\.)(wpe|position_embeddings|embed_positions)$", name
+        ):
+            continue
+        known = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+        if known < length:
+            raise MeristemError(f"{label}: a sequence has {length} tokens, and the model has only {known} positions")
 
 
 def leave_tokenizer(tokenizer: str, directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from pathlib import Path
@@ -25,7 +26,7 @@ def trainer_arguments(
     record.
 
     Raises:
-        MeristemError: if the batch cannot be divided, if a tracker is not installed, or for values that
+        MeristemError: if the batch cannot be divided, if a tracker or kernels are not installed, or for values that
             transformers refuses.
     """
     every = max(1, steps // spec.evaluations)
@@ -56,6 +57,8 @@ def trainer_arguments(
     }
     if from_first:
         settings["fsdp_config"] = {"cpu_ram_efficient_loading": True, **(spec.trainer.get("fsdp_config") or {})}
+    if spec.trainer.get("use_liger_kernel") and not importlib.util.find_spec("liger_kernel"):
+        raise MeristemError("trainer: use_liger_kernel needs the package liger-kernel, which is not installed here")
     try:
         arguments = NodeArguments(**settings)
     except (TypeError, ValueError) as error:

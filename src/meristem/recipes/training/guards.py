@@ -56,6 +56,8 @@ class LossGuard(TrainerCallback):
             self.end(int(worst), "training loss is no finite number")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        if metrics is not None and not any(name.endswith("loss") for name in metrics):
+            raise MeristemError(f"{self.label}: its evaluation at step {state.global_step} measured no loss")
         for name, value in (metrics or {}).items():
             if name.endswith("loss") and not math.isfinite(value):
                 self.end(state.global_step, "evaluation loss is no finite number")
