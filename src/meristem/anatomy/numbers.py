@@ -14,7 +14,9 @@ def count_not_finite(tensor: Tensor) -> int:
 
 
 def check_numbers(name: str, tensor: Tensor) -> None:
-    """Raises MeristemError for a weight of a proof that holds NaN or infinity. One sum tells that it does not."""
+    """Raises MeristemError for a weight of a proof that holds NaN or infinity. One sum tells that it does
+    not.
+    """
     if tensor.is_meta or not tensor.is_floating_point() or bool(tensor.sum(dtype=torch.float32).isfinite()):
         return
     count = count_not_finite(tensor)

@@ -1,9 +1,9 @@
 """Text becomes tokens once, in files that all nodes and processes map into memory. The files are named by
 their contents.
 
-A first key (the names, sizes and both times of the files, or the name and version of a data set) finds the name of
-the contents without reading the text. The folder is `$MERISTEM_CACHE`, or `meristem` in the user's cache.
-Nothing leaves the machine, and the whole folder can be deleted at any time.
+A first key (the names, sizes and both times of the files, or the name and version of a data set) finds the
+name of the contents without reading the text. The folder is `$MERISTEM_CACHE`, or `meristem` in the user's
+cache. Nothing leaves the machine, and the whole folder can be deleted at any time.
 """
 
 from __future__ import annotations

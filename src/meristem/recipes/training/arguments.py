@@ -26,8 +26,8 @@ def trainer_arguments(
     record.
 
     Raises:
-        MeristemError: if the batch cannot be divided, if a tracker or kernels are not installed, or for values that
-            transformers refuses.
+        MeristemError: if the batch cannot be divided, if a tracker or kernels are not installed, or for
+            values that transformers refuses.
     """
     every = max(1, steps // spec.evaluations)
     save = spec.step_at(spec.checkpoint_every, tokens_per_example) if spec.checkpoint_every else every
