@@ -35,6 +35,14 @@ def meristem(*arguments) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
+def refused(result: subprocess.CompletedProcess, *words: str) -> None:
+    """The command has ended with one sentence, in which these words are."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    for said in words:
+        assert said in result.stderr
+
+
 @contextlib.contextmanager
 def _warnings_on_stderr():
     """As in a process of its own; pytest keeps warnings to itself."""

@@ -7,7 +7,7 @@ import json
 import pico
 import pytest
 import torch
-from command_line import meristem
+from command_line import meristem, refused
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, EsmConfig, EsmForMaskedLM, LlamaForCausalLM
 
@@ -25,13 +25,6 @@ def copy_with(source, out, name="model.safetensors", **tensors):
         (out / file.name).write_bytes(file.read_bytes())
     save_file(load_file(source / name) | tensors, out / name, metadata={"format": "pt"})
     return out
-
-
-def refused(result, *words):
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    for said in words:
-        assert said in result.stderr
 
 
 @pytest.mark.parametrize("tied_last", [True, False])

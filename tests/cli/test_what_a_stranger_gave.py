@@ -8,7 +8,7 @@ import math
 import pico
 import pytest
 import torch
-from command_line import meristem
+from command_line import meristem, refused
 from transformers import BertModel
 
 import meristem as ms
@@ -28,13 +28,6 @@ def changed(source, out, **tensors):
             model.get_parameter(name).view(-1)[0] = value
     model.save_pretrained(out)
     return out
-
-
-def refused(result, *words):
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    for said in words:
-        assert said in result.stderr
 
 
 def widths(directory):

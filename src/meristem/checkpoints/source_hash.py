@@ -16,9 +16,7 @@ from meristem.checkpoints.source import Source
 from meristem.errors import MeristemError
 
 CHUNK = 1 << 20  # bytes read at once
-AHEAD = (
-    1 << 32
-)  # bytes that a hash may be ahead of the writing, so that what it reads is still in memory when the writing gets there
+AHEAD = 1 << 32  # bytes that a hash may be ahead of the writing, which then finds them in memory
 
 
 def source_record(source: str | Source, reading: Callable[[int], None] = lambda _: None) -> dict[str, Any]:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.adanet.nodewise import NodewiseModule
-from meristem.adaptive.exporting import export
-from meristem.adaptive.files import load_estimator, save_estimator
+from meristem.adaptive.files import save_estimator
+from meristem.adaptive.saved import Exported
 from meristem.adaptive.tensors import in_pieces, tensor_of
 
 
-class Fitted(BaseEstimator):
+class Fitted(Exported):
     """The methods of an estimator that read `module_` and `history_`. `searched.Searched` sets these."""
 
     device: str
@@ -76,43 +76,17 @@ class Fitted(BaseEstimator):
         }
         save_estimator(self, out, self.module_.state_dict(), config, overwrite)
 
-    @classmethod
-    def load(cls, source: str | Path, device: str | None = None) -> Self:
-        """Read an estimator that `save` wrote.
-
-        Args:
-            device: the device that computes. By default it is the device of the fit, or the CPU if that
-                device is missing.
-
-        Raises:
-            MeristemError: if `source` holds no estimator of this class.
-        """
-        estimator, tensors, config = load_estimator(cls, source, device)
+    def _restore(self, tensors: Mapping[str, Tensor], config: dict[str, Any]) -> None:
         shape = config["layout"], config["features"], config["outputs"]
         if config["options"]["variant"] == "CVX":
-            estimator.module_ = NodewiseModule.of_layout(*shape)
+            self.module_ = NodewiseModule.of_layout(*shape)
         else:
-            estimator.module_ = AdaNetModule.of_layout(*shape, config.get("bins", 0))
-        estimator.module_.load_state_dict(tensors)
-        estimator.module_.to(estimator.device)
-        estimator.history_, estimator._samples = config["history"], config["samples"]
-        estimator.price_ = config.get("price", config["options"]["adanet_lambda"])
-        estimator._restore_targets(config)
-        return estimator
-
-    def export(self, out: str | Path, overwrite: bool = False) -> Path:
-        """Write the network as ONNX (`.onnx`) or with torch.export (`.pt2`): see `exporting.export`."""
-        return export(self, out, overwrite)
+            self.module_ = AdaNetModule.of_layout(*shape, config.get("bins", 0))
+        self.module_.load_state_dict(tensors)
+        self.module_.to(self.device)
+        self.history_, self._samples = config["history"], config["samples"]
+        self.price_ = config.get("price", config["options"]["adanet_lambda"])
 
     def _answering(self) -> nn.Module:
         """One module from inputs to predictions."""
         return nn.Sequential(copy.deepcopy(self.module_).cpu(), self._to_answers())
-
-    def _to_answers(self) -> nn.Module:
-        raise NotImplementedError
-
-    def _targets(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _restore_targets(self, config: dict[str, Any]) -> None:
-        raise NotImplementedError

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from meristem.adaptive.energynet.structure import Layer, layer_tensors, restored_layers
-from meristem.adaptive.exporting import Answering, export
-from meristem.adaptive.files import load_estimator, save_estimator
+from meristem.adaptive.exporting import Answering
+from meristem.adaptive.files import save_estimator
 from meristem.adaptive.mlp import mlp
 from meristem.adaptive.rbm.visible import visible_kind
+from meristem.adaptive.saved import Exported
 from meristem.adaptive.tensors import in_pieces, tensor_of
 
 FLOATS = [np.float32, np.float64]
 
 
-class Fitted(BaseEstimator):
+class Fitted(Exported):
     """The methods of an estimator that read `network_` and `layers_`. `structured.Structured` sets these."""
 
     device: str
@@ -88,49 +89,21 @@ class Fitted(BaseEstimator):
         }
         save_estimator(self, out, tensors, config, overwrite)
 
-    @classmethod
-    def load(cls, source: str | Path, device: str | None = None) -> Self:
-        """Read an estimator that `save` wrote.
-
-        Args:
-            device: the device that computes. By default it is the device of the fit, or the CPU if that
-                device is missing.
-
-        Raises:
-            MeristemError: if `source` holds no estimator of this class.
-        """
-        estimator, tensors, config = load_estimator(cls, source, device)
-        estimator._restore_targets(config)
+    def _restore(self, tensors: Mapping[str, Tensor], config: dict[str, Any]) -> None:
         state = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
         outputs = len(list(state.values())[-1])
-        estimator.network_ = mlp([*config["sizes"], outputs]).double().to(estimator.device)
-        estimator.network_.load_state_dict(state)
-        estimator.history_ = config["history"]
-        estimator.n_iter_ = len(estimator.history_)
-        estimator.mean_, estimator.scale_ = tensors["mean"].numpy(), tensors["scale"].numpy()
-        estimator.visible_, estimator.categories_ = config["visible"], tuple(config.get("categories", ()))
-        kind = visible_kind(estimator.visible_, estimator.categories_)
-        estimator.layers_ = restored_layers(
-            config["layers"], tensors, config["options"]["beta"], kind, estimator.device
-        )
-        estimator.widths_ = [layer.width for layer in estimator.layers_]
-        return estimator
-
-    def export(self, out: str | Path, overwrite: bool = False) -> Path:
-        """Write the network as ONNX (`.onnx`) or with torch.export (`.pt2`): see `exporting.export`."""
-        return export(self, out, overwrite)
+        self.network_ = mlp([*config["sizes"], outputs]).double().to(self.device)
+        self.network_.load_state_dict(state)
+        self.history_ = config["history"]
+        self.n_iter_ = len(self.history_)
+        self.mean_, self.scale_ = tensors["mean"].numpy(), tensors["scale"].numpy()
+        self.visible_, self.categories_ = config["visible"], tuple(config.get("categories", ()))
+        kind = visible_kind(self.visible_, self.categories_)
+        self.layers_ = restored_layers(config["layers"], tensors, config["options"]["beta"], kind, self.device)
+        self.widths_ = [layer.width for layer in self.layers_]
 
     def _answering(self) -> nn.Module:
         """One module from inputs to predictions."""
         check_is_fitted(self, "network_")
         mean, scale = (torch.as_tensor(array, dtype=torch.float64) for array in (self.mean_, self.scale_))
         return Answering(copy.deepcopy(self.network_).cpu(), mean, scale, self._to_answers())
-
-    def _to_answers(self) -> nn.Module:
-        raise NotImplementedError
-
-    def _targets(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _restore_targets(self, config: dict[str, Any]) -> None:
-        raise NotImplementedError

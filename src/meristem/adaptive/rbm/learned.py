@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from meristem.adaptive.files import load_estimator, save_estimator
+from meristem.adaptive.files import save_estimator
 from meristem.adaptive.rbm.draws import Draws
 from meristem.adaptive.rbm.machine import Machine
 from meristem.adaptive.rbm.order import Order, Unordered
 from meristem.adaptive.rbm.partition import ENUMERABLE, Annealed, anneal, fewest_units, log_partition
 from meristem.adaptive.rbm.visible import Visible, check_groups, in_unit_interval, visible_kind
+from meristem.adaptive.saved import Saved
 from meristem.adaptive.tensors import generator_of, tensor_of
 from meristem.errors import MeristemError
 
 PARAMETERS = ("weights", "hidden_bias", "visible_bias")
 
 
-class Learned(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class Learned(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saved):
     """The methods of an estimator that read the learned parameters. `estimators.RBM` learns them."""
 
     visible: Literal["binary", "gaussian"]
@@ -161,26 +162,6 @@ class Learned(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         tensors = {name: getattr(machine, name) for name in PARAMETERS}
         save_estimator(self, out, tensors, {"history": self.history_, **self._targets()}, overwrite)
 
-    @classmethod
-    def load(cls, source: str | Path, device: str | None = None) -> Self:
-        """Read an estimator that `save` wrote.
-
-        Args:
-            device: the device that computes. By default it is the device of the fit, or the CPU if that
-                device is missing.
-
-        Raises:
-            MeristemError: if `source` holds no estimator of this class.
-        """
-        estimator, tensors, config = load_estimator(cls, source, device)
-        estimator._restore_targets(config)
-        estimator._keep_parameters([tensors[name].numpy() for name in PARAMETERS])
-        estimator.history_ = config["history"]
-        return estimator
-
-    def _targets(self) -> dict[str, Any]:
-        """The entries about labels in the config file, if the machine has labels."""
-        return {}
-
-    def _restore_targets(self, config: dict[str, Any]) -> None:
-        """Read the entries that `_targets` returned."""
+    def _restore(self, tensors: Mapping[str, Tensor], config: dict[str, Any]) -> None:
+        self._keep_parameters([tensors[name].numpy() for name in PARAMETERS])
+        self.history_ = config["history"]

@@ -4,7 +4,7 @@ identity blocks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -26,6 +26,8 @@ from meristem.growth.plans.depth import (
 )
 from meristem.growth.plans.layers import LayerMap
 from meristem.growth.sizes.depth_targets import depth_targets, depths_of
+
+Repeat = Callable[[int, int], LayerMap]  # from a depth and a larger one to the map of layers
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,29 @@ class Stacking(DepthMethod):
 
 
 @dataclass(frozen=True)
-class GradualStacking(DepthMethod):
+class SomeLayers(DepthMethod):
+    """Copy some layers, and put the copies after them. `repeat` says which.
+
+    Args:
+        layers: how many layers are copied.
+        num_hidden_layers: the target depth, instead of `layers`.
+    """
+
+    repeat: ClassVar[Repeat]
+    layers: int = 1
+    num_hidden_layers: int | None = None
+
+    def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
+        """Raises MeristemError if there are fewer layers than are to be copied."""
+        spans = _spans(anatomy, self, self.layers, self.num_hidden_layers)
+        return {
+            axis: fitting(anatomy, self.name, axis, self.repeat, anatomy.depths[axis] + span)
+            for axis, span in spans.items()
+        }
+
+
+@dataclass(frozen=True)
+class GradualStacking(SomeLayers):
     """Copy the last layers, and put the copies on top of them.
 
     Reddi et al.: "Efficient Training of Language Models using Few-Shot Learning" (gradual stacking), ICML
@@ -137,20 +161,11 @@ class GradualStacking(DepthMethod):
     """
 
     name: ClassVar[str] = "gradual_stacking"
-    layers: int = 1
-    num_hidden_layers: int | None = None
-
-    def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
-        """Raises MeristemError if there are fewer layers than are to be copied."""
-        spans = _spans(anatomy, self, self.layers, self.num_hidden_layers)
-        return {
-            axis: fitting(anatomy, self.name, axis, repeat_last, anatomy.depths[axis] + span)
-            for axis, span in spans.items()
-        }
+    repeat: ClassVar[Repeat] = staticmethod(repeat_last)
 
 
 @dataclass(frozen=True)
-class MIDAS(DepthMethod):
+class MIDAS(SomeLayers):
     """Copy the middle layers, and put the copies after them.
 
     Saunshi, Karp, Krishnan, Miryoosefi, Reddi, Kumar: "On the Inductive Bias of Stacking Towards Improving
@@ -167,16 +182,7 @@ class MIDAS(DepthMethod):
     """
 
     name: ClassVar[str] = "midas"
-    layers: int = 1
-    num_hidden_layers: int | None = None
-
-    def layer_maps(self, anatomy: Anatomy) -> Mapping[str, LayerMap]:
-        """Raises MeristemError if there are fewer layers than are to be copied."""
-        spans = _spans(anatomy, self, self.layers, self.num_hidden_layers)
-        return {
-            axis: fitting(anatomy, self.name, axis, repeat_middle, anatomy.depths[axis] + span)
-            for axis, span in spans.items()
-        }
+    repeat: ClassVar[Repeat] = staticmethod(repeat_middle)
 
 
 @dataclass(frozen=True)
