@@ -8,11 +8,12 @@ import time
 import pytest
 import torch
 
+from meristem import makers
 from meristem.algebra import AxisMap
 from meristem.growth.plans.tensor_plan import TensorPlan, Term
-from meristem.growth.tensors import makers, pieces
+from meristem.growth.tensors import pieces
 from meristem.growth.tensors.apply import grow_tensor
-from meristem.growth.tensors.makers import divide_threads, in_order
+from meristem.makers import divide_threads, evenly, in_order
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +22,12 @@ def four_threads(monkeypatch):
 
 
 STRETCHES = [(n, n + 1) for n in range(20)]
+
+
+def test_each_thread_gets_an_even_stretch():
+    assert evenly(10) == [(0, 2), (2, 5), (5, 8), (8, 10)]
+    assert evenly(2) == [(0, 1), (1, 2)]
+    assert evenly(0) == []
 
 
 def test_pieces_come_in_order_whoever_is_done_first():
