@@ -236,19 +236,35 @@ def relative_error(a: Tensor, b: Tensor) -> float:
     them, do not set the scale, because they would hide the errors of the others.
     """
     a, b = a.double().cpu(), b.double().cpu()
-    if bool(a.isnan().any() | b.isnan().any()):
+    largest = [float(values.abs().max()) if values.numel() else 0.0 for values in (a, b)]  # NaN if any entry is
+    if any(map(math.isnan, largest)):
         return math.nan
-    ordinary = a.isfinite() & b.isfinite() & (a.abs() < HUGE)
-    if bool(((a != b) & ~ordinary).any()):
-        return math.inf
-    a, b = a[ordinary], b[ordinary]
+    if not (largest[0] < HUGE and math.isfinite(largest[1])):
+        ordinary = a.isfinite() & b.isfinite() & (a.abs() < HUGE)
+        if bool(((a != b) & ~ordinary).any()):
+            return math.inf
+        a, b = a[ordinary], b[ordinary]
+    if not a.numel():
+        return 0.0
     sizes, errors = a.abs(), (a - b).abs()
-    outlying = sizes > OUTLYING * (sizes[sizes > 0].median() if bool(sizes.any()) else 0.0)
-    own = float((errors[outlying] / sizes[outlying]).max()) if bool(outlying.any()) else 0.0
-    if bool(outlying.all()):
-        return own
-    error, scale = float(errors[~outlying].max()), float(sizes[~outlying].max())
+    outlying = _outlying(sizes)
+    if outlying is None:
+        error, scale, own = float(errors.max()), float(sizes.max()), 0.0
+    else:
+        own = float((errors[outlying] / sizes[outlying]).max())
+        error, scale = float(errors[~outlying].max()), float(sizes[~outlying].max())
     return max(own, error / scale if scale else error)
+
+
+def _outlying(sizes: Tensor) -> Tensor | None:
+    """Which entries are more than `OUTLYING` times as large as the median of those that are not zero. None if
+    no entry is.
+    """
+    nonzero, near = int((sizes > 0).sum()), int((sizes > sizes.max() / OUTLYING).sum())
+    if 2 * near > nonzero:  # more than half of them are, so the median is, and costs more to find
+        return None
+    outlying = sizes > OUTLYING * sizes[sizes > 0].median()
+    return outlying if bool(outlying.any()) else None
 
 
 def stored_dtype(model: nn.Module) -> torch.dtype:
