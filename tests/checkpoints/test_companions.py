@@ -130,6 +130,6 @@ def test_files_name_no_code_that_is_not_copied(pair, tmp_path, trusted):
     own = {"AutoTokenizer": ["tokenization_x.Own", None]} if trusted else {}
     assert named == {**own, "AutoProcessor": "acme/repo--processing.Own"}
     assert (tmp_path / "out" / "tokenization_x.py").exists() == trusted
-    assert ("--trust-remote-code copies it" in said) != trusted
+    assert ("--trust-remote-code copies them all" in said) != trusted
     assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text()) == {"size": 4}
     assert (tmp_path / "out" / "broken_config.json").read_text() == "{"

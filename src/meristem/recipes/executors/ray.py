@@ -81,7 +81,7 @@ class Ray(Executor):
         wanted, has = job.node.resources, self._ray.cluster_resources()
         for kind, count in (("CPU", wanted.cpus), ("GPU", wanted.gpus)):
             if count > has.get(kind, 0):
-                raise MeristemError(f"{job.label} wants {count} {kind}s; the whole cluster has {has.get(kind, 0):g}")
+                raise MeristemError(f"{job.label} needs {count} {kind}s; the whole cluster has {has.get(kind, 0):g}")
         options = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "name": job.label}
         again = {"max_retries": self.retries, "retry_exceptions": [NodeCrashed]}
         task = self._task.options(**options, **again).remote(str(job.directory.absolute()))
