@@ -334,7 +334,7 @@ def _unrunnable(
     """The error message if one of two networks does not run: the small one, or only the large one."""
     if "multiple of 16 bytes" in str(error):
         return MeristemError(
-            f"{type(big).__name__} does not run: grouped products of experts want units of whole 16 bytes, so multiples of 4 in float32 and "
+            f"{type(big).__name__} does not run: grouped products of experts need units of whole 16 bytes, so multiples of 4 in float32 and "
             "of 8 in half precision. Pad them first (zero_padding with another intermediate_size), take another granularity, or open the "
             "network with experts_implementation='eager'"
         )

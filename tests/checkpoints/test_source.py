@@ -96,7 +96,7 @@ def test_mistyped_names(small, hub, tmp_path):
     try:
         with pytest.raises(
             ms.MeristemError,
-            match="no-such-owner/no-such-model: no such directory here, and the hub's cache has no model of that name, nor may",
+            match="no-such-owner/no-such-model: no such directory here, and the hub's cache has no model of that name, and HF_HUB_OFFLINE",
         ):
             open_model("no-such-owner/no-such-model")
         close = {
@@ -203,7 +203,7 @@ def test_the_command_line_says_the_same(small, tmp_path):
 @pytest.mark.parametrize("error, words", [
     ("GatedRepoError", r"it is gated: accept its terms at https://huggingface.co/acme/llama and log in"),
     ("RepositoryNotFoundError", r"the hub has no public model of that name \(to a private one, log in"),
-    ("IncompleteSnapshotError", r"what the hub's cache has of it is not whole"),
+    ("IncompleteSnapshotError", r"the hub's cache holds only a part of it"),
     (None, r"it could not be fetched from the hub: connection refused"),
 ])  # fmt: skip
 def test_why_a_hub_name_leads_to_nothing(monkeypatch, tmp_path, error, words):

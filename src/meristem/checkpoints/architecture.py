@@ -81,5 +81,5 @@ def _class_of_its_own(reference: str, auto_class: str, source: Source) -> type:
         return found
     except Exception as error:
         raise MeristemError(
-            f"{source}: the class {reference} that it brings cannot be loaded: {first_line(error)}"
+            f"{source}: the class {reference} that it contains cannot be loaded: {first_line(error)}"
         ) from error

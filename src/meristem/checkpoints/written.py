@@ -80,9 +80,7 @@ def foreign(directory: Path) -> str | None:
             continue
         if not _saved_by_transformers(directory, path):
             since = ", which was changed since Meristem wrote it" if path in manifest else ""
-            typed = (
-                ", which neither Meristem wrote nor can be told from a file of yours" if TYPED.fullmatch(path) else ""
-            )
+            typed = ", which Meristem has no record of and which may be yours" if TYPED.fullmatch(path) else ""
             return f"{path}{since or typed or ', which neither Meristem nor save_pretrained wrote'}"
     return None
 

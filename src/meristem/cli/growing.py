@@ -203,7 +203,7 @@ def _write(asked: Request, planned: _Planned, who: Processes | None) -> Any:
     except PreservationError:
         if growth.pending is None:
             raise
-        with step("planning and proving once more"):  # the result of a trial may help, or its error is clearer
+        with step("planning and proving again"):  # the result of a trial may help, or its error is clearer
             growth = planned.again()
         return _write_growth(asked, growth, planned, who)
 

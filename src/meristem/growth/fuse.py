@@ -390,7 +390,7 @@ def fuse_state(fusion: Fusion, states: Sequence[State], family: Family | None = 
     """
     if not fusion.plans:
         raise MeristemError(
-            "the optimizers of aligned networks cannot be carried over, because units have changed places; start a new one"
+            "the optimizers of aligned networks cannot be carried over, because units were permuted; start a new one"
         )
     family = family or family_by_entries({key for s in states for entries in s.values() for key in entries} - {MISSED})
     if fusion.as_experts:

@@ -70,7 +70,7 @@ def check_alike(first: Anatomy, other: Anatomy, number: int) -> None:
     found = differences(first, other)
     if found:
         raise MeristemError(
-            f"networks 1 and {number} compute differently ({shown(found)}); fused, all would run as the first does. Pass "
+            f"networks 1 and {number} compute differently ({shown(found)}); the fused network would run as the first does. Pass "
             "allow_differences=True (--allow-differences) to do that nevertheless: the certificate then shows the gap"
         )
 

@@ -88,13 +88,9 @@ def check_provenance(name: str, train: TrainSpec, before: Iterable[NodeSpec], no
     while origin and (own := nodes[origin].train or nodes[origin].decay) and not _incubates(nodes[origin]):
         origin = own.from_
     if origin and nodes[origin].assemble:
-        raise ValueError(
-            f"node {name!r}: train_only and fresh need a grown model, and {origin!r} assembles modules"
-        )
+        raise ValueError(f"node {name!r}: train_only and fresh need a grown model, and {origin!r} assembles modules")
     if not any(node.grow or node.fuse or node.checkpoint for node in before):
-        raise ValueError(
-            f"node {name!r}: train_only and fresh need a grown model, and no node before it grows one"
-        )
+        raise ValueError(f"node {name!r}: train_only and fresh need a grown model, and no node before it grows one")
 
 
 def _check_optimizers(train: TrainSpec, grown: NodeSpec, nodes: Nodes) -> None:

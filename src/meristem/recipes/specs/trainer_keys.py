@@ -109,7 +109,7 @@ def _of_type(key: str, value: Any, hint: Any) -> Any:
         except ValidationError:
             raise MeristemError(f"{key} is {wanted}, found {value!r}") from None
     if any(get_origin(kind) is dict or kind is dict for kind in kinds) and not isinstance(value, dict | str | NoneType):
-        raise MeristemError(f"{key} wants `key: value` entries, found {value!r}")
+        raise MeristemError(f"{key} takes `key: value` entries, found {value!r}")
     return value
 
 
