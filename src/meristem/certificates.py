@@ -276,7 +276,7 @@ class _Passes:
 
     def __init__(self, small: nn.Module, big: nn.Module, inputs: dict[str, Any], expected: Expected | None) -> None:
         self._small, self._big, self._inputs, self._expected = small, big, inputs, expected
-        self._own: list[Any] | None = None  # what both put out as they are stored, or the errors
+        self._own: list[Any] | None = None  # the outputs of both as they are stored, or the errors
 
     def in_high_precision(self, also_in: torch.dtype | None = None) -> tuple[Outputs, Outputs, torch.dtype]:
         """The expected output of `big` and its output, as float64 on the CPU, and the dtype in which both

@@ -63,7 +63,7 @@ def test_the_targets_pattern_is_met_and_the_function_kept(pair):
     assert growth.certificate.relative_error < 1e-6
     assert growth.model.config.layer_types == target.layer_types
     (row,) = rows(growth.plans[0], small)
-    assert row.rule == "identity blocks, where the target's kinds of layers want them"
+    assert row.rule == "identity blocks, where the target's kinds of layers need them"
 
 
 def test_encoder_and_decoder_have_patterns_of_their_own():

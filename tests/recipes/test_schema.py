@@ -105,7 +105,7 @@ nodes:
     ("1e-3", "1e-3, trainer: {bf16: maybe}", "bf16 is true or false, found 'maybe'"),
     ("1e-3", "1e-3, trainer: {gradient_accumulation_steps: two}", "gradient_accumulation_steps is a whole number, found 'two'"),
     ("1e-3", "1e-3, trainer: {max_grad_norm: .nan}", "max_grad_norm is a number, found nan"),
-    ("1e-3", "1e-3, trainer: {fsdp_config: [1]}", "fsdp_config wants `key: value` entries, found [1]"),
+    ("1e-3", "1e-3, trainer: {fsdp_config: [1]}", "fsdp_config takes `key: value` entries, found [1]"),
     ("1e-3", "1e-3, trainer: {report_to: wanb}", "report_to: transformers knows no 'wanb'; did you mean 'wandb'"),
     ("1e-3", "1e-3, trainer: [1]", "nodes.a.train.trainer: wanted `key: value` entries, found [1]"),
 ])  # fmt: skip

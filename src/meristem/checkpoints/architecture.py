@@ -22,7 +22,7 @@ def architecture_of(source: Source, trust_remote_code: bool = False) -> tuple[ty
         MeristemError: as `read_config`, and if transformers does not know the config or the class.
     """
     entries = read_config(source, trust_remote_code)
-    if is_grouped(entries.get("model_type")):  # the file beside it is not run
+    if is_grouped(entries.get("model_type")):  # its modeling file is not run
         return _grouped(entries, source)
     from transformers import AutoConfig
 

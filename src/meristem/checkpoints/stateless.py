@@ -9,8 +9,8 @@ NAMED = 3
 
 
 def say_stateless(where: object, trained: Iterable[str], with_state: Collection[str]) -> None:
-    """Warn of trained parameters that have no state although others have one: optimizers start without a state for
-    them.
+    """Warn of trained parameters that have no state although others have one. Optimizers start without a
+    state for them.
 
     Args:
         where: the file or directory that holds the state, for the sentence.

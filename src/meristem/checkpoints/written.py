@@ -68,7 +68,7 @@ def foreign(directory: Path) -> str | None:
     """The first of its files that neither Meristem nor `save_pretrained` wrote, said for a sentence; None if
     there is none.
 
-    Files that `save_pretrained` writes are known by their content. Weights are its own beside such a config.
+    Files that `save_pretrained` writes are known by their content. Weights are its own next to such a config.
     What people write by hand (cards, vocabularies, templates) is Meristem's own only as it wrote it.
 
     Raises:

@@ -95,7 +95,7 @@ def grow_checkpoint(asked: Request) -> Answer:
 
 
 def _grow(asked: Request, who: Processes | None, beside: contextlib.ExitStack) -> Answer:
-    """Do the work of `grow_checkpoint`. Everything in `beside` ends with it.
+    """Do the work of `grow_checkpoint`. The contexts in `beside` end with it.
 
     Raises:
         MeristemError: if the request is not possible.

@@ -386,7 +386,7 @@ def fuse_state(fusion: Fusion, states: Sequence[State], family: Family | None = 
             the state.
 
     Raises:
-        MeristemError: if `Rebasin` made the fusion, because units have then changed places.
+        MeristemError: if `Rebasin` made the fusion, because units are then permuted.
     """
     if not fusion.plans:
         raise MeristemError(
