@@ -62,7 +62,7 @@ OTHER = {"AutoConfig": "other/repo--evil.X", "AutoModelForCausalLM": "other/repo
 def test_a_native_model_that_names_anothers_code(site):
     site.rewrite(auto_map=OTHER)
     for name, said in judged(site, str(site.path), EVERY, 2).items():
-        assert all(words in said for words in ("brings its own code", "--trust-remote-code")), name
+        assert all(words in said for words in ("contains its own code", "--trust-remote-code")), name
 
 
 def test_the_same_by_its_name_on_the_hub(site, llama):

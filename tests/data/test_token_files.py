@@ -139,7 +139,7 @@ def test_files_that_are_no_tokens(tmp_path, change, words):
 def test_what_lies_beside_is_asked_for(tmp_path):
     file = write(tmp_path)
     (tmp_path / "meta.json").unlink()
-    with pytest.raises(ms.MeristemError, match=r"needs train\.json \(or meta\.json\) beside it"):
+    with pytest.raises(ms.MeristemError, match=r"needs train\.json \(or meta\.json\) next to it"):
         open_corpus(str(file))
 
 

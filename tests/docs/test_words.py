@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from docs.tools import words
 
 
@@ -54,7 +55,9 @@ def test_what_a_program_writes_from_results_is_left_out():
 
 def test_every_word_is_in_the_vocabulary():
     """The "not" column names each word, so that a contributor can look it up."""
-    column = [row.split("|")[3] for row in (words.ROOT / words.VOCABULARY).read_text().splitlines() if row.count("|") == 4]
+    column = [
+        row.split("|")[3] for row in (words.ROOT / words.VOCABULARY).read_text().splitlines() if row.count("|") == 4
+    ]
     named = " ".join(column)
     for pattern, example in {
         r"anew": "anew", r"beside": "beside", r"for ever": "for ever", r"behind": "behind", r"asleep": "asleep",
@@ -63,5 +66,7 @@ def test_every_word_is_in_the_vocabulary():
         r"(change|changes|changed|changing) places": "change places", r"held against": "held against",
         r"what is on": "what is on", r"so manieth": "so manieth",
     }.items():  # fmt: skip
-        assert pattern in words.INSTEAD and re.fullmatch(pattern, example) and example in named, pattern
+        assert pattern in words.INSTEAD
+        assert re.fullmatch(pattern, example)
+        assert example in named, pattern
     assert len(words.INSTEAD) == 14

@@ -131,7 +131,7 @@ def test_nothing_is_cut_out_of_weights_that_are_not_finite(value):
     model = pico.build("llama")
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = value
-    words = r"not finite \(NaN or infinite: 1 in model\.layers\.1\.mlp\.up_proj\.weight\), and what is cut out"
+    words = r"not finite \(NaN or infinite: 1 in model\.layers\.1\.mlp\.up_proj\.weight\), and a network cut out"
     with pytest.raises(ms.MeristemError, match=words):
         ms.shrink(model, ms.WeightSelection(intermediate_size=24))
 
