@@ -66,7 +66,7 @@ def test_a_hub_name_is_its_snapshot(small, hub, tmp_path):
 @pytest.mark.parametrize("entries, words", [
     ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"acme/bad is quantised \(quantization_config in"),
     ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, r"is quantised \(text_config.quantization_config in"),
-    ({"auto_map": {"AutoConfig": "configuration_x.X"}}, "acme/bad brings its own code .*--trust-remote-code"),
+    ({"auto_map": {"AutoConfig": "configuration_x.X"}}, "acme/bad contains its own code .*--trust-remote-code"),
 ])  # fmt: skip
 def test_a_hub_name_is_judged_before_its_weights_are_fetched(small, hub, tmp_path, monkeypatch, entries, words):
     import huggingface_hub

@@ -151,7 +151,7 @@ class Refusing(Executor):
 
     def submit(self, job):
         if job.node.resources.gpus:
-            raise ms.MeristemError(f"{job.label} wants a GPU; the whole cluster has 0")
+            raise ms.MeristemError(f"{job.label} needs a GPU; the whole cluster has 0")
         future = Future()
         perform(job.directory)
         future.set_result(None)
@@ -160,7 +160,7 @@ class Refusing(Executor):
 
 def test_a_node_that_an_executor_refuses_fails_alone(tmp_path):
     nodes = {"greedy": {"train": TRAIN, "resources": {"gpus": 1}}, "modest": {"train": {**TRAIN, "seed": 1}}}
-    with pytest.raises(ms.MeristemError, match=r"1 of 2 nodes did not finish\ngreedy-s0-.*wants a GPU"):
+    with pytest.raises(ms.MeristemError, match=r"1 of 2 nodes did not finish\ngreedy-s0-.*needs a GPU"):
         run(parse_recipe({"data": corpus(tmp_path), "nodes": nodes}), tmp_path / "out", executor=Refusing())
     assert list((tmp_path / "out").glob("modest-*/node.json"))
 
@@ -218,7 +218,7 @@ def test_a_pattern_that_is_none_is_refused_when_the_recipe_is_read(tmp_path):
 @pytest.mark.parametrize("nodes, words", [
     ({"a": {"train": {"model": MODEL, "tokens": "8q", "learning_rate": 1e-3}}}, "'8q' is no number of tokens or examples; write 300000"),
     ({"a": {"train": {"model": MODEL, "tokens": 10, "learning_rate": 1e-3}}}, "10 tokens are less than one step (16 sequences of 32 tokens)"),
-    ({"a": ["train"]}, "nodes.a: wanted `key: value` entries (checkpoint, train, "),
+    ({"a": ["train"]}, "nodes.a: expected `key: value` entries (checkpoint, train, "),
     ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3, "subnetwork": {"kind": "raptr"}}}}, "raptr needs stages"),
     ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3, "trainer": {"gradient_accumulation_steps": 3}}}},
      "batch_size 16 is not a multiple of gradient_accumulation_steps 3"),

@@ -107,7 +107,7 @@ nodes:
     ("1e-3", "1e-3, trainer: {max_grad_norm: .nan}", "max_grad_norm is a number, found nan"),
     ("1e-3", "1e-3, trainer: {fsdp_config: [1]}", "fsdp_config takes `key: value` entries, found [1]"),
     ("1e-3", "1e-3, trainer: {report_to: wanb}", "report_to: transformers knows no 'wanb'; did you mean 'wandb'"),
-    ("1e-3", "1e-3, trainer: [1]", "nodes.a.train.trainer: wanted `key: value` entries, found [1]"),
+    ("1e-3", "1e-3, trainer: [1]", "nodes.a.train.trainer: expected `key: value` entries, found [1]"),
 ])  # fmt: skip
 def test_what_a_hostile_file_is_told(tmp_path, old, new, words):
     file = tmp_path / "recipe.yaml"
