@@ -26,8 +26,8 @@ def why_not_fetched(name: str, error: Exception) -> str:
     if isinstance(error, hub.IncompleteSnapshotError):
         return "the hub's cache holds only a part of it; fetch it again with access to the hub"
     if constants.HF_HUB_OFFLINE:
-        return "the hub's cache has no model of that name, and HF_HUB_OFFLINE forbids to fetch it"
-    return f"it could not be fetched from the hub: {first_line(error)}"
+        return "the hub's cache has no model of that name, and HF_HUB_OFFLINE forbids fetching it"
+    return f"it could not be fetched from the hub: {first_line(error).removeprefix('Got: ')}"
 
 
 def _close_by(path: Path) -> Path | None:
