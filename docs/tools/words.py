@@ -2,7 +2,7 @@
 
     python -m docs.tools.words     check README, docs, examples, cards, docstrings, comments and strings; `make lint` runs this
 
-What follows `written by` on a page comes from results, which quote the messages of their day, and is not checked.
+What a program writes on a page comes from results, which quote the messages of their day, and is not checked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import tokenize
 from collections.abc import Iterator
 
-from docs.tools.prose import ROOT, WRITTEN, pages
+from docs.tools.prose import ROOT, by_hand, pages
 
 INSTEAD = {
     r"anew": "again, from the start",
@@ -63,12 +63,6 @@ def said_in(source: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
-def faults_of_page(text: str) -> list[tuple[int, str]]:
-    """(line, word) of a Markdown page, up to where a program has written it."""
-    written = WRITTEN.search(text)
-    return words(text[: written.start()] if written else text)
-
-
 def faults_of_module(source: str) -> list[tuple[int, str]]:
     """(line, word) of a Python file."""
     return sorted((first + line - 1, word) for first, text in said_in(source) for line, word in words(text))
@@ -76,7 +70,7 @@ def faults_of_module(source: str) -> list[tuple[int, str]]:
 
 def check() -> list[str]:
     """One line for each word that is refused."""
-    found = {page: faults_of_page(page.read_text()) for page in pages() if page.name != VOCABULARY}
+    found = {page: words(by_hand(page.read_text())) for page in pages() if page.name != VOCABULARY}
     modules = [*(ROOT / "src").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]
     found |= {file: faults_of_module(file.read_text()) for file in sorted(modules)}
     return [

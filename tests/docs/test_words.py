@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from docs.tools import words
+from docs.tools import prose, words
 
 
 def test_nothing_uses_a_word_that_the_vocabulary_refuses():
@@ -50,7 +50,7 @@ def f(behind):
 
 def test_what_a_program_writes_from_results_is_left_out():
     page = "By hand, anew.\n\n<!-- written by benchmarks/architectures.py -->\n\n| a message | anew |\n"
-    assert words.faults_of_page(page) == [(1, "anew")]
+    assert words.words(prose.by_hand(page)) == [(1, "anew")]
 
 
 def test_every_word_is_in_the_vocabulary():
