@@ -38,7 +38,7 @@ from meristem.errors import MeristemError, first_line
 
 FLOAT64_LIMIT = 500_000_000
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
-HUGE = 1e30  # of entries that stand for "never": they have to be the same, and do not set the scale
+HUGE = 1e30  # of entries that mean "never": they have to be the same, and do not set the scale
 OUTLYING = 1e3  # times the median: entries such as a mask's -1e4 or -1e9, which are judged by their own size alone
 Outputs = dict[str, Tensor]
 ROUNDINGS = 2  # the largest of many errors varies from draw to draw, and a list of methods rounds more than once

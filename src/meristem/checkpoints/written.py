@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = ".meristem-files"  # in every directory written here: {path: fingerprint} of what may be replaced with it
-BLOCK, BLOCKS = 1 << 16, 64  # of a file that is larger than all of them, so many bytes at so many places count
+BLOCK, BLOCKS = 1 << 16, 64  # of a file that is larger than all of them, these many bytes at these many places count
 STOCK_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 SPECIAL = {
     "bos_token",

@@ -173,7 +173,7 @@ def _derived(anatomy: Anatomy, method: str, sizes: dict[str, int], asked: int | 
     if not follows and not any(anatomy.axes[axis].kind == "hidden" for axis in changed):
         return {}
     derived = dict(anatomy.builder.derived(changed))
-    factor = anatomy.builder.fact("expand")  # state-space blocks are so many times as wide as the stream
+    factor = anatomy.builder.fact("expand")  # the width of state-space blocks is a multiple of the stream's
     if (
         asked is None
         and "ffn" not in derived
