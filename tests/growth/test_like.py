@@ -248,7 +248,7 @@ def entries(**changes) -> str:
 
 
 @pytest.mark.parametrize("text, message", [
-    ("", "no JSON: Expecting value: line 1 column 1"),
+    ("", "not valid JSON: Expecting value: line 1 column 1"),
     ("[1, 2]", "this config has no model_type"),
     ('{"hidden_size": 64}', "this config has no model_type"),
     ('{"model_type": "lama"}', "no model_type 'lama'; did you mean 'llama'"),

@@ -44,7 +44,7 @@ def modules(first, second):
 @pytest.mark.parametrize("key, value, use", [
     ("eval_strategy", "no", "evaluations"), ("eval_on_start", False, "evaluations"), ("max_steps", 3, "tokens"),
     ("per_device_train_batch_size", 2, "batch_size"), ("learning_rate", 1.0, "learning_rate"), ("seed", 3, "seeds"),
-    ("save_steps", 1, "checkpoint_every"), ("load_best_model_at_end", True, "ends with"), ("lr_scheduler_type", "linear", "schedule"),
+    ("save_steps", 1, "checkpoint_every"), ("load_best_model_at_end", True, "of its last step"), ("lr_scheduler_type", "linear", "schedule"),
     ("label_names", ["x"], "labels"), ("push_to_hub", True, "uploads nothing"),
 ])  # fmt: skip
 def test_reserved_keys_name_the_one_to_use(tmp_path, key, value, use):
