@@ -286,7 +286,7 @@ def test_a_module_learns_against_the_meta():
 
 def test_what_does_not_fit_is_refused():
     meta, division = meta_of("llama"), ms.divide(6, 3)
-    with pytest.raises(ms.MeristemError, match="want 3"):
+    with pytest.raises(ms.MeristemError, match="need 3"):
         ms.incubate(meta_of("llama", 2), division, 0)
     with pytest.raises(ms.MeristemError, match="from 0 to 2"):
         ms.incubate(meta, division, 3)
