@@ -38,7 +38,7 @@ from meristem.errors import MeristemError, first_line
 
 FLOAT64_LIMIT = 500_000_000
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
-HUGE = 1e30  # of entries that stand for "never": they have to be the same, and do not set the scale
+HUGE = 1e30  # of entries that mean "never": they have to be the same, and do not set the scale
 OUTLYING = 1e3  # times the median: entries such as a mask's -1e4 or -1e9, which are judged by their own size alone
 Outputs = dict[str, Tensor]
 ROUNDINGS = 2  # the largest of many errors varies from draw to draw, and a list of methods rounds more than once
@@ -292,7 +292,7 @@ class _Passes:
 
     def __init__(self, small: nn.Module, big: nn.Module, inputs: dict[str, Any], expected: Expected | None) -> None:
         self._small, self._big, self._inputs, self._expected = small, big, inputs, expected
-        self._own: list[Any] | None = None  # what both put out as they are stored, or the errors
+        self._own: list[Any] | None = None  # the outputs of both as they are stored, or the errors
 
     def in_high_precision(self, also_in: torch.dtype | None = None) -> tuple[Outputs, Outputs, torch.dtype]:
         """The expected output of `big` and its output, as float64 on the CPU, and the dtype in which both
@@ -350,7 +350,7 @@ def _unrunnable(
     """The error message if one of two networks does not run: the small one, or only the large one."""
     if "multiple of 16 bytes" in str(error):
         return MeristemError(
-            f"{type(big).__name__} does not run: grouped products of experts want units of whole 16 bytes, so multiples of 4 in float32 and "
+            f"{type(big).__name__} does not run: grouped products of experts need units of whole 16 bytes, so multiples of 4 in float32 and "
             "of 8 in half precision. Pad them first (zero_padding with another intermediate_size), take another granularity, or open the "
             "network with experts_implementation='eager'"
         )

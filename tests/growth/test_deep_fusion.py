@@ -165,7 +165,7 @@ def test_the_mean_of_parents_is_a_network():
     (("llama", {"num_hidden_layers": 3}), "differ in depth"),
     (("llama", {"vocab_size": 68}), "differ in vocab_size"),
     (("llama", {"head_dim": 16}), "differ in head_dim"),
-    (("llama", {"num_key_value_heads": 4}), "they have to agree"),
+    (("llama", {"num_key_value_heads": 4}), "it must be the same in both"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_named(other, words):
     family, changes = other

@@ -32,6 +32,6 @@ def check_numbers(name: str, tensor: Tensor) -> None:
 def unproved(shown: str) -> MeristemError:
     """The error for a network with such weights. `shown` says which."""
     return MeristemError(
-        f"the network's weights are not finite (NaN or infinite: {shown}), so nothing can be proved of it; use a "
-        "checkpoint from before they were, or pass verify=False (--no-verify) to copy them as they are"
+        f"the network's weights are not finite (NaN or infinite: {shown}), so nothing can be proved of it; use an "
+        "earlier checkpoint, or pass verify=False (--no-verify) to copy them as they are"
     )

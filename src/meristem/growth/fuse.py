@@ -386,11 +386,11 @@ def fuse_state(fusion: Fusion, states: Sequence[State], family: Family | None = 
             the state.
 
     Raises:
-        MeristemError: if `Rebasin` made the fusion, because units have then changed places.
+        MeristemError: if `Rebasin` made the fusion, because units are then permuted.
     """
     if not fusion.plans:
         raise MeristemError(
-            "the optimizers of aligned networks cannot be carried over, because units have changed places; start a new one"
+            "the optimizers of aligned networks cannot be carried over, because units were permuted; start a new one"
         )
     family = family or family_by_entries({key for s in states for entries in s.values() for key in entries} - {MISSED})
     if fusion.as_experts:

@@ -210,7 +210,7 @@ def _of(model: nn.Module, provenance: Provenance | Growth | Fusion) -> Provenanc
     found = provenance.provenance if isinstance(provenance, Growth | Fusion) else provenance
     if not isinstance(found, Provenance):
         raise MeristemError(
-            f"needed is a provenance, a Growth or a Fusion; got {type(found).__name__}; ms.provenance(directory) reads one"
+            f"a provenance, a Growth or a Fusion is needed, got {type(found).__name__}; ms.provenance(directory) reads one"
         )
     found.check(_inner(model))
     return found

@@ -113,7 +113,7 @@ def of_frame(frame: pd.DataFrame, target: str, task: str = "auto", where: str = 
     x = frame.drop(columns=target)
     y, found, notes = read_target(values[labelled], task, name)
     if not labelled.all():
-        notes.append(f"{int((~labelled).sum())} rows have no {target!r}: left to energynet's first stage")
+        notes.append(f"{int((~labelled).sum())} rows have no {target!r}; only energynet's first stage uses them")
     return Table(x[labelled], y, target, found, describe(x), x[~labelled], notes)
 
 

@@ -246,7 +246,7 @@ class Watch(TorchDispatchMode):
         queries, keys = self.of(q)[1], self.of(k)[1]
         if self.space.size(queries) > self.space.size(
             keys
-        ):  # grouped: so many queries in a row share a key and a value
+        ):  # grouped: consecutive queries share a key and a value
             size = self.space.size(keys)
             self.space.join(self.space.reshape([queries], [size, self.space.size(queries) // size])[0], keys)
         for place in (0, 1, 3):

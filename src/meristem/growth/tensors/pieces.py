@@ -94,7 +94,9 @@ def _new_shape(source: Tensor, maps: Maps) -> list[int]:
 def _noisy_pieces(
     plan: TensorPlan, source: Tensor, maps: Maps, look: Look | None, into: Tensor | None = None
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Rows whose copies all differ by their noise, computed a few at a time: rows of `into`, if it is given."""
+    """Rows whose copies all differ by their noise, computed a few at a time. They are rows of `into`, if it
+    is given.
+    """
     rows, spread = maps[0], spread_of(plan, source, maps)
     shape = _new_shape(source, maps)
     count = shape[0]
