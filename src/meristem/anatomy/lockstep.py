@@ -39,7 +39,7 @@ def side_by_side(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     state, threads_of_torch = torch.get_rng_state(), torch.get_num_threads()
 
     def run(number: int) -> None:
-        torch.set_num_threads(1)  # a setting of the thread: for few tokens, torch's threads mostly wait for each other
+        torch.set_num_threads(max(1, threads_of_torch // 2))  # a setting of the thread; others write and hash meanwhile
         with turns.of(number):
             _OF_THIS_THREAD.turns = (turns, number)
             try:
