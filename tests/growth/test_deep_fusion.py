@@ -8,7 +8,9 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 import meristem as ms
 from meristem.anatomy.inputs import example_inputs
-from meristem.growth.fuse import MeanOfParents, fuse_state, fuse_with_certificate
+from meristem.growth.fuse import fuse_with_certificate
+from meristem.growth.fusion.mean import MeanOfParents
+from meristem.growth.fusion.optimizer import fuse_state
 from meristem.growth.optimizers.block_steps import MISSED, count_blocks_apart
 
 FAMILIES = ["llama", "gpt2", "gpt_neox", "qwen3", "gemma", "bert", "t5", "bart", "vit", "mixtral", "opt_projected"]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from meristem.errors import MeristemError, nearest
-from meristem.growth.fuse import Fusion
+from meristem.growth.fusion.fusion import Fusion
 from meristem.growth.growth import Growth
 from meristem.growth.optimizers.entry_rates import forget, hold, known_rates, rates_of
 from meristem.growth.plans.origins import COPIED, FRESH

@@ -59,7 +59,7 @@ class DeepFusion:
         seed: the seed of the noise.
         allow_differences: fuse networks whose configs say that they compute differently (see `differences`).
             The result computes as the first one does.
-        experts: fuse dense parents of one size as the experts of a mixture (see `fuse_experts`). Their
+        experts: fuse dense parents of one size as the experts of a mixture (see `fusion.experts`). Their
             feed-forward blocks become the experts, all other tensors are averaged, and the router is new. The
             distance from the mean of the parents is measured.
         experts_per_token: how many experts a token gets.
