@@ -159,7 +159,7 @@ def learn(
         "features": list(x.columns),
         "target": table.target,
     }
-    learned = Learned(estimator, encoder, table.columns, table.target, table.task, metrics)
+    learned = Learned(estimator, encoder, table.columns, table.target, table.task, metrics, table.decimal)
     with atomic_directory(out, overwrite) as folder:
         learned.save(folder)
         (folder / "summary.txt").write_text(summary(table, estimator))
