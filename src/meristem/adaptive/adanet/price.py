@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meristem.adaptive.adanet.candidates import Options, Sample, complexity_of, trained
 from meristem.adaptive.adanet.losses import Loss
 from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.adanet.refit import Problem, path
+from meristem.adaptive.adanet.sample import Sample
+from meristem.adaptive.adanet.training import Options, complexity_of, trained
 
 PRICES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 HELD_OUT = 0.25
