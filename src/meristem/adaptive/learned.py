@@ -23,7 +23,7 @@ from meristem.adaptive.tables import Column, encode, load_encoder, save_encoder
 from meristem.adaptive.tables.encoding import Task, feature_names, prepared, split_by_rows
 from meristem.adaptive.tables.reading import read_frame
 from meristem.adaptive.tables.values import Decimal
-from meristem.checkpoints.write import write_json
+from meristem.checkpoints.directory import write_json
 from meristem.errors import MeristemError
 
 Estimator = AdaNetClassifier | AdaNetRegressor | EnergyNetClassifier | EnergyNetRegressor

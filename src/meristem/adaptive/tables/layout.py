@@ -1,4 +1,4 @@
-"""The layout of a text file, from its first rows: separator, quotes, decimal sign, what stands above the table,
+"""The layout of a text file, from its first rows: separator, quotes, decimal sign, lines above the table,
 header.
 """
 
@@ -91,8 +91,8 @@ def find_layout(
 
     Args:
         path: the file.
-        separator, header, decimal: the separator, whether there is a header, and the decimal sign, if they are
-            known.
+        separator, header, decimal: the separator, whether there is a header, and the decimal sign, if
+            they are known.
 
     Raises:
         MeristemError: if the file is empty, if it is not text, or if no separator gives a table.

@@ -66,8 +66,8 @@ def read_frame(
 
 
 def _words(values: pd.Series, decimal: Decimal) -> pd.Series:
-    """Words without spaces around them. Words for a gap are missing. With a decimal comma, what reads as a number
-    is one, since pandas does not know points between thousands.
+    """Words without spaces around them. Words for a gap are missing. With a decimal comma, what reads as a
+    number is one, since pandas does not know points between thousands.
     """
     values = values.str.strip()
     values = values.mask(values.str.lower().isin(MISSING))

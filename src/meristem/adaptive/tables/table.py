@@ -172,7 +172,7 @@ def _quoted(words: pd.Series) -> str:
 
 
 def _target_name(source: str, frame: pd.DataFrame, target: str | None) -> str:
-    """The name of the target. By default it is the last column with values (rows may end with a separator)."""
+    """The name of the target. By default it is the last column with values."""
     names = list(frame.columns)
     if target is None:
         return next((name for name in reversed(names) if int(frame[name].count())), names[-1])

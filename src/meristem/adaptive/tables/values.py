@@ -32,8 +32,8 @@ THIS_CENTURY = 69  # years of two digits below it are of this century, as POSIX 
 
 
 def number_of(word: str, decimal: Decimal = ".") -> float:
-    """The number that a word says, or NaN: "1,234.50", "1 234", "$ 5", "12 %", "(3.5)" for -3.5, and times such
-    as "12:30" in hours. With a decimal comma, "1.234,50" and "1.234" have points between thousands.
+    """The number that a word says, or NaN: "1,234.50", "1 234", "$ 5", "12 %", "(3.5)" for -3.5, and times
+    such as "12:30" in hours. With a decimal comma, "1.234,50" and "1.234" have points between thousands.
     """
     word = word.strip()
     time = TIME.fullmatch(word)
@@ -104,8 +104,8 @@ def _spread(some: pd.Series, where: np.ndarray, index: pd.Index) -> pd.Series:
 
 
 def day_first_of(words: pd.Series) -> bool:
-    """Whether the day stands before the month in dates such as "1/2/2024": if more of them are dates then, and
-    where both are possible, if points are between the numbers.
+    """Whether the day stands before the month in dates such as "1/2/2024": if more of them are dates then,
+    and where both are possible, if points are between the numbers.
     """
     parts = [match for match in map(DAY_AND_MONTH.fullmatch, words.unique()) if match]
     days = sum(1 <= int(part[3]) <= 12 for part in parts) - sum(1 <= int(part[1]) <= 12 for part in parts)
