@@ -312,7 +312,7 @@ def test_a_path_of_prices_ends_where_rounding_hides_the_descent():
     targets = features @ torch.randn(40, 1, generator=draw) * 1e3
     shares = torch.full((300,), 1 / 300)
     problem = Problem(Squared(), torch.zeros_like(targets), features, targets, shares, 0.0)
-    found = path(problem, [1e3, 1e1, 1e-1, 1e-3], count=400)
+    found = list(path(problem, [1e3, 1e1, 1e-1, 1e-3], count=400))
     exact = refit(
         replace(problem, **{n: getattr(problem, n).double() for n in ("offset", "features", "targets", "shares")})
     )

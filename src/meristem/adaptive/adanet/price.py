@@ -19,6 +19,7 @@ from meristem.adaptive.adanet.training import Options, complexity_of, trained
 PRICES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 HELD_OUT = 0.25
 PART = 1 / 3  # of the best price for one block, since shrinkage already regularises the blocks
+RISES = 2  # prices in a row without a lower loss, after which no lower price is tried
 ERRORS = 2  # standard errors by which two layers must be better than one
 MOST_ROWS = 20_000  # more rows do not improve the choice of a price
 
@@ -121,11 +122,16 @@ def _tried(
     activities, seen = found.block(train.features, [])[-1], found.block(test.features, [])[-1]
     r = complexity_of(found.widths, train, activities, options)
     gammas = [price * r + options.adanet_beta for price in prices]
-    offset, units, targets, shares = (part.float() for part in (train.offset, activities, train.targets, train.shares))
+    parts = (train.offset, activities, train.targets, train.shares)
+    offset, units, targets, shares = parts if train.targets.shape[1] == 1 else (part.float() for part in parts)
     weights = path(Problem(loss, offset, units, targets, shares, 0.0), gammas)
-    losses = [loss.value(seen @ w.double(), test.targets) for w in weights]
-    pairs = [Tried(module, price, losses, test.shares) for price, losses in zip(prices, losses, strict=True)]
-    return min(pairs, key=lambda one: one.loss)
+    found: list[Tried] = []
+    for price, w in zip(prices, weights, strict=True):
+        found.append(Tried(module, price, loss.value(seen @ w.double(), test.targets), test.shares))
+        best = min(range(len(found)), key=lambda place: found[place].loss)
+        if len(found) - best > RISES:  # the loss rises again: lower prices cost most of the time
+            break
+    return found[best]
 
 
 def _sample(module: AdaNetModule, rows: Rows, index: Tensor) -> Sample:
