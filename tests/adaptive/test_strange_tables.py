@@ -11,6 +11,7 @@ from meristem.adaptive.learn import learn
 from meristem.adaptive.learned import Learned, fitted_encoder
 from meristem.adaptive.tables import build_encoder, open_table
 from meristem.adaptive.tables.columns import describe_column
+from meristem.adaptive.tables.table import of_frame
 from meristem.adaptive.tables.values import decimal_of, number_of, to_dates, to_numbers
 
 pd = pytest.importorskip("pandas")
@@ -282,6 +283,43 @@ def test_many_categories_and_classes_of_few_rows(write):
     numbers = numbers_of(open_table(write(lines(",", [("a", "b", "t"), *rows]))))
     assert numbers.shape == (80, 27)
     assert np.isfinite(numbers.to_numpy()).all()
+
+
+# -- frames -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "said", "first"),
+    [
+        (pd.Categorical([i % 3 for i in range(60)]), "3 categories: one-hot", [1, 0, 0]),
+        (pd.to_timedelta([37 * i for i in range(60)], unit="min"), "number: scaled", None),
+        (pd.period_range("2020-01", periods=60, freq="M"), "date, 2020-01-01 to 2024-12-01", None),
+        (pd.array([None if i % 5 == 0 else i * 2 for i in range(60)], dtype="Int64"), "20.0% missing", None),
+        (
+            pd.array([None if i % 5 == 0 else i % 2 == 0 for i in range(60)], dtype="boolean"),
+            "true or false",
+            [0, 0, 1],
+        ),
+        ([[i] for i in range(60)], "neither numbers nor words", []),
+        (np.arange(60) * 1j, "complex numbers", []),
+    ],
+)
+def test_columns_of_other_types(values, said, first):
+    frame = pd.DataFrame({"a": np.arange(60) * 1.5, 7: values, "t": ["yes", "no"] * 30})
+    table = of_frame(frame, "t")
+    assert table.columns[1].said.startswith(said) or said in table.columns[1].said
+    numbers = numbers_of(table)
+    assert np.isfinite(numbers.to_numpy()).all()
+    if first is not None:
+        assert numbers.iloc[0, 1:].tolist() == first
+
+
+def test_names_that_are_no_words():
+    table = of_frame(pd.DataFrame({1: range(0, 90, 3), ("b", 2): range(30), 3: [0, 1] * 15}), 3)
+    assert (table.names, table.target) == (["1", "('b', 2)"], "3")
+    assert list(numbers_of(table).columns) == ["1"]  # the other holds row numbers
+    with pytest.raises(ms.MeristemError, match="2 columns named '1'; rename them"):
+        of_frame(pd.DataFrame([[1, 2, 3], [2, 3, 4]], columns=[1, "1", "t"]), "t")
 
 
 # -- the whole way ------------------------------------------------------------------------------------------------------------

@@ -125,13 +125,15 @@ def _tried(
     parts = (train.offset, activities, train.targets, train.shares)
     offset, units, targets, shares = parts if train.targets.shape[1] == 1 else (part.float() for part in parts)
     weights = path(Problem(loss, offset, units, targets, shares, 0.0), gammas)
-    found: list[Tried] = []
+    best, rises = None, 0
     for price, w in zip(prices, weights, strict=True):
-        found.append(Tried(module, price, loss.value(seen @ w.double(), test.targets), test.shares))
-        best = min(range(len(found)), key=lambda place: found[place].loss)
-        if len(found) - best > RISES:  # the loss rises again: lower prices cost most of the time
+        now = Tried(module, price, loss.value(seen @ w.double(), test.targets), test.shares)
+        is_lower = best is None or now.loss < best.loss
+        best, rises = (now, 0) if is_lower else (best, rises + 1)
+        if rises == RISES:  # lower prices cost most of the time
             break
-    return found[best]
+    assert best is not None
+    return best
 
 
 def _sample(module: AdaNetModule, rows: Rows, index: Tensor) -> Sample:

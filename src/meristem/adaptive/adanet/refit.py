@@ -164,8 +164,8 @@ def _quadratic(hessian: Tensor, linear: Tensor, gamma: float | Tensor, start: Te
             np.asfortranarray(rows),
             targets,
             l1_ratio=1.0,
-            alphas=[gamma / len(rows)],
-            precompute=False,
+            alphas=[gamma / len(rows)],  # pyright: ignore[reportArgumentType]
+            precompute=False,  # pyright: ignore[reportArgumentType]
             coef_init=begin,
             check_input=False,
             tol=1e-9,

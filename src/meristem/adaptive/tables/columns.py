@@ -60,15 +60,23 @@ def describe_column(name: str, values: pd.Series) -> Column:
     """The kind of one column."""
     missing = float(values.isna().mean())
     present = values.dropna()
-    distinct = present.nunique()
+    try:
+        distinct = present.nunique()
+    except TypeError:  # a list, for example
+        return Column(name, "left out", "neither numbers nor words", missing=missing)
     if distinct <= 1:
         return Column(name, "left out", "no values" if not distinct else "one value in all rows", missing=missing)
     if pd.api.types.is_bool_dtype(present):
         return Column(name, "category", "true or false: one-hot", missing=missing)
-    if pd.api.types.is_datetime64_any_dtype(present):
-        return _date(name, present, missing)
-    if pd.api.types.is_numeric_dtype(present):
-        return _number(name, values, missing, distinct)
+    if isinstance(present.dtype, pd.CategoricalDtype):
+        return _category(name, present.astype(str), missing, distinct)
+    if pd.api.types.is_datetime64_any_dtype(present) or isinstance(present.dtype, pd.PeriodDtype):
+        return _date(name, to_dates(present), missing)
+    if pd.api.types.is_complex_dtype(present):
+        return Column(name, "left out", "complex numbers", missing=missing)
+    if pd.api.types.is_numeric_dtype(present) or pd.api.types.is_timedelta64_dtype(present):
+        numbers = to_numbers(values) if pd.api.types.is_timedelta64_dtype(present) else values
+        return _number(name, numbers, missing, distinct)
     words = present.astype(str)
     some = words.sample(min(len(words), SAMPLE), random_state=0)
     decimal = decimal_of(some)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -91,6 +92,19 @@ def _prepared_names(column: Column) -> list[str]:
     return [f"{column.name}_{part}" for part in DATE_PARTS] if column.kind == "date" else [column.name]
 
 
+def named_by_words(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same frame with the names of its columns as words. pandas allows numbers and tuples, too.
+
+    Raises:
+        MeristemError: if two columns have one name.
+    """
+    names = [str(name) for name in frame.columns]
+    if len(set(names)) < len(names):
+        name, times = Counter(names).most_common(1)[0]
+        raise MeristemError(f"the table has {times} columns named {name!r}; rename them")
+    return frame.set_axis(names, axis=1)
+
+
 def prepared(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
     """The columns to learn from, as the transformer reads them: numbers, words, and the parts of dates.
     Numbers keep float64 until they are scaled: float32 has no seconds of a Unix time.
@@ -99,6 +113,7 @@ def prepared(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
         MeristemError: if a column is missing.
     """
     found: dict[str, Any] = {}
+    frame = named_by_words(frame)
     for column in columns:
         if column.kind == "left out":
             continue

@@ -14,7 +14,7 @@ import pandas as pd
 
 from meristem.adaptive.request import SHIPPED, check_table
 from meristem.adaptive.tables.columns import Column, describe
-from meristem.adaptive.tables.encoding import Task
+from meristem.adaptive.tables.encoding import Task, named_by_words
 from meristem.adaptive.tables.layout import SEPARATORS
 from meristem.adaptive.tables.reading import read_frame
 from meristem.adaptive.tables.values import Decimal, decimal_of, to_numbers
@@ -107,18 +107,21 @@ def of_frame(frame: pd.DataFrame, target: str, task: str = "auto", where: str = 
     """A table from a data frame (n_samples, columns).
 
     Raises:
-        MeristemError: if the target does not fit the task.
+        MeristemError: if the target does not fit the task, or if two columns have one name.
     """
-    values = frame[target]
+    frame = named_by_words(frame)
+    values = frame[str(target)]
+    if pd.api.types.is_complex_dtype(values):
+        raise MeristemError(f"{where}column {target!r} holds complex numbers; a target is one number or class")
     labelled = values.notna().to_numpy()
     name = f"{where}column {target!r}"
     if not labelled.any():
         raise MeristemError(f"{name}: the target has no values")
-    x = frame.drop(columns=target)
+    x = frame.drop(columns=str(target))
     y, found, notes = read_target(values[labelled], task, name)
     if not labelled.all():
         notes.append(f"{int((~labelled).sum())} rows have no {target!r}: left to energynet's first stage")
-    return Table(x[labelled], y, target, found, describe(x), x[~labelled], notes)
+    return Table(x[labelled], y, str(target), found, describe(x), x[~labelled], notes)
 
 
 def read_target(values: pd.Series, task: str, name: str) -> tuple[np.ndarray, Task, list[str]]:

@@ -52,8 +52,10 @@ def number_of(word: str, decimal: Decimal = ".") -> float:
 
 
 def to_numbers(values: pd.Series, decimal: Decimal = ".") -> pd.Series:
-    """The values of a column as numbers. Everything else, and infinite values, are missing."""
-    if pd.api.types.is_numeric_dtype(values):
+    """The values of a column as numbers (times in hours). Everything else, and infinite values, are missing."""
+    if pd.api.types.is_timedelta64_dtype(values):
+        return values.dt.total_seconds() / 3600
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_complex_dtype(values):
         numbers = values.astype(float)
         return numbers.where(np.isfinite(numbers))
     present = values.notna().to_numpy()
@@ -83,6 +85,8 @@ def to_dates(values: pd.Series, day_first: bool = False) -> pd.Series:
         values: dates, or words such as "2024-01-31", "31.1.2024", "1/31/24 10:30" or "31 Jan 2024".
         day_first: whether "1/2/2024" is the first of February.
     """
+    if isinstance(values.dtype, pd.PeriodDtype):
+        values = values.dt.to_timestamp()
     if pd.api.types.is_datetime64_any_dtype(values):
         return pd.to_datetime(values, utc=True).dt.tz_localize(None)
     words = values.map({word: _year_first(str(word), day_first) for word in values.dropna().unique()})
