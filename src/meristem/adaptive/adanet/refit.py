@@ -207,7 +207,7 @@ def path(problem: Problem, gammas: Sequence[float], count: int = 60, newton_step
     Args:
         gammas: the prices, which replace the problem's own.
         count: the number of steps for each price.
-        newton_steps: their number where `refit` begins with proximal Newton steps. Inputs are in float64 then.
+        newton_steps: their number for each price, in float64 and where `refit` begins with them, too.
     """
     step, w = 1.0, problem.start()
     for gamma in gammas:

@@ -52,7 +52,7 @@ def number_of(word: str, decimal: Decimal = ".") -> float:
 
 
 def to_numbers(values: pd.Series, decimal: Decimal = ".") -> pd.Series:
-    """The values of a column as numbers (times in hours). Everything else, and infinite values, are missing."""
+    """The values of a column as numbers, times in hours. Everything else is missing, infinite values too."""
     if pd.api.types.is_timedelta64_dtype(values):
         return values.dt.total_seconds() / 3600
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_complex_dtype(values):
