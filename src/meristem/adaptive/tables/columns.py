@@ -34,7 +34,7 @@ class Column:
     Args:
         name: the name of the column.
         kind: the kind of its values, or "left out".
-        scale: the scale of numbers: "none" (they lie in [0, 1]), "standard", or "tail" (arsinh of the scaled
+        scale: the scale of numbers: "none" (they are 0 and 1), "standard", or "tail" (arsinh of the scaled
             numbers).
         missing: the share of rows without a value.
         said: the decision in words.
@@ -114,8 +114,8 @@ def _number(name: str, values: pd.Series, missing: float, distinct: int) -> Colu
     gaps = f", {missing:.1%} missing: median and a mark" if missing else ""
     gaps += f", {infinite:.0f} infinite read as missing" if infinite >= 1 else ""
     missing = 1 - len(numbers) / max(1, len(values))
-    if numbers.min() >= 0 and numbers.max() <= 1:
-        return Column(name, "number", f"number in [0, 1]{gaps}", "none", missing)
+    if numbers.isin((0, 1)).all():
+        return Column(name, "number", f"0 and 1{gaps}", "none", missing)
     if numbers.abs().max() > LARGEST:
         return Column(name, "left out", f"numbers as large as {numbers.abs().max():.3g}", missing=missing)
     deviation = numbers.std() or 1.0
