@@ -40,6 +40,7 @@ lint: .venv/installed
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m docs.tools.prose
+	$(BIN)/python -m docs.tools.words
 	$(BIN)/codespell README.md docs examples src
 
 format: .venv/installed

@@ -31,9 +31,9 @@ TOLERANCE = 1e-5
 SMALL = ("SmolLM2", "Qwen3", "ViT")
 # The proofs of docs/theory.md, section 7: (words of a reason, letter, what it is about), the first that fits.
 PROOFS = (
-    (r"(word_embeddings_layernorm|pre_layrnorm) subtracts the mean", "B", "a norm gives out the stream"),
+    (r"(word_embeddings_layernorm|pre_layrnorm) subtracts the mean", "B", "the output of a norm is the stream"),
     (r"\(post-norm\), so no padding of it is silent", "A", "post-norm, no whole multiple"),
-    (r"through a nonlinearity or a table", "D", "a nonlinearity gives out the stream"),
+    (r"through a nonlinearity or a table", "D", "the output of a nonlinearity is the stream"),
     (r"by the angle of their outputs", "E", "towers compared by angle"),
     (r"does not hold the frequencies", "F", "rotary frequencies"),
 )

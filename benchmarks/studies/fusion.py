@@ -26,10 +26,10 @@ STUDY = Study(
     sides=[
         Side("scratch", [Stage("large")]),
         Side("small", [Stage("small")]),
-        fused("grouped", 2, {"norm": "grouped"}),
-        fused("equalised", 2, {"norm": "equalised"}),
         fused("plain", 2, {}),
         fused("self", 1, {"noise": 0.1}),
+        fused("grouped", 2, {"norm": "grouped"}),
+        fused("equalised", 2, {"norm": "equalised"}),
         Side("hypercloning", [Stage("small", until=AT, rate="small"), Stage("large", make=CLONED)]),
         fused("grouped_warmup", 2, {"norm": "grouped"}, warmup=0.05),
         Side("ensemble", [Stage("small", rate="small", members=2)], rate_of="small", whole=True),

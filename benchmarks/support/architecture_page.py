@@ -15,12 +15,12 @@ SINUSOIDS = "positions are sinusoids of the width, added to the stream and not s
 CAUSES = {  # of what is known to fail in width, by parts of the class's name
     r"CTRL|FSMT|M2M100|NllbMoe|PegasusX|XGLM|Musicgen|Seamless|SpeechT5|Speech2Text|VideoMAE|Canary|Tipsv2|Kosmos2_5|TranscribeAudioModel|TimeSeries|Informer": SINUSOIDS,
     r"FNet": "a Fourier transform mixes over the width itself",
-    r"Perceiver": "the embedding is the output's head as well (no tied parameter says so), and no norm stands before it",
+    r"Perceiver": "the embedding is the output's head as well (no tied parameter says so), and no norm comes before it",
     r"PixioBackbone": "stock transformers does not load this class's own checkpoint again; in memory it is exact",
-    r"BitBackbone": "its convolutions standardise their weights, so shares of copies count whole; it gives out features before any norm",
+    r"BitBackbone": "its convolutions standardise their weights, so shares of copies count whole; its output has features before any norm",
     r"BlipForQuestionAnswering": "its decoder reads the question by weights that the config makes as wide as the image's features",
-    r"Blip2QFormerModel": "its input query_embeds has the network's own width, which a wider network wants wider; its composites pass",
-    r"Gemma4VisionModel": "its pooler multiplies by sqrt(hidden_size) behind the last weight; in Gemma 4 a norm follows",
+    r"Blip2QFormerModel": "its input query_embeds has the network's own width, which a wider network needs wider; its composites pass",
+    r"Gemma4VisionModel": "its pooler multiplies by sqrt(hidden_size) after the last weight; in Gemma 4 a norm follows",
     r"ProphetNet": "the code pairs relative positions of the predicted streams with other heads and places, so heads cannot be cloned",
 }
 

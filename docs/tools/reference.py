@@ -30,7 +30,7 @@ ALSO = {  # what public names refer to: the bases that hold shared options, and 
         "meristem.growth.methods.width.WidthMethod",
         "meristem.growth.methods.width.NoisyWidthMethod",
         "meristem.growth.methods.stacking.DepthMethod",
-        "meristem.growth.fuse.Fusion",
+        "meristem.growth.fusion.fusion.Fusion",
         "meristem.growth.train_new.Frozen",
         "meristem.growth.methods.ligo.FittedLiGO",
         "meristem.growth.rank_layers.LayerRank",

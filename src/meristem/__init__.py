@@ -19,7 +19,7 @@ _HOMES = {
     "shrink": "meristem.growth.grow",
     "fuse": "meristem.growth.fuse",
     "fuse_with_certificate": "meristem.growth.fuse",
-    "fuse_optimizer": "meristem.growth.fuse",
+    "fuse_optimizer": "meristem.growth.fusion.optimizer",
     "count_blocks_apart": "meristem.growth.optimizers.block_steps",
     "load_missed_steps": "meristem.checkpoints.missed_steps",
     "DeepFusion": "meristem.growth.methods.deep_fusion",
@@ -93,8 +93,8 @@ if TYPE_CHECKING:
     from meristem.errors import PreservationError as PreservationError
     from meristem.growth.callback import TrainNewCallback as TrainNewCallback
     from meristem.growth.fuse import fuse as fuse
-    from meristem.growth.fuse import fuse_optimizer as fuse_optimizer
     from meristem.growth.fuse import fuse_with_certificate as fuse_with_certificate
+    from meristem.growth.fusion.optimizer import fuse_optimizer as fuse_optimizer
     from meristem.growth.grow import grow as grow
     from meristem.growth.grow import grow_optimizer as grow_optimizer
     from meristem.growth.grow import shrink as shrink

@@ -24,10 +24,10 @@ def why_not_fetched(name: str, error: Exception) -> str:
     if isinstance(error, hub.RepositoryNotFoundError):
         return "the hub has no public model of that name (to a private one, log in: hf auth login)"
     if isinstance(error, hub.IncompleteSnapshotError):
-        return "what the hub's cache has of it is not whole; fetch it anew with access to the hub"
+        return "the hub's cache holds only a part of it; fetch it again with access to the hub"
     if constants.HF_HUB_OFFLINE:
-        return "the hub's cache has no model of that name, nor may it be fetched (HF_HUB_OFFLINE is set)"
-    return f"it could not be fetched from the hub: {first_line(error)}"
+        return "the hub's cache has no model of that name, and HF_HUB_OFFLINE forbids fetching it"
+    return f"it could not be fetched from the hub: {first_line(error).removeprefix('Got: ')}"
 
 
 def _close_by(path: Path) -> Path | None:

@@ -89,7 +89,7 @@ def test_the_page_stands_alone_and_says_what_was_measured(people):
         "What each block added",
         "Rounds",
         "Calibration",
-        "What the columns matter",
+        "How much each column matters",
         "The table",
     ):
         assert f"<h2>{heading}" in text
@@ -107,7 +107,7 @@ def test_pages_of_regressions_and_of_energynet(kind, source, tmp_path):
     options = FAST if kind == "adanet" else {"structure_iter": 2, "max_epochs": 3}
     learn(kind, open_table(source), tmp_path / "out", options)
     text = (tmp_path / "out" / "report.html").read_text()
-    assert ("Predictions beside the truth" if kind == "adanet" else "What each layer added") in text
+    assert ("Predicted and true values" if kind == "adanet" else "What each layer added") in text
     assert (
         "nan" not in re.sub(r"<svg.*?</svg>|<style.*?</style>|<script.*?</script>", "", text, flags=re.DOTALL).lower()
     )

@@ -63,7 +63,7 @@ def test_the_command_learns_writes_and_replays(csv_file, tmp_path):
     done = meristem("learn", "adanet", csv_file, tmp_path / "out", *options)
     assert done.returncode == 0, done.stderr
     assert "round 1: depth 1" in done.stderr
-    assert "accuracy on 24 rows not seen" in done.stdout
+    assert "accuracy on 24 test rows" in done.stdout
     assert {p.name for p in (tmp_path / "out").iterdir() if p.name[0] != "."} == WRITTEN
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import meristem as ms
+from meristem import makers
 from meristem.anatomy.inputs import example_inputs
 from meristem.anatomy.streamed import Weights, streamed
 from meristem.anatomy.widened import LARGE, Widened, widened
@@ -18,8 +19,10 @@ from meristem.checkpoints import open_streamed
 PAIRS = [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32, torch.float64)]
 
 
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("stored", "dtype"), PAIRS)
-def test_it_computes_what_a_copy_computes(stored, dtype):
+def test_it_computes_what_a_copy_computes(stored, dtype, threads, monkeypatch):
+    monkeypatch.setattr(makers, "_THREADS", [threads])
     weight = torch.randn(1100, 1000, generator=torch.Generator().manual_seed(0)).to(stored)
     seen, copy = nn.Parameter(widened(weight, dtype), requires_grad=False), weight.to(dtype)
     assert isinstance(seen, Widened)

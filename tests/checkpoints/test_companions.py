@@ -80,7 +80,7 @@ def test_ids_that_stand_for_other_tokens_stop_it(pair, tmp_path, verb, made):
         vocabulary(directory, tokens)
     code, said = invoke([verb, *map(str, pair), str(tmp_path / "out")])
     assert code == 2
-    assert "read other tokens by the same ids: 1 is 'b' and 'c', and 2 of 4 differ; " + made in said
+    assert "give the same ids to different tokens: 1 is 'b' and 'c', and 2 of 4 differ; " + made in said
     assert not (tmp_path / "out").exists()
     code, said = invoke([verb, *map(str, pair), str(tmp_path / "out"), "--allow-differences"])
     assert code == 0, said
@@ -130,6 +130,6 @@ def test_files_name_no_code_that_is_not_copied(pair, tmp_path, trusted):
     own = {"AutoTokenizer": ["tokenization_x.Own", None]} if trusted else {}
     assert named == {**own, "AutoProcessor": "acme/repo--processing.Own"}
     assert (tmp_path / "out" / "tokenization_x.py").exists() == trusted
-    assert ("--trust-remote-code copies it" in said) != trusted
+    assert ("--trust-remote-code copies them all" in said) != trusted
     assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text()) == {"size": 4}
     assert (tmp_path / "out" / "broken_config.json").read_text() == "{"

@@ -86,4 +86,4 @@ def test_what_lies_outside_the_network_is_named(tmp_path):
     assert "value_head (1, 32) lie outside the network and are carried along as they are" in said
     assert "clock" not in said
     assert "holds no state of 1 of" in said
-    assert "(model.norm.weight): the optimizer begins anew" in said
+    assert "(model.norm.weight): the optimizer starts without a state" in said

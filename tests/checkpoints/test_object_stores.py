@@ -129,7 +129,7 @@ def test_a_hostile_config_brings_nothing_else(store, tmp_path):
         json.dump({**config, "auto_map": {"AutoConfig": "other/repo--x.Y"}}, file)
     with store.open("/bucket/small/x.py", "w") as file:
         file.write("raise SystemExit(3)")
-    with pytest.raises(ms.MeristemError, match=r"memory://bucket/small brings its own code .*--trust-remote-code"):
+    with pytest.raises(ms.MeristemError, match=r"memory://bucket/small contains its own code .*--trust-remote-code"):
         find_source("memory://bucket/small")
     assert sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.suffix in (".safetensors", ".py")) == []
 

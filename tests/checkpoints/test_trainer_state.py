@@ -121,7 +121,7 @@ def test_a_parameter_without_a_state_is_named(checkpoint):
     for number in (3, 5):
         del saved["state"][number]
     torch.save(saved, directory / "optimizer.pt")
-    words = rf"holds no state of 2 of {len(names)} parameters \({names[3]}, {names[5]}\): the optimizer begins anew"
+    words = rf"holds no state of 2 of {len(names)} parameters \({names[3]}, {names[5]}\): the optimizer starts without a state"
     with pytest.warns(UserWarning, match=words):
         read_trainer_state(directory, small)
 

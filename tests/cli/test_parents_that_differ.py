@@ -137,5 +137,5 @@ def test_links_in_folders_of_the_source_count(small, tmp_path):
 def test_a_template_may_be_the_users(small, tmp_path):
     out = copy_with(small, tmp_path / "out")
     (out / "chat_template.jinja").write_text("{{ messages }}")
-    refused(meristem("grow", small, out, "--width", 2, "--overwrite"), "nor can be told from a file of yours")
+    refused(meristem("grow", small, out, "--width", 2, "--overwrite"), "has no record of and which may be yours")
     assert (out / "chat_template.jinja").read_text() == "{{ messages }}"

@@ -13,6 +13,7 @@ import pico
 import pytest
 import typer
 from command_line import here, meristem
+from typer.testing import CliRunner
 
 from meristem.cli.main import app
 from meristem.cli.options import METHOD_NAMES, complete_method
@@ -50,6 +51,19 @@ def test_every_command_has_json_quiet_and_examples_that_parse(name):
         program, verb, *arguments = shlex.split(example)
         assert (program, verb) == ("meristem", name)
         command.make_context(name, arguments)  # raises for an option that there is not, or an argument that lacks
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_every_option_in_full_at_80_columns(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    shown = CliRunner().invoke(app, [name, "--help"]).output
+    words = set(shown.split())
+    for parameter in COMMANDS[name].params:
+        if parameter.param_type_name == "option":
+            assert set(parameter.opts + parameter.secondary_opts) <= words, parameter.name
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_answers_are_one_json_object_each(small, tmp_path, capsys):

@@ -134,7 +134,7 @@ def test_bytes_that_are_no_text_are_one_sentence(tmp_path):
 def test_a_target_config_nested_beyond_reading_is_one_sentence(small, tmp_path):
     file = tmp_path / "config.json"
     file.write_text("[" * 100_000)
-    refused(meristem("grow", small, tmp_path / "big", "--like", file), "no JSON")
+    refused(meristem("grow", small, tmp_path / "big", "--like", file), "not valid JSON")
 
 
 def test_nothing_to_fuse_is_one_sentence():

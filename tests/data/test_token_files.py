@@ -84,7 +84,7 @@ def test_what_of_megatrons_files_is_refused(tmp_path):
         file.with_suffix(".idx"),
     )
     (tmp_path / "meta.json").write_text('{"vocab_size": 300, "dtype": "uint16"}')
-    refused(r"its \.idx file says int32, the JSON file beside it dtype 'uint16'", file)
+    refused(r"its \.idx file says int32, the JSON file next to it dtype 'uint16'", file)
     refused("version 1 with numbers of kind 9 is not known", megatron(tmp_path, code=9))
     refused("tokens are uint16, uint32, int32; .*int64", megatron(tmp_path, "int64", 5))
     file.with_suffix(".idx").write_bytes(file.with_suffix(".idx").read_bytes()[:12])
@@ -121,13 +121,13 @@ def test_a_folder_holds_its_own_splits(tmp_path):
 
 @pytest.mark.parametrize("change, words", [
     ({"name": "a.bin", "tokens": TOKENS[:3].astype("uint8"), "dtype": "uint8"}, "not a whole number of uint16 tokens"),
-    ({"name": "a.npy", "tokens": TOKENS.reshape(2, -1)}, "needed is a 1-D array"),
-    ({"name": "a.npy", "dtype": "float32"}, "needed is a 1-D array of uint16"),
+    ({"name": "a.npy", "tokens": TOKENS.reshape(2, -1)}, "expected a 1-D array"),
+    ({"name": "a.npy", "dtype": "float32"}, "expected a 1-D array of uint16"),
     ({"said": {"vocab_size": "many"}}, "names no vocab_size"),
     ({"said": {"vocab_size": True}}, "names no vocab_size"),
-    ({"said": {"offset": "1k"}}, "offset is '1k'; needed is a whole number from 0 to 3999"),
-    ({"said": {"end_token": 300}}, "end_token is 300; needed is a whole number from 0 to 299"),
-    ({"said": {"pad_token": "<pad>"}}, "pad_token is '<pad>'; needed is a whole number"),
+    ({"said": {"offset": "1k"}}, "offset is '1k'; expected a whole number from 0 to 3999"),
+    ({"said": {"end_token": 300}}, "end_token is 300; expected a whole number from 0 to 299"),
+    ({"said": {"pad_token": "<pad>"}}, "pad_token is '<pad>'; expected a whole number"),
     ({"said": {"vocab_size": 299}}, r"holds token 299, and its vocabulary has 299"),
     ({"name": "a.npy", "tokens": TOKENS.astype("int32") - 1, "dtype": "int32"}, r"holds token -1, and"),
 ])  # fmt: skip
@@ -139,7 +139,7 @@ def test_files_that_are_no_tokens(tmp_path, change, words):
 def test_what_lies_beside_is_asked_for(tmp_path):
     file = write(tmp_path)
     (tmp_path / "meta.json").unlink()
-    with pytest.raises(ms.MeristemError, match=r"needs train\.json \(or meta\.json\) beside it"):
+    with pytest.raises(ms.MeristemError, match=r"needs train\.json \(or meta\.json\) next to it"):
         open_corpus(str(file))
 
 

@@ -76,7 +76,7 @@ def test_unlike_parents_fuse_once_they_agree(row):
     small, growth = grown(row)
     family, changes, sizes = AXES[row]
     (name, size), other = next(iter(sizes.items())), pico.build(family, seed=7, **_configured(family, changes, sizes))
-    with pytest.raises(ms.MeristemError, match=f"they have to agree in it. Grow network 1 first, by {name}={size}"):
+    with pytest.raises(ms.MeristemError, match=f"it must be the same in both. Grow network 1 first, by {name}={size}"):
         ms.fuse([small, other])
     with pytest.raises(ms.MeristemError, match=f"Grow network 2 first, by {name}={size}"):
         ms.fuse([other, small])

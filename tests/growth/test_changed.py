@@ -33,7 +33,7 @@ CHANGES = {
     other_scaling: "model.layers.0.self_attn.scaling is 0.1 and not 0.35",
     other_table: "model.rotary_emb.inv_freq holds other numbers than its config gives",
     config_edited_afterwards: "model.rotary_emb.inv_freq holds other numbers than its config gives",
-    head_untied_by_hand: "model.embed_tokens.weight and lm_head.weight are two tensors, which the config says otherwise",
+    head_untied_by_hand: "model.embed_tokens.weight and lm_head.weight are two tensors, and the config says otherwise",
 }
 
 
@@ -102,7 +102,7 @@ def shared_layer(model):
 CUT = {
     **CHANGES,
     one_activation: "model.layers.1.mlp.act_fn is a ReLU and not a SiLU",
-    shared_layer: "are one tensor, which the config says otherwise",
+    shared_layer: "are one tensor, and the config says otherwise",
 }
 
 
@@ -131,7 +131,7 @@ def test_nothing_is_cut_out_of_weights_that_are_not_finite(value):
     model = pico.build("llama")
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = value
-    words = r"not finite \(NaN or infinite: 1 in model\.layers\.1\.mlp\.up_proj\.weight\), and what is cut out"
+    words = r"not finite \(NaN or infinite: 1 in model\.layers\.1\.mlp\.up_proj\.weight\), and a network cut out"
     with pytest.raises(ms.MeristemError, match=words):
         ms.shrink(model, ms.WeightSelection(intermediate_size=24))
 

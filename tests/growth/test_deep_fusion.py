@@ -8,7 +8,9 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 import meristem as ms
 from meristem.anatomy.inputs import example_inputs
-from meristem.growth.fuse import MeanOfParents, fuse_state, fuse_with_certificate
+from meristem.growth.fuse import fuse_with_certificate
+from meristem.growth.fusion.mean import MeanOfParents
+from meristem.growth.fusion.optimizer import fuse_state
 from meristem.growth.optimizers.block_steps import MISSED, count_blocks_apart
 
 FAMILIES = ["llama", "gpt2", "gpt_neox", "qwen3", "gemma", "bert", "t5", "bart", "vit", "mixtral", "opt_projected"]
@@ -165,7 +167,7 @@ def test_the_mean_of_parents_is_a_network():
     (("llama", {"num_hidden_layers": 3}), "differ in depth"),
     (("llama", {"vocab_size": 68}), "differ in vocab_size"),
     (("llama", {"head_dim": 16}), "differ in head_dim"),
-    (("llama", {"num_key_value_heads": 4}), "they have to agree"),
+    (("llama", {"num_key_value_heads": 4}), "it must be the same in both"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_named(other, words):
     family, changes = other

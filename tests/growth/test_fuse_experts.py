@@ -11,7 +11,7 @@ from test_optimizer import batches, step
 from test_upcycle import UNITS, dense, error, reloaded
 
 import meristem as ms
-from meristem.growth.fuse import fuse_state
+from meristem.growth.fusion.optimizer import fuse_state
 from meristem.growth.optimizers.block_steps import MISSED
 from meristem.growth.optimizers.optimizer import named_state
 

@@ -248,7 +248,7 @@ def entries(**changes) -> str:
 
 
 @pytest.mark.parametrize("text, message", [
-    ("", "no JSON: Expecting value: line 1 column 1"),
+    ("", "not valid JSON: Expecting value: line 1 column 1"),
     ("[1, 2]", "this config has no model_type"),
     ('{"hidden_size": 64}', "this config has no model_type"),
     ('{"model_type": "lama"}', "no model_type 'lama'; did you mean 'llama'"),
@@ -301,7 +301,7 @@ def test_targets_of_other_kinds(family, changes, message):
 
 
 def test_options_of_like():
-    with pytest.raises(ms.MeristemError, match="like= takes no width; beside the target it takes noise, norms, seed"):
+    with pytest.raises(ms.MeristemError, match="like= takes no width; its options are noise, norms, seed"):
         like(pico.build("llama"), pico.build("llama", intermediate_size=88).config, width=2)
 
 

@@ -147,7 +147,7 @@ def test_a_switch_transformers_head_is_scaled_only_while_it_is_tied():
 
 def test_pixtrals_rows_do_not_become_columns():
     small, target = pair(("PixtralVisionModel", "PixtralVisionConfig", IMAGES, {"hidden_size": 64}))
-    with pytest.raises(ms.MeristemError, match="turns by the row what head_dim 8 turns by the column"):
+    with pytest.raises(ms.MeristemError, match="rotates by the row what head_dim 8 rotates by the column"):
         ms.grow(small, like=target)
 
 

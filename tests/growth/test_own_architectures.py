@@ -229,10 +229,10 @@ def test_a_matrix_that_is_read_and_written_is_refused_by_name():
 
 
 @pytest.mark.parametrize("method, size, message", [
-    (ms.WeightSelection, 5, "width 8 -> 5 would take a part of 4 of its units to 2.5; it has to be a multiple of 2: 4 or 6 would work"),
-    (ms.WeightSelection, 7, "it has to be a multiple of 2: 6 would work"),
-    (ms.Prune, 3, "it has to be a multiple of 2: 2 or 4 would work"),
-    (ms.LEMON, 9, "it has to be a multiple of 2: 10 would work"),
+    (ms.WeightSelection, 5, "width 8 -> 5 would grow a part of 4 of its units to 2.5; the target has to be a multiple of 2: 4 or 6 would work"),
+    (ms.WeightSelection, 7, "the target has to be a multiple of 2: 6 would work"),
+    (ms.Prune, 3, "the target has to be a multiple of 2: 2 or 4 would work"),
+    (ms.LEMON, 9, "the target has to be a multiple of 2: 10 would work"),
 ])  # fmt: skip
 def test_an_odd_size_of_a_padded_shortcut_is_one_clear_sentence(method, size, message):
     case = CASES["resnet"]

@@ -172,7 +172,7 @@ def test_a_norm_that_its_block_uses_twice_is_not_passed_on():
     assert not growth.plans[0].preserves_function
     assert growth.certificate.relative_error > 1e-3
     (why,) = (row.obstacle for row in rows(growth.plans[0], small))
-    assert "layer.0.output.LayerNorm ends its block (post-norm) and stands before another step of it too" in why
+    assert "layer.0.output.LayerNorm ends its block (post-norm) and is also used before another step of it" in why
 
 
 def test_without_adapters_between_the_same_norm_is_passed_on():

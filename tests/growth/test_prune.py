@@ -150,7 +150,7 @@ def test_without_data_or_targets_or_for_larger_sizes_it_says_what_would_work():
     net, anatomy = chain(12), ms.Anatomy.infer(chain, {"width": 12})
     data = {"input": torch.randn(4, 8)}
     for method, inputs, message in (
-        (ms.Prune(sizes={"width": 6}), None, r"give some hundred examples as inputs=\{\.\.\.\} of ms\.shrink"),
+        (ms.Prune(sizes={"width": 6}), None, r"give a few hundred examples as inputs=\{\.\.\.\} of ms\.shrink"),
         (ms.Prune(), data, "nothing to shrink"),
         (ms.Prune(sizes={"width": 24}), data, "asked for width of 24, the network has 12"),
     ):

@@ -155,7 +155,7 @@ def test_a_method_that_keeps_the_function_is_shown_for_an_option_of_others():
 @pytest.mark.parametrize("noise, said", [(1e30, r"1e\+30"), (1e10, r"1e\+10")])
 def test_noise_that_cannot_cancel_is_named(noise, said):
     """In float32, units that large leave nothing of the function when they are added up."""
-    with pytest.raises(ms.PreservationError, match=f"Without its noise it does: noise={said} is so large") as told:
+    with pytest.raises(ms.PreservationError, match=f"Without its noise it would: noise={said} is so large") as told:
         ms.grow(pico.build("llama"), ms.HyperCloning(width=2, noise=noise))
     assert "not understood" not in str(told.value)
 
@@ -179,7 +179,7 @@ def test_weights_too_large_for_their_dtype_are_named(value, said):
 
 def test_a_constant_that_is_not_a_number_is_named():
     small = pico.build("llama", rms_norm_eps=float("nan"))
-    words = r"model\.layers\.0\.input_layernorm\.variance_epsilon is not a number: mend the config's entry"
+    words = r"model\.layers\.0\.input_layernorm\.variance_epsilon is not a number: correct the config's entry"
     with pytest.raises(ms.MeristemError, match=words):
         ms.grow(small, ms.HyperCloning(width=2))
     with pytest.raises(ms.MeristemError, match=words):

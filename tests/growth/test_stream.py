@@ -133,7 +133,7 @@ def test_the_width_may_have_any_name(axis, method):
 
 @pytest.mark.parametrize("family, method, axis, why", [
     ("bert", ms.LEMON(**WIDER), "hidden", "post-norm"),
-    ("bloom", ms.LEMON(**WIDER), "hidden", "word_embeddings_layernorm subtracts the mean, and what it gives out is measured again"),
+    ("bloom", ms.LEMON(**WIDER), "hidden", "word_embeddings_layernorm subtracts the mean, and its output is measured again"),
     ("llama", ms.Net2Net(**WIDER), "hidden", "different numbers of copies"),
 ])  # fmt: skip
 def test_what_cannot_be_exact_is_not_promised_and_says_why(family, method, axis, why):

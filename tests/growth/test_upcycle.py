@@ -324,7 +324,7 @@ REFUSED = {
     "qwen2_moe has no config entry 'router_aux_los_coef'; did you mean 'router_aux_loss_coef'": (
         "qwen2", {"fields": {"router_aux_los_coef": 0.1}}, {}
     ),
-    "have a matrix wi, which the feed-forward block of this t5 has not: it has wi_0, wi_1, wo": (
+    "have a matrix wi, which the feed-forward block of this t5 lacks: it has wi_0, wi_1, wo": (
         "t5", {"experts_per_token": 1}, {"feed_forward_proj": "gated-gelu"}
     ),
     "every=3 leaves no layer with experts; there are 2": ("qwen3", {"every": 3}, {}),
@@ -342,7 +342,7 @@ def test_refusals(message):
 def test_units_that_grouped_products_do_not_take_are_named():
     """66 units of float32 are no whole number of 16 bytes; padded to 68 they run."""
     small = pico.build("llama", intermediate_size=66)
-    with pytest.raises(ms.MeristemError, match="grouped products of experts want units of whole 16 bytes"):
+    with pytest.raises(ms.MeristemError, match="grouped products of experts need units of whole 16 bytes"):
         ms.grow(small, ms.Upcycle())
     big = ms.grow(small, [ms.ZeroPadding(intermediate_size=68), ms.Upcycle()])
     assert error(small, big) <= 1e-5

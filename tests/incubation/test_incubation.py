@@ -286,7 +286,7 @@ def test_a_module_learns_against_the_meta():
 
 def test_what_does_not_fit_is_refused():
     meta, division = meta_of("llama"), ms.divide(6, 3)
-    with pytest.raises(ms.MeristemError, match="want 3"):
+    with pytest.raises(ms.MeristemError, match="need 3"):
         ms.incubate(meta_of("llama", 2), division, 0)
     with pytest.raises(ms.MeristemError, match="from 0 to 2"):
         ms.incubate(meta, division, 3)
@@ -295,7 +295,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ms.MeristemError, match="2 lists of blocks"):
         ms.incubate(pico.build("t5"), division, 0)
     with pytest.raises(
-        ms.MeristemError, match=r"has \[1, 2, 1\] blocks; 3 modules with meta_layers=1 want \[1, 1, 1\]"
+        ms.MeristemError, match=r"has \[1, 2, 1\] blocks; 3 modules with meta_layers=1 need \[1, 1, 1\]"
     ):
         ms.incubate(resnet([1, 2, 1]), ms.divide([2, 4, 2], 3), 0)
     parts = [ms.incubate(meta, division, module) for module in range(3)]

@@ -44,7 +44,7 @@ def modules(first, second):
 @pytest.mark.parametrize("key, value, use", [
     ("eval_strategy", "no", "evaluations"), ("eval_on_start", False, "evaluations"), ("max_steps", 3, "tokens"),
     ("per_device_train_batch_size", 2, "batch_size"), ("learning_rate", 1.0, "learning_rate"), ("seed", 3, "seeds"),
-    ("save_steps", 1, "checkpoint_every"), ("load_best_model_at_end", True, "ends with"), ("lr_scheduler_type", "linear", "schedule"),
+    ("save_steps", 1, "checkpoint_every"), ("load_best_model_at_end", True, "of its last step"), ("lr_scheduler_type", "linear", "schedule"),
     ("label_names", ["x"], "labels"), ("push_to_hub", True, "uploads nothing"),
 ])  # fmt: skip
 def test_reserved_keys_name_the_one_to_use(tmp_path, key, value, use):
@@ -102,7 +102,7 @@ def test_a_diverged_node_fails_and_says_where(tmp_path, evaluations, what):
     for _ in range(2):
         with pytest.raises(
             ms.MeristemError,
-            match=rf"small \(seed 0\) diverged: its {what} loss is no finite number at step [23]; .*checkpoint",
+            match=rf"small \(seed 0\) diverged: its {what} loss is not finite at step [23]; .*checkpoint",
         ) as error:
             run(wild, tmp_path / "out")
     (directory,) = (tmp_path / "out").glob("small-*")
@@ -151,7 +151,7 @@ class Refusing(Executor):
 
     def submit(self, job):
         if job.node.resources.gpus:
-            raise ms.MeristemError(f"{job.label} wants a GPU; the whole cluster has 0")
+            raise ms.MeristemError(f"{job.label} needs a GPU; the whole cluster has 0")
         future = Future()
         perform(job.directory)
         future.set_result(None)
@@ -160,7 +160,7 @@ class Refusing(Executor):
 
 def test_a_node_that_an_executor_refuses_fails_alone(tmp_path):
     nodes = {"greedy": {"train": TRAIN, "resources": {"gpus": 1}}, "modest": {"train": {**TRAIN, "seed": 1}}}
-    with pytest.raises(ms.MeristemError, match=r"1 of 2 nodes did not finish\ngreedy-s0-.*wants a GPU"):
+    with pytest.raises(ms.MeristemError, match=r"1 of 2 nodes did not finish\ngreedy-s0-.*needs a GPU"):
         run(parse_recipe({"data": corpus(tmp_path), "nodes": nodes}), tmp_path / "out", executor=Refusing())
     assert list((tmp_path / "out").glob("modest-*/node.json"))
 
@@ -218,10 +218,10 @@ def test_a_pattern_that_is_none_is_refused_when_the_recipe_is_read(tmp_path):
 @pytest.mark.parametrize("nodes, words", [
     ({"a": {"train": {"model": MODEL, "tokens": "8q", "learning_rate": 1e-3}}}, "'8q' is no number of tokens or examples; write 300000"),
     ({"a": {"train": {"model": MODEL, "tokens": 10, "learning_rate": 1e-3}}}, "10 tokens are less than one step (16 sequences of 32 tokens)"),
-    ({"a": ["train"]}, "nodes.a: wanted `key: value` entries (checkpoint, train, "),
-    ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3, "subnetwork": {"kind": "raptr"}}}}, "raptr wants stages"),
+    ({"a": ["train"]}, "nodes.a: expected `key: value` entries (checkpoint, train, "),
+    ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3, "subnetwork": {"kind": "raptr"}}}}, "raptr needs stages"),
     ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3, "trainer": {"gradient_accumulation_steps": 3}}}},
-     "batch_size 16 is no multiple of gradient_accumulation_steps 3"),
+     "batch_size 16 is not a multiple of gradient_accumulation_steps 3"),
     ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3, "trainer": {"optim": "adafactor"}}},
       "b": {"grow": {"from": "a", "method": "hypercloning", "width": 2, "optimizer": "carry"}},
       "c": {"train": {"from": "b", "tokens": "8k", "learning_rate": 1e-3}}},
@@ -230,13 +230,13 @@ def test_a_pattern_that_is_none_is_refused_when_the_recipe_is_read(tmp_path):
      "batch_size 16 cannot be cut into 3 equal parts"),
     ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3}},
       "b": {"train": {"from": "a", "tokens": "8k", "learning_rate": 1e-3, "train_only": "fresh"}}},
-     "node 'b': train_only and fresh want a model that has been grown"),
+     "node 'b': train_only and fresh need a grown model"),
     ({"m": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3}}, **modules(0, 1),
       "x": {"assemble": {"from": ["a0", "b1"]}}, "y": {"train": {"from": "x", "tokens": "8k", "learning_rate": 1e-3}},
       "z": {"train": {"from": "y", "tokens": "8k", "learning_rate": 1e-3, "train_only": "fresh"}}},
-     "node 'z': train_only and fresh want a model that has been grown, and 'x' assembles modules"),
+     "node 'z': train_only and fresh need a grown model, and 'x' assembles modules"),
     ({"m": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3}}, **modules(0, 0), "x": {"assemble": {"from": ["a0", "b0"]}}},
-     "node 'x' assembles ['a0', 'b0'], of which two incubate module 0"),
+     "node 'x' assembles ['a0', 'b0'], and two of them incubate module 0"),
     ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3}}, "b": {"grow": {"from": "a", "method": "hypercloning", "width": 1.5}}},
      "hypercloning: width must be a whole number of at least 1, got 1.5"),
     ({"a": {"train": {"model": MODEL, "tokens": "8k", "learning_rate": 1e-3}}, "b": {"grow": {"from": "a", "method": "hypercloning", "width": "two"}}},
@@ -343,7 +343,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(tmp_path, monkeyp
 
     monkeypatch.setattr(NodeTrainer, "_save", full)
     with pytest.raises(
-        ms.MeristemError, match=r"small \(seed 0\): .* cannot be written \(.*; make room and run the same"
+        ms.MeristemError, match=r"small \(seed 0\): .* cannot be written \(.*; free some space there and run the same"
     ):
         run(recipe(tmp_path), tmp_path / "out")
     assert run(recipe(tmp_path), tmp_path / "out")[0]["small"].examples == 40

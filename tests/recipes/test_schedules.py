@@ -110,7 +110,7 @@ def test_a_decay_that_comes_later_says_where_it_can_branch_off(branched, tmp_pat
 
 
 @pytest.mark.parametrize("change, decay, words", [
-    ({"decay": 0.2}, {}, "whose learning rate ends elsewhere"), ({"schedule": "cosine", "decay": None}, {}, "ends elsewhere"),
+    ({"decay": 0.2}, {}, "whose learning rate falls by itself"), ({"schedule": "cosine", "decay": None}, {}, "falls by itself"),
     ({}, {"at": 128}, "is stable from 256 to 2,560"), ({}, {"at": 128 * 21}, "is stable from 256 to 2,560"),
     ({}, {"tokens": None, "examples": 8}, "give tokens here too"), ({"majority": {}}, {}, "trains kernels"),
     ({}, {"from": "fixed"}, "branches off a train node"),

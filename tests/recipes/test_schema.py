@@ -54,7 +54,7 @@ def test_a_good_recipe():
     ({"nodes": {"small": TRAIN, "both": {"fuse": {"from": ["small"]}}}}, "nodes.both.fuse.from"),
     ({"nodes": {"small": TRAIN, "both": {"fuse": {"from": ["small", "small"], "weights": [1, 1]}}}}, "sum to 1"),
     ({"nodes": {"small": TRAIN, "both": {"fuse": {"from": ["small", "other"]}}}}, "comes from 'other', which is no node"),
-    ({"nodes": {"small": TRAIN, "all": {"assemble": {"from": ["small", "small"]}}}}, "incubates no module"),
+    ({"nodes": {"small": TRAIN, "all": {"assemble": {"from": ["small", "small"]}}}}, "one of them does not incubate a module"),
     ({"nodes": {"small": {"train": {**TRAIN["train"], "incubate": {"num_hidden_layers": 4, "modules": 2, "module": 0}}}}}, "needs `from`"),
     ({"nodes": {"small": TRAIN, "m": {"train": {"from": "small", "tokens": 1, "learning_rate": 1, "incubate": {
         "num_hidden_layers": 4, "modules": 2, "module": 2}}}}}, "numbered from 0 to 1"),
@@ -100,14 +100,14 @@ nodes:
     ("nodes:", "seeds: []\nnodes:", "seeds: List should have at least 1 item after validation, not 0, found []"),
     ("learning_rate: 1e-3", "learning_rate: .inf", "nodes.a.train.learning_rate: it should be a finite number, found inf"),
     ("tokens: 2k", "tokens: -5", "nodes.a.train.tokens: it should be greater than 0, found -5"),
-    ("  a:", "  yes:", "nodes: the name True is no text; put it in quotes"),
+    ("  a:", "  yes:", "nodes: the name True is not text; put it in quotes"),
     ("nodes:", "race: {challenger: a, baseline: a}\nnodes:", "'a' cannot challenge itself"),
     ("1e-3", "1e-3, trainer: {bf16: maybe}", "bf16 is true or false, found 'maybe'"),
     ("1e-3", "1e-3, trainer: {gradient_accumulation_steps: two}", "gradient_accumulation_steps is a whole number, found 'two'"),
     ("1e-3", "1e-3, trainer: {max_grad_norm: .nan}", "max_grad_norm is a number, found nan"),
-    ("1e-3", "1e-3, trainer: {fsdp_config: [1]}", "fsdp_config wants `key: value` entries, found [1]"),
+    ("1e-3", "1e-3, trainer: {fsdp_config: [1]}", "fsdp_config takes `key: value` entries, found [1]"),
     ("1e-3", "1e-3, trainer: {report_to: wanb}", "report_to: transformers knows no 'wanb'; did you mean 'wandb'"),
-    ("1e-3", "1e-3, trainer: [1]", "nodes.a.train.trainer: wanted `key: value` entries, found [1]"),
+    ("1e-3", "1e-3, trainer: [1]", "nodes.a.train.trainer: expected `key: value` entries, found [1]"),
 ])  # fmt: skip
 def test_what_a_hostile_file_is_told(tmp_path, old, new, words):
     file = tmp_path / "recipe.yaml"

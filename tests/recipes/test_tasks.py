@@ -83,7 +83,7 @@ def test_positions_behind_a_row_for_padding(model_type, corpus_file):
 def test_a_mask_that_a_network_takes_for_padding(corpus_file, tmp_path):
     train = {"model": {"model_type": "mpnet", **SIZES}, "examples": 8, "batch_size": 8, "learning_rate": 1e-3}
     recipe = {"data": data_of("masked-lm", corpus_file), "nodes": {"small": {"train": train}}}
-    with pytest.raises(MeristemError, match=r"MPNetForMaskedLM takes token 1 for padding.*own tokenizer"):
+    with pytest.raises(MeristemError, match=r"MPNetForMaskedLM uses token 1 as padding.*own tokenizer"):
         run(parse_recipe(recipe), tmp_path)
 
 

@@ -108,5 +108,5 @@ def test_a_model_that_has_not_grown_says_so(tmp_path):
         parse_recipe({"data": corpus(tmp_path), "nodes": nodes})
     results = run(parse_recipe({"data": corpus(tmp_path), "nodes": {"small": nodes["small"]}}), tmp_path / "out")
     nodes["small"] = {"checkpoint": {"source": str(directory_of(tmp_path / "out", results[0]["small"]) / "model")}}
-    with pytest.raises(ms.MeristemError, match="nothing records which entries of this one are new"):
+    with pytest.raises(ms.MeristemError, match="no record says which entries of this one are new"):
         run(parse_recipe({"data": corpus(tmp_path), "nodes": nodes}), tmp_path / "out")

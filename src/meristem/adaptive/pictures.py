@@ -98,9 +98,7 @@ def reliability(said: np.ndarray, held: np.ndarray, rows: np.ndarray) -> Figure:
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="tab:gray", linewidth=0.8)
     axes.scatter(said, held, s=10 + 200 * rows / rows.sum(), color="tab:blue")
-    axes.set(
-        xlim=(0, 1.03), ylim=(-0.03, 1.03), xlabel="probability of the class that was said", ylabel="how often it held"
-    )
+    axes.set(xlim=(0, 1.03), ylim=(-0.03, 1.03), xlabel="predicted probability", ylabel="observed frequency")
     return figure
 
 

@@ -65,10 +65,10 @@ def _headline(learned: Learned, loss: float) -> str:
     metrics = learned.metrics
     name = "mean squared error" if learned.task == "regression" else "cross entropy"
     rows = [
-        (f"{metrics['measure']} on {metrics['test_rows']:,} rows not seen", metrics["test_score"]),
-        ("the same of a linear model", metrics["linear_test_score"]),
-        (f"{metrics['measure']} on the {metrics['train_rows']:,} rows learned from", metrics["train_score"]),
-        (f"{name} on rows not seen", loss),
+        (f"{metrics['measure']} on {metrics['test_rows']:,} test rows", metrics["test_score"]),
+        ("a linear model on these rows", metrics["linear_test_score"]),
+        (f"{metrics['measure']} on the {metrics['train_rows']:,} training rows", metrics["train_score"]),
+        (f"{name} on test rows", loss),
         ("parameters", metrics["parameters"]),
     ]
     return _table(("", ""), rows)
@@ -82,7 +82,7 @@ def _grown(estimator: Estimator, x: pd.DataFrame, y: np.ndarray, measure: str) -
         return ["<h2>What each layer added</h2>", _table(head, layers)]
     losses = "mean squared error" if isinstance(estimator, AdaNetRegressor) else "cross entropy"
     added = [(one.parts, one.score, one.loss) for one in additions(estimator, x, y)]
-    parts = ["<h2>What each block added, on rows not seen</h2>", _table(("first parts", measure, losses), added)]
+    parts = ["<h2>What each block added, on test rows</h2>", _table(("first parts", measure, losses), added)]
     rounds = [_round(record) for record in estimator.history_ if "candidates" in record]
     if rounds:
         head = ("round", "tried: depth, objective, units used, steps, seconds", "joined", "objective after it")
@@ -102,9 +102,9 @@ def _round(record: Mapping[str, Any]) -> tuple[Any, ...]:
 def _fitting(estimator: Estimator, x: pd.DataFrame, y: np.ndarray) -> list[str]:
     if not hasattr(estimator, "classes_"):
         figure = pictures.predicted_over_true(np.asarray(estimator.predict(x)), y)
-        return ["<h2>Predictions beside the truth, on rows not seen</h2>", _svg(figure)]
+        return ["<h2>Predicted and true values of the test rows</h2>", _svg(figure)]
     found = calibration(estimator, x, y)
-    said = f"<p>Expected calibration error {found.error:.3f}, on {int(found.rows.sum()):,} rows not seen.</p>"
+    said = f"<p>Expected calibration error {found.error:.3f}, on {int(found.rows.sum()):,} test rows.</p>"
     return ["<h2>Calibration</h2>", said, _svg(pictures.reliability(found.said, found.held, found.rows))]
 
 
@@ -112,9 +112,9 @@ def _columns(learned: Learned, frame: pd.DataFrame, y: np.ndarray) -> list[str]:
     found = importances(learned, frame, y, int(learned.metrics["seed"]))
     shown = found[:MOST_COLUMNS]
     figure = pictures.importance([i.column for i in shown], [i.fall for i in shown], [i.deviation for i in shown])
-    said = f"<p>By how much {learned.metrics['measure']} falls on rows not seen when a column's values are exchanged between rows.</p>"
+    said = f"<p>How much {learned.metrics['measure']} on the test rows falls when the values of a column are permuted between rows.</p>"
     rows = [(one.column, one.fall, one.deviation) for one in found]
-    return ["<h2>What the columns matter</h2>", said, _svg(figure), _table(("column", "fall", "deviation"), rows)]
+    return ["<h2>How much each column matters</h2>", said, _svg(figure), _table(("column", "fall", "deviation"), rows)]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

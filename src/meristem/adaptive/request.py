@@ -31,6 +31,4 @@ def check_table(source: str) -> None:
     if Path(source).is_dir():
         raise MeristemError(f"{source} is a directory; a CSV file is needed")
     if not Path(source).is_file():
-        raise MeristemError(
-            f"{source} is neither a CSV file nor one of {', '.join(SHIPPED)}; {nearest(source, SHIPPED)}"
-        )
+        raise MeristemError(f"{source}: no such file, and no data set of that name; {nearest(source, SHIPPED)}")

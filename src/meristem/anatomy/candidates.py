@@ -113,7 +113,7 @@ def _simple(size: int, sizes: Sizes) -> Iterator[tuple[str, Layout]]:
             yield "a multiple of an axis and a constant", Layout(((count, axis), (rest,)))
     pairs = [(a, b) for a in plain for b in plain]
     yield from (
-        ("two axes, one behind the other", Layout(((a,), (b,)))) for a, b in pairs if sizes[a] + sizes[b] == size
+        ("two axes, one after the other", Layout(((a,), (b,)))) for a, b in pairs if sizes[a] + sizes[b] == size
     )
     parts = [axis for axis in plain if sizes[axis] % size == 0]
     yield from (("a part of an axis", Layout(((part_of(axis, sizes[axis] // size),),))) for axis in parts)

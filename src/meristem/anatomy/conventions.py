@@ -103,7 +103,7 @@ JOINING_FIELDS = (
     "llm_hidden_size",
     "reassemble_hidden_size",
 )
-OUTPUT_BESIDE = {"embed_dim": "hidden_size"}  # a part that has both fields hands on the second
+OUTPUT_BESIDE = {"embed_dim": "hidden_size"}  # a part that has both fields returns the second
 
 # The parts of a composed encoder-decoder that widen together, since one reads what the other writes without a projection.
 ENCODERS_AND_DECODERS = ("encoder", "decoder", "encoder_config", "decoder_config")
@@ -117,7 +117,7 @@ LINKED_BY_TYPE: dict[str, tuple[str, ...]] = {
     "glpn": ("decoder_hidden_size",),
 }
 # Further axes by the model type of the whole, with the path of the field that sets each: the space that two towers are compared in,
-# and the width of the tower beside the text's.
+# and the width of the tower next to the text's.
 _TOWER = {
     "vision_hidden": "vision_config.hidden_size",
     "vision_heads": "vision_config.num_attention_heads",
@@ -174,16 +174,16 @@ LAYER_NUMBERS = (
     r"moe_layers|mlp_only_layers|cross_attention_layers|hybrid_layer_ids|attn_layer_indices|full_attn_idxs|"
     r"rope_scaling_layers|window_block_ind(exes|ices)|fullatt_block_indexes|full_attention_block_indices"
 )
-# Lists of numbers of layers behind which something is taken out of the stream.
+# Lists of numbers of layers after which an output is read from the stream.
 LAYER_OUTPUTS = r"_?out_indices|backbone_out_indices|out_layers"
-# Classes that number what stands before the layers as 1, and not as 0.
+# Classes that number what comes before the layers as 1, and not as 0.
 OUTPUTS_FROM_ONE = r"(Beit|Data2VecVision)ForSemanticSegmentation"
 # How many of the last layers do more than the others.
 LAST_LAYERS = r"num_blocks|num_kv_shared_layers"
 # For each layer the number of the one whose keys and values it reads: its own, or that of an earlier one.
 LAYER_SOURCES = r"kv_source_layers"
-# Where a part of the config has one of these, what a layer computes depends on its number: it takes in what that layer of another
-# part gave out, or divides its scores by its number.
+# Where a part of the config has one of these, what a layer computes depends on its number: it reads the output of that layer of
+# another part, or divides its scores by its number.
 NUMBERED_FIELDS = ("deepstack_visual_indexes", "deepstack_layer_map", "scale_attn_by_inverse_layer_idx")
 
 NORM_EPS_FIELDS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")

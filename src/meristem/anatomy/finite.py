@@ -74,8 +74,8 @@ def with_finite_weights(model: nn.Module) -> nn.Module:
 
 def _refuse(bad: Mapping[str, int]) -> NoReturn:
     raise MeristemError(
-        f"the network's weights are not finite (NaN or infinite: {_shown(bad)}), and what is cut out of it would not be either; "
-        "use a checkpoint from before they were"
+        f"the network's weights are not finite (NaN or infinite: {_shown(bad)}), and a network cut out of it would not be either; "
+        "use an earlier checkpoint"
     )
 
 
@@ -96,10 +96,10 @@ def _cause(model: nn.Module) -> str:
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
             if isinstance(value, float) and math.isnan(value):
-                return f"{name}.{attribute} is not a number: mend the config's entry for it".lstrip(".")
+                return f"{name}.{attribute} is not a number: correct the config's entry for it".lstrip(".")
     value, name = largest_weight(model)
     if value > LARGE:
-        return f"its largest weight is {value:.1e} (in {name}): use a checkpoint from before the weights grew so large"
+        return f"its largest weight is {value:.1e} (in {name}): use a checkpoint from before they grew so large"
     return "pass inputs that it was made for (inputs=, --inputs)"
 
 

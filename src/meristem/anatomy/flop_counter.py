@@ -71,7 +71,7 @@ class FlopCounter(TorchDispatchMode):
         self._only_meta = only_meta
         self.total, self.inside = 0, dict.fromkeys(paths, 0)
         self._running: list[str] = []
-        self._calls: list[tuple[int, int, str]] = []  # first node, node behind the last, path
+        self._calls: list[tuple[int, int, str]] = []  # first node, node after the last, path
         self._begun: list[int] = []
         self._known: dict[Any, tuple[int, Outputs]] = {}  # of operators on tensors without numbers, by their shapes
 

@@ -81,7 +81,7 @@ def _difference(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[
     has = [name for name in ours if name not in theirs]
     other = [f"{n} is {ours[n]} and not {theirs[n]}" for n in ours if n in theirs and ours[n] != theirs[n]]
     parts = [f"it lacks {_listed(lacks)}"] if lacks else []
-    parts += [f"it has {_listed(has)} besides"] if has else []
+    parts += [f"it also has {_listed(has)}"] if has else []
     return "; ".join(parts + ([_listed(other)] if other else []))
 
 

@@ -34,12 +34,12 @@ def side_by_side(calls: Sequence[Callable[[], Any]]) -> list[Any]:
 
     Their random numbers are those that each would draw alone.
     """
-    turns, threads_of_torch = _Turns(len(calls)), torch.get_num_threads()
+    turns = _Turns(len(calls))
     results: list[Any] = [None] * len(calls)
-    state = torch.get_rng_state()
+    state, threads_of_torch = torch.get_rng_state(), torch.get_num_threads()
 
     def run(number: int) -> None:
-        torch.set_num_threads(threads_of_torch)  # a setting of the thread
+        torch.set_num_threads(max(1, threads_of_torch // 2))  # a setting of the thread; others write and hash meanwhile
         with turns.of(number):
             _OF_THIS_THREAD.turns = (turns, number)
             try:
@@ -54,6 +54,7 @@ def side_by_side(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     for thread in threads:
         thread.join()
     torch.set_rng_state(state)
+    torch.set_num_threads(threads_of_torch)  # which threads that begin later take over
     return results
 
 

@@ -66,7 +66,7 @@ class Override:
 
 RESIDUAL_WRITERS = r".*\.\d+\..*\.(o_proj|out_proj|down_proj|fc2)\.(weight|bias)"  # what blocks add to the stream
 
-# Relative positions that a projection reads: sinusoids of the width, whose old frequencies stand among the new ones.
+# Relative positions that a projection reads: sinusoids of the width, whose old frequencies are among the new ones.
 SINES_THEN_COSINES, SINES_AND_COSINES = "2 frequencies_hidden", "frequencies_hidden 2"
 
 

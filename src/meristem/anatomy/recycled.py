@@ -1,6 +1,6 @@
 """Memory for large tensors, used again once a tensor is gone.
 
-Pages that the system hands out anew have to be cleared first, and a virtual machine may have to ask its host
+Pages that the system hands out have to be cleared first, and a virtual machine may have to ask its host
 for them.
 """
 

@@ -239,7 +239,7 @@ def _stations(model: nn.Module) -> list[tuple[nn.Module, Entries]]:
             child_path = _joined(path, child_name)
             if not isinstance(module, nn.ModuleList | nn.Sequential) or isinstance(child, nn.ModuleList):
                 visit(child, child_path)  # a list of lists is never called itself
-            elif child not in stations:  # a block that stands in two places is one
+            elif child not in stations:  # a block that is used in two places is one
                 stations[child] = [
                     entry
                     for below, part in child.named_modules()

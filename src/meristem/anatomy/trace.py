@@ -122,7 +122,7 @@ def blocks_pass_through(
         run_watched(model, hooks, inputs)
     except MeristemError:
         return True
-    # run only now: while `model` runs, transformers collects what any block gives out (output_hidden_states)
+    # run only now: while `model` runs, transformers collects the output of every block (output_hidden_states)
     unchanged = [
         _passes_through(muted.get_submodule(name), args, kwargs, usual, prepared) for name, args, kwargs, usual in calls
     ]

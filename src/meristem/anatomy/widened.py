@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from meristem.makers import evenly, in_order
+
 LARGE = 1 << 20  # entries, from which on a copy costs more than the detour
 BLOCK = 1 << 18  # entries that are widened at once
 _ATEN = torch.ops.aten
@@ -73,17 +75,25 @@ def _whole(value: Any) -> Any:
 
 
 def _product(left: Tensor, stored: Tensor) -> Tensor:
-    """left (n, k) . stored (k, m), in the dtype of `left`; `stored` is widened in blocks of rows."""
-    m = stored.shape[1]
-    if stored.t().is_contiguous():  # what nn.Linear multiplies with
-        result = left.new_empty(m, len(left))
-        for a, block in _blocks(stored.t(), left.dtype):
-            torch.mm(block, left.t(), out=result[a : a + len(block)])
-        return result.t()
-    result = left.new_zeros(len(left), m)
-    for a, block in _blocks(stored, left.dtype):
-        result.addmm_(left[:, a : a + len(block)], block)
-    return result
+    """left (n, k) . stored (k, m), in the dtype of `left`. `stored` is widened in blocks of rows, by several
+    threads that compute different columns of the result.
+    """
+    rows = stored.t()
+    by_columns = rows.is_contiguous()  # what nn.Linear multiplies with
+    result = left.new_empty(len(rows), len(left)) if by_columns else left.new_zeros(len(left), len(rows))
+
+    @torch.no_grad()  # a setting of the thread
+    def columns(first: int, last: int) -> None:
+        if by_columns:
+            for a, block in _blocks(rows[first:last], left.dtype):
+                torch.mm(block, left.t(), out=result[first + a : first + a + len(block)])
+        else:
+            for a, block in _blocks(stored[:, first:last], left.dtype):
+                result[:, first:last].addmm_(left[:, a : a + len(block)], block)
+
+    for _ in in_order(columns, evenly(len(rows))):
+        pass
+    return result.t() if by_columns else result
 
 
 def _blocks(rows: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:

@@ -22,7 +22,7 @@ def architecture_of(source: Source, trust_remote_code: bool = False) -> tuple[ty
         MeristemError: as `read_config`, and if transformers does not know the config or the class.
     """
     entries = read_config(source, trust_remote_code)
-    if is_grouped(entries.get("model_type")):  # the file beside it is not run
+    if is_grouped(entries.get("model_type")):  # its modeling file is not run
         return _grouped(entries, source)
     from transformers import AutoConfig
 
@@ -81,5 +81,5 @@ def _class_of_its_own(reference: str, auto_class: str, source: Source) -> type:
         return found
     except Exception as error:
         raise MeristemError(
-            f"{source}: the class {reference} that it brings cannot be loaded: {first_line(error)}"
+            f"{source}: the class {reference} that it contains cannot be loaded: {first_line(error)}"
         ) from error

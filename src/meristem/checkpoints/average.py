@@ -60,9 +60,7 @@ def averaged(models: Sequence[nn.Module], parts: Sequence[float]) -> nn.Module:
             if part:
                 total += source[name].to(wide) * part
         if not bool(total.isfinite().all()):
-            raise MeristemError(
-                f"the mean of {name} is not finite (NaN or infinite); use checkpoints from before their weights were"
-            )
+            raise MeristemError(f"the mean of {name} is not finite (NaN or infinite); use earlier checkpoints")
         return total.to(last.dtype)
 
     dtypes = {name: tensor.dtype for name, tensor in first.state_dict().items()}
@@ -156,6 +154,6 @@ def _check_configs(models: Sequence[nn.Module], found: Sequence[Source]) -> None
         different = differences_of_configs(model.config, models[-1].config)
         if different:
             raise MeristemError(
-                f"{source} and {found[-1]} compute differently ({shown(different)}); averaged, both would run as the last does. Pass "
+                f"{source} and {found[-1]} compute differently ({shown(different)}); the average would run as the last does. Pass "
                 "--allow-differences (allow_differences=True) to do that nevertheless"
             )

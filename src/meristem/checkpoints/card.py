@@ -19,7 +19,7 @@ Made by [Meristem]({url}) with **{methods}**; loads with plain transformers{trus
 | | |
 |---|---|
 | source | `{source}` |
-{licence}| function preserved | {preserved} |
+{licence}| function kept | {kept} |
 {new_layers}
 ```json
 {options}
@@ -52,7 +52,7 @@ def model_card(record: dict[str, Any], sources: Iterable[Path] = ()) -> str:
         methods=", then ".join(m["method"] for m in methods),
         source=source,
         licence=_licence(inherited),
-        preserved=_preserved(record.get("certificate")),
+        kept=_kept(record.get("certificate")),
         new_layers="".join(
             f"| new {axis.replace('_', ' ')}, counted from 0 | {', '.join(map(str, places))} |\n"
             for axis, places in record.get("new_layers", {}).items()
@@ -96,7 +96,7 @@ def _citation(entries: Sequence[str]) -> str:
     return "\n## Citation of the source\n\n```bibtex\n" + "\n\n".join(entries) + "\n```\n"
 
 
-def _preserved(certificate: dict[str, Any] | None) -> str:
+def _kept(certificate: dict[str, Any] | None) -> str:
     if certificate is None:
         return "not measured"
     verdict = "yes" if certificate["holds"] else "no"

@@ -51,7 +51,7 @@ def atomic_directory(out: Path, overwrite: bool = False, sources: Sequence[str |
                 yield partial
                 write_manifest(partial)
                 sync(partial)
-                check_place(out, overwrite, sources)  # somebody may have worked there meanwhile
+                check_place(out, overwrite, sources)  # another program may have written there meanwhile
                 _put(partial, place)
                 created = []
             finally:

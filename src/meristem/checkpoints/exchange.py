@@ -38,7 +38,7 @@ def locked(place: Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):  # a file that cannot be removed locks nothing
-            if not path.stat().st_size:  # one that holds something is somebody else's
+            if not path.stat().st_size:  # one with content belongs to another program
                 path.unlink(missing_ok=True)
         os.close(handle)
 

@@ -67,9 +67,9 @@ def read_header(file: Path) -> dict[str, Entry]:
     try:
         header = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
-        raise _not_whole(file, "its header is no JSON") from error
+        raise _not_whole(file, "its header is not valid JSON") from error
     if not isinstance(header, dict):
-        raise _not_whole(file, "its header is no JSON object")
+        raise _not_whole(file, "its header is not a JSON object")
     found = {n: _entry(file, 8 + length, n, e) for n, e in header.items() if n != "__metadata__"}
     end = 8 + length
     for name, entry in sorted(found.items(), key=lambda item: (item[1].start, item[1].bytes)):
@@ -95,7 +95,7 @@ def _entry(file: Path, begin: int, name: str, entry: Any) -> Entry:
     if dtype is None:
         raise MeristemError(
             f"{file}: {name} is stored as {kind}; known: {', '.join(DTYPES)}. Weights that are quantised have no units to grow: "
-            "use those that they were made from"
+            "use the original weights"
         )
     count = 1
     for number in shape:

@@ -15,7 +15,7 @@ WEIGHTS_ELSEWHERE = (  # pattern, what it is, what to do
      "load it with from_pretrained(..., variant=...) and save it again with save_pretrained(DIRECTORY)"),
     ("*.safetensors.index.json", "an index under another name", "rename it to model.safetensors.index.json"),
     ("*.safetensors", "weights under another name",
-     "rename it to model.safetensors if it is the whole model by transformers' names"),
+     "rename it to model.safetensors if it holds the whole model under transformers' names"),
     ("pytorch_model*.bin", "a pickle, which Meristem never opens",
      "load it with from_pretrained and save it again with save_pretrained(DIRECTORY)"),
     ("*.gguf", "a GGUF file, whose weights are quantised as a rule",

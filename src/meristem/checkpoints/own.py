@@ -70,7 +70,7 @@ def load_weights(net: nn.Module, file: Path) -> nn.Module:
     lacks, more = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
     if lacks or more or shapes:
-        said = f"has no {lacks[0]}" if lacks else f"has {more[0]}, which the network has not" if more else ""
+        said = f"has no {lacks[0]}" if lacks else f"has {more[0]}, which the network lacks" if more else ""
         if shapes:
             name = shapes[0]
             said = f"has {name} of {tuple(state[name].shape)}, and the network one of {tuple(own[name].shape)}"

@@ -13,7 +13,7 @@ from torch import nn
 
 from meristem.errors import MeristemError
 from meristem.growth import Growth
-from meristem.growth.fuse import Fusion
+from meristem.growth.fusion.fusion import Fusion
 from meristem.growth.provenance import Provenance
 
 RECORD = "meristem.json"

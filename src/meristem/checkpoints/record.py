@@ -14,7 +14,7 @@ from meristem.checkpoints.source import Source
 from meristem.checkpoints.source_hash import source_record
 from meristem.errors import MeristemError
 from meristem.growth import METHODS, Growth
-from meristem.growth.fuse import Fusion
+from meristem.growth.fusion.fusion import Fusion
 from meristem.growth.methods.method import Method
 from meristem.growth.provenance import Provenance
 from meristem.incubation import Incubation

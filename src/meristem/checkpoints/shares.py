@@ -28,7 +28,7 @@ from meristem.checkpoints.shards import Progress, Shards, write_shards
 from meristem.checkpoints.source import states_of_files
 from meristem.checkpoints.stock import Written
 from meristem.errors import MeristemError, first_line
-from meristem.growth.tensors.makers import divide_threads
+from meristem.makers import divide_threads
 from meristem.orphans import PARENT, watching_parent
 
 KILLS = 1000  # of the processes of one growth, after which it gives up

@@ -114,8 +114,8 @@ def unchanged(source: Source) -> Callable[[], None]:
         changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
         if changed:
             raise MeristemError(
-                f"{source}: {changed[0]} changed while it was read, and what was made of it is of two kinds; run the command again "
-                "when nothing writes there"
+                f"{source}: {changed[0]} changed while it was read, so the result would mix two versions; run the command again "
+                "when no process writes there"
             )
 
     return check
@@ -167,7 +167,7 @@ def read_config(source: Source, trust_remote_code: bool = False) -> dict[str, An
             code = key == "auto_map" and value and not (path == "auto_map" and _made_here(entries))
             kernel = key.endswith("_implementation") and any("/" in str(v) for _, v in _everywhere({key: value}))
             if code or kernel:
-                brings = "brings its own code" if code else "wants code from the hub"
+                brings = "contains its own code" if code else "needs code from the hub"
                 raise MeristemError(f"{source} {brings} ({path}: {value}); pass --trust-remote-code to run it")
     return entries
 

@@ -1,5 +1,5 @@
-"""The hash of what a model was made from, taken beside the work: while libraries load and weights are
-written.
+"""The hash of what a model was made from, computed in a second thread while libraries load and weights
+are written.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ NAMED = 3
 
 
 def say_stateless(where: object, trained: Iterable[str], with_state: Collection[str]) -> None:
-    """Warn of trained parameters that have no state although others have one: optimizers begin anew with
-    them.
+    """Warn of trained parameters that have no state although others have one. Optimizers start without a
+    state for them.
 
     Args:
         where: the file or directory that holds the state, for the sentence.
@@ -21,6 +21,6 @@ def say_stateless(where: object, trained: Iterable[str], with_state: Collection[
         more = f" and {len(lacks) - NAMED} more" if len(lacks) > NAMED else ""
         warnings.warn(
             f"{where} holds no state of {len(lacks)} of {len(trained)} parameters ({', '.join(lacks[:NAMED])}{more}): the optimizer "
-            "begins anew with them, as with parameters that never had a gradient",
+            "starts without a state for them, as for parameters that never had a gradient",
             stacklevel=2,
         )

@@ -125,7 +125,7 @@ def groups_to_write(model: nn.Module) -> list[Written]:
     state: dict[str, Tensor] = remove_tied_weights_from_state_dict(placeholders, model)  # pyright: ignore[reportArgumentType]
     conversions = _conversions(model)
     if conversions:
-        model._weight_conversions = conversions  # pyright: ignore[reportArgumentType]: else transformers collects them anew for each group that it converts
+        model._weight_conversions = conversions  # pyright: ignore[reportArgumentType]: else transformers collects them again for each group that it converts
     reverse: list[Any] = [c.reverse_transform() for c in reversed(conversions) if isinstance(c, WeightConverter)]
     members: dict[str, list[str]] = {}
     cut_up: set[str] = set()

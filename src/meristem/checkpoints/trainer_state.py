@@ -71,7 +71,7 @@ def _check_progress(file: Path) -> None:
         Progress(**said)
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise MeristemError(
-            f"{file} is not what a Trainer writes ({first_line(error)}), and no training can go on from it; remove it to grow the "
+            f"{file} is not what a Trainer writes ({first_line(error)}), so training cannot resume from it; remove it to grow the "
             "weights alone"
         ) from error
 

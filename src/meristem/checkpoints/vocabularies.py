@@ -24,8 +24,8 @@ def check_same_tokens(sources: Sequence[Source], made: str) -> None:
         other = sorted(number for number in ours.keys() & found.keys() if ours[number] != found[number])
         if other:
             raise MeristemError(
-                f"{first} and {source} read other tokens by the same ids: {other[0]} is {ours[other[0]]!r} and {found[other[0]]!r}, and "
-                f"{len(other):,} of {len(ours):,} differ; {made}, one would be read with the other's tokenizer. Pass --allow-differences "
+                f"{first} and {source} give the same ids to different tokens: {other[0]} is {ours[other[0]]!r} and {found[other[0]]!r}, and "
+                f"{len(other):,} of {len(ours):,} differ; {made}, one would use the other's tokenizer. Pass --allow-differences "
                 "(allow_differences=True) if they mean the same"
             )
 

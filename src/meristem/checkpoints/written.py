@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = ".meristem-files"  # in every directory written here: {path: fingerprint} of what may be replaced with it
-BLOCK, BLOCKS = 1 << 16, 64  # of a file that is larger than all of them, so many bytes at so many places count
+BLOCK, BLOCKS = 1 << 16, 64  # of a file that is larger than all of them, these many bytes at these many places count
 STOCK_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 SPECIAL = {
     "bos_token",
@@ -68,7 +68,7 @@ def foreign(directory: Path) -> str | None:
     """The first of its files that neither Meristem nor `save_pretrained` wrote, said for a sentence; None if
     there is none.
 
-    Files that `save_pretrained` writes are known by their content. Weights are its own beside such a config.
+    Files that `save_pretrained` writes are known by their content. Weights are its own next to such a config.
     What people write by hand (cards, vocabularies, templates) is Meristem's own only as it wrote it.
 
     Raises:
@@ -80,9 +80,7 @@ def foreign(directory: Path) -> str | None:
             continue
         if not _saved_by_transformers(directory, path):
             since = ", which was changed since Meristem wrote it" if path in manifest else ""
-            typed = (
-                ", which neither Meristem wrote nor can be told from a file of yours" if TYPED.fullmatch(path) else ""
-            )
+            typed = ", which Meristem has no record of and which may be yours" if TYPED.fullmatch(path) else ""
             return f"{path}{since or typed or ', which neither Meristem nor save_pretrained wrote'}"
     return None
 

@@ -29,7 +29,7 @@ def average(
     weights: Annotated[
         str,
         typer.Option(
-            help="mean, 1-sqrt or cosine (the decay that the mean stands for), or numbers such as 0.2,0.3,0.5."
+            help="mean, 1-sqrt or cosine (the decay schedule that the mean imitates), or numbers such as 0.2,0.3,0.5."
         ),
     ] = "mean",
     allow_differences: Annotated[

@@ -58,7 +58,7 @@ def _print_junction(node: str, bound: float, found: list[Any]) -> None:
             lambda d: f"{d.learning_rate:.3e}",
         ),
         *(
-            (f"steps of warm-up of {name} from there", lambda d, name=name: str(d.warmup[name]))
+            (f"steps of warm-up from there ({name})", lambda d, name=name: str(d.warmup[name]))
             for name in found[0].warmup
         ),
     )

@@ -11,6 +11,9 @@ from meristem.cli.growing import Request, grow_checkpoint
 from meristem.cli.options import check_methods, complete_method, method_options
 from meristem.cli.output import Answer
 from meristem.cli.parameters import (
+    METHOD,
+    OWN,
+    Depth,
     Drop,
     DryRun,
     ExpertsPerToken,
@@ -29,6 +32,7 @@ from meristem.cli.parameters import (
     Source,
     TakeFields,
     Trust,
+    Width,
 )
 from meristem.cli.places import at_place
 from meristem.errors import MeristemError
@@ -44,6 +48,8 @@ def grow(
             help="The directory to write, or an address such as s3://bucket/model; it must not exist. With --build, the only argument.",
         ),
     ] = None,
+    width: Width = None,
+    depth: Depth = None,
     method: Annotated[
         Optional[str],
         typer.Option(
@@ -53,16 +59,18 @@ def grow(
     ] = None,
     like: LikeTarget = None,
     take_target_fields: TakeFields = False,
-    width: Annotated[Optional[str], typer.Option(help="Factor for every width axis.")] = None,
-    depth: Annotated[Optional[str], typer.Option(help="Factor for the number of layers.")] = None,
     num_experts: NumExperts = None,
     experts_per_token: ExpertsPerToken = None,
     layers: Layers = None,
     encoder_layers: OwnLayers = None,
     decoder_layers: OwnLayers = None,
-    noise: Annotated[Optional[float], typer.Option(help="Symmetry-breaking noise (relative).")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Seed of the method's random numbers.")] = None,
-    tied: Annotated[Optional[str], typer.Option(help="A tied head: keep or untie.")] = None,
+    noise: Annotated[
+        Optional[float], typer.Option(help="Symmetry-breaking noise (relative).", rich_help_panel=METHOD)
+    ] = None,
+    seed: Annotated[
+        Optional[int], typer.Option(help="Seed of the method's random numbers.", rich_help_panel=METHOD)
+    ] = None,
+    tied: Annotated[Optional[str], typer.Option(help="A tied head: keep or untie.", rich_help_panel=METHOD)] = None,
     verify: Prove = True,
     sample: Sample = None,
     inputs: Inputs = None,
@@ -73,6 +81,7 @@ def grow(
         typer.Option(
             metavar="MODULE:FUNCTION",
             help="Grow a network of your own: the function that builds it. This runs the module.",
+            rich_help_panel=OWN,
         ),
     ] = None,
     sizes: Annotated[
@@ -81,6 +90,7 @@ def grow(
             "--sizes",
             metavar="ARGUMENT=N",
             help="With --build: the function's arguments that may grow, with their present values.",
+            rich_help_panel=OWN,
         ),
     ] = None,
     depths: Annotated[
@@ -89,10 +99,14 @@ def grow(
             "--depths",
             metavar="ARGUMENT=N",
             help="With --build: the function's arguments that count blocks, with their present values.",
+            rich_help_panel=OWN,
         ),
     ] = None,
     weights: Annotated[
-        Optional[Path], typer.Option("--weights", help="With --build: the network's weights, a .safetensors file.")
+        Optional[Path],
+        typer.Option(
+            "--weights", help="With --build: the network's weights, a .safetensors file.", rich_help_panel=OWN
+        ),
     ] = None,
     dry_run: DryRun = False,
     drop: Drop = None,

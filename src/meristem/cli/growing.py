@@ -95,7 +95,7 @@ def grow_checkpoint(asked: Request) -> Answer:
 
 
 def _grow(asked: Request, who: Processes | None, beside: contextlib.ExitStack) -> Answer:
-    """Do the work of `grow_checkpoint`. Everything in `beside` ends with it.
+    """Do the work of `grow_checkpoint`. The contexts in `beside` end with it.
 
     Raises:
         MeristemError: if the request is not possible.
@@ -203,7 +203,7 @@ def _write(asked: Request, planned: _Planned, who: Processes | None) -> Any:
     except PreservationError:
         if growth.pending is None:
             raise
-        with step("planning and proving once more"):  # the result of a trial may help, or its error is clearer
+        with step("planning and proving again"):  # the result of a trial may help, or its error is clearer
             growth = planned.again()
         return _write_growth(asked, growth, planned, who)
 

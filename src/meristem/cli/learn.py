@@ -43,7 +43,7 @@ def learn(
     ] = None,
     option: MoreOptions = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
-    test_share: Annotated[float, typer.Option(help="The share of rows that are kept for the test.")] = 0.2,
+    test_share: Annotated[float, typer.Option(help="The share of rows that are held out for the test.")] = 0.2,
     overwrite: Overwrite = False,
 ) -> Answer:
     """Learn a network's structure and weights from a table (AdaNet, EnergyNet)."""
@@ -72,7 +72,7 @@ def learn(
         metrics = learned.metrics
         print(learned.estimator.summary())
         print(
-            f"{metrics['measure']} on {metrics['test_rows']} rows not seen: {metrics['test_score']:.4f} "
+            f"{metrics['measure']} on {metrics['test_rows']} test rows: {metrics['test_score']:.4f} "
             f"(a linear model: {metrics['linear_test_score']:.4f})"
         )
         note(f"{place}: model/, encoder.skops, table.json, metrics.json, summary.txt, structure.png, report.html")

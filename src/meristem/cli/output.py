@@ -58,8 +58,8 @@ def register(
             raise typer.Exit(answer.exit_code)
 
     parameters = list(signature.parameters.values())
-    behind = next((place + 1 for place, parameter in enumerate(parameters) if parameter.name == "method"), 0)
-    parameters[behind:behind] = [
+    after = next((place + 1 for place, parameter in enumerate(parameters) if parameter.name == "method"), 0)
+    parameters[after:after] = [
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=kind)
         for name, kind in (in_context or {}).items()
     ]

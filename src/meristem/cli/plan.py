@@ -10,6 +10,7 @@ import typer
 from meristem.cli.options import check_methods, complete_method, like_target, method_options, named_methods
 from meristem.cli.output import Answer, calm_libraries
 from meristem.cli.parameters import (
+    Depth,
     Drop,
     ExpertsPerToken,
     Inputs,
@@ -17,6 +18,7 @@ from meristem.cli.parameters import (
     NumExperts,
     Source,
     Trust,
+    Width,
 )
 from meristem.cli.progress import step
 from meristem.errors import MeristemError
@@ -31,6 +33,8 @@ def plan(
             help="The budget of training the target from scratch, such as 10M: tokens, or examples if there are no tokens."
         ),
     ],
+    width: Width = None,
+    depth: Depth = None,
     method: Annotated[
         Optional[str],
         typer.Option(
@@ -39,8 +43,6 @@ def plan(
         ),
     ] = None,
     like: LikeTarget = None,
-    width: Annotated[Optional[str], typer.Option(help="Factor for every width axis.")] = None,
-    depth: Annotated[Optional[str], typer.Option(help="Factor for the number of layers.")] = None,
     num_experts: NumExperts = None,
     experts_per_token: ExpertsPerToken = None,
     small_tokens: Annotated[

@@ -15,9 +15,9 @@ from meristem.cli.run import executor_named
 from meristem.errors import MeristemError
 
 DEMO_SHOWS = (
-    "what this shows: a cloned network goes on from where the small one stood, and reaches the loss of the same network from random numbers "
-    "with less compute. It does not show that growing pays: at so short a budget the small network, trained on alone, would end below "
-    "both. docs/studies.md measures where it pays."
+    "what this shows: a cloned network starts at the loss of the small one, and reaches the loss of the same network from random "
+    "numbers with less compute. It does not show that growing pays: at this short budget the small network would end below both if it "
+    "were trained further. docs/studies.md measures where growing pays."
 )
 
 
@@ -70,7 +70,7 @@ def _print_race(laps: list[Any]) -> None:
         ("challenger: total TFLOPs, parents included", lambda lap: f"{lap.challenger_flops / 1e12:.2f}"),
         ("loss at equal compute, challenger - baseline", lambda lap: _signed(lap)),
         ("compute saved to the baseline's final loss", lambda lap: _percent(lap.saving)),
-        ("the same, small model given", lambda lap: _percent(lap.saving_if_parents_are_given)),
+        ("the same, if the small model is free", lambda lap: _percent(lap.saving_if_parents_are_given)),
         ("training time saved to that loss, here", lambda lap: _percent(lap.time_saving)),
     )
     for label, cell in rows:

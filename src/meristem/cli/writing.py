@@ -76,7 +76,7 @@ def say_left(left: Sequence[str], out: Path, sources: Sequence[Source]) -> list[
         )
     if any(name.endswith(".py") for name in left):
         print(
-            "meristem: nor are the entries of its files that name this code; --trust-remote-code copies it",
+            "meristem: the entries of its files that name this code are not copied either; --trust-remote-code copies them all",
             file=sys.stderr,
         )
     if CARD in left:

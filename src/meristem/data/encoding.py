@@ -19,7 +19,7 @@ SEPARATOR = 0  # between documents, and as padding; like the next two a byte tha
 MASK = 1  # for a masked byte
 END = 2
 IGNORED = -100  # the label of a token that is not asked for
-SENTINELS = 100  # tokens that stand for a span, behind the 256 bytes
+SENTINELS = 100  # tokens that replace a span, after the 256 bytes
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def wrong_row(file: Path) -> str | None:
         for number, line in enumerate(lines, 1):
             try:
                 if (line := line.strip()) and not isinstance(json.loads(line), dict):
-                    return f"{file}: line {number} is no JSON object, but {line[:40]}"
+                    return f"{file}: line {number} is not a JSON object but {line[:40]}"
             except ValueError as error:
                 return f"{file}: line {number} is not valid JSON: {error}"
     return None

@@ -145,7 +145,7 @@ def _numpy_file(path: Path) -> tuple[np.ndarray, ...]:
         with np.load(path, allow_pickle=False) as arrays:
             return tuple(arrays[key] for key in KEYS)
     except KeyError as error:
-        raise MeristemError(f"{path} has no array {first_line(error)}; it wants {', '.join(KEYS)}") from error
+        raise MeristemError(f"{path} has no array {first_line(error)}; it needs {', '.join(KEYS)}") from error
     except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise MeristemError(f"{path} is not a NumPy .npz file of plain arrays: {first_line(error)}") from error
 
@@ -171,7 +171,7 @@ def _check(source: str, x: np.ndarray, y: np.ndarray, held_x: np.ndarray, held_y
             f"{key} {array.shape} {array.dtype}" for key, array in zip(KEYS, (x, y, held_x, held_y), strict=True)
         )
         raise MeristemError(
-            f"{source}: needed are images (examples, height, width[, channels]) and whole labels from 0, got {shapes}"
+            f"{source}: expected images (examples, height, width[, channels]) and whole labels from 0, got {shapes}"
         )
 
 

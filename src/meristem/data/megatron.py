@@ -1,4 +1,4 @@
-"""What Megatron writes beside its tokens: NAME.idx tells how those of NAME.bin are written."""
+"""What Megatron writes next to its tokens: NAME.idx tells how those of NAME.bin are written."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Sequences(Ordered):
         labels = window.clone()
         labels[len(tokens) :] = IGNORED
         if self.separator is None:
-            labels[0] = IGNORED  # nothing stands before it; Trainer counts it for some models (GPT-2) unless it is told
+            labels[0] = IGNORED  # nothing comes before it; Trainer counts it for some models (GPT-2) unless it is told
             return {"input_ids": window, "labels": labels}
         positions = positions_in_documents(window, self.separator)
         labels[positions == 0] = IGNORED

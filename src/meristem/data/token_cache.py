@@ -114,7 +114,7 @@ def _tokenised(folder: Path, documents: Iterable[str], encoding: Encoding, label
                     file.write(separator)
                     count, size = count + 1, size + len(content)
                 told(count, size)
-        if count == 1:  # nothing comes behind a single text
+        if count == 1:  # nothing comes after a single text
             for file in partial.glob("*.bin"):
                 os.truncate(file, max(0, file.stat().st_size - len(separator)))
         record = _Record(count, size, digest.hexdigest(), dtype.name)

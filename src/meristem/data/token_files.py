@@ -48,13 +48,13 @@ def open_tokens(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
     else:
         dtype, offset = _layout(file, said)
         if dtype not in DTYPES:
-            raise MeristemError(f"{file}: tokens are {', '.join(DTYPES)}; the file beside says {dtype!r}")
+            raise MeristemError(f"{file}: tokens are {', '.join(DTYPES)}; the file next to it says {dtype!r}")
         size = file.stat().st_size - offset
         if size <= 0 or size % np.dtype(dtype).itemsize:
             raise MeristemError(f"{file}: {size} bytes after offset {offset} are not a whole number of {dtype} tokens")
         tokens = np.memmap(file, dtype=dtype, mode="r", offset=offset)
     if tokens.ndim != 1 or tokens.dtype.name not in DTYPES:
-        raise MeristemError(f"{file}: needed is a 1-D array of {', '.join(DTYPES)}, got {tokens.dtype} {tokens.shape}")
+        raise MeristemError(f"{file}: expected a 1-D array of {', '.join(DTYPES)}, got {tokens.dtype} {tokens.shape}")
     for piece in _samples(file, tokens):
         check_range(piece, said["vocab_size"], str(file))
     return tokens, said
@@ -90,7 +90,7 @@ def _layout(file: Path, said: Mapping[str, Any]) -> tuple[str, int]:
             return dtype, 4 * LLMC_HEADER
     index = dtype_beside(file)
     if index and said.get("dtype", index) != index:
-        raise MeristemError(f"{file}: its .idx file says {index}, the JSON file beside it dtype {said['dtype']!r}")
+        raise MeristemError(f"{file}: its .idx file says {index}, the JSON file next to it dtype {said['dtype']!r}")
     return index or str(said.get("dtype", "uint16")), int(said.get("offset", 0))
 
 
@@ -127,7 +127,7 @@ def _beside(file: Path) -> dict[str, Any]:
     place = next((place for place in places if place.is_file()), None)
     if place is None:
         raise MeristemError(
-            f'{file} needs {places[0].name} (or meta.json) beside it, with at least {{"vocab_size": ...}}'
+            f'{file} needs {places[0].name} (or meta.json) next to it, with at least {{"vocab_size": ...}}'
         )
     try:
         said = json.loads(place.read_text())
@@ -138,7 +138,7 @@ def _beside(file: Path) -> dict[str, Any]:
     for key in ("offset", "end_token", "pad_token", "mask_token"):
         below = said["vocab_size"] if key != "offset" else file.stat().st_size
         if said.get(key) is not None and not (_is_number(said[key], 0) and said[key] < below):
-            raise MeristemError(f"{place}: {key} is {said[key]!r}; needed is a whole number from 0 to {below - 1}")
+            raise MeristemError(f"{place}: {key} is {said[key]!r}; expected a whole number from 0 to {below - 1}")
     return dict(said)
 
 

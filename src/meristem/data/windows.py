@@ -14,7 +14,7 @@ import numpy as np
 from meristem.data.order import BLOCK, Order, WeightedOrder, shares_of
 from meristem.errors import MeristemError
 
-RELEASE = 16  # reads after which a memory-mapped array lets go of the pages it has touched, up to 2 MB each
+RELEASE = 16  # reads after which a memory-mapped array frees the pages it has touched, up to 2 MB each
 
 
 class Windows(ABC):

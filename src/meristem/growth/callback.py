@@ -7,7 +7,7 @@ from typing import Any, Literal
 from transformers import TrainerCallback
 
 from meristem.errors import MeristemError
-from meristem.growth.fuse import Fusion
+from meristem.growth.fusion.fusion import Fusion
 from meristem.growth.growth import Growth
 from meristem.growth.provenance import Provenance
 from meristem.growth.train_new import New, freeze_old, scale_fresh, start_at

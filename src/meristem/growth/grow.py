@@ -62,7 +62,7 @@ def grow(
     return Growth.of(model, method, like=like, anatomy=anatomy, verify=verify, inputs=inputs).model
 
 
-grow_with_certificate = Growth.of  # beside `fuse_with_certificate`, for those who look for it under this name
+grow_with_certificate = Growth.of  # the counterpart of `fuse_with_certificate` under a name like it
 
 
 def shrink(

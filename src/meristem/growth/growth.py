@@ -226,9 +226,7 @@ def _measured(
             raise
         named = ", ".join(method.name for method in methods)
         where = " on inputs=" if inputs is not None else ""
-        warnings.warn(
-            f"{named}: nothing is proved of this growth, which could not be measured{where}: {error}", stacklevel=3
-        )
+        warnings.warn(f"{named}: this growth could not be measured{where}, so nothing is proved: {error}", stacklevel=3)
         _say_what_is_lost(model, methods, steps, None)
         return None
     if steps.promised and not certificate.holds:

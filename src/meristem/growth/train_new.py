@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from meristem.errors import MeristemError, nearest
-from meristem.growth.fuse import Fusion
+from meristem.growth.fusion.fusion import Fusion
 from meristem.growth.growth import Growth
 from meristem.growth.optimizers.entry_rates import forget, hold, known_rates, rates_of
 from meristem.growth.plans.origins import COPIED, FRESH
@@ -210,7 +210,7 @@ def _of(model: nn.Module, provenance: Provenance | Growth | Fusion) -> Provenanc
     found = provenance.provenance if isinstance(provenance, Growth | Fusion) else provenance
     if not isinstance(found, Provenance):
         raise MeristemError(
-            f"needed is a provenance, a Growth or a Fusion; got {type(found).__name__}; ms.provenance(directory) reads one"
+            f"a provenance, a Growth or a Fusion is needed, got {type(found).__name__}; ms.provenance(directory) reads one"
         )
     found.check(_inner(model))
     return found

@@ -151,7 +151,7 @@ def _check_depths(anatomy: Anatomy, division: Division) -> None:
         )
     if depths != division.meta_depths:
         raise MeristemError(
-            f"the meta network has {_plain(depths)} blocks; {division.modules} modules with meta_layers={division.meta_layers} want "
+            f"the meta network has {_plain(depths)} blocks; {division.modules} modules with meta_layers={division.meta_layers} need "
             f"{_plain(division.meta_depths)}"
         )
 

@@ -30,7 +30,7 @@ from meristem.kernels.options import Gain, MajorityKernels
 from meristem.subnetworks.path import generator
 
 KEEPS_KERNELS = "_meristem_keeps_kernels"  # set on a network while a Trainer trains it
-OUTSTANDING, SMALLEST = 1.3, 8  # by how much a singular value stands out; the smallest matrix that tells
+OUTSTANDING, SMALLEST = 1.3, 8  # the factor by which a singular value exceeds noise; the smallest matrix that shows it
 Weight = tuple[str, nn.Module, str]  # the path of a layer, the layer, the name of its weight
 
 

@@ -117,14 +117,14 @@ def _moment(routes: Sequence[Route], tokens: float, unit: str, given: bool) -> s
     share = f"after {before:,.0f} {unit} of the small network, {before / tokens:.0%} of the budget"
     if given:
         return f"{share}, as asked for"
-    capped = "; the law asks for more, half of the budget is the most that is planned" if before >= tokens / 2 else ""
+    capped = "; the law asks for more, and a plan uses at most half of the budget" if before >= tokens / 2 else ""
     return f"{share} (G_stack's law, arXiv:2405.15319, fitted for 410M to 7B at a growth factor of 4{capped})"
 
 
 def _evidence(name: str, density: float, unit: str) -> str:
     found = [entry for entry in _measured() if entry["method"] == name]
     if not found:
-        return f"{name}: no study of ours has a result yet; its card names the published ones"
+        return f"{name}: no Meristem study has a result for it yet; its card cites the published ones"
     lines = []
     for entry in found:
         passing = {b: f for b, f in entry["budgets"].items() if entry["gates"].get(b)}
@@ -132,7 +132,7 @@ def _evidence(name: str, density: float, unit: str) -> str:
         figures = entry["budgets"][at]
         mean, low, high = figures["loss"]
         moment = f" grown at {entry['grown_at']:g}," if entry["grown_at"] is not None else ""
-        gate = "" if passing else "; its gate fails, so it tests nothing"
+        gate = "" if passing else "; its gate fails, so it does not test the claim"
         lines.append(
             f"{name}:{moment} {at} bytes for each parameter: loss {mean:+.4f} [{low:+.4f}, {high:+.4f}] against scratch at equal "
             f"compute, compute saved {figures['saved']}{gate} (study {entry['study']}, {entry['networks']}; published: {entry['claim']})"

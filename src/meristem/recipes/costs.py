@@ -49,7 +49,7 @@ def network_cost(model: nn.Module, inputs: Mapping[str, Tensor]) -> NetworkCost:
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
         raise MeristemError(
-            f"the cost of {type(model).__name__} cannot be counted on {shapes}: {first_line(error)}; pass inputs of its own (--inputs)"
+            f"the cost of {type(model).__name__} cannot be counted on {shapes}: {first_line(error)}; pass inputs that it accepts (--inputs)"
         ) from error
     return NetworkCost(parameters, flops / units(inputs), 16 * parameters)
 

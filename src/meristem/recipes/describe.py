@@ -36,7 +36,7 @@ def _of_texts(texts: Texts) -> dict[str, str]:
         shares = shares_of([part.weight for part in texts.data.parts])
         for number, (share, corpus) in enumerate(zip(shares, corpora, strict=True), start=1):
             found[f"source {number}"] = (
-                f"{share / BLOCK:.1%}".replace("%", " %") + f" of what is read: {corpus.description}"
+                f"{share / BLOCK:.1%}".replace("%", " %") + f" of the tokens read: {corpus.description}"
             )
     documents, size = ([getattr(corpus, name) for corpus in corpora] for name in ("documents", "bytes"))
     if None not in documents:

@@ -19,7 +19,8 @@ from meristem.checkpoints import open_model
 from meristem.dynamics import Junction, junction, junction_learning_rate
 from meristem.dynamics.junction import language_loss, restricted, warmup_steps
 from meristem.errors import MeristemError
-from meristem.growth.fuse import fuse_state, fuse_with_certificate
+from meristem.growth.fuse import fuse_with_certificate
+from meristem.growth.fusion.optimizer import fuse_state
 from meristem.growth.optimizers.block_steps import MISSED
 from meristem.growth.optimizers.optimizer import State, grow_state
 from meristem.growth.plans.plan import GrowthPlan

@@ -161,7 +161,7 @@ def _reshapes(
         known[layer] = (output if isinstance(output, Tensor) else output[0]).shape != hidden.shape
         if known[layer]:
             warnings.warn(
-                f"block {layer} of {gate.blocks.name} changes the shape of what it takes in, so it always runs; name it in "
+                f"block {layer} of {gate.blocks.name} changes the shape of its input, so it always runs; name it in "
                 "fixed_layers to count it in the expected depth",
                 stacklevel=2,
             )

@@ -120,7 +120,7 @@ def of_frame(frame: pd.DataFrame, target: str, task: str = "auto", where: str = 
     x = frame.drop(columns=str(target))
     y, found, notes = read_target(values[labelled], task, name)
     if not labelled.all():
-        notes.append(f"{int((~labelled).sum())} rows have no {target!r}: left to energynet's first stage")
+        notes.append(f"{int((~labelled).sum())} rows have no {target!r}; only energynet's first stage uses them")
     return Table(x[labelled], y, str(target), found, describe(x), x[~labelled], notes)
 
 

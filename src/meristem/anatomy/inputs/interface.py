@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from meristem.errors import MeristemError
 
-# What forward hands on without naming it (transformers' TransformersKwargs).
+# What forward passes on without naming it (transformers' TransformersKwargs).
 EVERYWHERE = frozenset(
     (
         "position_ids",

@@ -244,9 +244,7 @@ class Watch(TorchDispatchMode):
     def _attention(self, operands: list[Tensor], results: list[Tensor]) -> None:
         q, k, v = operands[:3]
         queries, keys = self.of(q)[1], self.of(k)[1]
-        if self.space.size(queries) > self.space.size(
-            keys
-        ):  # grouped: so many queries in a row share a key and a value
+        if self.space.size(queries) > self.space.size(keys):  # grouped: consecutive queries share a key and a value
             size = self.space.size(keys)
             self.space.join(self.space.reshape([queries], [size, self.space.size(queries) // size])[0], keys)
         for place in (0, 1, 3):

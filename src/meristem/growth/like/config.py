@@ -39,7 +39,7 @@ from meristem.growth.sizes.target_config import aimed_at, check_tokens, other_fi
 from meristem.growth.sizes.targets import SIZED
 from meristem.growth.widths.norm_statistics import obstacles
 
-OPTIONS = frozenset({"noise", "seed", "norms"})  # of LEMON, beside what the target says
+OPTIONS = frozenset({"noise", "seed", "norms"})  # of LEMON, which no target says
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def like(
     config = read_target(target)
     unknown = set(options) - OPTIONS
     if unknown:
-        raise MeristemError(f"like= takes no {min(unknown)}; beside the target it takes {', '.join(sorted(OPTIONS))}")
+        raise MeristemError(f"like= takes no {min(unknown)}; its options are {', '.join(sorted(OPTIONS))}")
     row = mixture_row(builder, config)
     if config.model_type != builder.model_type and row is None:
         mixture = f", or a {MIXTURES[builder.model_type].model_type}," if builder.model_type in MIXTURES else ""
@@ -224,7 +224,7 @@ def rows(plan: GrowthPlan, model: nn.Module, inputs: Inputs = None) -> list[Axis
         rule = (
             "identity blocks, spread evenly"
             if evenly
-            else "identity blocks, where the target's kinds of layers want them"
+            else "identity blocks, where the target's kinds of layers need them"
         )
         found.append(AxisRow(axis, plan.source.depths[axis], len(layers), rule, why))
     return found

@@ -50,8 +50,8 @@ def upcycling(builder: HuggingFaceBuilder, row: Mixture, config: Any) -> tuple[A
         )
     if theirs.get("mlp_only_layers"):
         raise MeristemError(
-            f"the target has layers without experts by number (mlp_only_layers {theirs['mlp_only_layers']}), and upcycling knows every "
-            f"so manieth; {row.every or 'none of them'} would work"
+            f"the target has layers without experts by number (mlp_only_layers {theirs['mlp_only_layers']}), and upcycling places "
+            f"experts at regular distances only; {row.every or 'none of them'} would work"
         )
     options: dict[str, Any] = {"num_experts": experts, "experts_per_token": top, "granularity": granularity}
     if row.normalises not in ("always", "never"):

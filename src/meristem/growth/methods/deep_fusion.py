@@ -59,7 +59,7 @@ class DeepFusion:
         seed: the seed of the noise.
         allow_differences: fuse networks whose configs say that they compute differently (see `differences`).
             The result computes as the first one does.
-        experts: fuse dense parents of one size as the experts of a mixture (see `fuse_experts`). Their
+        experts: fuse dense parents of one size as the experts of a mixture (see `fusion.experts`). Their
             feed-forward blocks become the experts, all other tensors are averaged, and the router is new. The
             distance from the mean of the parents is measured.
         experts_per_token: how many experts a token gets.
@@ -83,7 +83,7 @@ class DeepFusion:
         check_values(self)
         if self.experts and (self.norm != "plain" or self.noise):
             raise MeristemError(
-                "experts cannot be combined with norm or noise: parents that become experts are not put side by side"
+                "experts cannot be combined with norm or noise: experts are not joined into wider layers"
             )
         if isinstance(self.experts_per_token, bool) or self.experts_per_token < 1:
             raise MeristemError(
@@ -196,7 +196,7 @@ def joined_sizes(anatomies: Sequence[Anatomy]) -> dict[str, int]:
         raise MeristemError("networks with ALiBi cannot be fused: a head's slope follows from the number of heads")
     odd = [axis for axis in first.axes if is_frequencies(axis) or are_pairs(axis) or skipped_by(axis)]
     if odd:
-        raise MeristemError(f"{first.builder.model_type} cannot be fused: {odd[0]} cannot be put side by side")
+        raise MeristemError(f"{first.builder.model_type} cannot be fused: {odd[0]} cannot be joined")
     return {
         axis: sum(a.sizes[axis] for a in anatomies) if kind_of(axis) in JOINED else size
         for axis, size in first.sizes.items()
@@ -206,7 +206,9 @@ def joined_sizes(anatomies: Sequence[Anatomy]) -> dict[str, int]:
 
 def _check_pair(first: Anatomy, other: Anatomy, number: int) -> None:
     def differ(what: str, ours: object, theirs: object) -> MeristemError:
-        return MeristemError(f"networks 1 and {number} differ in {what}: {ours} and {theirs}; they have to agree in it")
+        return MeristemError(
+            f"networks 1 and {number} differ in {what}: {ours} and {theirs}; it must be the same in both"
+        )
 
     if first.builder.model_type != other.builder.model_type:
         raise differ("type", first.builder.model_type, other.builder.model_type)
@@ -318,7 +320,9 @@ def _stream_sizes(
     found = []
     for anatomy, model in zip(anatomies, models, strict=True):
         if silencing(anatomy, model) is None:
-            raise MeristemError('norm="equalised" needs pre-norm networks; these have a norm on the stream itself')
+            raise MeristemError(
+                'norm="equalised" needs pre-norm networks; these have a norm on the residual stream itself'
+            )
         sizes: list[float] = []
 
         def record(_: nn.Module, args: tuple, sizes: list[float] = sizes) -> None:

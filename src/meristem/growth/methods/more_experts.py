@@ -196,5 +196,5 @@ def grouped(anatomy: Anatomy) -> str:
     """Why a router that chooses groups of experts first cannot keep the function. "" for other routers."""
     groups = anatomy.builder.fact("n_group")
     if isinstance(groups, int) and groups > 1:
-        return f"the router chooses groups of experts first (n_group={groups}), by the best of each, whose places copies take"
+        return f"the router chooses groups of experts first (n_group={groups}), by their best experts, and copies displace these"
     return ""

@@ -119,7 +119,7 @@ class Prune(Method):
         given = list(self.batches) if self.batches is not None else [inputs] if inputs is not None else []
         if not given:
             raise MeristemError(
-                f"{self.name} chooses by what the network does on data: give some hundred examples as inputs={{...}} of ms.shrink, "
+                f"{self.name} chooses by what the network does on data: give a few hundred examples as inputs={{...}} of ms.shrink, "
                 "or as Prune(batches=[...])"
             )
         if is_streamed(model):

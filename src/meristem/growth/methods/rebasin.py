@@ -124,7 +124,7 @@ def align(first: nn.Module, other: nn.Module, method: Rebasin, inputs: Mapping[s
     certificate = verify(other, moved, inputs)
     if not certificate.holds:
         raise PreservationError(
-            f"the network computes another function when its units change places: {certificate.summary()}"
+            f"the network computes another function when its units are permuted: {certificate.summary()}"
         )
     return moved
 

@@ -51,7 +51,7 @@ class DepthMethod(Method):
     def axis_maps(self, anatomy: Anatomy, weights: Weights) -> Mapping[str, AxisMap]:
         """No maps, because the width stays. Raises MeristemError if no layer is added either."""
         if not self.layer_maps(anatomy):
-            raise MeristemError(f"{self.name}: nothing to grow; the network already has the asked depth")
+            raise MeristemError(f"{self.name}: nothing to grow; the network already has this depth")
         return {}
 
     def promises(self, anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:

@@ -30,7 +30,7 @@ def check_values(method: Any) -> None:
 
 
 def convex(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
-    """The weights of so many networks in a mean; equal ones if None.
+    """The weights of `count` networks in a mean; equal ones if None.
 
     Raises:
         MeristemError: unless they are positive and sum to 1.

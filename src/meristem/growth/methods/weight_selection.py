@@ -28,7 +28,7 @@ from meristem.growth.widths.head_dim import smaller_head_dim_map
 from meristem.growth.widths.norm_statistics import normed_axes
 from meristem.growth.widths.padding import follows
 
-ROWS = ("vocab", "positions")  # kinds of axes whose units stand for a token or a place
+ROWS = ("vocab", "positions")  # kinds of axes whose units are tokens or positions
 
 
 @dataclass(frozen=True)

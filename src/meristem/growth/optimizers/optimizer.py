@@ -90,8 +90,8 @@ def load_named_state(optimizer: Optimizer, model: nn.Module, state: State) -> No
     for name, entries in state.items():
         if not family.takes(entries):
             raise MeristemError(
-                f"the optimizer state of {name} has {', '.join(sorted(entries))}, which {family.name} cannot go on from; take the "
-                "optimizer that left it, or begin with a new state"
+                f"the optimizer state of {name} has {', '.join(sorted(entries))}, which {family.name} cannot continue from; use the "
+                "optimizer that wrote it, or start with a new state"
             )
     group_of = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     for name, entries in state.items():
@@ -376,7 +376,7 @@ def scaled_groups(
     """
     if family.changes is None:
         raise MeristemError(
-            f"it is not known how the steps of {family.name} follow the scale of weights; known for "
+            f"Meristem does not know how the steps of {family.name} depend on the scale of weights, only those of "
             f"{', '.join(FAMILIES)}. Carry its state without scale_learning_rate"
         )
     names = {id(parameter): name for name, parameter in model.named_parameters()}

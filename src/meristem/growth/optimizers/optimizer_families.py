@@ -262,7 +262,7 @@ def stored_family(state: Mapping[str, Mapping[str, Any]]) -> Family:
     family = family_by_entries({key for entries in state.values() for key in entries} - {MISSED})
     if "weights" in family.entries.values():
         raise MeristemError(
-            "a schedule-free optimizer keeps a second set of weights, which grows with the live optimizer only "
+            "a schedule-free optimizer keeps a second set of weights, which only a live optimizer can grow "
             "(ms.Growth.grow_optimizer); grow the weights alone, from a copy without the optimizer's files"
         )
     return family
@@ -273,7 +273,7 @@ def unknown_entry(names: Iterable[str], family: Family | None) -> MeristemError:
     of = f" of {family.name}" if family else ""
     return MeristemError(
         f"optimizer state {min(names)!r}{of} cannot be grown; optimizers whose state can: {', '.join(FAMILIES)}. "
-        "Grow the weights alone, and start the optimizer anew"
+        "Grow the weights alone, and start the optimizer with a new state"
     )
 
 

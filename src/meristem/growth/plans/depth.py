@@ -100,7 +100,7 @@ def fitting(anatomy: Anatomy, method: str, axis: str, make: Callable[[int, int],
     near = [n for n in sorted(range(old, 2 * target), key=lambda n: abs(n - target))[:16] if n != old]
     works = [str(n) for n in near if len(make(old, n)) == n and _misfit(anatomy, axis, make(old, n)) is None][:2]
     raise MeristemError(
-        f"{method}: {anatomy.builder.model_type} wants another kind of layer at place {misfit} of {target} than layer "
+        f"{method}: {anatomy.builder.model_type} needs another kind of layer at position {misfit} of {target} than layer "
         f"{layer_map[misfit].sources[0][0]} is; {' or '.join(works) + ' layers' if works else 'identity_blocks'} would work"
     )
 
@@ -212,7 +212,7 @@ def identity_layers(anatomy: Anatomy, axis: str, new: int) -> LayerMap:
         matched = _matched(*kinds)
         if matched and fit(layer_kinds(anatomy, axis, matched), matched):
             return matched
-    raise MeristemError(f"identity blocks: {anatomy.builder.model_type} has no place for {new - old} more {axis}")
+    raise MeristemError(f"identity blocks: {anatomy.builder.model_type} has no position for {new - old} more {axis}")
 
 
 def _read_later(anatomy: Anatomy, axis: str) -> frozenset[int]:

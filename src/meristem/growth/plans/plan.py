@@ -275,7 +275,7 @@ class GrowthPlan:
             return [(tensor.name, (Term(tensor.name),), False)]
         (axis, index), (prefix, rest) = tensor.block, self._home(tensor)
         targets = []
-        for new, layer in self._following[axis].get(index, ()):  # each is planned once, where its first source stands
+        for new, layer in self._following[axis].get(index, ()):  # each is planned once, at its first source
             targets.append((f"{prefix}.{new}{rest}", self._terms(prefix, rest, layer), layer.silent))
         if self._alike[prefix, rest] == 1 and tensor.name not in [name for name, _, _ in targets]:
             targets.append((tensor.name, (Term(tensor.name),), False))  # what only one place has, it keeps

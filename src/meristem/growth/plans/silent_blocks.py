@@ -70,7 +70,7 @@ def silence(anatomy: Anatomy, layers: Mapping[str, LayerMap], model: nn.Module, 
     muted = silencing(anatomy, model, inputs)
     if muted is not None:
         return Silence(muted=muted)
-    cannot = "a block that writes nothing does not leave the stream as it is"
+    cannot = "the norms change the residual stream even in a block that writes nothing"
     try:
         norms = _norms_of_the_stream(anatomy, grown, model, inputs)
     except MeristemError:
@@ -80,12 +80,12 @@ def silence(anatomy: Anatomy, layers: Mapping[str, LayerMap], model: nn.Module, 
     again = next((path for path, norm in norms.items() if norm.again), None)
     if again is not None:
         return Silence(
-            f"{cannot}: {again} ends its block (post-norm) and stands before another step of it too, so no gain is right in both "
-            "places once a block follows",
+            f"{cannot}: {again} ends its block (post-norm) and is also used before another step of it, so no gain is right in both "
+            "uses once a block follows",
             norms,
         )
     if any(layers[blocks.axis][0].silent for blocks in grown):
-        return Silence(f"{cannot} where it comes before all others (post-norm)", norms)
+        return Silence(f"{cannot} and is the first of all (post-norm)", norms)
     change = sum(_change(blocks, layers[blocks.axis], norms) for blocks in grown)
     if change > NOTICED:
         eps = max(norm.eps for norm in norms.values())

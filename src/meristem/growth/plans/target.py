@@ -42,7 +42,7 @@ def grown_anatomy(plan: GrowthPlan) -> Anatomy:
             expected = dimension.layout.size(sizes)
             if expected != tensor.shape[position]:
                 raise AnatomyError(
-                    f"dimension {position} of {tensor.name} should measure {dimension.layout} = {expected}, and measures "
+                    f"dimension {position} of {tensor.name} should be {dimension.layout} = {expected}, and is "
                     f"{tensor.shape[position]}"
                 )
     norms = {_path(name): source.norms[p] for name in tensors if (p := _path(plan.origin(name))) in source.norms}

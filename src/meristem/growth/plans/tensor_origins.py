@@ -139,7 +139,7 @@ def _layer_label(plan: GrowthPlan, part: TensorPlan, name: str) -> int:
     if layer_map is None:
         return OLD
     place = plan.place(name)
-    if layer_map[place].silent and not part.silent:  # a gain that block has handed on (post-norm)
+    if layer_map[place].silent and not part.silent:  # the gain of the block before (post-norm)
         return OLD
     source = layer_map[place].sources[0][0]
     first = next(i for i, layer in enumerate(layer_map) if layer.sources[0][0] == source and not layer.silent)

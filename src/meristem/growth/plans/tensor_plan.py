@@ -50,7 +50,7 @@ class TensorPlan:
     perturb: float = 0.0  # standard deviation of noise on every entry
     silent: bool = False  # it belongs to a layer that writes nothing yet, so its gradient is zero
     shards: Shards | None = None  # how its sources are seen before anything else
-    beside: tuple[TensorPlan, ...] = ()  # what is laid behind it along the dimension `along`
+    beside: tuple[TensorPlan, ...] = ()  # what follows it along the dimension `along`
     along: int = 0
     redrawn: Redrawn | None = None  # units that keep nothing of their sources
     further: bool = False  # a further copy of its source, whatever its maps say

@@ -98,7 +98,7 @@ def typed_layers(anatomy: Anatomy, axis: str, types: Sequence[str]) -> LayerMap:
     found = map_to_types(anatomy, axis, types)
     if found is None:
         raise MeristemError(
-            f"the {len(own[axis])} {axis} cannot stand in their order among {len(types)} of the kinds asked for: the network has "
+            f"the {len(own[axis])} {axis} do not fit in their order among {len(types)} of the kinds asked for: the network has "
             f"{', '.join(own[axis])}"
         )
     return found

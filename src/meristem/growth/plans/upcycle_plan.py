@@ -95,7 +95,7 @@ class UpcyclePlan(GrowthPlan):
         blocks = self._feed_forward(match.group(1)) if match else {}
         if match is not None and blocks:
             return (
-                f"experts of {self._class} have a matrix {match.group(3)}, which the feed-forward block of this {dense} has not: it has "
+                f"experts of {self._class} have a matrix {match.group(3)}, which the feed-forward block of this {dense} lacks: it has "
                 f"{', '.join(blocks)}; a {dense} whose block is made as an expert is can be upcycled"
             )
         return f"{tensor.name} {tuple(tensor.shape)} of {self._class} is not explained by any tensor of this {dense}"

@@ -45,7 +45,7 @@ def check_bare(model: Any) -> None:
         packed = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
         if packed is not None:
             raise MeristemError(
-                f"{packed} is no tensor but packed (torch.ao's quantisation), so there are no weights to grow; grow the network before "
+                f"{packed} is not a plain tensor but packed (torch.ao's quantisation), so there are no weights to grow; grow the network before "
                 "it is quantised"
             )
         empty = next((name for name, tensor in state.items() if tensor.is_meta), None)
@@ -108,7 +108,7 @@ def check_guesses(plan: GrowthPlan) -> None:
         if any(plan.source.axes_of(dimension.layout) & moved for dimension in tensor.dimensions):
             raise AnatomyError(
                 f"{name} {tensor.shape} is a parameter of no module that Meristem knows, so its shape alone does not tell which of "
-                "its dimensions are produced and which are summed over; pass inputs= (a forward pass shows it), or "
+                "its dimensions are outputs and which are summed over; pass inputs= (a forward pass shows it), or "
                 f"Anatomy.infer(..., roles={{{name!r}: {('write',) * (len(tensor.shape) - 1) + ('read',)}}})"
             )
 

@@ -53,7 +53,7 @@ def _mapped(a: Tensor, b: Tensor, plans: Sequence[GrowthPlan]) -> Iterator[Tenso
             yield torch.nn.functional.normalize(_apply(axis_map.write, a, dimension), dim=dimension)
         if (
             axis_map.filled or axis_map.fresh is not None
-        ):  # what new tokens or units that nobody reads get is not compared
+        ):  # the entries of new tokens, or of units that no weight reads, are not compared
             given = axis_map.write.sourceless() if axis_map.fresh is None else axis_map.fresh
             new = given.view([-1 if d == dimension else 1 for d in range(b.dim())]).to(b.device)
             yield torch.where(new, b.double(), _apply(axis_map.write, a, dimension))

@@ -151,7 +151,7 @@ def _expected(plan: GrowthPlan, tensor: TensorAnatomy, side: str, old: Tensor) -
     axis_map = dimension.layout.expand({axis: plan.axis_map(axis) for axis in axes}) if axes else None
     unit_map: UnitMap | None = axis_map.write if axis_map is not None else None
     if unit_map is not None and bool(unit_map.sourceless().any()):
-        return None  # what stands between the old units is not known (sinusoidal positions)
+        return None  # the units between the old ones are not known (sinusoidal positions)
     mapped = unit_map.apply(old, channels) if unit_map is not None else old
     return mapped * plan.scales.get(tensor.name, 1.0) if side == "output" and dimension.role == "gain" else mapped
 

@@ -55,16 +55,16 @@ def why_not_kept(
     if quiet != list(methods) and _holds(proof_of, quiet):
         noise = max(map(_noise, methods))
         return (
-            f"{said}Without its noise it does: noise={noise:g} is so large, beside the weights' own size, that rounding no longer lets "
-            "it cancel; ask for less (0.1 is usual)"
+            f"{said}Without its noise it would: noise={noise:g} is so large, compared with the weights, that rounding keeps it from "
+            "cancelling; use less (0.1 is usual)"
         )
     value, name = largest_weight(model)
     own = certificate.own_dtype_relative_error
     overflows = certificate.relative_error <= certificate.tolerance and own is not None and not math.isfinite(own)
     if overflows or value > LARGE:
         return (
-            f"{said}Its weights are too large to compute with in {certificate.stored_dtype} (the largest is {value:.1e}, in {name}); use a "
-            "checkpoint from before they were, or pass verify=False (--no-verify)"
+            f"{said}Its weights are too large to compute with in {certificate.stored_dtype} (the largest is {value:.1e}, in {name}); use an "
+            "earlier checkpoint, or pass verify=False (--no-verify)"
         )
     where = f"; cloned, {parting}" if parting else ""
     return (

@@ -39,7 +39,7 @@ def in_turn(plan: PrunePlan, readings: Readings, model: nn.Module, batches: Batc
     """The plan with each reader fitted to its input after all readers before it are fitted. This takes two
     passes for each set of readers of one input.
     """
-    fitted = at_once(plan, readings, ridge).mixtures  # where passes cannot be compared, as behind a router
+    fitted = at_once(plan, readings, ridge).mixtures  # where passes cannot be compared, as after a router
     turns: dict[int, list[tuple[str, str, int]]] = {}
     for reading, name, _ in _cut(plan, readings):
         turns.setdefault(reading.turn, []).append((reading.weight, name, reading.place))

@@ -65,7 +65,7 @@ def _entries(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise MeristemError(f"{path}: no JSON: {first_line(error)}; {WANTED}") from error
+        raise MeristemError(f"{path}: not valid JSON: {first_line(error)}; {WANTED}") from error
 
 
 def _config(entries: Any, name: str) -> Any:

@@ -154,8 +154,8 @@ def _scaled(method: str, field: str, size: int, target: int | None, first: int) 
         below = target // step * step
         near = [n for n in (below, below + step) if n and n != first and (n < first) == (target < first)]
         raise MeristemError(
-            f"{method}: {field} {first} -> {target} would take a part of {size} of its units to {size * target / first:g}; it has to "
-            f"be a multiple of {step}: {' or '.join(map(str, near or [first]))} would work"
+            f"{method}: {field} {first} -> {target} would grow a part of {size} of its units to {size * target / first:g}; the target has "
+            f"to be a multiple of {step}: {' or '.join(map(str, near or [first]))} would work"
         )
     return size * target // first
 
@@ -173,7 +173,7 @@ def _derived(anatomy: Anatomy, method: str, sizes: dict[str, int], asked: int | 
     if not follows and not any(anatomy.axes[axis].kind == "hidden" for axis in changed):
         return {}
     derived = dict(anatomy.builder.derived(changed))
-    factor = anatomy.builder.fact("expand")  # state-space blocks are so many times as wide as the stream
+    factor = anatomy.builder.fact("expand")  # the width of state-space blocks is a multiple of the stream's
     if (
         asked is None
         and "ffn" not in derived

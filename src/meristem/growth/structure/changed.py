@@ -100,7 +100,7 @@ def _differences(model: nn.Module, made: nn.Module) -> Iterator[str]:
                 yield f"{name}.{attribute}".lstrip(".") + " holds other numbers than its config gives"
     ours, usual = _tied(model), _tied(made)
     for pair in sorted(ours ^ usual):
-        yield f"{pair[0]} and {pair[1]} are {'one tensor' if pair in ours else 'two tensors'}, which the config says otherwise"
+        yield f"{pair[0]} and {pair[1]} are {'one tensor' if pair in ours else 'two tensors'}, and the config says otherwise"
 
 
 def _numbers(module: nn.Module) -> Mapping[str, Any]:

@@ -55,7 +55,7 @@ def differences_of_configs(first: Any, other: Any) -> list[Difference]:
 def _is_inert(entry: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     """Whether an entry changes nothing that is computed, nor what outputs mean."""
     path = entry.split(".")
-    if "id2label" in path:  # names that nobody gave mean nothing
+    if "id2label" in path:  # default names mean nothing
         return any(UNNAMED.fullmatch(str(found.get(entry, "LABEL_0"))) for found in (ours, theirs))
     if path[-1] == "eos_token_id":
         kind = str(ours.get(".".join([*path[:-1], "model_type"])) or ours.get("model_type"))
@@ -70,7 +70,7 @@ def check_alike(first: Anatomy, other: Anatomy, number: int) -> None:
     found = differences(first, other)
     if found:
         raise MeristemError(
-            f"networks 1 and {number} compute differently ({shown(found)}); fused, all would run as the first does. Pass "
+            f"networks 1 and {number} compute differently ({shown(found)}); the fused network would run as the first does. Pass "
             "allow_differences=True (--allow-differences) to do that nevertheless: the certificate then shows the gap"
         )
 

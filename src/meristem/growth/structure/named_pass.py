@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
-# Operators that add their arguments up, or lay them side by side.
+# Operators that add or concatenate their arguments.
 SUMS = frozenset([
     "add", "sub", "rsub", "cat", "stack", "where", "masked_fill", "masked_scatter", "index_put", "index_add",
     "scatter_add", "copy", "lerp",

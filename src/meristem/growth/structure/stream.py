@@ -70,7 +70,7 @@ class Stream:
                     axis for axis in anatomy.axes_of(dimension.layout) if axis in maps and maps[axis].norm_factor != 1
                 }
                 of_norm = dimension.role == "gain" and tensor.name.rpartition(".")[0] in anatomy.norms
-                behind = axes if of_norm else axes & taken  # a norm's gain stands behind the norm of just these
+                behind = axes if of_norm else axes & taken  # a norm's gain follows the norm of just these
                 if dimension.role not in ("read", "fixed"):
                     factor /= math.prod(maps[axis].norm_factor for axis in axes & given)
                 if of_norm or dimension.role == "read" or own in self.gains:

@@ -106,7 +106,9 @@ def watched_symmetries(
     watch = watch or Watch(model)
     found = _symmetries(watch, watched(model, inputs, watch))
     if not found.sizes:
-        raise MeristemError(f"{type(model).__name__} has no hidden units that change places: nothing can be aligned")
+        raise MeristemError(
+            f"{type(model).__name__} has no hidden units that can be permuted, so there is nothing to align"
+        )
     return found, watch
 
 

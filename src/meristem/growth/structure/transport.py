@@ -79,7 +79,7 @@ class Counterparts:
                         sizes[group, counterpart] = (n, m)
                     elif n != m:
                         raise MeristemError(
-                            f"{name} has {n} units in the one network and {m} in the other that cannot change places, so they "
+                            f"{name} has {n} units in the one network and {m} in the other that cannot be permuted, so they "
                             "cannot be brought to one width"
                         )
             found += pairs

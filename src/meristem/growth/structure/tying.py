@@ -107,7 +107,7 @@ def linear_readers(anatomy: Anatomy, head: TensorAnatomy, model: nn.Module, inpu
     stream = stream_of(model, anatomy, inputs)
     takers = {name for name, taken in stream.taken.items() if own in taken and name != own}
     alone = all(stream.taken[name] == {own} and anatomy.tensors[name].reads for name in takers)
-    of_head = head.name.rpartition(".")[0]  # its bias joins what the one matrix gives out in either place
+    of_head = head.name.rpartition(".")[0]  # its bias joins the output of the one matrix in either place
     others = [t for t in anatomy.tensors if t != own and t.rpartition(".")[0] != of_head]
     mixed = [t for t in others if stream.names.of(t) == stream.names.of(own)]
     return sorted(takers) if alone and not mixed and not stream.measures(anatomy, own) else []

@@ -147,7 +147,7 @@ def computed(
         return (total * plan.scale).to(dtype)
     if plan.begins:
         return torch.zeros_like(total, dtype=dtype)
-    if plan.redrawn is not None:  # what has been drawn anew has no past
+    if plan.redrawn is not None:  # redrawn entries have no past
         total = total.masked_fill(plan.redrawn.mask(total.shape).to(total.device), 0)
     factor = (1 / (plan.scale * plan.copies)) ** DUAL[moment][1]
     return (total * (abs(factor) if moment == "magnitude" else factor)).to(dtype)

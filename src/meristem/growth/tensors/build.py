@@ -112,7 +112,7 @@ def filled(target: Builder, weights: Mapping[str, Tensor], like: nn.Module, roun
         for name, held in grown.state_dict(keep_vars=True).items():
             _put(grown, name, held, weights, made)
         _follow_buffers(grown, like, rounded)
-    if getattr(grown, "_keys_to_ignore_on_save", None):  # tables that stock code would compute anew, for another width
+    if getattr(grown, "_keys_to_ignore_on_save", None):  # tables that stock code would compute again, for another width
         grown._keys_to_ignore_on_save = None  # type: ignore[assignment]
     generation_config = getattr(like, "generation_config", None)
     if generation_config is not None:

@@ -14,8 +14,8 @@ from meristem.anatomy import recycled
 from meristem.growth.plans.plan import TensorPlan
 from meristem.growth.tensors.apply import Fetch, changes_numbers, grow_tensor, makes_scaled_copies, scaled_copies
 from meristem.growth.tensors.draws import rows_of_a_block
-from meristem.growth.tensors.makers import in_order
 from meristem.growth.tensors.noisy_rows import Maps, Rows, drawn_shape, noisy_rows, rows_apart, spread_of
+from meristem.makers import in_order
 
 PIECE = 1 << 22  # bytes of a source that are grown and written at once, where rows can be grown apart
 CACHED = 1 << 20  # bytes of it that are computed at once, to stay in the processor's cache
@@ -75,36 +75,36 @@ def grow_whole(plan: TensorPlan, fetch: Fetch) -> Tensor:
     if more or not rows_apart(plan, maps):
         return grow_tensor(plan, fetch)
     source = fetch(plan.terms[0].source)
-    count = maps[0].new_size if maps[0] is not None else len(source)
-    made: Tensor | None = None
-    for (place,), piece in grow_pieces(plan, lambda _: source):
-        if made is None:
-            if len(piece) == count:
-                return piece
-            made = _empty(piece, count)
-        made[place : place + len(piece)] = piece
-    assert made is not None
+    made = _empty(source, maps)
+    for _ in _noisy_pieces(plan, source, maps, None, made):
+        pass
     return made
 
 
-def _empty(piece: Tensor, count: int) -> Tensor:
-    """Room for `count` rows like those of `piece`."""
-    shape = (count, *piece.shape[1:])
-    return recycled.empty(shape, piece.dtype) if piece.device.type == "cpu" else piece.new_empty(shape)
+def _empty(source: Tensor, maps: Maps) -> Tensor:
+    """A tensor without values that has the shape of the grown `source`."""
+    shape = _new_shape(source, maps)
+    return recycled.empty(shape, source.dtype) if source.device.type == "cpu" else source.new_empty(shape)
+
+
+def _new_shape(source: Tensor, maps: Maps) -> list[int]:
+    return [size if m is None else m.new_size for m, size in zip(maps, source.shape, strict=True)]
 
 
 def _noisy_pieces(
-    plan: TensorPlan, source: Tensor, maps: Maps, look: Look | None
+    plan: TensorPlan, source: Tensor, maps: Maps, look: Look | None, into: Tensor | None = None
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Rows whose copies all differ by their noise, computed a few at a time."""
+    """Rows whose copies all differ by their noise, computed a few at a time. They are rows of `into`, if it
+    is given.
+    """
     rows, spread = maps[0], spread_of(plan, source, maps)
-    count = rows.new_size if rows is not None else len(source)
-    shape = [count, *(size if m is None else m.new_size for m, size in zip(maps[1:], source.shape[1:], strict=True))]
+    shape = _new_shape(source, maps)
+    count = shape[0]
     together = rows_of_a_block(drawn_shape(plan, shape))
     row_bytes = max(1, math.prod(shape[1:]) * source.element_size())
 
     def made(first: int, last: int) -> Tensor:
-        piece = source.new_empty(last - first, *shape[1:])
+        piece = source.new_empty(last - first, *shape[1:]) if into is None else into[first:last]
         for a, b in _cut([first, last], together):
             part, own = _old_rows(source, rows, a, b)
             piece[a - first : b - first] = noisy_rows(plan, part, [own, *maps[1:]], Rows((a, b), count, spread))

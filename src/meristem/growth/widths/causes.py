@@ -23,7 +23,7 @@ COMPUTED = (
 
 REMOVE = (
     "Take it off in the network and in the function that builds it (torch.nn.utils.parametrize.remove_parametrizations(module, "
-    '"weight"), or torch.nn.utils.remove_weight_norm and remove_spectral_norm), grow, and put it on again'
+    '"weight"), or torch.nn.utils.remove_weight_norm and remove_spectral_norm), grow, and apply it again'
 )
 
 

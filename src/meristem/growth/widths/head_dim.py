@@ -106,8 +106,8 @@ def smaller_head_dim_map(
     except MeristemError as error:
         works = max(part for part in range(1, old) if old % part == 0)
         raise MeristemError(
-            f"the rotary table of head_dim {old} does not hold the frequencies of head_dim {new}, which would turn the units of "
-            f"{large.model_type} by others; a whole part works unless the scaling of its positions depends on head_dim: {works}"
+            f"the rotary table of head_dim {old} does not hold the frequencies of head_dim {new}and would rotate the units of "
+            f"{large.model_type} by other frequencies; a divisor of head_dim works unless the scaling of its positions depends on head_dim: {works}"
         ) from error
     if not undo:
         return AxisMap.select(index, old)
@@ -152,7 +152,7 @@ def _places(anatomy: Anatomy, ours: nn.Module, theirs: nn.Module, old: int, new:
         if found is not None and not torch.equal(found, place):
             raise MeristemError(
                 f"{anatomy.builder.model_type} has several tables of rotary frequencies, and {old} -> {new} units of a head "
-                f"would have to move otherwise for each; {2 * old} would work"
+                f"would have to move in a different way for each; {2 * old} would work"
             )
         found, used = place, name
     if found is None:
@@ -190,7 +190,7 @@ def _rows_then_columns(anatomy: Anatomy, found: Tensor, larger: int, old: int, n
     half = len(found) // 2
     if 2 * len(found) == old and bool((found[:half] >= larger // 2).any() or (found[half:] < larger // 2).any()):
         raise MeristemError(
-            f"the rotary table of head_dim {new} turns by the row what head_dim {old} turns by the column, so "
+            f"the rotary table of head_dim {new} rotates by the row what head_dim {old} rotates by the column, so "
             f"{anatomy.builder.model_type} would compute another function; keep it at {old}"
         )
     return found, larger

@@ -142,7 +142,9 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
     for axis in sorted(uneven & normed_axes(anatomy) - set(found)):
         over = norms_over(anatomy, axis)
         if maps[axis].norm_factor == 1:
-            found[axis] = f"units get different numbers of copies, which {over[0] if over else 'a norm'} notices"
+            found[axis] = (
+                f"units get different numbers of copies, which changes what {over[0] if over else 'a norm'} measures"
+            )
         elif anatomy.traced and (
             mixed := [p for p in over if (g := anatomy.gain(p)) and str(g.dimensions[0].layout) != axis]
         ):
@@ -156,19 +158,19 @@ def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, i
             )
         elif blocked := stream_of(model, anatomy, inputs).norms_in_the_stream(anatomy, axis):
             found[axis] = (
-                f"{blocked[0]} subtracts the mean, and what it gives out is measured again (post-norm), so no padding of it is "
+                f"{blocked[0]} subtracts the mean, and its output is measured again (post-norm), so no padding of it is "
                 "silent; whole multiples are exact"
             )
         elif any(anatomy.norms[path].centres for path in over) and (
             gains := _gains_that_do_not_fold(anatomy, stream_of(model, anatomy, inputs), axis)
         ):
             found[axis] = (
-                f"{gains[0]} multiplies unit by unit what joins the stream and comes from no weight alone, so the mean that pads it "
+                f"{gains[0]} multiplies each unit of what is added to the residual stream and comes from no weight alone, so the mean that pads it "
                 "is not the mean of the products; whole multiples are exact"
             )
         elif unread := _read_by_no_weight(anatomy, stream_of(model, anatomy, inputs), over):
             found[axis] = (
-                f"{unread[0]} has no gain, and no weight takes in what it gives out, so nothing makes up for what it measures in "
+                f"{unread[0]} has no gain, and no weight reads its output, so nothing can compensate for what it measures in "
                 "more units"
             )
         elif foreign := stream_of(model, anatomy, inputs).unscalable(over):

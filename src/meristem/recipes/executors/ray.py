@@ -38,7 +38,7 @@ def cluster(address: str | None = None, slots: int | None = None) -> Iterator[tu
         if started:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
     except Exception as error:  # Ray raises plain ones too, of a node that does not start in time
-        hint = "; if it wants a token: RAY_AUTH_MODE=token" if address else ""
+        hint = "; if it needs a token: RAY_AUTH_MODE=token" if address else ""
         raise MeristemError(f"no Ray cluster at {address or 'this machine'}: {first_line(error)}{hint}") from error
     with children_end_with_this_process() if started and not address else contextlib.nullcontext():
         try:
@@ -81,7 +81,7 @@ class Ray(Executor):
         wanted, has = job.node.resources, self._ray.cluster_resources()
         for kind, count in (("CPU", wanted.cpus), ("GPU", wanted.gpus)):
             if count > has.get(kind, 0):
-                raise MeristemError(f"{job.label} wants {count} {kind}s; the whole cluster has {has.get(kind, 0):g}")
+                raise MeristemError(f"{job.label} needs {count} {kind}s; the whole cluster has {has.get(kind, 0):g}")
         options = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "name": job.label}
         again = {"max_retries": self.retries, "retry_exceptions": [NodeCrashed]}
         task = self._task.options(**options, **again).remote(str(job.directory.absolute()))

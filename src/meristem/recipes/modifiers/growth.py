@@ -29,7 +29,7 @@ class TrainNew(Modifier):
     def prepare(self, model: nn.Module, setting: Setting) -> nn.Module:
         if setting.provenance is None:
             raise MeristemError(
-                "train_only and fresh need a grown model: nothing records which entries of this one are new. Train "
+                "train_only and fresh need a grown model, and no record says which entries of this one are new. Train "
                 "`from` a grow node, or from a node that depends on one"
             )
         setting.provenance.check(model)

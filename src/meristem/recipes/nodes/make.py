@@ -52,7 +52,8 @@ def grow_node(job: Job, spec: GrowSpec, task: Callable[[], Task]) -> Outcome:
 
 def fuse_node(job: Job, spec: FuseSpec) -> Outcome:
     from meristem.checkpoints.record import fusion_record
-    from meristem.growth.fuse import fuse_state, fuse_with_certificate
+    from meristem.growth.fuse import fuse_with_certificate
+    from meristem.growth.fusion.optimizer import fuse_state
     from meristem.recipes.training.left import save_state
 
     parents = job.parent_directories

@@ -116,7 +116,7 @@ def write_report(
         "<h2>Nodes</h2>",
         graph(first, {job.directory.name: (run.state(job), run.line(job)) for job in first}),
         _table(run),
-        "<h2>Loss against all compute that was spent up to there</h2>",
+        "<h2>Loss against compute, with that of all ancestors</h2>",
         curves(whole),
         "<h2>Loss against the node's own compute</h2>",
         curves(own),
@@ -131,7 +131,7 @@ def write_report(
 
 def _table(run: Run) -> str:
     head = "".join(f"<th>{name}</th>" for name in (
-        "node", "seed", "state", "parameters", "examples", "TFLOPs", "with all it comes from", "seconds", "eval loss", "files",
+        "node", "seed", "state", "parameters", "examples", "TFLOPs", "TFLOPs with ancestors", "seconds", "eval loss", "files",
     ))  # fmt: skip
     return f"<table><tr>{head}</tr>{''.join(_row(run, job) for job in run.jobs)}</table>"
 
@@ -172,7 +172,7 @@ def _choices(folder: Path) -> str:
         )
     if not rows:
         return ""
-    return f"<h2>Numbers that were chosen</h2><table><tr><th>node</th><th>tried</th><th>TFLOPs</th></tr>{''.join(rows)}</table>"
+    return f"<h2>Tuned numbers</h2><table><tr><th>node</th><th>tried</th><th>TFLOPs</th></tr>{''.join(rows)}</table>"
 
 
 def _numbers(numbers: Mapping[str, float]) -> str:

@@ -7,35 +7,35 @@ from __future__ import annotations
 # Features that cannot be combined, and why. The first in alphabetical order names the second.
 CONFLICTS: dict[str, dict[str, str]] = {
     "cache_prefix": {
-        "checkpointing": "what is computed again would run the prefix after all; its blocks have no gradients to save memory for",
-        "compile": "a compiled network would run the prefix that the cache leaves out",
-        "fsdp": "each process remembers its own examples, and meets others in the next round",
-        "majority": "the cache remembers examples for one network, kernels make another in each step",
-        "processes": "each process remembers its own examples, and meets others in the next round",
-        "subnetwork": "the cache remembers what all blocks in front of the module give out",
+        "checkpointing": "recomputation would run the prefix that the cache avoids; the prefix has no gradients, so no memory is saved",
+        "compile": "a compiled network would run the prefix that the cache avoids",
+        "fsdp": "each process caches its own examples, and gets other examples in the next epoch",
+        "majority": "the cache holds the outputs of one network, and kernels make another network in each step",
+        "processes": "each process caches its own examples, and gets other examples in the next epoch",
+        "subnetwork": "the cache holds the output of all blocks before the module",
     },
     "carry": {
         "incubate": "the module is another network than the one whose moments are carried; use optimizer: reset",
-        "majority": "the moments of one kernel are none of several; use optimizer: reset",
+        "majority": "the moments of one kernel do not fit several; use optimizer: reset",
     },
     "compile": {
-        "subnetwork": "a compiled network has its blocks built in; compile the blocks instead (`block.compile()`)"
+        "subnetwork": "a compiled network always runs the same blocks; compile each block instead (`block.compile()`)"
     },
     "distill": {
-        "fsdp": "each process holds a whole teacher, which is what sharding is there to avoid",
-        "incubate": "the module stands in a meta network that has another depth than the teacher's; distil after assembling",
+        "fsdp": "each process would hold a whole teacher, which sharding should avoid",
+        "incubate": "the meta network around the module has another depth than the teacher; distil after assembling",
     },
     "fresh": {
-        "incubate": "the module is another network than the one that has grown",
-        "majority": "kernels are other tensors than those that have grown",
+        "incubate": "the module is not the network that was grown",
+        "majority": "kernels are not the tensors that were grown",
     },
     "incubate": {
-        "scale_learning_rate": "the module has no scales of a growth",
+        "scale_learning_rate": "a growth records its scales for the whole network, not for the module",
         "subnetwork": "a step that leaves out the module's blocks trains nothing, since all others are frozen",
-        "train_only": "the module is another network than the one that has grown",
+        "train_only": "the module is not the network that was grown",
     },
     "majority": {
-        "scale_learning_rate": "kernels begin anew, at the layer's own scale",
-        "train_only": "kernels are other tensors than those that have grown",
+        "scale_learning_rate": "kernels start from new values, at the layer's own scale",
+        "train_only": "kernels are not the tensors that were grown",
     },
 }

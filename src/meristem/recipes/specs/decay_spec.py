@@ -38,7 +38,7 @@ class DecaySpec(Strict):
         if not run.is_stable:
             falls = "" if run.decay is None else f", decay: {run.decay}"
             raise ValueError(
-                f"decays {self.from_!r}, whose learning rate ends elsewhere (schedule: {run.schedule}{falls}); a "
+                f"decays {self.from_!r}, whose learning rate falls by itself (schedule: {run.schedule}{falls}); a "
                 "decay branches off a run with `schedule: wsd, decay: 0` or `schedule: constant_with_warmup`"
             )
         given, budget = ("examples", run.examples) if run.examples else ("tokens", run.tokens)
@@ -57,7 +57,7 @@ class DecaySpec(Strict):
             raise ValueError(f"decays {self.from_!r}, whose end is not known (early_stop)")
         if run.majority or run.incubate:
             raise ValueError(
-                f"decays {self.from_!r}, which trains {'kernels' if run.majority else 'a module'}: that ends with its own run"
+                f"decays {self.from_!r}, which trains {'kernels' if run.majority else 'a module'}, and that ends with its own run"
             )
 
     def as_train(self, run: TrainSpec) -> TrainSpec:

@@ -43,11 +43,11 @@ def explain(error: Any, recipe: type[BaseModel]) -> str:
     if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
         found = "nothing" if error["input"] is None else repr(error["input"])[:80]
         known = "" if location[-1:] in FREE else f" ({', '.join(_section(error['loc'], recipe))})"
-        return f"{place}: ".removeprefix(": ") + f"wanted `key: value` entries{known}, found {found}"
+        return f"{place}: ".removeprefix(": ") + f"expected `key: value` entries{known}, found {found}"
     if place == "data.task":
         return f"{place}: unknown task {error['input']!r}; {nearest(str(error['input']), TASKS)}"
     if location[-1:] == ("[key]",) and error["type"] == "string_type":
-        return f"{'.'.join(map(str, location[:-2]))}: the name {error['input']!r} is no text; put it in quotes"
+        return f"{'.'.join(map(str, location[:-2]))}: the name {error['input']!r} is not text; put it in quotes"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] not in ("value_error", "missing"):  # pydantic's own message does not say what was found
         message = message.replace("Input", "it", 1) + f", found {error['input']!r}"[:80]

@@ -40,12 +40,12 @@ def check_parent(name: str, node: NodeSpec, parent: NodeSpec, nodes: Nodes, data
     """
     train = parent.train
     if node.assemble and not (train and train.incubate):
-        raise ValueError(f"node {name!r} assembles {node.parents}, of which one incubates no module")
+        raise ValueError(f"node {name!r} assembles {node.parents}, and one of them does not incubate a module")
     if node.assemble:
         modules = [nodes[other].train.incubate.module for other in node.parents if _incubates(nodes.get(other))]  # type: ignore[union-attr]
         twice = next((module for module in modules if modules.count(module) > 1), None)
         if twice is not None:
-            raise ValueError(f"node {name!r} assembles {node.parents}, of which two incubate module {twice}")
+            raise ValueError(f"node {name!r} assembles {node.parents}, and two of them incubate module {twice}")
     if node.average and node.average.last:
         length = getattr(data, "sequence_length", 0)
         every = train.step_at(train.keep_every, length) if train and train.keep_every else 0
@@ -88,13 +88,9 @@ def check_provenance(name: str, train: TrainSpec, before: Iterable[NodeSpec], no
     while origin and (own := nodes[origin].train or nodes[origin].decay) and not _incubates(nodes[origin]):
         origin = own.from_
     if origin and nodes[origin].assemble:
-        raise ValueError(
-            f"node {name!r}: train_only and fresh want a model that has been grown, and {origin!r} assembles modules"
-        )
+        raise ValueError(f"node {name!r}: train_only and fresh need a grown model, and {origin!r} assembles modules")
     if not any(node.grow or node.fuse or node.checkpoint for node in before):
-        raise ValueError(
-            f"node {name!r}: train_only and fresh want a model that has been grown, and no node before it grows one"
-        )
+        raise ValueError(f"node {name!r}: train_only and fresh need a grown model, and no node before it grows one")
 
 
 def _check_optimizers(train: TrainSpec, grown: NodeSpec, nodes: Nodes) -> None:

@@ -40,7 +40,7 @@ class SubnetworkSpec(BaseModel):
             if name not in known:
                 raise ValueError(f"{self.kind} has no option {name!r}; {nearest(name, known)}")
         if self.kind == "raptr" and not (self.__pydantic_extra__ or {}).get("stages"):
-            raise ValueError("raptr wants stages: how many blocks run in each, for example [6, 9, 12] of 12")
+            raise ValueError("raptr needs stages: how many blocks run in each, for example [6, 9, 12] of 12")
         if self.full_model and self.kind != "raptr":
             raise ValueError(f"{self.kind} has no full_model phase; that is an option of raptr")
         return self

@@ -94,7 +94,7 @@ class TrainSpec(Strict):
         if (self.model is None) == (self.from_ is None):
             raise ValueError("give either `model` (a config to start from random numbers) or `from` (another node)")
         if self.model is not None and not self.model.get("model_type"):
-            raise ValueError("model needs a `model_type`, such as llama or gpt2, beside its other config entries")
+            raise ValueError("model needs a `model_type`, such as llama or gpt2, next to its other config entries")
         if self.from_ is None and (self.train_only != "all" or self.fresh):
             raise ValueError("train_only and fresh need `from`: a node whose model has been grown")
         if self.incubate and self.from_ is None:
@@ -139,7 +139,7 @@ class TrainSpec(Strict):
     def _batches_can_be_cut(self) -> TrainSpec:
         cut = self.trainer.get("gradient_accumulation_steps", 1)
         if isinstance(cut, int) and cut > 0 and self.batch_size % cut:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of gradient_accumulation_steps {cut}")
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of gradient_accumulation_steps {cut}")
         return self
 
     @model_validator(mode="after")

@@ -14,12 +14,12 @@ from meristem.errors import MeristemError, nearest
 _EVALUATIONS = "use `evaluations`: how often a node is evaluated; always at its start and end"
 _CHECKPOINTS = "use `checkpoint_every`; the run resumes from its own checkpoints, and removes them when it is done"
 _BUDGET = "use `tokens` or `examples`"
-_ORDER = "the order of the data is the recipe's, so that a run resumes and later nodes read on"
+_ORDER = "the recipe sets the order of the data, so that a run can resume and later nodes read further data"
 _SEEDS = "use `seeds` of the recipe, or `seed` of the node"
-_LAST = "a node leaves the model it ends with"
+_LAST = "a node keeps the model of its last step"
 
 RESERVED = {
-    "output_dir": "a node's directory is the recipe's",
+    "output_dir": "the recipe names the directory of each node",
     "max_steps": _BUDGET,
     "num_train_epochs": _BUDGET,
     "per_device_train_batch_size": "use `batch_size`: of all processes and accumulated steps together",
@@ -41,7 +41,7 @@ RESERVED = {
     "logging_nan_inf_filter": "a loss that is not a number ends the node",
     "ddp_find_unused_parameters": "it follows `subnetwork`",
     "remove_unused_columns": "the task's own columns are what the network reads",
-    "do_train": "a train node trains",
+    "do_train": "a train node always trains",
     "do_predict": "a node is evaluated, see `evaluations`",
     "label_names": "evaluations measure the task's own labels",
     "push_to_hub": "a run uploads nothing; upload a node's `model/` with `ms.push_to_hub`",
@@ -109,7 +109,7 @@ def _of_type(key: str, value: Any, hint: Any) -> Any:
         except ValidationError:
             raise MeristemError(f"{key} is {wanted}, found {value!r}") from None
     if any(get_origin(kind) is dict or kind is dict for kind in kinds) and not isinstance(value, dict | str | NoneType):
-        raise MeristemError(f"{key} wants `key: value` entries, found {value!r}")
+        raise MeristemError(f"{key} takes `key: value` entries, found {value!r}")
     return value
 
 

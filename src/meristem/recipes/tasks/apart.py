@@ -36,7 +36,7 @@ def check_documents_apart(model: nn.Module, label: str) -> None:
     gap, without = _gap(both, alone), _gap(across, alone)
     if not gap <= max(TOLERANCE, SHARE * without):
         raise MeristemError(
-            f"{said} when their positions begin anew (logits differ by {gap:.1e}); use documents: across"
+            f"{said} when positions restart with each document (logits differ by {gap:.1e}); use documents: across"
         )
 
 
@@ -61,7 +61,7 @@ def check_prefix_is_seen(model: nn.Module, label: str) -> None:
     )
     if not (seen > TOLERANCE and unseen <= max(TOLERANCE, SHARE * seen)):
         raise MeristemError(
-            f"{said}: its tokens change by {seen:.1e} with its last one, those before a token behind it by {unseen:.1e}; use an "
+            f"{said}: a change of its last token moves earlier logits by {seen:.1e}, and a change of a later token by {unseen:.1e}; use an "
             "encoder-decoder, or another objective"
         )
 

@@ -133,8 +133,8 @@ class MaskedLanguage(Language):
         padding = padding_of_positions(model)
         if padding is not None and padding == self.corpus.mask_token:
             raise MeristemError(
-                f"{label}: {type(model).__name__} takes token {self.corpus.mask_token} for padding, and tokenizer "
-                f"{self.data.tokenizer!r} masks with it; choose the network's own tokenizer"
+                f"{label}: {type(model).__name__} uses token {self.corpus.mask_token} as padding, and tokenizer "
+                f"{self.data.tokenizer!r} uses it as its mask; choose the network's own tokenizer"
             )
 
     def asked(self, sequences: Sequences) -> Ordered:

@@ -171,7 +171,7 @@ def check_some(examples: int, source: str, split: Split) -> None:
     """
     if not examples:
         said = {"tune": "tuning", "eval": "evaluation"}[split]
-        raise MeristemError(f"{source} is too small to hold some out for {said}; give more, or shorter sequences")
+        raise MeristemError(f"{source} is too small to hold out data for {said}; give more, or shorter sequences")
 
 
 def check_vocabulary(model: nn.Module, vocab_size: int, label: str) -> None:

@@ -37,7 +37,7 @@ class Texts:
             if data.documents != "across" and corpus.separator is None:
                 raise MeristemError(
                     f"{part.source}: documents: {data.documents} needs a token that ends each document, and the tokenizer has none (for "
-                    "tokens on disk, name it `end_token` in the JSON file beside them)"
+                    "tokens on disk, name it `end_token` in the JSON file next to them)"
                 )
 
     @property

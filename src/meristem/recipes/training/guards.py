@@ -53,14 +53,14 @@ class LossGuard(TrainerCallback):
             control.should_save or control.should_evaluate or control.should_log or state.global_step == state.max_steps
         )
         if due and self._worst is not None and math.isfinite(worst := float(self._worst)):
-            self.end(int(worst), "training loss is no finite number")
+            self.end(int(worst), "training loss is not finite")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         if metrics is not None and not any(name.endswith("loss") for name in metrics):
             raise MeristemError(f"{self.label}: its evaluation at step {state.global_step} measured no loss")
         for name, value in (metrics or {}).items():
             if name.endswith("loss") and not math.isfinite(value):
-                self.end(state.global_step, "evaluation loss is no finite number")
+                self.end(state.global_step, "evaluation loss is not finite")
 
     def end(self, step: int, what: str) -> None:
         """Write the step and the last good checkpoint to the node's directory, and end the run.
@@ -104,5 +104,5 @@ def full_disk(label: str, directory: Path) -> Iterator[None]:
         if not any(words in str(error) for words in UNWRITTEN):
             raise
         raise MeristemError(
-            f"{label}: {directory} cannot be written ({first_line(error)}); make room and run the same command again to continue"
+            f"{label}: {directory} cannot be written ({first_line(error)}); free some space there and run the same command again to continue"
         ) from error

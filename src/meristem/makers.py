@@ -20,6 +20,12 @@ def divide_threads(processes: int) -> None:
     _THREADS[0] = max(1, _THREADS[0] // processes)
 
 
+def evenly(count: int) -> list[Stretch]:
+    """Stretches of 0 to `count`, one for each thread."""
+    ends = [round(count * n / _THREADS[0]) for n in range(_THREADS[0] + 1)]
+    return [stretch for stretch in itertools.pairwise(ends) if stretch[0] < stretch[1]]
+
+
 def in_order(make: Callable[[int, int], T], stretches: Iterable[Stretch]) -> Generator[tuple[Stretch, T], None, None]:
     """(stretch, make(*stretch)) in the order of the stretches. Each is computed by a thread that does nothing
     else, and at most one result waits for each thread. With one thread, the caller's thread computes them.
