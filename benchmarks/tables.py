@@ -175,7 +175,7 @@ def run_rows(results: dict[str, Any], out: Path) -> None:
     """One fit of 80,000 rows, as `learn` sets it, and the command on the file, from its start to its report."""
     kept = results.setdefault("speed", {})
     x, y = make_classification(100_000, 20, n_informative=12, random_state=0)
-    train_x, test_x, train_y, test_y = train_test_split(x.astype(np.float32), y, test_size=0.2, random_state=0)
+    train_x, test_x, train_y, test_y = train_test_split(x.astype(np.float32), y, test_size=0.2, random_state=0)  # pyright: ignore[reportAttributeAccessIssue]
     table = open_table("breast_cancer")  # of two classes, too
     model = estimator_for("adanet", table, len(train_x), {}).set_params(random_state=0)
     began, wall = time.process_time(), time.perf_counter()
@@ -183,7 +183,7 @@ def run_rows(results: dict[str, Any], out: Path) -> None:
     seconds, elapsed = time.process_time() - began, time.perf_counter() - wall
     kept["100k x 20"] = {"seconds": seconds, "wall_seconds": elapsed, "accuracy": float(model.score(test_x, test_y))}
     with tempfile.TemporaryDirectory() as folder:
-        pd.DataFrame(x.astype(np.float32)).assign(target=y).to_csv(f"{folder}/rows.csv", index=False)
+        pd.DataFrame(x.astype(np.float32)).assign(target=y).to_csv(f"{folder}/rows.csv", index=False)  # pyright: ignore[reportAttributeAccessIssue]
         arguments = ["learn", "adanet", f"{folder}/rows.csv", f"{folder}/out"]
         settings = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", "from meristem.cli.main import main; main()", *arguments]

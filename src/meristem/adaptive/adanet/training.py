@@ -132,8 +132,9 @@ def _block(stack: Stack, number: int, reads: list[list[int]], widths: list[int],
     *layers, _ = stack.parts(number)
     with torch.device("meta"):  # without first weights of its own
         block = Block(len(layers[0]), stack.width, reads, widths, dropout).double()
-    block = block.to_empty(device=stack.vector.device).eval()
-    block.load_state_dict({f"layers.{place}.weight": layer.T for place, layer in enumerate(layers)})
+    weights = (layer.T.to(torch.float64, copy=True).contiguous() for layer in layers)
+    named = {f"layers.{place}.weight": weight for place, weight in enumerate(weights)}
+    block.eval().load_state_dict(named, assign=True)  # `to_empty` loads 486 modules
     if options.project:  # to the last digit of float64
         block.project(options.max_norm, options.p)
     return block
