@@ -45,9 +45,17 @@ def summary(found: dict[str, list[Finding]], more: Iterable[Sequence[str]] = ())
         "A trial (Majority Kernels, Deep Incubation, AdaNet, EnergyNet) trains to the end instead. Its file is in `benchmarks/trials/`. Its effect is",
         "the difference in the named figure, usually the test error, and it has no compute to save.",
         "",
-        *table(["study", "claim", "gate", "effect", "saved", "verdict"], [*_summary_rows(found), *more]),
+        *table(
+            ["study", "claim", "gate", "effect", "saved", "verdict"],
+            sorted([*_summary_rows(found), *more], key=_untested),
+        ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _untested(row: Sequence[str]) -> int:
+    """0 for what was tested, 1 for what its gate does not allow to test, 2 for what was not measured: the order of the summary."""
+    return 2 if row[-1] in ("not run yet", "not measured yet") else int(row[-1].startswith("not testable"))
 
 
 def _summary_rows(found: dict[str, list[Finding]]) -> Iterable[list[str]]:

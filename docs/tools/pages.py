@@ -47,6 +47,7 @@ def assemble(out: Path) -> None:
         if place.parts[0] == "methods":
             text = page(text, studies, place.stem)
         _write(out / place, text)
+    shutil.copyfile(Path(__file__).with_name("site.css"), out / "site.css")
     _write(out / "methods" / "index.md", methods_index())
     _write(out / "reference" / "cli.md", reference.commands())
     _write(out / "reference" / "recipe-keys.md", reference.recipe_keys())

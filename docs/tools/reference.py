@@ -75,12 +75,17 @@ def _command(name: str, command: Any) -> list[str]:
     out = [f"## {name}", "", (command.help or "").replace("\x08", "").strip(), "", f"    {usage}", ""]
     examples = (command.epilog or "").split("\n\n")[1:]  # the first line is their heading
     out += ["Examples:", "", *(f"    {example}" for example in examples), ""] if examples else []
-    rows = [(_metavar(p), getattr(p, "help", "") or "", "required" if p.required else "") for p in arguments]
-    rows += [(", ".join([*p.opts, *p.secondary_opts]), p.help or "", _default(p)) for p in options]
+    rows = [(_whole(_metavar(p)), getattr(p, "help", "") or "", "required" if p.required else "") for p in arguments]
+    rows += [(", ".join(map(_whole, [*p.opts, *p.secondary_opts])), p.help or "", _default(p)) for p in options]
     if rows:
         out += ["| argument or option | meaning | default |", "|---|---|---|"]
-        out += [f"| `{cell(a)}` | {cell(b)} | {cell(c)} |" for a, b, c in rows]
+        out += [f"| {a} | {cell(b)} | {cell(c)} |" for a, b, c in rows]
     return [*out, ""]
+
+
+def _whole(name: str) -> str:
+    """A name that stays on one line on narrow screens (`site.css`)."""
+    return f"`{cell(name)}`{{.whole}}"
 
 
 def _metavar(parameter: Any) -> str:

@@ -48,7 +48,7 @@ def test_an_encoder_without_its_pooler_is_grown_without_it():
 def test_an_instance_that_is_not_its_class_says_what_differs():
     small = pico.build("llama")
     small.value_head = nn.Linear(32, 1)
-    with pytest.raises(AnatomyError, match=r"LlamaForCausalLM\(config\) builds: it has value_head\.weight"):
+    with pytest.raises(AnatomyError, match=r"LlamaForCausalLM\(config\) builds: it also has value_head\.weight"):
         ms.Anatomy.of(small)
     sliced = pico.build("llama")
     sliced.model.layers = sliced.model.layers[:1]

@@ -191,8 +191,19 @@ def test_pages_say_what_the_rows_say(tmp_path, monkeypatch):
     ]
     Rows(tmp_path / "toy.toy.jsonl").add([*rows, {**rows[0], "id": "of another definition", "loss": 9.0}])
     monkeypatch.setattr("benchmarks.studies.page.studies", lambda: {"toy": STUDY})
-    said = summary({"toy": findings(STUDY, tmp_path)})
+    waiting = [
+        ["not run", "", "not measured", "", "", "not run yet"],
+        ["gate", "", "fails", "", "", "not testable on this task"],
+    ]
+    said = summary({"toy": findings(STUDY, tmp_path)}, waiting)
     assert "passes at 4" in said
+    cells = [line.split(" | ")[0] for line in said.splitlines() if line.startswith("| ")]
+    assert [cell for cell in cells if "toy" not in cell] == [
+        "| study",
+        "| gate",
+        "| not run",
+    ]  # what was not tested comes last
+    assert "toy" in cells[1]
     assert "-0.2500 [-0.2500, -0.2500] at 4" in said
     assert "holds here" in said
     assert "29% [29%, 29%]" in said

@@ -49,9 +49,13 @@ def test_grow_then_verify_then_inspect(small, tmp_path):
     assert record["methods"][0] | {"method": "hypercloning", "width": 2, "noise": 0.1} == record["methods"][0]
     assert len(record["source"]["sha256"]) == 64
     assert json.loads((out / "config.json").read_text())["hidden_size"] == 64
-    assert meristem("verify", small, out).returncode == 0
+    compared = meristem("verify", small, out)
+    assert compared.returncode == 0
+    assert "None" not in compared.stdout  # what was not measured has no row
     shown = meristem("inspect", out)
     assert shown.returncode == 0
+    assert "methods to shrink: weight_selection, prune\n" in shown.stdout
+    assert "prune" not in shown.stdout.partition("methods to grow: ")[2].partition("methods to shrink")[0]
     assert "num_key_value_heads" in shown.stdout
 
 

@@ -57,7 +57,8 @@ def test_commands_with_their_options():
 
     assert "## grow\n" in page
     assert "    meristem grow SRC OUT [OPTIONS]" in page
-    assert "| `--overwrite` | Replace OUT if Meristem or save_pretrained wrote everything in it. |  |" in page
+    assert "| `--overwrite`{.whole} | Replace OUT if Meristem or save_pretrained wrote everything in it. |  |" in page
+    assert "| `--verify`{.whole}, `--no-verify`{.whole} | Measure that the function is kept" in page
 
 
 def test_a_card_gets_headings_and_its_studies():

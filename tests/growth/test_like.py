@@ -273,7 +273,7 @@ def test_bad_target_files(text, message, tmp_path):
 
 @pytest.mark.parametrize("target, message", [
     (5, "got a int"),
-    ("/nonexistent/x", "no such directory here"),
+    ("/nonexistent/x", "no such directory here"), ("nosuch.json", "^nosuch.json: no such file; a target is"),
     ({"hidden_size": 64}, "this config has no model_type"),
 ])  # fmt: skip
 def test_what_names_no_config(target, message, tmp_path):

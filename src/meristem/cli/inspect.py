@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from meristem.cli.options import SHRINKING
 from meristem.cli.output import Answer, calm_libraries
 from meristem.cli.parameters import Drop, Source, Trust
 from meristem.cli.progress import step
@@ -27,7 +28,8 @@ def inspect(source: Source, drop: Drop = None, trust_remote_code: Trust = False)
         anatomy = Anatomy.of(open_streamed(found, trust_remote_code, drop or []))
     print(f"{source}: {anatomy.builder.model_type}\n\n{by_block(anatomy)}\n")
     told = shares(found.path)
-    for line in (*told, f"growth methods: {', '.join(METHODS)}"):
+    growing = [name for name in METHODS if name not in SHRINKING]
+    for line in (*told, f"methods to grow: {', '.join(growing)}", f"methods to shrink: {', '.join(SHRINKING)}"):
         print(textwrap.fill(line, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
     content = {"source": source, "revision": found.revision, **_anatomy(anatomy)}
     return Answer({**content, "provenance": told, "methods": list(METHODS)})

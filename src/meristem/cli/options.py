@@ -50,6 +50,7 @@ METHOD_NAMES = (
     "weight_selection",
     "zero_padding",
 )  # of meristem.growth.METHODS, which takes seconds to import, too long for a shell's completion
+SHRINKING = ("weight_selection", "prune")  # of these, what `meristem shrink` takes
 
 
 def check_methods(method: str | None) -> None:

@@ -123,7 +123,11 @@ def _print_advice(advice: Any) -> None:
         *(("warning", warning) for warning in advice.warnings),
     )
     for heading, text in rows:
-        print(textwrap.fill(f"{heading}: {text}", 100, subsequent_indent="  ", break_on_hyphens=False))
+        print(textwrap.fill(f"{heading}: {text}", 80, subsequent_indent="  ", break_on_hyphens=False))
+
+
+def _memory(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def _print_costs(small: Any, large: Any, found: list[Any], unit: str) -> None:
@@ -132,8 +136,7 @@ def _print_costs(small: Any, large: Any, found: list[Any], unit: str) -> None:
 
     networks = Table("network", "parameters", f"FLOPs per {unit[:-1]}", "training memory", title="networks")
     for name, cost in (("small", small), ("large", large)):
-        memory = f"{cost.training_bytes / 2**30:.2f} GiB"
-        networks.add_row(name, f"{cost.parameters:,}", f"{cost.flops_per_token:.3e}", memory)
+        networks.add_row(name, f"{cost.parameters:,}", f"{cost.flops_per_token:.3e}", _memory(cost.training_bytes))
     table = Table("route", f"{unit} small", f"{unit} large", "FLOPs", "of scratch", title="routes")
     for route in found:
         share = f"{route.flops / found[0].flops:.0%}"

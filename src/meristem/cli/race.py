@@ -66,8 +66,8 @@ def _print_race(laps: list[Any]) -> None:
     rows = (
         ("baseline: final eval loss", lambda lap: f"{lap.baseline_loss:.4f}"),
         ("challenger: final eval loss", lambda lap: f"{lap.challenger_loss:.4f}"),
-        ("baseline: total TFLOPs", lambda lap: f"{lap.baseline_flops / 1e12:.2f}"),
-        ("challenger: total TFLOPs, parents included", lambda lap: f"{lap.challenger_flops / 1e12:.2f}"),
+        ("baseline: total TFLOPs", lambda lap: f"{lap.baseline_flops / 1e12:.4g}"),
+        ("challenger: total TFLOPs, parents included", lambda lap: f"{lap.challenger_flops / 1e12:.4g}"),
         ("loss at equal compute, challenger - baseline", lambda lap: _signed(lap)),
         ("compute saved to the baseline's final loss", lambda lap: _percent(lap.saving)),
         ("the same, if the small model is free", lambda lap: _percent(lap.saving_if_parents_are_given)),

@@ -9,7 +9,7 @@ import typer
 
 from meristem.cli.examples import Looked
 from meristem.cli.growing import Request, grow_checkpoint
-from meristem.cli.options import method_options
+from meristem.cli.options import SHRINKING, method_options
 from meristem.cli.output import Answer
 from meristem.cli.parameters import (
     Drop,
@@ -24,8 +24,6 @@ from meristem.cli.parameters import (
 )
 from meristem.cli.places import at_place
 from meristem.errors import MeristemError
-
-SHRINKING = ("weight_selection", "prune")
 
 
 def shrink(

@@ -43,6 +43,7 @@ def verify(
             certificate = sampled_certificate(models[0], models[1], recorded_methods(found[1].path), sample, given)
     table = Table("measured", "value", title=f"{small} against {big}")
     for key, value in certificate.as_dict().items():
-        table.add_row(key, f"{value:.3e}" if isinstance(value, float) else str(value))
+        if value is not None:
+            table.add_row(key, f"{value:.3e}" if isinstance(value, float) else str(value))
     Console().print(table)
     return Answer({"small": small, "big": big, "certificate": certificate.as_dict()}, 0 if certificate.holds else 1)

@@ -135,7 +135,7 @@ def _evidence(name: str, density: float, unit: str) -> str:
         gate = "" if passing else "; its gate fails, so it does not test the claim"
         lines.append(
             f"{name}:{moment} {at} bytes for each parameter: loss {mean:+.4f} [{low:+.4f}, {high:+.4f}] against scratch at equal "
-            f"compute, compute saved {figures['saved']}{gate} (study {entry['study']}, {entry['networks']}; published: {entry['claim']})"
+            f"compute, compute saved: {figures['saved']}{gate} (study {entry['study']}, {entry['networks']}; published: {entry['claim']})"
         )
     return "\n".join(lines)
 

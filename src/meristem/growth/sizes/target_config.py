@@ -48,7 +48,9 @@ def read_target(target: Any) -> Any:
         return _config(_entries(path), str(path))
     if Path(target).is_dir():
         raise MeristemError(f"{target}: there is no config.json in this directory; {WANTED}")
-    if path.suffix == ".json" or len(path.parts) > 2 or path.is_absolute():
+    if path.suffix == ".json":
+        raise MeristemError(f"{target}: no such file; {WANTED}")
+    if len(path.parts) > 2 or path.is_absolute():
         raise MeristemError(f"{target}: {nothing_here(target)}; {WANTED}")
     from transformers import PretrainedConfig
 
