@@ -312,13 +312,28 @@ def test_a_path_of_prices_ends_where_rounding_hides_the_descent():
     targets = features @ torch.randn(40, 1, generator=draw) * 1e3
     shares = torch.full((300,), 1 / 300)
     problem = Problem(Squared(), torch.zeros_like(targets), features, targets, shares, 0.0)
-    found = path(problem, [1e3, 1e1, 1e-1, 1e-3], count=400)
+    found = list(path(problem, [1e3, 1e1, 1e-1, 1e-3], count=400))
     exact = refit(
         replace(problem, **{n: getattr(problem, n).double() for n in ("offset", "features", "targets", "shares")})
     )
     assert float((found[-1] - exact).abs().max() / exact.abs().max()) < 1e-2
     masses = [float(w.abs().sum()) for w in found]
     assert masses == sorted(masses)
+
+
+@pytest.mark.parametrize("loss", [Logistic(), Squared()])
+def test_a_path_of_prices_reaches_each_minimum(loss):
+    draw = torch.Generator().manual_seed(1)
+    features = torch.relu(torch.randn(200, 30, generator=draw, dtype=torch.float64))
+    targets = torch.sign(features[:, :1] - features[:, 1:2] + 0.3 * torch.randn(200, 1, generator=draw).double())
+    shares = torch.full((200,), 1 / 200, dtype=torch.float64)
+    problem = Problem(loss, torch.zeros_like(targets), features, targets, shares, 0.0)
+    gammas = [1.0, 3e-2, 1e-2, 3e-3]
+    for gamma, found in zip(gammas, path(problem, gammas), strict=True):
+        now = replace(problem, gamma=gamma)
+        least, empty = (float(now.value(w)) for w in (refit(now), now.start()))
+        assert float(now.value(found)) - least <= 1e-4 * (empty - least)
+        assert bool(found.any()) == (gamma < 1)
 
 
 def test_blocks_of_a_share_of_the_rows_are_weighted_on_all():

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score
 
-from meristem.adaptive import AdaNetRegressor, EnergyNetClassifier, InfiniteRBM
+from meristem.adaptive import AdaNetRegressor, EnergyNetClassifier, InfiniteRBM, evidence
 from meristem.adaptive.evidence import additions, calibration, importances, loss_of
 from meristem.adaptive.learn import learn
 from meristem.adaptive.learned import Learned
 from meristem.adaptive.report import page
 from meristem.adaptive.tables import encode, open_table
+from meristem.adaptive.tables.table import of_frame
 
 pd = pytest.importorskip("pandas")
 FAST = {"max_steps": 40, "width": 8, "max_rounds": 3, "min_improvement": 0}
@@ -65,6 +66,33 @@ def test_exchanged_numbers_are_exchanged_values(people):
         changed = encode(learned.encoder, table.x, learned.columns)
         changed[features] = changed[features].to_numpy()[order]
         pd.testing.assert_frame_equal(encode(learned.encoder, frame, learned.columns), changed)
+
+
+def test_the_features_of_each_column(people):
+    learned, table, _ = people
+    x = learned.numbers(table.x)
+    columns = [column.name for column in learned.columns if column.kind != "left out"]
+    found = evidence._features_of(learned, table.x, x, columns)
+    assert list(found) == columns
+    order = np.random.default_rng(1).permutation(len(table.y))
+    for column, features in found.items():
+        frame = table.x.assign(**{column: table.x[column].to_numpy()[order]})
+        changed = (encode(learned.encoder, frame, learned.columns) != x).any()
+        assert features == list(x.columns[changed])
+        assert features
+
+
+def test_a_wide_table_is_encoded_a_few_times(tmp_path, monkeypatch):
+    """It was encoded once for each of its columns: the report of 1,500 columns took an hour."""
+    draw = np.random.default_rng(0)
+    frame = pd.DataFrame(draw.normal(size=(40, 300)), columns=[f"f{k}" for k in range(300)])
+    frame["t"] = np.where(frame["f7"] > 0, "yes", "no")
+    table = of_frame(frame, "t")
+    learned = learn("adanet", table, tmp_path / "out", {"width": 4, "max_rounds": 1, "max_steps": 20})
+    times = []
+    monkeypatch.setattr(evidence, "encode", lambda *given: times.append(1) or encode(*given))
+    assert len(importances(learned, table.x, table.y)) == 300
+    assert len(times) == 1 + 9  # 300 has nine binary digits
 
 
 def test_calibration_by_hand():

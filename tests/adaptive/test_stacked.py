@@ -8,11 +8,13 @@ from sklearn.datasets import make_moons
 from meristem.adaptive import AdaNetClassifier
 from meristem.adaptive.adanet import search as search_module
 from meristem.adaptive.adanet.bins import Bins
-from meristem.adaptive.adanet.candidates import Options, Sample, propose
+from meristem.adaptive.adanet.candidates import propose
 from meristem.adaptive.adanet.losses import Exponential, Logistic, Softmax, Squared
 from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.adanet.price import PART, PRICES, Rows, chosen_start
+from meristem.adaptive.adanet.sample import Sample
 from meristem.adaptive.adanet.stacked import Adam, Stack
+from meristem.adaptive.adanet.training import Options
 
 
 def draw(*shape, seed=0):

@@ -133,7 +133,8 @@ def find_layout_of(path, separator):
     [
         (np.arange(50), "left out", "row numbers"),
         (np.arange(50) * 2.0, "number", "scaled"),
-        (np.linspace(0, 1, 50), "number", r"in \[0, 1\]"),
+        (np.linspace(0, 1, 50), "number", "number: scaled"),
+        ([0, 1] * 25, "number", "^0 and 1$"),
         ([0.0] * 99 + [1e6], "number", "long tail"),
         ([1.0, None, 3.0, 5.0] * 10, "number", "25.0% missing: median and a mark"),
         ([1.0, np.inf, 3.0, 5.0] * 10, "number", "10 infinite read as missing"),

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from meristem.checkpoints.write import atomic_directory
+from meristem.checkpoints.directory import atomic_directory
 from meristem.errors import MeristemError
 
 NOT_KEPT = ("random_state", "checkpoint", "log_dir")  # they belong to a fit, not to its result

@@ -23,7 +23,7 @@ from meristem.adaptive.pictures import save_figure, structure
 from meristem.adaptive.request import check_kind
 from meristem.adaptive.tables import Table, build_encoder, encode
 from meristem.adaptive.tables.columns import lines
-from meristem.checkpoints.write import atomic_directory
+from meristem.checkpoints.directory import atomic_directory
 from meristem.errors import MeristemError, first_line, nearest
 
 KINDS: dict[str, tuple[type[Estimator], type[Estimator]]] = {
@@ -159,7 +159,7 @@ def learn(
         "features": list(x.columns),
         "target": table.target,
     }
-    learned = Learned(estimator, encoder, table.columns, table.target, table.task, metrics)
+    learned = Learned(estimator, encoder, table.columns, table.target, table.task, metrics, table.decimal)
     with atomic_directory(out, overwrite) as folder:
         learned.save(folder)
         (folder / "summary.txt").write_text(summary(table, estimator))

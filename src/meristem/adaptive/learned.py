@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,10 @@ from sklearn.pipeline import make_pipeline
 from meristem.adaptive.adanet import AdaNetClassifier, AdaNetRegressor
 from meristem.adaptive.energynet import EnergyNetClassifier, EnergyNetRegressor
 from meristem.adaptive.tables import Column, encode, load_encoder, save_encoder
-from meristem.adaptive.tables.encoding import Task, feature_names, prepared
+from meristem.adaptive.tables.encoding import Task, feature_names, prepared, split_by_rows
 from meristem.adaptive.tables.reading import read_frame
-from meristem.checkpoints.write import write_json
+from meristem.adaptive.tables.values import Decimal
+from meristem.checkpoints.directory import write_json
 from meristem.errors import MeristemError
 
 Estimator = AdaNetClassifier | AdaNetRegressor | EnergyNetClassifier | EnergyNetRegressor
@@ -42,6 +44,7 @@ class Learned:
         task: "classification" or "regression".
         metrics: the accuracy, or R^2 in regression, next to that of a linear model, and how the network was
             learned.
+        decimal: the decimal sign of the file that it was learned from. Files are read with it later, too.
     """
 
     estimator: Estimator
@@ -50,6 +53,7 @@ class Learned:
     target: str
     task: Task
     metrics: dict[str, Any]
+    decimal: Decimal = "."
 
     def numbers(self, rows: pd.DataFrame | str | Path) -> pd.DataFrame:
         """The rows of a frame or a file as the estimator reads them (n_samples, features).
@@ -82,7 +86,7 @@ class Learned:
         if not path.is_file():
             raise MeristemError(f"there is no file {path}")
         has_names = any(not column.name.startswith("column_") for column in self.columns)
-        return read_frame(path, header=None if has_names else False)[0]
+        return read_frame(path, header=None if has_names else False, decimal=self.decimal)[0]
 
     def predict(self, rows: pd.DataFrame | str | Path) -> np.ndarray:
         """The classes or numbers predicted for the rows of a frame or a file (n_samples,).
@@ -107,7 +111,8 @@ class Learned:
         self.estimator.save(folder / "model")
         save_encoder(self.encoder, folder / "encoder.skops")
         columns = [dataclasses.asdict(column) for column in self.columns]
-        write_json(folder / "table.json", {"target": self.target, "task": self.task, "columns": columns})
+        table = {"target": self.target, "task": self.task, "decimal": self.decimal, "columns": columns}
+        write_json(folder / "table.json", table)
         write_json(folder / "metrics.json", self.metrics)
 
     @classmethod
@@ -126,7 +131,15 @@ class Learned:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise MeristemError(f"{folder} holds nothing that `meristem learn` wrote: {error}") from error
         encoder = load_encoder(folder / "encoder.skops")
-        return cls(kind.load(folder / "model"), encoder, columns, said["target"], said["task"], metrics)
+        return cls(
+            kind.load(folder / "model"),
+            encoder,
+            columns,
+            said["target"],
+            said["task"],
+            metrics,
+            said.get("decimal", "."),
+        )
 
 
 def fitted_encoder(
@@ -135,6 +148,9 @@ def fitted_encoder(
     """Fit an encoder in place, and return the rows as numbers. Categories are encoded by the target out of
     fold.
     """
-    numbers = encoder.fit_transform(prepared(frame, columns), y)
+    split_by_rows(encoder, y)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")  # it has fewer rows than there are folds
+        numbers = encoder.fit_transform(prepared(frame, columns), y)
     names = encode(encoder, frame.iloc[:1], columns).columns
     return pd.DataFrame(np.asarray(numbers, dtype=np.float32), columns=names, index=frame.index)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -132,8 +133,10 @@ def _cell(value: Any) -> tuple[str, str]:
 def _svg(figure: Figure) -> str:
     """A figure as SVG, to be placed in the page."""
     text = io.StringIO()
-    with rc_context(
-        {"svg.hashsalt": "meristem", "svg.fonttype": "none"}
-    ):  # the same bytes for the same fit, and text as text
+    with (
+        rc_context({"svg.hashsalt": "meristem", "svg.fonttype": "none"}),  # the same bytes for one fit; text as text
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Glyph")  # the browser has the letters that matplotlib's font lacks
         figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
     return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)

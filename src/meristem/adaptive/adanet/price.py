@@ -10,14 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meristem.adaptive.adanet.candidates import Options, Sample, complexity_of, trained
 from meristem.adaptive.adanet.losses import Loss
 from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.adanet.refit import Problem, path
+from meristem.adaptive.adanet.sample import Sample
+from meristem.adaptive.adanet.training import Options, complexity_of, trained
 
 PRICES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 HELD_OUT = 0.25
 PART = 1 / 3  # of the best price for one block, since shrinkage already regularises the blocks
+RISES = 2  # prices in a row without a lower loss, after which no lower price is tried
 ERRORS = 2  # standard errors by which two layers must be better than one
 MOST_ROWS = 20_000  # more rows do not improve the choice of a price
 
@@ -120,11 +122,18 @@ def _tried(
     activities, seen = found.block(train.features, [])[-1], found.block(test.features, [])[-1]
     r = complexity_of(found.widths, train, activities, options)
     gammas = [price * r + options.adanet_beta for price in prices]
-    offset, units, targets, shares = (part.float() for part in (train.offset, activities, train.targets, train.shares))
+    parts = (train.offset, activities, train.targets, train.shares)
+    offset, units, targets, shares = parts if train.targets.shape[1] == 1 else (part.float() for part in parts)
     weights = path(Problem(loss, offset, units, targets, shares, 0.0), gammas)
-    losses = [loss.value(seen @ w.double(), test.targets) for w in weights]
-    pairs = [Tried(module, price, losses, test.shares) for price, losses in zip(prices, losses, strict=True)]
-    return min(pairs, key=lambda one: one.loss)
+    best, rises = None, 0
+    for price, w in zip(prices, weights, strict=True):
+        now = Tried(module, price, loss.value(seen @ w.double(), test.targets), test.shares)
+        is_lower = best is None or now.loss < best.loss
+        best, rises = (now, 0) if is_lower else (best, rises + 1)
+        if rises == RISES:  # lower prices cost most of the time
+            break
+    assert best is not None
+    return best
 
 
 def _sample(module: AdaNetModule, rows: Rows, index: Tensor) -> Sample:

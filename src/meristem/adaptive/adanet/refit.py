@@ -9,17 +9,19 @@ Teboulle 2009) find the support. Newton steps on the support, by conjugate gradi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from sklearn.linear_model import lasso_path
+from sklearn import config_context
+from sklearn.linear_model import enet_path
 from torch import Tensor
 
 from meristem.adaptive.adanet.losses import Loss
 
 SHORTEST = 1e-12  # a step that is not shortened further, because the error is rounding
+PATH_TOLERANCE = 1e-6  # of the optimality conditions on a path of prices
 DENSE = 512  # units, at most, for which the Hessian is computed
 
 
@@ -155,10 +157,20 @@ def _quadratic(hessian: Tensor, linear: Tensor, gamma: float | Tensor, start: Te
     wanted = -torch.linalg.solve_triangular(root, linear, upper=False)
     if not gamma:
         return torch.linalg.solve_triangular(root.T, wanted, upper=True)
-    rows, targets, begin = (t.cpu().numpy() for t in (root.T.contiguous(), wanted[:, 0], start[:, 0]))
-    with warnings.catch_warnings():
+    rows, targets, begin = (t.cpu().numpy() for t in (root.T, wanted[:, 0], start[:, 0]))
+    with warnings.catch_warnings(), config_context(skip_parameter_validation=True):  # it takes longer than the fit
         warnings.simplefilter("ignore")  # above its tolerance it is close enough, since another step follows
-        _, path, _ = lasso_path(rows, targets, alphas=[gamma / len(rows)], coef_init=begin, tol=1e-9, max_iter=500)  # pyright: ignore[reportArgumentType]
+        _, path, _ = enet_path(
+            np.asfortranarray(rows),
+            targets,
+            l1_ratio=1.0,
+            alphas=[gamma / len(rows)],  # pyright: ignore[reportArgumentType]
+            precompute=False,  # pyright: ignore[reportArgumentType]
+            coef_init=begin,
+            check_input=False,
+            tol=1e-9,
+            max_iter=500,
+        )
     w = hessian.new_tensor(path)
     return _on_support(hessian, linear, torch.full_like(w, gamma), w)
 
@@ -188,19 +200,23 @@ def _by_coordinates(hessian: Tensor, linear: Tensor, gamma: Tensor, start: Tenso
     return hessian.new_tensor(w)[:, None]
 
 
-def path(problem: Problem, gammas: Sequence[float], count: int = 60) -> list[Tensor]:
+def path(problem: Problem, gammas: Sequence[float], count: int = 60, newton_steps: int = 3) -> Iterator[Tensor]:
     """Minimisers for falling prices, each started from the one before (Friedman, Hastie & Tibshirani 2010).
     They are close enough to choose a price.
 
     Args:
         gammas: the prices, which replace the problem's own.
         count: the number of steps for each price.
+        newton_steps: their number for each price, in float64 and where `refit` begins with them, too.
     """
-    found, step, w = [], 1.0, problem.start()
+    step, w = 1.0, problem.start()
     for gamma in gammas:
-        w, step = _proximal(replace(problem, gamma=gamma), w, step, count)
-        found.append(w)
-    return found
+        now = replace(problem, gamma=gamma)
+        if now.is_dense and w.dtype == torch.float64:
+            w = _proximal_newton(now, w, PATH_TOLERANCE, newton_steps)
+        else:
+            w, step = _proximal(now, w, step, count)
+        yield w
 
 
 def _proximal(problem: Problem, w: Tensor, step: float, count: int = 200) -> tuple[Tensor, float]:

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meristem.adaptive.adanet.candidates import Candidate, Options, Sample, held_out_loss, propose
+from meristem.adaptive.adanet.candidates import Candidate, held_out_loss, propose
 from meristem.adaptive.adanet.losses import Loss
 from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.adanet.rounds import Judged, Rounds
+from meristem.adaptive.adanet.sample import Sample
+from meristem.adaptive.adanet.training import Options
 from meristem.adaptive.tensors import PIECE, seed_of
 
 MOST_REFITTED = 50_000  # rows: the exact re-fit of more would take longer than everything else

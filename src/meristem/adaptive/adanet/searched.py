@@ -12,13 +12,13 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from meristem.adaptive.adanet.bins import Bins
-from meristem.adaptive.adanet.candidates import Options
 from meristem.adaptive.adanet.fitted import Fitted
 from meristem.adaptive.adanet.losses import Loss
 from meristem.adaptive.adanet.network import AdaNetModule
 from meristem.adaptive.adanet.nodewise import NodeOptions, NodewiseModule, grow_nodes
 from meristem.adaptive.adanet.price import PRICES, Rows, chosen_start
 from meristem.adaptive.adanet.search import Search
+from meristem.adaptive.adanet.training import Options
 from meristem.adaptive.options import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, SHARE, Range, check_options
 from meristem.adaptive.targets import counted_rows
 from meristem.adaptive.tensorboard import Scalars

@@ -66,7 +66,7 @@ class InfiniteRBM(OrderedRBM):
         n_components: the number of units at the start.
         max_components: the number of units at which growth stops.
         regroup: put all but a tenth of the units into a random order before each update (RP-iRBM, Peng, Gao &
-            Li 2017, arXiv:1709.03239).
+            Li 2018, arXiv:1709.03239).
         beta: the price of a unit, which must be above 1. The other options are those of `OrderedRBM`.
     """
 

@@ -8,23 +8,23 @@ from.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from meristem.adaptive.tables.values import DATE, Decimal, day_first_of, decimal_of, number_of, to_dates, to_numbers
+
 Kind = Literal["number", "category", "many categories", "date", "left out"]
 ONE_HOT = 30  # a category of more values is encoded by the target
 MOSTLY = 0.9  # the share of numbers (or dates) in a column from which the rest counts as missing
+SAMPLE = 1000  # words from which the notation of numbers is found
+LARGEST = 1e100  # of numbers, whose squares are to be numbers too
 HEAVY_TAIL = 6.0  # deviations from the mean
 FEWEST_FOR_IDS = 20  # rows; in fewer rows, values that all differ mean little
 ID_NAME = re.compile(r"(^|[_\s.-])(id|ids|uuid|guid|index|idx|key|rownum|unnamed.*)$|^column_1$", re.IGNORECASE)
-DATE = re.compile(
-    r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?$|\d{1,2}[ -][A-Za-z]{3,9}[ -]\d{2,4}|[A-Za-z]{3,9} \d{1,2},? \d{4}"
-)
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,12 @@ class Column:
     Args:
         name: the name of the column.
         kind: the kind of its values, or "left out".
-        scale: the scale of numbers: "none" (they lie in [0, 1]), "standard", or "tail" (arsinh of the scaled
+        scale: the scale of numbers: "none" (they are 0 and 1), "standard", or "tail" (arsinh of the scaled
             numbers).
         missing: the share of rows without a value.
         said: the decision in words.
+        decimal: the decimal sign of numbers that are words such as "1,234.50".
+        day_first: whether the day stands before the month in dates such as "1/2/2024".
     """
 
     name: str
@@ -45,6 +47,8 @@ class Column:
     said: str
     scale: Literal["none", "standard", "tail"] = "none"
     missing: float = 0.0
+    decimal: Decimal = "."
+    day_first: bool = False
 
 
 def describe(frame: pd.DataFrame) -> list[Column]:
@@ -56,42 +60,64 @@ def describe_column(name: str, values: pd.Series) -> Column:
     """The kind of one column."""
     missing = float(values.isna().mean())
     present = values.dropna()
-    distinct = present.nunique()
+    try:
+        distinct = present.nunique()
+    except TypeError:  # a list, for example
+        return Column(name, "left out", "neither numbers nor words", missing=missing)
     if distinct <= 1:
         return Column(name, "left out", "no values" if not distinct else "one value in all rows", missing=missing)
     if pd.api.types.is_bool_dtype(present):
         return Column(name, "category", "true or false: one-hot", missing=missing)
-    if pd.api.types.is_datetime64_any_dtype(present):
-        return _date(name, present, missing)
-    if pd.api.types.is_numeric_dtype(present):
-        return _number(name, values, missing, distinct)
+    if isinstance(present.dtype, pd.CategoricalDtype):
+        return _category(name, present.astype(str), missing, distinct)
+    if pd.api.types.is_datetime64_any_dtype(present) or isinstance(present.dtype, pd.PeriodDtype):
+        return _date(name, to_dates(present), missing)
+    if pd.api.types.is_complex_dtype(present):
+        return Column(name, "left out", "complex numbers", missing=missing)
+    if pd.api.types.is_numeric_dtype(present) or pd.api.types.is_timedelta64_dtype(present):
+        numbers = to_numbers(values) if pd.api.types.is_timedelta64_dtype(present) else values
+        return _number(name, numbers, missing, distinct)
     words = present.astype(str)
-    numbers = pd.to_numeric(words, errors="coerce")
-    if numbers.notna().mean() >= MOSTLY and numbers.nunique() > 2:
-        odd = words[numbers.isna()].unique()[:3]
-        column = _number(name, to_numbers(values), missing, distinct)
-        return Column(
-            name,
-            column.kind,
-            f"{column.said}; {', '.join(map(repr, odd))} read as missing",
-            column.scale,
-            column.missing,
-        )
-    if words.head(50).str.match(DATE).mean() >= MOSTLY and to_dates(words).notna().mean() >= MOSTLY:
-        return _date(name, to_dates(words).dropna(), missing)
+    some = words.sample(min(len(words), SAMPLE), random_state=0)
+    decimal = decimal_of(some)
+    if to_numbers(some, decimal).notna().mean() > MOSTLY / 2:  # not tried on every text
+        numbers = to_numbers(words, decimal)
+        if numbers.notna().mean() >= MOSTLY and numbers.nunique() > 2:
+            return _written_number(name, values, decimal, distinct)
+    if words.head(50).str.match(DATE).mean() >= MOSTLY:
+        day_first = day_first_of(words)
+        dates = to_dates(words, day_first).dropna()
+        if len(dates) >= MOSTLY * len(words):
+            return _date(name, dates, missing, day_first)
     return _category(name, words, missing, distinct)
+
+
+def _written_number(name: str, values: pd.Series, decimal: Decimal, distinct: int) -> Column:
+    """A column of words that say numbers, with a few others among them."""
+    numbers = to_numbers(values, decimal)
+    column = _number(name, numbers, float(numbers.isna().mean()), distinct)
+    words, read = values.dropna().astype(str), numbers[values.notna().to_numpy()].notna().to_numpy()
+    written = words[read & pd.to_numeric(words, errors="coerce").isna().to_numpy()].unique()[:1]
+    said = "".join(f"; {word!r} read as {number_of(word, decimal):g}" for word in written)
+    odd = words[~read].unique()[:3]
+    said += f"; {', '.join(map(repr, odd))} read as missing" if len(odd) else ""
+    return replace(column, said=column.said + said, decimal=decimal)
 
 
 def _number(name: str, values: pd.Series, missing: float, distinct: int) -> Column:
     numbers = values[np.isfinite(values.to_numpy(dtype=float, na_value=np.nan))].astype(float)
     if _is_row_number(name, numbers, missing):
-        return Column(name, "left out", "row numbers", missing=missing)
+        steps = bool((numbers.diff().dropna() == 1).all())
+        said = "row numbers" if steps else "keys: whole numbers that all differ"
+        return Column(name, "left out", said, missing=missing)
     infinite = len(values) * (1 - missing) - len(numbers)
     gaps = f", {missing:.1%} missing: median and a mark" if missing else ""
     gaps += f", {infinite:.0f} infinite read as missing" if infinite >= 1 else ""
     missing = 1 - len(numbers) / max(1, len(values))
-    if numbers.min() >= 0 and numbers.max() <= 1:
-        return Column(name, "number", f"number in [0, 1]{gaps}", "none", missing)
+    if numbers.isin((0, 1)).all():
+        return Column(name, "number", f"0 and 1{gaps}", "none", missing)
+    if numbers.abs().max() > LARGEST:
+        return Column(name, "left out", f"numbers as large as {numbers.abs().max():.3g}", missing=missing)
     deviation = numbers.std() or 1.0
     if float((numbers - numbers.mean()).abs().max() / deviation) > HEAVY_TAIL:
         return Column(name, "number", f"number with a long tail: scaled, arsinh{gaps}", "tail", missing)
@@ -107,14 +133,16 @@ def _is_row_number(name: str, numbers: pd.Series, missing: float) -> bool:
     return bool((numbers.diff().dropna() == 1).all()) or (ID_NAME.search(name) is not None and name != "column_1")
 
 
-def _date(name: str, dates: pd.Series, missing: float) -> Column:
+def _date(name: str, dates: pd.Series, missing: float, day_first: bool = False) -> Column:
     gaps = f", {missing:.1%} missing: median and a mark" if missing else ""
     return Column(
         name,
         "date",
-        f"date, {dates.min():%Y-%m-%d} to {dates.max():%Y-%m-%d}: day, month, weekday, hour{gaps}",
+        f"date{', day before month' if day_first else ''}, {dates.min():%Y-%m-%d} to {dates.max():%Y-%m-%d}: "
+        f"day, month, weekday, hour{gaps}",
         "standard",
         missing,
+        day_first=day_first,
     )
 
 
@@ -127,29 +155,6 @@ def _category(name: str, words: pd.Series, missing: float, distinct: int) -> Col
     if distinct > ONE_HOT:
         return Column(name, "many categories", f"{distinct} categories: encoded by the target{gaps}", missing=missing)
     return Column(name, "category", f"{distinct} categories: one-hot{gaps}", missing=missing)
-
-
-def to_numbers(values: pd.Series) -> pd.Series:
-    """The values of a column as numbers. Everything else, and infinite values, are missing."""
-    numbers = pd.to_numeric(values, errors="coerce").astype(float)
-    return numbers.where(np.isfinite(numbers))
-
-
-def to_dates(values: pd.Series) -> pd.Series:
-    """The values of a column as dates. Everything else is missing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pandas warns that it guesses the format
-        dates = pd.to_datetime(values, errors="coerce", utc=True)
-    return dates.dt.tz_localize(None)
-
-
-def to_words(values: pd.Series) -> pd.Series:
-    """The values of a column as words. Whole numbers have no decimal point. Missing values stay missing."""
-    if pd.api.types.is_float_dtype(values):
-        words = values.map(lambda value: f"{value:.0f}" if value % 1 == 0 else str(value))
-    else:
-        words = values.astype(str)
-    return words.astype(object).where(values.notna(), np.nan)
 
 
 def lines(columns: Sequence[Column]) -> list[str]:

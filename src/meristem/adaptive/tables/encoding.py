@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +22,14 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler, TargetEncoder
 
-from meristem.adaptive.tables.columns import Column, to_dates, to_numbers, to_words
+from meristem.adaptive.tables.columns import Column
+from meristem.adaptive.tables.values import to_dates, to_numbers, to_words
 from meristem.errors import MeristemError, first_line
 
 Task = Literal["classification", "regression"]
 TRUSTED = ["numpy.dtype", "sklearn.model_selection._split.KFold", "sklearn.model_selection._split.StratifiedKFold"]
 RAREST = 5  # a category with fewer rows counts as rare
+FOLDS = 5  # of the encoding by the target
 DATE_PARTS = ("day", "month", "weekday", "hour")
 
 
@@ -44,7 +47,7 @@ def build_encoder(columns: Sequence[Column], task: Task) -> ColumnTransformer:
         parts.append((f"numbers_{scale}", _numbers(scale), names))
     parts.append(("categories", _words(_one_hot()), [c.name for c in columns if c.kind == "category"]))
     kind = StratifiedKFold if task == "classification" else KFold
-    folds = kind(5, shuffle=True, random_state=0)
+    folds = kind(FOLDS, shuffle=True, random_state=0)
     target = TargetEncoder(target_type="auto" if task == "classification" else "continuous", cv=folds)
     many = [c.name for c in columns if c.kind == "many categories"]
     parts.append(("many_categories", _words(target, StandardScaler()), many))
@@ -52,6 +55,13 @@ def build_encoder(columns: Sequence[Column], task: Task) -> ColumnTransformer:
     if not used:
         raise MeristemError("no column is left to learn from: " + "; ".join(f"{c.name}: {c.said}" for c in columns))
     return ColumnTransformer(used, sparse_threshold=0.0)
+
+
+def split_by_rows(encoder: ColumnTransformer, y: np.ndarray) -> None:
+    """Let the encoding by the target split rows at random, if no class has a row for each fold."""
+    used = [name for name, _, _ in encoder.transformers]
+    if "many_categories" in used and np.unique(y, return_counts=True)[1].max() < FOLDS:
+        encoder.set_params(many_categories__targetencoder__cv=KFold(FOLDS, shuffle=True, random_state=0))
 
 
 def _numbers(scale: str) -> Pipeline:
@@ -82,14 +92,28 @@ def _prepared_names(column: Column) -> list[str]:
     return [f"{column.name}_{part}" for part in DATE_PARTS] if column.kind == "date" else [column.name]
 
 
+def named_by_words(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same frame with the names of its columns as words. pandas allows numbers and tuples, too.
+
+    Raises:
+        MeristemError: if two columns have one name.
+    """
+    names = [str(name) for name in frame.columns]
+    if len(set(names)) < len(names):
+        name, times = Counter(names).most_common(1)[0]
+        raise MeristemError(f"the table has {times} columns named {name!r}; rename them")
+    return frame.set_axis(names, axis=1)
+
+
 def prepared(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
-    """The columns to learn from, as the transformer reads them: float32 numbers, words, and the parts of
-    dates.
+    """The columns to learn from, as the transformer reads them: numbers, words, and the parts of dates.
+    Numbers keep float64 until they are scaled: float32 has no seconds of a Unix time.
 
     Raises:
         MeristemError: if a column is missing.
     """
     found: dict[str, Any] = {}
+    frame = named_by_words(frame)
     for column in columns:
         if column.kind == "left out":
             continue
@@ -97,9 +121,9 @@ def prepared(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
             raise MeristemError(f"the table has no column {column.name!r}, which the network was learned from")
         values = frame[column.name]
         if column.kind == "number":
-            found[column.name] = to_numbers(values).astype(np.float32)
+            found[column.name] = to_numbers(values, column.decimal)
         elif column.kind == "date":
-            found |= _date_parts(column.name, to_dates(values))
+            found |= _date_parts(column.name, to_dates(values, column.day_first))
         else:
             found[column.name] = to_words(values)
     return pd.DataFrame(found, index=frame.index)

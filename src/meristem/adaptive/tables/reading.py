@@ -13,18 +13,23 @@ from typing import Any
 
 import pandas as pd
 
-from meristem.adaptive.tables.layout import MISSING, Layout, find_layout, open_text
+from meristem.adaptive.tables.layout import MISSING, Layout, find_layout
+from meristem.adaptive.tables.opening import open_text
+from meristem.adaptive.tables.values import Decimal, to_numbers
 from meristem.errors import MeristemError, first_line
 
 UNREADABLE = (OSError, EOFError, UnicodeError, lzma.LZMAError, zipfile.BadZipFile)
 
 
-def read_frame(path: Path, separator: str | None = None, header: bool | None = None) -> tuple[pd.DataFrame, Layout]:
-    """Read a file, compressed or not.
+def read_frame(
+    path: Path, separator: str | None = None, header: bool | None = None, decimal: Decimal | None = None
+) -> tuple[pd.DataFrame, Layout]:
+    """Read a file, compressed or not. Rows without any value are left out.
 
     Args:
         path: the file.
-        separator, header: the separator, and whether there is a header. By default the first rows decide.
+        separator, header, decimal: the separator, whether there is a header, and the decimal sign. By default
+            the first rows decide.
 
     Returns:
         The frame (n_samples, columns), and the layout of the file.
@@ -32,16 +37,17 @@ def read_frame(path: Path, separator: str | None = None, header: bool | None = N
     Raises:
         MeristemError: if rows have different lengths, if names occur twice, or if the file is not a table.
     """
-    layout = find_layout(path, separator, header)
+    layout = find_layout(path, separator, header, decimal)
     names = _names(path, layout)
     options: dict[str, Any] = {"sep": r"\s+"} if layout.separator == " " else {"sep": layout.separator}
     try:
         with open_text(path, layout.encoding) as file:
+            for _ in range(_lines_above_values(path, layout)):  # pandas counts rows, not the lines in quotes
+                file.readline()
             frame = pd.read_csv(
                 file,
                 header=None,
                 names=names,
-                skiprows=_line_of_body(path, layout),
                 quotechar=layout.quote,
                 skipinitialspace=True,
                 decimal=layout.decimal,
@@ -52,16 +58,31 @@ def read_frame(path: Path, separator: str | None = None, header: bool | None = N
             )
     except (*UNREADABLE, ValueError) as error:  # pandas' ParserError is a ValueError
         raise MeristemError(f"cannot read {path} as a table: {first_line(error)}") from error
-    for name in frame.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]]:
-        if not pd.api.types.is_bool_dtype(frame[name]):
-            frame[name] = frame[name].str.strip()
+    frame = frame.dropna(how="all", ignore_index=True)
+    for name in frame.columns:
+        if pd.api.types.infer_dtype(frame[name], skipna=True) == "string":
+            frame[name] = _words(frame[name], layout.decimal)
     return frame, layout
 
 
-def _line_of_body(path: Path, layout: Layout) -> int:
+def _words(values: pd.Series, decimal: Decimal) -> pd.Series:
+    """Words without spaces around them. Words for a gap are missing. With a decimal comma, what reads as a
+    number is one, since pandas does not know points between thousands.
+    """
+    values = values.str.strip()
+    values = values.mask(values.str.lower().isin(MISSING))
+    if decimal == ".":
+        return values
+    numbers = to_numbers(values, decimal)
+    if numbers.notna().equals(values.notna()):
+        return numbers
+    return values.where(numbers.isna(), numbers.map("{:.17g}".format))
+
+
+def _lines_above_values(path: Path, layout: Layout) -> int:
     """The number of lines before the first row of values."""
     if not layout.has_header:
-        return 0
+        return layout.above
     with open_text(path, layout.encoding) as file:
         return next(number for number, _ in layout.rows(file))
 
@@ -74,14 +95,13 @@ def _names(path: Path, layout: Layout) -> list[str]:
         with open_text(path, layout.encoding) as file:
             for _, row in layout.rows(file):
                 count += 1
-                if not names:
-                    names = [name.strip() if layout.has_header else "" for name in row]
-                if len(row) != len(names):
+                names = names or layout.names(row)
+                expected = len(names) - bool(layout.unnamed and count == 1)
+                if len(row) != expected:
                     what = "the header" if layout.has_header else "the first row"
                     raise MeristemError(f"{path}, row {count}: {len(row)} fields, {what} has {len(names)}")
     except (*UNREADABLE, csv.Error) as error:
         raise MeristemError(f"cannot read {path} as a table, row {count + 1}: {first_line(error)}") from error
-    names = [name or f"column_{k}" for k, name in enumerate(names, 1)]
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise MeristemError(

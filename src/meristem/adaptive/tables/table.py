@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,12 +14,14 @@ import pandas as pd
 
 from meristem.adaptive.request import SHIPPED, check_table
 from meristem.adaptive.tables.columns import Column, describe
-from meristem.adaptive.tables.encoding import Task
+from meristem.adaptive.tables.encoding import Task, named_by_words
 from meristem.adaptive.tables.layout import SEPARATORS
 from meristem.adaptive.tables.reading import read_frame
+from meristem.adaptive.tables.values import Decimal, decimal_of, to_numbers
 from meristem.errors import MeristemError, nearest
 
 MOST_CLASSES = 20  # different whole numbers, at most, that are classes by default
+LARGEST_EXACT = 2**53  # whole numbers from here on are not all numbers of float64, and are classes as words
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Table:
         columns: the kind of each column of `x`.
         unlabelled: further rows, whose target is missing.
         notes: the decisions made while reading.
+        decimal: the decimal sign of the file.
     """
 
     x: pd.DataFrame
@@ -44,6 +46,7 @@ class Table:
     columns: list[Column]
     unlabelled: pd.DataFrame
     notes: list[str] = field(default_factory=list)
+    decimal: Decimal = "."
 
     @property
     def names(self) -> list[str]:
@@ -86,7 +89,7 @@ def open_table(
     frame, layout = read_frame(Path(source), separator, header)
     if len(frame) < 2:
         raise MeristemError(f"{source} has {len(frame)} rows under its header; at least 2 are needed")
-    wanted = _target_name(source, list(frame.columns), target)
+    wanted = _target_name(source, frame, target)
     if len(frame.columns) == 1:
         hint = (
             f" ({SEPARATORS[layout.separator]}-separated; another --separator?)"
@@ -96,25 +99,29 @@ def open_table(
         raise MeristemError(f"{source} has no column except {wanted!r} to learn from{hint}")
     table = of_frame(frame, wanted, task, f"{source}, ")
     unpacked = "" if layout.encoding != "cp1252" else ", not UTF-8: read as Windows-1252"
-    return Table(**{**vars(table), "notes": [f"{Path(source).name}: {layout.said()}{unpacked}", *table.notes]})
+    notes = [f"{Path(source).name}: {layout.said()}{unpacked}", *table.notes]
+    return replace(table, notes=notes, decimal=layout.decimal)
 
 
 def of_frame(frame: pd.DataFrame, target: str, task: str = "auto", where: str = "") -> Table:
     """A table from a data frame (n_samples, columns).
 
     Raises:
-        MeristemError: if the target does not fit the task.
+        MeristemError: if the target does not fit the task, or if two columns have one name.
     """
-    values = frame[target]
+    frame = named_by_words(frame)
+    values = frame[str(target)]
+    if pd.api.types.is_complex_dtype(values):
+        raise MeristemError(f"{where}column {target!r} holds complex numbers; a target is one number or class")
     labelled = values.notna().to_numpy()
     name = f"{where}column {target!r}"
     if not labelled.any():
         raise MeristemError(f"{name}: the target has no values")
-    x = frame.drop(columns=target)
+    x = frame.drop(columns=str(target))
     y, found, notes = read_target(values[labelled], task, name)
     if not labelled.all():
         notes.append(f"{int((~labelled).sum())} rows have no {target!r}; only energynet's first stage uses them")
-    return Table(x[labelled], y, target, found, describe(x), x[~labelled], notes)
+    return Table(x[labelled], y, str(target), found, describe(x), x[~labelled], notes)
 
 
 def read_target(values: pd.Series, task: str, name: str) -> tuple[np.ndarray, Task, list[str]]:
@@ -126,7 +133,10 @@ def read_target(values: pd.Series, task: str, name: str) -> tuple[np.ndarray, Ta
     """
     if pd.api.types.is_bool_dtype(values):
         values = values.astype(str)
-    numbers = pd.to_numeric(values, errors="coerce").astype(float)
+    if pd.api.types.is_numeric_dtype(values):
+        numbers = values.astype(float)
+    else:
+        numbers = to_numbers(values, decimal_of(values.astype(str)))
     words = values[numbers.isna()]
     if task == "regression" and len(words):
         raise MeristemError(f"{name}: {_quoted(words)} is not a number, and a regression needs numbers")
@@ -155,7 +165,8 @@ def read_target(values: pd.Series, task: str, name: str) -> tuple[np.ndarray, Ta
     notes = [f"target {name.split('column ')[-1]}: {kind}, {what}{choice}"]
     if kind == "regression":
         return numbers.to_numpy(), kind, notes
-    return (numbers.astype(int).to_numpy() if whole else values.astype(str).to_numpy(dtype=str)), kind, notes
+    is_exact = bool(whole) and float(numbers.abs().max()) < LARGEST_EXACT
+    return (numbers.astype(int).to_numpy() if is_exact else values.astype(str).to_numpy(dtype=str)), kind, notes
 
 
 def _quoted(words: pd.Series) -> str:
@@ -163,9 +174,11 @@ def _quoted(words: pd.Series) -> str:
     return ", ".join(map(repr, shown[:3])) + (", ..." if len(shown) > 3 else "")
 
 
-def _target_name(source: str, names: Sequence[str], target: str | None) -> str:
+def _target_name(source: str, frame: pd.DataFrame, target: str | None) -> str:
+    """The name of the target. By default it is the last column with values."""
+    names = list(frame.columns)
     if target is None:
-        return names[-1]
+        return next((name for name in reversed(names) if int(frame[name].count())), names[-1])
     if target in names:
         return target
     if target.isdecimal() and 1 <= int(target) <= len(names):
