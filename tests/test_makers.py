@@ -13,7 +13,6 @@ from meristem.algebra import AxisMap
 from meristem.growth.plans.tensor_plan import TensorPlan, Term
 from meristem.growth.tensors import pieces
 from meristem.growth.tensors.apply import grow_tensor
-from meristem.growth.tensors.noisy_rows import spread_of
 from meristem.makers import divide_threads, evenly, in_order
 
 
@@ -101,15 +100,3 @@ def test_a_noisy_tensor_is_the_same_by_any_number_of_threads(copies, dtype, monk
     assert float(noise) == pytest.approx(0.1 * (1 - 1 / copies) ** 0.5, rel=0.05)
     parted = made.unflatten(0, (copies, 96))
     assert not torch.equal(parted[0], parted[1])  # rows are copies of one row that differ
-
-
-def test_the_spread_of_a_weight_is_the_same_with_any_number_of_threads(monkeypatch):
-    source = torch.randn(700, 900, generator=torch.Generator().manual_seed(0))
-    plan = TensorPlan("w", (Term("w", 1.0),), (AxisMap.tile(700, 2), AxisMap.tile(900, 2)), ("write", "read"))
-    maps = [plan.unit_map(0), plan.unit_map(1)]
-    found = []
-    for threads in (1, 3):
-        monkeypatch.setattr(makers, "_THREADS", [threads])
-        found.append(spread_of(plan, source, maps))
-    assert found[0] == found[1]
-    assert found[0] == pytest.approx(float((source.double() / 2).std()), rel=1e-5)

@@ -18,9 +18,7 @@ from meristem.algebra import AxisMap, UnitMap
 from meristem.growth.plans.tensor_plan import TensorPlan
 from meristem.growth.tensors.draws import BLOCK, normal
 from meristem.growth.tensors.rounding import is_half, pair_of, round_shares, shares_of
-from meristem.makers import in_order
 
-TOGETHER = 8  # blocks of rows whose values a thread sums at once
 Maps = list[UnitMap | None]  # for each dimension; None: unchanged
 
 
@@ -116,25 +114,14 @@ def spread_of(plan: TensorPlan, source: Tensor, maps: Maps) -> float:
         (m.power_sums(1), m.power_sums(2)) if m is not None else (torch.ones(n, dtype=torch.float64),) * 2
         for m, n in zip(maps, source.shape, strict=True)
     ]
-    step = max(1, BLOCK // max(1, source[0].numel())) if len(source) else 1
-
-    def sums_of(first: int, last: int) -> list[list[float]]:
-        """Of each block of rows: the sum of its values, and of their squares."""
-        found = []
-        for a in range(first, last, step):
-            block, sums = source[a : a + step].double().cpu(), []
-            for power, values in enumerate((block, block.square())):
-                for dimension in range(source.dim() - 1, 0, -1):
-                    values = values @ counts[dimension][power]
-                sums.append(float(values @ counts[0][power][a : a + step]))
-            found.append(sums)
-        return found
-
     sums = [0.0, 0.0]
-    stretches = ((a, min(a + TOGETHER * step, len(source))) for a in range(0, len(source), TOGETHER * step))
-    for _, found in in_order(sums_of, stretches):
-        for block in found:  # in their order, so that the sum is the same with any number of threads
-            sums = [total + own for total, own in zip(sums, block, strict=True)]
+    step = max(1, BLOCK // max(1, source[0].numel())) if len(source) else 1
+    for a in range(0, len(source), step):
+        block = source[a : a + step].double().cpu()
+        for power, values in enumerate((block, block.square())):
+            for dimension in range(source.dim() - 1, 0, -1):
+                values = values @ counts[dimension][power]
+            sums[power] += float(values @ counts[0][power][a : a + step])
     factor = float(plan.terms[0].weight) * plan.scale
     total = math.prod(m.new_size if m is not None else n for m, n in zip(maps, source.shape, strict=True))
     variance = (sums[1] - sums[0] ** 2 / max(1, total)) / max(1, total - 1)
