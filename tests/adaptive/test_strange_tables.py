@@ -20,16 +20,6 @@ QUICK = {"width": 4, "max_rounds": 1, "max_steps": 10}
 BODY = [(f"{i * 0.25:.2f}", str(i % 7), "no" if i % 2 else "yes") for i in range(60)]
 
 
-@pytest.fixture
-def write(tmp_path):
-    def put(content, name="t.csv"):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return str(path)
-
-    return put
-
-
 def lines(separator, rows, end="\n"):
     return "".join(separator.join(map(str, row)) + end for row in rows)
 

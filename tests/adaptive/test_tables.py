@@ -30,16 +30,6 @@ def text(separator=",", header=True, rows=ROWS):
     return "".join(separator.join(row) + "\n" for row in ([NAMES] if header else []) + rows)
 
 
-@pytest.fixture
-def write(tmp_path):
-    def put(content, name="t.csv"):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return str(path)
-
-    return put
-
-
 # -- layouts --------------------------------------------------------------------------------------------------------------
 
 
