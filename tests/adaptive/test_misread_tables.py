@@ -6,6 +6,7 @@ import pytest
 from meristem.adaptive.learned import fitted_encoder
 from meristem.adaptive.tables import build_encoder, encode, open_table
 from meristem.adaptive.tables.columns import describe_column
+from meristem.adaptive.tables.header import looks_like_header
 from meristem.adaptive.tables.values import number_of
 
 pd = pytest.importorskip("pandas")
@@ -54,3 +55,52 @@ def test_a_column_that_really_has_one_value_is_left_out():
     assert (column.kind, column.said) == ("left out", "one value in all rows")
     column = describe_column("c", pd.Series([None] * 9))
     assert (column.kind, column.said) == ("left out", "no values")
+
+
+# -- numbers in a header ------------------------------------------------------------------------------------------------------
+
+
+def frame_of(columns):
+    draw = np.random.default_rng(0)
+    return pd.DataFrame({k: draw.normal(size=60).round(3) for k in range(columns)})
+
+
+WITH_NUMBERS_AS_NAMES = {
+    "years": (
+        lines(("region", 2019, 2020, 2021), [(f"r{i % 4}", i * 7, i * 9, i * 11 + 5) for i in range(60)]),
+        "2019",
+    ),
+    "every ten years": (lines((1990, 2000, 2010), [(i * 7 % 90, i % 9, i % 5) for i in range(60)]), "1990"),
+    "one year": (lines(("region", 2019), [(f"r{i % 4}", i * 7) for i in range(60)]), "region"),
+    "counted": (lines((0, 1, 2, "label"), [(i / 8, i / 4, i % 3, "in" if i % 2 else "out") for i in range(60)]), "2"),
+    "fractions": (frame_of(3).to_csv(index=False), "1"),
+    "the index of pandas": (frame_of(3).to_csv(), "0"),
+    "whole numbers with the index of pandas": ((frame_of(3) * 1000).astype(int).to_csv(), "1"),
+    "many whole numbers": ((frame_of(5) * 1000).astype(int).to_csv(index=False), "3"),
+}
+
+
+@pytest.mark.parametrize("case", WITH_NUMBERS_AS_NAMES)
+def test_a_header_of_numbers(write, case):
+    """The names were taken for the first row of values."""
+    text, name = WITH_NUMBERS_AS_NAMES[case]
+    table = open_table(write(text))
+    assert table.notes[0].endswith("a header")
+    assert len(table.x) == 60
+    assert name in table.names
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["1,2,3", "4,5,6", "7,8,9"],
+        ["0,1", "0.5,1.25", "1,1.5"],  # "1" for 1.0
+        ["0,1,a", "1,1,a", "0,0,b", "1,0,b"],
+        ["0,1,rare", "1,1,a", "0,0,a", "0,1,b", "1,1,b"],
+        ["1999,2001", "2003,2004", "2005,1998"],
+        ["2004,1999,a", "3,4,a", "5,6,b"],
+        ["0,1,2,3", "1,2,3,0", "2,3,0,1", "0,1,2,3"],
+    ],
+)
+def test_a_first_row_of_values(rows):
+    assert not looks_like_header([row.split(",") for row in rows])

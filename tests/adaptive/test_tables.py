@@ -17,7 +17,8 @@ from meristem.adaptive.learn import learn, new_estimator
 from meristem.adaptive.learned import Learned, fitted_encoder
 from meristem.adaptive.tables import build_encoder, describe, encode, load_encoder, open_table, save_encoder
 from meristem.adaptive.tables.columns import describe_column
-from meristem.adaptive.tables.layout import find_layout, looks_like_header
+from meristem.adaptive.tables.header import looks_like_header
+from meristem.adaptive.tables.layout import find_layout
 from meristem.cli.options import read_options
 
 pd = pytest.importorskip("pandas")

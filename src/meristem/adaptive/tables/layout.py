@@ -13,14 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal
 
+from meristem.adaptive.tables.header import looks_like_header
 from meristem.adaptive.tables.opening import first_lines
 from meristem.adaptive.tables.values import Decimal
 from meristem.errors import MeristemError
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", " ": "space"}
-MISSING = {"", "?", "na", "n/a", "nan", "null", "none", "-", "#n/a", "<na>",
-           "#div/0!", "#ref!", "#value!", "#name?", "#num!", "#null!"}  # fmt: skip
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|[+-]?inf(inity)?$", re.IGNORECASE)
 COMMA_NUMBER = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+$")
 POINT_NUMBER = re.compile(r"[+-]?\d+\.\d+$")
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:([.,])\d{3})(?:\1\d{3})*$")
@@ -209,31 +207,3 @@ def _consistency(rows: list[tuple[int, list[str]]]) -> tuple[bool, float, float,
     cells = [cell for _, row in rows for cell in row]
     strange = sum(bool(STRANGE.search(cell)) and not COMMA_NUMBER.match(cell) for cell in cells)
     return common > 1, round(lengths.count(common) / len(lengths), 1), round(1 - strange / len(cells), 1), common
-
-
-def is_number(cell: str, decimal: str = ".") -> bool:
-    """Whether a cell is a number."""
-    return bool(NUMBER.match(cell.strip().replace(decimal, ".")))
-
-
-def looks_like_header(rows: list[list[str]], decimal: str = ".") -> bool:
-    """Whether the first row names the columns: it holds words above numbers, or words that do not occur
-    again.
-    """
-    first, body = rows[0], [row for row in rows[1:] if len(row) == len(rows[0])]
-    if not body:
-        return not any(is_number(cell, decimal) for cell in first)
-    votes = 0
-    for place, name in enumerate(first):
-        values = [row[place] for row in body if row[place].lower() not in MISSING]
-        if name.lower() in MISSING or not values:
-            continue
-        if all(is_number(value, decimal) for value in values):
-            if not is_number(name, decimal):
-                return True
-            votes -= 1
-        elif name in values:
-            votes -= 1
-        elif len(set(values)) <= max(2, len(values) // 2):
-            votes += 1
-    return votes > 0 or (votes == 0 and not any(is_number(cell, decimal) for cell in first))

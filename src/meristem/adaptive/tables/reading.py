@@ -13,7 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from meristem.adaptive.tables.layout import MISSING, Layout, find_layout
+from meristem.adaptive.tables.header import MISSING
+from meristem.adaptive.tables.layout import Layout, find_layout
 from meristem.adaptive.tables.opening import open_text
 from meristem.adaptive.tables.values import Decimal, to_numbers
 from meristem.errors import MeristemError, first_line
