@@ -1,12 +1,16 @@
 """Tables that were misread, refused for no reason, or predicted from in silence: the right reading of each."""
 
+import warnings
+
 import numpy as np
 import pytest
 
+from meristem.adaptive.learn import learn
 from meristem.adaptive.learned import fitted_encoder
 from meristem.adaptive.tables import build_encoder, encode, open_table
 from meristem.adaptive.tables.columns import describe_column
 from meristem.adaptive.tables.header import looks_like_header
+from meristem.adaptive.tables.table import of_frame
 from meristem.adaptive.tables.values import number_of
 
 pd = pytest.importorskip("pandas")
@@ -104,3 +108,70 @@ def test_a_header_of_numbers(write, case):
 )
 def test_a_first_row_of_values(rows):
     assert not looks_like_header([row.split(",") for row in rows])
+
+
+# -- prediction ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sizes():
+    """A table with a number, a date and the numbers 3 size + 1."""
+    size = np.random.default_rng(0).normal(size=80).round(3)
+    days = [f"2024-{1 + i % 12:02}-{1 + i % 28:02}" for i in range(80)]
+    return pd.DataFrame({"size": size, "day": days, "t": (3 * size + 1).round(3)})
+
+
+@pytest.fixture(scope="module")
+def learned(sizes, tmp_path_factory):
+    return learn("adanet", of_frame(sizes, "t"), tmp_path_factory.mktemp("learned") / "out", QUICK)
+
+
+def test_a_column_that_cannot_be_read_is_named(learned, sizes):
+    """Every prediction was that of the median, and nothing was said."""
+    new = sizes.head(4).assign(size=["abc", "b", "c", "d"], day=["x", "2024-01-02", None, "y"])
+    with pytest.warns(UserWarning) as said:
+        learned.predict(new)
+    assert [str(one.message) for one in said] == [
+        "column 'size': none of 4 values is a number ('abc', 'b', 'c', ...); all are read as missing",
+        "column 'day': only 1 of 3 values is a date ('x', 'y'); the others are read as missing",
+    ]
+    assert said[0].filename == __file__
+
+
+def test_nothing_is_said_of_gaps_and_readable_values(learned, sizes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learned.predict(sizes)
+        learned.predict(sizes.astype(str))
+        learned.predict(sizes.assign(size=None))
+
+
+def test_decimal_commas_give_the_same_predictions(learned, sizes, tmp_path):
+    """They were read as points between thousands or as gaps, where the network was learned from points."""
+    expected = learned.predict(sizes)
+    sizes.to_csv(tmp_path / "commas.csv", index=False, sep=";", decimal=",")
+    with pytest.warns(
+        UserWarning, match=r"commas.csv has decimal commas, and the table that was learned has decimal points"
+    ):
+        np.testing.assert_array_equal(learned.predict(tmp_path / "commas.csv"), expected)
+    words = pd.read_csv(tmp_path / "commas.csv", sep=";")
+    with pytest.warns(UserWarning, match=r"column 'size', with words such as '-?0,\d+', has decimal commas") as said:
+        np.testing.assert_array_equal(learned.predict(words), expected)
+    assert said[0].filename == __file__
+
+
+def test_a_network_learned_from_commas_reads_all_forms(sizes, tmp_path):
+    sizes.to_csv(tmp_path / "commas.csv", index=False, sep=";", decimal=",")
+    sizes.to_csv(tmp_path / "points.csv", index=False)
+    sizes.to_csv(tmp_path / "points.txt", index=False, sep=";")
+    learned = learn("adanet", open_table(str(tmp_path / "commas.csv")), tmp_path / "out", QUICK)
+    expected = learned.predict(sizes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(learned.predict(tmp_path / "commas.csv"), expected)
+        np.testing.assert_array_equal(learned.predict(tmp_path / "points.csv"), expected)
+        np.testing.assert_array_equal(learned.predict(pd.read_csv(tmp_path / "commas.csv", sep=";")), expected)
+    with pytest.warns(
+        UserWarning, match="points.txt has decimal points, and the table that was learned has decimal commas"
+    ):
+        np.testing.assert_array_equal(learned.predict(tmp_path / "points.txt"), expected)

@@ -147,10 +147,15 @@ def encode(encoder: ColumnTransformer, frame: pd.DataFrame, columns: Sequence[Co
     Raises:
         MeristemError: if a column is missing.
     """
+    return encode_prepared(encoder, prepared(frame, columns))
+
+
+def encode_prepared(encoder: ColumnTransformer, found: pd.DataFrame) -> pd.DataFrame:
+    """The result of `encode` for the result of `prepared`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found unknown categories")  # they count as rare
-        numbers = encoder.transform(prepared(frame, columns))
-    return pd.DataFrame(np.asarray(numbers, dtype=np.float32), columns=feature_names(encoder), index=frame.index)
+        numbers = encoder.transform(found)
+    return pd.DataFrame(np.asarray(numbers, dtype=np.float32), columns=feature_names(encoder), index=found.index)
 
 
 def feature_names(encoder: ColumnTransformer) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -60,7 +61,7 @@ def _are_names(names: Sequence[str], below: Sequence[list[str]], with_words: boo
     """
     numbers = [int(name) for name in names]
     if all(number in YEARS for number in numbers):
-        rising = all(one < other for one, other in zip(numbers, numbers[1:], strict=False))
+        rising = all(one < other for one, other in itertools.pairwise(numbers))
         values = [value for column in below for value in column]
         is_year = any(value.isdecimal() and int(value) in YEARS for value in values)
         return rising and bool(values) and (with_words or (len(numbers) > 1 and not is_year))

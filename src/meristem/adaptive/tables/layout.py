@@ -23,6 +23,7 @@ COMMA_NUMBER = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+$")
 POINT_NUMBER = re.compile(r"[+-]?\d+\.\d+$")
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:([.,])\d{3})(?:\1\d{3})*$")
 TOLD_SEPARATOR = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)  # the first line of some files of Excel
+WITH_COMMAS = ";\t|"  # separators beside which a comma can be the decimal sign
 STRANGE = re.compile(r"[,;\t|]")
 
 
@@ -89,8 +90,8 @@ def find_layout(
 
     Args:
         path: the file.
-        separator, header, decimal: the separator, whether there is a header, and the decimal sign, if
-            they are known.
+        separator, header: the separator, and whether there is a header, if they are known.
+        decimal: the decimal sign, if the first rows do not show it.
 
     Raises:
         MeristemError: if the file is empty, if it is not text, or if no separator gives a table.
@@ -134,16 +135,19 @@ def _with_header(rows: list[list[str]], layout: Layout, header: bool | None, dec
 
 
 def _decimal(rows: list[list[str]], separator: str, known: Decimal | None) -> Decimal:
-    """The decimal sign: a comma if numbers have one, and none has a point, except between thousands."""
-    if separator not in ";\t|":
+    """The decimal sign: a comma if numbers have one, and none has a point, except between thousands. If they
+    show none, it is the known one.
+    """
+    if separator not in WITH_COMMAS:
         return "."
-    if known:
-        return known
     cells = list(itertools.chain.from_iterable(rows))
     commas = [cell for cell in cells if COMMA_NUMBER.match(cell)]
     points = [cell for cell in cells if POINT_NUMBER.match(cell)]
-    if any(not THOUSANDS.match(cell) for cell in commas):
-        return "." if any(not THOUSANDS.match(cell) for cell in points) else ","
+    shown = [any(not THOUSANDS.match(cell) for cell in some) for some in (commas, points)]
+    if shown[0] != shown[1]:
+        return "," if shown[0] else "."
+    if known or shown[0]:
+        return known or "."
     grouped = any(cell.count(",") > 1 and THOUSANDS.match(cell) for cell in cells)
     return "," if commas and not points and not grouped else "."
 

@@ -29,8 +29,8 @@ def read_frame(
 
     Args:
         path: the file.
-        separator, header, decimal: the separator, whether there is a header, and the decimal sign. By default
-            the first rows decide.
+        separator, header: the separator, and whether there is a header. By default the first rows decide.
+        decimal: the decimal sign, if the first rows do not show it.
 
     Returns:
         The frame (n_samples, columns), and the layout of the file.

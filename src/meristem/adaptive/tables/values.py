@@ -19,7 +19,7 @@ UNITS = "$€£¥₹%"
 SIGNED = re.compile(rf"(?P<minus>[-\u2212(]?)[{UNITS}\s]*(?P<digits>[^()]*?)[{UNITS}\s]*\)?$")
 NUMERALS = {
     decimal: re.compile(
-        rf"[+-]?(?:(?:\d{{1,3}}(?:(?P<gap>[{apart}{GAPS}])\d{{3}})(?:(?P=gap)\d{{3}})*|\d+)(?:[{decimal}]\d*)?|[{decimal}]\d+)"
+        rf"[+-]?(?:(?:[1-9]\d{{0,2}}(?:(?P<gap>[{apart}{GAPS}])\d{{3}})(?:(?P=gap)\d{{3}})*|\d+)(?:[{decimal}]\d*)?|[{decimal}]\d+)"
         r"(?:[eE][+-]?\d+)?"
     )
     for decimal, apart in ((".", ","), (",", "."))
