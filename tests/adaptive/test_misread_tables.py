@@ -5,6 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
+import meristem as ms
+from meristem.adaptive import AdaNetRegressor, EnergyNetRegressor
 from meristem.adaptive.learn import learn
 from meristem.adaptive.learned import fitted_encoder
 from meristem.adaptive.tables import build_encoder, encode, open_table
@@ -129,7 +131,7 @@ def learned(sizes, tmp_path_factory):
 def test_a_column_that_cannot_be_read_is_named(learned, sizes):
     """Every prediction was that of the median, and nothing was said."""
     new = sizes.head(4).assign(size=["abc", "b", "c", "d"], day=["x", "2024-01-02", None, "y"])
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="read as missing") as said:
         learned.predict(new)
     assert [str(one.message) for one in said] == [
         "column 'size': none of 4 values is a number ('abc', 'b', 'c', ...); all are read as missing",
@@ -175,3 +177,35 @@ def test_a_network_learned_from_commas_reads_all_forms(sizes, tmp_path):
         UserWarning, match="points.txt has decimal points, and the table that was learned has decimal commas"
     ):
         np.testing.assert_array_equal(learned.predict(tmp_path / "points.txt"), expected)
+
+
+# -- targets ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_linear_model_keeps_the_digits_of_a_large_target(sizes, tmp_path):
+    """Its R^2 was -86196 for y + 1e9, in float32."""
+    one = learn("adanet", of_frame(sizes, "t"), tmp_path / "one", QUICK)
+    large = learn("adanet", of_frame(sizes.assign(t=sizes["t"] + 1e9), "t"), tmp_path / "large", QUICK)
+    assert one.metrics["linear_test_score"] > 0.99
+    for score in ("linear_test_score", "test_score", "train_score"):
+        assert large.metrics[score] == pytest.approx(one.metrics[score], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [(1e300, "has numbers as large as"), (1e-320, "differs by .* at most"), (1e-200, "differs by .* at most")],
+)
+@pytest.mark.parametrize("kind", [AdaNetRegressor, EnergyNetRegressor])
+def test_targets_without_squares_are_refused(sizes, kind, factor, said):
+    """The scores were NaN, -inf, or 1.0 from a network without a unit."""
+    y = sizes["t"].to_numpy() * factor
+    with pytest.raises(ms.MeristemError, match=f"column 't': the target {said}"):
+        of_frame(sizes.assign(t=y), "t", "regression")
+    with pytest.raises(ms.MeristemError, match=f"y {said}"):
+        kind().fit(sizes[["size"]], y)
+
+
+def test_targets_of_unusual_size_are_learned(sizes):
+    x, y = sizes[["size"]], sizes["t"].to_numpy()
+    for factor in (1e90, 1e-90):
+        assert AdaNetRegressor(random_state=0, **QUICK).fit(x, y * factor).score(x, y * factor) > 0.5

@@ -144,6 +144,7 @@ def learn(
         raise MeristemError(f"{kind} cannot learn from this table: {first_line(error)}") from error
     test_x = encode(encoder, test_frame, table.columns)
     linear = LogisticRegression(max_iter=1000) if table.is_classification else Ridge()
+    linear.fit(x.astype(np.float64), y)  # Ridge rounds y to the precision of x
     metrics = {
         "method": kind,
         "task": table.task,
@@ -152,7 +153,7 @@ def learn(
         "measure": "accuracy" if table.is_classification else "R^2",
         "test_score": float(estimator.score(test_x, test_y)),
         "train_score": float(estimator.score(x, y)),
-        "linear_test_score": float(linear.fit(x, y).score(test_x, test_y)),
+        "linear_test_score": float(linear.score(test_x.astype(np.float64), test_y)),
         "parameters": estimator.num_parameters_,
         "seed": seed,
         "options": dict(options),

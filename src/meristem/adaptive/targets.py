@@ -10,6 +10,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor
 
+from meristem.adaptive.limits import check_target
 from meristem.errors import MeristemError
 
 LARGEST_MULTIPLE = 1000
@@ -80,7 +81,12 @@ class ScaledTarget:
     target_scale_: float
 
     def _read_target(self, y: np.ndarray, weight: np.ndarray | None = None) -> Tensor:
-        """The scaled target (n_samples, 1), float64."""
+        """The scaled target (n_samples, 1), float64.
+
+        Raises:
+            MeristemError: if its numbers have no squares in float64.
+        """
+        check_target(y, "y")
         self.target_mean_ = float(np.average(y, weights=weight))
         self.target_scale_ = float(np.average((y - self.target_mean_) ** 2, weights=weight) ** 0.5) or 1.0
         return torch.as_tensor((y - self.target_mean_) / self.target_scale_, dtype=torch.float64, device="cpu")[:, None]

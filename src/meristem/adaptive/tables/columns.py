@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from meristem.adaptive.limits import LARGEST
 from meristem.adaptive.tables.values import (
     DATE,
     Decimal,
@@ -30,7 +31,6 @@ Kind = Literal["number", "category", "many categories", "date", "presence", "lef
 ONE_HOT = 30  # a category of more values is encoded by the target
 MOSTLY = 0.9  # the share of numbers (or dates) in a column from which the rest counts as missing
 SAMPLE = 1000  # words from which the notation of numbers is found
-LARGEST = 1e100  # of numbers, whose squares are to be numbers too
 HEAVY_TAIL = 6.0  # deviations from the mean
 FEWEST_FOR_IDS = 20  # rows; in fewer rows, values that all differ mean little
 ID_NAME = re.compile(r"(^|[_\s.-])(id|ids|uuid|guid|index|idx|key|rownum|unnamed.*)$|^column_1$", re.IGNORECASE)

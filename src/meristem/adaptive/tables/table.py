@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from meristem.adaptive.limits import check_target
 from meristem.adaptive.request import SHIPPED, check_table
 from meristem.adaptive.tables.columns import Column, describe
 from meristem.adaptive.tables.encoding import Task, named_by_words
@@ -128,8 +129,8 @@ def read_target(values: pd.Series, task: str, name: str) -> tuple[np.ndarray, Ta
     """The values of the target (n_samples,), its task, and the decisions made.
 
     Raises:
-        MeristemError: for words in a regression, for values that are not classes, for infinite values, or for
-            only one class.
+        MeristemError: for words in a regression, for values that are not classes, for infinite values, for
+            numbers whose squares are none, or for only one class.
     """
     if pd.api.types.is_bool_dtype(values):
         values = values.astype(str)
@@ -164,6 +165,7 @@ def read_target(values: pd.Series, task: str, name: str) -> tuple[np.ndarray, Ta
     what = f"{distinct} classes" if kind == "classification" else f"numbers from {numbers.min():g} to {numbers.max():g}"
     notes = [f"target {name.split('column ')[-1]}: {kind}, {what}{choice}"]
     if kind == "regression":
+        check_target(numbers.to_numpy(), f"{name}: the target")
         return numbers.to_numpy(), kind, notes
     is_exact = bool(whole) and float(numbers.abs().max()) < LARGEST_EXACT
     return (numbers.astype(int).to_numpy() if is_exact else values.astype(str).to_numpy(dtype=str)), kind, notes
