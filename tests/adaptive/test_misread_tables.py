@@ -209,3 +209,22 @@ def test_targets_of_unusual_size_are_learned(sizes):
     x, y = sizes[["size"]], sizes["t"].to_numpy()
     for factor in (1e90, 1e-90):
         assert AdaNetRegressor(random_state=0, **QUICK).fit(x, y * factor).score(x, y * factor) > 0.5
+
+
+# -- OUT ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["a file", "a foreign folder", "below a file"])
+def test_what_may_not_be_replaced_is_said_before_training(sizes, tmp_path, monkeypatch, what):
+    """It was said after the training, and the state of the training stayed."""
+    out = tmp_path / "out"
+    if what == "a foreign folder":
+        out.mkdir()
+        (out / "mine.txt").write_text("mine")
+    else:
+        out.write_text("mine")
+    place = out / "deeper" if what == "below a file" else out
+    monkeypatch.setattr(AdaNetRegressor, "fit", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(ms.MeristemError, match=r"is a file|holds mine.txt|which is a file"):
+        learn("adanet", of_frame(sizes, "t"), place, QUICK, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -23,7 +23,7 @@ from meristem.adaptive.pictures import save_figure, structure
 from meristem.adaptive.request import check_kind
 from meristem.adaptive.tables import Table, build_encoder, encode
 from meristem.adaptive.tables.columns import lines
-from meristem.checkpoints.directory import atomic_directory
+from meristem.checkpoints.directory import atomic_directory, check_place
 from meristem.errors import MeristemError, first_line, nearest
 
 KINDS: dict[str, tuple[type[Estimator], type[Estimator]]] = {
@@ -120,10 +120,9 @@ def learn(
         overwrite: replace `out` if it exists.
 
     Raises:
-        MeristemError: for invalid options, for too few rows, or if `out` exists and `overwrite` is not set.
+        MeristemError: for invalid options, for too few rows, or if `out` may not be written (`check_place`).
     """
-    if out.exists() and not overwrite:
-        raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
+    check_place(out, overwrite)
     if not 0 < test_share < 1:
         raise MeristemError(f"the share of test rows is between 0 and 1, got {test_share}")
     if not 0 <= seed < 2**32:
