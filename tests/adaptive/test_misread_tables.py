@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import meristem as ms
-from meristem.adaptive import AdaNetRegressor, EnergyNetRegressor
+from meristem.adaptive import AdaNetClassifier, AdaNetRegressor, EnergyNetClassifier, EnergyNetRegressor
 from meristem.adaptive.learn import learn
 from meristem.adaptive.learned import fitted_encoder
 from meristem.adaptive.tables import build_encoder, encode, open_table
@@ -228,3 +228,62 @@ def test_what_may_not_be_replaced_is_said_before_training(sizes, tmp_path, monke
     with pytest.raises(ms.MeristemError, match=r"is a file|holds mine.txt|which is a file"):
         learn("adanet", of_frame(sizes, "t"), place, QUICK, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+# -- what is no table, no target, no weight -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["to_numpy", "to_dict", "list", "series", "none", "empty"])
+def test_what_cannot_be_predicted_from(learned, sizes, form):
+    """These were errors of pandas, numpy and scikit-learn."""
+    forms = {"list": [1, 2], "series": sizes.iloc[0], "none": None, "empty": sizes.head(0)}
+    rows = forms[form] if form in forms else getattr(sizes, form)()
+    said = "no rows to predict from" if form == "empty" else f"from a pandas data frame .* got a {type(rows).__name__}"
+    with pytest.raises(ms.MeristemError, match=said):
+        learned.predict(rows)
+
+
+X = np.random.default_rng(0).normal(size=(40, 2))
+FEW_STEPS = {
+    AdaNetClassifier: QUICK,
+    AdaNetRegressor: QUICK,
+    EnergyNetClassifier: {"structure_iter": 1, "max_epochs": 1},
+}
+
+
+@pytest.mark.parametrize("kind", [AdaNetRegressor, EnergyNetRegressor])
+@pytest.mark.parametrize("y", [np.array(["1.5", "2"] * 20), ["1.5", "2"] * 20, pd.Series(["1.5", "2"] * 20)])
+def test_words_are_no_targets_of_a_regression(kind, y):
+    with pytest.raises(ms.MeristemError, match=r"needs numbers, got words such as '1\.5'"):
+        kind().fit(X, y)
+
+
+@pytest.mark.parametrize("kind", [AdaNetClassifier, EnergyNetClassifier])
+def test_labels_with_gaps_or_of_two_types(kind):
+    with pytest.raises(ms.MeristemError, match="20 of 40 labels are missing"):
+        kind().fit(X, np.array(["a", None] * 20, dtype=object))
+    with pytest.raises(ms.MeristemError, match=r"of several types \(int, str\)"):
+        kind().fit(X, np.array(["a", 1] * 20, dtype=object))
+    with pytest.raises(ValueError, match="found 1 class: 0$"):
+        kind().fit(X, np.zeros(40, dtype=int))
+
+
+def test_rows_without_a_label_among_words():
+    y = np.array(["a", "b", -1, -1] * 10, dtype=object)
+    fitted = EnergyNetClassifier(random_state=0, **FEW_STEPS[EnergyNetClassifier]).fit(X, y)
+    assert fitted.classes_.tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", [AdaNetClassifier, AdaNetRegressor, EnergyNetClassifier, EnergyNetRegressor])
+def test_a_single_row_of_weight(kind):
+    with pytest.raises(ms.MeristemError, match="of all rows but one are zero; at least two rows must count"):
+        kind().fit(X, np.arange(40) % 2, sample_weight=np.eye(40)[3])
+
+
+@pytest.mark.parametrize("kind", [AdaNetClassifier, EnergyNetClassifier])
+def test_a_state_below_a_file(kind, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    place = tmp_path / "file" if kind is EnergyNetClassifier else tmp_path / "file" / "state"
+    with pytest.raises(ms.MeristemError, match="cannot keep the state of the training at"):
+        kind(checkpoint=str(place), random_state=0, **FEW_STEPS[kind]).fit(X, np.arange(40) % 2)
+    assert (tmp_path / "file").read_text() == "mine"

@@ -71,7 +71,8 @@ class Learned:
         names each column that cannot be read.
 
         Raises:
-            MeristemError: if there is no such file, if a column is missing, or if there are no rows.
+            MeristemError: if there is no such file, if a column is missing, if there are no rows, or for
+                something else than a frame or a file.
         """
         columns = self.columns
         if isinstance(rows, str | Path):
@@ -80,6 +81,13 @@ class Learned:
             remembered: Decimal = "."  # a file has its own sign
         else:
             remembered = self.decimal
+        if not isinstance(rows, pd.DataFrame):
+            raise MeristemError(
+                f"predictions are made from a pandas data frame with the columns of the table, or from the path of a "
+                f"file, got a {type(rows).__name__}"
+            )
+        if not len(rows):
+            raise MeristemError("the table has no rows to predict from")
         frame = named_by_words(rows)
         columns = with_decimals(frame, columns, remembered)
         found = prepared(frame, columns)
