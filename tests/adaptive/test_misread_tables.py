@@ -287,3 +287,12 @@ def test_a_state_below_a_file(kind, tmp_path):
     with pytest.raises(ms.MeristemError, match="cannot keep the state of the training at"):
         kind(checkpoint=str(place), random_state=0, **FEW_STEPS[kind]).fit(X, np.arange(40) % 2)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_long_text_refuses_no_table(write):
+    """Python's csv reads 131,072 characters at most in a field by default."""
+    rows = [(i * 0.5, "word " * 30_000 if i == 250 else f"text {i}", "yes" if i % 2 else "no") for i in range(260)]
+    table = open_table(write(lines(("a", "text", "t"), rows)))
+    assert len(table.x) == 260
+    assert len(table.x["text"].iloc[250]) == 150_000 - 1
+    assert table.columns[1].kind == "left out"

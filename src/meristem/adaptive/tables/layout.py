@@ -24,6 +24,7 @@ POINT_NUMBER = re.compile(r"[+-]?\d+\.\d+$")
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:([.,])\d{3})(?:\1\d{3})*$")
 TOLD_SEPARATOR = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)  # the first line of some files of Excel
 WITH_COMMAS = ";\t|"  # separators beside which a comma can be the decimal sign
+LONGEST_FIELD = 2**31 - 1  # characters, the most that every platform takes
 STRANGE = re.compile(r"[,;\t|]")
 
 
@@ -53,6 +54,7 @@ class Layout:
 
     def rows(self, file: IO[str]) -> Iterator[tuple[int, list[str]]]:
         """The lines of the table that are not blank, as the numbers of their last lines and their fields."""
+        csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))  # a limit of the whole process
         lines = itertools.islice(file, self.above, None)
         if self.separator == " ":  # any number of spaces or tabs
             lines = (line.replace("\t", " ").rstrip() + "\n" for line in lines)
