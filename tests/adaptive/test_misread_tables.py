@@ -264,7 +264,7 @@ def test_labels_with_gaps_or_of_two_types(kind):
         kind().fit(X, np.array(["a", None] * 20, dtype=object))
     with pytest.raises(ms.MeristemError, match=r"of several types \(int, str\)"):
         kind().fit(X, np.array(["a", 1] * 20, dtype=object))
-    with pytest.raises(ValueError, match="found 1 class: 0$"):
+    with pytest.raises(ValueError, match=r"found 1 class: 0$"):
         kind().fit(X, np.zeros(40, dtype=int))
 
 
