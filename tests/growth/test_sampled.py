@@ -142,6 +142,9 @@ def test_the_command_line(tmp_path, capsys):
     assert _spelt_out(["grow", "a", "b", "--verify", "sample=4"]) == ["grow", "a", "b", "--sample", "4"]
     assert _spelt_out(["grow", "--verify=sample=4", "a"]) == ["grow", "--sample", "4", "a"]
     assert _spelt_out(["grow", "--verify", "a", "sample=4"]) == ["grow", "--verify", "a", "sample=4"]
+    for count in ("x", "", "-4", "2.5"):
+        with pytest.raises(ms.MeristemError, match=f"--verify sample={count}: '{count}' is not a number of blocks"):
+            _spelt_out(["grow", "a", "b", "--verify", f"sample={count}"])
 
 
 def test_a_weight_whose_maps_cannot_be_undone_is_left_out():
