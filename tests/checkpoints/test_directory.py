@@ -135,6 +135,22 @@ def test_a_file_changed_since_meristem_wrote_it_is_the_users(tmp_path):
     assert read(tmp_path / "out") == "two"
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_weights_and_configs_changed_since_are_the_users_too(tmp_path, name):
+    """A fine-tune that was saved over a growth is the most expensive file there."""
+    out = tmp_path / "out"
+    with atomic_directory(out) as partial:
+        pico.build("llama").save_pretrained(partial)
+    other = pico.build("llama", seed=1)
+    other.config.eos_token_id = 5
+    other.save_pretrained(tmp_path / "tuned")
+    tuned = (tmp_path / "tuned" / name).read_bytes()
+    (out / name).write_bytes(tuned)
+    with pytest.raises(ms.MeristemError, match=rf"holds {re.escape(name)}, which was changed since Meristem wrote it"):
+        write(out, "two", overwrite=True)
+    assert (out / name).read_bytes() == tuned
+
+
 def test_a_large_file_is_known_by_parts_of_its_content(tmp_path):
     with atomic_directory(tmp_path / "out") as partial:
         (partial / "optimizer.pt").write_bytes(bytes(6_000_000))

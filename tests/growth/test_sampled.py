@@ -9,8 +9,10 @@ import pytest
 import torch
 from command_line import here
 from safetensors.torch import load_file, save_file
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import meristem as ms
+from meristem.anatomy import Anatomy
 from meristem.checkpoints import open_streamed, write_model
 from meristem.cli.main import _spelt_out
 from meristem.growth.growth import sampled_certificate
@@ -140,8 +142,90 @@ def test_the_command_line(tmp_path, capsys):
     assert _spelt_out(["grow", "a", "b", "--verify", "sample=4"]) == ["grow", "a", "b", "--sample", "4"]
     assert _spelt_out(["grow", "--verify=sample=4", "a"]) == ["grow", "--sample", "4", "a"]
     assert _spelt_out(["grow", "--verify", "a", "sample=4"]) == ["grow", "--verify", "a", "sample=4"]
+    for count in ("x", "", "-4", "2.5"):
+        with pytest.raises(ms.MeristemError, match=f"--verify sample={count}: '{count}' is not a number of blocks"):
+            _spelt_out(["grow", "a", "b", "--verify", f"sample={count}"])
 
 
 def test_a_weight_whose_maps_cannot_be_undone_is_left_out():
     growth = ms.Growth.of(deep("llama"), ms.ShrinkZeroPadPerturb(hidden_size=48, num_attention_heads=6), verify=False)
     assert not any(sampled.checkable(p) for p in growth.plans[0].tensors.values() if len(p.maps) > 1)
+
+
+def other_activation(layer):
+    layer.mlp.act_fn = torch.nn.ReLU()
+
+
+def hooked(layer):
+    layer.mlp.register_forward_hook(lambda _, __, output: output * output.shape[-1] ** 0.5)
+
+
+def own_forward(layer):
+    usual = layer.mlp.forward
+    layer.mlp.forward = lambda x: usual(x) * x.shape[-1] ** 0.5
+
+
+def other_scaling(layer):
+    layer.self_attn.scaling = 1.0
+
+
+def other_epsilon(layer):
+    layer.input_layernorm.variance_epsilon = 0.5
+
+
+@pytest.mark.parametrize("change", [other_activation, hooked, own_forward, other_scaling, other_epsilon])
+@pytest.mark.parametrize("layer", [2, 3])
+def test_a_block_that_is_built_otherwise_runs(change, layer):
+    """Each change is of one block; a sample of the first and the last does not hold it by itself."""
+    small = deep("llama")
+    change(small.model.layers[layer])
+    kept = sampled.choose_blocks(small, Anatomy.of(small), 2)
+    assert kept == {"model.layers": [0, layer, 5]}
+    if change in (hooked, own_forward):  # which depend on the width
+        with pytest.raises(ms.PreservationError):
+            ms.Growth.of(small, ms.HyperCloning(width=2), sample=2)
+
+
+def test_blocks_that_count_themselves_are_one_kind_and_each_seed_chooses_others():
+    small = pico.build("llama", num_hidden_layers=12)
+    anatomy = Anatomy.of(small)
+    chosen = {tuple(sampled.choose_blocks(small, anatomy, 4, seed)["model.layers"]) for seed in range(8)}
+    assert all(len(blocks) == 4 and {0, 11} <= set(blocks) for blocks in chosen)
+    assert len(chosen) > 4
+    by_seed = [ms.Growth.of(small, ms.HyperCloning(width=2, seed=s), sample=4).certificate.blocks for s in (1, 2)]
+    assert by_seed[0] != by_seed[1]
+
+
+def test_a_sample_holds_each_kind_of_block():
+    """Of a Qwen3 mixture whose fourth block alone is dense."""
+    config = Qwen3MoeConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=4,
+        mlp_only_layers=[3],
+    )
+    small = Qwen3MoeForCausalLM(config)
+    assert sampled.choose_blocks(small, Anatomy.of(small), 2)["model.layers"] == [0, 3, 5]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_number_of_the_large_network_that_is_none_is_found(value, tmp_path):
+    deep("llama").save_pretrained(tmp_path / "small")
+    small = open_streamed(str(tmp_path / "small"))
+    growth = ms.Growth.of(small, ms.HyperCloning(width=2, noise=0.0), verify=False)
+    write_model(growth.model, tmp_path / "big", {"methods": list(growth.methods)})
+    state = load_file(tmp_path / "big/model.safetensors")
+    state["model.layers.3.mlp.down_proj.weight"][1, 1] = value
+    save_file(state, tmp_path / "big/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ms.MeristemError, match=r"1 in model\.layers\.3\.mlp\.down_proj\.weight"):
+        sampled_certificate(small, open_streamed(str(tmp_path / "big")), ms.HyperCloning(width=2, noise=0.0), 2)
+
+
+def test_the_certificate_of_a_sample_says_that_its_inputs_are_random():
+    proof = ms.Growth.of(deep("llama"), ms.HyperCloning(width=2), sample=2).certificate
+    assert proof.inputs == "random: input_ids (2, 24)"

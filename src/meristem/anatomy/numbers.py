@@ -33,5 +33,5 @@ def unproved(shown: str) -> MeristemError:
     """The error for a network with such weights. `shown` says which."""
     return MeristemError(
         f"the network's weights are not finite (NaN or infinite: {shown}), so nothing can be proved of it; use an "
-        "earlier checkpoint, or pass verify=False (--no-verify) to copy them as they are"
+        "earlier checkpoint. A growth without a proof (verify=False, --no-verify) copies them as they are"
     )

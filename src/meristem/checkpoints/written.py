@@ -78,7 +78,7 @@ def foreign(directory: Path) -> str | None:
     for path in files_below(directory):
         if path == MANIFEST or _as_written(directory, path, manifest):
             continue
-        if not _saved_by_transformers(directory, path):
+        if path in manifest or not _saved_by_transformers(directory, path):
             since = ", which was changed since Meristem wrote it" if path in manifest else ""
             typed = ", which Meristem has no record of and which may be yours" if TYPED.fullmatch(path) else ""
             return f"{path}{since or typed or ', which neither Meristem nor save_pretrained wrote'}"

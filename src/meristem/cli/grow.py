@@ -127,6 +127,8 @@ def grow(
             raise MeristemError(
                 "--push-to-hub is for transformers checkpoints; a network of your own has no class there"
             )
+        if sample is not None:
+            raise MeristemError("a network of your own is proved whole; leave out --sample (--verify sample=N)")
         own = (sizes or [], depths or [], weights, inputs, method, options)
         return grow_own(build, Path(source), *own, verify, overwrite)
     if out is None:

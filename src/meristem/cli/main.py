@@ -127,12 +127,18 @@ def main() -> None:
 def _spelt_out(arguments: list[str]) -> list[str]:
     """`--verify sample=4` as `--sample 4`. A flag with an optional value would take any word that follows
     it.
+
+    Raises:
+        MeristemError: if `sample=` is followed by no number.
     """
     spelt: list[str] = []
     for argument in arguments:
         value = argument.removeprefix("--verify=")
         if value.startswith("sample=") and (value != argument or spelt[-1:] == ["--verify"]):
-            spelt = [*(spelt if value != argument else spelt[:-1]), "--sample", value.removeprefix("sample=")]
+            count = value.removeprefix("sample=")
+            if not count.isdecimal():
+                raise MeristemError(f"--verify {value}: {count!r} is not a number of blocks; try --verify sample=4")
+            spelt = [*(spelt if value != argument else spelt[:-1]), "--sample", count]
         else:
             spelt.append(argument)
     return spelt

@@ -128,7 +128,10 @@ Sample = Annotated[
     Optional[int],
     typer.Option(
         "--sample",
-        help="Prove with N blocks (first, last, others at random), and check every tensor by algebra. Also written --verify sample=N.",
+        min=2,
+        metavar="N",
+        help="Prove with N blocks (first, last, others by --seed, one of each further kind), and check every tensor by algebra. "
+        "Also written --verify sample=N.",
         rich_help_panel=PROOF,
     ),
 ]

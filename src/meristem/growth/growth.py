@@ -91,9 +91,10 @@ class Growth:
             verify: measure the grown network, and raise an error if a promise to keep the function is broken.
                 If no method promises it, a clone tests what names and shapes leave open about the
                 architecture.
-            sample: run the proof on this many blocks of each list (the first, the last, others at random)
-                instead of all. Some rows of every tensor are then checked by algebra (see `growth.sampled`);
-                a streamed network is checked while it is written.
+            sample: run the proof on this many blocks of each list instead of all: the first, the last, others
+                at random by the method's seed, and one of each further kind. Some rows of every tensor are
+                then checked by algebra (see `growth.sampled`); a streamed network is checked while it is
+                written.
             inputs: keyword arguments of the model's forward, on which everything is measured. Random ones by
                 default.
             later: leave the measurement to `prove`. The writer of a streamed network calls `prove`, and
@@ -121,7 +122,7 @@ class Growth:
         certificate = None
         if verify and not steps.promised and any(plan.maps for plan in steps.plans):
             steps = _after_trial(model, methods, anatomy, steps, inputs)
-        kept = choose_blocks(anatomy, sample) if verify and sample is not None else None
+        kept = choose_blocks(model, anatomy, sample, _seed_of(methods)) if verify and sample is not None else None
         recorded = tuple(m.options() for m in methods)
         if verify and later:
             steps = _looked_at(model, steps) if kept is not None and steps.promised else steps
@@ -336,14 +337,16 @@ def certify(
         kept: the blocks of `model` that run. All by default (see `growth.sampled`).
     """
     expected = functools.partial(expected_outputs, steps.plans)
-    inputs = inputs if inputs is not None or kept is None else example_inputs(model)
+    drawn = inputs is None and kept is not None
+    inputs = example_inputs(model) if drawn else inputs
     small, big = model, steps.model
     if kept is not None:
         grown = grown_blocks(steps.plans, kept)
         small, big = only(model, kept), only(steps.model, grown)
     certificate = verify(small, big, inputs, expected=expected)
     if kept is not None:
-        certificate = replace(certificate, blocks=kept)
+        said = certificate.inputs.replace("given", "random", 1) if drawn else certificate.inputs
+        certificate = replace(certificate, blocks=kept, inputs=said)
     if not is_half(stored_dtype(model)) or certificate.holds_as_stored:
         return certificate
     current = exact = in_float32(steps.plans[0].source, model)
@@ -387,4 +390,10 @@ def sampled_certificate(
             f"{odd} is {shapes.get(odd)}, and the recorded growth makes {steps.plans[-1].shapes[odd]} of it"
         )
     check_tensors(steps.plans[-1], weights_of(before), weights_of(big))
-    return certify(small, replace(steps, model=big), inputs, choose_blocks(anatomy, sample))
+    kept = choose_blocks(small, anatomy, sample, _seed_of(as_list(methods)))
+    return certify(small, replace(steps, model=big), inputs, kept)
+
+
+def _seed_of(methods: Sequence[Method]) -> int:
+    """The seed of the first method that draws numbers, or 0."""
+    return next((seed for method in methods if (seed := getattr(method, "seed", None)) is not None), 0)

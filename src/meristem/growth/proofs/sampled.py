@@ -20,24 +20,24 @@ from torch import Tensor, nn
 
 from meristem.algebra import UnitMap
 from meristem.anatomy import Anatomy
+from meristem.anatomy.numbers import check_numbers
 from meristem.errors import MeristemError, PreservationError
 from meristem.growth.plans.plan import GrowthPlan
 from meristem.growth.plans.tensor_plan import TensorPlan
+from meristem.growth.proofs.block_kinds import kinds_of
 
 ROWS = 4  # of each piece of a tensor that are taken back
 Kept = dict[str, list[int]]  # {path of a list of blocks: those that run}
 
 
-def choose_blocks(anatomy: Anatomy, count: int, seed: int = 0) -> Kept:
-    """`count` blocks of each list: the first, the last, and others at random.
+def choose_blocks(model: nn.Module, anatomy: Anatomy, count: int, seed: int = 0) -> Kept:
+    """`count` blocks of each list: the first, the last, and others at random. Blocks that are built otherwise
+    than these are added, one of each kind (see `kinds_of`).
 
     Raises:
         MeristemError: if `count` is less than two, or if the network has no blocks.
     """
-    if count < 2:
-        raise MeristemError(
-            f"a sampled proof runs at least the first and the last block, so sample must be at least 2; got {count}"
-        )
+    check_count(count)
     if not anatomy.blocks:
         raise MeristemError(
             f"this {anatomy.builder.model_type} has no list of blocks to take a sample of; prove it whole"
@@ -48,8 +48,23 @@ def choose_blocks(anatomy: Anatomy, count: int, seed: int = 0) -> Kept:
             blocks.length, generator=torch.Generator().manual_seed(zlib.crc32(f"{seed} {blocks.prefix}".encode()))
         )
         inner = [i for i in order.tolist() if i not in (0, blocks.length - 1)]
-        kept[blocks.prefix] = sorted({0, blocks.length - 1, *inner[: count - 2]})
+        chosen = {0, blocks.length - 1, *inner[: count - 2]}
+        kinds = kinds_of(list(model.get_submodule(blocks.prefix).children()))
+        seen = {kinds[i] for i in chosen}
+        for number, kind in enumerate(kinds):
+            if kind not in seen:
+                chosen.add(number)
+                seen.add(kind)
+        kept[blocks.prefix] = sorted(chosen)
     return kept
+
+
+def check_count(count: int) -> None:
+    """Raises MeristemError if so few blocks make no sample."""
+    if count < 2:
+        raise MeristemError(
+            f"a sampled proof runs at least the first and the last block, so sample must be at least 2; got {count}"
+        )
 
 
 def grown_blocks(plans: Sequence[GrowthPlan], kept: Kept) -> Kept:
@@ -118,8 +133,10 @@ def look(plan: TensorPlan, sources: Mapping[str, Tensor], where: int | tuple[int
         made: the computed rows.
 
     Raises:
+        MeristemError: if a number of the weight is NaN or infinite.
         PreservationError: if the dual maps do not give back the rows of the source.
     """
+    check_numbers(plan.name, made)
     if not checkable(plan) or not made.numel() or not made.is_floating_point():
         return
     unit_map = plan.unit_map(0)
@@ -234,11 +251,14 @@ def check_tensors(plan: GrowthPlan, small: Mapping[str, Tensor], big: Mapping[st
     """Check every tensor of `big` against those of `small`. Returns how many could be computed back.
 
     Raises:
+        MeristemError: if a number in `big` is NaN or infinite.
         PreservationError: if a tensor differs. The message names the first one.
     """
     checked = 0
     for name, tensor_plan in plan.tensors.items():
-        if checkable(tensor_plan):
+        if not checkable(tensor_plan):
+            check_numbers(name, big[name])
+        else:
             look(tensor_plan, {term.source: small[term.source] for term in tensor_plan.terms}, None, big[name])
             checked += 1
     return checked
