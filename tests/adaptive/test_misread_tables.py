@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import meristem as ms
-from meristem.adaptive import AdaNetClassifier, AdaNetRegressor, EnergyNetClassifier, EnergyNetRegressor
-from meristem.adaptive.learn import learn
+from meristem.adaptive import AdaNetClassifier, AdaNetRegressor, EnergyNetClassifier, EnergyNetRegressor, classes
+from meristem.adaptive.learn import learn, result
 from meristem.adaptive.learned import fitted_encoder
 from meristem.adaptive.tables import build_encoder, encode, open_table
 from meristem.adaptive.tables.columns import describe_column
@@ -296,3 +296,35 @@ def test_a_long_text_refuses_no_table(write):
     assert len(table.x) == 260
     assert len(table.x["text"].iloc[250]) == 150_000 - 1
     assert table.columns[1].kind == "left out"
+
+
+# -- words --------------------------------------------------------------------------------------------------------------------
+
+
+def test_classes_are_counted(write, tmp_path):
+    names = ["rare"] * 4 + ["common"] * 32 + ["some"] * 14
+    table = open_table(write(lines(("a", "t"), [(i * 7 % 50 / 2, name) for i, name in enumerate(names)])))
+    assert table.notes[1] == "target 't': classification, 3 classes: common 32, some 14, rare 4"
+    metrics = learn("adanet", table, tmp_path / "out", QUICK, test_share=0.5).metrics
+    assert metrics["classes"] == {"common": 32, "some": 14, "rare": 4}
+    assert metrics["largest_class"] == {"class": "common", "share": 0.64, "test_score": 0.64}
+    assert result(metrics).endswith("; always 'common', 64.0% of the rows: 0.6400)")
+    assert "rows of class 'rare'</td><td class=\"n\">4<" in (tmp_path / "out" / "report.html").read_text().replace(
+        "&#x27;", "'"
+    )
+
+
+def test_ten_classes_are_named():
+    y = np.repeat(np.arange(14), np.arange(14) + 1)
+    assert classes.said(y).startswith("14 classes: 13 14, 12 13, 11 12,")
+    assert classes.said(y).endswith("4 5, and 4 more")
+
+
+def test_small_numbers_in_words(learned, tmp_path):
+    metrics = {"measure": "R^2", "test_rows": 1, "test_score": 0.5, "linear_test_score": 0.25}
+    assert result(metrics) == "R^2 on 1 test row: 0.5000 (a linear model: 0.2500)"
+    learned.estimator.save(tmp_path / "model")
+    with pytest.raises(ms.MeristemError, match="holds an AdaNetRegressor, not an EnergyNetClassifier"):
+        EnergyNetClassifier.load(tmp_path / "model")
+    with pytest.raises(ms.MeristemError, match="'groß', 'klein' are no numbers, and"):
+        of_frame(pd.DataFrame({"a": range(8), "t": ["groß", "klein"] * 4}), "t", "regression")
