@@ -140,6 +140,14 @@ def test_a_column_that_cannot_be_read_is_named(learned, sizes):
     assert said[0].filename == __file__
 
 
+def test_names_of_numbers_over_few_rows(sizes, tmp_path, write):
+    """A file of two rows does not show that its first row is a header, but the learned names do."""
+    frame = pd.DataFrame({"7": sizes["size"], "9": sizes["size"] ** 2, "t": sizes["t"]})
+    learned = learn("adanet", of_frame(frame, "t"), tmp_path / "out", QUICK)
+    new = write("7,9\n1,1\n-2,4\n", "new.csv")
+    np.testing.assert_array_equal(learned.predict(new), learned.predict(pd.DataFrame({"7": [1, -2], "9": [1, 4]})))
+
+
 def test_nothing_is_said_of_gaps_and_readable_values(learned, sizes):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -238,7 +246,7 @@ def test_what_cannot_be_predicted_from(learned, sizes, form):
     """These were errors of pandas, numpy and scikit-learn."""
     forms = {"list": [1, 2], "series": sizes.iloc[0], "none": None, "empty": sizes.head(0)}
     rows = forms[form] if form in forms else getattr(sizes, form)()
-    said = "no rows to predict from" if form == "empty" else f"from a pandas data frame .* got a {type(rows).__name__}"
+    said = "no rows to predict from" if form == "empty" else f"from a pandas data frame .* got {type(rows).__name__}"
     with pytest.raises(ms.MeristemError, match=said):
         learned.predict(rows)
 

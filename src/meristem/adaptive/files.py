@@ -75,7 +75,9 @@ def load_estimator(
             options["device"] = device or _usable(options["device"])
         estimator = kind(**options)
     except (KeyError, TypeError) as error:
-        raise MeristemError(f"{source} holds {with_article(kind.__name__)} of another version of Meristem: {error}") from error
+        raise MeristemError(
+            f"{source} holds {with_article(kind.__name__)} of another version of Meristem: {error}"
+        ) from error
     estimator.__dict__["n_features_in_"] = features
     if names is not None:
         estimator.__dict__["feature_names_in_"] = np.array(names, dtype=object)

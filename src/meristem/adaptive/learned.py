@@ -84,7 +84,7 @@ class Learned:
         if not isinstance(rows, pd.DataFrame):
             raise MeristemError(
                 f"predictions are made from a pandas data frame with the columns of the table, or from the path of a "
-                f"file, got a {type(rows).__name__}"
+                f"file, got {type(rows).__name__}"
             )
         if not len(rows):
             raise MeristemError("the table has no rows to predict from")
@@ -117,6 +117,10 @@ class Learned:
             raise MeristemError(f"there is no file {path}")
         has_names = any(not column.name.startswith("column_") for column in self.columns)
         frame, layout = read_frame(path, header=None if has_names else False, decimal=self.decimal)
+        if has_names and not layout.has_header:  # names of numbers over few rows
+            named, other = read_frame(path, header=True, decimal=self.decimal)
+            if {column.name for column in self.columns if column.kind != "left out"} <= set(named.columns):
+                frame, layout = named, other
         if layout.decimal != self.decimal and layout.separator in WITH_COMMAS:
             warn_of_sign(str(path), layout.decimal, self.decimal, level=5)
         return frame, layout.decimal

@@ -40,11 +40,13 @@ def warn_of_unreadable(frame: pd.DataFrame, found: pd.DataFrame, columns: Sequen
             continue
         words = frame[column.name][given & ~read].astype(str).unique()
         shown = ", ".join(map(repr, words[:SHOWN])) + (", ..." if len(words) > SHOWN else "")
-        count = "none" if strange == given.sum() else f"only {given.sum() - strange}"
-        whole = "all" if strange == given.sum() else "the others"
+        one, many = ("a date", "dates") if column.kind == "date" else ("a number", "numbers")
+        good = int(given.sum()) - strange
+        count = "none" if not good else f"only {good}"
+        is_one = f"is {one}" if good < 2 else f"are {many}"
         warnings.warn(
-            f"column {column.name!r}: {count} of {given.sum()} values {'is' if count in ('none', 'only 1') else 'are'} "
-            f"{'a date' if column.kind == 'date' else 'a number'} ({shown}); {whole} are read as missing",
+            f"column {column.name!r}: {count} of {given.sum()} values {is_one} ({shown}); "
+            f"{'the others' if good else 'all'} are read as missing",
             stacklevel=4,  # where `predict` was called
         )
 
