@@ -132,6 +132,9 @@ def _columns(learned: Learned, frame: pd.DataFrame, y: np.ndarray) -> list[str]:
     shown = found[:MOST_COLUMNS]
     figure = pictures.importance([i.column for i in shown], [i.fall for i in shown], [i.deviation for i in shown])
     said = f"<p>How much {learned.metrics['measure']} on the test rows falls when the values of a column are permuted between rows.</p>"
+    used = sum(column.kind != "left out" for column in learned.columns)
+    if used > len(found):
+        said += f"<p>It is measured for the {len(found)} of {used:,} columns on which the predictions depend most by their gradient. The others are not listed.</p>"
     rows = [(one.column, one.fall, one.deviation) for one in found]
     return ["<h2>How much each column matters</h2>", said, _svg(figure), _table(("column", "fall", "deviation"), rows)]
 

@@ -160,11 +160,12 @@ def encode_prepared(encoder: ColumnTransformer, found: pd.DataFrame) -> pd.DataF
 
 def feature_names(encoder: ColumnTransformer) -> list[str]:
     """The names of the features without their group. A name that occurs again gets a number."""
-    names: list[str] = []
+    names: dict[str, None] = {}  # in their order
     for name in (name.split("__", 1)[1] for name in encoder.get_feature_names_out()):
-        again = sum(other == name or other.startswith(f"{name} (") for other in names)
-        names.append(f"{name} ({again + 1})" if name in names else name)
-    return names
+        if name in names:
+            name += f" ({1 + sum(other == name or other.startswith(f'{name} (') for other in names)})"
+        names[name] = None
+    return list(names)
 
 
 def save_encoder(encoder: ColumnTransformer, path: Path) -> None:
