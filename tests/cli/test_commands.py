@@ -125,7 +125,8 @@ def test_no_command_writes_over_its_source(small, tmp_path):
     assert (tmp_path / "models" / "notes.txt").exists()
 
 
-def test_an_interrupted_command_says_so_and_leaves_nothing(small, tmp_path):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_command_says_so_and_leaves_nothing(sent, code, small, tmp_path):
     command = [sys.executable, "-m", "meristem.cli.main", "grow", str(small), str(tmp_path / "out"), "--width", "120"]
     running = subprocess.Popen(
         [*command, "--no-verify"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -133,9 +134,9 @@ def test_an_interrupted_command_says_so_and_leaves_nothing(small, tmp_path):
     )  # fmt: skip
     while not list(tmp_path.glob(".out.partial/*.safetensors")) and running.poll() is None:
         time.sleep(0.02)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(sent)
     _, said = running.communicate(timeout=120)
-    assert running.returncode == 130
+    assert running.returncode == code
     assert "interrupted; nothing is left half-written. Run the same command again" in said
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import re
+import signal
 import sys
 import warnings
 from typing import Annotated
@@ -34,6 +35,7 @@ OUT_OF_MEMORY = (
 )
 COLLECT_AFTER = 200_000  # new objects
 INTERRUPTED = 130  # the exit code of shells for a program that Ctrl-C ended
+TERMINATED = 143  # and for one that SIGTERM ended, which Slurm and Kubernetes send
 
 app = typer.Typer(
     name="meristem",
@@ -105,6 +107,14 @@ def main() -> None:
         "THP_MEM_ALLOC_ENABLE", "1"
     )  # torch's large tensors lie in huge pages: a third of the kernel's time
     warnings.formatwarning = lambda message, *_, **__: f"meristem: {message}\n"
+    code = INTERRUPTED
+
+    def terminate(*_: object) -> None:
+        nonlocal code
+        code = TERMINATED
+        raise KeyboardInterrupt  # what is open is cleaned up as after Ctrl-C
+
+    usual = signal.signal(signal.SIGTERM, terminate)
     try:
         app(_spelt_out(sys.argv[1:]))
     except MeristemError as error:
@@ -119,9 +129,10 @@ def main() -> None:
         if isinstance(error, SystemExit) and error.code != INTERRUPTED:
             raise
         said = "nothing is left half-written. Run the same command again"
-        leave(f"interrupted; {'all was done by then' if is_done() else said}", INTERRUPTED)
+        leave(f"interrupted; {'all was done by then' if is_done() else said}", code)
     finally:
         gc.set_threshold(*before)
+        signal.signal(signal.SIGTERM, usual)
 
 
 def _spelt_out(arguments: list[str]) -> list[str]:
