@@ -165,7 +165,7 @@ def test_save_and_load_without_a_pickle(tmp_path):
     np.testing.assert_array_equal(model.transform(data), again.transform(data))
     with pytest.raises(ms.MeristemError, match="exists"):
         model.save(tmp_path / "model")
-    with pytest.raises(ms.MeristemError, match="holds a InfiniteRBM"):
+    with pytest.raises(ms.MeristemError, match="holds an InfiniteRBM"):
         RBM.load(tmp_path / "model")
     with pytest.raises(ms.MeristemError, match="no saved estimator"):
         RBM.load(tmp_path)

@@ -200,9 +200,7 @@ def test_predictions_read_numbers_as_the_network_has_learned_them(write, tmp_pat
     frame = pd.DataFrame({"price": [2110.0, 1000.0], "share": [9.0, 0.0]})
     np.testing.assert_array_equal(learned.numbers(new), learned.numbers(frame))
     words = pd.DataFrame({"price": ["2 110", "1.000"], "share": ["9,00", "0"]})
-    assert (
-        learned.numbers(words)["share"].tolist() != learned.numbers(frame)["share"].tolist()
-    )  # a gap: a frame of words
+    np.testing.assert_array_equal(learned.numbers(words), learned.numbers(frame))
 
 
 def test_large_numbers_keep_their_digits(write):

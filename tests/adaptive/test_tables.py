@@ -17,7 +17,8 @@ from meristem.adaptive.learn import learn, new_estimator
 from meristem.adaptive.learned import Learned, fitted_encoder
 from meristem.adaptive.tables import build_encoder, describe, encode, load_encoder, open_table, save_encoder
 from meristem.adaptive.tables.columns import describe_column
-from meristem.adaptive.tables.layout import find_layout, looks_like_header
+from meristem.adaptive.tables.header import looks_like_header
+from meristem.adaptive.tables.layout import find_layout
 from meristem.cli.options import read_options
 
 pd = pytest.importorskip("pandas")
@@ -169,7 +170,7 @@ def test_what_a_target_is():
     assert gap.task == "regression"
     assert len(gap.y) == 100
     assert gap.unlabelled["a"].tolist() == [200]
-    assert "1 rows have no 't'" in gap.notes[-1]
+    assert "1 row has no 't'" in gap.notes[-1]
     letters = [i % 26 for i in range(300)]
     assert targets(letters).task == "regression"
     assert targets(letters, "classification").y.dtype.kind == "i"
@@ -182,7 +183,7 @@ def test_what_a_target_is():
 @pytest.mark.parametrize(
     ("values", "task", "message"),
     [
-        (["a", "b"] * 9, "regression", "'a', 'b' is not a number"),
+        (["a", "b"] * 9, "regression", "'a', 'b' are no numbers"),
         ([0.5, 1.5] * 9, "classification", "0.5 is not a class; --task regression"),
         ([1.0, np.inf, 2.0], "auto", "infinite"),
         ([3] * 9, "auto", "'3' in all rows"),

@@ -67,18 +67,26 @@ def load_estimator(
         ) from error
     found = config.get("estimator") if isinstance(config, dict) else None
     if found != kind.__name__:
-        raise MeristemError(f"{source} holds a {found or 'model of another kind'}, not a {kind.__name__}")
+        held = with_article(str(found)) if found else "a model of another kind"
+        raise MeristemError(f"{source} holds {held}, not {with_article(kind.__name__)}")
     try:
         options, features, names = config["options"], config["features"], config["feature_names"]
         if "device" in options:
             options["device"] = device or _usable(options["device"])
         estimator = kind(**options)
     except (KeyError, TypeError) as error:
-        raise MeristemError(f"{source} holds a {found} of another version of Meristem: {error}") from error
+        raise MeristemError(
+            f"{source} holds {with_article(kind.__name__)} of another version of Meristem: {error}"
+        ) from error
     estimator.__dict__["n_features_in_"] = features
     if names is not None:
         estimator.__dict__["feature_names_in_"] = np.array(names, dtype=object)
     return estimator, tensors, config
+
+
+def with_article(name: str) -> str:
+    """A class name after "a" or "an"."""
+    return f"{'an' if name[0] in 'AEIO' or name.startswith('RBM') else 'a'} {name}"
 
 
 def _usable(device: str) -> str:

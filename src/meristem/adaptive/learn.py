@@ -17,13 +17,14 @@ from sklearn.model_selection import train_test_split
 
 from meristem.adaptive import report
 from meristem.adaptive.adanet import AdaNetClassifier, AdaNetRegressor
+from meristem.adaptive.classes import class_counts, largest_class
 from meristem.adaptive.energynet import EnergyNetClassifier, EnergyNetRegressor
 from meristem.adaptive.learned import Estimator, Learned, fitted_encoder
 from meristem.adaptive.pictures import save_figure, structure
 from meristem.adaptive.request import check_kind
 from meristem.adaptive.tables import Table, build_encoder, encode
 from meristem.adaptive.tables.columns import lines
-from meristem.checkpoints.directory import atomic_directory
+from meristem.checkpoints.directory import atomic_directory, check_place
 from meristem.errors import MeristemError, first_line, nearest
 
 KINDS: dict[str, tuple[type[Estimator], type[Estimator]]] = {
@@ -120,10 +121,9 @@ def learn(
         overwrite: replace `out` if it exists.
 
     Raises:
-        MeristemError: for invalid options, for too few rows, or if `out` exists and `overwrite` is not set.
+        MeristemError: for invalid options, for too few rows, or if `out` may not be written (`check_place`).
     """
-    if out.exists() and not overwrite:
-        raise MeristemError(f"{out} exists; choose another place or pass --overwrite")
+    check_place(out, overwrite)
     if not 0 < test_share < 1:
         raise MeristemError(f"the share of test rows is between 0 and 1, got {test_share}")
     if not 0 <= seed < 2**32:
@@ -144,6 +144,8 @@ def learn(
         raise MeristemError(f"{kind} cannot learn from this table: {first_line(error)}") from error
     test_x = encode(encoder, test_frame, table.columns)
     linear = LogisticRegression(max_iter=1000) if table.is_classification else Ridge()
+    linear.fit(x.astype(np.float64), y)  # Ridge rounds y to the precision of x
+    counts = {"classes": class_counts(table.y), "largest_class": largest_class(y, test_y)}
     metrics = {
         "method": kind,
         "task": table.task,
@@ -152,7 +154,8 @@ def learn(
         "measure": "accuracy" if table.is_classification else "R^2",
         "test_score": float(estimator.score(test_x, test_y)),
         "train_score": float(estimator.score(x, y)),
-        "linear_test_score": float(linear.fit(x, y).score(test_x, test_y)),
+        **(counts if table.is_classification else {}),
+        "linear_test_score": float(linear.score(test_x.astype(np.float64), test_y)),
         "parameters": estimator.num_parameters_,
         "seed": seed,
         "options": dict(options),
@@ -167,6 +170,16 @@ def learn(
         (folder / report.FILE).write_text(report.page(learned, test_frame, test_y, table.notes), encoding="utf-8")
     shutil.rmtree(state, ignore_errors=True)
     return learned
+
+
+def result(metrics: Mapping[str, Any]) -> str:
+    """The scores of a learned network in one line, from its metrics."""
+    rows = f"{metrics['test_rows']:,} test row{'s' * (metrics['test_rows'] != 1)}"
+    others = [f"a linear model: {metrics['linear_test_score']:.4f}"]
+    if "largest_class" in metrics:
+        largest = metrics["largest_class"]
+        others.append(f"always {largest['class']!r}, {largest['share']:.1%} of the rows: {largest['test_score']:.4f}")
+    return f"{metrics['measure']} on {rows}: {metrics['test_score']:.4f} ({'; '.join(others)})"
 
 
 def summary(table: Table, estimator: Estimator) -> str:

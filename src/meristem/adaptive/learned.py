@@ -8,7 +8,7 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,16 @@ from sklearn.pipeline import make_pipeline
 from meristem.adaptive.adanet import AdaNetClassifier, AdaNetRegressor
 from meristem.adaptive.energynet import EnergyNetClassifier, EnergyNetRegressor
 from meristem.adaptive.tables import Column, encode, load_encoder, save_encoder
-from meristem.adaptive.tables.encoding import Task, feature_names, prepared, split_by_rows
+from meristem.adaptive.tables.doubts import warn_of_sign, warn_of_unreadable, with_decimals
+from meristem.adaptive.tables.encoding import (
+    Task,
+    encode_prepared,
+    feature_names,
+    named_by_words,
+    prepared,
+    split_by_rows,
+)
+from meristem.adaptive.tables.layout import WITH_COMMAS
 from meristem.adaptive.tables.reading import read_frame
 from meristem.adaptive.tables.values import Decimal
 from meristem.checkpoints.directory import write_json
@@ -44,7 +53,8 @@ class Learned:
         task: "classification" or "regression".
         metrics: the accuracy, or R^2 in regression, next to that of a linear model, and how the network was
             learned.
-        decimal: the decimal sign of the file that it was learned from. Files are read with it later, too.
+        decimal: the decimal sign of the file that it was learned from. Words in frames are read with
+            it later, too, and files that do not show their own.
     """
 
     estimator: Estimator
@@ -56,14 +66,33 @@ class Learned:
     decimal: Decimal = "."
 
     def numbers(self, rows: pd.DataFrame | str | Path) -> pd.DataFrame:
-        """The rows of a frame or a file as the estimator reads them (n_samples, features).
+        """The rows of a frame or a file as the estimator reads them (n_samples, features). Words in a frame
+        have the decimal sign of the table that was learned. A warning says where they have the other one, and
+        names each column that cannot be read.
 
         Raises:
-            MeristemError: if there is no such file, or if a column is missing.
+            MeristemError: if there is no such file, if a column is missing, if there are no rows, or for
+                something else than a frame or a file.
         """
+        columns = self.columns
         if isinstance(rows, str | Path):
-            rows = self._read(Path(rows))
-        return encode(self.encoder, rows, self.columns)
+            rows, sign = self._read(Path(rows))
+            columns = [replace(one, decimal=".") for one in columns] if sign == "," else columns
+            remembered: Decimal = "."  # a file has its own sign
+        else:
+            remembered = self.decimal
+        if not isinstance(rows, pd.DataFrame):
+            raise MeristemError(
+                f"predictions are made from a pandas data frame with the columns of the table, or from the path of a "
+                f"file, got {type(rows).__name__}"
+            )
+        if not len(rows):
+            raise MeristemError("the table has no rows to predict from")
+        frame = named_by_words(rows)
+        columns = with_decimals(frame, columns, remembered)
+        found = prepared(frame, columns)
+        warn_of_unreadable(frame, found, columns)
+        return encode_prepared(self.encoder, found)
 
     def get_feature_names_out(self) -> np.ndarray:
         """The names of the features that the estimator reads, in their order (features,)."""
@@ -82,11 +111,19 @@ class Learned:
         """The encoder and the estimator, drawn as a scikit-learn pipeline."""
         return make_pipeline(self.encoder, self.estimator)._repr_html_()
 
-    def _read(self, path: Path) -> pd.DataFrame:
+    def _read(self, path: Path) -> tuple[pd.DataFrame, Decimal]:
+        """The rows of a file, and its decimal sign."""
         if not path.is_file():
             raise MeristemError(f"there is no file {path}")
         has_names = any(not column.name.startswith("column_") for column in self.columns)
-        return read_frame(path, header=None if has_names else False, decimal=self.decimal)[0]
+        frame, layout = read_frame(path, header=None if has_names else False, decimal=self.decimal)
+        if has_names and not layout.has_header:  # names of numbers over few rows
+            named, other = read_frame(path, header=True, decimal=self.decimal)
+            if {column.name for column in self.columns if column.kind != "left out"} <= set(named.columns):
+                frame, layout = named, other
+        if layout.decimal != self.decimal and layout.separator in WITH_COMMAS:
+            warn_of_sign(str(path), layout.decimal, self.decimal, level=5)
+        return frame, layout.decimal
 
     def predict(self, rows: pd.DataFrame | str | Path) -> np.ndarray:
         """The classes or numbers predicted for the rows of a frame or a file (n_samples,).

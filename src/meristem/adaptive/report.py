@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from meristem.adaptive import pictures
 from meristem.adaptive.adanet import AdaNetClassifier, AdaNetRegressor
+from meristem.adaptive.classes import SHOWN
 from meristem.adaptive.evidence import additions, calibration, importances, loss_of
 from meristem.adaptive.learned import Estimator, Learned
 
@@ -65,13 +66,30 @@ def _headline(learned: Learned, loss: float) -> str:
     metrics = learned.metrics
     name = "mean squared error" if learned.task == "regression" else "cross entropy"
     rows = [
-        (f"{metrics['measure']} on {metrics['test_rows']:,} test rows", metrics["test_score"]),
+        (
+            f"{metrics['measure']} on {metrics['test_rows']:,} test row{'s' * (metrics['test_rows'] != 1)}",
+            metrics["test_score"],
+        ),
         ("a linear model on these rows", metrics["linear_test_score"]),
+        *_always(metrics),
         (f"{metrics['measure']} on the {metrics['train_rows']:,} training rows", metrics["train_score"]),
         (f"{name} on test rows", loss),
         ("parameters", metrics["parameters"]),
     ]
     return _table(("", ""), rows)
+
+
+def _always(metrics: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """The accuracy of the most frequent class, and the classes with their numbers of rows."""
+    if "largest_class" not in metrics:
+        return []
+    largest, counts = metrics["largest_class"], list(metrics["classes"].items())
+    rest = [(f"{len(counts) - SHOWN} more classes", sum(count for _, count in counts[SHOWN:]))] * (len(counts) > SHOWN)
+    return [
+        (f"always {largest['class']!r}, {largest['share']:.1%} of the training rows", largest["test_score"]),
+        *((f"rows of class {name!r}", count) for name, count in counts[:SHOWN]),
+        *(("rows of " + name, count) for name, count in rest),
+    ]
 
 
 def _grown(estimator: Estimator, x: pd.DataFrame, y: np.ndarray, measure: str) -> list[str]:
@@ -104,7 +122,8 @@ def _fitting(estimator: Estimator, x: pd.DataFrame, y: np.ndarray) -> list[str]:
         figure = pictures.predicted_over_true(np.asarray(estimator.predict(x)), y)
         return ["<h2>Predicted and true values of the test rows</h2>", _svg(figure)]
     found = calibration(estimator, x, y)
-    said = f"<p>Expected calibration error {found.error:.3f}, on {int(found.rows.sum()):,} test rows.</p>"
+    rows = int(found.rows.sum())
+    said = f"<p>Expected calibration error {found.error:.3f}, on {rows:,} test row{'s' * (rows != 1)}.</p>"
     return ["<h2>Calibration</h2>", said, _svg(pictures.reliability(found.said, found.held, found.rows))]
 
 
@@ -113,6 +132,9 @@ def _columns(learned: Learned, frame: pd.DataFrame, y: np.ndarray) -> list[str]:
     shown = found[:MOST_COLUMNS]
     figure = pictures.importance([i.column for i in shown], [i.fall for i in shown], [i.deviation for i in shown])
     said = f"<p>How much {learned.metrics['measure']} on the test rows falls when the values of a column are permuted between rows.</p>"
+    used = sum(column.kind != "left out" for column in learned.columns)
+    if used > len(found):
+        said += f"<p>It is measured for the {len(found)} of {used:,} columns on which the predictions depend most by their gradient. The others are not listed.</p>"
     rows = [(one.column, one.fall, one.deviation) for one in found]
     return ["<h2>How much each column matters</h2>", said, _svg(figure), _table(("column", "fall", "deviation"), rows)]
 

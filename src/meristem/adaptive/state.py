@@ -20,11 +20,17 @@ from meristem.errors import MeristemError
 def keep_state(path: Path, fingerprint: str, tensors: Mapping[str, Tensor], note: Any) -> None:
     """Write tensors and a note (JSON) by an atomic rename. `fingerprint` identifies the data and options that
     they belong to.
+
+    Raises:
+        MeristemError: if it cannot be written, for example because a directory above it is a file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    save_file(dict(tensors), partial, {"fingerprint": fingerprint, "note": json.dumps(note)})
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(tensors), partial, {"fingerprint": fingerprint, "note": json.dumps(note)})
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise MeristemError(f"cannot keep the state of the training at {path}: {error}") from error
 
 
 def read_state(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], Any] | None:

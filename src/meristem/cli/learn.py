@@ -60,6 +60,7 @@ def learn(
                 f"learning from tables needs {error.name}: pip install 'meristem-nn[adaptive]'"
             ) from None
         from meristem.adaptive.learn import learn as learn_table
+        from meristem.adaptive.learn import result
         from meristem.adaptive.tables import open_table
         from meristem.adaptive.tables.columns import lines
 
@@ -71,10 +72,7 @@ def learn(
             learned = learn_table(method, opened, place, options, seed, test_share, overwrite)
         metrics = learned.metrics
         print(learned.estimator.summary())
-        print(
-            f"{metrics['measure']} on {metrics['test_rows']} test rows: {metrics['test_score']:.4f} "
-            f"(a linear model: {metrics['linear_test_score']:.4f})"
-        )
+        print(result(metrics))
         note(f"{place}: model/, encoder.skops, table.json, metrics.json, summary.txt, structure.png, report.html")
         return Answer({"out": place, "method": method, "metrics": metrics})
 

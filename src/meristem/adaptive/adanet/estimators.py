@@ -15,7 +15,7 @@ from meristem.adaptive.adanet.complexity import margin_bound
 from meristem.adaptive.adanet.losses import LOSSES, Loss, Softmax, Squared
 from meristem.adaptive.adanet.searched import Searched
 from meristem.adaptive.exporting import Probabilities, Unscaled
-from meristem.adaptive.targets import ClassLabels, ScaledTarget, checked_weights
+from meristem.adaptive.targets import ClassLabels, ScaledTarget, check_numbers, checked_weights
 from meristem.errors import MeristemError
 
 
@@ -75,7 +75,8 @@ class AdaNetClassifier(ClassLabels, ClassifierMixin, Searched):
         """Fit to rows X (n_samples, n_features) with labels y (n_samples,) and weights (n_samples,).
 
         Raises:
-            MeristemError: if an option is invalid, or if all sample weights are zero.
+            MeristemError: if an option is invalid, if labels are missing, or if all sample weights
+                but one are zero.
             ValueError: if y does not hold classes, or only one class.
         """
         self.check_options()
@@ -141,9 +142,11 @@ class AdaNetRegressor(ScaledTarget, RegressorMixin, Searched):
         """Fit to rows X (n_samples, n_features) with targets y (n_samples,) and weights (n_samples,).
 
         Raises:
-            MeristemError: if an option is invalid, or if all sample weights are zero.
+            MeristemError: if an option is invalid, if y holds words, or if all sample weights
+                but one are zero.
         """
         self.check_options()
+        check_numbers(y)
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
         weight = checked_weights(sample_weight, X)
         self._search(X, self._read_target(y, weight), weight, Squared())

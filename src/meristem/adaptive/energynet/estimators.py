@@ -17,7 +17,7 @@ from meristem.adaptive.energynet.fitted import FLOATS
 from meristem.adaptive.energynet.rows import weighted_rows
 from meristem.adaptive.energynet.structured import Structured
 from meristem.adaptive.exporting import Probabilities, Unscaled
-from meristem.adaptive.targets import ClassLabels, ScaledTarget, checked_weights
+from meristem.adaptive.targets import ClassLabels, ScaledTarget, check_labels, check_numbers, checked_weights
 from meristem.adaptive.tensors import tensor_of
 
 
@@ -74,7 +74,8 @@ class EnergyNetClassifier(ClassLabels, ClassifierMixin, Structured):
                 multiples of the smallest one, they apply to both stages.
 
         Raises:
-            MeristemError: if an option is invalid, or if all sample weights are zero.
+            MeristemError: if an option is invalid, if labels are missing, or if all sample weights
+                but one are zero.
             ValueError: if y does not hold classes, or only one class.
         """
         self.check_options()
@@ -98,6 +99,7 @@ class EnergyNetClassifier(ClassLabels, ClassifierMixin, Structured):
         if self.unlabelled is None:
             return np.zeros(len(y), dtype=bool)
         without = y == self.unlabelled
+        check_labels(y[~without])
         return without if len(np.unique(y[~without])) > 1 else np.zeros(len(y), dtype=bool)
 
     def _to_answers(self) -> nn.Module:
@@ -128,9 +130,11 @@ class EnergyNetRegressor(ScaledTarget, RegressorMixin, Structured):
                 multiples of the smallest one, they apply to both stages.
 
         Raises:
-            MeristemError: if an option is invalid, or if all sample weights are zero.
+            MeristemError: if an option is invalid, if y holds words, or if all sample weights
+                but one are zero.
         """
         self.check_options()
+        check_numbers(y)
         reset = not self._has_structure
         X, y = validate_data(self, X, y, dtype=FLOATS, y_numeric=True, ensure_min_samples=2, reset=reset)
         rows, y, weight = weighted_rows(X, y, checked_weights(sample_weight, X))

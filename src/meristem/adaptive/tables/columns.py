@@ -15,13 +15,22 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from meristem.adaptive.tables.values import DATE, Decimal, day_first_of, decimal_of, number_of, to_dates, to_numbers
+from meristem.adaptive.limits import LARGEST
+from meristem.adaptive.tables.values import (
+    DATE,
+    Decimal,
+    day_first_of,
+    decimal_of,
+    number_of,
+    to_dates,
+    to_numbers,
+    to_words,
+)
 
-Kind = Literal["number", "category", "many categories", "date", "left out"]
+Kind = Literal["number", "category", "many categories", "date", "presence", "left out"]
 ONE_HOT = 30  # a category of more values is encoded by the target
 MOSTLY = 0.9  # the share of numbers (or dates) in a column from which the rest counts as missing
 SAMPLE = 1000  # words from which the notation of numbers is found
-LARGEST = 1e100  # of numbers, whose squares are to be numbers too
 HEAVY_TAIL = 6.0  # deviations from the mean
 FEWEST_FOR_IDS = 20  # rows; in fewer rows, values that all differ mean little
 ID_NAME = re.compile(r"(^|[_\s.-])(id|ids|uuid|guid|index|idx|key|rownum|unnamed.*)$|^column_1$", re.IGNORECASE)
@@ -33,7 +42,7 @@ class Column:
 
     Args:
         name: the name of the column.
-        kind: the kind of its values, or "left out".
+        kind: the kind of its values, or "left out". "presence" asks only whether there is a value.
         scale: the scale of numbers: "none" (they are 0 and 1), "standard", or "tail" (arsinh of the scaled
             numbers).
         missing: the share of rows without a value.
@@ -65,7 +74,7 @@ def describe_column(name: str, values: pd.Series) -> Column:
     except TypeError:  # a list, for example
         return Column(name, "left out", "neither numbers nor words", missing=missing)
     if distinct <= 1:
-        return Column(name, "left out", "no values" if not distinct else "one value in all rows", missing=missing)
+        return _of_one_value(name, present, missing)
     if pd.api.types.is_bool_dtype(present):
         return Column(name, "category", "true or false: one-hot", missing=missing)
     if isinstance(present.dtype, pd.CategoricalDtype):
@@ -90,6 +99,16 @@ def describe_column(name: str, values: pd.Series) -> Column:
         if len(dates) >= MOSTLY * len(words):
             return _date(name, dates, missing, day_first)
     return _category(name, words, missing, distinct)
+
+
+def _of_one_value(name: str, present: pd.Series, missing: float) -> Column:
+    """A column with at most one value. A value with gaps among it, such as an "X", is 1 and a gap 0."""
+    if not len(present):
+        return Column(name, "left out", "no values", missing=missing)
+    if not missing:
+        return Column(name, "left out", "one value in all rows")
+    value = to_words(present.iloc[:1]).iloc[0]
+    return Column(name, "presence", f"{value!r} or empty, {missing:.1%} empty: 1 and 0", missing=missing)
 
 
 def _written_number(name: str, values: pd.Series, decimal: Decimal, distinct: int) -> Column:

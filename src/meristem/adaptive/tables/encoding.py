@@ -30,6 +30,7 @@ Task = Literal["classification", "regression"]
 TRUSTED = ["numpy.dtype", "sklearn.model_selection._split.KFold", "sklearn.model_selection._split.StratifiedKFold"]
 RAREST = 5  # a category with fewer rows counts as rare
 FOLDS = 5  # of the encoding by the target
+FALSE = ("False", "false", "FALSE")  # beside a column of "True" and gaps
 DATE_PARTS = ("day", "month", "weekday", "hour")
 
 
@@ -42,7 +43,10 @@ def build_encoder(columns: Sequence[Column], task: Task) -> ColumnTransformer:
     parts: list[tuple[str, Any, list[str]]] = []
     for scale in ("none", "standard", "tail"):
         names = [
-            name for c in columns if c.kind in ("number", "date") and c.scale == scale for name in _prepared_names(c)
+            name
+            for c in columns
+            if c.kind in ("number", "date", "presence") and c.scale == scale
+            for name in _prepared_names(c)
         ]
         parts.append((f"numbers_{scale}", _numbers(scale), names))
     parts.append(("categories", _words(_one_hot()), [c.name for c in columns if c.kind == "category"]))
@@ -124,6 +128,8 @@ def prepared(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
             found[column.name] = to_numbers(values, column.decimal)
         elif column.kind == "date":
             found |= _date_parts(column.name, to_dates(values, column.day_first))
+        elif column.kind == "presence":
+            found[column.name] = (values.notna() & ~to_words(values).isin(FALSE)).astype(float)
         else:
             found[column.name] = to_words(values)
     return pd.DataFrame(found, index=frame.index)
@@ -141,19 +147,25 @@ def encode(encoder: ColumnTransformer, frame: pd.DataFrame, columns: Sequence[Co
     Raises:
         MeristemError: if a column is missing.
     """
+    return encode_prepared(encoder, prepared(frame, columns))
+
+
+def encode_prepared(encoder: ColumnTransformer, found: pd.DataFrame) -> pd.DataFrame:
+    """The result of `encode` for the result of `prepared`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found unknown categories")  # they count as rare
-        numbers = encoder.transform(prepared(frame, columns))
-    return pd.DataFrame(np.asarray(numbers, dtype=np.float32), columns=feature_names(encoder), index=frame.index)
+        numbers = encoder.transform(found)
+    return pd.DataFrame(np.asarray(numbers, dtype=np.float32), columns=feature_names(encoder), index=found.index)
 
 
 def feature_names(encoder: ColumnTransformer) -> list[str]:
     """The names of the features without their group. A name that occurs again gets a number."""
-    names: list[str] = []
+    names: dict[str, None] = {}  # in their order
     for name in (name.split("__", 1)[1] for name in encoder.get_feature_names_out()):
-        again = sum(other == name or other.startswith(f"{name} (") for other in names)
-        names.append(f"{name} ({again + 1})" if name in names else name)
-    return names
+        if name in names:
+            name += f" ({1 + sum(other == name or other.startswith(f'{name} (') for other in names)})"
+        names[name] = None
+    return list(names)
 
 
 def save_encoder(encoder: ColumnTransformer, path: Path) -> None:

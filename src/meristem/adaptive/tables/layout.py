@@ -13,18 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal
 
+from meristem.adaptive.tables.header import looks_like_header
 from meristem.adaptive.tables.opening import first_lines
 from meristem.adaptive.tables.values import Decimal
 from meristem.errors import MeristemError
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", " ": "space"}
-MISSING = {"", "?", "na", "n/a", "nan", "null", "none", "-", "#n/a", "<na>",
-           "#div/0!", "#ref!", "#value!", "#name?", "#num!", "#null!"}  # fmt: skip
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|[+-]?inf(inity)?$", re.IGNORECASE)
 COMMA_NUMBER = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+$")
 POINT_NUMBER = re.compile(r"[+-]?\d+\.\d+$")
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:([.,])\d{3})(?:\1\d{3})*$")
 TOLD_SEPARATOR = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)  # the first line of some files of Excel
+WITH_COMMAS = ";\t|"  # separators beside which a comma can be the decimal sign
+LONGEST_FIELD = 2**31 - 1  # characters, the most that every platform takes
 STRANGE = re.compile(r"[,;\t|]")
 
 
@@ -54,6 +54,7 @@ class Layout:
 
     def rows(self, file: IO[str]) -> Iterator[tuple[int, list[str]]]:
         """The lines of the table that are not blank, as the numbers of their last lines and their fields."""
+        csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))  # a limit of the whole process
         lines = itertools.islice(file, self.above, None)
         if self.separator == " ":  # any number of spaces or tabs
             lines = (line.replace("\t", " ").rstrip() + "\n" for line in lines)
@@ -91,8 +92,8 @@ def find_layout(
 
     Args:
         path: the file.
-        separator, header, decimal: the separator, whether there is a header, and the decimal sign, if
-            they are known.
+        separator, header: the separator, and whether there is a header, if they are known.
+        decimal: the decimal sign, if the first rows do not show it.
 
     Raises:
         MeristemError: if the file is empty, if it is not text, or if no separator gives a table.
@@ -136,16 +137,19 @@ def _with_header(rows: list[list[str]], layout: Layout, header: bool | None, dec
 
 
 def _decimal(rows: list[list[str]], separator: str, known: Decimal | None) -> Decimal:
-    """The decimal sign: a comma if numbers have one, and none has a point, except between thousands."""
-    if separator not in ";\t|":
+    """The decimal sign: a comma if numbers have one, and none has a point, except between thousands. If they
+    show none, it is the known one.
+    """
+    if separator not in WITH_COMMAS:
         return "."
-    if known:
-        return known
     cells = list(itertools.chain.from_iterable(rows))
     commas = [cell for cell in cells if COMMA_NUMBER.match(cell)]
     points = [cell for cell in cells if POINT_NUMBER.match(cell)]
-    if any(not THOUSANDS.match(cell) for cell in commas):
-        return "." if any(not THOUSANDS.match(cell) for cell in points) else ","
+    shown = [any(not THOUSANDS.match(cell) for cell in some) for some in (commas, points)]
+    if shown[0] != shown[1]:
+        return "," if shown[0] else "."
+    if known or shown[0]:
+        return known or "."
     grouped = any(cell.count(",") > 1 and THOUSANDS.match(cell) for cell in cells)
     return "," if commas and not points and not grouped else "."
 
@@ -209,31 +213,3 @@ def _consistency(rows: list[tuple[int, list[str]]]) -> tuple[bool, float, float,
     cells = [cell for _, row in rows for cell in row]
     strange = sum(bool(STRANGE.search(cell)) and not COMMA_NUMBER.match(cell) for cell in cells)
     return common > 1, round(lengths.count(common) / len(lengths), 1), round(1 - strange / len(cells), 1), common
-
-
-def is_number(cell: str, decimal: str = ".") -> bool:
-    """Whether a cell is a number."""
-    return bool(NUMBER.match(cell.strip().replace(decimal, ".")))
-
-
-def looks_like_header(rows: list[list[str]], decimal: str = ".") -> bool:
-    """Whether the first row names the columns: it holds words above numbers, or words that do not occur
-    again.
-    """
-    first, body = rows[0], [row for row in rows[1:] if len(row) == len(rows[0])]
-    if not body:
-        return not any(is_number(cell, decimal) for cell in first)
-    votes = 0
-    for place, name in enumerate(first):
-        values = [row[place] for row in body if row[place].lower() not in MISSING]
-        if name.lower() in MISSING or not values:
-            continue
-        if all(is_number(value, decimal) for value in values):
-            if not is_number(name, decimal):
-                return True
-            votes -= 1
-        elif name in values:
-            votes -= 1
-        elif len(set(values)) <= max(2, len(values) // 2):
-            votes += 1
-    return votes > 0 or (votes == 0 and not any(is_number(cell, decimal) for cell in first))

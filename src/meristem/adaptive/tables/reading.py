@@ -13,7 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from meristem.adaptive.tables.layout import MISSING, Layout, find_layout
+from meristem.adaptive.tables.header import MISSING
+from meristem.adaptive.tables.layout import Layout, find_layout
 from meristem.adaptive.tables.opening import open_text
 from meristem.adaptive.tables.values import Decimal, to_numbers
 from meristem.errors import MeristemError, first_line
@@ -28,8 +29,8 @@ def read_frame(
 
     Args:
         path: the file.
-        separator, header, decimal: the separator, whether there is a header, and the decimal sign. By default
-            the first rows decide.
+        separator, header: the separator, and whether there is a header. By default the first rows decide.
+        decimal: the decimal sign, if the first rows do not show it.
 
     Returns:
         The frame (n_samples, columns), and the layout of the file.

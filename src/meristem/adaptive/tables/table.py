@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from meristem.adaptive import classes
+from meristem.adaptive.limits import check_target
 from meristem.adaptive.request import SHIPPED, check_table
 from meristem.adaptive.tables.columns import Column, describe
 from meristem.adaptive.tables.encoding import Task, named_by_words
@@ -88,7 +90,8 @@ def open_table(
     check_table(source)
     frame, layout = read_frame(Path(source), separator, header)
     if len(frame) < 2:
-        raise MeristemError(f"{source} has {len(frame)} rows under its header; at least 2 are needed")
+        count = "1 row" if len(frame) == 1 else "no rows"
+        raise MeristemError(f"{source} has {count} of values; at least 2 are needed")
     wanted = _target_name(source, frame, target)
     if len(frame.columns) == 1:
         hint = (
@@ -120,7 +123,9 @@ def of_frame(frame: pd.DataFrame, target: str, task: str = "auto", where: str = 
     x = frame.drop(columns=str(target))
     y, found, notes = read_target(values[labelled], task, name)
     if not labelled.all():
-        notes.append(f"{int((~labelled).sum())} rows have no {target!r}; only energynet's first stage uses them")
+        count = int((~labelled).sum())
+        have, them = ("row has", "it") if count == 1 else ("rows have", "them")
+        notes.append(f"{count} {have} no {target!r}; only energynet's first stage uses {them}")
     return Table(x[labelled], y, str(target), found, describe(x), x[~labelled], notes)
 
 
@@ -128,8 +133,8 @@ def read_target(values: pd.Series, task: str, name: str) -> tuple[np.ndarray, Ta
     """The values of the target (n_samples,), its task, and the decisions made.
 
     Raises:
-        MeristemError: for words in a regression, for values that are not classes, for infinite values, or for
-            only one class.
+        MeristemError: for words in a regression, for values that are not classes, for infinite values, for
+            numbers whose squares are none, or for only one class.
     """
     if pd.api.types.is_bool_dtype(values):
         values = values.astype(str)
@@ -139,7 +144,9 @@ def read_target(values: pd.Series, task: str, name: str) -> tuple[np.ndarray, Ta
         numbers = to_numbers(values, decimal_of(values.astype(str)))
     words = values[numbers.isna()]
     if task == "regression" and len(words):
-        raise MeristemError(f"{name}: {_quoted(words)} is not a number, and a regression needs numbers")
+        raise MeristemError(
+            f"{name}: {_quoted(words)} {'is not a number' if words.nunique() == 1 else 'are no numbers'}, and a regression needs numbers"
+        )
     if not len(words) and not np.isfinite(numbers).all():
         raise MeristemError(f"{name}: the target has infinite values")
     if len(words) and numbers.notna().mean() > 0.5 and numbers.nunique() > MOST_CLASSES:
@@ -161,12 +168,13 @@ def read_target(values: pd.Series, task: str, name: str) -> tuple[np.ndarray, Ta
         raise MeristemError(f"{name}: the target is {str(values.iloc[0])!r} in all rows; there is nothing to learn")
     other = "classification" if kind == "regression" else "regression"
     choice = f" (--task {other} for the other reading)" if whole and task == "auto" else ""
-    what = f"{distinct} classes" if kind == "classification" else f"numbers from {numbers.min():g} to {numbers.max():g}"
-    notes = [f"target {name.split('column ')[-1]}: {kind}, {what}{choice}"]
+    start = f"target {name.split('column ')[-1]}: {kind}, "
     if kind == "regression":
-        return numbers.to_numpy(), kind, notes
+        check_target(numbers.to_numpy(), f"{name}: the target")
+        return numbers.to_numpy(), kind, [f"{start}numbers from {numbers.min():g} to {numbers.max():g}{choice}"]
     is_exact = bool(whole) and float(numbers.abs().max()) < LARGEST_EXACT
-    return (numbers.astype(int).to_numpy() if is_exact else values.astype(str).to_numpy(dtype=str)), kind, notes
+    y = numbers.astype(int).to_numpy() if is_exact else values.astype(str).to_numpy(dtype=str)
+    return y, kind, [f"{start}{classes.said(y)}{choice}"]
 
 
 def _quoted(words: pd.Series) -> str:

@@ -19,7 +19,8 @@ UNITS = "$€£¥₹%"
 SIGNED = re.compile(rf"(?P<minus>[-\u2212(]?)[{UNITS}\s]*(?P<digits>[^()]*?)[{UNITS}\s]*\)?$")
 NUMERALS = {
     decimal: re.compile(
-        rf"[+-]?(?:\d{{1,3}}(?:(?P<gap>[{apart}{GAPS}])\d{{3}})(?:(?P=gap)\d{{3}})*|\d+)?(?:[{decimal}]\d*)?(?:[eE][+-]?\d+)?"
+        rf"[+-]?(?:(?:[1-9]\d{{0,2}}(?:(?P<gap>[{apart}{GAPS}])\d{{3}})(?:(?P=gap)\d{{3}})*|\d+)(?:[{decimal}]\d*)?|[{decimal}]\d+)"
+        r"(?:[eE][+-]?\d+)?"
     )
     for decimal, apart in ((".", ","), (",", "."))
 }
@@ -44,7 +45,7 @@ def number_of(word: str, decimal: Decimal = ".") -> float:
     digits = signed["digits"] if signed and word.startswith("(") == word.endswith(")") else ""
     if signed and signed["minus"] and digits[:1] in ("+", "-"):
         return math.nan
-    if not any(sign.isdigit() for sign in digits) or not NUMERALS[decimal].fullmatch(digits):
+    if not NUMERALS[decimal].fullmatch(digits):
         return math.nan
     plain = re.sub(rf"[{',' if decimal == '.' else '.'}{GAPS}]", "", digits).replace(decimal, ".")
     number = float(plain)

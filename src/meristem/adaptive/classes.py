@@ -1,0 +1,37 @@
+"""The classes of a table, with their numbers of rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+SHOWN = 10  # classes in a line
+
+
+def class_counts(y: np.ndarray) -> dict[str, int]:
+    """The number of rows of each class of labels y (n_samples,), the largest first."""
+    names, counts = np.unique(y, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return {str(names[k]): int(counts[k]) for k in order}
+
+
+def said(y: np.ndarray) -> str:
+    """The classes of labels y (n_samples,) in words, at most ten by name: "3 classes: a 60, b 30, c 10"."""
+    counts = class_counts(y)
+    shown = [f"{name} {count:,}" for name, count in list(counts.items())[:SHOWN]]
+    rest = len(counts) - len(shown)
+    return f"{len(counts)} classes: " + ", ".join(shown) + (f", and {rest} more" if rest else "")
+
+
+def largest_class(y: np.ndarray, test_y: np.ndarray) -> dict[str, Any]:
+    """The most frequent class of labels y (n_samples,), its share of them, and the accuracy on labels test_y
+    (n,) of a model that always predicts it.
+    """
+    names, counts = np.unique(y, return_counts=True)
+    largest = names[counts.argmax()]
+    return {
+        "class": str(largest),
+        "share": float(counts.max() / len(y)),
+        "test_score": float(np.mean(test_y == largest)),
+    }
