@@ -1,5 +1,5 @@
-"""What is doubtful about a table to predict from: values that cannot be read, and another decimal sign than in
-the table that was learned.
+"""What is doubtful about a table to predict from: values that cannot be read, and another decimal sign than
+in the table that was learned.
 """
 
 # pandas' types do not say whether an index gives a Series, a frame or a number.

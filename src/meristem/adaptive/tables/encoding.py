@@ -30,7 +30,7 @@ Task = Literal["classification", "regression"]
 TRUSTED = ["numpy.dtype", "sklearn.model_selection._split.KFold", "sklearn.model_selection._split.StratifiedKFold"]
 RAREST = 5  # a category with fewer rows counts as rare
 FOLDS = 5  # of the encoding by the target
-FALSE = ("False", "false", "FALSE")  # beside a column of "True" and gaps
+FALSE = ("False", "false", "FALSE")  # next to a column of "True" and gaps
 DATE_PARTS = ("day", "month", "weekday", "hour")
 
 

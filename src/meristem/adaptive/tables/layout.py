@@ -23,7 +23,7 @@ COMMA_NUMBER = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+$")
 POINT_NUMBER = re.compile(r"[+-]?\d+\.\d+$")
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:([.,])\d{3})(?:\1\d{3})*$")
 TOLD_SEPARATOR = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)  # the first line of some files of Excel
-WITH_COMMAS = ";\t|"  # separators beside which a comma can be the decimal sign
+WITH_COMMAS = ";\t|"  # separators next to which a comma can be the decimal sign
 LONGEST_FIELD = 2**31 - 1  # characters, the most that every platform takes
 STRANGE = re.compile(r"[,;\t|]")
 
