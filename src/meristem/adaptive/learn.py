@@ -47,6 +47,7 @@ TABLE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 PASSES, FEWEST_STEPS, MOST_STEPS = 15, 75, 1500  # of a block of AdaNet's
 MANY_ROWS, WITH_MANY_ROWS = 20_000, {"shrinkage": 0.5, "subsample": 1.0, "max_rounds": 4}  # fewer, longer rounds
+Rows = tuple[pd.DataFrame, np.ndarray]  # encoded features (n, features) and targets (n,)
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -143,20 +144,9 @@ def learn(
     except ValueError as error:  # scikit-learn raises it for rows that it cannot learn from
         raise MeristemError(f"{kind} cannot learn from this table: {first_line(error)}") from error
     test_x = encode(encoder, test_frame, table.columns)
-    linear = LogisticRegression(max_iter=1000) if table.is_classification else Ridge()
-    linear.fit(x.astype(np.float64), y)  # Ridge rounds y to the precision of x
-    counts = {"classes": class_counts(table.y), "largest_class": largest_class(y, test_y)}
     metrics = {
         "method": kind,
-        "task": table.task,
-        "train_rows": len(x),
-        "test_rows": len(test_x),
-        "measure": "accuracy" if table.is_classification else "R^2",
-        "test_score": float(estimator.score(test_x, test_y)),
-        "train_score": float(estimator.score(x, y)),
-        **(counts if table.is_classification else {}),
-        "linear_test_score": float(linear.score(test_x.astype(np.float64), test_y)),
-        "parameters": estimator.num_parameters_,
+        **_measured(estimator, table, (x, y), (test_x, test_y)),
         "seed": seed,
         "options": dict(options),
         "features": list(x.columns),
@@ -170,6 +160,29 @@ def learn(
         (folder / report.FILE).write_text(report.page(learned, test_frame, test_y, table.notes), encoding="utf-8")
     shutil.rmtree(state, ignore_errors=True)
     return learned
+
+
+def _measured(estimator: Estimator, table: Table, seen: Rows, unseen: Rows) -> dict[str, Any]:
+    """The scores of a fitted estimator on the rows that it has seen and on the others, next to those of a
+    linear model and, in classification, of the largest class.
+    """
+    (x, y), (test_x, test_y) = seen, unseen
+    linear = LogisticRegression(max_iter=1000) if table.is_classification else Ridge()
+    linear.fit(x.astype(np.float64), y)  # Ridge rounds y to the precision of x
+    counts = {}
+    if table.is_classification:
+        counts = {"classes": class_counts(table.y), "largest_class": largest_class(y, test_y)}
+    return {
+        "task": table.task,
+        "train_rows": len(x),
+        "test_rows": len(test_x),
+        "measure": "accuracy" if table.is_classification else "R^2",
+        "test_score": float(estimator.score(test_x, test_y)),
+        "train_score": float(estimator.score(x, y)),
+        **counts,
+        "linear_test_score": float(linear.score(test_x.astype(np.float64), test_y)),
+        "parameters": estimator.num_parameters_,
+    }
 
 
 def result(metrics: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from meristem.growth.structure.changed import OF_A_RUN
+from meristem.growth.structure.changed import settings_of
 
 Attributes = dict[tuple[str, str], Any]  # by the path of a module in its block, and the name
 
@@ -33,15 +33,8 @@ def _attributes(block: nn.Module) -> Attributes:
     for path, module in block.named_modules():
         found[path, "class"] = type(module)
         found[path, "hooks"] = len(module._forward_hooks), len(module._forward_pre_hooks)
-        if "forward" in vars(module):
-            found[path, "forward"] = getattr(vars(module)["forward"], "__code__", id(module))
+        found |= {(path, name): value for name, value in settings_of(module, bool, int, float, str).items()}
         for name, value in vars(module).items():
-            if isinstance(value, bool | int | float | str) and not name.startswith("_") and _computes(name):
-                found[path, name] = value
-            elif callable(value) and hasattr(value, "__qualname__"):
-                found[path, name] = value.__qualname__
+            if callable(value) and (name == "forward" or hasattr(value, "__qualname__")):
+                found[path, name] = getattr(value, "__qualname__", id(module))
     return found
-
-
-def _computes(name: str) -> bool:
-    return name not in OF_A_RUN and "drop" not in name

@@ -91,8 +91,9 @@ def _differences(model: nn.Module, made: nn.Module) -> Iterator[str]:
             continue
         if name and type(other).__name__ not in {c.__name__ for c in type(module).__mro__}:
             yield f"{name} is a {type(module).__name__} and not a {type(other).__name__}"
-        for attribute, value in _numbers(module).items():
-            usual = _numbers(other).get(attribute, value)
+        settings = settings_of(other, bool, int, float)
+        for attribute, value in settings_of(module, bool, int, float).items():
+            usual = settings.get(attribute, value)
             if value != usual:
                 yield f"{name}.{attribute}".lstrip(".") + f" is {value!r} and not {usual!r}"
         for attribute in module._non_persistent_buffers_set:
@@ -103,15 +104,12 @@ def _differences(model: nn.Module, made: nn.Module) -> Iterator[str]:
         yield f"{pair[0]} and {pair[1]} are {'one tensor' if pair in ours else 'two tensors'}, and the config says otherwise"
 
 
-def _numbers(module: nn.Module) -> Mapping[str, Any]:
-    """What it computes with besides its tensors."""
+def settings_of(module: nn.Module, *kinds: type) -> Mapping[str, Any]:
+    """The attributes of these kinds that a module computes with besides its tensors."""
     return {
         name: value
         for name, value in vars(module).items()
-        if isinstance(value, bool | int | float)
-        and not name.startswith("_")
-        and name not in OF_A_RUN
-        and "drop" not in name
+        if isinstance(value, kinds) and not name.startswith("_") and name not in OF_A_RUN and "drop" not in name
     }
 
 
