@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.studies.junctions import with_warmups
 from benchmarks.studies.nodes import Prices, asked, is_readable, recipe_of
 from benchmarks.studies.perform import perform_recipe
 from benchmarks.studies.rows import Row, Rows, identity, in_turn
@@ -103,8 +104,9 @@ class Engine:
         self._prices = self._prices or Prices.of(self.setting)
         content, read = recipe_of(self.setting, self._prices, side, rates, budgets, seed)
         self._task = self._task or open_task(parse_recipe(content).data)
-        jobs = perform_recipe(content, self.out, self._task, seed, split)
-        if jobs is None:
+        content = with_warmups(content, self.out, self._task, seed, split)
+        jobs = content and perform_recipe(content, self.out, self._task, seed, split)
+        if not jobs:
             return {budget: {"loss": None} for budget in budgets}
         self._check_networks(side, jobs)
         made = {budget: self._row(jobs, name) for budget, name in read.items()}

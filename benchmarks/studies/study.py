@@ -24,7 +24,7 @@ class Stage:
         until: total cost at which it ends, of a `whole` side the share of the budget; by default the run's end.
         rate: the side by whose tuned learning rate it trains; by default the side's own.
         members: so many networks of this kind, each from its own random numbers, which share the cost; as a last stage, their mean is read.
-        train: further options of the recipe's train node.
+        train: further options of the recipe's train node; `warmup: junction` is the warm-up that `meristem diagnose` proposes.
     """
 
     network: str

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.studies.catalogue import studies
 from benchmarks.studies.engine import Engine
+from benchmarks.studies.junctions import with_warmups, without_warmups
 from benchmarks.studies.nodes import Prices, asked, is_readable, recipe_of
 from benchmarks.studies.page import study_page, summary
 from benchmarks.studies.results import Finding, findings
@@ -233,10 +234,30 @@ def test_the_sides_of_every_study_are_recipes(study, name, monkeypatch):
         if not budgets:
             continue
         content, read = recipe_of(setting, prices, side, [1e-3] * len(side.stages), budgets, 0)
-        recipe = parse_recipe(content)
+        recipe = parse_recipe(without_warmups(content)[0])
         assert list(read) == budgets
         assert set(read.values()) <= set(recipe.nodes)
     assert {claim.side for claim in study.claims} <= {side.name for side in study.sides}
+
+
+def test_the_warmup_at_a_junction_is_what_diagnose_says(tmp_path):
+    """In the recipe that the engine trains; the nodes before it are trained once."""
+    from meristem.recipes.diagnose import diagnose
+    from meristem.recipes.specs.schema import parse_recipe
+    from meristem.recipes.tasks import open_task
+
+    stages = [Stage("small", until=1, rate="small", members=2),
+              Stage("large", make={"fuse": {"norm": "grouped", "optimizer": "carry"}}, train={"warmup": "junction"})]  # fmt: skip
+    content, _ = recipe_of(SETTING, Prices.of(SETTING), Side("diagnosed", stages), [2e-3, 2e-3], [2, 4], 0)
+    recipe = parse_recipe(without_warmups(content)[0])
+    found = with_warmups(content, tmp_path, open_task(recipe.data), 0, "eval")
+    made = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.glob("*/result.json"))
+    (said,) = diagnose(recipe, "made1", tmp_path)
+    train = found["nodes"]["run"]["train"]
+    steps = train["tokens"] // (SETTING.batch_size * SETTING.sequence_length)
+    assert train["warmup"] * steps == pytest.approx(min(said.warmup["run"], steps // 2) - 0.5)
+    assert said.warmup["run"] == math.ceil(2e-3 / said.learning_rate) > 0
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.glob("*/result.json")) == made
 
 
 def test_a_side_has_the_same_identity_whatever_runs_beside_it():

@@ -86,20 +86,28 @@ def diagnose(
     found = []
     for seed, done in results.items():
         with step(f"measuring the junction at {node}, seed {seed}"):
-            found.append(_diagnosis(recipe, node, seed, done, out, task, bound, sequences))
+            found.append(diagnose_seed(recipe, node, seed, done, out, task, bound, sequences))
     return found
 
 
-def _diagnosis(
+def diagnose_seed(
     recipe: Recipe,
     node: str,
     seed: int,
     done: Mapping[str, NodeResult],
     out: Path,
     task: Task,
-    bound: float,
-    sequences: int,
+    bound: float = 0.1,
+    sequences: int = 8,
 ) -> Diagnosis:
+    """Measure the growth or fusion node `node` of one seed, whose nodes have run.
+
+    Args:
+        done: the results of the node and of its ancestors, by name.
+        task: the opened data of the recipe.
+
+    The other arguments and the errors are those of `diagnose`.
+    """
     spec = recipe.nodes[node]
     parents = [open_model(str(directory_of(out, done[name]) / "model")).float() for name in spec.parents]
     known = [_state(directory_of(out, done[name])) for name in spec.parents]
