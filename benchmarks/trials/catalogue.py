@@ -6,7 +6,7 @@ from importlib import import_module
 
 from benchmarks.trials.trial import Trial
 
-NAMES = ("majority", "incubation", "adanet", "energynet")
+NAMES = ("majority", "majority_text", "incubation", "adanet", "energynet")
 
 
 def trials() -> dict[str, Trial]:

@@ -171,8 +171,8 @@ def test_every_side_of_a_trial_runs_and_two_seeds_differ(name):
 
 
 def test_the_head_never_has_kernels():
-    from benchmarks.support.kernel_sides import own_layers
-    from benchmarks.trials.majority import mlp
+    from benchmarks.trials.kernel_sides import own_layers
+    from benchmarks.trials.problems import mlp
 
     assert [layer.out_features for layer in own_layers(mlp(64, 16, 0.0), "6")] == [16, 16]
 

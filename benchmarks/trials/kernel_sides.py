@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import meristem as ms
+from benchmarks.trials.data import augmented
 
 KERNELS = 3
 Examples = tuple[Tensor, Tensor]
@@ -67,6 +68,11 @@ class Sides:
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(self.problem.answers(model, x), y)
 
+    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The batch as this setting changes it."""
+        names = self.setting.get("augment", ())
+        return augmented(x, names, generator) if names else x
+
     @property
     def batches(self) -> list[Tensor]:
         """Inputs on which batch norms take their statistics anew."""
@@ -94,9 +100,10 @@ class Sides:
         model.train()
         for step in range(steps):
             picked = torch.randint(len(x), (self.setting["batch_size"],), generator=rng)
+            inputs, labels = self.augment(x[picked], rng), y[picked]
             before(step)
             optimizer.zero_grad()
-            loss(model, x[picked], y[picked]).backward()
+            loss(model, inputs, labels).backward()
             if sharpness:
                 parameters = [p for p in model.parameters() if p.grad is not None]
                 norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
@@ -104,7 +111,7 @@ class Sides:
                 for p, shift in zip(parameters, shifts, strict=True):
                     p.data += shift
                 optimizer.zero_grad()
-                loss(model, x[picked], y[picked]).backward()
+                loss(model, inputs, labels).backward()
                 for p, shift in zip(parameters, shifts, strict=True):
                     p.data -= shift
             optimizer.step()
