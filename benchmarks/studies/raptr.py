@@ -1,7 +1,9 @@
-"""Study 5: RAPTR and its relatives, where depth pays."""
+"""Study 5: RAPTR and its relatives, where depth pays: six layers, which pay at sizes of a processor (`raptr_deep` has twelve)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from benchmarks.studies.study import Claim, Gate, Setting, Side, Stage, Study, Tune, llama, t5
@@ -23,60 +25,69 @@ def sampled(name: str, **options: Any) -> Side:
     return Side(name, [Stage("large", train={"subnetwork": options})], whole=True)
 
 
-def stacked() -> Side:
-    """Gradual stacking, 6 - 9 - 12 layers, with the same schedule and decay."""
-    more = {"grow": {"method": "gradual_stacking", "layers": 3, **CARRY}}
+def stacked(layers: int) -> Side:
+    """Gradual stacking from a half over the dense control's depth to all layers, with the same schedule and decay."""
+    depths = [layers // 2, dense(layers), layers]
+    more = [{"grow": {"method": "gradual_stacking", "layers": high - low, **CARRY}} for low, high in pairwise(depths)]
     stages = [
         Stage("half", until=0.25, rate="scratch"),
-        Stage("dense_9", make=more, until=0.6, rate="scratch"),
-        Stage("large", make=more),
+        Stage("dense", make=more[0], until=0.6, rate="scratch"),
+        Stage("large", make=more[1]),
     ]
     return Side("gradual_stacking", stages, whole=True)
 
 
-def networks(kind: Any, width: int, heads: int) -> dict[str, Any]:
-    """12 layers, and fewer."""
-    return {name: kind(width, layers, heads) for name, layers in {"large": 12, "dense_9": 9, "half": 6}.items()}
+def dense(layers: int) -> int:
+    """The control: a dense network about as deep as RAPTR's stages are on average."""
+    return 3 * layers // 4
 
 
-STUDY = Study(
-    name="raptr",
-    title="RAPTR",
-    question="Do random sub-networks whose depth rises in stages reach a deep network's loss with less compute?",
-    gate=Gate("twelve layers beat nine at equal FLOPs, both tuned", better="scratch", worse=("dense_9",)),
-    sides=[
-        Side("scratch", [Stage("large")]),
-        Side("dense_9", [Stage("dense_9")]),
-        sampled("raptr", stages=[6, 8, 10, 12]),
-        sampled("constant_9", stages=[9]),
-        sampled("progressive_layer_dropping", kind="progressive_layer_dropping"),
-        stacked(),
-    ],
-    claims=[
-        Claim("raptr", "RAPTR, arXiv:2402.05913: an equal or lower loss with 1.2 to 1.33x fewer FLOPs"),
-        Claim("constant_9", "arXiv:2402.05913: behind RAPTR"),
-        Claim("progressive_layer_dropping", "arXiv:2010.13369: 24 % less time for each sample; behind RAPTR in arXiv:2402.05913"),
-        Claim("gradual_stacking", "arXiv:2402.05913: behind RAPTR on UL2"),
-    ],
+def networks(kind: Any, width: int, heads: int, layers: int = 6) -> dict[str, Any]:
+    """All layers, and fewer."""
+    depths = {"large": layers, "dense": dense(layers), "half": layers // 2}
+    return {name: kind(width, depth, heads) for name, depth in depths.items()}
+
+
+def study(name: str, title: str, layers: int, settings: dict[str, Setting], limits: Sequence[str] = ()) -> Study:
+    """The same question for networks of so many layers, a multiple of six."""
+    sixth = layers // 6
+    return Study(
+        name=name,
+        title=title,
+        question="Do random sub-networks whose depth rises in stages reach a deep network's loss with less compute?",
+        gate=Gate(
+            f"{layers} layers beat {dense(layers)} at equal FLOPs, both tuned", better="scratch", worse=("dense",)
+        ),
+        sides=[
+            Side("scratch", [Stage("large")]),
+            Side("dense", [Stage("dense")]),
+            sampled("raptr", stages=[3 * sixth, 4 * sixth, 5 * sixth, layers]),
+            sampled("constant", stages=[dense(layers)]),
+            sampled("progressive_layer_dropping", kind="progressive_layer_dropping"),
+            stacked(layers),
+        ],
+        claims=[
+            Claim("raptr", "RAPTR, arXiv:2402.05913: an equal or lower loss with 1.2 to 1.33x fewer FLOPs"),
+            Claim("constant", "arXiv:2402.05913: behind RAPTR"),
+            Claim("progressive_layer_dropping", "arXiv:2010.13369: 24 % less time for each sample; behind RAPTR in arXiv:2402.05913"),
+            Claim("gradual_stacking", "arXiv:2402.05913: behind RAPTR on UL2"),
+        ],
+        settings=settings,
+        limits=["Compute is counted in FLOPs of the blocks that run; time falls by less.", *limits],
+    )  # fmt: skip
+
+
+SEARCH = Tune(budget=20, seeds=(100,), rates=(4e-3, 8e-3, 16e-3))
+STUDY = study(
+    "raptr",
+    "RAPTR",
+    6,
     settings={
-        "tiny": Setting(
-            networks=networks(llama, 24, 2), budgets=(10, 20, 40), tune=Tune(budget=20, seeds=(100,), rates=(2e-3, 4e-3, 8e-3))
-        ),
-        "masked": Setting(
-            networks=networks(bert, 24, 2), budgets=(10, 20, 40), task="masked-lm",
-            tune=Tune(budget=20, seeds=(100,), rates=(2e-3, 4e-3, 8e-3)),
-        ),
-        "ul2": Setting(
-            networks=networks(t5, 24, 2), budgets=(10, 20, 40), task="ul2", sequence_length=128,
-            tune=Tune(budget=20, seeds=(100,), rates=(2e-3, 4e-3, 8e-3)),
-        ),
-        "medium": Setting(networks=networks(llama, 64, 2), budgets=(10, 20, 40), tune=Tune(budget=20), sequence_length=128),
-        "large": Setting(
-            networks=networks(llama, 192, 4), budgets=(5, 10, 20), tune=Tune(budget=10, seeds=(100,)), sequence_length=256,
-            batch_size=64, trainer={"bf16": True},
-        ),
+        "tiny": Setting(networks=networks(llama, 32, 2), budgets=(20, 40), tune=SEARCH),
+        "masked": Setting(networks=networks(bert, 32, 2), budgets=(20, 40), task="masked-lm", tune=SEARCH),
+        "ul2": Setting(networks=networks(t5, 32, 2), budgets=(20, 40), task="ul2", sequence_length=128, tune=SEARCH),
     },
     limits=[
-        "Compute is counted in FLOPs of the blocks that run; time falls by less.",
+        "Six layers. Twelve of 24 units do not pay here: nine end 0.026 nats lower at 40 bytes for each parameter (one seed, one rate)."
     ],
-)  # fmt: skip
+)
