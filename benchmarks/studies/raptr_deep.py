@@ -8,7 +8,7 @@ from benchmarks.studies.study import Setting, Tune, llama
 STUDY = study(
     "raptr_deep",
     "RAPTR, twelve layers",
-    12,
+    [6, 8, 10, 12],
     settings={
         "medium": Setting(
             networks=networks(llama, 64, 2, 12), budgets=(10, 20, 40), tune=Tune(budget=20), sequence_length=128

@@ -49,7 +49,8 @@ class Rows:
                 self.found[row["id"]] = row
 
     def once(self, ids: Sequence[str], locks: Path, make: Callable[[Sequence[str]], Iterable[Row]]) -> list[Row]:
-        """The rows of these ids. Those that are missing are made now, by one of the processes that share the file.
+        """The rows of these ids. Those that are missing are taken from another file of the folder, where a study with a side in common has
+        measured them, or made now, by one of the processes that share the file.
 
         Args:
             locks: a folder for the locks of what is being made.
@@ -59,6 +60,14 @@ class Rows:
             locks.mkdir(parents=True, exist_ok=True)
             with FileLock(locks / f".{ids[-1]}.lock"):
                 self.read()
+                self._borrow(ids)
                 if missing := [own for own in ids if own not in self.found]:
                     self.add(make(missing))
         return [self.found[own] for own in ids]
+
+    def _borrow(self, ids: Sequence[str]) -> None:
+        missing = [own for own in ids if own not in self.found]
+        others = sorted(self.path.parent.glob("*.jsonl")) if missing else []
+        known = {own: row for other in others if other != self.path for own, row in Rows(other).found.items()}
+        if there := [known[own] for own in missing if own in known]:
+            self.add(there)

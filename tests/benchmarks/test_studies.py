@@ -105,6 +105,17 @@ def test_rows_that_are_there_are_not_measured_again_and_a_killed_run_keeps_them(
     assert len(Rows(tmp_path / "toy.toy.jsonl").found) == 1
 
 
+def test_a_row_that_another_study_has_measured_is_taken_from_there(tmp_path):
+    """Two studies with one target share its training from random numbers."""
+    other = Rows(tmp_path / "other.toy.jsonl")
+    other.add([{"id": "a", "loss": 1.5}, {"id": "c", "loss": 9.0}])
+    made = []
+    own = Rows(tmp_path / "toy.toy.jsonl")
+    found = own.once(["a", "b"], tmp_path / "out", lambda missing: made.append(missing) or [{"id": "b", "loss": 2.5}])
+    assert (found, made) == ([{"id": "a", "loss": 1.5}, {"id": "b", "loss": 2.5}], [["b"]])
+    assert list(Rows(tmp_path / "toy.toy.jsonl").found) == ["a", "b"]
+
+
 @pytest.mark.parametrize("best", [1e-3 / 4, 2e-3, 4e-3 * 4])
 def test_the_search_goes_on_at_either_edge(best, tmp_path, monkeypatch):
     engine = engine_at(tmp_path)
