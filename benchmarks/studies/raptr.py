@@ -85,9 +85,11 @@ STUDY = study(
     "RAPTR",
     [2, 3, 4],
     settings={
-        "tiny": Setting(networks=networks(llama, 32, 2), budgets=(40, 80), tune=SEARCH),
-        "masked": Setting(networks=networks(bert, 32, 2), budgets=(40, 80), task="masked-lm", tune=SEARCH),
-        "ul2": Setting(networks=networks(t5, 32, 2), budgets=(40, 80), task="ul2", sequence_length=128, tune=SEARCH),
+        "tiny": Setting(networks=networks(llama, 32, 2), budgets=(20, 40, 80), tune=SEARCH),
+        "masked": Setting(networks=networks(bert, 32, 2), budgets=(20, 40, 80), task="masked-lm", tune=SEARCH),
+        "ul2": Setting(
+            networks=networks(t5, 32, 2), budgets=(20, 40, 80), task="ul2", sequence_length=128, tune=SEARCH
+        ),
     },
     limits=[
         "Four layers. More do not pay here: of 24 units nine layers end 0.026 nats below twelve at 40 bytes for each parameter, of 32 units four "
