@@ -65,15 +65,11 @@ def _summary_rows(found: dict[str, list[Finding]]) -> Iterable[list[str]]:
             yield [link, "", "not measured", "", "", "not run yet"]
         for finding in found[study.name]:
             where = f"{link} ({finding.name})"
-            if finding.gate_is_measured and finding.tested_at is None:
-                yield [
-                    where,
-                    f"{len(study.claims)} claims",
-                    f"{study.gate.says}: fails",
-                    "",
-                    "",
-                    "not testable at this size",
-                ]
+            if finding.tested_at is None:
+                failed = finding.gate_is_measured
+                gate = f"{study.gate.says}: fails" if failed else "not measured yet"
+                said = "not testable at this size" if failed else "not measured yet"
+                yield [where, f"{len(study.claims)} claims", gate, "", "", said]
                 continue
             for claim in study.claims:
                 yield [
