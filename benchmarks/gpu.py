@@ -1,7 +1,7 @@
 """All that wants a GPU, in one go of under eight minutes: tests, growth and proof on the device, times of steps, studies.
 
     make gpu                             # or: python benchmarks/gpu.py
-    python benchmarks/gpu.py --only steps
+    python benchmarks/gpu.py --only raptr_deep    # another study; rows are kept, and the next go measures what is missing
 
 Each part is a command of its own with a limit in seconds; what it prints in its last line, if that is JSON, is kept. A part that
 fails or takes too long is written down as such, and the next one runs. A study joins with one line in `PARTS`. Where there is no
@@ -33,13 +33,20 @@ class Part:
     resumes: bool = False
 
 
+def study(name: str, setting: str) -> Part:
+    """A study or a trial, measured by four processes side by side."""
+    words = ("-m", "benchmarks", "run", name, "--setting", setting, "--workers", "4", "--ungated")
+    return Part(words, BUDGET, resumes=True)
+
+
 PARTS: dict[str, Part] = {
     "steps": Part(("-m", "benchmarks.support.step_times", "cuda"), 170),
     "tests": Part(("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/growth/device_suite.py"), 130),
-    "growth": Part(
-        ("-m", "benchmarks", "run", "growth", "--setting", "large", "--workers", "4", "--ungated"), 480, resumes=True
-    ),
+    **{name: study(name, "large") for name in ("growth", "depth_eight", "raptr_deep", "fusion", "best")},
+    **{name: study(name, "gpu") for name in ("majority", "incubation")},
+    "likelihood": Part(("benchmarks/energynet.py", "--large", "--parts", "likelihood"), 480),
 }
+USUAL = ("steps", "tests", "growth")
 
 
 def run(part: Part, limit: float) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def run(part: Part, limit: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(USUAL))
     parser.add_argument("--small", action="store_true", help="the small setting, which is the default")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds in all")
     parser.add_argument("--results", type=Path, default=ROOT / "results")

@@ -37,15 +37,15 @@ def text(data: str) -> str:
 
 
 def images(name: str) -> str | None:
-    """The images (`cifar10`, `mnist`, `fashion_mnist`) as an .npz file that recipes read; None where ../shared/data is not."""
+    """The images (`cifar10`, `tiny_imagenet50`, `mnist`, `fashion_mnist`) as an .npz file that recipes read; None where ../shared/data is not."""
     file = ROOT / "runs" / "images" / f"{name}.npz"
     source = loader()
     if file.exists() or source is None:
         return str(file) if file.exists() else None
     import numpy as np
 
-    if name == "cifar10":
-        (x, y), (held_x, held_y) = (source.jpegs("cifar10_jpeg", split) for split in ("train", "test"))
+    if held := {"cifar10": "test", "tiny_imagenet50": "val"}.get(name):
+        (x, y), (held_x, held_y) = (source.jpegs(f"{name}_jpeg", split) for split in ("train", held))
     else:
         x, y, held_x, held_y = source.mnist(name)
     file.parent.mkdir(parents=True, exist_ok=True)

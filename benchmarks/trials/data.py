@@ -67,7 +67,7 @@ def augmented(x: Tensor, names: Sequence[str], generator: torch.Generator) -> Te
         rows, columns = top[:, None] + torch.arange(height), left[:, None] + torch.arange(width)
         x = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     if "flip" in names:
-        mirrored = torch.rand(len(x), generator=generator) < 0.5
+        mirrored = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
         x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
     return x
 

@@ -172,6 +172,8 @@ def task(data: str, fraction: float, **more: Any) -> dict[str, Any]:
 
 DIGITS = {"layers": 8, "width": 32, "patch": 2, "epochs": 100, "batch_size": 16}
 DEEP = {"layers": 24, "width": 48, "patch": 2, "epochs": 400, "batch_size": 64}
+COLOUR = {"layers": 8, "width": 48, "patch": 4, "epochs": 100, "batch_size": 32, "augment": ("crop", "flip")}
+WIDE = {"layers": 24, "width": 192, "patch": 8, "epochs": 30, "batch_size": 128, "augment": ("crop", "flip")}
 
 TRIAL = Trial(
     name="incubation",
@@ -202,6 +204,18 @@ TRIAL = Trial(
             tuned_on=(100,),
             seeds=(0, 1, 2, 3, 4),
         ),
+        "cifar": Scale(
+            tasks={f"cifar10_{round(100 * f)}": task("cifar10", f, **COLOUR) for f in (0.1, 0.05)},
+            values=(1e-3, 2e-3),
+            tuned_on=(100,),
+            seeds=(0, 1, 2),
+        ),
+        "gpu": Scale(
+            tasks={"tiny_imagenet50": task("tiny_imagenet50", 1.0, **WIDE)},
+            values=(1e-3,),
+            seeds=(0, 1, 2),
+            sides=("incubation_clone", "stacking", "stochastic_depth"),
+        ),
         "small": Scale(
             tasks={f"digits_{round(100 * f)}": task("digits", f, **DEEP) for f in (1.0, 0.5, 0.25)},
             values=(5e-4, 1e-3, 2e-3),
@@ -221,5 +235,7 @@ TRIAL = Trial(
     baseline="end_to_end",
     protocol="The split of the budget is the paper's: 300 parts of epochs for the meta network, 100 for each module, 100 for fine-tuning, scaled to the FLOPs of "
     "training end to end. One tuned rate serves the meta network, the modules and the fine-tuning, but for what a side says.",
-    limits=["Small ViTs on digits; CIFAR-10 and Tiny-ImageNet with augmentation are not measured in this regime."],
+    limits=[
+        "Small ViTs. CIFAR-10 and Tiny-ImageNet with augmentation (settings `cifar` and `gpu`) have not been run yet."
+    ],
 )

@@ -31,7 +31,9 @@ def accuracy(model: nn.Module, data: Examples) -> float:
 
 def fit(task: Entries, options: Entries, rate: float, seed: int, split: str) -> Mapping[str, float]:
     """Train one network, and judge it."""
-    train, judged = examples(task["data"], task["rows"], split)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parts = examples(task["data"], task["rows"], split)
+    train, judged = ((x.to(device), y.to(device)) for x, y in parts)
     steps = task["epochs"] * len(train[0]) // task["batch_size"]
     setting = {"steps": steps, "batch_size": task["batch_size"], "augment": task.get("augment", ())}
     sides = Sides(problem_of(task), setting, train)
@@ -125,6 +127,23 @@ TRIAL = Trial(
             tuned_on=(100,),
             seeds=(0, 1, 2, 3, 4),
             sides=RIVALS,
+        ),
+        "gpu": Scale(
+            tasks={
+                "cifar10": {
+                    "data": "cifar10",
+                    "rows": None,
+                    "network": "resnet18",
+                    "width": 64,
+                    "epochs": 30,
+                    "batch_size": 256,
+                    "augment": ["crop", "flip"],
+                },
+            },
+            values=(1e-3, 2e-3),
+            tuned_on=(100,),
+            seeds=(0, 1, 2),
+            sides=("kernels", "mean_only", "k_times_wider"),
         ),
         "curve": Scale(
             tasks={

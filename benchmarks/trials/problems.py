@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from benchmarks.studies.study import llama
 from benchmarks.trials.kernel_sides import Problem, Units
 
+RESNETS: dict[str, dict[str, Any]] = {"resnet": {}, "resnet18": {"depths": (2, 2, 2, 2), "whole": True}}
 INPUTS = {"digits": 64, "fashion_mnist": 784}
 CLASSES = 10
 
@@ -23,15 +24,23 @@ def mlp(inputs: int, width: int, dropout: float) -> nn.Sequential:
 
 
 class ResNet(nn.Module):
-    """The residual network of transformers with batch norms, three stages; images (N, 3, H, W) to logits (N, 10)."""
+    """The residual network of transformers with batch norms; images (N, 3, H, W) to logits (N, 10).
 
-    def __init__(self, width: int, dropout: float) -> None:
+    Args:
+        depths: blocks of each stage; a stage is twice as wide as the one before it.
+        whole: a stem of 3 x 3 that keeps the image's size, as is usual for CIFAR-10; otherwise the stem quarters it.
+    """
+
+    def __init__(self, width: int, dropout: float, depths: Sequence[int] = (1, 1, 1), whole: bool = False) -> None:
         super().__init__()
         from transformers import ResNetConfig, ResNetModel
 
-        sizes = [width, 2 * width, 4 * width]
-        config = ResNetConfig(embedding_size=width, hidden_sizes=sizes, depths=[1, 1, 1], layer_type="basic")
+        sizes = [2**stage * width for stage in range(len(depths))]
+        config = ResNetConfig(embedding_size=width, hidden_sizes=sizes, depths=list(depths), layer_type="basic")
         self.body, self.dropout, self.head = ResNetModel(config), nn.Dropout(dropout), nn.Linear(sizes[-1], CLASSES)
+        if whole:
+            self.body.embedder.embedder.convolution = nn.Conv2d(3, width, 3, padding=1, bias=False)
+            self.body.embedder.pooler = nn.Identity()  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.dropout(self.body(x).pooler_output.flatten(1)))
@@ -56,11 +65,12 @@ def language_model(task: Mapping[str, Any], seed: int, dropout: float = 0.0, wid
 
 def _images(task: Mapping[str, Any]) -> Problem:
     width = task["width"]
-    if task.get("network") == "resnet":
+    if "network" in task:
+        shape = RESNETS[task["network"]]
         return Problem(
-            lambda seed, dropout: ResNet(width, dropout),
+            lambda seed, dropout: ResNet(width, dropout, **shape),
             lambda model, x: model(x),
-            lambda seed, factor: ResNet(factor * width, 0.0),
+            lambda seed, factor: ResNet(factor * width, 0.0, **shape),
             head="head",
         )
     inputs = INPUTS[task["data"]]

@@ -5,14 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
+import meristem as ms
 from benchmarks.studies.rows import Rows, identity
 from benchmarks.studies.search import search
 from benchmarks.studies.study import Claim
 from benchmarks.trials.catalogue import trials
-from benchmarks.trials.data import examples
+from benchmarks.trials.data import augmented, examples, sequences
 from benchmarks.trials.engine import Engine
 from benchmarks.trials.page import summary_rows, trial_page
+from benchmarks.trials.problems import problem_of
 from benchmarks.trials.results import Found, gate_holds
 from benchmarks.trials.trial import Condition, Scale, Trial, Way
 
@@ -146,6 +149,18 @@ def test_all_trials_tune_on_other_seeds_than_they_report():
 
 TINY = {
     "majority": {"data": "digits", "rows": 300, "width": 16, "epochs": 1, "batch_size": 100},
+    "majority_text": {
+        "data": "python-stdlib",
+        "sequence_length": 16,
+        "sequences": 20,
+        "judged": 8,
+        "width": 16,
+        "layers": 2,
+        "heads": 2,
+        "epochs": 1,
+        "batch_size": 10,
+        "warmup_steps": 1,
+    },
     "energynet": {"data": "digits", "rows": 300, "labels": 30},
     "incubation": {
         "data": "digits",
@@ -166,15 +181,54 @@ def test_every_side_of_a_trial_runs_and_two_seeds_differ(name):
     for side in trial.sides:
         first, again, other = (trial.fit(TINY[name], side.options, 2e-3, seed, "tune") for seed in (0, 0, 1))
         assert 0 <= first["value"] <= 100
-        assert first == again
+        assert first == again, side.name
         assert first != other, side.name
 
 
-def test_the_head_never_has_kernels():
-    from benchmarks.trials.kernel_sides import own_layers
-    from benchmarks.trials.problems import mlp
+@pytest.mark.parametrize("task", [{"data": "digits", "width": 16}, {"data": "cifar10", "width": 4, "network": "resnet"},
+                                  {"data": "cifar10", "width": 4, "network": "resnet18"}])  # fmt: skip
+def test_the_head_never_has_kernels(task):
+    problem = problem_of(task)
+    model = problem.new(0, 0.0)
+    many = ms.majority(model, kernels=2, exclude=problem.head)
+    several = {
+        name.partition(".parametrizations")[0] for name, _ in many.named_parameters() if "parametrizations" in name
+    }
+    layers = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    assert layers - several == {problem.head}
 
-    assert [layer.out_features for layer in own_layers(mlp(64, 16, 0.0), "6")] == [16, 16]
+
+@pytest.mark.parametrize("network, seen", [("resnet", 2), ("resnet18", 4)])
+def test_the_stem_of_a_residual_network_keeps_the_image_where_it_should(network, seen):
+    """32 x 32 pixels: quartered by the stem and twice halved by stages; or whole, and thrice halved."""
+    model = problem_of({"data": "cifar10", "width": 4, "network": network}).new(0, 0.0).eval()
+    x = torch.zeros(1, 3, 32, 32)
+    assert model.body(x).last_hidden_state.shape[-1] == seen
+    assert model(x).shape == (1, 10)
+
+
+def test_augmented_images_are_shifted_by_an_eighth_at_most_or_mirrored():
+    x = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(400, 1, 1, 1)
+    padded = torch.nn.functional.pad(x[:1], (1,) * 4, mode="replicate")[0, 0]
+    shifts = [padded[top : top + 8, left : left + 8] for top in range(3) for left in range(3)]
+    found = augmented(x, ["crop"], torch.Generator().manual_seed(0))[:, 0]
+    drawn = [[torch.equal(image, shift) for shift in shifts].index(True) for image in found]
+    assert set(drawn) == set(range(9))
+    flipped = augmented(x, ["flip"], torch.Generator().manual_seed(0))
+    mirrored = [torch.equal(image, x[0].flip(-1)) for image in flipped]
+    assert 160 < sum(mirrored) < 240
+    assert all(m or torch.equal(image, x[0]) for m, image in zip(mirrored, flipped, strict=True))
+
+
+def test_sequences_that_judge_a_search_are_others_than_those_of_results():
+    (train, following), (judged, _) = sequences("python-stdlib", 16, 50, 20, "eval")
+    (again, _), (held, _) = sequences("python-stdlib", 16, 50, 20, "tune")
+    assert torch.equal(train, again)
+    assert torch.equal(train[:, 1:], following[:, :-1])
+    rows = [{tuple(row) for row in part.tolist()} for part in (train, judged, held)]
+    assert not rows[1] & rows[2]
+    assert train.shape == (50, 16)
+    assert judged.shape == held.shape == (20, 16)
 
 
 def test_labels_are_as_many_of_each_class_and_outnumbered():
