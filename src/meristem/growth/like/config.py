@@ -37,7 +37,7 @@ from meristem.growth.plans.silent_blocks import silence
 from meristem.growth.plans.typed_layers import map_to_types, types_of
 from meristem.growth.sizes.target_config import aimed_at, check_tokens, other_fields, read_target
 from meristem.growth.sizes.targets import SIZED
-from meristem.growth.widths.norm_statistics import obstacles
+from meristem.growth.widths.obstacles import obstacles
 
 OPTIONS = frozenset({"noise", "seed", "norms"})  # of LEMON, which no target says
 

@@ -22,7 +22,8 @@ from meristem.growth.plans.silent_blocks import Silence, silence
 from meristem.growth.structure.silent_branches import silent_branches
 from meristem.growth.structure.tying import repair, tied_to_heads
 from meristem.growth.tensors.build import build
-from meristem.growth.widths.norm_statistics import keep_statistics, norms_are_kept
+from meristem.growth.widths.norm_statistics import keep_statistics
+from meristem.growth.widths.obstacles import norms_are_kept
 
 Weights = Mapping[str, Tensor]
 

@@ -8,21 +8,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy, TensorAnatomy
-from meristem.anatomy.axis_ref import kind_of
 from meristem.anatomy.builder import FunctionBuilder
-from meristem.anatomy.conventions import COMPARED_BY_TYPE, NORM_EPS_FIELDS
+from meristem.anatomy.conventions import NORM_EPS_FIELDS
 from meristem.anatomy.streamed import weights_of
 from meristem.anatomy.trace import Inputs
-from meristem.growth.plans.dimensions import sizes_after
 from meristem.growth.structure.stream import Stream
 from meristem.growth.structure.stream_watch import stream_of
-from meristem.growth.widths.causes import of_width
-from meristem.growth.widths.own_maps import OwnMaps, folds, own_maps
+from meristem.growth.widths.own_maps import OwnMaps, own_maps
 
 
 @dataclass(frozen=True)
@@ -118,109 +114,6 @@ def _of_other_units(anatomy: Anatomy, maps: Mapping[str, AxisMap], stream: Strea
         if any(not maker.writes(axis) for axis in reads for maker in makers):
             found.add(name)
     return frozenset(found)
-
-
-def obstacles(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> dict[str, str]:
-    """{axis: why its norms do not compute on the new units what they computed on the old ones}.
-
-    Uniform copies keep any norm. Padding keeps norms that do not subtract the mean, and norms whose output is
-    read and not added to what other norms measure (pre-norm). Uneven copies keep none.
-    """
-    found = {}
-    for axis in sorted(axis for axis, axis_map in maps.items() if not axis_map.is_identity()):
-        summed = [path for path in norms_over(anatomy, axis) if anatomy.norms[path].sums]
-        if summed:
-            found[axis] = f"{summed[0]} divides by the length of its input, which more units change"
-    for axis in sorted(axis for axis in maps if kind_of(axis) == "hidden" and axis not in found):
-        if cause := _computed_from(anatomy, axis, maps, model, inputs):
-            found[axis] = cause
-    uneven = {axis for axis, axis_map in maps.items() if not axis_map.is_uniform()} - set(found)
-    for axis in sorted(uneven & set(anatomy.measured)):
-        found[axis] = (
-            f"{anatomy.measured[axis]} takes its units together, outside of any norm that Meristem knows; whole multiples are exact"
-        )
-    for axis in sorted(uneven & normed_axes(anatomy) - set(found)):
-        over = norms_over(anatomy, axis)
-        if maps[axis].norm_factor == 1:
-            found[axis] = (
-                f"units get different numbers of copies, which changes what {over[0] if over else 'a norm'} measures"
-            )
-        elif anatomy.traced and (
-            mixed := [p for p in over if (g := anatomy.gain(p)) and str(g.dimensions[0].layout) != axis]
-        ):
-            found[axis] = f"{mixed[0]} measures it together with others, or in groups; whole multiples are exact"
-        elif maps[axis].heard is maps[axis].write and any(anatomy.norms[path].centres for path in over):
-            found[axis] = f"{over[0]} subtracts the mean, which new units of zero move"
-        elif axis in COMPARED_BY_TYPE.get(anatomy.builder.model_type, ()):
-            found[axis] = (
-                "the two towers are compared by the angle of their outputs, which the mean that pads them changes; whole multiples "
-                "are exact"
-            )
-        elif blocked := stream_of(model, anatomy, inputs).norms_in_the_stream(anatomy, axis):
-            found[axis] = (
-                f"{blocked[0]} subtracts the mean, and its output is measured again (post-norm), so no padding of it is "
-                "silent; whole multiples are exact"
-            )
-        elif any(anatomy.norms[path].centres for path in over) and (
-            gains := _gains_that_do_not_fold(anatomy, stream_of(model, anatomy, inputs), axis)
-        ):
-            found[axis] = (
-                f"{gains[0]} multiplies each unit of what is added to the residual stream and comes from no weight alone, so the mean that pads it "
-                "is not the mean of the products; whole multiples are exact"
-            )
-        elif unread := _read_by_no_weight(anatomy, stream_of(model, anatomy, inputs), over):
-            found[axis] = (
-                f"{unread[0]} has no gain, and no weight reads its output, so nothing can compensate for what it measures in "
-                "more units"
-            )
-        elif foreign := stream_of(model, anatomy, inputs).unscalable(over):
-            found[axis] = (
-                f"{foreign[0]} measures something that comes through a nonlinearity or a table, which no weight scales; whole "
-                "multiples are exact"
-            )
-    return found
-
-
-def _computed_from(
-    anatomy: Anatomy, axis: str, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs
-) -> str | None:
-    """What is added to the stream and computed from its width, so that no map of the stream gives that of the
-    wider network.
-    """
-    known = anatomy.override.paired or any("frequencies" in layout for _, _, layout in anatomy.override.layouts)
-    cause = None if known else of_width(model, anatomy.sizes[axis])
-    cause = of_width(model, anatomy.sizes[axis], _wider(anatomy, maps)) if cause else None
-    return cause if cause and stream_of(model, anatomy, inputs).foreign else None
-
-
-def _wider(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> nn.Module | None:
-    """What the class of the network builds in the new sizes, without values. None if it does not accept
-    them.
-    """
-    builder = anatomy.builder
-    try:
-        target = builder.resized(sizes_after(anatomy, maps), builder.depths, {})
-        with torch.device("meta"):
-            return target.build(target.sizes, target.depths)
-    except Exception:  # whatever a class raises about its config
-        return None
-
-
-def _gains_that_do_not_fold(anatomy: Anatomy, stream: Stream, axis: str) -> list[str]:
-    return [gain for gain in stream.gains_in_the_stream(anatomy, axis) if not folds(anatomy, stream, gain, axis)]
-
-
-def _read_by_no_weight(anatomy: Anatomy, stream: Stream, norms: list[str]) -> list[str]:
-    """The norms without a gain whose output neither a weight reads nor another norm measures (those of single
-    heads).
-    """
-    plain = [path for path in norms if anatomy.norms[path].gain is None and path in stream.measured]
-    return [path for path in plain if not stream.is_taken(path)]
-
-
-def norms_are_kept(anatomy: Anatomy, maps: Mapping[str, AxisMap], model: nn.Module, inputs: Inputs = None) -> bool:
-    """Whether every norm computes on the new units what it computed on the old ones."""
-    return not obstacles(anatomy, maps, model, inputs)
 
 
 def _gain_scales(anatomy: Anatomy, maps: Mapping[str, AxisMap]) -> dict[str, float]:
