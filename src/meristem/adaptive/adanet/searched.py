@@ -97,11 +97,7 @@ class Searched(Fitted):
         targets, used = targets.to(self.device), weight > 0
         x, targets, weight = x[used], targets[used], weight[used]
         shares = weight / weight.sum()
-        mean, scale = torch.zeros_like(x[0]), torch.ones_like(x[0])
-        if self.standardize:
-            mean = shares @ x
-            deviation = (shares @ (x - mean).square()).sqrt()
-            scale = torch.where(deviation > 1e-12, deviation, scale)
+        mean, scale = self._standardisation(x, shares)
         self._samples = counted_rows(weights)
         if self.variant == "CVX":
             self._search_nodes(NodewiseModule(mean, scale), x, targets, shares, loss)
@@ -113,11 +109,7 @@ class Searched(Fitted):
         start = chosen_start(modules, rows, prices, loss, self._options(0.0), seed, self.max_depth)
         module, self.price_ = start.module, start.price
         self._report(f"adanet_lambda {self.price_:g}, {module.num_bins} bins, layers up to {start.max_depth}")
-        held = None
-        if self.validation_fraction:
-            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed), device="cpu")
-            held = order[: max(1, int(self.validation_fraction * len(x)))]
-        options = self._options(self.price_)
+        same = ("max_rounds", "min_improvement", "n_jobs", "subsample", "checkpoint", "log_dir")
         search = Search(
             module,
             x,
@@ -125,20 +117,33 @@ class Searched(Fitted):
             weight,
             self._samples,
             loss,
-            options,
-            max_rounds=self.max_rounds,
+            self._options(self.price_),
             max_depth=start.max_depth,
-            min_improvement=self.min_improvement,
             seed=seed,
-            n_jobs=self.n_jobs,
-            subsample=self.subsample,
-            rows_held_out=held,
-            checkpoint=self.checkpoint,
-            log_dir=self.log_dir,
+            rows_held_out=self._held_out(len(x), seed),
             report=self._report,
+            **{name: getattr(self, name) for name in same},
         )
         search.run()
         self.module_, self.history_ = search.module, search.history
+
+    def _standardisation(self, x: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted mean of each input, and its deviation, which is 1 for a constant one; 0 and 1 where inputs
+        are read as they are.
+        """
+        mean, scale = torch.zeros_like(x[0]), torch.ones_like(x[0])
+        if self.standardize:
+            mean = shares @ x
+            deviation = (shares @ (x - mean).square()).sqrt()
+            scale = torch.where(deviation > 1e-12, deviation, scale)
+        return mean, scale
+
+    def _held_out(self, count: int, seed: int) -> Tensor | None:
+        """The rows that only judge, of `count`. None if all rows train."""
+        if not self.validation_fraction:
+            return None
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
+        return order[: max(1, int(self.validation_fraction * count))]
 
     def _starts(self, mean: Tensor, scale: Tensor, x: Tensor, outputs: int) -> list[AdaNetModule]:
         """Networks without blocks to choose from. They read numbers as they are, or encoded in bins too."""
