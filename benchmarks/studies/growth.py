@@ -11,7 +11,7 @@ CARRIED: dict[str, dict[str, Any]] = {
     "hypercloning": {"method": "hypercloning", "width": 2, "noise": 0.1, "optimizer": "carry"},
     "lemon": {"method": "lemon", "width": 2, "optimizer": "carry"},
     "shrink_perturb": {"method": "shrink_zero_pad_perturb", "width": 2},
-    "ligo": {"method": "ligo", "width": 2, "steps": 60, "learning_rate": 3e-4},
+    "ligo": {"method": "ligo", "width": 2, "steps": 60, "learning_rate": 3e-4, "noise": 0.1},
 }
 SCALED = {"scale_learning_rate": True}  # each weight steps as its growth asks (see `growth.optimizer.amplitudes`)
 MOMENTS = (8, 4, 16)  # the first is tuned; of a budget of 40: 20, 10 and 40 %

@@ -4,7 +4,8 @@ hundred steps.
 Wang, Panda, Torroba Hennigen, Greengard, Karlinsky, Feris, Cox, Wang, Kim: "Learning to Grow Pretrained
 Models for Efficient Transformer Training", ICLR 2023, arXiv:2303.00980. The paper has one matrix per axis,
 which serves writers and, transposed, readers. Here every axis has a pair of matrices. The pair starts at a
-duplication that keeps the function, and both are free from then on.
+duplication that keeps the function, with noise that copies cancel, and both are free from then on. (Without
+noise, copies get equal gradients in the fit and in all training after it, and stay copies forever.)
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from meristem.growth.plans.plan import GrowthPlan
 from meristem.growth.sizes.depth_targets import depth_targets
 from meristem.growth.tensors.apply import grow_tensor
 from meristem.growth.widths.padding import lossless
+from meristem.streams import stream
 
 FIXED = ("head_dim", "vocab", "positions", "projection")  # kinds of axes that are not fitted
 
@@ -50,6 +52,10 @@ class LiGO(WidthMethod):
             encoder-decoder.
         steps: the number of steps of the fit.
         learning_rate: the learning rate of the fit (Adam on the maps).
+        noise: the standard deviation of the noise on how new units are read, relative to the weights of
+            readers. It lies in the null space of the copies, so the fit still starts at the small network's
+            function.
+        seed: of the noise.
     """
 
     name: ClassVar[str] = "ligo"
@@ -60,6 +66,8 @@ class LiGO(WidthMethod):
     blocks: str = "all"
     steps: int = 100
     learning_rate: float = 3e-4
+    noise: float = 0.1
+    seed: int = 0
 
     def fit(
         self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]], anatomy: Anatomy | None = None
@@ -117,6 +125,15 @@ class LiGO(WidthMethod):
         targets = depth_targets(anatomy, self.name, *asked, blocks=self.blocks)
         return {axis: repeat_all(anatomy.depths[axis], target) for axis, target in targets.items()}
 
+    def _apart(self, axis: str, start: AxisMap) -> Tensor:
+        """How the new units of an axis are read at the start of the fit (new size, old size): as `start` reads
+        them, with noise that is orthogonal to all that they carry.
+        """
+        read, write, heard = (side.matrix().double() for side in (start.read, start.write, start.heard))
+        generator = torch.Generator().manual_seed(stream(self.seed, self.name, axis))
+        noise = torch.randn(read.shape, generator=generator, dtype=read.dtype)
+        return read + self.noise / read.shape[1] ** 0.5 * _orthogonal(noise, torch.cat([write, heard], 1))
+
     def _starting_point(self, anatomy: Anatomy, weights: Weights) -> FittedLiGO:
         maps, layers = self.axis_maps(anatomy, weights), self.layer_maps(anatomy)
         mixture = {}
@@ -126,11 +143,16 @@ class LiGO(WidthMethod):
                 mixture[axis][new, old] = 1.0
         return FittedLiGO(
             write={axis: maps[axis].write.matrix().float() for axis in maps if _learns(axis)},
-            read={axis: maps[axis].read.matrix().float() for axis in maps if _learns(axis)},
+            read={axis: self._apart(axis, maps[axis]).float() for axis in maps if _learns(axis)},
             mixture=mixture,
             fitted_with=self.options(),
             start=dict(maps),
         )
+
+
+def _orthogonal(noise: Tensor, directions: Tensor) -> Tensor:
+    """`noise` (units, columns) without its part in the span of `directions` (units, k)."""
+    return noise - directions @ (torch.linalg.pinv(directions) @ noise)
 
 
 def _learns(axis: str) -> bool:
