@@ -44,9 +44,9 @@ STUDY = Study(
                Stage("large", make=WIDER, train=STAGED)),
     ],
     claims=[
-        Claim("deeper_wider_raptr", "ours: stacking, zero padding and RAPTR stages together save half"),
-        Claim("deeper_wider", "ours: stacking and zero padding save half"),
-        Claim("wider", "ours: zero padding at 10 % saves half"),
+        Claim("deeper_wider_raptr", "ours: stacking, zero padding and RAPTR stages together save half", saves=0.5),
+        Claim("deeper_wider", "ours: stacking and zero padding save half", saves=0.5),
+        Claim("wider", "ours: zero padding at 10 % saves half", saves=0.5),
     ],
     settings={
         "tiny": Setting(

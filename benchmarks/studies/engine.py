@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.studies.junctions import with_warmups
 from benchmarks.studies.nodes import Prices, asked, is_readable, recipe_of
 from benchmarks.studies.perform import perform_recipe
+from benchmarks.studies.results import current_rows
 from benchmarks.studies.rows import Row, Rows, identity, in_turn
 from benchmarks.studies.search import search
 from benchmarks.studies.statistics import gate_passes
@@ -52,7 +53,8 @@ class Engine:
         for name in () if self.ungated else in_turn((gate.better, *gate.worse), self.turn):
             self.report(self.study.side(name))
         self.rows.read()
-        if not self.ungated and not any(gate_passes(self.study, self.setting, self.rows.found.values()).values()):
+        current = current_rows(self.study, self.setting, self.rows.found.values())
+        if not self.ungated and not any(gate_passes(self.study, self.setting, current).values()):
             say(f"{self.study.name}: not testable at this size: {gate.says}: no")
             return False
         for side in in_turn(self.study.sides_of(self.setting), self.turn):
@@ -93,7 +95,7 @@ class Engine:
             made = self._run(side, rates, left, seed, split)
             return [{"id": own, **fixed, "budget": ids[own], **made[ids[own]]} for own in missing]
 
-        return self.rows.once(list(ids), self.out, make)
+        return self.rows.once(list(ids), self.out, make, fixed)
 
     def _run(
         self, side: Side, rates: Sequence[float], budgets: Sequence[float], seed: int, split: str

@@ -22,9 +22,11 @@ def write_evidence(found: Mapping[str, Sequence[Finding]], root: Path) -> None:
 
 
 def evidence(finding: Finding) -> list[dict[str, Any]]:
-    """One entry for each claim of a study at one setting."""
+    """One entry for each side of a study, at one setting, of which something is claimed: the first claim, and the figures against the
+    baseline."""
     entries = []
-    for claim in finding.study.claims:
+    firsts = {claim.side: claim for claim in reversed(finding.study.claims)}
+    for claim in (claim for claim in finding.study.claims if claim is firsts[claim.side]):
         budgets = {
             budget: figures for budget in finding.setting.budgets if (figures := _at(finding, claim.side, budget))
         }

@@ -38,10 +38,11 @@ STUDY = Study(
     claims=[
         Claim("plain", "Deep Fusion, arXiv:2306.11903: standard training's quality or better, in significantly less time"),
         Claim("self", "self-fusion, arXiv:2306.11903: standard training's quality or better"),
-        Claim("grouped", "ours: the exact form"),
-        Claim("equalised", "ours: norms equalised before"),
-        Claim("grouped_warmup", "dynamics: a warm-up at the junction helps"),
-        Claim("grouped_diagnosed", "dynamics: the warm-up of `meristem diagnose` is better than none, and than 5 %"),
+        Claim("grouped", "ours: the exact form is better than the plain one", versus="plain"),
+        Claim("equalised", "ours: norms equalised before are better than the plain form", versus="plain"),
+        Claim("grouped_warmup", "dynamics: a warm-up at the junction helps", versus="grouped"),
+        Claim("grouped_diagnosed", "dynamics: the warm-up of `meristem diagnose` is better than none", versus="grouped"),
+        Claim("grouped_diagnosed", "dynamics: it is better than 5 % of the steps", versus="grouped_warmup"),
     ],
     settings={
         "tiny": Setting(

@@ -55,10 +55,11 @@ STUDY = Study(
     ],
     baseline="balanced",
     claims=[
-        Claim("upcycled@8", "sparse upcycling, arXiv:2212.05055 and 2410.07524: ahead of dense training that goes on and of the mixture from scratch"),
-        Claim("upcycled@20", "sparse upcycling, arXiv:2212.05055: the same with half of the compute spent on the dense network"),
-        Claim("drop_upcycled@8", "drop-upcycling, arXiv:2502.19261: ahead of plain upcycling in the long run"),
-        Claim("copies@8", "arXiv:2410.07524: whole copies behind fine-grained ones"),
+        Claim("upcycled@8", "sparse upcycling, arXiv:2212.05055 and 2410.07524: ahead of dense training that goes on", versus="dense"),
+        Claim("upcycled@8", "sparse upcycling, arXiv:2212.05055: ahead of the mixture from scratch, the dense network given", given=True),
+        Claim("upcycled@20", "the same, from a dense network that has trained for longer", given=True),
+        Claim("drop_upcycled@8", "drop-upcycling, arXiv:2502.19261: ahead of plain upcycling in the long run", versus="upcycled@8"),
+        Claim("copies@8", "arXiv:2410.07524: whole copies behind fine-grained ones", versus="upcycled@8", direction="behind"),
     ],
     settings={
         "tiny": Setting(

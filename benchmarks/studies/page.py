@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.studies.catalogue import studies
 from benchmarks.studies.nodes import is_readable
 from benchmarks.studies.results import Finding
-from benchmarks.studies.statistics import LEAST_SEEDS
+from benchmarks.studies.statistics import LEAST_SEEDS, Saving
 from benchmarks.studies.study import Claim, Study, layers_of
 from benchmarks.support.markdown import table
 
@@ -18,7 +18,9 @@ PROTOCOL = """\
 Every side spends the same counted FLOPs, all of its parents included. The learning rate is constant, and falls to zero over the last
 {decay:.0%} of the budget (1 - sqrt). Each figure is therefore that of a finished network, and one stable run serves all budgets. Every side's rate comes
 from the same search, at a budget of {tune_budget:g}, on seed{s} {tune_seeds} and on a split that no result uses: {rates}, then further by factors of two at
-either edge while the edge is best. The cost of the search ({tune_flops:.1f} TFLOPs in all) is not counted in the sides' compute. Reported seeds: {seeds}.
+either edge while the edge is best. The cost of the search ({tune_flops:.1f} TFLOPs in all) is not counted in the sides' compute. At longer budgets than the
+search's, another rate may be better, for any side. Parents train at the rate that was found for their own side.{shared} Reported seeds: {seeds}.
+Sides of one seed share their parents and the order of the data, so that their effects are correlated.
 A budget of b means b tokens for each parameter of the target network, trained from random numbers ({unit:.3f} TFLOPs for each unit of b).
 
 Data: `{data}`, {task}, bytes, sequences of {length}, batches of {batch}. Networks: {networks}."""
@@ -36,7 +38,12 @@ def summary(found: dict[str, list[Finding]], more: Iterable[Sequence[str]] = ())
         "- *Saved*: the share of the baseline's compute that is saved to the same loss.",
         "",
         "Compute includes all parents. Budgets are in bytes for each parameter of the target. With three seeds the interval reaches roughly from",
-        "the lowest to the highest of the three differences. Read it as the spread of the seeds, not as a level of 95 %.",
+        "the lowest to the highest of the three differences. Read it as the spread of the seeds, not as a level of 95 %. An effect is shown where the",
+        "interval leaves out zero and, of up to five seeds, all have the same sign. Sides of one study share seeds and parents, so that their effects are",
+        "correlated: a study is one piece of evidence, not one for each line.",
+        "",
+        "A verdict is about the claim: against the side, in the direction and of the size that it names. *In part* is a lower loss that saves less than",
+        "is claimed.",
         "",
         "A study is one file in `benchmarks/studies/`: question, gate, sides (stages that are recipe nodes), settings. Its results are the rows of",
         "`results/studies/NAME.SETTING.jsonl`, one for each side, seed, budget and rate. `python -m benchmarks run NAME` measures the missing rows, and",
@@ -76,17 +83,26 @@ def _summary_rows(found: dict[str, list[Finding]]) -> Iterable[list[str]]:
                     where,
                     f"`{claim.side}`: {claim.says}",
                     finding.gate_in_words(),
-                    *_effect(finding, claim.side),
+                    *_effect(finding, claim),
                     finding.verdict(claim),
                 ]
 
 
-def _effect(finding: Finding, side: str) -> list[str]:
+def _effect(finding: Finding, claim: Claim) -> list[str]:
     budget = finding.tested_at
-    gap = finding.gap(side, budget) if budget is not None else None
+    gap = finding.effect_of(claim, budget) if budget is not None else None
     if budget is None or gap is None:
         return ["", ""]
-    return [f"{gap} at {budget:g}", str(finding.saved(side, budget))]
+    how = f", against `{claim.versus}`" if claim.versus else ", parents given" if claim.given else ""
+    return [f"{gap} at {budget:g}{how}", "" if claim.versus else _saved(finding, claim, budget)]
+
+
+def _saved(finding: Finding, claim: Claim, budget: float) -> str:
+    """The saving as the claim counts it."""
+    saved = finding.saved(claim.side, budget)
+    if not claim.given or saved.given is None:
+        return str(saved)
+    return str(Saving(saved.given, saved.given, saved.reached, saved.seeds, saved.is_bound))
 
 
 def study_page(study: Study, found: Sequence[Finding], docs: Path, rows: Path) -> str:
@@ -116,10 +132,17 @@ def _protocol(finding: Finding) -> str:
     units = [r["flops"] / r["budget"] for r in finding.rows if r["side"] == finding.study.baseline and r.get("flops")]
     return PROTOCOL.format(
         decay=setting.decay, tune_budget=tune.budget, s="s" * (len(tune.seeds) > 1), tune_seeds=_listed(tune.seeds),
-        rates=_listed(f"{rate:g}" for rate in tune.rates), tune_flops=tuning, seeds=_listed(setting.seeds),
+        shared=_shared(finding), rates=_listed(f"{rate:g}" for rate in tune.rates), tune_flops=tuning, seeds=_listed(setting.seeds),
         unit=sum(units) / max(1, len(units)) / 1e12, data=setting.data, task=setting.task, length=setting.sequence_length,
         batch=setting.batch_size, networks="; ".join(_network(name, entries) for name, entries in setting.networks.items()),
     )  # fmt: skip
+
+
+def _shared(finding: Finding) -> str:
+    """Which sides have no search of their own."""
+    sides = [side for side in finding.study.sides_of(finding.setting) if side.rate_of]
+    said = [f"`{side.name}` that of `{side.rate_of}`" for side in sides]
+    return f" Without a search of its own, each takes the rate of another: {', '.join(said)}." if said else ""
 
 
 def _network(name: str, entries: Any) -> str:
@@ -181,12 +204,17 @@ def _verdicts(finding: Finding) -> list[str]:
 
 def _said(finding: Finding, claim: Claim, budget: float) -> str:
     """One line: the claim, the verdict, the effect, the saving, and that with parents given."""
-    line, saved = f"- `{claim.side}` ({claim.says}): {finding.verdict(claim)}", finding.saved(claim.side, budget)
-    gap = finding.gap(claim.side, budget)
+    line, saved = f"- `{claim.side}` ({claim.says}): **{finding.verdict(claim)}**", finding.saved(claim.side, budget)
+    gap, given = finding.gap(claim.side, budget), finding.given(claim.side, budget)
     if gap is None:
         return line
-    given = f"; {saved.given.mean:.0%} with the parents given" if saved.given else ""
-    return f"{line}; {gap}; saved: {saved}{given}"
+    told = [f"loss {gap}, saved: {saved}"]
+    if claim.versus and (other := finding.effect_of(claim, budget)):
+        told.insert(0, f"against `{claim.versus}` {other}")
+    if given and finding.study.side(claim.side).has_parents:
+        share = f", saved: {saved.given.mean:.0%}" if saved.given else ""
+        told.append(f"with the parents given {given}{share}")
+    return "; ".join([line, *told])
 
 
 def _listed(values: Iterable[Any]) -> str:

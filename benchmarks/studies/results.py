@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.studies.nodes import asked
 from benchmarks.studies.rows import Row, Rows, identity
-from benchmarks.studies.statistics import LEAST_SEEDS, Saving, differences, gate_passes, losses, saving
+from benchmarks.studies.statistics import (
+    LEAST_SEEDS,
+    Saving,
+    differences,
+    gap_with_parents_given,
+    gate_passes,
+    losses,
+    saving,
+)
 from benchmarks.studies.study import Claim, Setting, Study
+from benchmarks.studies.verdicts import verdict
 from benchmarks.support.statistics import Effect, effect
+
+
+def current_rows(study: Study, setting: Setting, rows: Iterable[Row]) -> list[Row]:
+    """Those that today's definition would ask for."""
+    known = {side.name: side for side in study.sides}
+
+    def own(row: Row) -> str:
+        return identity(asked(setting, known[row["side"]], row["rates"], row["budget"], row["seed"], row["split"]))
+
+    return [row for row in rows if row["side"] in known and row["id"] == own(row)]
 
 
 @dataclass(frozen=True)
@@ -24,15 +43,8 @@ class Finding:
 
     @staticmethod
     def of(study: Study, name: str, folder: Path) -> Finding:
-        setting, known = study.settings[name], {side.name: side for side in study.sides}
-        rows = [
-            row
-            for row in Rows(folder / f"{study.name}.{name}.jsonl").found.values()
-            if row["side"] in known
-            and row["id"]
-            == identity(asked(setting, known[row["side"]], row["rates"], row["budget"], row["seed"], row["split"]))
-        ]
-        return Finding(study, name, setting, rows)
+        setting, rows = study.settings[name], Rows(folder / f"{study.name}.{name}.jsonl").found.values()
+        return Finding(study, name, setting, current_rows(study, setting, rows))
 
     @property
     def gates(self) -> dict[float, bool]:
@@ -59,6 +71,17 @@ class Finding:
         paired = differences(losses(self.rows, side).get(budget, {}), theirs)
         return effect(paired) if paired else None
 
+    def given(self, side: str, budget: float) -> Effect | None:
+        """Loss minus the baseline's where the side's parents cost nothing: they are there already."""
+        paired = gap_with_parents_given(self.rows, side, self.study.baseline, budget)
+        return effect(paired) if paired else None
+
+    def effect_of(self, claim: Claim, budget: float) -> Effect | None:
+        """What the claim is about: the side's loss minus that of the side it is held against."""
+        if claim.given:
+            return self.given(claim.side, budget)
+        return self.gap(claim.side, budget, to=claim.versus)
+
     def saved(self, side: str, budget: float) -> Saving:
         return saving(self.rows, side, self.study.baseline, budget)
 
@@ -75,14 +98,9 @@ class Finding:
         budget = self.tested_at
         if budget is None:
             return "not testable at this size" if self.gate_is_measured else "not measured yet"
-        gap = self.gap(claim.side, budget)
-        if gap is None or gap.seeds < LEAST_SEEDS:
-            return "not measured yet"
-        if gap.high < 0:
-            return "holds here: a lower loss at equal compute"
-        if gap.low > 0:
-            return "does not hold here: a higher loss at equal compute"
-        return "no difference shown"
+        other = f" than `{claim.versus}`" if claim.versus else " with the parents given" if claim.given else ""
+        words = (f"a lower loss{other}", f"a higher loss{other}")
+        return verdict(claim, self.effect_of(claim, budget), *words, self.saved(claim.side, budget))
 
 
 def findings(study: Study, folder: Path) -> list[Finding]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from filelock import FileLock
@@ -48,26 +49,33 @@ class Rows:
                 file.write(json.dumps(row) + "\n")
                 self.found[row["id"]] = row
 
-    def once(self, ids: Sequence[str], locks: Path, make: Callable[[Sequence[str]], Iterable[Row]]) -> list[Row]:
+    def once(
+        self,
+        ids: Sequence[str],
+        locks: Path,
+        make: Callable[[Sequence[str]], Iterable[Row]],
+        named: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[Row]:
         """The rows of these ids. Those that are missing are taken from another file of the folder, where a study with a side in common has
         measured them, or made now, by one of the processes that share the file.
 
         Args:
             locks: a folder for the locks of what is being made.
             make: missing ids to their rows.
+            named: what a row is called here ("side"), whatever another study calls it.
         """
         if any(own not in self.found for own in ids):
             locks.mkdir(parents=True, exist_ok=True)
             with FileLock(locks / f".{ids[-1]}.lock"):
                 self.read()
-                self._borrow(ids)
+                self._borrow(ids, named)
                 if missing := [own for own in ids if own not in self.found]:
                     self.add(make(missing))
         return [self.found[own] for own in ids]
 
-    def _borrow(self, ids: Sequence[str]) -> None:
+    def _borrow(self, ids: Sequence[str], named: Mapping[str, Any]) -> None:
         missing = [own for own in ids if own not in self.found]
         others = sorted(self.path.parent.glob("*.jsonl")) if missing else []
         known = {own: row for other in others if other != self.path for own, row in Rows(other).found.items()}
-        if there := [known[own] for own in missing if own in known]:
+        if there := [{**known[own], **named} for own in missing if own in known]:
             self.add(there)

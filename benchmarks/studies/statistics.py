@@ -29,13 +29,13 @@ def differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[
 
 
 def gate_passes(study: Study, setting: Setting, rows: Iterable[Row]) -> dict[float, bool]:
-    """By budget: whether the gate's better side has a lower loss than each worse one, with the whole interval, on three seeds or more."""
+    """By budget: whether the gate's better side is shown to have a lower loss than each worse one, on three seeds or more."""
     rows = list(rows)
     better, worse = losses(rows, study.gate.better), [losses(rows, side) for side in study.gate.worse]
 
     def passes(budget: float) -> bool:
         pairs = [differences(better.get(budget, {}), other.get(budget, {})) for other in worse]
-        return all(len(paired) >= LEAST_SEEDS and effect(paired).high < 0 for paired in pairs)
+        return all(len(paired) >= LEAST_SEEDS and effect(paired).is_below for paired in pairs)
 
     return {budget: passes(budget) for budget in setting.budgets}
 
@@ -58,6 +58,15 @@ def flops_to(curve: Sequence[tuple[float, float]], loss: float) -> float | None:
     return None
 
 
+def loss_at(curve: Sequence[tuple[float, float]], flops: float) -> float | None:
+    """The loss of a curve of decayed networks at so many FLOPs, log-linearly between its budgets; None outside of them."""
+    for (before, high), (after, low) in pairwise(curve):
+        if before <= flops <= after:
+            share = (math.log(flops) - math.log(before)) / (math.log(after) - math.log(before))
+            return high + share * (low - high)
+    return None
+
+
 def is_before_first(curve: Sequence[tuple[float, float]], loss: float) -> bool:
     """Whether the curve's first network is better than this already, so that only a bound is known."""
     return bool(curve) and curve[0][1] < loss
@@ -68,6 +77,7 @@ class Saving:
     """The share of the baseline's compute that a side saves on the way to the baseline's loss at a budget.
 
     Args:
+        effect: None if some seed did not reach that loss: a mean over the others would leave out the worst.
         given: the same where the parents are there already and count nothing.
         reached: seeds that reached it, of `seeds`.
         is_bound: whether some seed was there at its first reading, so that it saves at least this.
@@ -81,10 +91,9 @@ class Saving:
 
     def __str__(self) -> str:
         if self.effect is None:
-            return f"not reached ({self.reached} of {self.seeds})"
+            return f"reached on {self.reached} of {self.seeds} seeds" if self.reached else "not reached"
         least = "at least " if self.is_bound else ""
-        some = f", {self.reached} of {self.seeds} seeds" if self.reached < self.seeds else ""
-        return f"{least}{self.effect.mean:.0%} [{self.effect.low:.0%}, {self.effect.high:.0%}]{some}"
+        return f"{least}{self.effect.mean:.0%} [{self.effect.low:.0%}, {self.effect.high:.0%}]"
 
 
 def saving(rows: Iterable[Row], side: str, baseline: str, budget: float) -> Saving:
@@ -110,6 +119,20 @@ def saving(rows: Iterable[Row], side: str, baseline: str, budget: float) -> Savi
         if spent is not None:
             found.append(1 - spent / goal["flops"])
             given.append(1 - (spent - parents[seed]) / goal["flops"])
-    if not found:
-        return Saving(None, None, 0, seeds, bound)
+    if len(found) < max(seeds, 1):
+        return Saving(None, None, len(found), seeds, bound)
     return Saving(effect(found), effect(given), len(found), seeds, bound)
+
+
+def gap_with_parents_given(rows: Iterable[Row], side: str, baseline: str, budget: float) -> list[float]:
+    """The side's loss minus the baseline's after as many FLOPs as the side has had without its parents, seed by seed; those left out whose
+    baseline was not read before and after that many."""
+    rows = list(rows)
+    found = []
+    for own in rows:
+        if (own["side"], own["split"], own["budget"]) != (side, "eval", budget):
+            continue
+        theirs = loss_at(curve_of(rows, baseline, own["seed"]), own["flops"] - own["parents_flops"])
+        if theirs is not None:
+            found.append((math.inf if own["loss"] is None else own["loss"]) - theirs)
+    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 Entries = Mapping[str, Any]
 
@@ -49,6 +49,11 @@ class Side:
     stages: Sequence[Stage]
     rate_of: str | None = None
     whole: bool = False
+
+    @property
+    def has_parents(self) -> bool:
+        """Whether the last network comes from others, whose cost counts."""
+        return len(self.stages) > 1
 
     @property
     def least(self) -> float:
@@ -108,10 +113,21 @@ class Setting:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says of a side, for the table."""
+    """What a paper says of a side, for the table.
+
+    Args:
+        versus: the side that it is held against; the study's baseline by default.
+        direction: whether the side is said to be ahead of that one, behind it, or as good.
+        saves: the least share of the compute that is said to be saved; None where the claim is of the loss alone.
+        given: the parents' cost does not count in the claim: they are there already.
+    """
 
     side: str
     says: str
+    versus: str | None = None
+    direction: Literal["ahead", "behind", "equal"] = "ahead"
+    saves: float | None = None
+    given: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,11 @@ from matplotlib.colors import rgb_to_hsv
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
+def is_pair(name: str) -> bool:
+    """Whether it names two classes: "deer-truck", and not a table like "adult-train"."""
+    return len(name.split("-")) == 2 and set(name.split("-")) <= set(NAMES)
+
+
 def features(images: np.ndarray) -> np.ndarray:
     """154 numbers in [0, 1] for each image: 9 orientations of gradient in 4 x 4 cells, and a histogram of 10 hues."""
     grey = images.astype(float) @ [0.299, 0.587, 0.144]

@@ -15,12 +15,24 @@ LEVEL, DRAWS, ENUMERATED = 0.95, 10_000, 5
 
 @dataclass(frozen=True)
 class Effect:
-    """The mean of paired differences, and the bootstrap's interval at 95 %."""
+    """The mean of paired differences, the bootstrap's interval at 95 %, and the smallest and the largest difference."""
 
     mean: float
     low: float
     high: float
     seeds: int
+    least: float
+    most: float
+
+    @property
+    def is_below(self) -> bool:
+        """Whether it is shown to be below zero: by the whole interval, and of up to five seeds by every one."""
+        return self.high < 0 and (self.seeds > ENUMERATED or self.most < 0)
+
+    @property
+    def is_above(self) -> bool:
+        """The same for above zero."""
+        return self.low > 0 and (self.seeds > ENUMERATED or self.least > 0)
 
     def __str__(self) -> str:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
@@ -28,7 +40,8 @@ class Effect:
 
 def effect(values: Sequence[float]) -> Effect:
     """Of paired differences, one for each seed: their mean with the percentile bootstrap's interval, by all resamples of up to five values, by
-    10,000 draws of more. With three seeds it is about the range of the three, and says no more. A run that diverged has an infinite difference.
+    10,000 draws of more. With three seeds it is about the range of the three, and can leave out zero although one difference has the other sign
+    (see `Effect.is_below`). A run that diverged has an infinite difference.
 
     Raises:
         ValueError: for no values.
@@ -42,7 +55,7 @@ def effect(values: Sequence[float]) -> Effect:
         means = drawn.mean(1)
     between: Any = "linear" if np.isfinite(means).all() else "nearest"  # between two infinities there is nothing
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method=between)
-    return Effect(mean(values), float(low), float(high), len(values))
+    return Effect(mean(values), float(low), float(high), len(values), min(values), max(values))
 
 
 def deviation(values: Sequence[float]) -> float | None:

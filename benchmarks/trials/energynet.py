@@ -156,9 +156,12 @@ TRIAL = Trial(
         ),
     },
     claims=[
-        Claim("energynet", "EnergyNet, arXiv:1711.03130: structure without labels is as good as a searched one"),
-        Claim("structure_only", "the same structure, weights from random numbers"),
-        Claim("pca_logistic", "the simplest use of rows without labels"),
+        Claim(
+            "energynet",
+            "EnergyNet, arXiv:1711.03130: structure without labels is as good as a searched one",
+            direction="equal",
+        ),
+        Claim("structure_only", "ours: its widths alone are better than random ones", versus="random_widths"),
     ],
     baseline="mlp",
     protocol="The MLP's widths are chosen among five by cross-validation on the rows with labels. The tuned number is the learning rate of the "

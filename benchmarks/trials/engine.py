@@ -11,7 +11,7 @@ from statistics import mean
 from benchmarks.studies.rows import Row, Rows, identity, in_turn
 from benchmarks.studies.search import search
 from benchmarks.support.terminal import say
-from benchmarks.trials.results import gate_holds
+from benchmarks.trials.results import current_rows, gate_holds
 from benchmarks.trials.trial import Scale, Trial, Way
 
 
@@ -45,13 +45,16 @@ class Engine:
         for task in self.scale.tasks:
             for name in self.trial.gate.sides:
                 self.report(task, self.trial.side(name))
-            if not self.ungated and not gate_holds(self.trial, self.scale, task, self.rows.found.values()):
+            if not self.ungated and not gate_holds(self.trial, self.scale, task, self._current()):
                 say(f"{self.trial.name}, {task}: not testable: {self.trial.gate.says}: no")
                 continue
             tested = True
             for side in self.trial.sides_of(self.scale):
                 self.report(task, side)
         return tested
+
+    def _current(self) -> list[Row]:
+        return current_rows(self.trial, self.scale, self.rows.found.values())
 
     def report(self, task: str, side: Way) -> list[Row]:
         """The side's figures on the reported seeds."""
@@ -86,4 +89,4 @@ class Engine:
             )
             return [{"id": own, **fixed, **kept, "seconds": seconds}]
 
-        return self.rows.once([own], self.out, make)[0]
+        return self.rows.once([own], self.out, make, fixed)[0]

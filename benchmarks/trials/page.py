@@ -50,9 +50,10 @@ def summary_rows(trial: Trial, found: Sequence[Found]) -> Iterable[list[str]]:
                 yield [where, f"{len(trial.claims)} claims", said, "", "", "not testable on this task"]
                 continue
             for claim in trial.claims:
-                if gap := own.gap(task, claim.side):
-                    effect = f"{gap} {trial.metric}" if gate == "passes" else ""
-                    verdict = own.verdict(task, claim.side)
+                if gap := own.gap(task, claim.side, claim.versus):
+                    how = f", against `{claim.versus}`" if claim.versus else ""
+                    effect = f"{gap} {trial.metric}{how}" if gate == "passes" else ""
+                    verdict = own.verdict(task, claim)
                     yield [where, f"`{claim.side}`: {claim.says}", gate, effect, "", verdict]
 
 
@@ -86,7 +87,11 @@ def _task(own: Found, task: str) -> list[str]:
     lines += ["", *table(head, rows), ""]
     if own.gate(task) == "fails":
         return [*lines, "**Not testable on this task.**"]
-    said = [f"- `{c.side}` ({c.says}): {own.verdict(task, c.side)}" for c in own.trial.claims if own.gap(task, c.side)]
+    said = [
+        f"- `{c.side}` ({c.says}): **{own.verdict(task, c)}**; {gap}"
+        for c in own.trial.claims
+        if (gap := own.gap(task, c.side, c.versus))
+    ]
     return [*lines, *said]
 
 

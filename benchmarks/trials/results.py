@@ -9,6 +9,8 @@ from pathlib import Path
 
 from benchmarks.studies.rows import Row, Rows, identity
 from benchmarks.studies.statistics import LEAST_SEEDS, differences
+from benchmarks.studies.study import Claim
+from benchmarks.studies.verdicts import verdict
 from benchmarks.support.statistics import Effect, effect
 from benchmarks.trials.trial import Scale, Trial
 
@@ -29,6 +31,17 @@ def _measured(row: Row) -> tuple[float, int, str]:
     return row["tuned"], row["seed"], row["split"]
 
 
+def current_rows(trial: Trial, scale: Scale, rows: Iterable[Row]) -> list[Row]:
+    """Those that today's definition would ask for."""
+    known = {side.name: side for side in trial.sides}
+    asked = [row for row in rows if row["side"] in known and row["task"] in scale.tasks]
+
+    def own(row: Row) -> str:
+        return identity(trial.asked(scale.tasks[row["task"]], known[row["side"]], *_measured(row)))
+
+    return [row for row in asked if row["id"] == own(row)]
+
+
 @dataclass(frozen=True)
 class Found:
     """A trial at one setting, with its rows; those of another definition than today's are left out."""
@@ -40,24 +53,17 @@ class Found:
 
     @staticmethod
     def of(trial: Trial, name: str, folder: Path) -> Found:
-        scale, known = trial.settings[name], {side.name: side for side in trial.sides}
-        rows = [
-            row
-            for row in Rows(folder / f"{trial.name}.{name}.jsonl").found.values()
-            if row["side"] in known
-            and row["task"] in scale.tasks
-            and row["id"] == identity(trial.asked(scale.tasks[row["task"]], known[row["side"]], *_measured(row)))
-        ]
-        return Found(trial, name, scale, rows)
+        scale, rows = trial.settings[name], Rows(folder / f"{trial.name}.{name}.jsonl").found.values()
+        return Found(trial, name, scale, current_rows(trial, scale, rows))
 
     def values(self, task: str, side: str) -> dict[int, float]:
         """{seed: figure} of a side; infinite where it diverged."""
         rows = reported(self.rows, task, side)
         return {row["seed"]: math.inf if row["value"] is None else row["value"] for row in rows}
 
-    def gap(self, task: str, side: str) -> Effect | None:
-        """Minus the baseline, paired by seed; None where there is no pair."""
-        paired = differences(self.values(task, side), self.values(task, self.trial.baseline))
+    def gap(self, task: str, side: str, to: str | None = None) -> Effect | None:
+        """Minus another side, by default the baseline, paired by seed; None where there is no pair."""
+        paired = differences(self.values(task, side), self.values(task, to or self.trial.baseline))
         return effect(paired) if paired else None
 
     def gate(self, task: str) -> str:
@@ -66,16 +72,12 @@ class Found:
             return "not measured"
         return "passes" if gate_holds(self.trial, self.scale, task, self.rows) else "fails"
 
-    def verdict(self, task: str, side: str) -> str:
+    def verdict(self, task: str, claim: Claim) -> str:
         """In a few words; whatever the sign."""
         if self.gate(task) != "passes":
             return {"fails": "not testable on this task"}.get(self.gate(task), "not measured yet")
-        gap = self.gap(task, side)
-        if gap is None or gap.seeds < LEAST_SEEDS:
-            return "not measured yet"
-        if gap.high < 0:
-            return "holds here: better than the baseline"
-        return "does not hold here: worse than the baseline" if gap.low > 0 else "no difference shown"
+        other = f"`{claim.versus}`" if claim.versus else "the baseline"
+        return verdict(claim, self.gap(task, claim.side, claim.versus), f"better than {other}", f"worse than {other}")
 
 
 def found_of(trial: Trial, folder: Path) -> list[Found]:

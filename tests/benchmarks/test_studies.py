@@ -15,8 +15,9 @@ from benchmarks.studies.nodes import Prices, asked, is_readable, recipe_of
 from benchmarks.studies.page import study_page, summary
 from benchmarks.studies.results import Finding, findings
 from benchmarks.studies.rows import Rows, identity
-from benchmarks.studies.statistics import flops_to, gate_passes, saving
+from benchmarks.studies.statistics import Saving, flops_to, gap_with_parents_given, gate_passes, saving
 from benchmarks.studies.study import Claim, Gate, Setting, Side, Stage, Study, Tune, layers_of, llama
+from benchmarks.studies.verdicts import verdict
 from benchmarks.support.statistics import effect, sign_flip, t_test
 
 SETTING = Setting(
@@ -47,7 +48,7 @@ STUDY = Study(
                          Stage("large", make={"grow": {"method": "ligo", "width": 2, "steps": 3}})]),
     ],
     settings={"toy": SETTING},
-    claims=[Claim("grown", "a paper: saves half")],
+    claims=[Claim("grown", "a paper: saves half", saves=0.5)],
 )  # fmt: skip
 
 
@@ -108,11 +109,11 @@ def test_rows_that_are_there_are_not_measured_again_and_a_killed_run_keeps_them(
 def test_a_row_that_another_study_has_measured_is_taken_from_there(tmp_path):
     """Two studies with one target share its training from random numbers."""
     other = Rows(tmp_path / "other.toy.jsonl")
-    other.add([{"id": "a", "loss": 1.5}, {"id": "c", "loss": 9.0}])
-    made = []
+    other.add([{"id": "a", "side": "dense", "loss": 1.5}, {"id": "c", "side": "dense", "loss": 9.0}])
+    made, new = [], {"id": "b", "side": "scratch", "loss": 2.5}
     own = Rows(tmp_path / "toy.toy.jsonl")
-    found = own.once(["a", "b"], tmp_path / "out", lambda missing: made.append(missing) or [{"id": "b", "loss": 2.5}])
-    assert (found, made) == ([{"id": "a", "loss": 1.5}, {"id": "b", "loss": 2.5}], [["b"]])
+    found = own.once(["a", "b"], tmp_path / "out", lambda missing: made.append(missing) or [new], {"side": "scratch"})
+    assert (found, made) == ([{"id": "a", "side": "scratch", "loss": 1.5}, new], [["b"]])
     assert list(Rows(tmp_path / "toy.toy.jsonl").found) == ["a", "b"]
 
 
@@ -149,6 +150,57 @@ def test_the_interval_is_that_of_all_resamples():
     assert (found.low, found.high) == pytest.approx((1.0 + 0.65 / 3, 6.0 - 0.65 * 4 / 3))
 
 
+@pytest.mark.parametrize("values, below", [
+    ([-0.0097, -0.0023, 0.0003], False), ([-0.0097, -0.0023, -0.0003], True), ([-0.3] * 9 + [0.1], True), ([-1.0, 1.0, 0.5], False),
+])  # fmt: skip
+def test_few_seeds_show_nothing_unless_all_of_them_agree(values, below):
+    """The interval of the first leaves out zero, although one seed in three is above it."""
+    assert effect([-0.0097, -0.0023, 0.0003]).high < 0
+    found, mirrored = effect(values), effect([-value for value in values])
+    assert (found.is_below, found.is_above) == (below, False)
+    assert (mirrored.is_below, mirrored.is_above) == (False, below)
+
+
+def saving_of(share):
+    return None if share is None else Saving(effect([share] * 3), effect([share + 0.2] * 3), 3, 3, False)
+
+
+@pytest.mark.parametrize("options, gap, share, said", [
+    ({}, -0.1, None, "holds here: lower"),
+    ({}, 0.1, None, "does not hold here: higher"),
+    ({}, None, None, "no difference shown"),
+    ({"direction": "behind"}, 0.1, None, "holds here: higher"),
+    ({"direction": "behind"}, -0.1, None, "does not hold here: lower"),
+    ({"direction": "equal"}, 0.1, None, "does not hold here: higher"),
+    ({"direction": "equal"}, -0.1, None, "holds here: lower"),
+    ({"saves": 0.5}, -0.1, 0.55, "holds here: lower"),
+    ({"saves": 0.5}, -0.1, 0.05, "in part: lower, 5% of the compute saved where 50% is claimed"),
+    ({"saves": 0.5, "given": True}, -0.1, 0.35, "holds here: lower"),
+    ({"saves": 0.5}, -0.1, None, "in part: lower, an unknown share of the compute saved where 50% is claimed"),
+    ({"saves": 0.5}, 0.1, 0.9, "does not hold here: higher"),
+])  # fmt: skip
+def test_a_verdict_is_about_what_is_claimed(options, gap, share, said):
+    found = effect([0.1, -0.1, 0.2] if gap is None else [gap] * 3)
+    assert verdict(Claim("grown", "a paper", **options), found, "lower", "higher", saving_of(share)) == said
+
+
+def test_a_verdict_wants_three_seeds():
+    assert verdict(Claim("grown", "a paper"), effect([-1.0, -1.0]), "lower", "higher") == "not measured yet"
+    assert verdict(Claim("grown", "a paper"), None, "lower", "higher") == "not measured yet"
+
+
+def test_with_the_parents_given_a_side_is_held_against_less_training():
+    """At a budget of 4 of which the parents cost 2: against the baseline at 2, and where they cost 1, between its budgets."""
+    base = [row("scratch", seed, b, loss) for seed in range(3) for b, loss in ((2, 3.0), (4, 2.0))]
+    ours = [{**row("grown", seed, 4, 2.25), "parents_flops": 2e9} for seed in range(3)]
+    assert gap_with_parents_given([*base, *ours], "grown", "scratch", 4) == pytest.approx([-0.75] * 3)
+    ours = [{**own, "parents_flops": 4e9 - 8**0.5 * 1e9} for own in ours]
+    assert gap_with_parents_given([*base, *ours], "grown", "scratch", 4) == pytest.approx([-0.25] * 3)
+    assert (
+        gap_with_parents_given([*base, *({**own, "parents_flops": 3e9} for own in ours)], "grown", "scratch", 4) == []
+    )
+
+
 def test_a_run_that_diverged_makes_the_interval_infinite_and_not_unknown():
     assert effect([math.inf] * 3).low == math.inf
     found = effect([-1.0, -1.0, math.inf])
@@ -170,6 +222,13 @@ def test_the_saving_has_the_right_value_and_says_when_it_is_a_bound():
     assert found.given.mean == pytest.approx(1 - (2 * 2**0.5 - 1) / 4)
     assert (found.reached, found.is_bound) == (3, False)
     assert saving([*base, *ours], "grown", "scratch", 2).is_bound
+
+
+def test_a_seed_that_does_not_get_there_leaves_no_mean_of_the_others():
+    base = [row("scratch", seed, b, loss) for seed in range(3) for b, loss in ((2, 3.0), (4, 2.5))]
+    ours = [row("grown", seed, b, loss) for seed in range(3) for b, loss in ((2, 2.75), (4, 2.25 if seed else 2.6))]
+    found = saving([*base, *ours], "grown", "scratch", 4)
+    assert (found.effect, found.given, str(found)) == (None, None, "reached on 2 of 3 seeds")
 
 
 @pytest.mark.parametrize("better, passes", [((2.0, 2.1, 2.2), True), ((2.0, 2.1, 2.6), False), ((2.0, 2.1), False)])
@@ -201,7 +260,9 @@ def test_pages_say_what_the_rows_say(tmp_path, monkeypatch):
         for s in range(3)
         for b, loss in zip((2, 4), own, strict=True)
     ]
-    Rows(tmp_path / "toy.toy.jsonl").add([*rows, {**rows[0], "id": "of another definition", "loss": 9.0}])
+    Rows(tmp_path / "toy.toy.jsonl").add(
+        [*rows, {**rows[3], "id": "of another definition", "seed": 0, "budget": 4, "loss": 9.0}]
+    )
     monkeypatch.setattr("benchmarks.studies.page.studies", lambda: {"toy": STUDY})
     waiting = [
         ["not run", "", "not measured", "", "", "not run yet"],
@@ -217,9 +278,11 @@ def test_pages_say_what_the_rows_say(tmp_path, monkeypatch):
     ]  # what was not tested comes last
     assert "toy" in cells[1]
     assert "-0.2500 [-0.2500, -0.2500] at 4" in said
-    assert "holds here" in said
+    assert "in part: a lower loss, 29% of the compute saved where 50% is claimed" in said
     assert "29% [29%, 29%]" in said
-    assert "9.0" not in study_page(STUDY, findings(STUDY, tmp_path), tmp_path, tmp_path)
+    page = study_page(STUDY, findings(STUDY, tmp_path), tmp_path, tmp_path)
+    assert "loss 2.5100" in page  # 2.5, 2.51, 2.52; with the row of another definition it would be another mean
+    assert "`mean` that of `small`" in page
 
 
 def cases():

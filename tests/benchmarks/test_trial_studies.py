@@ -45,7 +45,7 @@ TRIAL = Trial(
     sides=[Way(name, {"way": name}) for name in BEST],
     fit=pretend,
     settings={"toy": SCALE},
-    claims=[Claim("better", "a paper: two points"), Claim("worse", "another")],
+    claims=[Claim("better", "a paper: two points"), Claim("worse", "another"), Claim("better", "a third", versus="worse")],
     baseline="plain",
     protocol="None.",
 )  # fmt: skip
@@ -65,9 +65,12 @@ def test_every_side_finds_its_best_value_and_the_gate_is_judged_by_task(tmp_path
     assert (found.gate("learned"), found.gate("unlearned")) == ("passes", "fails")
     assert {row["side"] for row in found.rows if row["task"] == "unlearned"} == {"plain"}
     assert found.gap("learned", "better").mean == pytest.approx(-2.0)
-    assert found.verdict("learned", "better") == "holds here: better than the baseline"
-    assert found.verdict("learned", "worse") == "does not hold here: worse than the baseline"
-    assert found.verdict("unlearned", "better") == "not testable on this task"
+    better, worse, third = TRIAL.claims
+    assert found.verdict("learned", better) == "holds here: better than the baseline"
+    assert found.verdict("learned", worse) == "does not hold here: worse than the baseline"
+    assert found.verdict("learned", third) == "holds here: better than `worse`"
+    assert found.gap("learned", "better", "worse").mean == pytest.approx(-3.0)
+    assert found.verdict("unlearned", better) == "not testable on this task"
     assert {row["seed"] for row in found.rows if row["split"] == "tune"} == {100}
 
 
@@ -90,7 +93,7 @@ def test_a_side_that_diverges_counts_as_infinitely_bad_and_not_as_missing(tmp_pa
     run(tmp_path, replace(TRIAL, fit=diverging))
     found = Found.of(TRIAL, "toy", tmp_path)
     assert found.values("learned", "worse") == {0: math.inf, 1: math.inf, 2: math.inf}
-    assert found.verdict("learned", "worse") == "does not hold here: worse than the baseline"
+    assert found.verdict("learned", TRIAL.claims[1]) == "does not hold here: worse than the baseline"
 
 
 def test_the_gate_wants_three_seeds(tmp_path):
@@ -113,7 +116,7 @@ def test_pages_say_what_the_rows_say(tmp_path):
         "holds here: better than the baseline",
     ]
     assert [line[1:] for line in lines if "unlearned" in line[0]] == [
-        ["2 claims", "plain has learned its rows: fails", "", "", "not testable on this task"]
+        ["3 claims", "plain has learned its rows: fails", "", "", "not testable on this task"]
     ]
     assert trial_page(TRIAL, []).count("Not run yet.") == 1
 
@@ -173,6 +176,36 @@ TINY = {
         "batch_size": 16,
     },
 }
+
+
+def test_a_pair_of_classes_is_told_from_a_table():
+    from benchmarks.support.cifar_pairs import is_pair
+
+    named = {
+        name
+        for scale in trials()["adanet"].settings.values()
+        for task in scale.tasks.values()
+        for name in [task["data"]]
+    }
+    assert {name for name in named if not is_pair(name)} == {
+        "sonar",
+        "ionosphere",
+        "phoneme",
+        "mammography",
+        "adult-train",
+    }
+    assert len(named) == 10
+
+
+@pytest.mark.parametrize("name", ["adanet", "logistic", "network"])
+def test_a_side_of_adanets_trial_chooses_by_inner_folds_and_is_judged_outside(name):
+    """Of 178 rows of wine a tenth judges."""
+    trial = trials()["adanet"]
+    task = {"data": "wine", "steps": 2, "rounds": 1}
+    found = [trial.fit(task, trial.side(name).options, 0.0, 3, "eval") for _ in range(2)]
+    assert found[0] == found[1]
+    assert round(found[0]["value"] / 100 * 18, 6).is_integer()
+    assert found[0]["chosen"] in range(8)
 
 
 @pytest.mark.parametrize("name", TINY)

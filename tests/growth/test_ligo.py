@@ -98,10 +98,13 @@ def test_copies_separate_unless_noise_is_refused(small, name, options, separate)
     assert closest_halves(big) > 0.005 if separate else closest_halves(big) < 1e-5
 
 
-@pytest.mark.parametrize("sizes", [{"width": 2}, {"hidden_size": 48, "num_attention_heads": 6, "intermediate_size": 60}])
+@pytest.mark.parametrize(
+    "sizes", [{"width": 2}, {"hidden_size": 48, "num_attention_heads": 6, "intermediate_size": 60}]
+)
 def test_the_noise_keeps_the_function_at_which_the_fit_starts_and_follows_the_seed(small, sizes):
     fitted = [
-        ms.LiGO(**sizes, steps=1, learning_rate=0.0, seed=seed).fit(small, patterned_batches(1, 1)) for seed in (0, 0, 1)
+        ms.LiGO(**sizes, steps=1, learning_rate=0.0, seed=seed).fit(small, patterned_batches(1, 1))
+        for seed in (0, 0, 1)
     ]
     one, again, other = (ms.grow(small, method) for method in fitted)
     tokens = torch.arange(12)[None]
