@@ -122,7 +122,15 @@ def study_page(study: Study, found: Sequence[Finding], docs: Path, rows: Path) -
             parts += ["", "**Not testable at this size.**"]
             continue
         picture = os.path.relpath(rows / f"{study.name}.{finding.name}.png", docs)
-        parts += ["", f"![loss against compute]({picture})", "", *_results(finding), "", *_verdicts(finding)]
+        parts += [
+            "",
+            f"![loss against compute]({picture})",
+            "",
+            *_results(finding),
+            *_given(finding),
+            "",
+            *_verdicts(finding),
+        ]
     return "\n".join([*parts, "", "**Limits.** " + " ".join(study.limits), ""])
 
 
@@ -188,6 +196,18 @@ def _results(finding: Finding) -> list[str]:
             lines.append([f"`{side.name}`", ", ".join(rates), *cells])
     head = [f"budget {budget:g}" + ("" if finding.gates[budget] else " (gate not passed)") for budget in budgets]
     return table(["side", "rate", *head], lines)
+
+
+def _given(finding: Finding) -> list[str]:
+    """The same losses where the parents cost nothing, against the baseline after as much training as the side had without them."""
+    budgets = finding.setting.budgets
+    sides = [side.name for side in finding.study.sides if side.has_parents]
+    gaps = {side: [finding.given(side, budget) for budget in budgets] for side in sides}
+    lines = [[f"`{side}`", *("" if gap is None else str(gap) for gap in own)] for side, own in gaps.items() if any(own)]
+    if not lines:
+        return []
+    head = ["with the parents given", *(f"budget {budget:g}" for budget in budgets)]
+    return ["", "If the parents are there already and cost nothing:", "", *table(head, lines)]
 
 
 def _verdicts(finding: Finding) -> list[str]:

@@ -190,7 +190,9 @@ def _heirs(growth: Growth, names: Iterable[str], own: bool = False) -> dict[str,
 
 
 def optimizer_state(reader: DistributedTensors, names: set[str]) -> dict[str, Weights]:
-    """{parameter: its entries} of the state that a checkpoint holds for the tensors of these names, read on demand."""
+    """{parameter: its entries} of the state that a checkpoint holds for the tensors of these names. They are
+    read on demand.
+    """
     keys: dict[str, dict[str, str]] = {}
     for key, path in reader.paths.items():
         if len(path) > 2 and path[-3] == "state" and path[-2] in names and not reader.is_bytes(key):

@@ -128,8 +128,8 @@ class Searched(Fitted):
         self.module_, self.history_ = search.module, search.history
 
     def _standardisation(self, x: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted mean of each input, and its deviation, which is 1 for a constant one; 0 and 1 where inputs
-        are read as they are.
+        """The weighted mean of each input, and its deviation, which is 1 for a constant one. They are 0 and 1
+        if inputs are read as they are.
         """
         mean, scale = torch.zeros_like(x[0]), torch.ones_like(x[0])
         if self.standardize:

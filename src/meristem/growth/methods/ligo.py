@@ -126,8 +126,8 @@ class LiGO(WidthMethod):
         return {axis: repeat_all(anatomy.depths[axis], target) for axis, target in targets.items()}
 
     def _apart(self, axis: str, start: AxisMap) -> Tensor:
-        """How the new units of an axis are read at the start of the fit (new size, old size): as `start` reads
-        them, with noise that is orthogonal to all that they carry.
+        """How the new units of an axis are read at the start of the fit (new size, old size): as in `start`,
+        plus noise that is orthogonal to what they carry.
         """
         read, write, heard = (side.matrix().double() for side in (start.read, start.write, start.heard))
         generator = torch.Generator().manual_seed(stream(self.seed, self.name, axis))
