@@ -76,11 +76,11 @@ def closest_halves(model: torch.nn.Module) -> float:
     return min(gaps)
 
 
-METHODS = {"hypercloning": ms.HyperCloning, "lemon": ms.LEMON, "aki": ms.AKI, "ligo": ms.LiGO}
+METHODS = {"net2net": ms.Net2Net, "hypercloning": ms.HyperCloning, "lemon": ms.LEMON, "aki": ms.AKI, "ligo": ms.LiGO}
 
 
 @pytest.mark.parametrize("name, options, separate", [
-    ("hypercloning", {}, True), ("lemon", {}, True), ("aki", {}, True), ("ligo", {}, True),
+    ("net2net", {"duplication": "cyclic"}, True), ("net2net", {"duplication": "cyclic", "noise": 0.0}, False), ("hypercloning", {}, True), ("lemon", {}, True), ("aki", {}, True), ("ligo", {}, True),
     ("hypercloning", {"noise": 0.0}, False), ("ligo", {"noise": 0.0}, False),
 ])  # fmt: skip
 def test_copies_separate_unless_noise_is_refused(small, name, options, separate):

@@ -30,11 +30,14 @@ class Net2Net(NoisyWidthMethod):
     states the error. The other options are those of `WidthMethod` and `NoisyWidthMethod`.
 
     Args:
+        noise: as in `NoisyWidthMethod`. With `noise=0.0`, which is FPI, copies get equal gradients and stay
+            equal for good, unless dropout separates them.
         duplication: which units get further copies: units drawn at "random" (Net2Net, FPI), or one after
             another ("cyclic").
     """
 
     name: ClassVar[str] = "net2net"
+    noise: float = 0.1
     duplication: Literal["random", "cyclic"] = "random"
 
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
