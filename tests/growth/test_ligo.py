@@ -65,39 +65,6 @@ def test_unfitted_or_without_data_it_is_refused(small):
         ms.LiGO(width=2).fit(small, [])
 
 
-def closest_halves(model: torch.nn.Module) -> float:
-    """The smallest relative distance between the two halves of a matrix, along rows or columns that have doubled."""
-    gaps = []
-    for name, weight in model.named_parameters():
-        if weight.dim() == 2 and "embed" not in name and "lm_head" not in name:
-            for dimension in (0, 1):
-                first, second = weight.detach().chunk(2, dimension)
-                gaps.append(float((first - second).abs().max() / weight.detach().abs().max()))
-    return min(gaps)
-
-
-METHODS = {"net2net": ms.Net2Net, "hypercloning": ms.HyperCloning, "lemon": ms.LEMON, "aki": ms.AKI, "ligo": ms.LiGO}
-
-
-@pytest.mark.parametrize("name, options, separate", [
-    ("net2net", {"duplication": "cyclic"}, True), ("net2net", {"duplication": "cyclic", "noise": 0.0}, False), ("hypercloning", {}, True), ("lemon", {}, True), ("aki", {}, True), ("ligo", {}, True),
-    ("hypercloning", {"noise": 0.0}, False), ("ligo", {"noise": 0.0}, False),
-])  # fmt: skip
-def test_copies_separate_unless_noise_is_refused(small, name, options, separate):
-    """Twins that start equal and are read alike get equal gradients, in the fit and ever after: half of the network would be wasted."""
-    more = {"steps": 8} if name == "ligo" else {}
-    method = METHODS[name](width=2, **options, **more)
-    if name == "ligo":
-        method = method.fit(small, patterned_batches(8, 1))
-    big = ms.grow(small, method).train()
-    optimizer = torch.optim.AdamW(big.parameters(), lr=1e-3)
-    for batch in patterned_batches(8, 2):
-        optimizer.zero_grad()
-        big(**batch).loss.backward()
-        optimizer.step()
-    assert closest_halves(big) > 0.005 if separate else closest_halves(big) < 1e-5
-
-
 @pytest.mark.parametrize(
     "sizes", [{"width": 2}, {"hidden_size": 48, "num_attention_heads": 6, "intermediate_size": 60}]
 )
