@@ -15,7 +15,7 @@ from torch import nn
 from meristem.algebra import AxisMap
 from meristem.anatomy import Anatomy
 from meristem.anatomy.trace import Inputs
-from meristem.growth.methods.method import Weights
+from meristem.growth.methods.method import Choices, Weights
 from meristem.growth.methods.net2net import duplication
 from meristem.growth.methods.width import WidthMethod
 from meristem.growth.plans.layers import LayerMap, LayerSource
@@ -27,17 +27,25 @@ class AKI(WidthMethod):
     section 3.3).
 
     The last layer copies its own units. Does not keep the function, by design: the weights of the next layer
-    break the symmetry of the copies. The other options are those of `WidthMethod`.
+    break the symmetry of the copies. In the last layer, noise does. The other options are those of
+    `WidthMethod`.
 
     Args:
         duplication: which units get further copies, as in `Net2Net`.
-        seed: the seed of that choice.
+        noise: the standard deviation of the noise on readers, relative to that of each tensor. It cancels
+            between copies. Without it, copies in the last layer stay copies for good.
+        seed: the seed of the choice and of the noise.
     """
 
     name: ClassVar[str] = "aki"
     preserving: ClassVar[bool] = False
     duplication: Literal["random", "cyclic"] = "random"
+    noise: float = 0.1
     seed: int = 0
+
+    def choices(self) -> Choices:
+        """The noise on readers."""
+        return Choices(noise=self.noise, seed=self.seed)
 
     def axis_map(self, anatomy: Anatomy, axis: str, target: int, weights: Weights) -> AxisMap:
         """The map of Net2Net."""
