@@ -95,7 +95,7 @@ def _proof(model, anatomy, inputs, method) -> float | str:
     from meristem.certificates import verify
     from meristem.growth import Growth
     from meristem.growth.proofs.expected import expected_outputs
-    from meristem.growth.widths.norm_statistics import obstacles
+    from meristem.growth.widths.obstacles import obstacles
 
     growth = Growth.of(model, method, anatomy=anatomy, inputs=inputs)
     if sum(p.numel() for p in growth.model.parameters()) <= sum(p.numel() for p in model.parameters()):

@@ -30,6 +30,7 @@ def test_with_a_card_every_part_is_kept_whatever_becomes_of_it(monkeypatch, tmp_
         "slow": gpu.Part(("-c", "import time; print('begun', flush=True); time.sleep(60)"), 3),
     }
     monkeypatch.setattr(gpu, "PARTS", parts)
+    monkeypatch.setattr(gpu, "USUAL", tuple(parts))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--results", str(tmp_path)])
