@@ -92,11 +92,9 @@ def nodes_of(side: str, rate: float, steps: int, dearer: float) -> dict[str, Any
     return {**given, "fused": {"fuse": {"from": list(given), **FUSED[side]}}, side: train(1, **{"from": "fused"})}
 
 
-def measured(side: str, data: dict[str, Any], steps: int, seeds: list[int], out: Path) -> dict[str, Any]:
+def measured(side: str, data: dict[str, Any], dearer: float, steps: int, seeds: list[int], out: Path) -> dict[str, Any]:
     """The side's tuned rate, its losses on the seeds, and its curves."""
     from meristem.recipes.node import load_result
-
-    dearer = ratio(data)
 
     def result(rate: float, seed: int) -> Any:
         content = {"data": data, "seeds": [seed], "nodes": nodes_of(side, rate, steps, dearer)}
@@ -137,9 +135,10 @@ def main() -> None:
     from meristem.cli.machine import machine
 
     data, content = corpus(arguments.out), {"machine": machine(), "steps": arguments.steps, "sides": {}}
+    dearer = ratio(data)
     for side in RATES:
         seeds = arguments.seeds[:1] if side == "scratch" else arguments.seeds
-        content["sides"][side] = measured(side, data, arguments.steps, seeds, arguments.out)
+        content["sides"][side] = measured(side, data, dearer, arguments.steps, seeds, arguments.out)
         say(f"{side}: {content['sides'][side]['at_start']:.4f}, {content['sides'][side]['final']}")
         write_json(arguments.results / "fusion_checkpoints.json", content)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import lzma
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,14 +54,6 @@ def images(name: str) -> str | None:
     return str(file)
 
 
-def reviews(folder: Path) -> str | None:
-    """The long movie reviews, unpacked into `folder` as a corpus of documents; None where ../shared/data is not."""
-    packed = FOLDER / "text" / "nltk_movie_reviews.zip"
-    if not packed.is_file():
-        return None
-    return _once(folder / "movie_reviews", lambda unfinished: _archive(packed, unfinished))
-
-
 def _once(place: Path, write: Callable[[Path], None]) -> str:
     """The folder `place`, written if it is not there: whole or not at all, and by one process of those that run side by side."""
     from meristem.checkpoints.write import atomic_directory
@@ -80,10 +71,3 @@ def _documents(packed: Path, folder: Path) -> None:
         documents = file.read().split("<|endoftext|>")
     for number, document in enumerate(documents):
         (folder / f"{number:05d}.txt").write_text(document, encoding="utf-8")
-
-
-def _archive(packed: Path, folder: Path) -> None:
-    with zipfile.ZipFile(packed) as archive:
-        for name in archive.namelist():
-            if name.endswith(".txt") and "movie_reviews/" in name:
-                (folder / "-".join(name.split("/")[-2:])).write_bytes(archive.read(name))

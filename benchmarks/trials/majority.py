@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.studies.rows import Row
 from benchmarks.studies.study import Claim
-from benchmarks.trials.data import Examples, examples
+from benchmarks.trials.data import examples
 from benchmarks.trials.kernel_sides import Sides
 from benchmarks.trials.problems import problem_of
 from benchmarks.trials.trial import Condition, Entries, Scale, Trial, Way
@@ -24,9 +24,9 @@ def answers(model: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([model(part) for part in x.split(1000)])
 
 
-def accuracy(model: nn.Module, data: Examples) -> float:
+def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Per cent."""
-    return 100 * float((answers(model, data[0]).argmax(1) == data[1]).float().mean())
+    return 100 * float((logits.argmax(1) == labels).float().mean())
 
 
 def fit(task: Entries, options: Entries, rate: float, seed: int, split: str) -> Mapping[str, float]:
@@ -39,8 +39,9 @@ def fit(task: Entries, options: Entries, rate: float, seed: int, split: str) -> 
     sides = Sides(problem_of(task), setting, train)
     more = {key: value for key, value in options.items() if key != "way"}
     model = getattr(sides, options["way"])(rate, seed, **more).eval()
-    loss = float(torch.nn.functional.cross_entropy(answers(model, judged[0]), judged[1]))
-    return {"value": 100 - accuracy(model, judged), "test_loss": loss, "train_accuracy": accuracy(model, train)}
+    logits, learned = answers(model, judged[0]), accuracy(answers(model, train[0]), train[1])
+    loss = float(torch.nn.functional.cross_entropy(logits, judged[1]))
+    return {"value": 100 - accuracy(logits, judged[1]), "test_loss": loss, "train_accuracy": learned}
 
 
 def interpolates(rows: Mapping[str, Sequence[Row]]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,8 +14,9 @@ from benchmarks.studies.study import Claim
 from benchmarks.support.statistics import effect
 from benchmarks.trials.data import Examples, sequences
 from benchmarks.trials.kernel_sides import Problem, Sides
+from benchmarks.trials.majority import way
 from benchmarks.trials.problems import problem_of
-from benchmarks.trials.trial import Condition, Entries, Scale, Trial, Way
+from benchmarks.trials.trial import Condition, Entries, Scale, Trial
 
 
 @torch.no_grad()
@@ -42,10 +42,6 @@ def overfits(rows: Mapping[str, Sequence[Row]]) -> bool:
     """Twice the epochs, tuned as well, are no better: more compute of the plain kind does not help."""
     once, twice = ({row["seed"]: row["value"] for row in rows[side]} for side in ("plain", "plain_twice"))
     return not effect(differences(twice, once)).is_below
-
-
-def way(name: str, of: str = "kernels", **options: Any) -> Way:
-    return Way(name, {"way": of, **options})
 
 
 TRIAL = Trial(

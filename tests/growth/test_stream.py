@@ -161,15 +161,15 @@ def test_what_comes_through_a_nonlinearity_cannot_be_scaled():
 
 
 def test_the_padded_network_follows_the_small_ones_trajectory():
-    """Stream scaling is one more amplitude: 20 steps, then 20 side by side with the optimizer grown. Up to the norms' eps, which the smaller
-    stream makes larger: 1e-6 of the loss, by the random weights of the machine."""
-    small = pico.build("llama").double()
+    """Stream scaling is one more amplitude: 20 steps, then 20 side by side with the optimizer grown. The norms' eps, which a smaller
+    stream makes larger, is out of the way."""
+    small = pico.build("llama", rms_norm_eps=1e-12).double()
     optimizer = torch.optim.AdamW(small.parameters(), lr=1e-3, weight_decay=0.1, eps=1e-10)
     steps(small, optimizer, range(20))
     growth = Growth.of(small, ms.ZeroPadding(hidden_size=48, noise=0.0))
     grown = growth.grow_optimizer(optimizer, scale_learning_rate=True)
     ours, theirs = steps(small, optimizer, range(20, 40)), steps(growth.model, grown, range(20, 40))
-    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-5
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-6
 
 
 def dinov2(scales: str = "random") -> nn.Module:
