@@ -2,7 +2,7 @@
 #   make demo      the main job, in minutes on two CPU cores       make test      the everyday tests
 #   make test-all  slow and multi-process tests too                make lint      ruff, the type checker, the import rules
 #   make bench     the small settings of all benchmarks            make studies    what is missing of the studies, and their pages
-#   make test-third THIRD=0   one third of the slow tests          make gpu       what wants a GPU, in under eight minutes
+#   make test-part PART=0     one ninth of the slow tests          make gpu       what wants a GPU, in under eight minutes
 #   make docs      the documentation site in site/, its links checked
 # torch is installed first and alone, because whatever else pulls it in may choose a build of several gigabytes.
 # On a machine with the plain package index, a CPU build comes with
@@ -12,12 +12,12 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 WORKERS ?= 2
-THIRD ?= $(shell echo $$(( $$(date +%s) / 86400 % 3 )))
+PART ?= $(shell echo $$(( $$(date +%s) / 86400 % 9 )))
 STUDIES ?=
 SETTING ?= tiny
 unexport PYTHONDONTWRITEBYTECODE  # compiled once, not by every worker and every process that a test starts
 
-.PHONY: demo test test-all test-third gpu lint format bench studies docs clean
+.PHONY: demo test test-all test-part gpu lint format bench studies docs clean
 
 demo: .venv/installed
 	$(BIN)/meristem demo --out demo
@@ -28,8 +28,8 @@ test: .venv/installed
 test-all: .venv/installed
 	$(BIN)/pytest -n $(WORKERS) --timeout=1800
 
-test-third: .venv/installed
-	$(BIN)/pytest -n $(WORKERS) --timeout=1800 --third $(THIRD)
+test-part: .venv/installed
+	$(BIN)/pytest -n $(WORKERS) --timeout=1800 --part $(PART)
 
 gpu: .venv/installed
 	$(BIN)/python benchmarks/gpu.py

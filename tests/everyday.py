@@ -1,7 +1,7 @@
 """Which cases of a test the everyday suite runs: as many as fit into a second of the processor, new values first.
 
 A test with many cases says mostly the same of each. The everyday suite needs one case of every test, and as many values of its
-parameters as there is time for; all of its cases run in the thirds of the slow tests. `@pytest.mark.everyday(seconds=4)` gives a
+parameters as there is time for; all of its cases run in the ninths of the slow tests. `@pytest.mark.everyday(seconds=4)` gives a
 test more time, where each of its cases is a behaviour of its own.
 """
 

@@ -1,5 +1,5 @@
 """What each test takes, measured once and kept in `measured.json`: from it follow which cases are slow (`everyday.py`), and fair
-thirds of them.
+ninths of them.
 
     pytest --measure tests/growth        # run these, and keep what they took
 
@@ -19,7 +19,7 @@ from everyday import slow_cases
 
 FILE = Path(__file__).with_name("measured.json")
 KEPT = 0.1  # seconds; what takes less is not written down, and counts as nothing
-PARTS = 3
+PARTS = 9
 
 
 def measured() -> dict[str, float]:
@@ -28,22 +28,22 @@ def measured() -> dict[str, float]:
 
 
 def part_of(name: str) -> int:
-    """Which of the thirds a test belongs to, the same whatever other tests there are."""
+    """Which of the ninths a test belongs to, the same whatever other tests there are."""
     return zlib.crc32(name.encode()) % PARTS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--measure", action="store_true", help="keep in tests/measured.json what each test takes")
-    parser.addoption("--third", type=int, help=f"of the slow tests, only those of this part (0 to {PARTS - 1})")
+    parser.addoption("--part", type=int, help=f"of the slow tests, only those of this part (0 to {PARTS - 1})")
     parser.addoption("--only-slow", action="store_true", help="only tests of which the everyday suite runs no case")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in slow_cases(items, measured()):
         item.add_marker(pytest.mark.slow)
-    third = config.getoption("--third")
-    if third is not None:
-        _keep(items, [item for item in items if _is_slow(item) and part_of(item.nodeid) == third % PARTS], config)
+    part = config.getoption("--part")
+    if part is not None:
+        _keep(items, [item for item in items if _is_slow(item) and part_of(item.nodeid) == part % PARTS], config)
     if config.getoption("--only-slow"):
         everyday = {item.nodeid.split("[")[0] for item in items if not _is_slow(item)}
         _keep(items, [item for item in items if item.nodeid.split("[")[0] not in everyday], config)

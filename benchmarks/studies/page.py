@@ -43,7 +43,7 @@ def summary(found: dict[str, list[Finding]], more: Iterable[Sequence[str]] = ())
         "correlated: a study is one piece of evidence, not one for each line.",
         "",
         "A verdict is about the claim: against the side, in the direction and of the size that it names. *In part* is a lower loss that saves less than",
-        "is claimed.",
+        "is claimed: the interval of the saving ends below the claim.",
         "",
         "A study is one file in `benchmarks/studies/`: question, gate, sides (stages that are recipe nodes), settings. Its results are the rows of",
         "`results/studies/NAME.SETTING.jsonl`, one for each side, seed, budget and rate. `python -m benchmarks run NAME` measures the missing rows, and",

@@ -16,7 +16,7 @@ def verdict(claim: Claim, gap: Effect | None, below: str, above: str, saved: Sav
     Args:
         gap: the side's figure minus that of the side it is held against; lower is better.
         below, above: what the side has then: "a lower loss", "a higher loss".
-        saved: what the side saves, for a claim of a saving.
+        saved: what the side saves, for a claim of a saving. The claim holds where the interval reaches the share that is claimed.
     """
     if gap is None or gap.seeds < LEAST_SEEDS:
         return UNMEASURED
@@ -30,5 +30,6 @@ def verdict(claim: Claim, gap: Effect | None, below: str, above: str, saved: Sav
     own = None if saved is None else saved.given if claim.given else saved.effect
     if claim.saves is not None and (own is None or own.mean < claim.saves):
         much = "an unknown share" if own is None else f"{own.mean:.0%}"
-        return f"in part: {found}, {much} of the compute saved where {claim.saves:.0%} is claimed"
+        how = HOLDS if own is not None and own.high >= claim.saves else "in part"
+        return f"{how}: {found}, {much} of the compute saved where {claim.saves:.0%} is claimed"
     return f"{HOLDS}: {found}"

@@ -89,7 +89,7 @@ TRIAL = Trial(
         "tiny": Scale(
             tasks={"digits": {"data": "digits", "rows": None, "width": 128, "epochs": 300, "batch_size": 64}},
             values=(1e-3, 2e-3, 4e-3),
-            tuned_on=(100, 101),
+            tuned_on=(100, 101, 102, 103, 104),  # with two, one row of 287 decided between rates
         ),
         "small": Scale(
             tasks={

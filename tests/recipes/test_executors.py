@@ -132,11 +132,11 @@ def failing(recipe, **train):
 
 def test_bad_input_is_said_once_and_stops_only_what_needs_it(recipe, undisturbed, tmp_path, capsys):
     out = begun(undisturbed, tmp_path)
-    wrong = failing(recipe, trainer={"gradient_accumulation_steps": 3})
+    wrong = failing(recipe, trainer={"optim": "adamw_of_nobody"})
     with pytest.raises(ms.MeristemError) as error:
         run(wrong, out, executor=executor("local", tmp_path))
     assert "2 of 3 nodes did not finish" in str(error.value)
-    assert "batch_size 4 is not a multiple of gradient_accumulation_steps 3" in str(error.value)
+    assert "'adamw_of_nobody' is not a valid OptimizerNames" in str(error.value)
     assert "not run: a parent failed" in str(error.value)
     assert next(out.glob("m1-*/node.json"))
     assert status.read(next(out.glob("m0-*"))).attempt == 1
