@@ -6,7 +6,7 @@ from importlib import import_module
 
 from benchmarks.studies.study import Study
 
-NAMES = ("growth", "best", "fusion", "depth", "depth_eight", "raptr", "raptr_deep", "targets", "mixture")
+NAMES = ("growth", "best", "best_six", "fusion", "depth", "depth_eight", "raptr", "raptr_deep", "targets", "mixture")
 
 
 def studies() -> dict[str, Study]:
