@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.studies.nodes import warmup_share
 from benchmarks.studies.perform import perform_recipe
 
 JUNCTION = "junction"
@@ -40,5 +41,5 @@ def with_warmups(content: Mapping[str, Any], out: Path, task: Any, seed: int, sp
         done = {own: load_result(job.directory) for own, job in jobs.items()}
         said = diagnose_seed(recipe, train["from"], seed, done, out, task)
         steps = train["tokens"] // (train["batch_size"] * content["data"]["sequence_length"])
-        train["warmup"] = max(0.0, min(said.warmup[name], steps // 2) - 0.5) / steps
+        train["warmup"] = warmup_share(said.warmup[name], steps)
     return found

@@ -12,6 +12,11 @@ from benchmarks.studies.study import Setting, Side, Stage, deeper, layers_of
 LEAST = 0.05  # share of a budget that the last stage has to train for before its decay
 
 
+def warmup_share(warmup: float, steps: int) -> float:
+    """A warm-up of so many optimizer steps, at most half of a node's, as the share of them that its recipe names."""
+    return max(0.0, min(warmup, steps // 2) - 0.5) / max(1, steps)
+
+
 @dataclass(frozen=True)
 class Prices:
     """What a setting's networks cost.
@@ -173,7 +178,7 @@ class _Plan:
     def _train(self, number: int, stage: Stage, origin: dict[str, Any], tokens: int, more: dict[str, Any]) -> Any:
         steps = tokens // self._step
         fresh = stage.make is None or next(iter(stage.make.values())).get("optimizer") != "carry"
-        warmup = (min(self.setting.warmup, steps // 2) - 0.5) / steps if fresh and steps > 1 else 0.0
+        warmup = warmup_share(self.setting.warmup, steps) if fresh else 0.0
         own = {"tokens": tokens, "learning_rate": self.rates[number], "batch_size": self.setting.batch_size}
         own |= {"schedule": "wsd", "warmup": warmup, "evaluations": 1, "checkpoint_every": max(self._step, tokens // 8)}
         return {"train": {**origin, **own, **more, "trainer": dict(self.setting.trainer), **stage.train}}

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.studies.catalogue import studies
 from benchmarks.studies.nodes import is_readable
 from benchmarks.studies.results import Finding
-from benchmarks.studies.statistics import LEAST_SEEDS, Saving
+from benchmarks.studies.statistics import LEAST_SEEDS
 from benchmarks.studies.study import Claim, Study, layers_of
 from benchmarks.support.markdown import table
 
@@ -93,16 +93,9 @@ def _effect(finding: Finding, claim: Claim) -> list[str]:
     gap = finding.effect_of(claim, budget) if budget is not None else None
     if budget is None or gap is None:
         return ["", ""]
+    saved = "" if claim.versus else str(finding.saved(claim.side, budget).counting(claim.given))
     how = f", against `{claim.versus}`" if claim.versus else ", parents given" if claim.given else ""
-    return [f"{gap} at {budget:g}{how}", "" if claim.versus else _saved(finding, claim, budget)]
-
-
-def _saved(finding: Finding, claim: Claim, budget: float) -> str:
-    """The saving as the claim counts it."""
-    saved = finding.saved(claim.side, budget)
-    if not claim.given or saved.given is None:
-        return str(saved)
-    return str(Saving(saved.given, saved.given, saved.reached, saved.seeds, saved.is_bound))
+    return [f"{gap} at {budget:g}{how}", saved]
 
 
 def study_page(study: Study, found: Sequence[Finding], docs: Path, rows: Path) -> str:

@@ -8,25 +8,34 @@ from collections.abc import Callable, Iterable
 FURTHER = 5  # values at most that a search goes on by
 
 
-def search(values: Iterable[float], loss: Callable[[float], float], step: float = 2.0, further: int = FURTHER) -> float:
+def search(
+    values: Iterable[float],
+    loss: Callable[[float], float | tuple[float, ...]],
+    step: float = 2.0,
+    further: int = FURTHER,
+) -> float:
     """The value of the lowest loss.
 
     Args:
         values: where it begins.
-        loss: infinite where a run diverged.
+        loss: infinite where a run diverged. Of a tuple the first decides, and the next among equals.
         step: the factor between an edge and the next value beyond it.
 
     Raises:
         ValueError: if every loss is infinite.
     """
-    losses = {value: loss(value) for value in values}
+    losses = {value: _tuple(loss(value)) for value in values}
     for _ in range(further):
         best = min(losses, key=losses.__getitem__)
         edge = {min(losses): 1 / step, max(losses): step}.get(best)
         if edge is None or len(losses) == 1:
             break
-        losses[best * edge] = loss(best * edge)
+        losses[best * edge] = _tuple(loss(best * edge))
     best = min(losses, key=losses.__getitem__)
-    if not math.isfinite(losses[best]):
+    if not math.isfinite(losses[best][0]):
         raise ValueError(f"every value diverged: {sorted(losses)}")
     return best
+
+
+def _tuple(loss: float | tuple[float, ...]) -> tuple[float, ...]:
+    return loss if isinstance(loss, tuple) else (loss,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from benchmarks.studies.rows import Row
@@ -94,6 +94,10 @@ class Saving:
             return f"reached on {self.reached} of {self.seeds} seeds" if self.reached else "not reached"
         least = "at least " if self.is_bound else ""
         return f"{least}{self.effect.mean:.0%} [{self.effect.low:.0%}, {self.effect.high:.0%}]"
+
+    def counting(self, given: bool) -> Saving:
+        """What a claim is about: everything counted, or with the parents given where that is known."""
+        return replace(self, effect=self.given) if given and self.given else self
 
 
 def saving(rows: Iterable[Row], side: str, baseline: str, budget: float) -> Saving:

@@ -27,7 +27,7 @@ def verdict(claim: Claim, gap: Effect | None, below: str, above: str, saved: Sav
         return f"{FAILS}: {found}"
     if gap.is_above and claim.direction == "equal":
         return f"{FAILS}: {found}"
-    own = None if saved is None else saved.given if claim.given else saved.effect
+    own = None if saved is None else saved.counting(claim.given).effect
     if claim.saves is not None and (own is None or own.mean < claim.saves):
         much = "an unknown share" if own is None else f"{own.mean:.0%}"
         how = HOLDS if own is not None and own.high >= claim.saves else "in part"

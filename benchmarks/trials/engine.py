@@ -6,12 +6,11 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 
 from benchmarks.studies.rows import Row, Rows, identity, in_turn
 from benchmarks.studies.search import search
 from benchmarks.support.terminal import say
-from benchmarks.trials.results import current_rows, gate_holds
+from benchmarks.trials.results import current_rows, gate_holds, judged
 from benchmarks.trials.trial import Scale, Trial, Way
 
 
@@ -66,12 +65,11 @@ class Engine:
         if side.tuned_as:
             return self.tuned(task, self.trial.side(side.tuned_as))
 
-        def loss(value: float) -> float:
-            found = [self.measure(task, side, value, seed, "tune")["value"] for seed in self.scale.tuned_on]
-            return mean(math.inf if own is None else own for own in found)
+        def figures(value: float) -> tuple[float, float]:
+            return judged([self.measure(task, side, value, seed, "tune") for seed in self.scale.tuned_on])
 
         values = side.values or self.scale.values
-        return values[0] if len(values) == 1 else search(values, loss, self.scale.step)
+        return values[0] if len(values) == 1 else search(values, figures, self.scale.step)
 
     def measure(self, task: str, side: Way, value: float, seed: int, split: str) -> Row:
         """One row."""

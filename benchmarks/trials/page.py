@@ -12,8 +12,8 @@ from benchmarks.trials.trial import Trial
 
 PROTOCOL = """\
 Every side's number (a learning rate, unless said otherwise) comes from the same search, on seed{s} {tuned_on} and on a part of the training rows that
-no result uses: {values}, then on by factors of {step:g} at either edge while the edge is best. Reported networks train on all training rows and
-are judged on test rows that nothing else uses. Reported seeds: {seeds}. Differences are paired by seed; intervals are the bootstrap's at 95 %."""
+no result uses: {values}, then on by factors of {step:g} at either edge while the edge is best. Of equal figures the lower loss
+decides. Reported networks train on all training rows and are judged on test rows that nothing else uses. Reported seeds: {seeds}. Differences are paired by seed; intervals are the bootstrap's at 95 %."""
 
 
 def trial_page(trial: Trial, found: Sequence[Found]) -> str:

@@ -6,13 +6,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 from benchmarks.studies.rows import Row, Rows, identity
+from benchmarks.studies.search import search
 from benchmarks.studies.statistics import LEAST_SEEDS, differences
 from benchmarks.studies.study import Claim
 from benchmarks.studies.verdicts import verdict
 from benchmarks.support.statistics import Effect, effect
-from benchmarks.trials.trial import Scale, Trial
+from benchmarks.trials.trial import Scale, Trial, Way
 
 
 def reported(rows: Iterable[Row], task: str, side: str) -> list[Row]:
@@ -32,14 +34,44 @@ def _measured(row: Row) -> tuple[float, int, str]:
 
 
 def current_rows(trial: Trial, scale: Scale, rows: Iterable[Row]) -> list[Row]:
-    """Those that today's definition would ask for."""
+    """Those that today's definition would ask for: of the reported ones, those of the number that the search chooses."""
     known = {side.name: side for side in trial.sides}
     asked = [row for row in rows if row["side"] in known and row["task"] in scale.tasks]
 
     def own(row: Row) -> str:
         return identity(trial.asked(scale.tasks[row["task"]], known[row["side"]], *_measured(row)))
 
-    return [row for row in asked if row["id"] == own(row)]
+    current = [row for row in asked if row["id"] == own(row)]
+    numbers = {
+        (task, side.name): chosen(current, scale, task, trial.side(side.tuned_as or side.name))
+        for task in scale.tasks
+        for side in trial.sides
+    }
+    return [row for row in current if row["split"] != "eval" or row["tuned"] == numbers[row["task"], row["side"]]]
+
+
+def chosen(rows: Iterable[Row], scale: Scale, task: str, side: Way) -> float | None:
+    """A side's number, by the search over the rows that it has measured; None before its end, or if every value diverged."""
+    values = side.values or scale.values
+    if len(values) == 1:
+        return values[0]
+    found = {
+        (row["tuned"], row["seed"]): row
+        for row in rows
+        if (row["task"], row["side"], row["split"]) == (task, side.name, "tune")
+    }
+    try:
+        return search(values, lambda value: judged([found[value, seed] for seed in scale.tuned_on]), scale.step)
+    except (KeyError, ValueError):
+        return None
+
+
+def judged(rows: Sequence[Row]) -> tuple[float, float]:
+    """What a search goes by: the mean figure, and of equal ones the mean loss where there is one; infinite where a run diverged."""
+    figure, loss = (
+        mean(math.inf if (own := row.get(key, 0.0)) is None else own for row in rows) for key in ("value", "test_loss")
+    )
+    return figure, loss
 
 
 @dataclass(frozen=True)

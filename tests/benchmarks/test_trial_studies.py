@@ -16,7 +16,7 @@ from benchmarks.trials.data import augmented, examples, sequences
 from benchmarks.trials.engine import Engine
 from benchmarks.trials.page import summary_rows, trial_page
 from benchmarks.trials.problems import problem_of
-from benchmarks.trials.results import Found, gate_holds
+from benchmarks.trials.results import Found, current_rows, gate_holds
 from benchmarks.trials.trial import Condition, Scale, Trial, Way
 
 BEST = {"plain": 2e-3, "better": 16e-3, "worse": 1e-3}
@@ -124,6 +124,29 @@ def test_pages_say_what_the_rows_say(tmp_path):
 @pytest.mark.parametrize("best, expected", [(1.0, 1.0), (8.0, 8.0), (0.25, 0.25), (1000.0, 64.0)])
 def test_the_search_goes_on_at_an_edge_and_ends(best, expected):
     assert search((1.0, 2.0), lambda value: abs(math.log2(value / best))) == expected
+
+
+def test_only_rows_of_the_chosen_number_are_reported(tmp_path):
+    """A side was reported at 4e-3; the search on more seeds then chose 2e-3. Nothing of the first report is left in the second."""
+    run(tmp_path)
+    engine, _ = run(tmp_path, scale=replace(SCALE, tuned_on=(100, 101)))
+    engine.measure("learned", TRIAL.side("plain"), 4e-3, 0, "eval")
+    rows = list(Rows(tmp_path / "toy.toy.jsonl").found.values())
+    kept = [
+        row
+        for row in current_rows(TRIAL, SCALE, rows)
+        if (row["side"], row["split"], row["task"]) == ("plain", "eval", "learned")
+    ]
+    assert [(row["tuned"], row["seed"]) for row in kept] == [(2e-3, 0), (2e-3, 1), (2e-3, 2)]
+    unsearched = replace(SCALE, tuned_on=(100, 102))
+    assert not [row for row in current_rows(TRIAL, unsearched, rows) if row["split"] == "eval"]
+
+
+def test_of_equal_figures_another_decides():
+    """Errors of few rows are often equal, and the first would win: at 2 it is the loss, and 4 is tried beyond it."""
+    seen = []
+    found = search((1.0, 2.0), lambda value: seen.append(value) or (1.0 + (value > 2), -value))
+    assert (found, seen) == (2.0, [1.0, 2.0, 4.0])
 
 
 def test_a_search_in_which_all_diverged_says_so():
