@@ -136,7 +136,7 @@ def test_bad_input_is_said_once_and_stops_only_what_needs_it(recipe, undisturbed
     with pytest.raises(ms.MeristemError) as error:
         run(wrong, out, executor=executor("local", tmp_path))
     assert "2 of 3 nodes did not finish" in str(error.value)
-    assert "'adamw_of_nobody' is not a valid OptimizerNames" in str(error.value)
+    assert "adamw_of_nobody is not a valid OptimizerNames" in str(error.value)
     assert "not run: a parent failed" in str(error.value)
     assert next(out.glob("m1-*/node.json"))
     assert status.read(next(out.glob("m0-*"))).attempt == 1
