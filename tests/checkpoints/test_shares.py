@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pico
 import pytest
@@ -244,6 +245,16 @@ def test_a_rank_on_ray_whose_worker_is_killed_goes_on(tmp_path):
     assert len(contents(tmp_path / "one")) > 20
     assert contents(tmp_path / "ray") == contents(tmp_path / "one")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "ray", "small"]
+
+
+def test_a_file_that_another_rank_renames_meanwhile_is_no_error(tmp_path, monkeypatch):
+    """A hidden file is listed, and has its last name before its size is asked for."""
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda place: [".12.partial-a", *listed(place)])
+    shards = SimpleNamespace(files={"a": ()}, sizes={"a": 5})
+    told = []
+    shares.wait_for_all(tmp_path, shards, told.append, lambda: (tmp_path / "a").write_bytes(b"whole"))
+    assert told == [5]
 
 
 def test_a_rank_that_fails_elsewhere_ends_the_wait(tmp_path):

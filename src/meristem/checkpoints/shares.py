@@ -252,7 +252,7 @@ def wait_for_all(directory: Path, shards: Shards, progress: Progress | None, wat
     seen, last, since = _Seen(directory, shards, progress), -1, time.monotonic()
     while not seen.look():
         watch()
-        size = sum(file.stat().st_size for file in _files(directory))
+        size = _bytes(directory)
         if size != last:
             last, since = size, time.monotonic()
         if time.monotonic() - since > STALLED_SECONDS:
@@ -303,9 +303,13 @@ def _said(pipe: Any) -> str | None:
     return None
 
 
-def _files(directory: Path) -> Iterator[Path]:
-    with contextlib.suppress(FileNotFoundError):
-        yield from directory.iterdir()
+def _bytes(directory: Path) -> int:
+    """The bytes of its files. Other ranks rename files meanwhile, so a listed name may be gone."""
+    total = 0
+    for name in os.listdir(directory) if directory.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):
+            total += (directory / name).stat().st_size
+    return total
 
 
 class _Seen:
