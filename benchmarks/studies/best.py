@@ -8,26 +8,12 @@ from benchmarks.studies import depth
 from benchmarks.studies.study import Claim, Gate, Setting, Side, Stage, Study, Tune, llama
 
 LAYERS = 4
-CARRY = {"optimizer": "carry"}
-WIDER = {"grow": {"method": "zero_padding", "width": 2, **CARRY}}
+WIDER = {"grow": {"method": "zero_padding", "width": 2, **depth.CARRY}}
 
 
 def gradual(name: str, *before: Stage, make: dict[str, Any] | None = None) -> Side:
-    """A layer more at 5, 12.5 and 20 % of the budget: the shares of the study of depth at 40.
-
-    Args:
-        before: what trains before the network of one layer.
-        make: how that network comes from it.
-    """
-    more = {"grow": {"method": "gradual_stacking", "layers": 1, **CARRY}}
-    stages = [
-        *before,
-        Stage("quarter", make=make, until=0.05, rate="quarter"),
-        Stage("half", make=more, until=0.125, rate="half"),
-        Stage("three_quarters", make=more, until=0.2, rate="half"),
-        Stage("large", make=more),
-    ]
-    return Side(name, stages, whole=True)
+    """A layer more at 5, 12.5 and 20 % of the budget: the shares of the study of depth at 40."""
+    return Side(name, [*before, *depth.by_quarters("gradual_stacking", LAYERS, (0.05, 0.125, 0.2), make)], whole=True)
 
 
 def networks(width: int, heads: int) -> dict[str, Any]:

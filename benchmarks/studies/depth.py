@@ -23,16 +23,21 @@ def one_step(name: str) -> Side:
     return Side(name, [Stage(parent, until=AT, rate=parent), Stage("large", make={"grow": {**options, **CARRY}})])
 
 
-def gradual(name: str, layers: int) -> Side:
-    """From a quarter of the layers on, a quarter more at each step (Saunshi et al.)."""
-    more = {"grow": {"method": name, "layers": layers // 4, **CARRY}}
-    stages = [
-        Stage("quarter", until=2, rate="quarter"),
-        Stage("half", make=more, until=5, rate="half"),
-        Stage("three_quarters", make=more, until=AT, rate="half"),
+def by_quarters(method: str, layers: int, until: Sequence[float], make: dict[str, Any] | None = None) -> list[Stage]:
+    """From a quarter of the layers on, a quarter more at each step (Saunshi et al.).
+
+    Args:
+        until: when the stages of a quarter, a half and three quarters end.
+        make: how the network of a quarter comes from the stage before; by default from random numbers.
+    """
+    more = {"grow": {"method": method, "layers": layers // 4, **CARRY}}
+    quarter, half, three_quarters = until
+    return [
+        Stage("quarter", make=make, until=quarter, rate="quarter"),
+        Stage("half", make=more, until=half, rate="half"),
+        Stage("three_quarters", make=more, until=three_quarters, rate="half"),
         Stage("large", make=more),
     ]
-    return Side(name, stages)
 
 
 def networks(width: int, heads: int, layers: int) -> dict[str, Any]:
@@ -57,7 +62,7 @@ def study(name: str, title: str, layers: int, settings: dict[str, Setting], limi
             Side("half", [Stage("half")]),
             Side("quarter", [Stage("quarter")]),
             *map(one_step, ("stacking_4x", "stacking_2x", "identity_blocks")),
-            *(gradual(name, layers) for name in ("gradual_stacking", "midas")),
+            *(Side(name, by_quarters(name, layers, (2, 5, AT))) for name in ("gradual_stacking", "midas")),
             one_step("interpolation"),
         ],
         claims=[

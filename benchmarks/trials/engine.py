@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.studies.rows import Row, Rows, identity, in_turn
-from benchmarks.studies.search import search
 from benchmarks.support.terminal import say
-from benchmarks.trials.results import current_rows, gate_holds, judged
+from benchmarks.trials.results import chosen, current_rows, gate_holds
 from benchmarks.trials.trial import Scale, Trial, Way
 
 
@@ -64,12 +63,7 @@ class Engine:
         """The side's number, by the search on seeds and a split that no result uses."""
         if side.tuned_as:
             return self.tuned(task, self.trial.side(side.tuned_as))
-
-        def figures(value: float) -> tuple[float, float]:
-            return judged([self.measure(task, side, value, seed, "tune") for seed in self.scale.tuned_on])
-
-        values = side.values or self.scale.values
-        return values[0] if len(values) == 1 else search(values, figures, self.scale.step)
+        return chosen(self.scale, side, lambda value, seed: self.measure(task, side, value, seed, "tune"))
 
     def measure(self, task: str, side: Way, value: float, seed: int, split: str) -> Row:
         """One row."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -43,35 +43,47 @@ def current_rows(trial: Trial, scale: Scale, rows: Iterable[Row]) -> list[Row]:
 
     current = [row for row in asked if row["id"] == own(row)]
     numbers = {
-        (task, side.name): chosen(current, scale, task, trial.side(side.tuned_as or side.name))
+        (task, side.name): _chosen_by(current, scale, task, trial.side(side.tuned_as or side.name))
         for task in scale.tasks
         for side in trial.sides
     }
     return [row for row in current if row["split"] != "eval" or row["tuned"] == numbers[row["task"], row["side"]]]
 
 
-def chosen(rows: Iterable[Row], scale: Scale, task: str, side: Way) -> float | None:
-    """A side's number, by the search over the rows that it has measured; None before its end, or if every value diverged."""
+def chosen(scale: Scale, side: Way, row: Callable[[float, int], Row]) -> float:
+    """A side's number, by the search: the lowest mean figure, and of equal ones the lowest mean loss where there is one.
+
+    Args:
+        row: (value, seed) to the row of the search, measured or looked up.
+
+    Raises:
+        ValueError: if every value diverged.
+    """
+
+    def judged(value: float) -> tuple[float, ...]:
+        rows = [row(value, seed) for seed in scale.tuned_on]
+        return tuple(mean(_number(own.get(key, 0.0)) for own in rows) for key in ("value", "test_loss"))
+
     values = side.values or scale.values
-    if len(values) == 1:
-        return values[0]
+    return values[0] if len(values) == 1 else search(values, judged, scale.step)
+
+
+def _chosen_by(rows: Iterable[Row], scale: Scale, task: str, side: Way) -> float | None:
+    """The number that these rows choose; None before the search's end, or if every value diverged."""
     found = {
         (row["tuned"], row["seed"]): row
         for row in rows
         if (row["task"], row["side"], row["split"]) == (task, side.name, "tune")
     }
     try:
-        return search(values, lambda value: judged([found[value, seed] for seed in scale.tuned_on]), scale.step)
+        return chosen(scale, side, lambda value, seed: found[value, seed])
     except (KeyError, ValueError):
         return None
 
 
-def judged(rows: Sequence[Row]) -> tuple[float, float]:
-    """What a search goes by: the mean figure, and of equal ones the mean loss where there is one; infinite where a run diverged."""
-    figure, loss = (
-        mean(math.inf if (own := row.get(key, 0.0)) is None else own for row in rows) for key in ("value", "test_loss")
-    )
-    return figure, loss
+def _number(figure: float | None) -> float:
+    """A figure as a row holds it, whose None is that of a run that diverged."""
+    return math.inf if figure is None else figure
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,7 @@ class Found:
     def values(self, task: str, side: str) -> dict[int, float]:
         """{seed: figure} of a side; infinite where it diverged."""
         rows = reported(self.rows, task, side)
-        return {row["seed"]: math.inf if row["value"] is None else row["value"] for row in rows}
+        return {row["seed"]: _number(row["value"]) for row in rows}
 
     def gap(self, task: str, side: str, to: str | None = None) -> Effect | None:
         """Minus another side, by default the baseline, paired by seed; None where there is no pair."""
