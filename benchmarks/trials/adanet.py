@@ -129,7 +129,7 @@ TRIAL = Trial(
     fit=fit,
     settings={
         "tiny": Scale(
-            tasks={name: task(name, 500, 6) for name in ("sonar", "ionosphere", "phoneme")},
+            tasks={name: task(name, 500, 6) for name in ("sonar", "ionosphere")},
             values=(0.0,),
             seeds=range(OUTER),
         ),
@@ -140,6 +140,7 @@ TRIAL = Trial(
                 "deer-truck": task("deer-truck", 10_000, 30),
                 "automobile-truck": task("automobile-truck", 10_000, 30),
                 "dog-horse": task("dog-horse", 10_000, 30),
+                "phoneme": task("phoneme", 10_000, 30),
                 "mammography": task("mammography", 10_000, 30),
                 "adult": task("adult-train", 10_000, 30),
             },
