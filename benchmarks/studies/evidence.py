@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.studies.results import Finding
 from benchmarks.studies.statistics import LEAST_SEEDS
-from benchmarks.studies.study import layers_of
+from benchmarks.studies.study import Claim, layers_of
 
 PLACE = Path("src") / "meristem" / "recipes" / "evidence.json"
 METHODS = {"shrink_perturb": "shrink_zero_pad_perturb"}  # where a side is not named as its method
@@ -25,8 +25,10 @@ def evidence(finding: Finding) -> list[dict[str, Any]]:
     """One entry for each side of a study, at one setting, of which something is claimed: the first claim, and the figures against the
     baseline."""
     entries = []
-    firsts = {claim.side: claim for claim in reversed(finding.study.claims)}
-    for claim in (claim for claim in finding.study.claims if claim is firsts[claim.side]):
+    first: dict[str, Claim] = {}
+    for claim in finding.study.claims:
+        first.setdefault(claim.side, claim)
+    for claim in first.values():
         budgets = {
             budget: figures for budget in finding.setting.budgets if (figures := _at(finding, claim.side, budget))
         }

@@ -63,5 +63,5 @@ STUDY = Study(
             tune=Tune(budget=40, seeds=(100,)), sequence_length=256, batch_size=64, trainer={"bf16": True},
         ),
     },
-    limits=["One text, bytes.", "`grouped_diagnosed` trains at the rate that was found for `grouped_warmup`."],
+    limits=["One text, bytes."],
 )  # fmt: skip

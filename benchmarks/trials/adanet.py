@@ -13,8 +13,7 @@ from benchmarks.studies.rows import Row
 from benchmarks.studies.study import Claim
 from benchmarks.support import shared_data
 from benchmarks.support.cifar_pairs import is_pair
-from benchmarks.support.statistics import effect
-from benchmarks.trials.trial import Condition, Entries, Scale, Trial, Way
+from benchmarks.trials.trial import Condition, Entries, Scale, Trial, Way, is_better
 
 OUTER, INNER = 10, 3
 RATES, STRENGTHS = (1e-3, 3e-3), (0.01, 0.1, 1.0, 10.0)
@@ -110,8 +109,7 @@ def fit(task: Entries, options: Entries, value: float, fold: int, split: str) ->
 
 def networks_pay(rows: Mapping[str, Sequence[Row]]) -> bool:
     """The network's error is below the logistic regression's, with the whole interval, paired by fold."""
-    found = [{row["seed"]: row["value"] for row in rows[side]} for side in ("network", "logistic")]
-    return effect([found[0][fold] - found[1][fold] for fold in found[0]]).is_below
+    return is_better(rows["network"], rows["logistic"])
 
 
 def task(data: str, steps: int = 2_000, rounds: int = 10) -> dict[str, Any]:

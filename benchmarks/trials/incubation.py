@@ -11,10 +11,8 @@ from typing import Any
 
 from benchmarks.studies.perform import perform_recipe
 from benchmarks.studies.rows import Row
-from benchmarks.studies.statistics import differences
 from benchmarks.studies.study import Claim
-from benchmarks.support.statistics import effect
-from benchmarks.trials.trial import Condition, Entries, Scale, Trial, Way
+from benchmarks.trials.trial import Condition, Entries, Scale, Trial, Way, is_better
 
 INTERPOLATES = 99.9  # per cent of the training rows
 PARTS = (
@@ -157,9 +155,8 @@ def _train_accuracy(model: Any, images: Any) -> float:
 
 def can_be_tested(rows: Mapping[str, Sequence[Row]]) -> bool:
     """The network trained end to end has learned its rows on every seed, and twice the epochs do not help it."""
-    once, twice = ({row["seed"]: row["value"] for row in rows[side]} for side in ("end_to_end", "end_to_end_twice"))
     learned = all((row.get("train_accuracy") or 0.0) >= INTERPOLATES for row in rows["end_to_end"])
-    return learned and not effect(differences(twice, once)).is_below
+    return learned and not is_better(rows["end_to_end_twice"], rows["end_to_end"])
 
 
 def incubated(start: str, tuning: float = 1.0) -> dict[str, Any]:

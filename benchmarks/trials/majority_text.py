@@ -9,14 +9,12 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.studies.rows import Row
-from benchmarks.studies.statistics import differences
 from benchmarks.studies.study import Claim
-from benchmarks.support.statistics import effect
 from benchmarks.trials.data import Examples, sequences
 from benchmarks.trials.kernel_sides import Problem, Sides
 from benchmarks.trials.majority import way
 from benchmarks.trials.problems import problem_of
-from benchmarks.trials.trial import Condition, Entries, Scale, Trial
+from benchmarks.trials.trial import Condition, Entries, Scale, Trial, is_better
 
 
 @torch.no_grad()
@@ -40,8 +38,7 @@ def fit(task: Entries, options: Entries, rate: float, seed: int, split: str) -> 
 
 def overfits(rows: Mapping[str, Sequence[Row]]) -> bool:
     """Twice the epochs, tuned as well, are no better: more compute of the plain kind does not help."""
-    once, twice = ({row["seed"]: row["value"] for row in rows[side]} for side in ("plain", "plain_twice"))
-    return not effect(differences(twice, once)).is_below
+    return not is_better(rows["plain_twice"], rows["plain"])
 
 
 TRIAL = Trial(

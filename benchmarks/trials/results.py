@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,11 @@ from statistics import mean
 
 from benchmarks.studies.rows import Row, Rows, identity
 from benchmarks.studies.search import search
-from benchmarks.studies.statistics import LEAST_SEEDS, differences
+from benchmarks.studies.statistics import LEAST_SEEDS
 from benchmarks.studies.study import Claim
 from benchmarks.studies.verdicts import verdict
-from benchmarks.support.statistics import Effect, effect
-from benchmarks.trials.trial import Scale, Trial, Way
+from benchmarks.support.statistics import Effect
+from benchmarks.trials.trial import Scale, Trial, Way, figures_of, gap_between, number
 
 
 def reported(rows: Iterable[Row], task: str, side: str) -> list[Row]:
@@ -62,7 +61,7 @@ def chosen(scale: Scale, side: Way, row: Callable[[float, int], Row]) -> float:
 
     def judged(value: float) -> tuple[float, ...]:
         rows = [row(value, seed) for seed in scale.tuned_on]
-        return tuple(mean(_number(own.get(key, 0.0)) for own in rows) for key in ("value", "test_loss"))
+        return tuple(mean(number(own.get(key, 0.0)) for own in rows) for key in ("value", "test_loss"))
 
     values = side.values or scale.values
     return values[0] if len(values) == 1 else search(values, judged, scale.step)
@@ -81,11 +80,6 @@ def _chosen_by(rows: Iterable[Row], scale: Scale, task: str, side: Way) -> float
         return None
 
 
-def _number(figure: float | None) -> float:
-    """A figure as a row holds it, whose None is that of a run that diverged."""
-    return math.inf if figure is None else figure
-
-
 @dataclass(frozen=True)
 class Found:
     """A trial at one setting, with its rows; those of another definition than today's are left out."""
@@ -102,13 +96,11 @@ class Found:
 
     def values(self, task: str, side: str) -> dict[int, float]:
         """{seed: figure} of a side; infinite where it diverged."""
-        rows = reported(self.rows, task, side)
-        return {row["seed"]: _number(row["value"]) for row in rows}
+        return figures_of(reported(self.rows, task, side))
 
     def gap(self, task: str, side: str, to: str | None = None) -> Effect | None:
         """Minus another side, by default the baseline, paired by seed; None where there is no pair."""
-        paired = differences(self.values(task, side), self.values(task, to or self.trial.baseline))
-        return effect(paired) if paired else None
+        return gap_between(reported(self.rows, task, side), reported(self.rows, task, to or self.trial.baseline))
 
     def gate(self, task: str) -> str:
         """ "passes", "fails", or "not measured"."""

@@ -6,12 +6,15 @@ a loss, a negative log-likelihood. Lower is better in every trial.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.studies.rows import Row
+from benchmarks.studies.statistics import differences
 from benchmarks.studies.study import Claim
+from benchmarks.support.statistics import Effect, effect
 
 Entries = Mapping[str, Any]
 Figures = Mapping[str, float]  # "value" is what sides are compared by
@@ -46,6 +49,28 @@ class Condition:
     says: str
     sides: Sequence[str]
     holds: Callable[[Mapping[str, Sequence[Row]]], bool]
+
+
+def number(figure: float | None) -> float:
+    """A figure as a row holds it, whose None is that of a run that diverged."""
+    return math.inf if figure is None else figure
+
+
+def figures_of(rows: Iterable[Row]) -> dict[int, float]:
+    """{seed: figure}; infinite where the run diverged."""
+    return {row["seed"]: number(row["value"]) for row in rows}
+
+
+def gap_between(side: Iterable[Row], other: Iterable[Row]) -> Effect | None:
+    """The first side's figures minus the other's, paired by seed; None where there is no pair."""
+    paired = differences(figures_of(side), figures_of(other))
+    return effect(paired) if paired else None
+
+
+def is_better(side: Iterable[Row], other: Iterable[Row]) -> bool:
+    """Whether the first side's figures are shown to be lower than the other's."""
+    gap = gap_between(side, other)
+    return gap is not None and gap.is_below
 
 
 @dataclass(frozen=True)

@@ -311,3 +311,15 @@ def test_the_sides_of_incubation_cost_the_same():
     assert costs.pop("stochastic_depth") < whole
     assert costs.pop("end_to_end_twice") == pytest.approx(2 * whole, rel=0.05)
     assert costs == pytest.approx(dict.fromkeys(costs, whole), rel=0.1)
+
+
+def test_a_run_that_diverged_is_worse_than_any_other_in_every_gate():
+    """Longer training that diverges does not help; networks that diverge do not beat the logistic regression."""
+    learned = [{"seed": seed, "value": 10.0 + seed, "train_accuracy": 100.0} for seed in range(3)]
+    better = [row | {"value": row["value"] - 1} for row in learned]
+    diverged = [*better[:2], better[2] | {"value": None}]
+    incubation, text, adanet = (trials()[name].gate.holds for name in ("incubation", "majority_text", "adanet"))
+    for twice, holds in ((diverged, True), (better, False)):
+        assert incubation({"end_to_end": learned, "end_to_end_twice": twice}) is holds
+        assert text({"plain": learned, "plain_twice": twice}) is holds
+        assert adanet({"network": twice, "logistic": learned}) is not holds
