@@ -29,9 +29,7 @@ from meristem.recipes.tasks.task import Split
 from meristem.subnetworks.blocks import lists_of_blocks
 
 BATCH = 16
-MOST_LOGITS = (
-    2**25
-)  # logits of all networks to which the mixture is fitted; the fit holds several float64 copies (0.3 GB)
+MOST_LOGITS = 2**25  # of all networks, to which the mixture is fitted; the fit holds several float64 copies (0.3 GB)
 
 
 def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:
@@ -46,10 +44,43 @@ def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:
     places = {directory.name: directory / "model" for directory in job.parent_directories}
     networks = {name: open_model(str(place)).float().eval().to(fastest_device()) for name, place in places.items()}
     read = sum(result.examples for result in ancestors_of(job).values())
-    judged = task.training_set(spec.examples, job.streams.seed("order"), read)
-    logits, targets = _answers(networks, judged, task, job.streams.seed("rows"))
-    prices = spec.complexities or [_depth(network) ** 0.5 for network in networks.values()]
-    complexities = dict(zip(networks, prices, strict=True))
+    examples = task.training_set(spec.examples, job.streams.seed("order"), read)
+    complexities = dict(zip(networks, spec.complexities or map(_complexity, networks.values()), strict=True))
+    weights, rounds = _mixture(job, spec, task, networks, examples, complexities)
+    alone = {name: {name: torch.tensor(1.0)} for name in networks}
+    mixed, *own = judge(networks, [weights, *alone.values()], task, job.split)
+    content = {
+        "mixture": spec.mixture,
+        "members": {name: {"model": str(places[name]), "weights": w.tolist()} for name, w in weights.items()},
+        "candidates": {
+            name: {**metrics, "complexity": complexities[name]} for name, metrics in zip(alone, own, strict=True)
+        },
+        "rounds": rounds,
+    }
+    write_json(job.directory / "ensemble.json", content)
+    forward = sum(forward_flops(network, task.example()) for network in networks.values())
+    return {
+        "flops": forward * len(examples),
+        "examples": len(examples),
+        "tokens": len(examples) * task.tokens_per_example,
+        "metrics": mixed,
+        "parameters": sum(p.numel() for name in weights for p in networks[name].parameters()),
+        "details": content,
+    }
+
+
+def _mixture(
+    job: Job,
+    spec: EnsembleSpec,
+    task: Task,
+    networks: Mapping[str, nn.Module],
+    examples: Ordered,
+    complexities: Mapping[str, float],
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """AdaNet's search over networks that stay as they are: each member's mixture weights, and a record of
+    every round.
+    """
+    logits, targets = _answers(networks, examples, task, job.streams.seed("rows"))
 
     def propose(round_number: int, ensemble: Ensemble) -> list[Subnetwork]:
         members = {sub.name for sub in ensemble.subnetworks}
@@ -68,26 +99,7 @@ def ensemble(job: Job, spec: EnsembleSpec, task: Task) -> dict[str, Any]:
     )
     found = search.run()
     weights = {sub.name: w.float() for sub, w in zip(found.subnetworks, found.mixture_weights, strict=True)}
-    alone = {name: {name: torch.tensor(1.0)} for name in networks}
-    mixed, *own = judge(networks, [weights, *alone.values()], task, job.split)
-    content = {
-        "mixture": spec.mixture,
-        "members": {name: {"model": str(places[name]), "weights": w.tolist()} for name, w in weights.items()},
-        "candidates": {
-            name: {**metrics, "complexity": complexities[name]} for name, metrics in zip(alone, own, strict=True)
-        },
-        "rounds": search.history,
-    }
-    write_json(job.directory / "ensemble.json", content)
-    forward = sum(forward_flops(network, task.example()) for network in networks.values())
-    return {
-        "flops": forward * len(judged),
-        "examples": len(judged),
-        "tokens": len(judged) * task.tokens_per_example,
-        "metrics": mixed,
-        "parameters": sum(p.numel() for name in weights for p in networks[name].parameters()),
-        "details": content,
-    }
+    return weights, search.history
 
 
 def fastest_device() -> torch.device:
@@ -106,8 +118,9 @@ class _Known(nn.Module):
         return self.logits[rows]
 
 
-def _depth(network: nn.Module) -> int:
-    return sum(len(blocks.modules) for blocks in lists_of_blocks(network))
+def _complexity(network: nn.Module) -> float:
+    """The root of the depth, as the paper's experiments price a network."""
+    return sum(len(blocks.modules) for blocks in lists_of_blocks(network)) ** 0.5
 
 
 def _said(
