@@ -10,10 +10,12 @@ from benchmarks.support.markdown import table
 from benchmarks.trials.results import Found, reported
 from benchmarks.trials.trial import Trial
 
-PROTOCOL = """\
+SEARCH = """\
 Every side's number (a learning rate, unless said otherwise) comes from the same search, on seed{s} {tuned_on} and on a part of the training rows that
 no result uses: {values}, then on by factors of {step:g} at either edge while the edge is best. Of equal figures the lower loss
-decides. Reported networks train on all training rows and are judged on test rows that nothing else uses. Reported seeds: {seeds}. Differences are paired by seed; intervals are the bootstrap's at 95 %."""
+decides. """
+PROTOCOL = """\
+Reported networks train on all training rows and are judged on test rows that nothing else uses. Reported seeds: {seeds}. Differences are paired by seed; intervals are the bootstrap's at 95 %."""
 
 
 def trial_page(trial: Trial, found: Sequence[Found]) -> str:
@@ -59,7 +61,7 @@ def summary_rows(trial: Trial, found: Sequence[Found]) -> Iterable[list[str]]:
 
 def _protocol(own: Found) -> str:
     scale = own.scale
-    return PROTOCOL.format(
+    return (SEARCH * scale.is_searched + PROTOCOL).format(
         s="s" * (len(scale.tuned_on) > 1),
         tuned_on=", ".join(map(str, scale.tuned_on)),
         values=", ".join(f"{value:g}" for value in scale.values),
@@ -78,7 +80,7 @@ def _task(own: Found, task: str) -> list[str]:
     figures = [key for key in _figures(own, task) if key != "value"]
     head = [
         "side",
-        "tuned",
+        *["tuned"] * own.scale.is_searched,
         own.trial.metric,
         f"minus {own.trial.baseline}",
         "seeds",
@@ -97,13 +99,13 @@ def _task(own: Found, task: str) -> list[str]:
 
 def _figures(own: Found, task: str) -> list[str]:
     """What the rows hold beside what names them."""
-    named = {"id", "task", "side", "tuned", "seed", "split", "seconds"}
+    named = {"id", "task", "side", "tuned", "seed", "split", "seconds", "chosen"}
     return list(dict.fromkeys(key for row in own.rows if row["task"] == task for key in row if key not in named))
 
 
 def _side(own: Found, task: str, side: str) -> list[str]:
     rows, gap = reported(own.rows, task, side), own.gap(task, side)
-    tuned = ", ".join(sorted({f"{row['tuned']:g}" for row in rows}))
+    tuned = [", ".join(sorted({f"{row['tuned']:g}" for row in rows}))] * own.scale.is_searched
 
     def average(key: str) -> str:
         values = [row[key] for row in rows if row.get(key) is not None]
@@ -112,4 +114,4 @@ def _side(own: Found, task: str, side: str) -> list[str]:
     held = "" if side == own.trial.baseline or gap is None else str(gap)
     few = f"{len(rows)}" + (" (too few)" if len(rows) < LEAST_SEEDS else "")
     more = [average(key) for key in _figures(own, task) if key != "value"]
-    return [f"`{side}`", tuned, average("value"), held, few, *more]
+    return [f"`{side}`", *tuned, average("value"), held, few, *more]

@@ -92,6 +92,11 @@ class Scale:
     seeds: Sequence[int] = tuple(range(10))
     sides: Sequence[str] = ()
 
+    @property
+    def is_searched(self) -> bool:
+        """Whether sides have a number of their own."""
+        return len(self.values) > 1
+
 
 @dataclass(frozen=True)
 class Trial:
