@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.studies.junctions import with_warmups
-from benchmarks.studies.nodes import Prices, asked, is_readable, recipe_of
+from benchmarks.studies.nodes import Prices, asked, is_readable, opened, recipe_of
 from benchmarks.studies.perform import perform_recipe
 from benchmarks.studies.results import current_rows
 from benchmarks.studies.rows import Row, Rows, identity, in_turn
@@ -100,12 +100,9 @@ class Engine:
     def _run(
         self, side: Side, rates: Sequence[float], budgets: Sequence[float], seed: int, split: str
     ) -> dict[float, Row]:
-        from meristem.recipes.specs.schema import parse_recipe
-        from meristem.recipes.tasks import open_task
-
         self._prices = self._prices or Prices.of(self.setting)
         content, read = recipe_of(self.setting, self._prices, side, rates, budgets, seed)
-        self._task = self._task or open_task(parse_recipe(content).data)
+        self._task = self._task or opened(self.setting)
         content = with_warmups(content, self.out, self._task, seed, split)
         jobs = content and perform_recipe(content, self.out, self._task, seed, split)
         if not jobs:

@@ -53,10 +53,8 @@ class Prices:
         import torch
 
         from meristem.anatomy.flops import training_flops
-        from meristem.recipes.specs.data_specs import TextSpec
-        from meristem.recipes.tasks.open import open_task
 
-        task = open_task(TextSpec(**data_of(setting)))
+        task = opened(setting)
         example = {key: value.to("meta") for key, value in task.example().items()}
 
         def count(entries: Mapping[str, Any]) -> tuple[float, int]:
@@ -76,6 +74,14 @@ def data_of(setting: Setting) -> dict[str, Any]:
     """The recipe's data section."""
     own = {"task": setting.task, "source": _source(setting.data), "sequence_length": setting.sequence_length}
     return {**own, "eval_sequences": setting.eval_sequences}
+
+
+def opened(setting: Setting) -> Any:
+    """The data of that section."""
+    from meristem.recipes.specs.data_specs import TextSpec
+    from meristem.recipes.tasks.open import open_task
+
+    return open_task(TextSpec(**data_of(setting)))
 
 
 @cache

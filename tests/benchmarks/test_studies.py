@@ -323,15 +323,25 @@ def test_the_sides_of_every_study_are_recipes(study, name, monkeypatch):
     assert {claim.side for claim in study.claims} <= {side.name for side in study.sides}
 
 
+DIAGNOSED = Side("diagnosed", [
+    Stage("small", until=1, members=2),
+    Stage("large", make={"fuse": {"norm": "grouped", "optimizer": "carry"}}, train={"warmup": "junction"}),
+])  # fmt: skip
+
+
+def test_a_study_can_go_on_at_a_side_whose_warmup_is_not_known_yet(tmp_path):
+    """An engine that begins there, as after a kill, has not opened the data before."""
+    (found,) = engine_at(tmp_path).measure(DIAGNOSED, 2e-3, [2], 0, "eval")
+    assert 1 < found["loss"] < math.log(256)
+
+
 def test_the_warmup_at_a_junction_is_what_diagnose_says(tmp_path):
     """In the recipe that the engine trains; the nodes before it are trained once."""
     from meristem.recipes.diagnose import diagnose
     from meristem.recipes.specs.schema import parse_recipe
     from meristem.recipes.tasks import open_task
 
-    stages = [Stage("small", until=1, rate="small", members=2),
-              Stage("large", make={"fuse": {"norm": "grouped", "optimizer": "carry"}}, train={"warmup": "junction"})]  # fmt: skip
-    content, _ = recipe_of(SETTING, Prices.of(SETTING), Side("diagnosed", stages), [2e-3, 2e-3], [2, 4], 0)
+    content, _ = recipe_of(SETTING, Prices.of(SETTING), DIAGNOSED, [2e-3, 2e-3], [2, 4], 0)
     recipe = parse_recipe(without_warmups(content)[0])
     found = with_warmups(content, tmp_path, open_task(recipe.data), 0, "eval")
     made = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.glob("*/result.json"))
