@@ -12,7 +12,15 @@ from benchmarks.studies.statistics import LEAST_SEEDS
 from benchmarks.studies.study import Claim, layers_of
 
 PLACE = Path("src") / "meristem" / "recipes" / "evidence.json"
-METHODS = {"shrink_perturb": "shrink_zero_pad_perturb"}  # where a side is not named as its method
+METHODS = {
+    "copies": "upcycle",
+    "drop_upcycled": "upcycle",
+    "gradual": "gradual_stacking",
+    "shrink_perturb": "shrink_zero_pad_perturb",
+    "stacking_2x": "stacking",
+    "stacking_4x": "stacking",
+    "upcycled": "upcycle",
+}  # where a side is not named as its method
 
 
 def write_evidence(found: Mapping[str, Sequence[Finding]], root: Path) -> None:
@@ -38,6 +46,7 @@ def evidence(finding: Finding) -> list[dict[str, Any]]:
                 {
                     "study": finding.study.name,
                     "setting": finding.name,
+                    "side": method,
                     "method": METHODS.get(method, method),
                     "grown_at": float(moment) if moment else None,
                     "claim": claim.says,

@@ -93,7 +93,8 @@ class Saving:
         if self.effect is None:
             return f"reached on {self.reached} of {self.seeds} seeds" if self.reached else "not reached"
         least = "at least " if self.is_bound else ""
-        return f"{least}{self.effect.mean:.0%} [{self.effect.low:.0%}, {self.effect.high:.0%}]"
+        mean, low, high = (f"{share:z.0%}" for share in (self.effect.mean, self.effect.low, self.effect.high))
+        return f"{least}{mean} [{low}, {high}]"
 
     def counting(self, given: bool) -> Saving:
         """What a claim is about: everything counted, or with the parents given where that is known."""

@@ -232,3 +232,23 @@ def test_a_model_without_a_part_that_its_class_may_leave_out(tmp_path):
     torch.testing.assert_close(theirs[..., : ours.shape[-1]], ours, rtol=1e-4, atol=1e-5)
     ms.grow(model, ms.HyperCloning(width=2)).save_pretrained(tmp_path / "by_python")
     assert open_model(str(tmp_path / "by_python")).pooler is None
+
+
+def test_a_sampled_proof_of_a_fusion_is_refused_by_its_name(small, tmp_path):
+    fused = tmp_path / "fused"
+    assert meristem("fuse", small, small, fused).returncode == 0
+    refused(
+        meristem("verify", small, fused, "--sample", 2), "was made by deep_fusion, of which there is no sampled proof"
+    )
+
+
+def test_a_plan_leaves_something_to_the_large_network(small):
+    """Twice as wide, the layers cost four times as much: 20 million tokens of the small network leave something of 10 million, 100 do not."""
+    planned = meristem("plan", small, "--width", 2, "--tokens", "10M", "--small-tokens", "20M")
+    assert planned.returncode == 0
+    assert "same FLOPs" in planned.stdout
+    assert "same tokens" not in planned.stdout
+    refused(
+        meristem("plan", small, "--width", 2, "--tokens", "10M", "--small-tokens", "100M"),
+        "leaves nothing to train it with; fewer than",
+    )

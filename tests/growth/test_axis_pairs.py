@@ -7,6 +7,7 @@ from pathlib import Path
 import pico
 import pytest
 import torch
+import transformers
 from axes_worker import GROWTHS
 from processes import losses_of
 from test_stream import gap
@@ -219,3 +220,31 @@ def test_gradients_of_old_tokens_and_places_are_the_true_ones(row):
         torch.testing.assert_close(
             grow_tensor(plan, ours.__getitem__, "gradient"), theirs[name], rtol=1e-6, atol=1e-8, msg=name
         )
+
+
+@pytest.mark.parametrize("method", [ms.LEMON, ms.ZeroPadding])
+def test_other_readers_of_the_last_norm_do_not_see_the_factor_of_a_tied_head(method):
+    """The second head of GPT-2 answers as before; it was sqrt(32 / 48) times as loud."""
+    config = transformers.GPT2Config(vocab_size=67, n_embd=32, n_layer=2, n_head=4, n_positions=64, num_labels=1)
+    small = transformers.GPT2DoubleHeadsModel(config).eval()
+    pico.randomise(small)
+    large = ms.grow(small, method(hidden_size=48, num_attention_heads=6))
+    assert large.lm_head.weight is large.transformer.wte.weight
+    tokens = torch.randint(67, (2, 3, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs = (model(input_ids=tokens, mc_token_ids=torch.full((2, 3), 11)) for model in (small, large))
+    torch.testing.assert_close(theirs.logits, ours.logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(theirs.mc_logits, ours.mc_logits, atol=1e-5, rtol=1e-4)
+
+
+def test_linear_attention_that_follows_the_stream_names_what_would_work():
+    config = transformers.AutoConfig.for_model(
+        "qwen3_next", hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, vocab_size=67, moe_intermediate_size=16, shared_expert_intermediate_size=16, num_experts=4,
+        num_experts_per_tok=2, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+    )  # fmt: skip
+    small = transformers.AutoModelForCausalLM.from_config(config).eval()
+    pico.randomise(small)
+    with pytest.raises(ms.MeristemError, match="as to 64; --size hidden=48 grows that axis alone"):
+        ms.grow(small, ms.LEMON(hidden_size=48))
+    assert ms.Growth.of(small, ms.LEMON(sizes={"hidden": 48})).certificate.holds

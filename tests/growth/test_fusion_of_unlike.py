@@ -88,3 +88,13 @@ def test_differences_can_be_allowed():
     assert fusion.model.config.rope_parameters["rope_theta"] == 1e4
     assert fusion.methods[0]["allow_differences"]
     torch.testing.assert_close(logits(fusion.model), logits(one), atol=2e-5, rtol=1e-4)  # the weights are the same
+
+
+@pytest.mark.parametrize(
+    "models, words", [(lambda a: a, r"ms.fuse\(\[a, b\]\)"), (lambda a: [a, a], "DeepFusion or a Rebasin")]
+)
+def test_networks_that_are_no_list(models, words):
+    """`ms.fuse(a, b)`, and a third network where a method belongs."""
+    own = pico.build("llama")
+    with pytest.raises(ms.MeristemError, match=words):
+        ms.fuse(models(own), own)

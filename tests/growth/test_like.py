@@ -62,13 +62,26 @@ def test_llama_3_scaling_keeps_its_frequencies_and_yarn_does_not():
     assert gap(small, ms.grow(small, ms.LEMON(head_dim=16))) <= 1e-5
     yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 512}
     with pytest.raises(
-        ms.MeristemError, match="the rotary table of head_dim 64 does not hold the frequencies of head_dim 32"
+        ms.MeristemError, match=r"with head_dim 64, llama would compute another function: .* \(yarn\); keep it at 32"
     ):
         ms.grow(pico.build("llama", rope_parameters=yarn, head_dim=32), ms.LEMON(head_dim=64))
     with pytest.raises(
         ms.MeristemError, match=r"head_dim 12 does not hold the frequencies of head_dim 8.* 16 for unscaled ones"
     ):
         ms.grow(pico.build("llama"), ms.LEMON(head_dim=12))
+
+
+@pytest.mark.parametrize("scaling", ["dynamic", "longrope"])
+def test_head_dim_stays_where_rotary_tables_change_with_the_length_of_a_text(scaling):
+    """The tables of short texts hold every frequency, those of long ones do not: 150 tokens of 64 were wrong by 1e-2."""
+    own = {"dynamic": {"factor": 4.0}, "longrope": {
+        "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 2.2, 2.4, 2.6], "original_max_position_embeddings": 64,
+    }}[scaling]  # fmt: skip
+    small = pico.build("llama", rope_parameters={"rope_type": scaling, "rope_theta": 10000.0, **own})
+    for grow, method in ((ms.grow, ms.LEMON(head_dim=16)), (ms.shrink, ms.WeightSelection(head_dim=4))):
+        with pytest.raises(ms.MeristemError, match=rf"depends on head_dim \({scaling}\); keep it at 8"):
+            grow(small, method)
+    assert gap(small, ms.grow(small, ms.LEMON(hidden_size=64, num_attention_heads=8))) <= 1e-5
 
 
 def test_new_units_of_a_head_can_learn():

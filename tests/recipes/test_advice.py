@@ -77,8 +77,18 @@ def test_the_evidence_is_that_of_the_nearest_length_whose_gate_passes():
         (said,) = advice([ms.HyperCloning(width=2)], {}, tokens).evidence
         assert f"{budget} bytes for each parameter: loss {row['budgets'][budget]['loss'][0]:+.4f}" in said
         assert row["budgets"][budget]["saved"] in said
-    (none,) = advice([ms.Stacking(depth=2)], {}, 10**6).evidence
-    assert none.startswith("stacking: no Meristem study has a result for it yet")
+    (none,) = advice([ms.AKI(width=2)], {}, 10**6).evidence
+    assert none.startswith("aki: no Meristem study has a result for it yet")
+
+
+def test_the_evidence_of_a_method_is_that_of_all_sides_that_use_it():
+    """The study of depth stacks by four and by two, that of mixtures upcycles in three ways."""
+    for method, sides in (
+        (ms.Stacking(depth=4), ["stacking_4x", "stacking_2x"]),
+        (ms.Upcycle(num_experts=4), ["upcycled", "upcycled", "drop_upcycled", "copies"]),
+    ):
+        found = advice([method], {}, 10**6).evidence[0].splitlines()
+        assert [line.partition(":")[0] for line in found] == [f"{method.name} ({side})" for side in sides]
 
 
 def test_the_package_holds_the_figures_of_todays_rows():

@@ -38,6 +38,18 @@ def test_routes_keep_their_budget():
     assert given.flops == 360
 
 
+def test_a_small_network_that_has_read_much_leaves_less():
+    """Of 400 FLOPs: 150 tokens of it leave 62.5 of the large one, more in all than 100; 400 leave none."""
+    small, large = NetworkCost(10, 1.0, 160), NetworkCost(40, 4.0, 640)
+    routes_left = routes(small, large, 100, small_tokens=150)
+    assert [route.name for route in routes_left] == ["from scratch", "grow, same FLOPs", "grow, small given"]
+    assert [route.large_tokens for route in routes_left] == [100, 62.5, 62.5]
+    with pytest.raises(
+        ms.MeristemError, match=r"cost 1.0 times as much as 100 of the large one.* fewer than 400 would"
+    ):
+        routes(small, large, 100, small_tokens=400)
+
+
 @pytest.mark.parametrize("family", ["bert", "vit", "llama", "gpt2"])
 def test_the_cost_of_other_networks_than_language_models(family):
     """Twice as many layers take about twice the FLOPs; a forward pass counts three times where nothing says what the loss is."""

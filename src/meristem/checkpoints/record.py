@@ -90,6 +90,10 @@ def recorded_methods(directory: Path) -> list[Method]:
     file = directory / "meristem.json"
     try:
         named = json.loads(file.read_text())["methods"]
+        if others := [entry["method"] for entry in named if entry["method"] not in METHODS]:
+            raise MeristemError(
+                f"{directory} was made by {others[0]}, of which there is no sampled proof; leave out --sample"
+            )
         return [METHODS[entry.pop("method")](**entry) for entry in named]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise MeristemError(

@@ -95,6 +95,10 @@ def fuse_with_certificate(
 
     method = method or DeepFusion()
     pairs = _checked(models, anatomies, inputs, verify)
+    if not isinstance(method, DeepFusion | Rebasin):
+        raise MeristemError(
+            f"fuse takes a DeepFusion or a Rebasin, as in ms.fuse([a, b], ms.Rebasin()); got {method!r:.60}"
+        )
     parents = [parent for parent, _ in pairs]
     if isinstance(method, Rebasin):
         return _averaged(parents, method, inputs if inputs is not None else example_inputs(parents[0]), verify)
@@ -113,6 +117,8 @@ def _checked(
     measured: bool,
 ) -> list[tuple[nn.Module, Anatomy | None]]:
     """The parents, with their anatomies as far as they are known."""
+    if isinstance(models, nn.Module | Growth):
+        raise MeristemError(f"fuse takes a list of networks, as in ms.fuse([a, b]); got a {type(models).__name__}")
     if len(models) < 2:
         raise MeristemError(f"fuse takes at least two networks, got {len(models)}")
     check_number(anatomies, models)

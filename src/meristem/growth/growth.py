@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -66,6 +67,10 @@ class Growth:
     certificate: Certificate | None
     before: Provenance | None = None
     pending: Callable[[], Certificate | None] | None = field(default=None, repr=False, compare=False)
+    _glimpsed: list[Tensor] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_glimpsed", glimpse(self.source))
 
     @staticmethod
     def of(
@@ -174,9 +179,23 @@ class Growth:
                 `ms.grow_optimizer`.
 
         Raises:
-            MeristemError: if the optimizer is not that of `source`, or if its state cannot be grown.
+            MeristemError: if the optimizer is not that of `source`, if `source` has trained on since the growth,
+                or if the state cannot be grown.
         """
+        if not all(map(torch.equal, glimpse(self.source), self._glimpsed)):
+            raise MeristemError(
+                "the source network has changed since it was grown, so the optimizer's state does not belong to the weights of "
+                "the large network; grow the network again, and its optimizer directly afterwards"
+            )
         return grown_optimizer(optimizer, self.source, self.model, self.plans, scale_learning_rate)
+
+
+def glimpse(model: nn.Module) -> list[Tensor]:
+    """Eight numbers of each parameter, by which training is noticed (fused optimizers do not count versions).
+    Those on the meta device and those of other kinds of tensors are left out.
+    """
+    plain = [p.detach() for p in model.parameters() if type(p.data) is Tensor and not p.is_meta]
+    return [parameter.flatten()[:8].float().cpu().nan_to_num().clone() for parameter in plain]
 
 
 def known(model: nn.Module | Growth, anatomy: Anatomy | None) -> tuple[nn.Module, Anatomy | None]:

@@ -131,10 +131,11 @@ def _evidence(name: str, density: float, unit: str) -> str:
         at = min(passing or entry["budgets"], key=lambda budget: abs(float(budget) - density))
         figures = entry["budgets"][at]
         mean, low, high = figures["loss"]
+        side = f" ({entry['side']})" if entry["side"] != name else ""
         moment = f" grown at {entry['grown_at']:g}," if entry["grown_at"] is not None else ""
         gate = "" if passing else "; its gate fails, so it does not test the claim"
         lines.append(
-            f"{name}:{moment} {at} bytes for each parameter: loss {mean:+.4f} [{low:+.4f}, {high:+.4f}] against scratch at equal "
+            f"{name}{side}:{moment} {at} bytes for each parameter: loss {mean:+.4f} [{low:+.4f}, {high:+.4f}] against scratch at equal "
             f"compute, compute saved: {figures['saved']}{gate} (study {entry['study']}, {entry['networks']}; published: {entry['claim']})"
         )
     return "\n".join(lines)

@@ -144,15 +144,25 @@ def routes(small: NetworkCost, large: NetworkCost, tokens: float, small_tokens: 
         small, large: the costs of the two networks.
         tokens: the budget of training the large network from scratch.
         small_tokens: the tokens that the small network reads before it grows. By default it is
-            `growth_timing`, at most half of `tokens`.
+            `growth_timing`, at most half of `tokens`. With as many as `tokens` or more, there is no growth with
+            the same tokens.
+
+    Raises:
+        MeristemError: if they leave nothing of the budget to the large network.
     """
     budget = tokens * large.flops_per_token
     before = small_tokens if small_tokens is not None else min(growth_timing(large.parameters, budget), tokens / 2)
     spent = before * small.flops_per_token
-    after = max(0.0, (budget - spent) / large.flops_per_token)
+    if spent >= budget:
+        raise MeristemError(
+            f"{before:,.0f} tokens of the small network cost {spent / budget:.1f} times as much as {tokens:,.0f} of the large one, which "
+            f"leaves nothing to train it with; fewer than {budget / small.flops_per_token:,.0f} would work"
+        )
+    after, left = (budget - spent) / large.flops_per_token, tokens - before
+    same_tokens = Route("grow, same tokens", before, left, spent + left * large.flops_per_token)
     return [
         Route("from scratch", 0, tokens, budget),
-        Route("grow, same tokens", before, tokens - before, spent + (tokens - before) * large.flops_per_token),
+        *[same_tokens] * (left > 0),
         Route("grow, same FLOPs", before, after, spent + after * large.flops_per_token),
         Route("grow, small given", 0, after, after * large.flops_per_token),
     ]

@@ -73,8 +73,7 @@ def width_targets(
         elif axis.scope in ATTENTION_SCOPES:
             sizes |= heads_targets(anatomy, method, axis.name, width, num_attention_heads, num_key_value_heads)
         else:  # heads of state-space and linear-attention blocks follow the width
-            hidden = own_axes(anatomy, "hidden")[0].size
-            factor = width if hidden_size is None else _whole(method, axis.name, hidden_size, hidden)
+            factor = width if hidden_size is None else _whole(anatomy, method, axis.name, hidden_size)
             sizes |= heads_targets(anatomy, method, axis.name, factor, None, None)
     sizes |= head_dim_targets(anatomy, method, sizes, head_dim, num_attention_heads, hidden_size)
     sizes |= _named(anatomy, method, more or {})
@@ -160,10 +159,15 @@ def _scaled(method: str, field: str, size: int, target: int | None, first: int) 
     return size * target // first
 
 
-def _whole(method: str, axis: str, target: int, size: int) -> int:
-    if target % size:
-        raise MeristemError(f"{method}: {axis} follow hidden_size, which has to grow by a whole factor; it is {size}")
-    return target // size
+def _whole(anatomy: Anatomy, method: str, axis: str, target: int) -> int:
+    hidden = own_axes(anatomy, "hidden")[0]
+    if target % hidden.size:
+        above = -(-target // hidden.size) * hidden.size
+        raise MeristemError(
+            f"{method}: {axis} follow hidden_size, which is {hidden.size} and has to grow by a whole factor, as to {above}; "
+            f"--size {hidden.name}={target} grows that axis alone"
+        )
+    return target // hidden.size
 
 
 def _derived(anatomy: Anatomy, method: str, sizes: dict[str, int], asked: int | None) -> dict[str, int]:

@@ -10,7 +10,7 @@ head is untied instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -83,7 +83,21 @@ def repair(
         untied = target.resized(target.sizes, target.depths, {"tie_word_embeddings": False})  # may scale otherwise
         own = statistics.get(head.name, 1.0) / width_constants(anatomy, untied).get(head.name, 1.0)
         return Repair({**scales, head.name: own}, untied=True)
-    return Repair({**scales, **{gain: scales.get(gain, 1.0) / factor for gain in gains}})
+    scales |= {gain: scales.get(gain, 1.0) / factor for gain in gains}
+    return Repair(
+        scales | {name: scales.get(name, 1.0) * factor for name in other_readers(anatomy, gains, head, model, inputs)}
+    )
+
+
+def other_readers(
+    anatomy: Anatomy, gains: Collection[str], head: TensorAnatomy, model: nn.Module, inputs: Inputs
+) -> list[str]:
+    """The matrices beside the head that read the output of the last norm (GPT-2's multiple choice). A factor of
+    the norm's gains for the head would change what they read.
+    """
+    taken = stream_of(model, anatomy, inputs).taken
+    own = {head.name, head.tied_to}
+    return sorted(name for name, names in taken.items() if names & set(gains) and name not in own)
 
 
 def tied_to_heads(anatomy: Anatomy) -> frozenset[str]:

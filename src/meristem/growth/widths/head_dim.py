@@ -60,9 +60,8 @@ def head_dim_map(
             f"{anatomy.sizes[whole_of(axis)]}"
         )
     small = anatomy.builder
-    large = small.resized(sizes, small.depths, fields or {})
-    ours, theirs = (_with_buffers(builder) for builder in (small, large))
     old, new = small.sizes[axis], sizes[axis]
+    ours, theirs = _both(small, small.resized(sizes, small.depths, fields or {}), old, new)
     index = _places(anatomy, ours, theirs, old, new)
     factor = math.sqrt(
         _score_scale(ours, theirs, _usual_scale(anatomy, new / old))
@@ -98,16 +97,16 @@ def smaller_head_dim_map(
         MeristemError: if the table of the larger head lacks a frequency of the smaller one.
     """
     large = anatomy.builder
-    small = large.resized(sizes, large.depths, fields or {})
-    ours, theirs = (_with_buffers(builder) for builder in (small, large))
     old, new = large.sizes[axis], sizes[axis]
+    theirs, ours = _both(large, large.resized(sizes, large.depths, fields or {}), old, new)
     try:
         index = _places(anatomy, ours, theirs, new, old)
     except MeristemError as error:
-        works = max(part for part in range(1, old) if old % part == 0)
+        divisor = max(part for part in range(1, old) if old % part == 0)
+        works = "" if divisor == new else f"; a divisor works if positions are not scaled: {divisor}"
         raise MeristemError(
-            f"the rotary table of head_dim {old} does not hold the frequencies of head_dim {new}and would rotate the units of "
-            f"{large.model_type} by other frequencies; a divisor of head_dim works unless the scaling of its positions depends on head_dim: {works}"
+            f"the rotary table of head_dim {old} does not hold the frequencies of head_dim {new}, so {large.model_type} would rotate "
+            f"its units by other ones; keep head_dim at {old}{works}"
         ) from error
     if not undo:
         return AxisMap.select(index, old)
@@ -118,6 +117,29 @@ def smaller_head_dim_map(
         gain=UnitMap.select(index, old),
         twins=False,
         norm_factor=math.sqrt(old / new) / factor,
+    )
+
+
+def _both(own: Builder, other: Builder, old: int, new: int) -> tuple[nn.Module, nn.Module]:
+    """A network and the same with another head_dim, as skeletons that hold their rotary tables.
+
+    Raises:
+        MeristemError: for tables that change with the length of the text ("dynamic"; their tables of short texts
+            may agree), or that are scaled by one number for each frequency of the config ("longrope").
+    """
+    ours = _with_buffers(own)
+    for module in ours.modules():
+        stated = getattr(module, "rope_type", None)
+        for scaling in stated.values() if isinstance(stated, Mapping) else [stated]:
+            if isinstance(scaling, str) and ("dynamic" in scaling or scaling == "longrope"):
+                raise MeristemError(_depends(own.model_type, scaling, old, new))
+    return ours, _with_buffers(other)
+
+
+def _depends(model_type: str, scaling: str, old: int, new: int) -> str:
+    return (
+        f"with head_dim {new}, {model_type} would compute another function: its positions are scaled by a rule that depends on "
+        f"head_dim ({scaling}); keep it at {old}"
     )
 
 
@@ -202,11 +224,7 @@ def _frequencies(anatomy: Anatomy, table: Tensor, larger: Tensor, old: int, new:
     if float(distance.min(1).values.max()) > CLOSE or len(set(place.tolist())) < len(place):
         if new % old == 0:
             scaling = anatomy.builder.fact("rope_parameters.rope_type") or "scaled"
-            raise MeristemError(
-                f"the rotary table of head_dim {new} does not hold the frequencies of head_dim {old}, so {anatomy.builder.model_type} "
-                f"would compute another function: its positions are scaled by a rule that depends on head_dim ({scaling}); keep it at "
-                f"{old}"
-            )
+            raise MeristemError(_depends(anatomy.builder.model_type, scaling, old, new))
         raise MeristemError(
             f"the rotary table of head_dim {new} does not hold the frequencies of head_dim {old}, so {anatomy.builder.model_type} "
             f"would compute another function; a whole multiple works unless the scaling of its positions depends on head_dim: "
