@@ -179,8 +179,8 @@ class Growth:
                 `ms.grow_optimizer`.
 
         Raises:
-            MeristemError: if the optimizer is not that of `source`, if `source` has trained on since the growth,
-                or if the state cannot be grown.
+            MeristemError: if the optimizer is not that of `source`, if `source` has trained on since the
+                growth, or if the state cannot be grown.
         """
         if not all(map(torch.equal, glimpse(self.source), self._glimpsed)):
             raise MeristemError(

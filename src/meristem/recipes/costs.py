@@ -144,8 +144,8 @@ def routes(small: NetworkCost, large: NetworkCost, tokens: float, small_tokens: 
         small, large: the costs of the two networks.
         tokens: the budget of training the large network from scratch.
         small_tokens: the tokens that the small network reads before it grows. By default it is
-            `growth_timing`, at most half of `tokens`. With as many as `tokens` or more, there is no growth with
-            the same tokens.
+            `growth_timing`, at most half of `tokens`. With as many as `tokens` or more, there is no growth
+            with the same tokens.
 
     Raises:
         MeristemError: if they leave nothing of the budget to the large network.

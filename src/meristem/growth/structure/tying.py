@@ -92,8 +92,8 @@ def repair(
 def other_readers(
     anatomy: Anatomy, gains: Collection[str], head: TensorAnatomy, model: nn.Module, inputs: Inputs
 ) -> list[str]:
-    """The matrices beside the head that read the output of the last norm (GPT-2's multiple choice). A factor of
-    the norm's gains for the head would change what they read.
+    """The matrices beside the head that read the output of the last norm (GPT-2's multiple choice). A factor
+    of the norm's gains for the head would change what they read.
     """
     taken = stream_of(model, anatomy, inputs).taken
     own = {head.name, head.tied_to}

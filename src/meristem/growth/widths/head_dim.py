@@ -124,8 +124,8 @@ def _both(own: Builder, other: Builder, old: int, new: int) -> tuple[nn.Module, 
     """A network and the same with another head_dim, as skeletons that hold their rotary tables.
 
     Raises:
-        MeristemError: for tables that change with the length of the text ("dynamic"; their tables of short texts
-            may agree), or that are scaled by one number for each frequency of the config ("longrope").
+        MeristemError: for tables that change with the length of the text ("dynamic"; their tables of short
+            texts may agree), or that the config scales by one number for each frequency ("longrope").
     """
     ours = _with_buffers(own)
     for module in ours.modules():
