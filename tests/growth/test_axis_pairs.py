@@ -186,7 +186,7 @@ def test_shrink_keeps_frequencies_tokens_and_places():
 
 
 @pytest.mark.parametrize("changes, options, message", [
-    ({"head_dim": 16}, {"head_dim": 12}, "table of head_dim 16 does not hold the frequencies of head_dim 12.*head_dim: 8"),
+    ({"head_dim": 16}, {"head_dim": 12}, "table of head_dim 16 does not hold the frequencies of head_dim 12.* a divisor works if positions are not scaled: 8"),
     ({"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 8}, {"num_attention_heads": 4, "num_key_value_heads": 2},
      "4 heads on 2 key-value heads would put query heads on .* not trained with; 2 heads on 2 would work"),
     ({}, {"head_dim": 16}, "shrinks: asked for head_dim of 16, the network has 8; the nearest target that works is 8"),
