@@ -92,7 +92,7 @@ def repair(
 def other_readers(
     anatomy: Anatomy, gains: Collection[str], head: TensorAnatomy, model: nn.Module, inputs: Inputs
 ) -> list[str]:
-    """The other matrices, except the head, that read the output of the last norm (GPT-2's multiple choice). A factor
+    """The matrices that read the output of the last norm, except the head (GPT-2's multiple choice). A factor
     of the norm's gains for the head would change what they read.
     """
     taken = stream_of(model, anatomy, inputs).taken
