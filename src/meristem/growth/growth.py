@@ -195,7 +195,7 @@ def glimpse(model: nn.Module) -> list[Tensor]:
     Those on the meta device and those of other kinds of tensors are left out.
     """
     plain = [p.detach() for p in model.parameters() if type(p.data) is Tensor and not p.is_meta]
-    return [parameter.flatten()[:8].float().cpu().nan_to_num().clone() for parameter in plain]
+    return [parameter.flatten()[:8].float().cpu().nan_to_num() for parameter in plain]
 
 
 def known(model: nn.Module | Growth, anatomy: Anatomy | None) -> tuple[nn.Module, Anatomy | None]:
