@@ -128,6 +128,7 @@ def test_options_of_both_kinds_are_checked():
     assert new_estimator("energynet", True, {"beta": 3}).beta == 3
     with pytest.raises(ms.MeristemError, match="no option 'random_state'"):
         new_estimator("energynet", True, {"random_state": 3})
+    assert new_estimator("adanet", True, {"embedding": "none"}).embedding == "none"  # a word, and not None
 
 
 def test_small_tables_have_many_short_rounds_and_large_ones_few():

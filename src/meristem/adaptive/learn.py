@@ -68,7 +68,7 @@ def new_estimator(kind: str, classification: bool, options: Mapping[str, Any]) -
         word = value.lower() if isinstance(value, str) else value
         if hints[name] is bool:
             value = WORDS.get(word, value) if isinstance(word, str) else {0: False, 1: True}.get(word, value)
-        given[name] = None if word == "none" else value
+        given[name] = None if word == "none" and "none" not in typing.get_args(hints[name]) else value
     estimator = chosen(**given)
     estimator.check_options()
     return estimator
@@ -229,7 +229,7 @@ def _fingerprint(kind: str, options: Mapping[str, Any], seed: int, test_share: f
     said = hashlib.sha256(repr((kind, sorted(options.items()), seed, test_share, table.target, table.task)).encode())
     hashes = pd.util.hash_pandas_object(table.x, index=False)  # pyright: ignore[reportAttributeAccessIssue]
     said.update(hashes.to_numpy().tobytes())
-    said.update(repr(table.y.tolist()).encode())
+    said.update(repr((table.y.tolist(), table.columns)).encode())
     return said.hexdigest()[:8]
 
 

@@ -20,11 +20,12 @@ from sklearn.pipeline import make_pipeline
 from meristem.adaptive.adanet import AdaNetClassifier, AdaNetRegressor
 from meristem.adaptive.energynet import EnergyNetClassifier, EnergyNetRegressor
 from meristem.adaptive.tables import Column, encode, load_encoder, save_encoder
-from meristem.adaptive.tables.doubts import warn_of_sign, warn_of_unreadable, with_decimals
+from meristem.adaptive.tables.doubts import warn_of_sign, warn_of_unknown, warn_of_unreadable, with_decimals
 from meristem.adaptive.tables.encoding import (
     Task,
     encode_prepared,
     feature_names,
+    known_categories,
     named_by_words,
     prepared,
     split_by_rows,
@@ -92,6 +93,7 @@ class Learned:
         columns = with_decimals(frame, columns, remembered)
         found = prepared(frame, columns)
         warn_of_unreadable(frame, found, columns)
+        warn_of_unknown(frame, found, known_categories(self.encoder))
         return encode_prepared(self.encoder, found)
 
     def get_feature_names_out(self) -> np.ndarray:
@@ -116,9 +118,10 @@ class Learned:
         if not path.is_file():
             raise MeristemError(f"there is no file {path}")
         has_names = any(not column.name.startswith("column_") for column in self.columns)
-        frame, layout = read_frame(path, header=None if has_names else False, decimal=self.decimal)
+        words = [column.name for column in self.columns if column.as_written]
+        frame, layout = read_frame(path, header=None if has_names else False, decimal=self.decimal, words=words)
         if has_names and not layout.has_header:  # names of numbers over few rows
-            named, other = read_frame(path, header=True, decimal=self.decimal)
+            named, other = read_frame(path, header=True, decimal=self.decimal, words=words)
             if {column.name for column in self.columns if column.kind != "left out"} <= set(named.columns):
                 frame, layout = named, other
         if layout.decimal != self.decimal and layout.separator in WITH_COMMAS:

@@ -41,6 +41,13 @@ def learn(
     separator: Annotated[
         Optional[str], typer.Option(help="The separator of values, such as ';' or '\\t'. Default: found from the rows.")
     ] = None,
+    category: Annotated[
+        Optional[list[str]],
+        typer.Option(help="A column of categories that look like numbers, such as postal codes, by name or number."),
+    ] = None,
+    leave_out: Annotated[
+        Optional[list[str]], typer.Option(help="A column not to learn from, by name or number.")
+    ] = None,
     option: MoreOptions = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     test_share: Annotated[float, typer.Option(help="The share of rows that are held out for the test.")] = 0.2,
@@ -50,7 +57,8 @@ def learn(
     check_kind(method)
     check_table(table)
     options = read_options({}, option or [])
-    reading = {"target": target, "task": task, "header": header, "separator": separator}
+    asked = {"categories": category or [], "leave_out": leave_out or []}
+    reading = {"target": target, "task": task, "header": header, "separator": separator, **asked}
     with step(f"reading {table}"):
         try:
             import pandas  # noqa: F401

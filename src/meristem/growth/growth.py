@@ -319,12 +319,10 @@ def _say_what_is_lost(
         f"The network differs from what its class builds from its config, and only that can grow or be cut: {changed}"
     )
     if broken and certificate is not None:
-        cause = (
-            differs
-            if changed
-            else "Norms that see uneven copies, or blocks that cannot be silent, are the usual causes; whole multiples of the width "
-            "are exact"
-        )
+        entries = sorted({entry for method in methods for entry in getattr(method, "fields", None) or ()})
+        usual = "Norms that see uneven copies, or blocks that cannot be silent, are the usual causes; whole multiples of the width are exact"
+        taken = f"The config entries that are taken from the target are the likely cause: {', '.join(entries)}"
+        cause = differs if changed else taken if entries else usual
         warnings.warn(
             f"{', '.join(broken)}: this growth does not keep the function: {certificate.summary()}. {cause}",
             stacklevel=4,

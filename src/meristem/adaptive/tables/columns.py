@@ -49,6 +49,7 @@ class Column:
         said: the decision in words.
         decimal: the decimal sign of numbers that are words such as "1,234.50".
         day_first: whether the day stands before the month in dates such as "1/2/2024".
+        as_written: whether its categories are words as a file writes them, such as "01".
     """
 
     name: str
@@ -58,11 +59,32 @@ class Column:
     missing: float = 0.0
     decimal: Decimal = "."
     day_first: bool = False
+    as_written: bool = False
 
 
-def describe(frame: pd.DataFrame) -> list[Column]:
-    """The kind of each column of a frame (n_samples, columns)."""
-    return [describe_column(str(name), frame[name]) for name in frame.columns]
+def describe(frame: pd.DataFrame, categories: Sequence[str] = (), leave_out: Sequence[str] = ()) -> list[Column]:
+    """The kind of each column of a frame (n_samples, columns).
+
+    Args:
+        categories: the columns whose values are categories, whatever they look like.
+        leave_out: the columns not to learn from.
+    """
+    names = [str(name) for name in frame.columns]
+    asked = {name: _asked_category(name, frame[name]) for name in names if name in categories}
+    asked |= {name: Column(name, "left out", "left out, as asked") for name in names if name in leave_out}
+    return [asked.get(name) or describe_column(name, frame[name]) for name in names]
+
+
+def _asked_category(name: str, values: pd.Series) -> Column:
+    """A column of categories because the user says so."""
+    words, missing = to_words(values).dropna(), float(values.isna().mean())
+    distinct = words.nunique()
+    if distinct <= 1:
+        return _of_one_value(name, words, missing)
+    column = _category(name, words, missing, distinct)
+    if column.kind == "left out":
+        column = replace(column, kind="many categories", said=f"{distinct} categories, as asked: encoded by the target")
+    return replace(column, as_written=not pd.api.types.is_bool_dtype(values))
 
 
 def describe_column(name: str, values: pd.Series) -> Column:
@@ -78,7 +100,7 @@ def describe_column(name: str, values: pd.Series) -> Column:
     if pd.api.types.is_bool_dtype(present):
         return Column(name, "category", "true or false: one-hot", missing=missing)
     if isinstance(present.dtype, pd.CategoricalDtype):
-        return _category(name, present.astype(str), missing, distinct)
+        return replace(_category(name, present.astype(str), missing, distinct), as_written=True)
     if pd.api.types.is_datetime64_any_dtype(present) or isinstance(present.dtype, pd.PeriodDtype):
         return _date(name, to_dates(present), missing)
     if pd.api.types.is_complex_dtype(present):
@@ -98,7 +120,7 @@ def describe_column(name: str, values: pd.Series) -> Column:
         dates = to_dates(words, day_first).dropna()
         if len(dates) >= MOSTLY * len(words):
             return _date(name, dates, missing, day_first)
-    return _category(name, words, missing, distinct)
+    return replace(_category(name, words, missing, distinct), as_written=True)
 
 
 def _of_one_value(name: str, present: pd.Series, missing: float) -> Column:

@@ -1,5 +1,5 @@
-"""What is doubtful about a table to predict from: values that cannot be read, and another decimal sign than
-in the table that was learned.
+"""What is doubtful about a table to predict from: values that cannot be read, categories that were never
+seen, and another decimal sign than in the table that was learned.
 """
 
 # pandas' types do not say whether an index gives a Series, a frame or a number.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 import pandas as pd
@@ -39,7 +39,7 @@ def warn_of_unreadable(frame: pd.DataFrame, found: pd.DataFrame, columns: Sequen
         if not strange or strange <= (1 - MOSTLY) * given.sum():
             continue
         words = frame[column.name][given & ~read].astype(str).unique()
-        shown = ", ".join(map(repr, words[:SHOWN])) + (", ..." if len(words) > SHOWN else "")
+        shown = _shown(words)
         one, many = ("a date", "dates") if column.kind == "date" else ("a number", "numbers")
         good = int(given.sum()) - strange
         count = "none" if not good else f"only {good}"
@@ -49,6 +49,40 @@ def warn_of_unreadable(frame: pd.DataFrame, found: pd.DataFrame, columns: Sequen
             f"{'the others' if good else 'all'} are read as missing",
             stacklevel=4,  # where `predict` was called
         )
+
+
+def warn_of_unknown(frame: pd.DataFrame, found: pd.DataFrame, known: Mapping[str, Set[str]]) -> None:
+    """Warn of each column of categories of which more than half of the values were never seen, and of each
+    that has numbers where "01" was learned, which would be 1.
+
+    Args:
+        frame: the rows as they are given (n, columns).
+        found: the rows as `encoding.prepared` reads them.
+        known: the categories of each column, as `encoding.known_categories` lists them.
+    """
+    for name, categories in known.items():
+        codes = [word for word in sorted(categories) if word[:1] == "0" and word[1:].isdecimal()]
+        if codes and pd.api.types.is_numeric_dtype(frame[name]):
+            warnings.warn(
+                f"column {name!r} has numbers, and categories such as {codes[0]!r} were learned, which no number is; "
+                "give words (pandas' read_csv reads them with dtype=str)",
+                stacklevel=4,  # where `predict` was called
+            )
+            continue
+        words = found[name].dropna()
+        strange = words[~words.isin(list(categories))]
+        if len(strange) <= len(words) / 2:
+            continue
+        shown, seen = (_shown(some) for some in (strange.unique(), sorted(categories)))
+        warnings.warn(
+            f"column {name!r}: {len(strange)} of {len(words)} values are none of the categories that were learned "
+            f"({shown}; learned: {seen}); they count as rare ones",
+            stacklevel=4,  # where `predict` was called
+        )
+
+
+def _shown(words: Sequence[str]) -> str:
+    return ", ".join(map(repr, words[:SHOWN])) + (", ..." if len(words) > SHOWN else "")
 
 
 def with_decimals(frame: pd.DataFrame, columns: Sequence[Column], remembered: Decimal) -> list[Column]:

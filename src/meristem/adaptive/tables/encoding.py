@@ -168,6 +168,16 @@ def feature_names(encoder: ColumnTransformer) -> list[str]:
     return list(names)
 
 
+def known_categories(encoder: ColumnTransformer) -> dict[str, set[str]]:
+    """The words that a fitted encoder knows, by column."""
+    found: dict[str, set[str]] = {}
+    for name, pipeline, columns in encoder.transformers_:
+        if name in ("categories", "many_categories"):
+            (step,) = (one for one in pipeline.named_steps.values() if hasattr(one, "categories_"))
+            found |= {column: set(words) for column, words in zip(columns, step.categories_, strict=True)}
+    return found
+
+
 def save_encoder(encoder: ColumnTransformer, path: Path) -> None:
     """Write a fitted encoder without pickles."""
     import skops.io

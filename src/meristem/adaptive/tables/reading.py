@@ -8,11 +8,13 @@ import csv
 import lzma
 import zipfile
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from meristem.adaptive.tables.columns import MOSTLY
 from meristem.adaptive.tables.header import MISSING
 from meristem.adaptive.tables.layout import Layout, find_layout
 from meristem.adaptive.tables.opening import open_text
@@ -23,7 +25,11 @@ UNREADABLE = (OSError, EOFError, UnicodeError, lzma.LZMAError, zipfile.BadZipFil
 
 
 def read_frame(
-    path: Path, separator: str | None = None, header: bool | None = None, decimal: Decimal | None = None
+    path: Path,
+    separator: str | None = None,
+    header: bool | None = None,
+    decimal: Decimal | None = None,
+    words: Collection[str] = (),
 ) -> tuple[pd.DataFrame, Layout]:
     """Read a file, compressed or not. Rows without any value are left out.
 
@@ -31,6 +37,7 @@ def read_frame(
         path: the file.
         separator, header: the separator, and whether there is a header. By default the first rows decide.
         decimal: the decimal sign, if the first rows do not show it.
+        words: columns whose values stay as they are written, such as "01", by name.
 
     Returns:
         The frame (n_samples, columns), and the layout of the file.
@@ -55,6 +62,7 @@ def read_frame(
                 na_values=[*MISSING, *(word.upper() for word in MISSING)],
                 low_memory=False,
                 index_col=False,
+                dtype={name: str for name in names if name in words},
                 **options,
             )
     except (*UNREADABLE, ValueError) as error:  # pandas' ParserError is a ValueError
@@ -62,13 +70,14 @@ def read_frame(
     frame = frame.dropna(how="all", ignore_index=True)
     for name in frame.columns:
         if pd.api.types.infer_dtype(frame[name], skipna=True) == "string":
-            frame[name] = _words(frame[name], layout.decimal)
+            frame[name] = _words(frame[name], "." if name in words else layout.decimal)
     return frame, layout
 
 
 def _words(values: pd.Series, decimal: Decimal) -> pd.Series:
     """Words without spaces around them. Words for a gap are missing. With a decimal comma, what reads as a
-    number is one, since pandas does not know points between thousands.
+    number is one, since pandas does not know points between thousands. A column of other words stays as it
+    is.
     """
     values = values.str.strip()
     values = values.mask(values.str.lower().isin(MISSING))
@@ -77,6 +86,8 @@ def _words(values: pd.Series, decimal: Decimal) -> pd.Series:
     numbers = to_numbers(values, decimal)
     if numbers.notna().equals(values.notna()):
         return numbers
+    if numbers.notna().sum() < MOSTLY * values.notna().sum():
+        return values
     return values.where(numbers.isna(), numbers.map("{:.17g}".format))
 
 

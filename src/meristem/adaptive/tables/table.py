@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -67,6 +69,8 @@ def open_table(
     task: Literal["auto", "classification", "regression"] = "auto",
     header: bool | None = None,
     separator: str | None = None,
+    categories: Sequence[str] = (),
+    leave_out: Sequence[str] = (),
 ) -> Table:
     """Read a text file of values (compressed or not), or load one of scikit-learn's data sets by its name.
 
@@ -77,16 +81,22 @@ def open_table(
             numbers, as classes.
         header: whether the first row of the file holds names. By default the first rows decide.
         separator: the separator of the file. By default the first rows decide.
+        categories: columns whose values are categories, such as postal codes, by name or by number from 1.
+            "01" and "1" differ in them.
+        leave_out: columns not to learn from, by name or by number from 1.
 
     Raises:
-        MeristemError: if there is no such table or column, or if the target does not fit the task.
+        MeristemError: if there is no such table or column, if a column is asked for in two ways, or if the
+            target does not fit the task.
     """
     if task not in ("auto", "classification", "regression"):
         raise MeristemError(f"the task is classification or regression, got {task!r}")
     if source in SHIPPED:
         if target is not None:
             raise MeristemError(f"{source} has a fixed target; --target is for CSV files only")
-        return of_frame(_shipped(source), "target", task)
+        frame = _shipped(source)
+        asked = [_named(source, frame, one) for one in categories], [_named(source, frame, one) for one in leave_out]
+        return of_frame(frame, "target", task, "", *asked)
     check_table(source)
     frame, layout = read_frame(Path(source), separator, header)
     if len(frame) < 2:
@@ -100,19 +110,38 @@ def open_table(
             else ""
         )
         raise MeristemError(f"{source} has no column except {wanted!r} to learn from{hint}")
-    table = of_frame(frame, wanted, task, f"{source}, ")
+    coded, left = ([_named(source, frame, one) for one in asked] for asked in (categories, leave_out))
+    if coded:
+        frame, layout = read_frame(Path(source), separator, header, words=coded)
+    table = of_frame(frame, wanted, task, f"{source}, ", coded, left)
     unpacked = "" if layout.encoding != "cp1252" else ", not UTF-8: read as Windows-1252"
     notes = [f"{Path(source).name}: {layout.said()}{unpacked}", *table.notes]
     return replace(table, notes=notes, decimal=layout.decimal)
 
 
-def of_frame(frame: pd.DataFrame, target: str, task: str = "auto", where: str = "") -> Table:
+def of_frame(
+    frame: pd.DataFrame,
+    target: str,
+    task: str = "auto",
+    where: str = "",
+    categories: Sequence[str] = (),
+    leave_out: Sequence[str] = (),
+) -> Table:
     """A table from a data frame (n_samples, columns).
 
+    Args:
+        frame: the rows, the target among their columns.
+        target: the column to predict.
+        task: as in `open_table`.
+        where: what errors say before the name of a column.
+        categories, leave_out: as in `open_table`, by name.
+
     Raises:
-        MeristemError: if the target does not fit the task, or if two columns have one name.
+        MeristemError: if the target does not fit the task, if two columns have one name, or if a column is
+            asked for in two ways.
     """
     frame = named_by_words(frame)
+    _check_asked({"target": [str(target)], "categories": categories, "leave_out": leave_out})
     values = frame[str(target)]
     if pd.api.types.is_complex_dtype(values):
         raise MeristemError(f"{where}column {target!r} holds complex numbers; a target is one number or class")
@@ -126,7 +155,7 @@ def of_frame(frame: pd.DataFrame, target: str, task: str = "auto", where: str = 
         count = int((~labelled).sum())
         have, them = ("row has", "it") if count == 1 else ("rows have", "them")
         notes.append(f"{count} {have} no {target!r}; only energynet's first stage uses {them}")
-    return Table(x[labelled], y, str(target), found, describe(x), x[~labelled], notes)
+    return Table(x[labelled], y, str(target), found, describe(x, categories, leave_out), x[~labelled], notes)
 
 
 def read_target(values: pd.Series, task: str, name: str) -> tuple[np.ndarray, Task, list[str]]:
@@ -187,11 +216,24 @@ def _target_name(source: str, frame: pd.DataFrame, target: str | None) -> str:
     names = list(frame.columns)
     if target is None:
         return next((name for name in reversed(names) if int(frame[name].count())), names[-1])
-    if target in names:
-        return target
-    if target.isdecimal() and 1 <= int(target) <= len(names):
-        return names[int(target) - 1]
-    raise MeristemError(f"{source} has no column {target!r}; {nearest(target, names)}")
+    return _named(source, frame, target)
+
+
+def _named(source: str, frame: pd.DataFrame, column: str) -> str:
+    """The name of a column that is given by name or by number from 1."""
+    names = list(frame.columns)
+    if column in names:
+        return column
+    if column.isdecimal() and 1 <= int(column) <= len(names):
+        return names[int(column) - 1]
+    raise MeristemError(f"{source} has no column {column!r}; {nearest(column, names)}")
+
+
+def _check_asked(asked: Mapping[str, Sequence[str]]) -> None:
+    """Whether every column is asked for in one way only."""
+    for (one, ours), (other, theirs) in combinations(asked.items(), 2):
+        if both := sorted(set(ours) & set(theirs)):
+            raise MeristemError(f"column {both[0]!r} is in {one} and in {other}; it can be in one of them")
 
 
 def _shipped(source: str) -> pd.DataFrame:

@@ -224,8 +224,10 @@ def _check_pair(first: Anatomy, other: Anatomy, number: int) -> None:
         layouts = [str(d.layout) for d in tensor.dimensions]
         if theirs is None or [str(d.layout) for d in theirs.dimensions] != layouts:
             raise differ(f"the tensor {name}", layouts, theirs and [str(d.layout) for d in theirs.dimensions])
-    if set(first.tensors) != set(other.tensors):
-        raise differ("their tensors", "none", sorted(set(other.tensors) - set(first.tensors))[:3])
+    if more := sorted(set(other.tensors) - set(first.tensors)):
+        raise MeristemError(
+            f"network {number} has tensors that network 1 lacks: {', '.join(more[:3])}; both must have the same"
+        )
 
 
 def _agreeing(first: Anatomy, other: Anatomy, number: int, axis: str) -> str:

@@ -83,9 +83,10 @@ def checked_keys(trainer: Mapping[str, Any]) -> dict[str, Any]:
     from transformers import TrainingArguments
 
     types = get_type_hints(TrainingArguments)
+    free = TrainingArguments.__dataclass_fields__.keys() - RESERVED.keys() - REFUSED.keys()
     for key in trainer:
         if key not in TrainingArguments.__dataclass_fields__:
-            raise MeristemError(f"unknown key {key!r}; {nearest(key, TrainingArguments.__dataclass_fields__)}")
+            raise MeristemError(f"unknown key {key!r}; {nearest(key, free)}")
     check_reports(trainer.get("report_to"))
     found = {key: _of_type(key, value, types[key]) for key, value in trainer.items()}
     for key, (lowest, above, words) in RANGES.items():
