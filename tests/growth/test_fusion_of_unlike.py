@@ -63,6 +63,13 @@ def test_what_computes_differently_is_named(family, changes, words):
     assert words in str(raised.value)
 
 
+def test_tensors_that_one_network_lacks_are_named():
+    plain, biased = pico.build("llama"), pico.build("llama", 1, attention_bias=True)
+    lacks = r"network 2 has tensors that network 1 lacks: model\.layers\.0\.self_attn\.k_proj\.bias, .*; both must have the same"
+    with pytest.raises(ms.MeristemError, match=lacks):
+        ms.fuse([plain, biased])
+
+
 INERT = [
     ("llama", {"attention_dropout": 0.5, "initializer_range": 0.1, "use_cache": False, "bos_token_id": 7}),
     ("llama", {"hidden_size": 48, "intermediate_size": 60, "num_attention_heads": 6, "num_key_value_heads": 2}),

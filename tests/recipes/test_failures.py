@@ -21,7 +21,7 @@ from meristem.recipes.nodes import work
 from meristem.recipes.nodes.perform import perform
 from meristem.recipes.pages import watch
 from meristem.recipes.specs.schema import parse_recipe
-from meristem.recipes.specs.trainer_keys import RANGES, REFUSED, RESERVED
+from meristem.recipes.specs.trainer_keys import RANGES, REFUSED, RESERVED, checked_keys
 from meristem.recipes.tasks import open_task
 from meristem.recipes.training.guards import LossGuard, diverged
 from meristem.recipes.training.left import load_state
@@ -84,6 +84,9 @@ def test_what_is_reserved_exists():
 
 
 def test_an_unknown_key_is_refused_when_the_recipe_is_read(tmp_path):
+    with pytest.raises(ms.MeristemError, match=r"unknown key 'zzz'; known: .*\bbf16\b") as listed:
+        checked_keys({"zzz": 1})
+    assert not {"max_steps", "seed", "deepspeed"} & set(str(listed.value).split(": ")[-1].split(", "))
     with pytest.raises(ms.MeristemError, match="did you mean 'gradient_accumulation_steps'"):
         recipe(tmp_path, trainer={"gradient_acumulation_steps": 2})
 
