@@ -51,13 +51,17 @@ STUDY = Study(
             networks=networks(32, 2), budgets=(40, 80), seeds=(3, 4, 5),
             tune=Tune(budget=40, seeds=(101,), rates=(4e-3, 8e-3)),
         ),
+        "code": Setting(
+            networks=networks(32, 2), budgets=(80,), seeds=(3, 4, 5), data="python-stdlib", sides=("gradual",),
+            tune=Tune(budget=40, seeds=(101,), rates=(4e-3, 8e-3)),
+        ),
         "large": Setting(
             networks=networks(256, 4), budgets=(5, 10, 20), tune=Tune(budget=5, seeds=(100,)), sequence_length=256,
             batch_size=64, trainer={"bf16": True},
         ),
     },
     limits=[
-        "One kind of network, one text, bytes.",
+        "One kind of network, bytes. The setting `code` is the second text: the library sources of Python, which every machine has.",
         "The methods were chosen by the study of depth, whose seeds are others.",
         "Averaged checkpoints are not part of it yet.",
     ],
