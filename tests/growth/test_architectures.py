@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import architectures
 import pytest
+import transformers
 from support.auto_classes import auto_classes
 
 import meristem as ms
@@ -62,3 +63,16 @@ def test_the_trial_names_where_two_networks_part(monkeypatch):
     settled, still = settle(anatomy, model, inputs)
     assert still is None
     assert [m.exponent for m in settled.override.multipliers] == [pytest.approx(-0.5, abs=1e-3)]
+
+
+@pytest.mark.parametrize("sizes", [{"head_dim": 16}, {"sizes": {"head_dim": 16}}])
+def test_a_head_dim_that_no_tensor_has_is_refused(sizes):
+    """DeepSeek's is the length of its rotary tables; the growth was made, and did not run."""
+    entries = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 2,
+               "num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 2, "topk_group": 1,
+               "num_experts_per_tok": 2, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+               "v_head_dim": 8, "first_k_dense_replace": 1}  # fmt: skip
+    small = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**entries)).eval()
+    with pytest.raises(ms.MeristemError, match="no tensor of deepseek_v3 has head_dim units, so it cannot change; asked for 16, found 8"):
+        ms.grow(small, ms.LEMON(**sizes))
+    assert ms.Growth.of(small, ms.LEMON(num_attention_heads=8)).certificate.holds

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from meristem.anatomy import Anatomy, Axis
-from meristem.anatomy.axis_ref import is_part
+from meristem.anatomy.axis_ref import is_part, whole_of
 from meristem.anatomy.heads import Heads
 from meristem.errors import MeristemError
 
@@ -13,6 +15,23 @@ ATTENTION_SCOPES = ("", "encoder_", "decoder_")  # whose heads num_attention_hea
 def own_axes(anatomy: Anatomy, kind: str) -> list[Axis]:
     """The axes of a kind, without parts of other axes, which follow their wholes."""
     return [axis for axis in anatomy.of_kind(kind) if not is_part(axis.name)]
+
+
+def check_shaped(anatomy: Anatomy, method: str, sizes: Mapping[str, int]) -> None:
+    """Whether tensors have these axes, where sizes are to change. DeepSeek's heads have parts of several sizes, and its
+    `head_dim` is that of its rotary tables alone.
+
+    Raises:
+        MeristemError: if no tensor has one of the axes.
+    """
+    used = {axis for tensor in anatomy.tensors.values() for one in tensor.dimensions for axis in one.layout.axes()}
+    used |= {whole_of(axis) for axis in used if is_part(axis)}
+    for name, size in sizes.items():
+        if name not in used and size != anatomy.sizes[name]:
+            raise MeristemError(
+                f"{method}: no tensor of {anatomy.builder.model_type} has {anatomy.axes[name].source} units, so it cannot change; asked for "
+                f"{size}, found {anatomy.sizes[name]}; leave it, and grow the number of heads, or other axes"
+            )
 
 
 def heads_targets(
@@ -66,6 +85,7 @@ def head_dim_targets(
     if asked and not axes:
         raise MeristemError(f"{method}: {anatomy.builder.model_type} has no head_dim that Meristem knows")
     if asked:
+        check_shaped(anatomy, method, {axis.name: asked for axis in axes})
         return {axis.name: asked for axis in axes}
     found = {}
     for axis in axes:

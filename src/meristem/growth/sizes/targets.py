@@ -10,7 +10,14 @@ from meristem.anatomy.axis_ref import is_part, skipped_by, whole_of
 from meristem.anatomy.builder import FunctionBuilder
 from meristem.anatomy.heads import Heads
 from meristem.errors import MeristemError
-from meristem.growth.sizes.head_targets import ATTENTION_SCOPES, head_dim_targets, heads_targets, is_regrouped, own_axes
+from meristem.growth.sizes.head_targets import (
+    ATTENTION_SCOPES,
+    check_shaped,
+    head_dim_targets,
+    heads_targets,
+    is_regrouped,
+    own_axes,
+)
 
 SIZED = (
     "hidden",
@@ -204,4 +211,5 @@ def _named(anatomy: Anatomy, method: str, sizes: Mapping[str, int]) -> dict[str,
             )
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise MeristemError(f"{method}: {axis} must be a positive whole number, got {size!r}")
+    check_shaped(anatomy, method, {axis: size for axis, size in sizes.items() if anatomy.axes[axis].kind == "head_dim"})
     return dict(sizes)
