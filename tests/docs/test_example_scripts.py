@@ -10,6 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from meristem.recipes.run import run as execute
+from meristem.recipes.specs.data_specs import parse_count
+from meristem.recipes.specs.schema import parse_recipe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STEPS = 30
@@ -79,8 +84,21 @@ def test_adanet_on_a_table(run):
     assert found["linear"] < 0.75
 
 
+def test_the_race_of_the_best_recipe_is_at_equal_compute(tmp_path):
+    """A fiftieth of its length: the shares of the stages are those of the study, and both sides cost the same."""
+    content = yaml.safe_load((EXAMPLES / "gradual_stacking.yaml").read_text())
+    for node in (node["train"] for node in content["nodes"].values() if "train" in node):
+        node |= {"tokens": parse_count(node["tokens"]) // 50, "evaluations": 1}
+    recipe = parse_recipe({**content, "seeds": [0], "data": {**content["data"], "eval_sequences": 16}})
+    (nodes,) = execute(recipe, tmp_path).values()
+    stages = [nodes[name].flops for name in ("one", "two_trained", "three_trained", "challenger")]
+    total = nodes["scratch"].flops
+    assert [cost / total for cost in stages] == pytest.approx([0.05, 0.075, 0.075, 0.8], abs=0.01)  # whole steps
+    assert sum(stages) == pytest.approx(total, rel=0.01)
+
+
 def test_the_page_of_examples_lists_all_scripts():
-    scripts = {path.name for kind in ("*.py", "*.ipynb") for path in EXAMPLES.glob(kind)} - {"text.py"}
+    scripts = {path.name for kind in ("*.py", "*.ipynb", "*.yaml") for path in EXAMPLES.glob(kind)} - {"text.py"}
     assert scripts == {
         line.split("](")[1].split(")")[0] for line in (EXAMPLES / "README.md").read_text().splitlines() if "](" in line
     }

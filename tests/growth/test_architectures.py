@@ -73,6 +73,9 @@ def test_a_head_dim_that_no_tensor_has_is_refused(sizes):
                "num_experts_per_tok": 2, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
                "v_head_dim": 8, "first_k_dense_replace": 1}  # fmt: skip
     small = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**entries)).eval()
-    with pytest.raises(ms.MeristemError, match="no tensor of deepseek_v3 has head_dim units, so it cannot change; asked for 16, found 8"):
+    with pytest.raises(
+        ms.MeristemError,
+        match="no tensor of deepseek_v3 has head_dim units, so it cannot change; asked for 16, found 8",
+    ):
         ms.grow(small, ms.LEMON(**sizes))
     assert ms.Growth.of(small, ms.LEMON(num_attention_heads=8)).certificate.holds

@@ -236,7 +236,9 @@ def test_other_fields_are_the_sources_or_the_targets():
     kept, taken = like(small, config), like(small, config, take_target_fields=True)
     assert kept.fields == taken.fields == {"rms_norm_eps": (1e-6, 1e-3)}
     assert Growth.of(small, kept.methods).model.config.rms_norm_eps == 1e-6
-    with pytest.warns(UserWarning, match="config entries that are taken from the target are the likely cause: .*rms_norm_eps"):
+    with pytest.warns(
+        UserWarning, match="config entries that are taken from the target are the likely cause: .*rms_norm_eps"
+    ):
         growth = Growth.of(small, taken.methods)
     assert growth.model.config.rms_norm_eps == 1e-3
     assert not growth.plans[0].preserves_function

@@ -76,3 +76,41 @@ def test_a_race_needs_train_nodes():
     }
     with pytest.raises(ms.MeristemError, match="'grown', a node of kind grow; only train nodes have a loss curve"):
         parse_recipe(content)
+
+
+def run_of(challenger: float, baseline: float, **schedules: dict) -> list[str]:
+    """The cautions of a race whose sides end at these FLOPs; the challenger reaches the baseline's loss half-way."""
+    content = RECIPE.model_dump(by_alias=True, exclude_none=True)
+    for name, more in schedules.items():
+        content["nodes"][name]["train"] |= more
+    recipe = parse_recipe(content)
+    nodes = {
+        "small": node("small", "train", []),
+        "grown": node("grown", "grow", []),
+        "big": node("big", "train", points((0, 3.0), (challenger, 1.0)), 40),
+        "scratch": node("scratch", "train", points((0, 5.0), (baseline, 2.0)), 100),
+    }
+    laps = race(recipe, {0: nodes})
+    return report(recipe, laps, "here")["cautions"]
+
+
+CONSTANT = {"schedule": "constant_with_warmup"}
+
+
+def test_a_loss_that_is_read_before_the_rate_has_fallen_is_said_to_be():
+    longer, saving = run_of(60, 100)
+    assert longer.startswith(
+        "at equal compute the baseline is read at 60% of its compute, before its learning rate has fallen"
+    )
+    assert "favours the challenger" in longer
+    assert saving.startswith("the saving is read from the challenger's curve before its learning rate has fallen")
+    assert "at least that" in saving
+    (one,) = run_of(100, 60, big=CONSTANT, scratch=CONSTANT) + run_of(100.5, 100)  # equal, up to a per cent
+    assert one == saving
+
+
+def test_a_rate_that_falls_on_one_side_only_is_said_to():
+    (words,) = run_of(100, 100, big=CONSTANT)
+    assert words.startswith("the learning rate of the baseline falls at its end, and that of the challenger does not")
+    wsd = {"schedule": "wsd", "decay": 0.2}
+    assert run_of(100, 100, big={"schedule": "wsd", "decay": 0.0}, scratch=wsd) == [words]

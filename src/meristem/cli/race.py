@@ -47,6 +47,8 @@ def race(
     write_json(out / "race.json", found)
     draw_race(loaded, results, out / "race.png")
     _print_race(laps)
+    for caution in found["cautions"]:
+        note(f"caution: {caution}")
     note(f"{out / 'race.json'}  {out / 'race.png'}")
     return Answer({"recipe": recipe, "out": out, "race": found})
 

@@ -14,6 +14,8 @@ from meristem.recipes.run import Results
 from meristem.recipes.specs.schema import Recipe
 
 Cost = Literal["flops", "seconds"]
+SIDES = ("challenger", "baseline")
+EQUAL = 0.01  # a difference of compute, as a share, that counts as none
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,44 @@ def _lap(recipe: Recipe, seed: int, nodes: Mapping[str, NodeResult], challenger:
     )
 
 
+def cautions(recipe: Recipe, laps: Sequence[Lap]) -> list[str]:
+    """What makes the comparison one-sided, a sentence each. A loss that is read from a curve before the
+    learning rate has fallen is higher than that of a run of that length, which ends with a low rate.
+    """
+    assert recipe.race is not None
+    falls = {side: _falls(recipe, getattr(recipe.race, side)) for side in SIDES}
+    ends = {side: mean(getattr(lap, f"{side}_flops") for lap in laps) for side in SIDES}
+    shorter, longer = sorted(SIDES, key=ends.__getitem__)
+    found = []
+    if falls[longer] and ends[shorter] < (1 - EQUAL) * ends[longer]:
+        found.append(
+            f"at equal compute the {longer} is read at {ends[shorter] / ends[longer]:.0%} of its compute, before its learning rate has "
+            f"fallen; a run of that length would end lower, so the comparison favours the {shorter}. Give both the same compute"
+        )
+    if falls["challenger"] != falls["baseline"]:
+        one, other = sorted(SIDES, key=falls.__getitem__)
+        found.append(
+            f"the learning rate of the {other} falls at its end, and that of the {one} does not, which favours the {other}. Give both "
+            "the same `schedule` and `decay`"
+        )
+    early = any(
+        lap.flops_to_baseline_loss is not None and lap.flops_to_baseline_loss < (1 - EQUAL) * lap.challenger_flops
+        for lap in laps
+    )
+    if falls["challenger"] and early:
+        found.append(
+            "the saving is read from the challenger's curve before its learning rate has fallen; a run of that length would end lower, "
+            "so the saving is at least that. Shorter challengers, or `decay` nodes, measure it"
+        )
+    return found
+
+
+def _falls(recipe: Recipe, name: str) -> bool:
+    """Whether a node's learning rate falls towards its end."""
+    train = recipe.nodes[name].train
+    return train is None or not train.is_stable
+
+
 def ancestors_among(recipe: Recipe, nodes: Mapping[str, NodeResult], name: str) -> dict[str, NodeResult]:
     """The ancestors of a node among the results of one seed, by their names in the recipe (see
     `node.past`).
@@ -150,6 +190,7 @@ def report(recipe: Recipe, laps: Sequence[Lap], machine: str) -> dict[str, Any]:
         "time_saving": [lap.time_saving for lap in laps],
     }
     return {
+        "cautions": cautions(recipe, laps),
         "machine": machine,
         "conventions": "FLOPs counted by torch.utils.flop_counter (forward and backward, embeddings free, causal mask not "
         "discounted); seconds are training steps only, on this machine, ratios within one run",

@@ -18,8 +18,8 @@ def own_axes(anatomy: Anatomy, kind: str) -> list[Axis]:
 
 
 def check_shaped(anatomy: Anatomy, method: str, sizes: Mapping[str, int]) -> None:
-    """Whether tensors have these axes, where sizes are to change. DeepSeek's heads have parts of several sizes, and its
-    `head_dim` is that of its rotary tables alone.
+    """Whether tensors have these axes, where sizes are to change. DeepSeek's heads have parts of several
+    sizes, and its `head_dim` is that of its rotary tables alone.
 
     Raises:
         MeristemError: if no tensor has one of the axes.
