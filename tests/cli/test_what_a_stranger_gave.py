@@ -242,6 +242,14 @@ def test_a_sampled_proof_of_a_fusion_is_refused_by_its_name(small, tmp_path):
     )
 
 
+def test_a_plan_of_a_network_of_images_counts_examples(tmp_path):
+    pico.build("vit").save_pretrained(tmp_path / "vit")
+    planned = meristem("plan", tmp_path / "vit", "--width", 2, "--tokens", "1M", "--json")
+    found = json.loads(planned.stdout)
+    assert [route["name"] for route in found["routes"]][1] == "grow, same examples"
+    assert found["advice"]["evidence"][0].startswith("hypercloning, of language models: grown at 8, ")
+
+
 def test_a_plan_leaves_something_to_the_large_network(small):
     """Twice as wide, the layers cost four times as much: 20 million tokens of the small network leave something of 10 million, 100 do not."""
     planned = meristem("plan", small, "--width", 2, "--tokens", "10M", "--small-tokens", "20M")

@@ -87,7 +87,7 @@ def plan(
         given = inputs_for(inputs, found, model) or planning_inputs(model, sequence_length)
         small, large = (network_cost(on_meta(builder), given) for builder in builders)
     unit = "tokens" if "input_ids" in given else "examples"
-    costs = routes(small, large, budget, before)
+    costs = routes(small, large, budget, before, unit)
     sizes, parameters = changed_sizes(*builders), (small.parameters, large.parameters)
     advice = advise(chosen, why, sizes, parameters, budget, costs, unit, before is not None)
     _print_costs(small, large, costs, unit)

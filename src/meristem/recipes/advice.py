@@ -132,6 +132,7 @@ def _evidence(name: str, density: float, unit: str) -> str:
         figures = entry["budgets"][at]
         mean, low, high = figures["loss"]
         side = f" ({entry['side']})" if entry["side"] != name else ""
+        side += ", of language models" if unit != "tokens" else ""
         moment = f" grown at {entry['grown_at']:g}," if entry["grown_at"] is not None else ""
         gate = "" if passing else "; its gate fails, so it does not test the claim"
         lines.append(

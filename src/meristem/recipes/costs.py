@@ -129,7 +129,7 @@ def growth_timing(parameters: int, flops: float) -> float:
 
 @dataclass(frozen=True)
 class Route:
-    """One route to the target: the tokens that each network reads, and the total cost in FLOPs."""
+    """One route to the target: the tokens (or examples) that each network reads, and the total FLOPs."""
 
     name: str
     small_tokens: float
@@ -137,7 +137,9 @@ class Route:
     flops: float
 
 
-def routes(small: NetworkCost, large: NetworkCost, tokens: float, small_tokens: float | None = None) -> list[Route]:
+def routes(
+    small: NetworkCost, large: NetworkCost, tokens: float, small_tokens: float | None = None, unit: str = "tokens"
+) -> list[Route]:
     """Training from scratch, growth with the same total tokens, and growth with the same total FLOPs.
 
     Args:
@@ -146,6 +148,7 @@ def routes(small: NetworkCost, large: NetworkCost, tokens: float, small_tokens: 
         small_tokens: the tokens that the small network reads before it grows. By default it is
             `growth_timing`, at most half of `tokens`. With as many as `tokens` or more, there is no growth
             with the same tokens.
+        unit: what is counted: tokens or examples.
 
     Raises:
         MeristemError: if they leave nothing of the budget to the large network.
@@ -155,11 +158,11 @@ def routes(small: NetworkCost, large: NetworkCost, tokens: float, small_tokens: 
     spent = before * small.flops_per_token
     if spent >= budget:
         raise MeristemError(
-            f"{before:,.0f} tokens of the small network cost {spent / budget:.1f} times as much as {tokens:,.0f} of the large one, which "
+            f"{before:,.0f} {unit} of the small network cost {spent / budget:.1f} times as much as {tokens:,.0f} of the large one, which "
             f"leaves nothing to train it with; fewer than {budget / small.flops_per_token:,.0f} would work"
         )
     after, left = (budget - spent) / large.flops_per_token, tokens - before
-    same_tokens = Route("grow, same tokens", before, left, spent + left * large.flops_per_token)
+    same_tokens = Route(f"grow, same {unit}", before, left, spent + left * large.flops_per_token)
     return [
         Route("from scratch", 0, tokens, budget),
         *[same_tokens] * (left > 0),
