@@ -83,6 +83,21 @@ def test_categories_that_were_never_seen_are_said(rows, tmp_path):
         model.predict(rows.assign(code=["x1"] * 100 + ["01"] * 300))
 
 
+@pytest.mark.parametrize("words", [("true", "false", ""), ("TRUE", "FALSE"), ("True", "False", "")])
+def test_true_and_false_are_the_same_in_any_spelling_and_with_gaps(tmp_path, words):
+    """pandas reads them as booleans where nothing is missing, and a frame may hold the words."""
+    rows = pd.DataFrame({"c": list(words) * 60, "x": np.arange(60 * len(words)) % 7})
+    rows["answer"] = np.where(rows["c"] == words[0], "yes", "no")
+    path = written(rows, tmp_path / "t.csv")
+    model = learned(open_table(str(path)), tmp_path / "out")
+    whole = rows[rows["c"] != ""]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (model.predict(path) == rows["answer"]).all()
+        assert (model.predict(written(whole, tmp_path / "whole.csv")) == whole["answer"]).all()
+        assert (model.predict(pd.read_csv(path, dtype=str)) == rows["answer"]).all()
+
+
 @pytest.mark.parametrize("asked, message", [
     ({"categories": ["answer"]}, "column 'answer' is in target and in categories; it can be in one of them"),
     ({"categories": ["code"], "leave_out": ["2"]}, "column 'code' is in categories and in leave_out"),

@@ -29,6 +29,7 @@ DATE = re.compile(
     r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?$|\d{1,2}[ -][A-Za-z]{3,9}[ -]\d{2,4}|[A-Za-z]{3,9} \d{1,2},? \d{4}"
 )
 DAY_AND_MONTH = re.compile(r"(\d{1,2})([-/.])(\d{1,2})\2(\d{4}|\d{2})(?!\d)(.*)", re.DOTALL)
+TRUTHS = {"true": "True", "TRUE": "True", "false": "False", "FALSE": "False"}  # as pandas reads them in a file
 THIS_CENTURY = 69  # years of two digits below it are of this century, as POSIX has it
 
 
@@ -130,9 +131,11 @@ def _year_first(word: str, day_first: bool) -> str:
 
 
 def to_words(values: pd.Series) -> pd.Series:
-    """The values of a column as words. Whole numbers have no decimal point. Missing values stay missing."""
+    """The values of a column as words. Whole numbers have no decimal point, and "true" is the word of True,
+    as files are read. Missing values stay missing.
+    """
     if pd.api.types.is_float_dtype(values):
         words = values.map(lambda value: f"{value:.0f}" if value % 1 == 0 else str(value))
     else:
-        words = values.astype(str)
+        words = values.astype(str).replace(TRUTHS)
     return words.astype(object).where(values.notna(), np.nan)
