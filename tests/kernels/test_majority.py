@@ -282,3 +282,38 @@ def test_bad_options_say_what_would_work(options, words):
         ms.majority(mlp(), **options)
     with pytest.raises(ms.MeristemError, match=r"ms\.majority"):
         ms.mix_kernels(mlp(), 0)
+
+
+def test_frozen_kernels_stay_frozen_in_the_deployed_network():
+    many = ms.majority(pico.build("llama"))
+    many.model.layers[0].requires_grad_(False)
+    plain = ms.deploy(many)
+    assert not any(p.requires_grad for p in plain.model.layers[0].parameters())
+    assert all(p.requires_grad for p in plain.model.layers[1].parameters())
+
+
+def test_a_compiled_network_is_deployed_as_its_plain_class(tmp_path):
+    many = ms.majority(pico.build("llama"))
+    plain = ms.deploy(torch.compile(many))
+    assert type(plain) is type(pico.build("llama"))
+    assert torch.equal(plain.lm_head.weight, many.lm_head.weight)
+
+
+def test_a_combination_follows_the_network_to_another_dtype():
+    many = ms.majority(pico.build("llama")).train()
+    ms.mix_kernels(many, 3)
+    exact = many.model.layers[0].mlp.up_proj.weight.detach().clone()
+    assert not torch.allclose(exact, ms.deploy(many).model.layers[0].mlp.up_proj.weight)
+    assert torch.allclose(
+        many.bfloat16().model.layers[0].mlp.up_proj.weight.float(), exact, atol=2e-2 * float(exact.abs().max())
+    )
+
+
+def test_what_cannot_be_mixed_is_said():
+    many = ms.majority(pico.build("llama"))
+    with pytest.raises(ms.MeristemError, match="has kernels already"):
+        ms.majority(many)
+    with pytest.raises(ms.MeristemError, match=r"exclude='\(' is not a regular expression"):
+        ms.majority(pico.build("llama"), exclude="(")
+    with pytest.raises(ms.MeristemError, match="total_steps is at least 1, got 0"):
+        ms.mix_kernels(many, 0, 0)

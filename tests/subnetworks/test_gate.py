@@ -242,13 +242,15 @@ def test_other_networks_bring_their_anatomy():
         def forward(self, x):
             x = self.first(x)
             for block in self.blocks:
-                x = x + block(x)
+                x = block(x)
             return x
 
     anatomy = ms.Anatomy.infer(Net, {"hidden": 8}, {"layers": 4})
     net, x = Net(8, 4).train(), torch.randn(2, 3)
-    with ms.subnetwork(net, ms.SubnetworkSchedule(4, 10, stages=[2]), 0, anatomy=anatomy):
-        net(x)  # here a skipped block returns its input: the network decides what that means
+    with ms.subnetwork(net, ms.SubnetworkSchedule(4, 10, stages=[2]), 0, anatomy=anatomy) as paths:
+        found = net(x)
+    active = [block for block, runs in zip(net.blocks, paths["blocks"].active, strict=True) if runs]
+    assert torch.equal(found, nn.Sequential(net.first, *active)(x))
     deeper = ms.SubnetworkSchedule(6, 10, stages=[2])
     with pytest.raises(ms.MeristemError, match="num_hidden_layers=6"), ms.subnetwork(net, deeper, 0, anatomy=anatomy):
         pass

@@ -27,6 +27,7 @@ from meristem.errors import MeristemError, nearest
 from meristem.kernels.heads import output_heads
 from meristem.kernels.mixture import Mixing, Mixture
 from meristem.kernels.options import Gain, MajorityKernels
+from meristem.subnetworks.blocks import unwrapped
 from meristem.subnetworks.path import generator
 
 KEEPS_KERNELS = "_meristem_keeps_kernels"  # set on a network while a Trainer trains it
@@ -66,6 +67,9 @@ def majority(
         AnatomyError: if `axes` is given and the anatomy of the network cannot be inferred.
     """
     own = replace(options, **named) if options else MajorityKernels.of(named)
+    if next(mixtures(model), None):
+        raise MeristemError(f"this {type(model).__name__} has kernels already; ms.deploy(model) takes their means")
+    _check_patterns(own)
     many = copy.deepcopy(model)
     chosen = [
         (path, module, name)
@@ -123,8 +127,10 @@ def mix_kernels(model: nn.Module, step: int, total_steps: int | None = None) -> 
         total_steps: the number of steps of the run, which annealing needs. If None, epsilon stays.
 
     Raises:
-        MeristemError: if the network has no kernels.
+        MeristemError: if the network has no kernels, or if the run has no steps.
     """
+    if total_steps is not None and total_steps < 1:
+        raise MeristemError(f"total_steps is at least 1, got {total_steps}")
     found = False
     for module, name, mixture in mixtures(model):
         mixture.mix(module.parametrizations[name].original, step, total_steps)  # type: ignore[index, union-attr]
@@ -144,7 +150,7 @@ def deploy(model: nn.Module, batches: Iterable[Any] | None = None) -> nn.Module:
         plain = ms.deploy(kernels)
 
     Args:
-        model: a network that `ms.majority` made. It does not change.
+        model: a network that `ms.majority` made, also inside DDP or torch.compile. It does not change.
         batches: about 100 inputs on which the statistics of batch norms are estimated again (see
             `torch.optim.swa_utils.update_bn`). The statistics collected under random combinations are wrong
             for the mean.
@@ -152,7 +158,7 @@ def deploy(model: nn.Module, batches: Iterable[Any] | None = None) -> nn.Module:
     Raises:
         MeristemError: if the network has no kernels.
     """
-    plain = copy.deepcopy(model).eval()
+    plain = copy.deepcopy(unwrapped(model)).eval()
     layers = list(mixtures(plain))
     if not layers:
         raise MeristemError(f"{type(model).__name__} has no kernels to average")
@@ -212,13 +218,16 @@ def _make_plain(module: nn.Module) -> None:
     """Replace kernels by their means. (`remove_parametrizations` would remove the weight from the original
     network too, because copies share the class that it changes.)
     """
-    means = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore[union-attr]
+    means = {
+        name: nn.Parameter(getattr(module, name).detach().clone(), requires_grad=chain.original.requires_grad)
+        for name, chain in module.parametrizations.items()  # type: ignore[union-attr, operator]
+    }
     others = dict(module._parameters)
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
     module._parameters.clear()
     for name, mean in means.items():
-        module.register_parameter(name, nn.Parameter(mean))
+        module.register_parameter(name, mean)
     module._parameters.update(others)
 
 
@@ -239,6 +248,14 @@ def mixtures(model: nn.Module) -> Iterator[tuple[nn.Module, str, Mixture]]:
             for name, chain in module.parametrizations.items():  # type: ignore[union-attr, operator]
                 if isinstance(chain[0], Mixture):
                     yield module, name, chain[0]
+
+
+def _check_patterns(own: MajorityKernels) -> None:
+    for name in ("include", "exclude"):
+        try:
+            re.compile(getattr(own, name) or "")
+        except re.error as error:
+            raise MeristemError(f"{name}={getattr(own, name)!r} is not a regular expression: {error}") from None
 
 
 def _weights(model: nn.Module) -> list[Weight]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from meristem.anatomy import Anatomy
 from meristem.anatomy.fields import text_part
@@ -31,6 +31,8 @@ class Blocks:
         reshaping: for each suspect that was observed, whether it changes the shape.
         extras: what the last block that ran returned after its hidden states. None if blocks return only
             these.
+        passed: of a network outside transformers, what the last block was given and what it returned.
+        chained: whether a block's output was seen to be the next one's input.
     """
 
     name: str
@@ -42,14 +44,28 @@ class Blocks:
     reshaping: dict[int, bool] = field(default_factory=dict)
     extras: tuple[Any, ...] | None = None
     seen: bool = field(default=False)  # whether a block has run, so that what they return is known
+    passed: tuple[Tensor, Tensor] | None = None
+    chained: bool = False
+
+    def is_of(self, model: nn.Module) -> bool:
+        """Whether these are still the network's blocks."""
+        try:
+            present = list(model.get_submodule(self.name).children())
+        except AttributeError:
+            return False
+        return len(present) == len(self.modules) and all(map(_same, present, self.modules))
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    return one is other
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, list[Blocks]] = WeakKeyDictionary()
 
 
 def lists_of_blocks(model: nn.Module, anatomy: Anatomy | None = None) -> list[Blocks]:
-    """The lists of blocks of `model`, found once for each network. Wrappers (DDP, torch.compile) are removed
-    first.
+    """The lists of blocks of `model`, found once for each network, and again if its blocks were replaced.
+    Wrappers (DDP, torch.compile) are removed first.
 
     Args:
         model: the network.
@@ -59,8 +75,10 @@ def lists_of_blocks(model: nn.Module, anatomy: Anatomy | None = None) -> list[Bl
         MeristemError: if the network has no list of repeated blocks.
     """
     model = unwrapped(model)
-    if model not in _KNOWN:
-        anatomy = anatomy or Anatomy.of(model)
+    known = _KNOWN.get(model, [])
+    is_same = known and anatomy in (None, known[0].anatomy) and all(blocks.is_of(model) for blocks in known)
+    if not is_same:
+        anatomy = anatomy or _still(known, model) or Anatomy.of(model)
         found = []
         for blocks in anatomy.blocks:
             modules = list(model.get_submodule(blocks.prefix).children())
@@ -73,6 +91,24 @@ def lists_of_blocks(model: nn.Module, anatomy: Anatomy | None = None) -> list[Bl
             raise MeristemError(f"{type(model).__name__} has no list of repeated blocks to take sub-networks of")
         _KNOWN[model] = found
     return _KNOWN[model]
+
+
+def _still(known: list[Blocks], model: nn.Module) -> Anatomy | None:
+    """The known anatomy, if blocks were replaced by as many others."""
+    counts = (len(list(model.get_submodule(blocks.name).children())) for blocks in known)
+    return known[0].anatomy if known and all(map(int.__eq__, counts, (len(b.modules) for b in known))) else None
+
+
+def check_no_dropping(model: nn.Module) -> None:
+    """Whether the network leaves its layers alone.
+
+    Raises:
+        MeristemError: if it drops layers itself.
+    """
+    config = getattr(unwrapped(model), "config", None)
+    for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+        if getattr(config, name, 0):
+            raise MeristemError(f"the model drops layers itself ({name}); set that to 0 to train sub-networks")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from meristem.errors import MeristemError
-from meristem.subnetworks.blocks import lists_of_blocks
-from meristem.subnetworks.gate import Schedules, subnetwork
+from meristem.subnetworks.blocks import check_no_dropping, lists_of_blocks, unwrapped
+from meristem.subnetworks.gate import Schedules, subnetwork, ungate
 from meristem.subnetworks.schedule import SubnetworkSchedule
 from meristem.subnetworks.width import hold_unselected
 
@@ -20,7 +20,8 @@ class RaptrCallback(TrainerCallback):
 
         Trainer(..., callbacks=[ms.RaptrCallback(stages=[6, 8, 10, 12])])
 
-    The path follows `state.global_step`, so gradient accumulation, resumed runs and all processes agree.
+    The path follows `state.global_step`, so gradient accumulation, resumed runs and all processes agree. After
+    a run that was interrupted, `close()` makes the network whole; the next run does so itself.
 
     Args:
         schedule: any schedule. Instead of it, give `stages` and further options of `SubnetworkSchedule`. The
@@ -46,22 +47,20 @@ class RaptrCallback(TrainerCallback):
     ) -> None:
         if (schedule is None) == (not options):
             raise MeristemError("RaptrCallback needs a schedule, or stages=[...] and further options to make one")
-        self.schedule, self.options = schedule, options
+        self._given, self.schedule, self.options = schedule, schedule, options
         self.masked_update, self.check_ranks = masked_update, check_ranks
         self._step = contextlib.ExitStack()
         self._handles: list[Any] = []
 
     def on_train_begin(self, args, state, control, model: Any = None, optimizer: Any = None, **kwargs) -> None:
-        config = getattr(model, "config", None)
-        dropping = [n for n in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop") if getattr(config, n, 0)]
-        if dropping:
-            raise MeristemError(f"the model drops layers itself ({dropping[0]}); set that to 0 to train sub-networks")
+        self.close()
+        ungate(unwrapped(model))
+        check_no_dropping(model)
         if args.parallel_mode.value == "distributed" and args.ddp_find_unused_parameters is not True and not args.fsdp:
             raise MeristemError(
                 "under DDP, sub-networks need ddp_find_unused_parameters=True: skipped blocks have no gradient"
             )
-        if self.schedule is None:
-            self.schedule = self._made(model, state.max_steps, args.seed)
+        self.schedule = self._given or self._made(model, state.max_steps, args.seed)
         narrow = any(getattr(s, "widths", None) for s in _each(self.schedule))
         if narrow and self.masked_update and not self._handles:
             self._handles = hold_unselected(getattr(optimizer, "optimizer", optimizer), model)
@@ -85,6 +84,10 @@ class RaptrCallback(TrainerCallback):
         self._step.close()
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Make the network whole again, if a run was interrupted."""
         self._step.close()
         for handle in self._handles:
             handle.remove()

@@ -10,7 +10,6 @@ keeps its order, so layers keep their `layer_types`.
 from __future__ import annotations
 
 import contextlib
-import copyreg
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,14 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from meristem.anatomy import Anatomy
+from meristem.anatomy.builder import FunctionBuilder
 from meristem.anatomy.modes import evaluating
-from meristem.subnetworks.blocks import Blocks, lists_of_blocks, with_schedules
+from meristem.errors import MeristemError
+from meristem.subnetworks.blocks import Blocks, check_no_dropping, lists_of_blocks, with_schedules
 from meristem.subnetworks.path import Path
 from meristem.subnetworks.ranks import check_ranks_agree
 from meristem.subnetworks.schedule import Schedule
-from meristem.subnetworks.width import sliced
+from meristem.subnetworks.width import sliced, whole
 
 Schedules = Schedule | Mapping[str, Schedule]
+GATE = "_meristem_gate"  # the attribute of a block that is gated
 
 
 @contextlib.contextmanager
@@ -54,8 +56,9 @@ def subnetwork(
     zero.
 
     Args:
-        model: a transformers model, or any network with its `anatomy`, also inside DDP, FSDP2 or
-            torch.compile. DDP needs `find_unused_parameters=True`.
+        model: a transformers model, or a network of your own with its `anatomy`, also inside DDP, FSDP2 or
+            torch.compile. A block's first argument is the hidden state, a tensor, and what it returns replaces
+            it (its residual is added inside). DDP needs `find_unused_parameters=True`.
         schedule: one schedule for all lists of blocks, or one for each axis of depth ({"encoder_layers": ...,
             "decoder_layers": ...}).
         step: the number of the optimizer step. All micro-batches of a step use its path.
@@ -68,8 +71,10 @@ def subnetwork(
 
     Raises:
         MeristemError: if the schedule has another depth than the network, if it skips a block that others
-            need, or if processes have different paths.
+            need, if the network drops layers itself or is a sub-network already, if blocks cannot be skipped,
+            or if processes have different paths.
     """
+    check_no_dropping(model)
     chosen = with_schedules(schedule, lists_of_blocks(model, anatomy))
     paths = {blocks.name: its.path(step, blocks.name) for blocks, its in chosen}
     if check_ranks:
@@ -102,19 +107,36 @@ class _Gate:
 
 @contextlib.contextmanager
 def _gated(blocks: Blocks, path: Path) -> Iterator[None]:
-    classes = [type(module) for module in blocks.modules]
+    if any(GATE in vars(module) for module in blocks.modules):
+        raise MeristemError(
+            f"{blocks.name} is in a sub-network already; leave that context first. A Trainer that was interrupted leaves one: call "
+            "close() of its RaptrCallback, or ms.subnetworks.gate.ungate(model)"
+        )
+    gates: list[tuple[nn.Module, type[nn.Module], _Gate]] = []
     for layer, module in enumerate(blocks.modules):
         gate = _Gate(blocks, path.active[layer], path.scales[layer], layer in path.frozen, layer)
-        module.__dict__["_meristem_gate"] = gate
+        gates.append((module, type(module), gate))
+        vars(module)[GATE] = gate
         module.__class__ = _gated_class(type(module))
     try:
         yield
     finally:
-        for module, original in zip(blocks.modules, classes, strict=True):
-            module.__class__ = original
-            del module.__dict__["_meristem_gate"]
+        for module, original, gate in gates:
+            if vars(module).get(GATE) is gate:  # and not that of a later context, after `ungate`
+                object.__setattr__(module, "__class__", original)
+                del vars(module)[GATE]
         if blocks.extras is not None:
             blocks.extras = (None,) * len(blocks.extras)  # no step's tensors outlive it
+        blocks.passed = None
+
+
+def ungate(model: nn.Module) -> None:
+    """Make the network whole again where a context was never left, as after a Trainer that was interrupted."""
+    for module in model.modules():
+        if GATE in vars(module):
+            module.__class__ = type(module).__bases__[0]
+            del vars(module)[GATE]
+    whole(model)
 
 
 @functools.cache
@@ -124,28 +146,71 @@ def _gated_class(original: type[nn.Module]) -> type[nn.Module]:
     """
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        gate: _Gate = self.__dict__["_meristem_gate"]
+        gate: _Gate = vars(self)[GATE]
         run = functools.partial(original.__call__, self)
         if not self.training:
             return run(*args, **kwargs)
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
+        _check_passing(gate.blocks, hidden, (*args, *kwargs.values()))
         if not gate.active and not _reshapes(gate, self, run, hidden, args, kwargs):
             if not gate.blocks.seen:
                 with torch.no_grad(), _own_random_numbers(hidden):  # what do its blocks return? Once in its life.
                     _remember(gate.blocks, run(*args, **kwargs))
+            _pass_on(gate.blocks, hidden, hidden)
             return hidden if gate.blocks.extras is None else (hidden, *gate.blocks.extras)
         with torch.no_grad() if gate.frozen else contextlib.nullcontext():
             output = run(*args, **kwargs)
         _remember(gate.blocks, output)
-        return _rescaled(hidden, output, gate.scale) if gate.scale != 1 and gate.active else output
+        output = _rescaled(hidden, output, gate.scale) if gate.scale != 1 and gate.active else output
+        _pass_on(gate.blocks, hidden, output)
+        return output
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         """A copy that is made while the context lasts is a block of its own class, without a gate."""
-        state = {name: value for name, value in self.__dict__.items() if name != "_meristem_gate"}
-        return copyreg.__newobj__, (original,), state  # pyright: ignore[reportAttributeAccessIssue]
+        return _empty, (original,), {name: value for name, value in vars(self).items() if name != GATE}
 
     own = {"__call__": call, "__module__": original.__module__, "__reduce_ex__": reduce}
     return type(original.__name__, (original,), own)
+
+
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    return kind.__new__(kind)
+
+
+def _check_passing(blocks: Blocks, hidden: Any, given: tuple[Any, ...]) -> None:
+    """Whether blocks can be skipped: the hidden state is a tensor and the first argument, and a block's output
+    replaces it. Networks outside transformers are observed until one block has passed its output on.
+
+    Raises:
+        MeristemError: if not.
+    """
+    if not isinstance(hidden, Tensor):
+        raise MeristemError(
+            f"the first argument of a block of {blocks.name} is a {type(hidden).__name__}; blocks that are skipped take the hidden state, "
+            "a tensor, as their first argument"
+        )
+    if blocks.passed is None or torch.compiler.is_compiling():
+        return
+    (before, after), blocks.passed = blocks.passed, None
+    if hidden is after:
+        blocks.chained = True
+    elif any(other is after for other in given):
+        raise MeristemError(
+            f"the first argument of a block of {blocks.name} is not what the block before returned, another one is; blocks that are "
+            "skipped take the hidden state as their first argument"
+        )
+    elif hidden.shape == after.shape == before.shape and torch.equal(hidden, before + after):
+        raise MeristemError(
+            f"the residual of {blocks.name} is added outside the blocks (x = x + block(x)), so that a skipped block would double the hidden "
+            "state; add it inside the blocks' forward"
+        )
+
+
+def _pass_on(blocks: Blocks, hidden: Tensor, output: Any) -> None:
+    """Remember what a block was given and returns, until the next one shows what became of it."""
+    own = isinstance(blocks.anatomy.builder, FunctionBuilder)
+    if own and not blocks.chained and isinstance(output, Tensor) and not torch.compiler.is_compiling():
+        blocks.passed = (hidden.detach(), output)
 
 
 def _reshapes(

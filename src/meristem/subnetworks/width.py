@@ -69,6 +69,10 @@ class Slice:
 _LATEST: WeakKeyDictionary[nn.Module, list[Slice]] = WeakKeyDictionary()  # block -> what its last narrow step used
 
 
+Views = dict[str, "Slice | int"]  # what a module's attributes are while it is narrow
+VIEWS = "_meristem_views"  # the attribute that holds them
+
+
 @contextlib.contextmanager
 def sliced(blocks: Blocks, path: Path) -> Iterator[None]:
     """A context in which the active blocks, in training mode, compute with `path.width` of their heads and
@@ -80,7 +84,7 @@ def sliced(blocks: Blocks, path: Path) -> Iterator[None]:
     Raises:
         MeristemError: if the weights are sharded, or if nothing in a block can be narrowed.
     """
-    narrowed: list[tuple[nn.Module, type[nn.Module]]] = []
+    narrowed: list[tuple[nn.Module, type[nn.Module], Views]] = []
     try:
         for layer, block in enumerate(blocks.modules):
             _LATEST.pop(block, None)
@@ -96,17 +100,22 @@ def sliced(blocks: Blocks, path: Path) -> Iterator[None]:
             for module, name, count in _counts(block, path.width, blocks.anatomy):
                 views.setdefault(module, {})[name] = count
             for module, view in views.items():
-                narrowed.append((module, type(module)))
-                module.__dict__["_meristem_views"] = view
+                narrowed.append((module, type(module), view))
+                vars(module)[VIEWS] = view
                 module.__class__ = _narrowed_class(type(module), tuple(sorted(view)))
         yield
     finally:
-        for module, original in narrowed:
-            module.__class__ = original
-            del module.__dict__["_meristem_views"]
+        for module, original, view in narrowed:
+            if vars(module).get(VIEWS) is view:  # and not that of a later context, after `whole`
+                object.__setattr__(module, "__class__", original)
+                del vars(module)[VIEWS]
 
 
-Views = dict[str, "Slice | int"]  # what a module's attributes are while it is narrow
+def whole(model: nn.Module) -> None:
+    """Undo what a context that was never left has narrowed."""
+    for module in model.modules():
+        if vars(module).pop(VIEWS, None) is not None:
+            module.__class__ = type(module).__bases__[0]
 
 
 @cache
