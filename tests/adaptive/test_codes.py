@@ -128,3 +128,27 @@ def test_the_command_asks_for_categories(rows, tmp_path):
     assert result.returncode == 0, result.stderr
     features = json.loads(result.stdout)["metrics"]["features"]
     assert features == ["x", "code_01", "code_02", "code_1", "code_2"]
+
+
+def test_a_frame_is_read_as_the_file_is(tmp_path):
+    """pandas keeps the spaces after commas and "?", so that every category of the frame was unknown."""
+    words = [" yes", " no", " ?"] * 60
+    lines = [f"{i % 7},{word}, {'a' if word == ' yes' else 'b'}" for i, word in enumerate(words)]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["x,c,answer", *lines]) + "\n")
+    table = open_table(str(path))
+    model = learned(table, tmp_path / "out")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_file, from_frame = model.predict(path), model.predict(pd.read_csv(path))
+    assert (from_file == table.y).all()
+    assert (from_frame == from_file).all()
+
+
+@pytest.mark.parametrize("value", [1e39, -1.7e308, 1e300])
+def test_a_number_beyond_float32_is_far_or_missing(rows, tmp_path, value):
+    """The prediction failed within scikit-learn."""
+    model = learned(open_table(str(written(rows, tmp_path / "t.csv")), categories=["code"]), tmp_path / "out")
+    new = rows.head(20).assign(x=[value] * 2 + [0.0] * 18)
+    assert np.isfinite(model.predict_proba(new)).all()
+    assert (model.predict(new)[2:] == rows["answer"][2:20]).all()

@@ -378,3 +378,14 @@ def test_a_page_that_cannot_be_written_ends_no_run_and_hides_no_error(tmp_path, 
     result.write_text(result.read_text()[:20])
     with pytest.raises(ms.MeristemError, match=r"node\.json is damaged .*; remove .*small-s0.* to run the node again"):
         run(small, tmp_path / "out")
+
+
+@pytest.mark.parametrize("subnetwork, message", [
+    ({"stages": [2, 5]}, "nodes.small.train: a stage of 5 blocks is impossible: 2 always run and the network has 2"),
+    ({"kind": "layer_drop", "rate": 1.0}, "rate"),
+    ({"kind": "layer_drop", "rate": "much"}, "rate|str"),
+])  # fmt: skip
+def test_a_schedule_that_does_not_fit_is_refused_when_the_recipe_is_read(tmp_path, subnetwork, message):
+    """It was refused when its node ran, after all ancestors."""
+    with pytest.raises(ms.MeristemError, match=message):
+        recipe(tmp_path, subnetwork=subnetwork)

@@ -20,8 +20,8 @@ class RaptrCallback(TrainerCallback):
 
         Trainer(..., callbacks=[ms.RaptrCallback(stages=[6, 8, 10, 12])])
 
-    The path follows `state.global_step`, so gradient accumulation, resumed runs and all processes agree. After
-    a run that was interrupted, `close()` makes the network whole; the next run does so itself.
+    The path follows `state.global_step`, so gradient accumulation, resumed runs and all processes agree.
+    After a run that was interrupted, `close()` makes the network whole; the next run does so itself.
 
     Args:
         schedule: any schedule. Instead of it, give `stages` and further options of `SubnetworkSchedule`. The

@@ -57,8 +57,8 @@ def subnetwork(
 
     Args:
         model: a transformers model, or a network of your own with its `anatomy`, also inside DDP, FSDP2 or
-            torch.compile. A block's first argument is the hidden state, a tensor, and what it returns replaces
-            it (its residual is added inside). DDP needs `find_unused_parameters=True`.
+            torch.compile. A block's first argument is the hidden state, a tensor, and what it returns
+            replaces it (its residual is added inside). DDP needs `find_unused_parameters=True`.
         schedule: one schedule for all lists of blocks, or one for each axis of depth ({"encoder_layers": ...,
             "decoder_layers": ...}).
         step: the number of the optimizer step. All micro-batches of a step use its path.
@@ -131,7 +131,7 @@ def _gated(blocks: Blocks, path: Path) -> Iterator[None]:
 
 
 def ungate(model: nn.Module) -> None:
-    """Make the network whole again where a context was never left, as after a Trainer that was interrupted."""
+    """Make the network whole again where a context was never left, as after an interrupted Trainer."""
     for module in model.modules():
         if GATE in vars(module):
             module.__class__ = type(module).__bases__[0]
@@ -178,8 +178,8 @@ def _empty(kind: type[nn.Module]) -> nn.Module:
 
 
 def _check_passing(blocks: Blocks, hidden: Any, given: tuple[Any, ...]) -> None:
-    """Whether blocks can be skipped: the hidden state is a tensor and the first argument, and a block's output
-    replaces it. Networks outside transformers are observed until one block has passed its output on.
+    """Whether blocks can be skipped: the hidden state is a tensor and the first argument, and a block's
+    output replaces it. Networks outside transformers are observed until one block has passed its output on.
 
     Raises:
         MeristemError: if not.

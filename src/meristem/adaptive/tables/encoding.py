@@ -22,6 +22,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler, TargetEncoder
 
+from meristem.adaptive.limits import LARGEST
 from meristem.adaptive.tables.columns import Column
 from meristem.adaptive.tables.values import to_dates, to_numbers, to_words
 from meristem.errors import MeristemError, first_line
@@ -29,6 +30,7 @@ from meristem.errors import MeristemError, first_line
 Task = Literal["classification", "regression"]
 TRUSTED = ["numpy.dtype", "sklearn.model_selection._split.KFold", "sklearn.model_selection._split.StratifiedKFold"]
 RAREST = 5  # a category with fewer rows counts as rare
+FARTHEST = 1e30  # deviations from the mean, which float32 can hold
 FOLDS = 5  # of the encoding by the target
 FALSE = ("False", "false", "FALSE")  # next to a column of "True" and gaps
 DATE_PARTS = ("day", "month", "weekday", "hour")
@@ -125,7 +127,8 @@ def prepared(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
             raise MeristemError(f"the table has no column {column.name!r}, which the network was learned from")
         values = frame[column.name]
         if column.kind == "number":
-            found[column.name] = to_numbers(values, column.decimal)
+            numbers = to_numbers(values, column.decimal)
+            found[column.name] = numbers.mask(numbers.abs() > LARGEST)
         elif column.kind == "date":
             found |= _date_parts(column.name, to_dates(values, column.day_first))
         elif column.kind == "presence":
@@ -155,7 +158,8 @@ def encode_prepared(encoder: ColumnTransformer, found: pd.DataFrame) -> pd.DataF
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found unknown categories")  # they count as rare
         numbers = encoder.transform(found)
-    return pd.DataFrame(np.asarray(numbers, dtype=np.float32), columns=feature_names(encoder), index=found.index)
+    numbers = np.clip(np.asarray(numbers), -FARTHEST, FARTHEST).astype(np.float32)
+    return pd.DataFrame(numbers, columns=feature_names(encoder), index=found.index)
 
 
 def feature_names(encoder: ColumnTransformer) -> list[str]:

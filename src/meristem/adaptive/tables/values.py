@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from meristem.adaptive.tables.header import MISSING
+
 Decimal = Literal[".", ","]
 GAPS = " \u00a0\u2009\u202f'\u2019"  # between thousands, besides the comma or the point
 UNITS = "$€£¥₹%"
@@ -131,11 +133,11 @@ def _year_first(word: str, day_first: bool) -> str:
 
 
 def to_words(values: pd.Series) -> pd.Series:
-    """The values of a column as words. Whole numbers have no decimal point, and "true" is the word of True,
-    as files are read. Missing values stay missing.
+    """The values of a column as words, as files are read: without spaces around them, and "true" is the word
+    of True. Whole numbers have no decimal point. Missing values, and words for them, are missing.
     """
     if pd.api.types.is_float_dtype(values):
         words = values.map(lambda value: f"{value:.0f}" if value % 1 == 0 else str(value))
     else:
-        words = values.astype(str).replace(TRUTHS)
-    return words.astype(object).where(values.notna(), np.nan)
+        words = values.astype(str).str.strip().replace(TRUTHS)
+    return words.astype(object).where(values.notna() & ~words.str.lower().isin(MISSING), np.nan)

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from meristem.errors import MeristemError, nearest
 from meristem.recipes.specs.data_specs import Strict
 
+MANY = 1000  # layers and steps, where a schedule is only tried
+
 if TYPE_CHECKING:
     from meristem.incubation import Division
     from meristem.kernels import MajorityKernels
@@ -43,7 +45,20 @@ class SubnetworkSpec(BaseModel):
             raise ValueError("raptr needs stages: how many blocks run in each, for example [6, 9, 12] of 12")
         if self.full_model and self.kind != "raptr":
             raise ValueError(f"{self.kind} has no full_model phase; that is an option of raptr")
+        if self.kind not in ("raptr", "bottom_layers"):
+            self.check(MANY)  # their options fit any depth, or none
         return self
+
+    def check(self, num_hidden_layers: int) -> None:
+        """Whether the options fit a network of so many layers.
+
+        Raises:
+            ValueError: if they do not.
+        """
+        try:
+            self.schedule(num_hidden_layers, MANY, 0, ())
+        except (MeristemError, TypeError) as error:
+            raise ValueError(str(error)) from error
 
     @property
     def _schedule_class(self) -> type[Schedule]:

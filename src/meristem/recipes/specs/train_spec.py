@@ -131,6 +131,9 @@ class TrainSpec(Strict):
     @model_validator(mode="after")
     def _goes_together(self) -> TrainSpec:
         self.check_conflicts(set())
+        layers = (self.model or {}).get("num_hidden_layers")
+        if self.subnetwork and isinstance(layers, int):
+            self.subnetwork.check(layers)
         if self.majority and self.subnetwork and (self.subnetwork.__pydantic_extra__ or {}).get("widths"):
             raise ValueError("majority cannot be combined with a subnetwork of `widths`: kernels are not sliced")
         return self
