@@ -150,8 +150,7 @@ def _gated_class(original: type[nn.Module]) -> type[nn.Module]:
         run = functools.partial(original.__call__, self)
         if not self.training:
             return run(*args, **kwargs)
-        hidden = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
-        _check_passing(gate.blocks, hidden, (*args, *kwargs.values()))
+        hidden = _hidden_state(gate.blocks, args, kwargs)
         if not gate.active and not _reshapes(gate, self, run, hidden, args, kwargs):
             if not gate.blocks.seen:
                 with torch.no_grad(), _own_random_numbers(hidden):  # what do its blocks return? Once in its life.
@@ -177,24 +176,26 @@ def _empty(kind: type[nn.Module]) -> nn.Module:
     return kind.__new__(kind)
 
 
-def _check_passing(blocks: Blocks, hidden: Any, given: tuple[Any, ...]) -> None:
-    """Whether blocks can be skipped: the hidden state is a tensor and the first argument, and a block's
-    output replaces it. Networks outside transformers are observed until one block has passed its output on.
+def _hidden_state(blocks: Blocks, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The first argument of a block, if blocks can be skipped: that is the hidden state, a tensor, and a
+    block's output replaces it. Networks outside transformers are observed until one block has passed its
+    output on.
 
     Raises:
         MeristemError: if not.
     """
+    hidden = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
     if not isinstance(hidden, Tensor):
         raise MeristemError(
             f"the first argument of a block of {blocks.name} is a {type(hidden).__name__}; blocks that are skipped take the hidden state, "
             "a tensor, as their first argument"
         )
     if blocks.passed is None or torch.compiler.is_compiling():
-        return
+        return hidden
     (before, after), blocks.passed = blocks.passed, None
     if hidden is after:
         blocks.chained = True
-    elif any(other is after for other in given):
+    elif any(other is after for other in (*args, *kwargs.values())):
         raise MeristemError(
             f"the first argument of a block of {blocks.name} is not what the block before returned, another one is; blocks that are "
             "skipped take the hidden state as their first argument"
@@ -204,6 +205,7 @@ def _check_passing(blocks: Blocks, hidden: Any, given: tuple[Any, ...]) -> None:
             f"the residual of {blocks.name} is added outside the blocks (x = x + block(x)), so that a skipped block would double the hidden "
             "state; add it inside the blocks' forward"
         )
+    return hidden
 
 
 def _pass_on(blocks: Blocks, hidden: Tensor, output: Any) -> None:
