@@ -347,3 +347,19 @@ def test_blocks_of_a_share_of_the_rows_are_weighted_on_all():
     assert half.score(x, y) > 0.95
     with pytest.raises(ms.MeristemError, match=r"subsample must be above 0 and at most 1, got 0"):
         AdaNetClassifier(subsample=0.0).fit(x, y)
+
+
+@pytest.mark.parametrize("unit", [1.6e-19, 1e-30, 1e12])
+def test_features_in_any_unit_are_learned_alike(unit):
+    """Features below 1e-12, such as charges in coulombs, were left as they are, and nothing was learned."""
+    x = np.random.default_rng(0).normal(size=(200, 2))
+    y = (x[:, 0] > 0).astype(int)
+
+    def learned(x):
+        return AdaNetClassifier(**QUICK, random_state=0).fit(x, y)
+
+    plain = learned(x)
+    assert plain.score(x, y) > 0.95
+    assert np.allclose(plain.predict_proba(x), learned(x * unit).predict_proba(x * unit), atol=1e-3)
+    constant = np.column_stack([x, np.full(200, 3.3e8)])
+    assert learned(constant).score(constant, y) > 0.95

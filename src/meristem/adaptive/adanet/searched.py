@@ -133,9 +133,11 @@ class Searched(Fitted):
         """
         mean, scale = torch.zeros_like(x[0]), torch.ones_like(x[0])
         if self.standardize:
-            mean = shares @ x
-            deviation = (shares @ (x - mean).square()).sqrt()
-            scale = torch.where(deviation > 1e-12, deviation, scale)
+            span = x.amax(0) - x.amin(0)  # squares of numbers such as 1e-19 are below the smallest of float32
+            mean = torch.where(span > 0, shares @ x, x[0])  # a constant's own, without its rounding
+            parts = (x - mean) / torch.where(span > 0, span, scale)
+            deviation = span * (shares @ parts.square()).sqrt()
+            scale = torch.where(deviation > 0, deviation, scale)
         return mean, scale
 
     def _held_out(self, count: int, seed: int) -> Tensor | None:
