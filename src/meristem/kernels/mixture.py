@@ -117,8 +117,8 @@ class Mixture(nn.Module):
     def forward(self, kernels: Tensor) -> Tensor:
         if not self.training or self.weights is None:
             return kernels.mean(0)
-        self.weights = self.weights.to(kernels.device, kernels.dtype)  # which the network may have changed since
-        mixed: Tensor = _Combination.apply(kernels, self.weights)  # pyright: ignore[reportAssignmentType]
+        weights = self.weights.to(kernels.device, kernels.dtype)  # which the network may have changed since the draw
+        mixed: Tensor = _Combination.apply(kernels, weights)  # pyright: ignore[reportAssignmentType]
         if self.reduce and dist.is_initialized() and mixed.requires_grad:
             mixed.register_hook(_averaged)
         return mixed

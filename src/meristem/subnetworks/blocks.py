@@ -53,11 +53,7 @@ class Blocks:
             present = list(model.get_submodule(self.name).children())
         except AttributeError:
             return False
-        return len(present) == len(self.modules) and all(map(_same, present, self.modules))
-
-
-def _same(one: nn.Module, other: nn.Module) -> bool:
-    return one is other
+        return list(map(id, present)) == list(map(id, self.modules))
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, list[Blocks]] = WeakKeyDictionary()
@@ -95,8 +91,8 @@ def lists_of_blocks(model: nn.Module, anatomy: Anatomy | None = None) -> list[Bl
 
 def _still(known: list[Blocks], model: nn.Module) -> Anatomy | None:
     """The known anatomy, if blocks were replaced by as many others."""
-    counts = (len(list(model.get_submodule(blocks.name).children())) for blocks in known)
-    return known[0].anatomy if known and all(map(int.__eq__, counts, (len(b.modules) for b in known))) else None
+    counts = [len(list(model.get_submodule(blocks.name).children())) for blocks in known]
+    return known[0].anatomy if known and counts == [len(blocks.modules) for blocks in known] else None
 
 
 def check_no_dropping(model: nn.Module) -> None:

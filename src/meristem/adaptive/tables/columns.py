@@ -83,8 +83,13 @@ def _asked_category(name: str, values: pd.Series) -> Column:
         return _of_one_value(name, words, missing)
     column = _category(name, words, missing, distinct)
     if column.kind == "left out":
-        column = replace(column, kind="many categories", said=f"{distinct} categories, as asked: encoded by the target")
-    return replace(column, as_written=not pd.api.types.is_bool_dtype(values))
+        column = replace(
+            column,
+            kind="many categories",
+            said=f"{distinct} categories, as asked: encoded by the target",
+            as_written=True,
+        )
+    return column
 
 
 def describe_column(name: str, values: pd.Series) -> Column:
@@ -100,7 +105,7 @@ def describe_column(name: str, values: pd.Series) -> Column:
     if pd.api.types.is_bool_dtype(present):
         return Column(name, "category", "true or false: one-hot", missing=missing)
     if isinstance(present.dtype, pd.CategoricalDtype):
-        return replace(_category(name, present.astype(str), missing, distinct), as_written=True)
+        return _category(name, present.astype(str), missing, distinct)
     if pd.api.types.is_datetime64_any_dtype(present) or isinstance(present.dtype, pd.PeriodDtype):
         return _date(name, to_dates(present), missing)
     if pd.api.types.is_complex_dtype(present):
@@ -120,7 +125,7 @@ def describe_column(name: str, values: pd.Series) -> Column:
         dates = to_dates(words, day_first).dropna()
         if len(dates) >= MOSTLY * len(words):
             return _date(name, dates, missing, day_first)
-    return replace(_category(name, words, missing, distinct), as_written=True)
+    return _category(name, words, missing, distinct)
 
 
 def _of_one_value(name: str, present: pd.Series, missing: float) -> Column:
@@ -194,8 +199,14 @@ def _category(name: str, words: pd.Series, missing: float, distinct: int) -> Col
     if distinct > len(words) / 2 and distinct > ONE_HOT:
         return Column(name, "left out", f"free text: {distinct} values in {len(words)} rows", missing=missing)
     if distinct > ONE_HOT:
-        return Column(name, "many categories", f"{distinct} categories: encoded by the target{gaps}", missing=missing)
-    return Column(name, "category", f"{distinct} categories: one-hot{gaps}", missing=missing)
+        return Column(
+            name,
+            "many categories",
+            f"{distinct} categories: encoded by the target{gaps}",
+            missing=missing,
+            as_written=True,
+        )
+    return Column(name, "category", f"{distinct} categories: one-hot{gaps}", missing=missing, as_written=True)
 
 
 def lines(columns: Sequence[Column]) -> list[str]:
