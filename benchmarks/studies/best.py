@@ -52,7 +52,7 @@ STUDY = Study(
             tune=Tune(budget=40, seeds=(101,), rates=(4e-3, 8e-3)),
         ),
         "code": Setting(
-            networks=networks(32, 2), budgets=(80,), seeds=(3, 4, 5), data="python-stdlib", sides=("gradual",),
+            networks=networks(32, 2), budgets=(40, 80), seeds=(3, 4, 5), data="python-stdlib", sides=("gradual",),
             tune=Tune(budget=40, seeds=(101,), rates=(4e-3, 8e-3)),
         ),
         "large": Setting(
