@@ -1,5 +1,6 @@
 """Deep Incubation: hybrids, what is trained in them and what is not, and the network assembled from them."""
 
+import numpy as np
 import pico
 import pytest
 import torch
@@ -25,13 +26,14 @@ def run(model, inputs):
 
 def test_divisions():
     assert ms.divide(12, 4).depths == (3, 3, 3, 3)
-    assert ms.divide(8, 3).depths == (3, 3, 2)
+    assert ms.divide(8, 3).depths == ms.divide(np.int64(8), np.int64(3)).depths == (3, 3, 2)
     assert ms.divide(6, 2, costs=[5, 1, 1, 1, 1, 1]).depths == (1, 5)
     division = ms.divide(8, 3, meta_layers=2)
     assert (division.meta_depth, division.num_hidden_layers) == (6, 8)
     assert [division.start(module) for module in range(3)] == [0, 3, 6]
     assert list(division.in_hybrid(1)) == [2, 3, 4]
-    for wrong, words in (((4, 5), "2 to 4 modules"), ((4, 1), "2 to 4 modules")):
+    wrong_ones = {(4, 5): "2 to 4 modules", (4, 1): "2 to 4 modules", (6.0, 2): "whole numbers, got 6.0 and 2"}
+    for wrong, words in wrong_ones.items():
         with pytest.raises(ms.MeristemError, match=words):
             ms.divide(*wrong)
     with pytest.raises(ms.MeristemError, match="3 entries for 4"):

@@ -4,8 +4,9 @@ take the place of each module.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import index
 
 from meristem.errors import MeristemError
 
@@ -120,10 +121,14 @@ def divide(
         meta_layers: the number of blocks of the meta network for each module (1 in the paper).
 
     Raises:
-        MeristemError: if there are more modules than blocks, fewer than two or than lists, or if `costs` is
-            not one number for each block.
+        MeristemError: if the numbers are not whole, if there are more modules than blocks, fewer than two or
+            than lists, or if `costs` is not one number for each block.
     """
-    stages = [num_hidden_layers] if isinstance(num_hidden_layers, int) else list(num_hidden_layers)
+    try:
+        counts = num_hidden_layers if isinstance(num_hidden_layers, Iterable) else [num_hidden_layers]
+        stages, modules = [index(count) for count in counts], index(modules)
+    except TypeError as error:
+        raise MeristemError(f"blocks and modules are whole numbers, got {num_hidden_layers!r} and {modules!r}") from error
     total = sum(stages)
     if not max(2, len(stages)) <= modules <= total or min(stages) < 1:
         within = f" in {len(stages)} stages" if len(stages) > 1 else ""
