@@ -112,7 +112,7 @@ def recipe_of(
         for number, stage in enumerate(side.stages[:-1]):
             assert stage.until is not None
             plan.stage(number, stage, stage.until * scale)
-        read |= plan.whole(side.stages[-1], own[0]) if side.whole else plan.branches(side.stages[-1], own)
+        read |= plan.whole(side.stages[-1], own[0], side.average) if side.whole else plan.branches(side.stages[-1], own)
         nodes |= plan.nodes
     return {"data": data_of(setting), "seeds": [seed], "nodes": nodes}, read
 
@@ -149,12 +149,18 @@ class _Plan:
             self.nodes[read[budget]] = {"decay": own}
         return read
 
-    def whole(self, stage: Stage, budget: float) -> dict[float, str]:
-        """A run with its own decay; of several members, the mean of their answers."""
+    def whole(self, stage: Stage, budget: float, average: int = 0) -> dict[float, str]:
+        """A run with its own decay, or the mean of its last checkpoints; of several members, the mean of their answers."""
         number = len(self.rates) - 1
         origin = self._made(number, stage)
         tokens = self._whole_steps(self._tokens(stage, budget - self.spent) / stage.members)
         share = {"decay": round(self.setting.decay * budget / (budget - self.spent), 6)}
+        if average:
+            every = self._whole_steps(self._tokens(stage, self.setting.decay * budget) / average)
+            more = {"decay": 0.0, "keep_every": every}
+            self.nodes[run := f"run{self.suffix}"] = self._train(number, stage, origin, tokens, more)
+            self.nodes[mean := f"mean{self.suffix}"] = {"average": {"from": run, "last": average, "weights": "1-sqrt"}}
+            return {budget: mean}
         if stage.members == 1:
             self.nodes[name := f"run{self.suffix}"] = self._train(number, stage, origin, tokens, share)
             return {budget: name}
@@ -212,6 +218,7 @@ def asked(setting: Setting, side: Side, rates: Sequence[float], budget: float, s
         for stage in side.stages
     ]
     own = {"stages": stages, "rates": list(rates), "whole": side.whole, "budget": budget, "seed": seed, "split": split}
+    own |= {"average": side.average} if side.average else {}
     protocol = ("data", "task", "sequence_length", "eval_sequences", "batch_size", "warmup", "decay")
     own |= {key: getattr(setting, key) for key in protocol}
     return {**own, "trainer": dict(setting.trainer), "target": dict(setting.networks[setting.target])}

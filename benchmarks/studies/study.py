@@ -43,12 +43,14 @@ class Side:
         rate_of: the side whose search for a learning rate serves this one too, where both are one method at different moments.
         whole: each budget is a run of its own with its decay in it (`schedule: wsd`), for methods whose schedule knows the run's length:
             otherwise one stable run serves all budgets, and a decay branches off for each.
+        average: of a `whole` side, so many checkpoints of the last share of the budget, whose mean is read in place of a decay (`average`).
     """
 
     name: str
     stages: Sequence[Stage]
     rate_of: str | None = None
     whole: bool = False
+    average: int = 0
 
     @property
     def has_parents(self) -> bool:

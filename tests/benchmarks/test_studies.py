@@ -41,6 +41,7 @@ STUDY = Study(
         Side("small", [Stage("small")]),
         Side("grown", [Stage("small", until=1, rate="small"), Stage("large", make=PADDED)]),
         Side("whole", [Stage("small", until=0.25, rate="small"), Stage("large", make=PADDED)], whole=True),
+        Side("averaged", [Stage("small", until=0.25, rate="small"), Stage("large", make=PADDED)], whole=True, average=2),
         Side("mean", [Stage("small", rate="small", members=2)], rate_of="small", whole=True),
         Side("fused", [Stage("small", until=1, rate="small", members=2), Stage("large", make={"fuse": {"norm": "grouped"}})]),
         Side("part", [Stage("large", train={"subnetwork": {"kind": "layer_drop", "rate": 0.5}})], whole=True),
@@ -358,6 +359,18 @@ def test_a_side_has_the_same_identity_whatever_runs_beside_it():
     one, other = (asked(setting, STUDY.side("grown"), [1e-3, 1e-3], 4, 0, "eval") for setting in (SETTING, more))
     assert identity(one) == identity(other)
     assert identity(one) != identity(asked(SETTING, STUDY.side("grown"), [1e-3, 2e-3], 4, 0, "eval"))
+
+
+def test_an_averaged_side_has_no_decay_and_reads_the_share_that_the_decay_would_have():
+    prices = Prices(
+        {"large": 100.0, "small": 50.0}, {"large": 10.0, "small": 5.0}, {"large": 64_000, "small": 16_000}, "large"
+    )
+    content, read = recipe_of(SETTING, prices, STUDY.side("averaged"), [1e-3, 1e-3], [4], 0)
+    run, mean = content["nodes"]["run_4"]["train"], content["nodes"][read[4]]["average"]
+    assert run["decay"] == 0.0 and mean == {"from": "run_4", "last": 2, "weights": "1-sqrt"}
+    assert 2 * run["keep_every"] == pytest.approx(0.2 * 4 * 64_000, abs=2 * 8 * 32)
+    plain, averaged = (asked(SETTING, STUDY.side(name), [1e-3, 1e-3], 4, 0, "eval") for name in ("whole", "averaged"))
+    assert identity(plain) != identity(averaged)
 
 
 def test_tests_of_paired_differences():

@@ -128,7 +128,9 @@ def divide(
         counts = num_hidden_layers if isinstance(num_hidden_layers, Iterable) else [num_hidden_layers]
         stages, modules = [index(count) for count in counts], index(modules)
     except TypeError as error:
-        raise MeristemError(f"blocks and modules are whole numbers, got {num_hidden_layers!r} and {modules!r}") from error
+        raise MeristemError(
+            f"blocks and modules are whole numbers, got {num_hidden_layers!r} and {modules!r}"
+        ) from error
     total = sum(stages)
     if not max(2, len(stages)) <= modules <= total or min(stages) < 1:
         within = f" in {len(stages)} stages" if len(stages) > 1 else ""
