@@ -194,6 +194,12 @@ def test_a_share_that_the_interval_reaches_is_not_refuted(shares, said):
     assert verdict(Claim("grown", "a paper", saves=0.2), effect([-0.1] * 3), "lower", "higher", saved) == said
 
 
+def test_a_loss_that_was_reached_before_the_first_reading_gives_a_bound():
+    saved = Saving(effect([0.0] * 3), effect([0.0] * 3), 3, 3, True)
+    said = "in part: lower, at least 0% of the compute saved where 20% is claimed"
+    assert verdict(Claim("grown", "a paper", saves=0.2), effect([-0.1] * 3), "lower", "higher", saved) == said
+
+
 def test_a_verdict_wants_three_seeds():
     assert verdict(Claim("grown", "a paper"), effect([-1.0, -1.0]), "lower", "higher") == "not measured yet"
     assert verdict(Claim("grown", "a paper"), None, "lower", "higher") == "not measured yet"
