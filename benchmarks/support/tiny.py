@@ -59,7 +59,7 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"first_k_dense_replace|num_dense_layers|moe_layer_start_index", 1),
     (r"num_nextn_predict_layers|num_mtp_modules|num_kv_shared_layers", 0),
     (r"embedding_size|entity_emb_size|word_embed_proj_dim|embedding_dim", 32),
-    (r"hidden_size_per_layer_input|pooler_hidden_size", 16),
+    (r"hidden_size_per_layer_input", 16),
     (
         r"max_position_embeddings|n_positions|n_ctx|max_(source|target)_positions|context_length|max_seq_len|model_max_length",
         128,
@@ -78,7 +78,7 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"mm_tokens_per_image", 4),
     (r"(en|de)coder_num_attention_heads", HEADS),
     (r"(en|de)coder_num_hidden_layers", LAYERS),
-    (r"output_channels|reassemble_hidden_size", WIDTH),
+    (r"output_channels|reassemble_hidden_size|pooler_hidden_size", WIDTH),
     (r"upsample_groups", 16),
     (r"num_queries|num_denoising", 8),
     (

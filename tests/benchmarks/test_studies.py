@@ -373,7 +373,8 @@ def test_an_averaged_side_has_no_decay_and_reads_the_share_that_the_decay_would_
     )
     content, read = recipe_of(SETTING, prices, STUDY.side("averaged"), [1e-3, 1e-3], [4], 0)
     run, mean = content["nodes"]["run_4"]["train"], content["nodes"][read[4]]["average"]
-    assert run["decay"] == 0.0 and mean == {"from": "run_4", "last": 2, "weights": "1-sqrt"}
+    assert run["decay"] == 0.0
+    assert mean == {"from": "run_4", "last": 2, "weights": "1-sqrt"}
     assert 2 * run["keep_every"] == pytest.approx(0.2 * 4 * 64_000, abs=2 * 8 * 32)
     plain, averaged = (asked(SETTING, STUDY.side(name), [1e-3, 1e-3], 4, 0, "eval") for name in ("whole", "averaged"))
     assert identity(plain) != identity(averaged)

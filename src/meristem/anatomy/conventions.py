@@ -75,6 +75,7 @@ LINKED_FIELDS: dict[str, tuple[str, ...]] = {
     "hidden": (
         "word_embed_proj_dim",
         "pooler_output_size",
+        "pooler_hidden_size",
         "embedding_size",
         "embedding_dim",
         "lru_width",

@@ -18,14 +18,17 @@ IDS = ("input_ids", "inputs")  # what ids are called
 
 
 def texts(net: Interface) -> list[Group]:
-    """The ids of a text, and those of the decoder's text if there is one. [] if the network reads none."""
+    """The ids of a text, and those of the decoder's text if there is one. [] if the network reads none. The
+    decoder of a classifier reads the same text, since its answer stands where that text ends.
+    """
     groups: list[Group] = [{}]
     name = next((n for n in IDS if net.takes(n) and (n == "input_ids" or n == net.main)), None)
     if name and vocabulary(net):
         groups = [{name: token_ids(net, vocabulary(net))}]
     if not net.takes("decoder_input_ids"):
         return groups if groups[0] else []
-    decoder = {"decoder_input_ids": decoder_ids(net)}
+    same = groups[0].get(name or "") if "SequenceClassification" in net.kind else None
+    decoder = {"decoder_input_ids": decoder_ids(net) if same is None else same}
     both = [{**group, **decoder} for group in groups]
     return both + groups if getattr(net.config, "is_encoder_decoder", False) or not name else groups + both
 
