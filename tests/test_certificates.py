@@ -5,6 +5,8 @@ import pytest
 import torch
 
 import meristem as ms
+from meristem.anatomy.inputs import example_inputs
+from meristem.certificates.distance import as_distributions
 
 
 def test_a_certificate_says_what_was_measured():
@@ -35,7 +37,7 @@ def test_given_inputs_are_used_and_networks_left_alone():
 
 
 def test_outputs_of_other_shapes_are_refused():
-    with pytest.raises(ms.MeristemError, match="cannot be compared"):
+    with pytest.raises(ms.MeristemError, match="vocabularies may differ"):
         ms.verify(pico.build("llama", vocab_size=70), pico.build("llama"))
     assert not ms.verify(pico.build("llama"), pico.build("llama", vocab_size=70)).holds  # on the tokens of both
 
@@ -70,3 +72,40 @@ def test_every_module_keeps_its_mode():
 def test_networks_of_other_widths_are_compared_by_the_outputs_that_have_one_shape():
     small = pico.build("t5")
     assert ms.verify(small, ms.grow(small, ms.HyperCloning(width=2))).holds
+
+
+@pytest.mark.parametrize("measured", ["growth", "verify"])
+def test_new_tokens_take_probability_and_the_certificate_says_how_much(measured):
+    """The divergence is the rise of the loss, which the large network's own logits give."""
+    small = pico.build("llama")
+    growth = ms.Growth.of(small, ms.LEMON(vocab_size=100))
+    found = growth.certificate if measured == "growth" else ms.verify(small, growth.model)
+    with torch.no_grad():
+        inputs = example_inputs(small)
+        before, after = (net.double()(**inputs).logits.log_softmax(-1) for net in (small, growth.model))
+    taken = float(after[..., 67:].exp().sum(-1).mean())
+    rise = float((before.exp() * (before - after[..., :67])).sum(-1).mean())
+    assert found.holds
+    assert found.new_tokens == 33
+    assert found.new_token_probability == pytest.approx(taken, rel=1e-6)
+    assert found.kl_divergence == pytest.approx(rise, rel=1e-6)
+    assert rise > 0.1
+    assert f"33 new tokens, not compared, take {taken:.2%} of the probability" in found.summary()
+
+
+def test_tokens_that_are_never_written_have_no_part_in_the_divergence():
+    a = torch.tensor([[0.0, 1.0, -torch.inf]])
+    b = torch.tensor([[0.0, 2.0, -torch.inf]])
+    want = (a[..., :2].softmax(-1) * (a[..., :2].log_softmax(-1) - b[..., :2].log_softmax(-1))).sum()
+    assert as_distributions(a, b)["kl_divergence"] == pytest.approx(float(want))
+    assert as_distributions(a, a)["kl_divergence"] == 0
+
+
+@pytest.mark.parametrize("big, said", [
+    ("llama", "the second LlamaForCausalLM does not run on inputs on which the first does"),
+    ("vit", "LlamaForCausalLM and ViTForImageClassification cannot be compared"),
+])  # fmt: skip
+def test_a_second_network_that_does_not_run_is_named(big, said):
+    small, other = pico.build("llama"), pico.build(big, **({"vocab_size": 5} if big == "llama" else {}))
+    with pytest.raises(ms.MeristemError, match=said):
+        ms.verify(small, other, {"input_ids": torch.full((1, 4), 60)})

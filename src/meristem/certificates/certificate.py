@@ -16,8 +16,8 @@ class Certificate:
         absolute_error: max |difference| of the output that differs most, with the stored weights, computed in
             `dtype`.
         relative_error: max |difference| / max |value| of that output.
-        kl_divergence: KL(small || big) of the logits in nats, a mean over positions. None for networks
-            without logits.
+        kl_divergence: KL(small || big) of the logits in nats, a mean over positions: so much higher is the loss on
+            texts that the small network writes. None for networks without logits.
         top1_agreement: the share of positions with the same argmax. None for networks without logits.
         dtype: the dtype in which both networks computed.
         tolerance: the bound for `relative_error`: that of `dtype`, plus `rounding_allowance`.
@@ -35,6 +35,10 @@ class Certificate:
         blocks: None if both networks ran whole. Otherwise the blocks of the small network that ran, by the
             path of their list, with the blocks of the large one that are made from them. Every tensor was
             then checked by itself (`growth.sampled`).
+        new_tokens: the number of tokens that only the large network has. `relative_error` leaves them out.
+            None if it has no more.
+        new_token_probability: the probability that the large network gives to all new tokens together, a mean
+            over positions. It raises the loss by -log(1 - probability), which `kl_divergence` counts.
     """
 
     absolute_error: float
@@ -51,6 +55,8 @@ class Certificate:
     unrounded_relative_error: float | None = None
     unrounded_tolerance: float | None = None
     blocks: Mapping[str, list[int]] | None = None
+    new_tokens: int | None = None
+    new_token_probability: float | None = None
 
     @property
     def holds(self) -> bool:
@@ -85,6 +91,8 @@ class Certificate:
         line = f"relative {what} error {self.relative_error:.1e} (tolerance {self.tolerance:.0e}, {self.dtype}{stored})"
         if self.kl_divergence is not None:
             line += f", KL {self.kl_divergence:.1e}, top-1 agreement {self.top1_agreement:.1%}"
+        if self.new_tokens is not None:
+            line += f"; {self.new_tokens} new tokens, not compared, take {self.new_token_probability:.2%} of the probability"
         if unrounded is not None:
             line += f"; before rounding, {unrounded:.1e} (tolerance {self.unrounded_tolerance:.0e})"
         if self.blocks is not None:

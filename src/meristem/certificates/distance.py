@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 HUGE = 1e30  # of entries that mean "never": they have to be the same, and do not set the scale
@@ -58,12 +57,22 @@ def largest_error(ours: Outputs, theirs: Outputs) -> float:
     return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 
-def as_distributions(ours: Outputs, theirs: Outputs) -> dict[str, Any]:
-    """The divergence and the agreement of the logits, if the networks have logits."""
-    if "logits" not in ours or not ours["logits"].dim():
+def as_distributions(a: Tensor | None, b: Tensor | None) -> dict[str, Any]:
+    """The divergence and the agreement of the logits of two networks, if they have logits.
+
+    Args:
+        a, b: logits (..., classes) of the small and of the large network. Further classes of the large one are
+            new tokens, which follow the old ones: the small network gives them no probability.
+    """
+    if a is None or b is None or not a.dim():
         return {"kl_divergence": None, "top1_agreement": None}
-    a, b = ours["logits"], theirs["logits"]
+    old = a.shape[-1]
     log_a, log_b = a.log_softmax(-1), b.log_softmax(-1)
-    divergence = (log_a.exp() * (log_a - log_b)).nan_to_num(0.0 if bool((a == b).all()) else torch.nan).sum(-1).mean()
+    terms = log_a.exp() * (log_a - log_b[..., :old])
+    divergence = terms.where(~log_a.isneginf(), 0.0).sum(-1).mean()  # 0 log 0 is 0
     agreement = (a.argmax(-1) == b.argmax(-1)).double().mean()
-    return {"kl_divergence": float(divergence), "top1_agreement": float(agreement)}
+    found = {"kl_divergence": float(divergence), "top1_agreement": float(agreement)}
+    if b.shape[-1] == old:
+        return found
+    probability = log_b[..., old:].exp().sum(-1).mean()
+    return {**found, "new_tokens": b.shape[-1] - old, "new_token_probability": float(probability)}

@@ -31,7 +31,8 @@ def verify(
         certificate = ms.verify(small, big)
         assert certificate.holds, certificate.summary()
 
-    If `big` has a larger vocabulary, logits are compared for the tokens that both networks have.
+    If `big` has a larger vocabulary, logits are compared for the tokens that both networks have. The divergence
+    counts the probability that the new ones take.
 
     Args:
         small: the first network. It does not change.
@@ -68,7 +69,7 @@ def verify(
     return Certificate(
         absolute_error=max(float((ours[name] - theirs[name]).abs().nan_to_num(torch.inf).max()) for name in ours),
         relative_error=error,
-        **as_distributions(ours, theirs),
+        **as_distributions(*passes.logits(ours, theirs)),
         dtype=name_of(dtype),
         tolerance=TOLERANCE[dtype] + allowance,
         inputs=described,

@@ -31,6 +31,7 @@ class Passes:
     def __init__(self, small: nn.Module, big: nn.Module, inputs: dict[str, Any], expected: Expected | None) -> None:
         self._small, self._big, self._inputs, self._expected = small, big, inputs, expected
         self._own: list[Any] | None = None  # the outputs of both as they are stored, or the errors
+        self._logits: tuple[Tensor | None, Tensor | None] = (None, None)  # of both, as each returns them
 
     def in_high_precision(self, also_in: torch.dtype | None = None) -> tuple[Outputs, Outputs, torch.dtype]:
         """The expected output of `big` and its output, as float64 on the CPU, and the dtype in which both
@@ -53,8 +54,21 @@ class Passes:
             if error is not None:
                 raise error
             check_finite(self._small, ours)
+            self._logits = ours.get("logits"), theirs.get("logits")
             return *_comparable(ours, theirs, self._expected), dtype
         raise AssertionError
+
+    def logits(self, ours: Outputs, theirs: Outputs) -> tuple[Tensor | None, Tensor | None]:
+        """The logits of both for all their tokens, after `in_high_precision`.
+
+        Args:
+            ours, theirs: what that returned. Where it is not new tokens by which the logits differ, they are
+                these.
+        """
+        a, b = self._logits
+        if a is not None and b is not None and a.dim() and a.shape[:-1] == b.shape[:-1] and a.shape[-1] <= b.shape[-1]:
+            return a, b
+        return ours.get("logits"), theirs.get("logits")
 
     def in_own_dtype(self, precise: Outputs) -> float | None:
         """The relative error of both networks as they are stored, after `in_high_precision(also_in=)`.
@@ -89,11 +103,17 @@ def _unrunnable(
             "of 8 in half precision. Pad them first (zero_padding with another intermediate_size), take another granularity, or open the "
             "network with experts_implementation='eager'"
         )
-    which = "the first" if first else "the second one alone"
+    one, other = type(small).__name__, type(big).__name__
     said = ", ".join(f"{name} {_seen(value)}" if isinstance(value, Tensor) else name for name, value in inputs.items())
+    if first:
+        return MeristemError(f"{one} does not run on these inputs ({said}): {first_line(error)}")
+    if one == other:
+        return MeristemError(
+            f"the second {other} does not run on inputs on which the first does ({said}): {first_line(error)}. Their vocabularies may "
+            "differ; of a growth, a field of the config may hold a width that has not grown with the others"
+        )
     return MeristemError(
-        f"{type(small).__name__} and {type(big).__name__} cannot be compared: {which} does not run on these inputs ({said}): "
-        f"{first_line(error)}"
+        f"{one} and {other} cannot be compared: {other} does not run on inputs of {one} ({said}): {first_line(error)}"
     )
 
 

@@ -17,6 +17,7 @@ from meristem.checkpoints.source import Source
 from meristem.checkpoints.stored import StoredTensors
 from meristem.errors import MeristemError
 
+KERNELS = re.compile(r"(.*\.)parametrizations\.(\w+)\.original")  # of a weight in several of them (`kernels.majority`)
 MASKS = (".attn.bias", ".attention.bias", ".causal_mask")  # of GPT-2 and its relatives, in old checkpoints
 
 
@@ -24,10 +25,16 @@ def check_unplaced(
     source: Source, model: nn.Module, unplaced: Mapping[str, tuple[int, ...]], drop: Sequence[str]
 ) -> None:
     """Raises MeristemError if any of `unplaced` ({name in the files: shape}) was learned, unless `drop` has a
-    pattern for it.
+    pattern for it. Kernels of a weight are no tensors to leave out.
     """
     lost = [name for name in unplaced if not any(fnmatch(name, pattern) for pattern in drop)]
     lost = [name for name in lost if not _not_learned(model, name, unplaced[name])]
+    if kernels := _kernels(model, unplaced):
+        count = unplaced[kernels[0]][0]
+        raise MeristemError(
+            f"{source}: its files hold {count} kernels for each of {len(kernels)} weights ({kernels[0]}), as Majority Kernels train "
+            f"them. Load them into ms.majority(model, kernels={count}), save ms.deploy(...) of that, and take that directory"
+        )
     if lost:
         shown = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
         flags = " ".join(f"--drop {pattern!r}" for pattern in _patterns(lost))
@@ -35,6 +42,13 @@ def check_unplaced(
             f"{source}: {type(model).__name__} has no place for {len(lost)} tensors of its files ({shown}), which would be "
             f"lost; pass {flags} to leave them out, or name in config.json the class that uses them"
         )
+
+
+def _kernels(model: nn.Module, unplaced: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The names of tensors that hold several of one weight of the network, one after another."""
+    weights = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: match for name in unplaced if (match := KERNELS.fullmatch(name))}
+    return [name for name, match in found.items() if weights.get(match[1] + match[2]) == unplaced[name][1:]]
 
 
 def check_drop(drop: Sequence[str], read: Iterable[tuple[Source, nn.Module]]) -> None:
