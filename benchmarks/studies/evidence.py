@@ -34,7 +34,7 @@ def evidence(finding: Finding) -> list[dict[str, Any]]:
     baseline."""
     entries = []
     first: dict[str, Claim] = {}
-    for claim in finding.study.claims:
+    for claim in finding.study.claims_of(finding.setting):
         first.setdefault(claim.side, claim)
     for claim in first.values():
         budgets = {

@@ -76,9 +76,9 @@ def _summary_rows(found: dict[str, list[Finding]]) -> Iterable[list[str]]:
                 failed = finding.gate_is_measured
                 gate = f"{study.gate.says}: fails" if failed else "not measured yet"
                 said = "not testable at this size" if failed else "not measured yet"
-                yield [where, f"{len(study.claims)} claims", gate, "", "", said]
+                yield [where, f"{len(study.claims_of(finding.setting))} claims", gate, "", "", said]
                 continue
-            for claim in study.claims:
+            for claim in study.claims_of(finding.setting):
                 yield [
                     where,
                     f"`{claim.side}`: {claim.says}",
@@ -207,7 +207,7 @@ def _verdicts(finding: Finding) -> list[str]:
     budget = finding.tested_at
     if budget is None:
         return ["**Verdict.** None yet: the gate is not measured on three seeds."]
-    said = [_said(finding, claim, budget) for claim in finding.study.claims]
+    said = [_said(finding, claim, budget) for claim in finding.study.claims_of(finding.setting)]
     return [
         f"**Verdict** at {budget:g} bytes for each parameter, the largest budget at which the gate passes:",
         "",

@@ -151,6 +151,11 @@ class Study:
         wanted = {self.baseline, self.gate.better, *self.gate.worse, *setting.sides}
         return [side for side in self.sides if not setting.sides or side.name in wanted]
 
+    def claims_of(self, setting: Setting) -> list[Claim]:
+        """Those of sides that run at this setting."""
+        names = {side.name for side in self.sides_of(setting)}
+        return [claim for claim in self.claims if claim.side in names]
+
     def side(self, name: str) -> Side:
         return next(side for side in self.sides if side.name == name)
 

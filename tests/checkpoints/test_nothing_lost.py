@@ -39,22 +39,20 @@ LOST = {
 }  # fmt: skip
 
 
-def test_kernels_in_the_files_are_recognised_and_the_advice_works(saved, tmp_path, capsys):
-    kernels = ms.majority(
-        transformers.AutoModelForCausalLM.from_pretrained(saved), kernels=2, start="clone", spread=0.1
-    )
+def test_kernels_in_the_files_are_recognised_and_the_advice_works(saved, tmp_path):
+    kernels = ms.majority(transformers.AutoModelForCausalLM.from_pretrained(saved), kernels=2, start="clone")
     shutil.copytree(saved, tmp_path / "run")
     save_file(kernels.state_dict(), tmp_path / "run" / "model.safetensors", {"format": "pt"})
     for more in ([], ["--drop", "model.layers.*"]):
-        assert meristem("grow", tmp_path / "run", tmp_path / "big", "--width", 2, *more) == 2
-        said = capsys.readouterr().err
-        assert "2 kernels for each of 14 weights" in said
-        assert "ms.majority(model, kernels=2)" in said
+        done = meristem("grow", tmp_path / "run", tmp_path / "big", "--width", 2, *more)
+        assert done.returncode == 2
+        assert "2 kernels for each of 14 weights" in done.stderr
+        assert "ms.majority(model, kernels=2)" in done.stderr
     fresh = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(saved))
     again = ms.majority(fresh, kernels=2)
     again.load_state_dict(load_file(tmp_path / "run" / "model.safetensors"), strict=False)
     ms.deploy(again).save_pretrained(tmp_path / "deployed")
-    assert meristem("grow", tmp_path / "deployed", tmp_path / "big", "--width", 2) == 0
+    assert meristem("grow", tmp_path / "deployed", tmp_path / "big", "--width", 2).returncode == 0
     big, ids = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "big"), torch.arange(9).view(1, 9)
     with torch.no_grad():
         torch.testing.assert_close(big(ids).logits, kernels.eval()(ids).logits, rtol=1e-3, atol=1e-3)

@@ -16,8 +16,8 @@ class Certificate:
         absolute_error: max |difference| of the output that differs most, with the stored weights, computed in
             `dtype`.
         relative_error: max |difference| / max |value| of that output.
-        kl_divergence: KL(small || big) of the logits in nats, a mean over positions: so much higher is the loss on
-            texts that the small network writes. None for networks without logits.
+        kl_divergence: KL(small || big) of the logits in nats, a mean over positions: so much higher is the loss
+            on texts that the small network writes. None for networks without logits.
         top1_agreement: the share of positions with the same argmax. None for networks without logits.
         dtype: the dtype in which both networks computed.
         tolerance: the bound for `relative_error`: that of `dtype`, plus `rounding_allowance`.

@@ -61,8 +61,8 @@ def as_distributions(a: Tensor | None, b: Tensor | None) -> dict[str, Any]:
     """The divergence and the agreement of the logits of two networks, if they have logits.
 
     Args:
-        a, b: logits (..., classes) of the small and of the large network. Further classes of the large one are
-            new tokens, which follow the old ones: the small network gives them no probability.
+        a, b: logits (..., classes) of the small and of the large network. Further classes of the large one
+            are new tokens, which follow the old ones: the small network gives them no probability.
     """
     if a is None or b is None or not a.dim():
         return {"kl_divergence": None, "top1_agreement": None}

@@ -31,8 +31,8 @@ def verify(
         certificate = ms.verify(small, big)
         assert certificate.holds, certificate.summary()
 
-    If `big` has a larger vocabulary, logits are compared for the tokens that both networks have. The divergence
-    counts the probability that the new ones take.
+    If `big` has a larger vocabulary, logits are compared for the tokens that both networks have. The
+    divergence counts the probability that the new ones take.
 
     Args:
         small: the first network. It does not change.
