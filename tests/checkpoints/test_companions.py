@@ -51,7 +51,7 @@ def test_of_several_sources_it_is_said_whose_files_are_taken(pair, tmp_path, ver
     assert code == 0, said
     assert f"{tmp_path / last} and {tmp_path / first} differ in tokenizer.json; the latter's are copied" in said
     assert (tmp_path / "out" / "tokenizer.json").read_text() == f'"{first}"'
-    assert f"not copied from {tmp_path / first}, since not part of the grown model: optimizer.bin" in said
+    assert f"not copied from {tmp_path / first}, since not part of the new model: optimizer.bin" in said
 
 
 def test_a_sampled_proof_of_models_by_their_hub_names(pair, tmp_path, monkeypatch):

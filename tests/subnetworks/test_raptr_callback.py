@@ -31,6 +31,13 @@ def test_paths_follow_the_global_step(tmp_path):
     assert not any("_meristem_gate" in vars(block) for block in run.model.model.layers)
 
 
+def test_a_whole_network_that_is_compiled_is_warned_about(tmp_path):
+    run = trainer(tmp_path, [callback := ms.RaptrCallback(stages=[2, 4])])
+    run.args.torch_compile, run.state.max_steps = True, 6
+    with pytest.warns(UserWarning, match=r"compile the blocks one by one \(block.compile\(\)\)"):
+        callback.on_train_begin(run.args, run.state, run.control, model=run.model, optimizer=None)
+
+
 @pytest.mark.parametrize(
     "options", [{"stages": [2, 4]}, {"stages": [3, 4], "widths": [0.5, 0.5], "scaling": "sqrt_gap"}]
 )

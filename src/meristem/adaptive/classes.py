@@ -24,6 +24,15 @@ def said(y: np.ndarray) -> str:
     return f"{len(counts)} classes: " + ", ".join(shown) + (f", and {rest} more" if rest else "")
 
 
+def said_of_spellings(y: np.ndarray) -> list[str]:
+    """Which classes of labels y (n_samples,) have names that differ only in capitals. [] if none do."""
+    spellings: dict[str, list[str]] = {}
+    for name in class_counts(y):
+        spellings.setdefault(name.casefold(), []).append(name)
+    same = [" and ".join(map(repr, names)) for names in spellings.values() if len(names) > 1]
+    return [f"{', '.join(same)} differ only in capitals, and are different classes"] if same else []
+
+
 def largest_class(y: np.ndarray, test_y: np.ndarray) -> dict[str, Any]:
     """The most frequent class of labels y (n_samples,), its share of them, and the accuracy on labels test_y
     (n,) of a model that always predicts it.

@@ -220,7 +220,7 @@ def split(table: Table, test_share: float, seed: int) -> tuple[pd.DataFrame, pd.
     )
     if table.is_classification and len(np.unique(y)) < 2:
         raise MeristemError(
-            f"the {len(y)} rows to learn from are all of one class, {y[0]!r}; try another --seed or --test-share"
+            f"the {len(y)} rows to learn from are all of one class, {str(y[0])!r}; try another --seed or --test-share"
         )
     return x, test_x, y, test_y  # pyright: ignore[reportReturnType]: each is of the kind that was split
 

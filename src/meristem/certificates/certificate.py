@@ -16,7 +16,7 @@ class Certificate:
         absolute_error: max |difference| of the output that differs most, with the stored weights, computed in
             `dtype`.
         relative_error: max |difference| / max |value| of that output.
-        kl_divergence: KL(small || big) of the logits in nats, a mean over positions: so much higher is the loss
+        kl_divergence: KL(small || big) of the logits in nats, a mean over positions. The loss is higher by it
             on texts that the small network writes. None for networks without logits.
         top1_agreement: the share of positions with the same argmax. None for networks without logits.
         dtype: the dtype in which both networks computed.

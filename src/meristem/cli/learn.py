@@ -48,6 +48,10 @@ def learn(
     leave_out: Annotated[
         Optional[list[str]], typer.Option(help="A column not to learn from, by name or number.")
     ] = None,
+    keep: Annotated[
+        Optional[list[str]],
+        typer.Option(help="A class whose name would be read as missing, such as NA or None."),
+    ] = None,
     option: MoreOptions = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     test_share: Annotated[float, typer.Option(help="The share of rows that are held out for the test.")] = 0.2,
@@ -57,7 +61,7 @@ def learn(
     check_kind(method)
     check_table(table)
     options = read_options({}, option or [])
-    asked = {"categories": category or [], "leave_out": leave_out or []}
+    asked = {"categories": category or [], "leave_out": leave_out or [], "keep": keep or []}
     reading = {"target": target, "task": task, "header": header, "separator": separator, **asked}
     with step(f"reading {table}"):
         try:

@@ -71,7 +71,7 @@ def say_left(left: Sequence[str], out: Path, sources: Sequence[Source]) -> list[
     left = [name for name in left if name == CARD or not (out / name).exists()]  # a Trainer's files are written too
     if others := [name for name in left if name != CARD]:
         print(
-            f"meristem: not copied from {sources[0]}, since not part of the grown model: {', '.join(others)}",
+            f"meristem: not copied from {sources[0]}, since not part of the new model: {', '.join(others)}",
             file=sys.stderr,
         )
     if any(name.endswith(".py") for name in left):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import Any
 
 from transformers import TrainerCallback
@@ -59,6 +60,12 @@ class RaptrCallback(TrainerCallback):
         if args.parallel_mode.value == "distributed" and args.ddp_find_unused_parameters is not True and not args.fsdp:
             raise MeristemError(
                 "under DDP, sub-networks need ddp_find_unused_parameters=True: skipped blocks have no gradient"
+            )
+        if args.torch_compile:
+            warnings.warn(
+                "torch_compile compiles the whole network again for every choice of blocks, and gives up after a few; leave it off and "
+                "compile the blocks one by one (block.compile())",
+                stacklevel=2,
             )
         self.schedule = self._given or self._made(model, state.max_steps, args.seed)
         narrow = any(getattr(s, "widths", None) for s in _each(self.schedule))

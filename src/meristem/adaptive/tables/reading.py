@@ -8,7 +8,7 @@ import csv
 import lzma
 import zipfile
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def read_frame(
     header: bool | None = None,
     decimal: Decimal | None = None,
     words: Collection[str] = (),
+    kept: Mapping[str, Collection[str]] | None = None,
 ) -> tuple[pd.DataFrame, Layout]:
     """Read a file, compressed or not. Rows without any value are left out.
 
@@ -38,6 +39,8 @@ def read_frame(
         separator, header: the separator, and whether there is a header. By default the first rows decide.
         decimal: the decimal sign, if the first rows do not show it.
         words: columns whose values stay as they are written, such as "01", by name.
+        kept: by the name of a column, words in it that are values, although they mean elsewhere that one is
+            missing, such as "NA".
 
     Returns:
         The frame (n_samples, columns), and the layout of the file.
@@ -47,31 +50,58 @@ def read_frame(
     """
     layout = find_layout(path, separator, header, decimal)
     names = _names(path, layout)
-    options: dict[str, Any] = {"sep": r"\s+"} if layout.separator == " " else {"sep": layout.separator}
+    gaps = [*MISSING, *(word.upper() for word in MISSING)]
+    frame = _read(path, layout, names, na_values=gaps, dtype={name: str for name in names if name in words})
+    values = {name: _written(path, layout, names, name) for name in kept or ()}
+    kept_values = {name: column.where(column.isin(list((kept or {})[name]))) for name, column in values.items()}
+    for name in frame.columns:
+        if pd.api.types.infer_dtype(frame[name], skipna=True) == "string":
+            frame[name] = _words(frame[name], "." if name in words else layout.decimal)
+        if name in kept_values:
+            frame[name] = frame[name].astype(object).where(kept_values[name].isna(), kept_values[name])
+    return frame.dropna(how="all", ignore_index=True), layout
+
+
+def gap_words(path: Path, layout: Layout, name: str) -> dict[str, int]:
+    """The words in a column that are read as missing, as they are written, with their numbers of rows. Empty
+    cells are not among them.
+    """
+    written = _written(path, layout, _names(path, layout), name)
+    found = written[written.str.lower().isin(MISSING - {""})]
+    return {str(word): int(count) for word, count in found.value_counts().items()}
+
+
+def _written(path: Path, layout: Layout, names: list[str], name: str) -> pd.Series:
+    """A column as words, as the file writes them, without spaces around them. No word is missing."""
+    frame = _read(path, layout, names, usecols=[name], dtype=str, keep_default_na=False)
+    return frame[name].str.strip()
+
+
+def _read(path: Path, layout: Layout, names: list[str], **options: Any) -> pd.DataFrame:
+    """The values of the file, by pandas.
+
+    Args:
+        options: further arguments of `pandas.read_csv`.
+    """
+    separator = r"\s+" if layout.separator == " " else layout.separator
     try:
         with open_text(path, layout.encoding) as file:
             for _ in range(_lines_above_values(path, layout)):  # pandas counts rows, not the lines in quotes
                 file.readline()
-            frame = pd.read_csv(
+            return pd.read_csv(
                 file,
+                sep=separator,
                 header=None,
                 names=names,
                 quotechar=layout.quote,
                 skipinitialspace=True,
                 decimal=layout.decimal,
-                na_values=[*MISSING, *(word.upper() for word in MISSING)],
                 low_memory=False,
                 index_col=False,
-                dtype={name: str for name in names if name in words},
                 **options,
             )
     except (*UNREADABLE, ValueError) as error:  # pandas' ParserError is a ValueError
         raise MeristemError(f"cannot read {path} as a table: {first_line(error)}") from error
-    frame = frame.dropna(how="all", ignore_index=True)
-    for name in frame.columns:
-        if pd.api.types.infer_dtype(frame[name], skipna=True) == "string":
-            frame[name] = _words(frame[name], "." if name in words else layout.decimal)
-    return frame, layout
 
 
 def _words(values: pd.Series, decimal: Decimal) -> pd.Series:

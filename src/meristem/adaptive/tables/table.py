@@ -19,8 +19,8 @@ from meristem.adaptive.limits import check_target
 from meristem.adaptive.request import SHIPPED, check_table
 from meristem.adaptive.tables.columns import Column, describe
 from meristem.adaptive.tables.encoding import Task, named_by_words
-from meristem.adaptive.tables.layout import SEPARATORS
-from meristem.adaptive.tables.reading import read_frame
+from meristem.adaptive.tables.layout import SEPARATORS, Layout
+from meristem.adaptive.tables.reading import gap_words, read_frame
 from meristem.adaptive.tables.values import Decimal, decimal_of, to_numbers
 from meristem.errors import MeristemError, nearest
 
@@ -71,6 +71,7 @@ def open_table(
     separator: str | None = None,
     categories: Sequence[str] = (),
     leave_out: Sequence[str] = (),
+    keep: Sequence[str] = (),
 ) -> Table:
     """Read a text file of values (compressed or not), or load one of scikit-learn's data sets by its name.
 
@@ -84,6 +85,8 @@ def open_table(
         categories: columns whose values are categories, such as postal codes, by name or by number from 1.
             "01" and "1" differ in them.
         leave_out: columns not to learn from, by name or by number from 1.
+        keep: words of the target that are classes, although they mean elsewhere that a value is missing, such
+            as "NA" or "None".
 
     Raises:
         MeristemError: if there is no such table or column, if a column is asked for in two ways, or if the
@@ -92,8 +95,8 @@ def open_table(
     if task not in ("auto", "classification", "regression"):
         raise MeristemError(f"the task is classification or regression, got {task!r}")
     if source in SHIPPED:
-        if target is not None:
-            raise MeristemError(f"{source} has a fixed target; --target is for CSV files only")
+        if target is not None or keep:
+            raise MeristemError(f"{source} has a fixed target; --target and --keep are for CSV files only")
         frame = _shipped(source)
         asked = [_named(source, frame, one) for one in categories], [_named(source, frame, one) for one in leave_out]
         return of_frame(frame, "target", task, "", *asked)
@@ -111,11 +114,15 @@ def open_table(
         )
         raise MeristemError(f"{source} has no column except {wanted!r} to learn from{hint}")
     coded, left = ([_named(source, frame, one) for one in asked] for asked in (categories, leave_out))
-    if coded:
-        frame, layout = read_frame(Path(source), separator, header, words=coded)
-    table = of_frame(frame, wanted, task, f"{source}, ", coded, left)
+    if coded or keep:
+        frame, layout = read_frame(Path(source), separator, header, words=coded, kept={wanted: keep} if keep else None)
+    gaps = _said_of_gaps(Path(source), layout, wanted, frame[wanted], keep)
+    try:
+        table = of_frame(frame, wanted, task, f"{source}, ", coded, left)
+    except MeristemError as error:
+        raise MeristemError("; ".join([str(error), *gaps])) from error
     unpacked = "" if layout.encoding != "cp1252" else ", not UTF-8: read as Windows-1252"
-    notes = [f"{Path(source).name}: {layout.said()}{unpacked}", *table.notes]
+    notes = [f"{Path(source).name}: {layout.said()}{unpacked}", *table.notes, *gaps]
     return replace(table, notes=notes, decimal=layout.decimal)
 
 
@@ -203,7 +210,28 @@ def read_target(values: pd.Series, task: str, name: str) -> tuple[np.ndarray, Ta
         return numbers.to_numpy(), kind, [f"{start}numbers from {numbers.min():g} to {numbers.max():g}{choice}"]
     is_exact = bool(whole) and float(numbers.abs().max()) < LARGEST_EXACT
     y = numbers.astype(int).to_numpy() if is_exact else values.astype(str).to_numpy(dtype=str)
-    return y, kind, [f"{start}{classes.said(y)}{choice}"]
+    return y, kind, [f"{start}{classes.said(y)}{choice}", *classes.said_of_spellings(y)]
+
+
+def _said_of_gaps(path: Path, layout: Layout, target: str, values: pd.Series, keep: Sequence[str]) -> list[str]:
+    """That a target of words has words that are read as missing, and may be classes. [] if it has none.
+
+    Raises:
+        MeristemError: if a word to keep is not in the target.
+    """
+    absent = [word for word in keep if not bool((values == word).any())]
+    if absent:
+        raise MeristemError(f"{path}, column {target!r}: no row holds {absent[0]!r}, which --keep names")
+    present = values.dropna()
+    if len(present) == len(values) or to_numbers(present).notna().any():
+        return []
+    found = gap_words(path, layout, target)
+    said = [
+        f"{count} {'row holds' if count == 1 else 'rows hold'} {word!r}"
+        for word, count in found.items()
+        if word not in keep
+    ]
+    return [f"{', '.join(said)}, read as missing; --keep WORD makes such a word a class"] if said else []
 
 
 def _quoted(words: pd.Series) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -40,6 +42,8 @@ def explain(error: Any, recipe: type[BaseModel]) -> str:
     if error["type"] == "extra_forbidden":
         key, section = str(location[-1]), _section(error["loc"][:-1], recipe)
         return f"{place}: unknown key {key!r}; {nearest(key, section)}"
+    if error["type"] == "missing":
+        return _missing(place, str(location[-1]), error["input"], _section(error["loc"][:-1], recipe))
     if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
         found = "nothing" if error["input"] is None else repr(error["input"])[:80]
         known = "" if location[-1:] in FREE else f" ({', '.join(_section(error['loc'], recipe))})"
@@ -49,9 +53,17 @@ def explain(error: Any, recipe: type[BaseModel]) -> str:
     if location[-1:] == ("[key]",) and error["type"] == "string_type":
         return f"{'.'.join(map(str, location[:-2]))}: the name {error['input']!r} is not text; put it in quotes"
     message = error["msg"].removeprefix("Value error, ")
-    if error["type"] not in ("value_error", "missing"):  # pydantic's own message does not say what was found
+    if error["type"] != "value_error":  # pydantic's own message does not say what was found
         message = message.replace("Input", "it", 1) + f", found {error['input']!r}"[:80]
     return f"{place}: {message}" if place else message
+
+
+def _missing(place: str, key: str, found: Any, section: Sequence[str]) -> str:
+    """A section without one of its keys, or with that key misspelt: options of methods have any name."""
+    others = [str(name) for name in found if name not in section] if isinstance(found, Mapping) else []
+    if misspelt := difflib.get_close_matches(key, others, 1):
+        return f"{place.removesuffix(key)}{misspelt[0]}: unknown key {misspelt[0]!r}; did you mean {key!r}?"
+    return f"{place}: the key {key!r} is missing"
 
 
 def _section(location: tuple, recipe: type[BaseModel]) -> list[str]:
