@@ -152,3 +152,16 @@ def test_a_number_beyond_float32_is_far_or_missing(rows, tmp_path, value):
     new = rows.head(20).assign(x=[value] * 2 + [0.0] * 18)
     assert np.isfinite(model.predict_proba(new)).all()
     assert (model.predict(new)[2:] == rows["answer"][2:20]).all()
+
+
+def test_classes_that_begin_with_a_zero_stay_as_they_are_written(tmp_path):
+    """They came back as 7 and 12, which no key of another table is."""
+    path = tmp_path / "agents.csv"
+    path.write_text("x,agent\n" + "".join(f"{i / 60:.4f},{'007' if i < 30 else '012'}\n" for i in range(60)))
+    table = open_table(str(path))
+    assert sorted(set(table.y)) == ["007", "012"]
+    assert "classification, 2 classes: 007 30, 012 30" in table.notes[1]
+    model = learned(table, tmp_path / "out")
+    assert list(model.predict(pd.DataFrame({"x": [0.05, 0.95]}))) == ["007", "012"]
+    numbers = open_table(str(path), task="regression").y
+    assert sorted(set(numbers)) == [7.0, 12.0]

@@ -2,6 +2,9 @@
 numbers.
 """
 
+# pandas' types do not say whether an index gives a Series, a frame or a number.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false
+
 from __future__ import annotations
 
 import csv
@@ -21,6 +24,7 @@ from meristem.adaptive.tables.opening import open_text
 from meristem.adaptive.tables.values import Decimal, to_numbers
 from meristem.errors import MeristemError, first_line
 
+CODE = r"0\d+"
 UNREADABLE = (OSError, EOFError, UnicodeError, lzma.LZMAError, zipfile.BadZipFile)
 
 
@@ -62,13 +66,25 @@ def read_frame(
     return frame.dropna(how="all", ignore_index=True), layout
 
 
-def gap_words(path: Path, layout: Layout, name: str) -> dict[str, int]:
+def gap_words(path: Path, layout: Layout, frame: pd.DataFrame, name: str) -> dict[str, int]:
     """The words in a column that are read as missing, as they are written, with their numbers of rows. Empty
     cells are not among them.
+
+    Args:
+        path, layout: the file.
+        frame: what was read from it.
+        name: the column.
     """
-    written = _written(path, layout, _names(path, layout), name)
+    written = _written(path, layout, list(frame.columns), name)
     found = written[written.str.lower().isin(MISSING - {""})]
     return {str(word): int(count) for word, count in found.value_counts().items()}
+
+
+def has_codes(path: Path, layout: Layout, frame: pd.DataFrame, name: str) -> bool:
+    """Whether a column has numerals that begin with a zero, such as "007", which a number would lose. The
+    arguments are those of `gap_words`.
+    """
+    return bool(_written(path, layout, list(frame.columns), name).str.fullmatch(CODE).any())
 
 
 def _written(path: Path, layout: Layout, names: list[str], name: str) -> pd.Series:
