@@ -37,7 +37,7 @@ def test_given_inputs_are_used_and_networks_left_alone():
 
 
 def test_outputs_of_other_shapes_are_refused():
-    with pytest.raises(ms.MeristemError, match="vocabularies may differ"):
+    with pytest.raises(ms.MeristemError, match="vocabularies or kinds may differ"):
         ms.verify(pico.build("llama", vocab_size=70), pico.build("llama"))
     assert not ms.verify(pico.build("llama"), pico.build("llama", vocab_size=70)).holds  # on the tokens of both
 
@@ -102,10 +102,32 @@ def test_tokens_that_are_never_written_have_no_part_in_the_divergence():
 
 
 @pytest.mark.parametrize("big, said", [
-    ("llama", "the second LlamaForCausalLM does not run on inputs on which the first does"),
+    ("llama", "the second LlamaForCausalLM does not run on inputs of the first"),
     ("vit", "LlamaForCausalLM and ViTForImageClassification cannot be compared"),
 ])  # fmt: skip
 def test_a_second_network_that_does_not_run_is_named(big, said):
     small, other = pico.build("llama"), pico.build(big, **({"vocab_size": 5} if big == "llama" else {}))
     with pytest.raises(ms.MeristemError, match=said):
         ms.verify(small, other, {"input_ids": torch.full((1, 4), 60)})
+
+
+def test_features_that_grew_are_no_new_tokens():
+    """A bare output is called logits, whatever its last axis is."""
+
+    class Features(torch.nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.table, self.up, self.down = (
+                torch.nn.Embedding(11, width),
+                *(torch.nn.Linear(width, width) for _ in "ab"),
+            )
+
+        def forward(self, tokens):
+            h = self.table(tokens)
+            return h + self.down(self.up(h).relu())
+
+    anatomy, inputs = ms.Anatomy.infer(Features, {"width": 8}), {"tokens": torch.arange(11).view(1, 11)}
+    found = ms.Growth.of(Features(8), ms.HyperCloning(width=2), anatomy=anatomy, inputs=inputs).certificate
+    assert found.holds
+    assert found.new_tokens is None
+    assert abs(found.kl_divergence) < 1e-9

@@ -156,8 +156,12 @@ class _Plan:
         tokens = self._whole_steps(self._tokens(stage, budget - self.spent) / stage.members)
         share = {"decay": round(self.setting.decay * budget / (budget - self.spent), 6)}
         if average:
-            every = self._whole_steps(self._tokens(stage, self.setting.decay * budget) / average)
-            more = {"decay": 0.0, "keep_every": every}
+            assert stage.members == 1, "members are averaged by what they answer, and not by their weights"
+            parts = round(average * tokens / self._tokens(stage, self.setting.decay * budget))
+            more = {
+                "decay": 0.0,
+                "keep_every": -(-tokens // self._step // parts) * self._step,
+            }  # the run's end is the last part's
             self.nodes[run := f"run{self.suffix}"] = self._train(number, stage, origin, tokens, more)
             self.nodes[mean := f"mean{self.suffix}"] = {"average": {"from": run, "last": average, "weights": "1-sqrt"}}
             return {budget: mean}

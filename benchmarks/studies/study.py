@@ -154,7 +154,7 @@ class Study:
     def claims_of(self, setting: Setting) -> list[Claim]:
         """Those of sides that run at this setting."""
         names = {side.name for side in self.sides_of(setting)}
-        return [claim for claim in self.claims if claim.side in names]
+        return [claim for claim in self.claims if {claim.side, claim.versus or self.baseline} <= names]
 
     def side(self, name: str) -> Side:
         return next(side for side in self.sides if side.name == name)

@@ -29,7 +29,9 @@ def verdict(claim: Claim, gap: Effect | None, below: str, above: str, saved: Sav
         return f"{FAILS}: {found}"
     own = None if saved is None else saved.counting(claim.given).effect
     if claim.saves is not None and (own is None or own.mean < claim.saves):
-        much = "an unknown share" if own is None or saved is None else f"{'at least ' * saved.is_bound}{own.mean:.0%}"
+        if own is not None and saved is not None and saved.is_bound:
+            return f"in part: {found}; at least {own.mean:.0%} of the compute saved, the {claim.saves:.0%} that are claimed not shown"
+        much = "an unknown share" if own is None else f"{own.mean:.0%}"
         how = HOLDS if own is not None and own.high >= claim.saves else "in part"
         return f"{how}: {found}, {much} of the compute saved where {claim.saves:.0%} is claimed"
     return f"{HOLDS}: {found}"

@@ -196,7 +196,7 @@ def test_a_share_that_the_interval_reaches_is_not_refuted(shares, said):
 
 def test_a_loss_that_was_reached_before_the_first_reading_gives_a_bound():
     saved = Saving(effect([0.0] * 3), effect([0.0] * 3), 3, 3, True)
-    said = "in part: lower, at least 0% of the compute saved where 20% is claimed"
+    said = "in part: lower; at least 0% of the compute saved, the 20% that are claimed not shown"
     assert verdict(Claim("grown", "a paper", saves=0.2), effect([-0.1] * 3), "lower", "higher", saved) == said
 
 
@@ -375,7 +375,10 @@ def test_an_averaged_side_has_no_decay_and_reads_the_share_that_the_decay_would_
     run, mean = content["nodes"]["run_4"]["train"], content["nodes"][read[4]]["average"]
     assert run["decay"] == 0.0
     assert mean == {"from": "run_4", "last": 2, "weights": "1-sqrt"}
-    assert 2 * run["keep_every"] == pytest.approx(0.2 * 4 * 64_000, abs=2 * 8 * 32)
+    steps, every = run["tokens"] // 256, run["keep_every"] // 256
+    taken = [*range(every, steps, every), steps][-2:]
+    share = 0.2 * 4 * 64_000 / 256  # the decay's steps
+    assert taken[1] - taken[0] == pytest.approx(share / 2, rel=0.15)
     plain, averaged = (asked(SETTING, STUDY.side(name), [1e-3, 1e-3], 4, 0, "eval") for name in ("whole", "averaged"))
     assert identity(plain) != identity(averaged)
 

@@ -25,12 +25,14 @@ def said(y: np.ndarray) -> str:
 
 
 def said_of_spellings(y: np.ndarray) -> list[str]:
-    """Which classes of labels y (n_samples,) have names that differ only in capitals. [] if none do."""
+    """Which classes of labels y (n_samples,) have names that differ only in capitals, or in zeros before a
+    number. [] if none do.
+    """
     spellings: dict[str, list[str]] = {}
     for name in class_counts(y):
-        spellings.setdefault(name.casefold(), []).append(name)
+        spellings.setdefault(str(int(name)) if name.isdecimal() else name.lower(), []).append(name)
     same = [" and ".join(map(repr, names)) for names in spellings.values() if len(names) > 1]
-    return [f"{', '.join(same)} differ only in capitals, and are different classes"] if same else []
+    return [f"{', '.join(same)} differ only in capitals or in zeros, and are different classes"] if same else []
 
 
 def largest_class(y: np.ndarray, test_y: np.ndarray) -> dict[str, Any]:

@@ -124,6 +124,7 @@ class Learned:
             named, other = read_frame(path, header=True, decimal=self.decimal, words=words)
             if {column.name for column in self.columns if column.kind != "left out"} <= set(named.columns):
                 frame, layout = named, other
+        frame = frame.reset_index(drop=True)
         if layout.decimal != self.decimal and layout.separator in WITH_COMMAS:
             warn_of_sign(str(path), layout.decimal, self.decimal, level=5)
         return frame, layout.decimal

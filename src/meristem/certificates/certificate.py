@@ -35,10 +35,11 @@ class Certificate:
         blocks: None if both networks ran whole. Otherwise the blocks of the small network that ran, by the
             path of their list, with the blocks of the large one that are made from them. Every tensor was
             then checked by itself (`growth.sampled`).
-        new_tokens: the number of tokens that only the large network has. `relative_error` leaves them out.
-            None if it has no more.
+        new_tokens: the number of tokens (or other classes) that only the large network has. `relative_error`
+            leaves them out. None if it has no more.
         new_token_probability: the probability that the large network gives to all new tokens together, a mean
-            over positions. It raises the loss by -log(1 - probability), which `kl_divergence` counts.
+            over positions. Each position's raises its loss by -log(1 - probability), which `kl_divergence`
+            counts.
     """
 
     absolute_error: float

@@ -62,13 +62,17 @@ class Passes:
         """The logits of both for all their tokens, after `in_high_precision`.
 
         Args:
-            ours, theirs: what that returned. Where it is not new tokens by which the logits differ, they are
-                these.
+            ours, theirs: what that returned. The logits are these, unless the large network has new tokens:
+                then `ours` has none of them, or has them from `theirs`.
         """
-        a, b = self._logits
-        if a is not None and b is not None and a.dim() and a.shape[:-1] == b.shape[:-1] and a.shape[-1] <= b.shape[-1]:
-            return a, b
-        return ours.get("logits"), theirs.get("logits")
+        (a, b), expected = self._logits, ours.get("logits")
+        if a is None or b is None or expected is None or a.shape[:-1] != b.shape[:-1]:
+            return expected, theirs.get("logits")
+        old = a.shape[-1]
+        is_appended = torch.equal(expected[..., :old], a) and torch.equal(
+            expected[..., old:], b[..., old : expected.shape[-1]]
+        )
+        return (a, b) if old < b.shape[-1] and is_appended else (expected, theirs["logits"])
 
     def in_own_dtype(self, precise: Outputs) -> float | None:
         """The relative error of both networks as they are stored, after `in_high_precision(also_in=)`.
@@ -107,13 +111,10 @@ def _unrunnable(
     said = ", ".join(f"{name} {_seen(value)}" if isinstance(value, Tensor) else name for name, value in inputs.items())
     if first:
         return MeristemError(f"{one} does not run on these inputs ({said}): {first_line(error)}")
-    if one == other:
-        return MeristemError(
-            f"the second {other} does not run on inputs on which the first does ({said}): {first_line(error)}. Their vocabularies may "
-            "differ; of a growth, a field of the config may hold a width that has not grown with the others"
-        )
+    second = f"the second {other}" if one == other else other
     return MeristemError(
-        f"{one} and {other} cannot be compared: {other} does not run on inputs of {one} ({said}): {first_line(error)}"
+        f"{one} and {other} cannot be compared: {second} does not run on inputs of the first ({said}): {first_line(error)}. Their "
+        "vocabularies or kinds may differ; of a growth, a field of the config may hold a width that has not grown with the others"
     )
 
 

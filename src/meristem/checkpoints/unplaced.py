@@ -33,7 +33,8 @@ def check_unplaced(
         count = unplaced[kernels[0]][0]
         raise MeristemError(
             f"{source}: its files hold {count} kernels for each of {len(kernels)} weights ({kernels[0]}), as Majority Kernels train "
-            f"them. Load them into ms.majority(model, kernels={count}), save ms.deploy(...) of that, and take that directory"
+            f"them. Load them into ms.majority(model, kernels={count}) with the run's other options, save ms.deploy(...) of that, and "
+            "take that directory"
         )
     if lost:
         shown = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")

@@ -11,7 +11,7 @@ import csv
 import lzma
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from meristem.adaptive.tables.opening import open_text
 from meristem.adaptive.tables.values import Decimal, to_numbers
 from meristem.errors import MeristemError, first_line
 
-CODE = r"0\d+"
 UNREADABLE = (OSError, EOFError, UnicodeError, lzma.LZMAError, zipfile.BadZipFile)
 
 
@@ -34,7 +33,6 @@ def read_frame(
     header: bool | None = None,
     decimal: Decimal | None = None,
     words: Collection[str] = (),
-    kept: Mapping[str, Collection[str]] | None = None,
 ) -> tuple[pd.DataFrame, Layout]:
     """Read a file, compressed or not. Rows without any value are left out.
 
@@ -43,11 +41,9 @@ def read_frame(
         separator, header: the separator, and whether there is a header. By default the first rows decide.
         decimal: the decimal sign, if the first rows do not show it.
         words: columns whose values stay as they are written, such as "01", by name.
-        kept: by the name of a column, words in it that are values, although they mean elsewhere that one is
-            missing, such as "NA".
 
     Returns:
-        The frame (n_samples, columns), and the layout of the file.
+        The frame (n_samples, columns), and the layout of the file. Its index counts the rows of the file.
 
     Raises:
         MeristemError: if rows have different lengths, if names occur twice, or if the file is not a table.
@@ -56,39 +52,21 @@ def read_frame(
     names = _names(path, layout)
     gaps = [*MISSING, *(word.upper() for word in MISSING)]
     frame = _read(path, layout, names, na_values=gaps, dtype={name: str for name in names if name in words})
-    values = {name: _written(path, layout, names, name) for name in kept or ()}
-    kept_values = {name: column.where(column.isin(list((kept or {})[name]))) for name, column in values.items()}
     for name in frame.columns:
         if pd.api.types.infer_dtype(frame[name], skipna=True) == "string":
             frame[name] = _words(frame[name], "." if name in words else layout.decimal)
-        if name in kept_values:
-            frame[name] = frame[name].astype(object).where(kept_values[name].isna(), kept_values[name])
-    return frame.dropna(how="all", ignore_index=True), layout
+    return frame.dropna(how="all"), layout
 
 
-def gap_words(path: Path, layout: Layout, frame: pd.DataFrame, name: str) -> dict[str, int]:
-    """The words in a column that are read as missing, as they are written, with their numbers of rows. Empty
-    cells are not among them.
+def read_as_written(path: Path, layout: Layout, names: list[str], name: str) -> pd.Series:
+    """A column as words (lines,), as the file writes them, without spaces around them. No word is missing, and
+    no row is left out: the index is that of `read_frame` with those rows.
 
     Args:
         path, layout: the file.
-        frame: what was read from it.
+        names: the names of all its columns.
         name: the column.
     """
-    written = _written(path, layout, list(frame.columns), name)
-    found = written[written.str.lower().isin(MISSING - {""})]
-    return {str(word): int(count) for word, count in found.value_counts().items()}
-
-
-def has_codes(path: Path, layout: Layout, frame: pd.DataFrame, name: str) -> bool:
-    """Whether a column has numerals that begin with a zero, such as "007", which a number would lose. The
-    arguments are those of `gap_words`.
-    """
-    return bool(_written(path, layout, list(frame.columns), name).str.fullmatch(CODE).any())
-
-
-def _written(path: Path, layout: Layout, names: list[str], name: str) -> pd.Series:
-    """A column as words, as the file writes them, without spaces around them. No word is missing."""
     frame = _read(path, layout, names, usecols=[name], dtype=str, keep_default_na=False)
     return frame[name].str.strip()
 

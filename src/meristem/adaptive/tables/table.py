@@ -19,12 +19,12 @@ from meristem.adaptive.limits import check_target
 from meristem.adaptive.request import SHIPPED, check_table
 from meristem.adaptive.tables.columns import Column, describe
 from meristem.adaptive.tables.encoding import Task, named_by_words
-from meristem.adaptive.tables.layout import SEPARATORS, Layout
-from meristem.adaptive.tables.reading import CODE, gap_words, has_codes, read_frame
+from meristem.adaptive.tables.labels import CODE, MOST_CLASSES, labels_of
+from meristem.adaptive.tables.layout import SEPARATORS
+from meristem.adaptive.tables.reading import read_frame
 from meristem.adaptive.tables.values import Decimal, decimal_of, to_numbers
 from meristem.errors import MeristemError, nearest
 
-MOST_CLASSES = 20  # different whole numbers, at most, that are classes by default
 LARGEST_EXACT = 2**53  # whole numbers from here on are not all numbers of float64, and are classes as words
 
 
@@ -114,14 +114,11 @@ def open_table(
         )
         raise MeristemError(f"{source} has no column except {wanted!r} to learn from{hint}")
     coded, left = ([_named(source, frame, one) for one in asked] for asked in (categories, leave_out))
-    words = (
-        [*coded, wanted]
-        if _may_be_classes(frame[wanted], task) and has_codes(Path(source), layout, frame, wanted)
-        else coded
-    )
-    if words or keep:
-        frame, layout = read_frame(Path(source), separator, header, words=words, kept={wanted: keep} if keep else None)
-    gaps = _said_of_gaps(Path(source), layout, frame, wanted, keep)
+    if coded:
+        frame, layout = read_frame(Path(source), separator, header, words=coded)
+    _check_asked({"target": [wanted], "categories": coded, "leave_out": left})
+    labels, gaps = labels_of(Path(source), layout, frame, wanted, task, keep)
+    frame = frame.assign(**{wanted: labels}).reset_index(drop=True)
     try:
         table = of_frame(frame, wanted, task, f"{source}, ", coded, left)
     except MeristemError as error:
@@ -217,33 +214,6 @@ def read_target(values: pd.Series, task: str, name: str) -> tuple[np.ndarray, Ta
     is_exact = bool(whole) and float(numbers.abs().max()) < LARGEST_EXACT and not are_codes
     y = numbers.astype(int).to_numpy() if is_exact else values.astype(str).to_numpy(dtype=str)
     return y, kind, [f"{start}{classes.said(y)}{choice}", *classes.said_of_spellings(y)]
-
-
-def _may_be_classes(values: pd.Series, task: str) -> bool:
-    """Whether a target of numbers may be classes, so that it counts how they are written."""
-    return task != "regression" and pd.api.types.is_numeric_dtype(values) and values.nunique() <= MOST_CLASSES
-
-
-def _said_of_gaps(path: Path, layout: Layout, frame: pd.DataFrame, target: str, keep: Sequence[str]) -> list[str]:
-    """That a target of words has words that are read as missing, and may be classes. [] if it has none.
-
-    Raises:
-        MeristemError: if a word to keep is not in the target.
-    """
-    values = frame[target]
-    absent = [word for word in keep if not bool((values == word).any())]
-    if absent:
-        raise MeristemError(f"{path}, column {target!r}: no row holds {absent[0]!r}, which --keep names")
-    present = values.dropna()
-    if len(present) == len(values) or to_numbers(present).notna().any():
-        return []
-    found = gap_words(path, layout, frame, target)
-    said = [
-        f"{count} {'row holds' if count == 1 else 'rows hold'} {word!r}"
-        for word, count in found.items()
-        if word not in keep
-    ]
-    return [f"{', '.join(said)}, read as missing; --keep WORD makes such a word a class"] if said else []
 
 
 def _quoted(words: pd.Series) -> str:
