@@ -59,8 +59,8 @@ def read_frame(
 
 
 def read_as_written(path: Path, layout: Layout, names: list[str], name: str) -> pd.Series:
-    """A column as words (lines,), as the file writes them, without spaces around them. No word is missing, and
-    no row is left out: the index is that of `read_frame` with those rows.
+    """A column as words (lines,), as the file writes them, without spaces around them. No word is missing,
+    and no row is left out: the index is that of `read_frame` with those rows.
 
     Args:
         path, layout: the file.
