@@ -120,5 +120,5 @@ def test_networks_whose_parts_do_not_fit_together_are_said_to():
             return self.out(hidden) if hidden.shape[-1] == 8 else [self.out(hidden)][hidden.shape[-1]]
 
     small, inputs = Indexing(8), {"x": torch.randn(3, 4)}
-    with pytest.raises(ms.MeristemError, match="the second one alone does not run on these inputs"):
+    with pytest.raises(ms.MeristemError, match="the second Indexing does not run on inputs of the first"):
         ms.grow(small, ms.HyperCloning(width=2), anatomy=ms.Anatomy.infer(Indexing, {"channels": 8}), inputs=inputs)
