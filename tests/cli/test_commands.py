@@ -185,7 +185,8 @@ def test_inputs_that_forward_does_not_take(small, tmp_path):
             here(*verb, "--inputs", tmp_path / "more.npz")
     np.savez(tmp_path / "high.npz", input_ids=np.array([[5, 6, 99]]))
     with pytest.raises(
-        ms.MeristemError, match=r"LlamaForCausalLM does not run on these inputs \(input_ids \(1, 3\) int64 from 5 to 99\)"
+        ms.MeristemError,
+        match=r"LlamaForCausalLM does not run on these inputs \(input_ids \(1, 3\) int64 from 5 to 99\)",
     ):
         here("verify", small, small, "--inputs", tmp_path / "high.npz")
 
