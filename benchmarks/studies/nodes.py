@@ -158,10 +158,8 @@ class _Plan:
         if average:
             assert stage.members == 1, "members are averaged by what they answer, and not by their weights"
             parts = round(average * tokens / self._tokens(stage, self.setting.decay * budget))
-            more = {
-                "decay": 0.0,
-                "keep_every": -(-tokens // self._step // parts) * self._step,
-            }  # the run's end is the last part's
+            every = -(-tokens // self._step // parts) * self._step  # rounded up: the last part ends with the run
+            more = {"decay": 0.0, "keep_every": every}
             self.nodes[run := f"run{self.suffix}"] = self._train(number, stage, origin, tokens, more)
             self.nodes[mean := f"mean{self.suffix}"] = {"average": {"from": run, "last": average, "weights": "1-sqrt"}}
             return {budget: mean}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 HUGE = 1e30  # of entries that mean "never": they have to be the same, and do not set the scale
@@ -69,8 +70,7 @@ def as_distributions(a: Tensor | None, b: Tensor | None) -> dict[str, Any]:
     old = a.shape[-1]
     log_a, log_b = a.log_softmax(-1), b.log_softmax(-1)
     terms = log_a.exp() * (log_a - log_b[..., :old])
-    is_same = (a == b[..., :old]).all() if b.shape[-1] == old else False
-    divergence = 0.0 if bool(is_same) else terms.where(~log_a.isneginf(), 0.0).sum(-1).mean()  # 0 log 0 is 0
+    divergence = 0.0 if torch.equal(a, b) else terms.where(~log_a.isneginf(), 0.0).sum(-1).mean()  # 0 log 0 is 0
     agreement = (a.argmax(-1) == b.argmax(-1)).double().mean()
     found = {"kl_divergence": float(divergence), "top1_agreement": float(agreement)}
     if b.shape[-1] == old:

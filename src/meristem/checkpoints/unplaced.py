@@ -47,8 +47,8 @@ def check_unplaced(
 
 def _kernels(model: nn.Module, unplaced: Mapping[str, tuple[int, ...]]) -> list[str]:
     """The names of tensors that hold several of one weight of the network, one after another."""
-    weights = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: match for name in unplaced if (match := KERNELS.fullmatch(name))}
+    weights = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} if found else {}
     return [name for name, match in found.items() if weights.get(match[1] + match[2]) == unplaced[name][1:]]
 
 
