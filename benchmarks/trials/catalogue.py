@@ -6,7 +6,7 @@ from importlib import import_module
 
 from benchmarks.trials.trial import Trial
 
-NAMES = ("majority", "majority_text", "incubation", "adanet", "energynet")
+NAMES = ("majority", "majority_text", "incubation", "adanet", "energynet", "likelihood")
 
 
 def trials() -> dict[str, Trial]:

@@ -188,6 +188,7 @@ TINY = {
         "warmup_steps": 1,
     },
     "energynet": {"data": "digits", "rows": 300, "labels": 30},
+    "likelihood": {"data": "digits", "passes": 1, "tuning_passes": 1, "chains": 20, "temperatures": 500},
     "incubation": {
         "data": "digits",
         "fraction": 0.05,
@@ -323,3 +324,42 @@ def test_a_run_that_diverged_is_worse_than_any_other_in_every_gate():
         assert incubation({"end_to_end": learned, "end_to_end_twice": twice}) is holds
         assert text({"plain": learned, "plain_twice": twice}) is holds
         assert adanet({"network": twice, "logistic": learned}) is not holds
+
+
+def test_the_likelihood_is_that_of_an_enumeration_and_a_killed_fit_goes_on(tmp_path, monkeypatch):
+    """Eight units are few enough to sum over all their states."""
+    from benchmarks.trials import likelihood
+    from meristem.adaptive import RBM
+    from meristem.adaptive.rbm.progress import Progress
+
+    rows = likelihood.images("digits")["eval"]
+    machine = RBM(8, n_iter=3, random_state=0).fit(likelihood.images("digits")["train"])
+    found = likelihood.likelihood(machine, rows, chains=200, count=2000)
+    exact = -float(machine.score_samples(rows).mean())
+    assert found["value"] == pytest.approx(exact, abs=0.1)
+    assert 0 < found["interval"] < 0.5
+
+    monkeypatch.setattr(likelihood, "STATES", tmp_path)
+    asked = ({**TINY["likelihood"], "passes": 4}, {"way": "infinite"}, 0.03, 0, "eval")
+    whole, passes = likelihood.fit(*asked), []
+    assert not list(tmp_path.iterdir())
+
+    def save(progress, record, keep=Progress.save):
+        keep(progress, record)
+        passes.append(record)
+        if len(passes) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        likelihood.fit(*asked)
+    assert likelihood.fit(*asked) == whole
+    assert len(passes) == 4
+
+
+def test_the_gate_of_the_likelihood_wants_every_estimate_to_a_nat():
+    holds = trials()["likelihood"].gate.holds
+    sharp, blunt, unknown = ([{"interval": width}] for width in (0.9, 1.1, None))
+    assert holds({"rbm_500": sharp, "infinite": sharp})
+    assert not holds({"rbm_500": sharp, "infinite": blunt})
+    assert not holds({"rbm_500": unknown, "infinite": sharp})
