@@ -12,7 +12,7 @@ import transformers
 from command_line import meristem
 
 import meristem as ms
-from meristem.checkpoints.average import average, shares
+from meristem.checkpoints.average import average, likeness, shares
 from meristem.checkpoints.record import keep_provenance
 
 
@@ -107,3 +107,28 @@ def test_refusals(run):
     done = meristem("average", first, folder / "1", folder / "out", "--weights", "0.5;0.5")
     assert done.returncode == 2
     assert "numbers such as 0.3,0.7" in done.stderr
+
+
+def test_networks_of_two_runs_are_told_from_checkpoints_of_one(run, tmp_path, recwarn):
+    folder, models = run
+    later = models[0].float()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in later.parameters():
+            weight += 0.5 * weight.std() * torch.randn_like(weight)
+    later.bfloat16().save_pretrained(folder / "later")
+    average([str(folder / "0"), str(folder / "later")], tmp_path / "near")
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"do not look like checkpoints of one run: the cosine between their weights is 0\.0\d"):
+        average([str(folder / "0"), str(folder / "1")], tmp_path / "far")
+
+
+def test_likeness_is_the_cosine_of_the_middle_matrix():
+    """A quarter of the weights' power in noise of its own: a cosine of 1 / sqrt(1.25)."""
+    first, second = pico.build("llama", seed=0), pico.build("llama", seed=0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in second.parameters():
+            weight += 0.5 * weight.std() * torch.randn_like(weight)
+    assert likeness(first, first) == pytest.approx(1.0)
+    assert likeness(first, second) == pytest.approx(1 / math.sqrt(1.25), abs=0.02)

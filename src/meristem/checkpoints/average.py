@@ -10,8 +10,10 @@ set of weights. Equal weights are a linear decay over k - 1 intervals.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ from meristem.checkpoints.write import write_model
 from meristem.errors import MeristemError
 from meristem.growth.structure.differences import differences_of_configs, shown
 from meristem.growth.tensors.build import skeleton
+
+UNRELATED = 0.1  # of the cosine between the weights of two networks
 
 
 def averaged(models: Sequence[nn.Module], parts: Sequence[float]) -> nn.Module:
@@ -101,7 +105,8 @@ def average(
     """Write the weighted mean of model directories to `out`. Everything except the weights is copied from the
     last source.
 
-    Weights in the mean are a decay of the learning rate (WSM, arXiv:2507.17634; PMA, arXiv:2505.12082).
+    Weights in the mean are a decay of the learning rate (WSM, arXiv:2507.17634; PMA, arXiv:2505.12082). It
+    warns where a source's weights have nothing to do with the last one's (see `likeness`).
 
     Args:
         sources: at least two directories, hub names or results of `find_source`, with the oldest first.
@@ -136,6 +141,7 @@ def average(
     model = averaged(models, parts)
     if not allow_differences:
         _check_configs(models, found)
+    _warn_of_other_runs(models, found)
     paths = [source.path for source in found]
     left = write_model(
         model, out, lambda: average_record(found, parts), paths[-1], overwrite, sources=paths,
@@ -144,6 +150,31 @@ def average(
     if tell is not None:
         tell(left, found[::-1])
     return parts
+
+
+def likeness(model: nn.Module, other: nn.Module) -> float:
+    """The median over matrices of the cosine between the two networks' weights: near 1 for neighbouring
+    checkpoints of one run, near 0 for networks from different random numbers. At most 16 matrices are read, and
+    a network without one is like every other.
+    """
+    theirs, ours = weights_of(model), weights_of(other)
+    matrices = [name for name, tensor in other.state_dict().items() if tensor.dim() > 1 and tensor.is_floating_point()]
+    chosen = matrices[:: -(-len(matrices) // 16)] if matrices else []
+    pairs = ((theirs[name].flatten().float(), ours[name].flatten().float()) for name in chosen)
+    return median([float(torch.cosine_similarity(one, two, dim=0)) for one, two in pairs] or [1.0])
+
+
+def _warn_of_other_runs(models: Sequence[nn.Module], found: Sequence[Source]) -> None:
+    """Warn where a network's weights have nothing to do with the last one's."""
+    for model, source in zip(models[:-1], found, strict=False):
+        alike = likeness(model, models[-1])
+        if alike < UNRELATED:
+            warnings.warn(
+                f"{source} and {found[-1]} do not look like checkpoints of one run: the cosine between their weights is {round(alike, 2) + 0.0:.2f} "
+                "(the median over matrices). The mean of networks from different random numbers is usually worse than each of them; to "
+                "combine them, see `meristem fuse`",
+                stacklevel=3,
+            )
 
 
 def _check_configs(models: Sequence[nn.Module], found: Sequence[Source]) -> None:
