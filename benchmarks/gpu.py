@@ -44,7 +44,7 @@ PARTS: dict[str, Part] = {
     "tests": Part(("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/growth/device_suite.py"), 130),
     **{name: study(name, "large") for name in ("growth", "depth_eight", "raptr_deep", "fusion", "best")},
     **{name: study(name, "gpu") for name in ("majority", "incubation")},
-    "likelihood": Part(("benchmarks/energynet.py", "--large", "--parts", "likelihood"), 480),
+    "likelihood": study("likelihood", "tiny"),
 }
 USUAL = ("steps", "tests", "growth")
 

@@ -3,7 +3,7 @@ each other.
 
     python benchmarks/support/update_speed.py SIDE FOLDER DEVICE
 
-FOLDER holds `machine` (a saved `InfiniteRBM`) and `rows.npy` (updates, 64, inputs); `energynet.py --parts speed` writes them.
+FOLDER holds `machine` (a saved `InfiniteRBM`) and `rows.npy` (updates, 64, inputs); `infinite_rbm.py --parts speed` writes them.
 """
 
 from __future__ import annotations

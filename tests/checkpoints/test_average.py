@@ -119,7 +119,9 @@ def test_networks_of_two_runs_are_told_from_checkpoints_of_one(run, tmp_path, re
     later.bfloat16().save_pretrained(folder / "later")
     average([str(folder / "0"), str(folder / "later")], tmp_path / "near")
     assert not recwarn.list
-    with pytest.warns(UserWarning, match=r"do not look like checkpoints of one run: the cosine between their weights is 0\.0\d"):
+    with pytest.warns(
+        UserWarning, match=r"do not look like checkpoints of one run: the cosine between their weights is 0\.0\d"
+    ):
         average([str(folder / "0"), str(folder / "1")], tmp_path / "far")
 
 

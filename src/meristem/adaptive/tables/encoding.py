@@ -32,7 +32,6 @@ TRUSTED = ["numpy.dtype", "sklearn.model_selection._split.KFold", "sklearn.model
 RAREST = 5  # a category with fewer rows counts as rare
 FARTHEST = 1e30  # deviations from the mean, which float32 can hold
 FOLDS = 5  # of the encoding by the target
-FALSE = ("False", "false", "FALSE")  # next to a column of "True" and gaps
 DATE_PARTS = ("day", "month", "weekday", "hour")
 
 
@@ -132,7 +131,7 @@ def prepared(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
         elif column.kind == "date":
             found |= _date_parts(column.name, to_dates(values, column.day_first))
         elif column.kind == "presence":
-            found[column.name] = (values.notna() & ~to_words(values).isin(FALSE)).astype(float)
+            found[column.name] = (values.notna() & (to_words(values) != "False")).astype(float)
         else:
             found[column.name] = to_words(values)
     return pd.DataFrame(found, index=frame.index)
