@@ -154,8 +154,8 @@ def average(
 
 def likeness(model: nn.Module, other: nn.Module) -> float:
     """The median over matrices of the cosine between the two networks' weights: near 1 for neighbouring
-    checkpoints of one run, near 0 for networks from different random numbers. At most 16 matrices are read, and
-    a network without one is like every other.
+    checkpoints of one run, near 0 for networks from different random numbers. At most 16 matrices are read,
+    and a network without one is like every other.
     """
     theirs, ours = weights_of(model), weights_of(other)
     matrices = [name for name, tensor in other.state_dict().items() if tensor.dim() > 1 and tensor.is_floating_point()]
