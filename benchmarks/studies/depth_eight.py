@@ -11,7 +11,7 @@ STUDY = study(
     8,
     settings={
         "medium": Setting(
-            networks=networks(64, 2, 8), budgets=(10, 20), tune=Tune(budget=10, seeds=(100,)), sequence_length=128
+            networks=networks(64, 2, 8), budgets=(10, 20), tune=Tune(budget=20, seeds=(100,)), sequence_length=128
         ),
         "large": Setting(
             networks=networks(192, 4, 8), budgets=(10, 20), tune=Tune(budget=20, seeds=(100,)), sequence_length=256,

@@ -169,8 +169,9 @@ def layers_of(entries: Entries) -> int:
 
 
 def deeper(entries: Entries) -> Entries:
-    """The same with one layer more in each list of layers."""
-    return {**entries, **{key: entries[key] + 1 for key in DEPTHS if key in entries}}
+    """The same with one layer more in each list of layers, of the last one's type where layers have types."""
+    types = {key: [*entries[key], entries[key][-1]] for key in ("layer_types",) if key in entries}
+    return {**entries, **types, **{key: entries[key] + 1 for key in DEPTHS if key in entries}}
 
 
 def llama(hidden_size: int, layers: int, heads: int) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
+import transformers
 
 from benchmarks.__main__ import main
 from benchmarks.studies.catalogue import studies
@@ -16,7 +18,7 @@ from benchmarks.studies.page import study_page, summary
 from benchmarks.studies.results import Finding, findings
 from benchmarks.studies.rows import Rows, identity
 from benchmarks.studies.statistics import Saving, flops_to, gap_with_parents_given, gate_passes, saving
-from benchmarks.studies.study import Claim, Gate, Setting, Side, Stage, Study, Tune, layers_of, llama
+from benchmarks.studies.study import Claim, Gate, Setting, Side, Stage, Study, Tune, deeper, layers_of, llama
 from benchmarks.studies.verdicts import verdict
 from benchmarks.support.statistics import effect, sign_flip, t_test
 
@@ -454,3 +456,23 @@ def test_a_budget_that_is_spent_before_its_last_stage_is_an_error(monkeypatch):
     fit = 3 * 8 * SETTING.sequence_length / 400  # units
     with pytest.raises(ValueError, match="spent before 'large' begins"):
         recipe_of(SETTING, prices, STUDY.side("learned"), [1e-3, 1e-3], [(0.5 + fit) / 0.8], 0)
+
+
+def test_every_network_of_a_study_can_have_one_layer_more():
+    """What a layer costs is counted on it. Of a ModernBERT each layer has a type, and its first layer has no norm."""
+
+    def size(entries):
+        config = transformers.AutoConfig.for_model(**entries, vocab_size=8)
+        with torch.device("meta"):
+            return transformers.AutoModel.from_config(config).num_parameters()
+
+    networks = {
+        str(entries): entries
+        for study in studies().values()
+        for setting in study.settings.values()
+        for entries in setting.networks.values()
+    }
+    assert {"llama", "t5", "modernbert", "mixtral"} <= {entries["model_type"] for entries in networks.values()}
+    for entries in networks.values():
+        one, two = deeper(entries), deeper(deeper(entries))
+        assert size(two) - size(one) == size(one) - size(entries) > 0
