@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from benchmarks.studies.junctions import with_warmups
@@ -14,7 +13,7 @@ from benchmarks.studies.nodes import Prices, asked, is_readable, opened, recipe_
 from benchmarks.studies.perform import perform_recipe
 from benchmarks.studies.results import current_rows
 from benchmarks.studies.rows import Row, Rows, identity, in_turn
-from benchmarks.studies.search import search
+from benchmarks.studies.search import tuned
 from benchmarks.studies.statistics import gate_passes
 from benchmarks.studies.study import Setting, Side, Study
 from benchmarks.support.terminal import say
@@ -67,24 +66,31 @@ class Engine:
         for seed in in_turn(self.seeds, self.turn):
             self.measure(side, self.rate_of(side), budgets, seed, "eval")
 
-    def rate_of(self, side: Side) -> float:
-        """The learning rate of the side's last stage, found by the search on the tuning seeds and the tuning split."""
-        if side.rate_of:
-            return self.rate_of(self.study.side(side.rate_of))
-        tune = self.setting.tune
+    def rate_of(self, side: Side, at_first: bool = False) -> float:
+        """The learning rate of the side's last stage, found by the search on the tuning seeds and the tuning split.
 
-        def loss(rate: float) -> float:
-            found = [self.measure(side, rate, [tune.budget], seed, "tune")[0] for seed in tune.seeds]
-            return mean(row["loss"] if row["loss"] is not None else math.inf for row in found)
+        Args:
+            at_first: at the search's own budget, whatever a longer one says.
+        """
+        if side.rate_of:
+            return self.rate_of(self.study.side(side.rate_of), at_first)
+        tune = self.setting.tune
+        if at_first:
+            tune = replace(tune, again=None)
+
+        def row(rate: float, budget: float, seed: int) -> Row:
+            return self.measure(side, rate, [budget], seed, "tune")[0]
 
         try:
-            return search(in_turn(tune.rates, self.turn), loss)
+            return tuned(replace(tune, rates=in_turn(tune.rates, self.turn)), row)
         except ValueError as error:
             raise SystemExit(f"{side.name}: {error}") from error
 
     def measure(self, side: Side, rate: float, budgets: Sequence[float], seed: int, split: str) -> list[Row]:
         """A row for each budget."""
-        rates = [self.rate_of(self.study.side(stage.rate)) if stage.rate else rate for stage in side.stages]
+        rates = [
+            self.rate_of(self.study.side(stage.rate), at_first=True) if stage.rate else rate for stage in side.stages
+        ]
         ids = {identity(asked(self.setting, side, rates, b, seed, split)): b for b in budgets}
         fixed = {"side": side.name, "split": split, "seed": seed, "rate": rate, "rates": rates}
 

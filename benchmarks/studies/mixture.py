@@ -64,7 +64,7 @@ STUDY = Study(
     settings={
         "tiny": Setting(
             networks=networks(24, 2, 2), target="dense", budgets=(10, 20, 40, 80),
-            tune=Tune(budget=20, seeds=(100,), rates=(4e-3, 8e-3, 16e-3)),
+            tune=Tune(budget=20, seeds=(100,), rates=(4e-3, 8e-3, 16e-3), again=80),
         ),
         "small": Setting(
             networks=networks(32, 3, 2), target="dense", budgets=(10, 20, 40, 60), tune=Tune(budget=20, seeds=(100,)),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.studies.nodes import asked
 from benchmarks.studies.rows import Row, Rows, identity
+from benchmarks.studies.search import tuned
 from benchmarks.studies.statistics import (
     LEAST_SEEDS,
     Saving,
@@ -17,19 +18,49 @@ from benchmarks.studies.statistics import (
     losses,
     saving,
 )
-from benchmarks.studies.study import Claim, Setting, Study
+from benchmarks.studies.study import Claim, Setting, Side, Study, Tune
 from benchmarks.studies.verdicts import verdict
 from benchmarks.support.statistics import Effect, effect
 
 
 def current_rows(study: Study, setting: Setting, rows: Iterable[Row]) -> list[Row]:
-    """Those that today's definition would ask for."""
+    """Those that today's definition would ask for: of the reported ones, those of the setting's seeds and budgets, at the rate that the search
+    has chosen.
+    """
     known = {side.name: side for side in study.sides}
 
     def own(row: Row) -> str:
         return identity(asked(setting, known[row["side"]], row["rates"], row["budget"], row["seed"], row["split"]))
 
-    return [row for row in rows if row["side"] in known and row["id"] == own(row)]
+    current = [row for row in rows if row["side"] in known and row["id"] == own(row)]
+
+    def chosen(tune: Tune) -> dict[str, float | None]:
+        return {side.name: _chosen(current, tune, study.side(side.rate_of or side.name)) for side in study.sides}
+
+    first = chosen(replace(setting.tune, again=None))
+
+    def parents_fit(row: Row) -> bool:
+        stages = known[row["side"]].stages
+        return row["rates"] == [first[stage.rate] if stage.rate else row["rate"] for stage in stages]
+
+    current = [row for row in current if parents_fit(row)]
+    last = chosen(setting.tune)
+
+    def is_reported(row: Row) -> bool:
+        place = row["seed"] in setting.seeds and row["budget"] in setting.budgets
+        return place and row["rate"] == last[row["side"]]
+
+    return [row for row in current if row["split"] != "eval" or is_reported(row)]
+
+
+def _chosen(rows: Iterable[Row], tune: Tune, side: Side) -> float | None:
+    """The rate that these rows choose; None before the search's end, or if every rate diverged."""
+    own = [row for row in rows if (row["side"], row["split"]) == (side.name, "tune")]
+    found = {(row["rate"], row["budget"], row["seed"]): row for row in own}
+    try:
+        return tuned(tune, lambda *asked: found[asked])
+    except (KeyError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)

@@ -67,11 +67,17 @@ class Side:
 
 @dataclass(frozen=True)
 class Tune:
-    """The search for a learning rate, the same for every side: these rates, then on by factors of two at either edge."""
+    """The search for a learning rate, the same for every side: these rates, then on by factors of two at either edge.
+
+    Args:
+        again: a longer budget, at which the rate that was found is held against its half, and so on down while the half is better: a longer
+            run may want a lower rate. Stages before a side's last one are short, and keep the first rate.
+    """
 
     budget: float
     rates: Sequence[float] = (2e-3, 4e-3, 8e-3)
     seeds: Sequence[int] = (100, 101)
+    again: float | None = None
 
 
 @dataclass(frozen=True)

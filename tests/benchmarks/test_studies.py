@@ -261,7 +261,7 @@ def test_a_study_whose_gate_fails_says_so_and_measures_nothing_else(tmp_path, mo
     engine.rows.add(
         [row(side, s, b, loss) for side, loss in (("scratch", 2.4), ("small", 2.3)) for s in range(3) for b in (2, 4)]
     )
-    monkeypatch.setattr(engine, "rate_of", lambda side: 1e-3)
+    monkeypatch.setattr(engine, "rate_of", lambda side, at_first=False: 1e-3)
     monkeypatch.setattr(engine, "_run", lambda *arguments: pytest.fail("it ran something"))
     assert engine.run() is False
     finding = Finding.of(STUDY, "toy", tmp_path)
