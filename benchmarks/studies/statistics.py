@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import numpy as np
+
 from benchmarks.studies.rows import Row
 from benchmarks.studies.study import Setting, Study
 from benchmarks.support.statistics import Effect, effect
@@ -67,6 +69,14 @@ def loss_at(curve: Sequence[tuple[float, float]], flops: float) -> float | None:
     return None
 
 
+def parents_at(rows: Iterable[Row], side: str, seed: int, flops: float) -> float:
+    """FLOPs of a side's parents where it has spent so many in all, between its budgets in proportion: parents may cost the same whatever
+    the budget, or a share of it."""
+    own = [r for r in rows if r["side"] == side and r["split"] == "eval" and r["seed"] == seed and r["loss"]]
+    own.sort(key=lambda row: row["budget"])
+    return float(np.interp(flops, [row["flops"] for row in own], [row["parents_flops"] for row in own]))
+
+
 def is_before_first(curve: Sequence[tuple[float, float]], loss: float) -> bool:
     """Whether the curve's first network is better than this already, so that only a bound is known."""
     return bool(curve) and curve[0][1] < loss
@@ -112,8 +122,6 @@ def saving(rows: Iterable[Row], side: str, baseline: str, budget: float) -> Savi
     found: list[float] = []
     given: list[float] = []
     seeds, bound = 0, False
-    own = [r for r in rows if r["side"] == side and r["split"] == "eval" and r["loss"]]
-    parents = {r["seed"]: r["parents_flops"] for r in sorted(own, key=lambda row: row["budget"] == budget)}
     for seed, goal in sorted(goals.items()):
         curve = curve_of(rows, side, seed)
         if not curve:
@@ -123,7 +131,7 @@ def saving(rows: Iterable[Row], side: str, baseline: str, budget: float) -> Savi
         bound |= is_before_first(curve, goal["loss"])
         if spent is not None:
             found.append(1 - spent / goal["flops"])
-            given.append(1 - (spent - parents[seed]) / goal["flops"])
+            given.append(1 - (spent - parents_at(rows, side, seed, spent)) / goal["flops"])
     if len(found) < max(seeds, 1):
         return Saving(None, None, len(found), seeds, bound)
     return Saving(effect(found), effect(given), len(found), seeds, bound)

@@ -15,7 +15,7 @@ from benchmarks.studies.engine import Engine
 from benchmarks.studies.junctions import with_warmups, without_warmups
 from benchmarks.studies.nodes import Prices, asked, is_readable, recipe_of
 from benchmarks.studies.page import study_page, summary
-from benchmarks.studies.results import Finding, findings
+from benchmarks.studies.results import Finding, current_rows, findings
 from benchmarks.studies.rows import Rows, identity
 from benchmarks.studies.statistics import Saving, flops_to, gap_with_parents_given, gate_passes, saving
 from benchmarks.studies.study import Claim, Gate, Setting, Side, Stage, Study, Tune, deeper, layers_of, llama
@@ -59,11 +59,19 @@ def engine_at(path, study=STUDY, setting=SETTING, seeds=()):
     return Engine(study, setting, Rows(path / "toy.toy.jsonl"), path / "out", seeds)
 
 
-def row(side, seed, budget, loss, flops=None, rate=1e-3):
-    rates = [rate] * len(STUDY.side(side).stages)
-    asked_for = asked(SETTING, STUDY.side(side), rates, budget, seed, "eval")
-    fixed = {"side": side, "split": "eval", "seed": seed, "rate": rate, "rates": rates, "budget": budget}
+def row(side, seed, budget, loss, flops=None, rate=1e-3, split="eval", parents=1e-3):
+    rates = [parents if stage.rate else rate for stage in STUDY.side(side).stages]
+    asked_for = asked(SETTING, STUDY.side(side), rates, budget, seed, split)
+    fixed = {"side": side, "split": split, "seed": seed, "rate": rate, "rates": rates, "budget": budget}
     return {"id": identity(asked_for), **fixed, "loss": loss, "flops": flops or budget * 1e9, "parents_flops": 0}
+
+
+def searched(*sides, best=1e-3, budget=2):
+    """The rows of a search that has found `best`."""
+    rates = [best * 2.0**power for power in range(-2, 3)]
+    return [
+        row(side, 100, budget, abs(math.log2(rate / best)), rate=rate, split="tune") for side in sides for rate in rates
+    ]
 
 
 QUICK = ("grown", "fused")
@@ -77,7 +85,7 @@ def test_every_side_spends_its_budget_and_no_more(name, tmp_path):
     engine, side = engine_at(tmp_path), STUDY.side(name)
     found = engine.measure(side, 2e-3, SETTING.budgets, 0, "eval") if not side.rate_of else None
     if found is None:
-        engine.rate_of = lambda side: 2e-3
+        engine.rate_of = lambda side, at_first=False: 2e-3
         found = engine.measure(side, 2e-3, SETTING.budgets, 0, "eval")
     spent = {own["budget"]: own["flops"] / Prices.of(SETTING).unit for own in found}
     assert spent == pytest.approx({2: 2, 4: 4}, rel=0.25 if name == "part" else 0.03)
@@ -88,7 +96,7 @@ def test_every_side_spends_its_budget_and_no_more(name, tmp_path):
 @pytest.fixture(autouse=True)
 def _no_search(monkeypatch, request):
     if "every_side" in request.node.name:
-        monkeypatch.setattr(Engine, "rate_of", lambda self, side: 2e-3)
+        monkeypatch.setattr(Engine, "rate_of", lambda self, side, at_first=False: 2e-3)
 
 
 def test_rows_that_are_there_are_not_measured_again_and_a_killed_run_keeps_them(tmp_path, monkeypatch):
@@ -258,6 +266,7 @@ def test_the_gate_wants_three_seeds_and_the_whole_interval(better, passes):
 
 def test_a_study_whose_gate_fails_says_so_and_measures_nothing_else(tmp_path, monkeypatch):
     engine = engine_at(tmp_path)
+    engine.rows.add(searched("scratch", "small"))
     engine.rows.add(
         [row(side, s, b, loss) for side, loss in (("scratch", 2.4), ("small", 2.3)) for s in range(3) for b in (2, 4)]
     )
@@ -279,7 +288,7 @@ def test_pages_say_what_the_rows_say(tmp_path, monkeypatch):
         for b, loss in zip((2, 4), own, strict=True)
     ]
     Rows(tmp_path / "toy.toy.jsonl").add(
-        [*rows, {**rows[3], "id": "of another definition", "seed": 0, "budget": 4, "loss": 9.0}]
+        [*searched(*losses), *rows, {**rows[3], "id": "of another definition", "seed": 0, "budget": 4, "loss": 9.0}]
     )
     monkeypatch.setattr("benchmarks.studies.page.studies", lambda: {"toy": STUDY})
     waiting = [
@@ -443,7 +452,7 @@ def test_a_growth_that_makes_another_network_than_was_counted_is_an_error(tmp_pa
     }
     side = replace(grown, stages=[grown.stages[0], replace(grown.stages[1], make=wrong)])
     engine = engine_at(tmp_path)
-    engine.rate_of = lambda side: 2e-3
+    engine.rate_of = lambda side, at_first=False: 2e-3
     with pytest.raises(ValueError, match=r"grown: made1 has .* parameters, the setting's 'large' "):
         engine.measure(side, 2e-3, [2], 0, "eval")
     assert not engine.rows.found
@@ -476,3 +485,49 @@ def test_every_network_of_a_study_can_have_one_layer_more():
     for entries in networks.values():
         one, two = deeper(entries), deeper(deeper(entries))
         assert size(two) - size(one) == size(one) - size(entries) > 0
+
+
+def test_rows_of_other_rates_seeds_and_budgets_than_today_s_do_not_count(tmp_path):
+    """A rate that lost the search, a seed of the search, a seed and a budget beyond the setting's, parents at another rate."""
+    good = [row("grown", seed, 4, 2.0) for seed in SETTING.seeds]
+    others = [
+        row("grown", 0, 4, 1.0, rate=2e-3),
+        row("grown", 100, 4, 1.0),
+        row("grown", 7, 4, 1.0),
+        row("grown", 0, 8, 1.0),
+        row("grown", 0, 4, 1.0, parents=2e-3),
+    ]
+    rows = [*searched("small", "grown"), *good, *others]
+    assert len({own["id"] for own in rows}) == len(rows)
+    assert [own for own in current_rows(STUDY, SETTING, rows) if own["split"] == "eval"] == good
+    unfinished = [own for own in rows if own["split"] == "eval" or own["rate"] != 5e-4]
+    assert [own for own in current_rows(STUDY, SETTING, unfinished) if own["split"] == "eval"] == []
+
+
+def test_a_longer_budget_may_lower_a_rate_but_not_its_parents(tmp_path, monkeypatch):
+    """At 2 the best rate is 2e-3; at 4 it is 5e-4. The growth's parent trains for 1, and keeps its rate."""
+    setting, asked_for = replace(SETTING, tune=replace(SETTING.tune, again=4)), []
+
+    def pretend(self, side, rates, budgets, seed, split):
+        asked_for.append((side.name, tuple(rates), tuple(budgets), split))
+        return {b: {"loss": abs(math.log2(rates[-1] / {2: 2e-3, 4: 5e-4}[b]))} for b in budgets}
+
+    monkeypatch.setattr(Engine, "_run", pretend)
+    engine = engine_at(tmp_path, setting=setting)
+    assert engine.rate_of(STUDY.side("grown")) == pytest.approx(5e-4)
+    assert engine.rate_of(STUDY.side("grown"), at_first=True) == pytest.approx(2e-3)
+    assert {rates[0] for side, rates, _, _ in asked_for if side == "grown"} == {2e-3}
+    longer = [rates[-1] for side, rates, budgets, _ in asked_for if (side, budgets) == ("grown", (4,))]
+    assert longer == pytest.approx([2e-3, 1e-3, 5e-4, 2.5e-4])
+    engine.report(STUDY.side("grown"))
+    current = current_rows(STUDY, setting, engine.rows.found.values())
+    assert {tuple(own["rates"]) for own in current if own["split"] == "eval"} == {(2e-3, 5e-4)}
+    assert len([own for own in current if own["split"] == "eval"]) == 6
+
+
+def test_given_parents_that_cost_a_share_of_the_budget_are_taken_off_where_the_loss_is_reached():
+    """Half of all compute is the parents'. The goal is reached at 2.83 of 4 GFLOPs, 1.41 of them the parents'."""
+    base = [row("scratch", seed, b, loss) for seed in range(3) for b, loss in ((2, 3.0), (4, 2.5))]
+    ours = [row("whole", seed, b, loss) for seed in range(3) for b, loss in ((2, 2.75), (4, 2.25))]
+    ours = [{**own, "parents_flops": own["flops"] / 2} for own in ours]
+    assert saving([*base, *ours], "whole", "scratch", 4).given.mean == pytest.approx(1 - 2**0.5 / 4)
