@@ -16,6 +16,9 @@ from benchmarks.support.statistics import Effect
 from benchmarks.trials.trial import Scale, Trial, Way, figures_of, gap_between, number
 
 
+DIGITS = 4  # of a figure: percentages of the same count of rows differ by rounding
+
+
 def reported(rows: Iterable[Row], task: str, side: str) -> list[Row]:
     """The rows of a side on a task that are no search's."""
     return [row for row in rows if (row["task"], row["side"], row["split"]) == (task, side, "eval")]
@@ -61,7 +64,7 @@ def chosen(scale: Scale, side: Way, row: Callable[[float, int], Row]) -> float:
 
     def judged(value: float) -> tuple[float, ...]:
         rows = [row(value, seed) for seed in scale.tuned_on]
-        return tuple(mean(number(own.get(key, 0.0)) for own in rows) for key in ("value", "test_loss"))
+        return tuple(round(mean(number(own.get(key, 0.0)) for own in rows), DIGITS) for key in ("value", "test_loss"))
 
     values = side.values or scale.values
     return values[0] if len(values) == 1 else search(values, judged, scale.step)
