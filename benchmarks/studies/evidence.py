@@ -30,11 +30,12 @@ def write_evidence(found: Mapping[str, Sequence[Finding]], root: Path) -> None:
 
 
 def evidence(finding: Finding) -> list[dict[str, Any]]:
-    """One entry for each side of a study, at one setting, of which something is claimed: the first claim, and the figures against the
-    baseline."""
+    """One entry for each side of a study, at one setting, of which something is claimed: the first claim, preferably one against the baseline,
+    and the figures against the baseline.
+    """
     entries = []
     first: dict[str, Claim] = {}
-    for claim in finding.study.claims_of(finding.setting):
+    for claim in sorted(finding.study.claims_of(finding.setting), key=lambda claim: claim.versus is not None):
         first.setdefault(claim.side, claim)
     for claim in first.values():
         budgets = {
@@ -50,6 +51,10 @@ def evidence(finding: Finding) -> list[dict[str, Any]]:
                     "method": METHODS.get(method, method),
                     "grown_at": float(moment) if moment else None,
                     "claim": claim.says,
+                    "versus": claim.versus,
+                    "text": finding.setting.data,
+                    "parameters": _parameters(finding, claim.side),
+                    "target_parameters": _parameters_of_target(finding),
                     "networks": _networks(finding),
                     "verdict": finding.verdict(claim),
                     "gates": {f"{budget:g}": passes for budget, passes in finding.gates.items()},
@@ -57,6 +62,17 @@ def evidence(finding: Finding) -> list[dict[str, Any]]:
                 }
             )
     return entries
+
+
+def _parameters(finding: Finding, side: str) -> int:
+    """Of the network that a side ends with."""
+    return next(row["parameters"] for row in finding.rows if row["side"] == side and "parameters" in row)
+
+
+def _parameters_of_target(finding: Finding) -> int:
+    """Of the network whose parameters are the unit of the budgets."""
+    ends = [side.name for side in finding.study.sides if side.stages[-1].network == finding.setting.target]
+    return next(row["parameters"] for row in finding.rows if row["side"] in ends and "parameters" in row)
 
 
 def _at(finding: Finding, side: str, budget: float) -> dict[str, Any] | None:

@@ -18,10 +18,10 @@ PROTOCOL = """\
 Every side spends the same counted FLOPs, all of its parents included. The learning rate is constant, and falls to zero over the last
 {decay:.0%} of the budget (1 - sqrt). Each figure is therefore that of a finished network, and one stable run serves all budgets. Every side's rate comes
 from the same search, at a budget of {tune_budget:g}, on seed{s} {tune_seeds} and on a split that no result uses: {rates}, then further by factors of two at
-either edge while the edge is best. The cost of the search ({tune_flops:.1f} TFLOPs in all) is not counted in the sides' compute. At longer budgets than the
-search's, another rate may be better, for any side. Parents train at the rate that was found for their own side.{shared} Reported seeds: {seeds}.
+either edge while the edge is best. The cost of the search ({tune_flops:.1f} TFLOPs in all) is not counted in the sides' compute. {again} Parents train at the rate that was found for their own side.{shared} Reported seeds: {seeds}.
 Sides of one seed share their parents and the order of the data, so that their effects are correlated.
-A budget of b means b tokens for each parameter of the target network, trained from random numbers ({unit:.3f} TFLOPs for each unit of b).
+A budget of b means b tokens for each parameter of the target network (`{target}`), trained from random numbers ({unit:.3f} TFLOPs for each
+unit of b).
 
 Data: `{data}`, {task}, bytes, sequences of {length}, batches of {batch}. Networks: {networks}."""
 
@@ -39,8 +39,10 @@ def summary(found: dict[str, list[Finding]], more: Iterable[Sequence[str]] = ())
         "",
         "Compute includes all parents. Budgets are in bytes for each parameter of the target. With three seeds the interval reaches roughly from",
         "the lowest to the highest of the three differences. Read it as the spread of the seeds, not as a level of 95 %. An effect is shown where the",
-        "interval leaves out zero and, of up to five seeds, all have the same sign. Sides of one study share seeds and parents, so that their effects are",
-        "correlated: a study is one piece of evidence, not one for each line.",
+        "interval leaves out zero and, of up to five seeds, all have the same sign. Without any effect, three seeds have one sign in a quarter of all",
+        "cases, so that an effect of a few thousandths of a nat proves little. The held-out text is the same for all, and no interval contains its",
+        "sampling error. Sides of one study share seeds and parents, so that their effects are correlated: a study is one piece of evidence, not one",
+        "for each line.",
         "",
         "A verdict is about the claim: against the side, in the direction and of the size that it names. *In part* is a lower loss that saves less than",
         "is claimed: the interval of the saving ends below the claim.",
@@ -132,11 +134,21 @@ def _protocol(finding: Finding) -> str:
     tuning = sum(row.get("flops", 0) for row in finding.rows if row["split"] == "tune") / 1e12
     units = [r["flops"] / r["budget"] for r in finding.rows if r["side"] == finding.study.baseline and r.get("flops")]
     return PROTOCOL.format(
-        decay=setting.decay, tune_budget=tune.budget, s="s" * (len(tune.seeds) > 1), tune_seeds=_listed(tune.seeds),
-        shared=_shared(finding), rates=_listed(f"{rate:g}" for rate in tune.rates), tune_flops=tuning, seeds=_listed(setting.seeds),
+        target=setting.target, decay=setting.decay, tune_budget=tune.budget, s="s" * (len(tune.seeds) > 1), tune_seeds=_listed(tune.seeds),
+        shared=_shared(finding), again=_again(finding), rates=_listed(f"{rate:g}" for rate in tune.rates), tune_flops=tuning, seeds=_listed(setting.seeds),
         unit=sum(units) / max(1, len(units)) / 1e12, data=setting.data, task=setting.task, length=setting.sequence_length,
         batch=setting.batch_size, networks="; ".join(_network(name, entries) for name, entries in setting.networks.items()),
     )  # fmt: skip
+
+
+def _again(finding: Finding) -> str:
+    """What was done about longer budgets than the search's."""
+    longer = finding.setting.tune.again
+    if longer is None:
+        return "At longer budgets than the search's, another rate may be better, for any side."
+    return (
+        f"At a budget of {longer:g} the rate found is held against its half, and so on down while the half is better."
+    )
 
 
 def _shared(finding: Finding) -> str:

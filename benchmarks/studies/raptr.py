@@ -74,7 +74,7 @@ def study(
             Claim("raptr", "RAPTR, arXiv:2402.05913: an equal or lower loss with 1.2 to 1.33x fewer FLOPs", saves=0.17),
             Claim("constant", "arXiv:2402.05913: behind RAPTR", versus="raptr", direction="behind"),
             Claim("progressive_layer_dropping", "arXiv:2402.05913: behind RAPTR", versus="raptr", direction="behind"),
-            Claim("gradual_stacking", "arXiv:2402.05913: behind RAPTR on UL2", versus="raptr", direction="behind"),
+            Claim("gradual_stacking", "arXiv:2402.05913: behind RAPTR (there on UL2)", versus="raptr", direction="behind"),
         ],
         settings=settings,
         limits=["Compute is counted in FLOPs of the blocks that run; time falls by less.", *limits],

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from filelock import FileLock
 
@@ -30,6 +30,17 @@ def in_turn(values: Iterable[T], turn: int) -> list[T]:
     return values[start:] + values[:start]
 
 
+def _end_last_line(file: TextIO) -> None:
+    """So that the next row begins a line: end the last one, or take it off if it was cut off in its middle."""
+    file.seek(0)
+    before, end, last = file.read().rpartition("\n")
+    try:
+        if last and json.loads(last):
+            file.write("\n")
+    except ValueError:
+        file.truncate(len((before + end).encode()))
+
+
 class Rows:
     """The rows of one file, by their `id`; of several with one, the last."""
 
@@ -39,12 +50,25 @@ class Rows:
         self.read()
 
     def read(self) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        self.found = {row["id"]: row for row in map(json.loads, filter(None, lines))}
+        """Read the file. A last line that a kill has cut off is passed over, and measured again.
+
+        Raises:
+            SystemExit: if another line is no row; the message names file and line.
+        """
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        lines, self.found = text.split("\n"), {}
+        for number, line in enumerate(filter(str.strip, lines), 1):
+            try:
+                row = json.loads(line)
+                self.found[row["id"]] = row
+            except (ValueError, TypeError, KeyError) as error:
+                if line != lines[-1]:
+                    raise SystemExit(f"{self.path}, line {number}, is no row of results: {line[:60]!r}") from error
 
     def add(self, rows: Iterable[Row]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(self.path) + ".lock"), self.path.open("a", encoding="utf-8") as file:
+        with FileLock(str(self.path) + ".lock"), self.path.open("a+", encoding="utf-8") as file:
+            _end_last_line(file)
             for row in rows:
                 file.write(json.dumps(row) + "\n")
                 self.found[row["id"]] = row

@@ -14,6 +14,7 @@ from benchmarks.studies.study import Setting, Study
 from benchmarks.support.statistics import Effect, effect
 
 LEAST_SEEDS = 3  # of a gate and of a verdict
+NOTHING = 0.005  # of a share that is printed in whole per cents
 
 
 def losses(rows: Iterable[Row], side: str) -> dict[float, dict[int, float]]:
@@ -102,6 +103,8 @@ class Saving:
     def __str__(self) -> str:
         if self.effect is None:
             return f"reached on {self.reached} of {self.seeds} seeds" if self.reached else "not reached"
+        if self.is_bound and abs(self.effect.low) < NOTHING and abs(self.effect.high) < NOTHING:
+            return "reached at the first reading, so not known"
         least = "at least " if self.is_bound else ""
         mean, low, high = (f"{share:z.0%}" for share in (self.effect.mean, self.effect.low, self.effect.high))
         return f"{least}{mean} [{low}, {high}]"

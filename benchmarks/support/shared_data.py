@@ -28,10 +28,18 @@ def loader() -> Any | None:
 
 
 def text(data: str) -> str:
-    """Where the corpus is: a text of ../shared/data is unpacked into a folder of documents; everything else is left as it is."""
+    """Where the corpus is: a text of ../shared/data is unpacked into a folder of documents; everything else is left as it is.
+
+    Raises:
+        SystemExit: where a text of ../shared/data is wanted and is not there.
+    """
+    if data == "python-stdlib" or Path(data).exists():
+        return data
     packed = FOLDER / "text" / f"{data}.txt.xz"
     if not packed.is_file():
-        return data
+        raise SystemExit(
+            f"the text {data!r} lies in ../shared/data, which is not there ({packed}); python-stdlib needs nothing"
+        )
     return _once(ROOT / "runs" / "texts" / data, lambda unfinished: _documents(packed, unfinished))
 
 

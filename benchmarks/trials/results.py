@@ -15,7 +15,6 @@ from benchmarks.studies.verdicts import verdict
 from benchmarks.support.statistics import Effect
 from benchmarks.trials.trial import Scale, Trial, Way, figures_of, gap_between, number
 
-
 DIGITS = 4  # of a figure: percentages of the same count of rows differ by rounding
 
 

@@ -531,3 +531,19 @@ def test_given_parents_that_cost_a_share_of_the_budget_are_taken_off_where_the_l
     ours = [row("whole", seed, b, loss) for seed in range(3) for b, loss in ((2, 2.75), (4, 2.25))]
     ours = [{**own, "parents_flops": own["flops"] / 2} for own in ours]
     assert saving([*base, *ours], "whole", "scratch", 4).given.mean == pytest.approx(1 - 2**0.5 / 4)
+
+
+def test_a_line_that_a_kill_has_cut_off_is_measured_again(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    Rows(file).add([{"id": "a", "loss": 1.0}])
+    file.write_text(file.read_text() + '{"id": "b", "lo')
+    rows = Rows(file)
+    assert list(rows.found) == ["a"]
+    rows.add([{"id": "b", "loss": 2.0}])
+    assert file.read_text() == '{"id": "a", "loss": 1.0}\n{"id": "b", "loss": 2.0}\n'
+    file.write_text('{"id": "a", "loss": 1.0}\nno row\n{"id": "b", "loss": 2.0}\n')
+    with pytest.raises(SystemExit, match=r"rows\.jsonl, line 2, is no row of results: 'no row'"):
+        Rows(file)
+    file.write_text('{"id": "a", "loss": 1.0}')  # whole, but for its end
+    Rows(file).add([{"id": "b", "loss": 2.0}])
+    assert list(Rows(file).found) == ["a", "b"]

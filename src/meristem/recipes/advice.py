@@ -17,7 +17,7 @@ from meristem.recipes.costs import Route
 FACTOR = 2  # of an axis: beyond it, little is published
 LONG = 20  # tokens for each parameter: beyond it, published gains shrink
 ONE_RATE = (
-    "search from the small network's rate down to 1/n of it for a width of n times; "
+    "search around the small network's rate, from 1/n of it to twice it, for a width of n times; "
     "grow_optimizer(scale_learning_rate=True) keeps the small network's trajectory instead"
 )
 RATES = {
@@ -128,16 +128,19 @@ def _evidence(name: str, density: float, unit: str) -> str:
     lines = []
     for entry in found:
         passing = {b: f for b, f in entry["budgets"].items() if entry["gates"].get(b)}
-        at = min(passing or entry["budgets"], key=lambda budget: abs(float(budget) - density))
+        share = entry["target_parameters"] / entry["parameters"]  # a mixture is larger than the network of its unit
+        at = min(passing or entry["budgets"], key=lambda budget: abs(float(budget) * share - density))
         figures = entry["budgets"][at]
         mean, low, high = figures["loss"]
         side = f" ({entry['side']})" if entry["side"] != name else ""
         side += ", of language models" if unit != "tokens" else ""
         moment = f" grown at {entry['grown_at']:g}," if entry["grown_at"] is not None else ""
+        against = f", against {entry['versus']}" if entry["versus"] else ""
         gate = "" if passing else "; its gate fails, so it does not test the claim"
         lines.append(
-            f"{name}{side}:{moment} {at} bytes for each parameter: loss {mean:+.4f} [{low:+.4f}, {high:+.4f}] against scratch at equal "
-            f"compute, compute saved: {figures['saved']}{gate} (study {entry['study']}, {entry['networks']}; published: {entry['claim']})"
+            f"{name}{side}:{moment} {float(at) * share:.3g} bytes for each parameter: loss {mean:+.4f} [{low:+.4f}, {high:+.4f}] against "
+            f"scratch at equal compute, compute saved: {figures['saved']}{gate} (study {entry['study']} on {entry['text']}, "
+            f"{entry['networks']}; the claim: {entry['claim']}{against})"
         )
     return "\n".join(lines)
 
