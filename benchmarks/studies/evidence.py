@@ -23,10 +23,10 @@ METHODS = {
 }  # where a side is not named as its method
 
 
-def write_evidence(found: Mapping[str, Sequence[Finding]], root: Path) -> None:
-    """All claims that are measured on enough seeds."""
+def evidence_of(found: Mapping[str, Sequence[Finding]]) -> str:
+    """All claims that are measured on enough seeds, as JSON."""
     rows = [row for findings in found.values() for finding in findings for row in evidence(finding)]
-    (root / PLACE).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return json.dumps(rows, indent=1) + "\n"
 
 
 def evidence(finding: Finding) -> list[dict[str, Any]]:

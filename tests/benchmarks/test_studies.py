@@ -4,12 +4,14 @@ import math
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
 from benchmarks.__main__ import main
+from benchmarks._report import pages
 from benchmarks.studies.catalogue import studies
 from benchmarks.studies.engine import Engine
 from benchmarks.studies.junctions import with_warmups, without_warmups
@@ -547,3 +549,10 @@ def test_a_line_that_a_kill_has_cut_off_is_measured_again(tmp_path):
     file.write_text('{"id": "a", "loss": 1.0}')  # whole, but for its end
     Rows(file).add([{"id": "b", "loss": 2.0}])
     assert list(Rows(file).found) == ["a", "b"]
+
+
+def test_the_pages_are_those_of_the_rows():
+    """`python -m benchmarks report` would change nothing."""
+    root = Path(__file__).parents[2]
+    for file, text in pages(root).items():
+        assert file.read_text(encoding="utf-8") == text, f"{file}: run `python -m benchmarks report`"
