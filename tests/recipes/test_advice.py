@@ -10,9 +10,7 @@ import pytest
 from command_line import here
 
 import meristem as ms
-from benchmarks.studies.catalogue import studies
-from benchmarks.studies.evidence import PLACE, evidence
-from benchmarks.studies.results import findings
+from benchmarks.studies.evidence import PLACE
 from meristem.recipes.advice import advise, suggested
 from meristem.recipes.costs import NetworkCost, routes
 
@@ -89,14 +87,6 @@ def test_the_evidence_of_a_method_is_that_of_all_sides_that_use_it():
     ):
         found = advice([method], {}, 10**6).evidence[0].splitlines()
         assert [line.partition(":")[0] for line in found] == [f"{method.name} ({side})" for side in sides]
-
-
-def test_the_package_holds_the_figures_of_todays_rows():
-    """`python -m benchmarks report` writes them."""
-    found = [findings(study, ROOT / "results" / "studies") for study in studies().values()]
-    assert [row for of in found for finding in of for row in evidence(finding)] == json.loads(
-        (ROOT / PLACE).read_text()
-    )
 
 
 def test_the_command_line_advises(tmp_path, capsys):
