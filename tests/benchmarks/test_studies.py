@@ -1,11 +1,14 @@
 """The studies' engine: equal compute, one search for all, rows that are never measured twice, statistics with known values, pages from rows."""
 
 import math
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import transformers
@@ -556,3 +559,30 @@ def test_the_pages_are_those_of_the_rows():
     root = Path(__file__).parents[2]
     for file, text in pages(root).items():
         assert file.read_text(encoding="utf-8") == text, f"{file}: run `python -m benchmarks report`"
+
+
+@pytest.mark.slow
+def test_processes_that_were_started_end_with_the_first(tmp_path):
+    """Killed by SIGKILL, which it cannot pass on."""
+    words = ["run", "majority", "--workers", "2", "--rows", str(tmp_path / "rows"), "--out", str(tmp_path / "out")]
+    first = subprocess.Popen([sys.executable, "-m", "benchmarks", *words], cwd=Path(__file__).parents[2])
+
+    def spawned():
+        return [own for own in psutil.Process(first.pid).children() if "spawn_main" in " ".join(own.cmdline())]
+
+    try:
+        (other,) = until(spawned)
+        until((tmp_path / "out").exists)
+    finally:
+        first.kill()
+        first.wait()
+    until(lambda: not other.is_running() or other.status() == psutil.STATUS_ZOMBIE)
+
+
+def until(found, seconds=100.0):
+    """What `found` gives, once it gives something."""
+    end = time.monotonic() + seconds
+    while not (own := found()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return own
