@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -15,7 +16,7 @@ LEVEL, DRAWS, ENUMERATED = 0.95, 10_000, 5
 
 @dataclass(frozen=True)
 class Effect:
-    """The mean of paired differences, the bootstrap's interval at 95 %, and the smallest and the largest difference."""
+    """The mean of paired differences, the bootstrap's interval at 95 %, the smallest and the largest difference, and p of a two-sided t-test against zero."""
 
     mean: float
     low: float
@@ -23,16 +24,17 @@ class Effect:
     seeds: int
     least: float
     most: float
+    p: float
 
     @property
     def is_below(self) -> bool:
-        """Whether it is shown to be below zero: by the whole interval, and of up to five seeds by every one."""
-        return self.high < 0 and (self.seeds > ENUMERATED or self.most < 0)
+        """Whether it is shown to be below zero: by the whole interval and, of up to five seeds, by every one and by a one-sided t-test too."""
+        return self.high < 0 and (self.seeds > ENUMERATED or (self.most < 0 and self.p / 2 < 1 - LEVEL))
 
     @property
     def is_above(self) -> bool:
         """The same for above zero."""
-        return self.low > 0 and (self.seeds > ENUMERATED or self.least > 0)
+        return self.low > 0 and (self.seeds > ENUMERATED or (self.least > 0 and self.p / 2 < 1 - LEVEL))
 
     def __str__(self) -> str:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
@@ -40,8 +42,7 @@ class Effect:
 
 def effect(values: Sequence[float]) -> Effect:
     """Of paired differences, one for each seed: their mean with the percentile bootstrap's interval, by all resamples of up to five values, by
-    10,000 draws of more. With three seeds it is about the range of the three, and can leave out zero although one difference has the other sign
-    (see `Effect.is_below`). A run that diverged has an infinite difference.
+    10,000 draws of more. With three seeds it is about the range of the three, far from a level of 95 % (see `Effect.is_below`). A run that diverged has an infinite difference.
 
     Raises:
         ValueError: for no values.
@@ -55,7 +56,19 @@ def effect(values: Sequence[float]) -> Effect:
         means = drawn.mean(1)
     between: Any = "linear" if np.isfinite(means).all() else "nearest"  # between two infinities there is nothing
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method=between)
-    return Effect(mean(values), float(low), float(high), len(values), min(values), max(values))
+    return Effect(mean(values), float(low), float(high), len(values), min(values), max(values), _p(values))
+
+
+def _p(values: Sequence[float]) -> float:
+    """Of the two-sided t-test against zero. Where runs diverged, signs alone decide."""
+    if not all(map(math.isfinite, values)):
+        return 0.0
+    if len(values) == 1 or not any(values):
+        return 1.0
+    from scipy.stats import t
+
+    error = stdev(values) / math.sqrt(len(values))
+    return float(2 * t.sf(abs(mean(values)) / error, len(values) - 1)) if error else 0.0
 
 
 def deviation(values: Sequence[float]) -> float | None:

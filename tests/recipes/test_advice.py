@@ -45,10 +45,12 @@ def test_warnings_name_factors_lengths_and_what_is_lost():
     assert told[1].startswith("30 tokens for each parameter: beyond about 20")
     assert told[2].startswith("stacking does not keep the function")
     assert (
-        advice([ms.HyperCloning(width=2)], {"hidden": (32, 64)}, 2_000_000).warnings == ()
+        len(advice([ms.HyperCloning(width=2)], {"hidden": (32, 64)}, 2_000_000).warnings) == 1
     )  # 20 exactly, and a factor of 2
     (short,) = advice([ms.HyperCloning(width=2)], {}, 1_000_000).warnings
-    assert short.startswith("10 tokens for each parameter: at 10 and below, the small network trained on was better")
+    assert short.startswith(
+        "10 tokens for each parameter: at 20 and below, the large network was not shown to be better"
+    )
     (other,) = advice([ms.Upcycle(num_experts=2)], {}, 9_000_000, unit="examples").warnings
     assert "this network reads examples" in other
 
@@ -67,11 +69,11 @@ def test_rates_follow_the_least_careful_method():
 
 
 def test_the_evidence_is_that_of_the_nearest_length_whose_gate_passes():
-    """The growth study's rows of HyperCloning, grown at 8: budgets 20, 40 and 60 pass the gate, 10 does not."""
+    """The growth study's rows of HyperCloning, grown at 8: budgets 40 and 60 pass the gate, 10 and 20 do not."""
     (row,) = [
         e for e in json.loads((ROOT / PLACE).read_text()) if (e["method"], e["study"]) == ("hypercloning", "growth")
     ]
-    for tokens, budget in ((600_000, "20"), (3_600_000, "40"), (10**8, "60")):
+    for tokens, budget in ((600_000, "40"), (3_600_000, "40"), (10**8, "60")):
         (said,) = advice([ms.HyperCloning(width=2)], {}, tokens).evidence
         assert f"{budget} bytes for each parameter: loss {row['budgets'][budget]['loss'][0]:+.4f}" in said
         assert row["budgets"][budget]["saved"] in said
@@ -103,3 +105,14 @@ def test_the_command_line_advises(tmp_path, capsys):
     answer = json.loads(capsys.readouterr().out)
     assert answer["sizes"]["hidden"] == [32, 64]
     assert answer["large"]["parameters"] == 67264
+
+
+def test_a_mixture_reads_its_study_at_its_own_bytes_for_each_parameter():
+    """The study's budgets count the dense network's parameters: 80 of them are 38 of the mixture's."""
+    rows = [entry for entry in json.loads((ROOT / PLACE).read_text()) if entry["side"] == "drop_upcycled"]
+    (row,) = rows
+    assert row["target_parameters"] < row["parameters"]
+    at = 80 * row["target_parameters"] / row["parameters"]
+    (said,) = advice([ms.Upcycle(num_experts=8)], {}, round(at * 100_000)).evidence
+    mean = row["budgets"]["80"]["loss"][0]
+    assert f"(drop_upcycled): grown at 8, {at:.3g} bytes for each parameter: loss {mean:+.4f}" in said

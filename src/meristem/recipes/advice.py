@@ -166,8 +166,8 @@ def _warnings(
     failing = _gate_fails_at()
     if unit == "tokens" and failing is not None and density <= failing:
         told.append(
-            f"{density:.3g} tokens for each parameter: at {failing:g} and below, the small network trained on was better than the "
-            "large one in our studies (byte-level models); check that the large one pays at all"
+            f"{density:.3g} tokens for each parameter: at {failing:g} and below, the large network was not shown to be better than the small "
+            "one trained on in our studies (byte-level models); check that it pays at all"
         )
     broken = [method.name for method in methods if method.name not in KINDS]
     if broken:
