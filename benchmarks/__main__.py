@@ -7,6 +7,7 @@ import argparse
 import multiprocessing
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     running = verbs.add_parser("run", help="measure what is missing of a study")
     running.add_argument("names", nargs="*", help="all by default, in the order of their value")
     running.add_argument("--setting", default="tiny")
-    running.add_argument("--seeds", type=int, nargs="+", default=[], help="reported ones; the setting's by default")
+    running.add_argument(
+        "--seeds", type=int, nargs="+", default=[], help="of the setting's, those to report now; all by default"
+    )
     running.add_argument("--workers", type=int, default=1, help="processes side by side, which share the work")
     running.add_argument("--ungated", action="store_true", help="do not wait for the gate's own sides")
     running.add_argument("--out", type=Path, default=ROOT / "runs" / "studies", help="checkpoints, to be thrown away")
@@ -54,6 +57,9 @@ def _run(given: argparse.Namespace) -> int:
         settings = dict.fromkeys(setting for name in names for setting in known[name].settings)
         print(f"there is no setting {given.setting!r}; settings are {', '.join(settings)}", file=sys.stderr)
         return 2
+    if told := _other_seeds(known, found, given):
+        print(told, file=sys.stderr)
+        return 2
     from benchmarks._measure import measure
 
     spawn = multiprocessing.get_context("spawn")
@@ -64,6 +70,15 @@ def _run(given: argparse.Namespace) -> int:
     for other in others:
         other.join()
     return max([0, *(abs(other.exitcode or 0) for other in others)])
+
+
+def _other_seeds(known: Mapping[str, Study | Trial], names: Sequence[str], given: argparse.Namespace) -> str:
+    """What is wrong with the seeds that were asked for: pages show those of a setting alone."""
+    for name in names:
+        seeds = known[name].settings[given.setting].seeds
+        if others := sorted(set(given.seeds) - set(seeds)):
+            return f"{name} reports the seeds {', '.join(map(str, seeds))}, and not {', '.join(map(str, others))}"
+    return ""
 
 
 if __name__ == "__main__":

@@ -32,28 +32,30 @@ def current_rows(study: Study, setting: Setting, rows: Iterable[Row]) -> list[Ro
     def own(row: Row) -> str:
         return identity(asked(setting, known[row["side"]], row["rates"], row["budget"], row["seed"], row["split"]))
 
-    current = [row for row in rows if row["side"] in known and row["id"] == own(row)]
-
-    def chosen(tune: Tune) -> dict[str, float | None]:
-        return {side.name: _chosen(current, tune, study.side(side.rate_of or side.name)) for side in study.sides}
-
-    first = chosen(replace(setting.tune, again=None))
+    asked_for = [row for row in rows if row["side"] in known and row["id"] == own(row)]
+    parents = _rates(study, replace(setting.tune, again=None), asked_for)
 
     def parents_fit(row: Row) -> bool:
         stages = known[row["side"]].stages
-        return row["rates"] == [first[stage.rate] if stage.rate else row["rate"] for stage in stages]
+        return row["rates"] == [parents[stage.rate] if stage.rate else row["rate"] for stage in stages]
 
-    current = [row for row in current if parents_fit(row)]
-    last = chosen(setting.tune)
+    fitting = [row for row in asked_for if parents_fit(row)]
+    rates = _rates(study, setting.tune, fitting)
 
     def is_reported(row: Row) -> bool:
         place = row["seed"] in setting.seeds and row["budget"] in setting.budgets
-        return place and row["rate"] == last[row["side"]]
+        return place and row["rate"] == rates[row["side"]]
 
-    return [row for row in current if row["split"] != "eval" or is_reported(row)]
+    return [row for row in fitting if row["split"] != "eval" or is_reported(row)]
 
 
-def _chosen(rows: Iterable[Row], tune: Tune, side: Side) -> float | None:
+def _rates(study: Study, tune: Tune, rows: Iterable[Row]) -> dict[str, float | None]:
+    """By side, as these rows choose them."""
+    rows = list(rows)
+    return {side.name: _rate(rows, tune, study.side(side.rate_of or side.name)) for side in study.sides}
+
+
+def _rate(rows: Iterable[Row], tune: Tune, side: Side) -> float | None:
     """The rate that these rows choose; None before the search's end, or if every rate diverged."""
     own = [row for row in rows if (row["side"], row["split"]) == (side.name, "tune")]
     found = {(row["rate"], row["budget"], row["seed"]): row for row in own}

@@ -35,7 +35,7 @@ def _measured(row: Row) -> tuple[float, int, str]:
 
 
 def current_rows(trial: Trial, scale: Scale, rows: Iterable[Row]) -> list[Row]:
-    """Those that today's definition would ask for: of the reported ones, those of the number that the search chooses."""
+    """Those that today's definition would ask for: of the reported ones, those of the scale's seeds, of the number that the search chooses."""
     known = {side.name: side for side in trial.sides}
     asked = [row for row in rows if row["side"] in known and row["task"] in scale.tasks]
 
@@ -48,7 +48,11 @@ def current_rows(trial: Trial, scale: Scale, rows: Iterable[Row]) -> list[Row]:
         for task in scale.tasks
         for side in trial.sides
     }
-    return [row for row in current if row["split"] != "eval" or row["tuned"] == numbers[row["task"], row["side"]]]
+
+    def is_reported(row: Row) -> bool:
+        return row["seed"] in scale.seeds and row["tuned"] == numbers[row["task"], row["side"]]
+
+    return [row for row in current if row["split"] != "eval" or is_reported(row)]
 
 
 def chosen(scale: Scale, side: Way, row: Callable[[float, int], Row]) -> float:

@@ -440,6 +440,7 @@ def test_processes_that_share_the_work_do_nothing_twice(tmp_path, monkeypatch):
     [
         (["run", "grwoth"], "no study 'grwoth'; studies are growth"),
         (["run", "growth", "--setting", "huge"], "no setting 'huge'"),
+        (["run", "growth", "--seeds", "0", "100"], "growth reports the seeds 0, 1, 2, and not 100"),
     ],
 )
 def test_what_is_not_there_is_named(words, said, capsys):
