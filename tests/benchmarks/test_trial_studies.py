@@ -16,7 +16,7 @@ from benchmarks.trials.data import augmented, examples, sequences
 from benchmarks.trials.engine import Engine
 from benchmarks.trials.page import summary_rows, trial_page
 from benchmarks.trials.problems import problem_of
-from benchmarks.trials.results import Found, current_rows, gate_holds
+from benchmarks.trials.results import Found, chosen, current_rows, gate_holds
 from benchmarks.trials.trial import Condition, Scale, Trial, Way
 
 BEST = {"plain": 2e-3, "better": 16e-3, "worse": 1e-3}
@@ -363,3 +363,21 @@ def test_the_gate_of_the_likelihood_wants_every_estimate_to_a_nat():
     assert holds({"rbm_500": sharp, "infinite": sharp})
     assert not holds({"rbm_500": sharp, "infinite": blunt})
     assert not holds({"rbm_500": unknown, "infinite": sharp})
+
+
+def test_equal_counts_of_errors_are_equal_whatever_their_rounding():
+    """Five means of float32 percentages of 21 errors: the lower loss decides, not the sixth digit."""
+    rows = {1e-3: (3.0, 0.9), 2e-3: (1.4634156, 0.0642), 4e-3: (1.4634144, 0.0721), 8e-3: (1.8, 0.5)}
+    scale = replace(SCALE, values=tuple(rows))
+    found = chosen(
+        scale, TRIAL.side("plain"), lambda value, seed: dict(zip(("value", "test_loss"), rows[value], strict=True))
+    )
+    assert found == 2e-3
+
+
+def test_a_seed_that_is_not_reported_does_not_count(tmp_path):
+    run(tmp_path)
+    run(tmp_path, seeds=(0, 7))
+    rows = Rows(tmp_path / "toy.toy.jsonl").found.values()
+    assert {row["seed"] for row in rows if row["split"] == "eval"} == {0, 1, 2, 7}
+    assert set(Found.of(TRIAL, "toy", tmp_path).values("learned", "plain")) == {0, 1, 2}
