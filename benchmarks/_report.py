@@ -13,12 +13,13 @@ from benchmarks.trials.catalogue import trials
 from benchmarks.trials.page import summary_rows, trial_page
 from benchmarks.trials.results import found_of
 
+ROWS = Path("results") / "studies"
 HEAD = "<!-- Written by `python -m benchmarks report` from results/studies/*.jsonl; do not edit. -->\n\n"
 
 
 def pages(root: Path) -> dict[Path, str]:
     """What the rows of `root` say now: `docs/studies.md`, `docs/studies/NAME.md`, and the package's evidence.json."""
-    rows, docs = root / "results" / "studies", root / "docs" / "studies"
+    rows, docs = root / ROWS, root / "docs" / "studies"
     found = {study.name: findings(study, rows) for study in studies().values()}
     tried = {trial.name: found_of(trial, rows) for trial in trials().values()}
     made = {docs / f"{name}.md": study_page(study, found[name], docs, rows) for name, study in studies().items()}
@@ -29,11 +30,10 @@ def pages(root: Path) -> dict[Path, str]:
 
 
 def write_pages(root: Path) -> None:
-    """All of them, and the pictures `results/studies/NAME.SETTING.png`."""
+    """Write `pages`, and the pictures `results/studies/NAME.SETTING.png`."""
     (root / "docs" / "studies").mkdir(parents=True, exist_ok=True)
     for file, text in pages(root).items():
         file.write_text(text, encoding="utf-8")
-    rows = root / "results" / "studies"
-    for study in studies().values():
-        for finding in findings(study, rows):
-            draw(finding, rows / f"{study.name}.{finding.name}.png")
+    for name, study in studies().items():
+        for finding in findings(study, root / ROWS):
+            draw(finding, root / ROWS / f"{name}.{finding.name}.png")

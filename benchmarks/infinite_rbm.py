@@ -52,10 +52,10 @@ def bars(count: int, seed: int = 0, rows: int = 2000) -> np.ndarray:
     """144 pixels in 16 strips, `count` of which are on or off each by itself (0.3); two pixels in a hundred flip."""
     draw = np.random.default_rng(seed)
     on = draw.random((rows, count)) < 0.3
-    images = np.zeros((rows, 144))
+    shown = np.zeros((rows, 144))
     for strip, pixels in enumerate(np.array_split(np.arange(144), 16)[:count]):
-        images[np.ix_(on[:, strip], pixels)] = 1
-    return np.abs(images - (draw.random(images.shape) < 0.02)).astype(np.float32)
+        shown[np.ix_(on[:, strip], pixels)] = 1
+    return np.abs(shown - (draw.random(shown.shape) < 0.02)).astype(np.float32)
 
 
 def width(data: np.ndarray, seed: int, **options: Any) -> int:

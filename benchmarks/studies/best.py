@@ -65,7 +65,7 @@ STUDY = Study(
     },
     limits=[
         "One kind of network, bytes. The setting `code` is the second text: the library sources of Python, which every machine has.",
-        "The rates are tuned at 40. At 80, on books and the search's seed, half of the rate is 0.014 nats worse for `scratch`, and the same for "
+        "The rates are tuned at 40. At 80, on books and the search's seed, half of the rate is 0.014 nats worse for `scratch`, and level for "
         "`gradual`; for the other sides that is not measured.",
         "The methods were chosen by the study of depth, whose seeds are others.",
     ],

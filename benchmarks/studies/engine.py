@@ -72,9 +72,7 @@ class Engine:
         Args:
             at_first: at the search's own budget, whatever a longer one says.
         """
-        if side.rate_of:
-            return self.rate_of(self.study.side(side.rate_of), at_first)
-        tune = self.setting.tune
+        side, tune = self.study.searched(side), self.setting.tune
         if at_first:
             tune = replace(tune, again=None)
 

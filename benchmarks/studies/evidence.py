@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.studies.results import Finding
+from benchmarks.studies.rows import Row
 from benchmarks.studies.statistics import LEAST_SEEDS
 from benchmarks.studies.study import Claim, layers_of
 
@@ -30,12 +31,12 @@ def evidence_of(found: Mapping[str, Sequence[Finding]]) -> str:
 
 
 def evidence(finding: Finding) -> list[dict[str, Any]]:
-    """One entry for each side of a study, at one setting, of which something is claimed: the first claim, preferably one against the baseline,
-    and the figures against the baseline.
+    """One entry for each side of a study, at one setting, of which something is claimed: the first claim, preferably one against the baseline
+    with everything counted, and the figures against the baseline.
     """
     entries = []
     first: dict[str, Claim] = {}
-    for claim in sorted(finding.study.claims_of(finding.setting), key=lambda claim: claim.versus is not None):
+    for claim in sorted(finding.study.claims_of(finding.setting), key=lambda own: (own.versus is not None, own.given)):
         first.setdefault(claim.side, claim)
     for claim in first.values():
         budgets = {
@@ -52,11 +53,11 @@ def evidence(finding: Finding) -> list[dict[str, Any]]:
                     "grown_at": float(moment) if moment else None,
                     "claim": claim.says,
                     "versus": claim.versus,
+                    "given": claim.given,
                     "text": finding.setting.data,
-                    "parameters": _parameters(finding, claim.side),
-                    "target_parameters": _parameters_of_target(finding),
                     "networks": _networks(finding),
                     "verdict": finding.verdict(claim),
+                    "small_ahead": _small_ahead(finding),
                     "gates": {f"{budget:g}": passes for budget, passes in finding.gates.items()},
                     "budgets": {f"{budget:g}": figures for budget, figures in budgets.items()},
                 }
@@ -64,22 +65,40 @@ def evidence(finding: Finding) -> list[dict[str, Any]]:
     return entries
 
 
-def _parameters(finding: Finding, side: str) -> int:
-    """Of the network that a side ends with."""
-    return next(row["parameters"] for row in finding.rows if row["side"] == side and "parameters" in row)
-
-
-def _parameters_of_target(finding: Finding) -> int:
-    """Of the network whose parameters are the unit of the budgets."""
-    ends = [side.name for side in finding.study.sides if side.stages[-1].network == finding.setting.target]
-    return next(row["parameters"] for row in finding.rows if row["side"] in ends and "parameters" in row)
+def _small_ahead(finding: Finding) -> list[float]:
+    """The budgets at which a small network is shown to be ahead of the large one."""
+    gate = finding.study.gate
+    gaps = {b: [finding.gap(gate.better, b, to=other) for other in gate.worse] for b in finding.setting.budgets}
+    return [budget for budget, own in gaps.items() if any(gap is not None and gap.is_above for gap in own)]
 
 
 def _at(finding: Finding, side: str, budget: float) -> dict[str, Any] | None:
     gap = finding.gap(side, budget)
     if gap is None or gap.seeds < LEAST_SEEDS:
         return None
-    return {"loss": [round(x, 4) for x in (gap.mean, gap.low, gap.high)], "saved": str(finding.saved(side, budget))}
+    return {
+        "bytes": round(_bytes(finding, side, budget), 1),
+        "loss": [round(x, 4) for x in (gap.mean, gap.low, gap.high)],
+        "saved": str(finding.saved(side, budget)),
+    }
+
+
+def _bytes(finding: Finding, side: str, budget: float) -> float:
+    """For each parameter of the network that the side ends with, if it read them from random numbers on, with the budget's compute. Another
+    network's parameters may be the unit of the budget: the dense one's, where a mixture is grown from it.
+    """
+    target, ends = finding.setting.target, finding.study.side(side).stages[-1].network
+    if ends == target:
+        return budget
+
+    def measured(name: str) -> Row:
+        return next(r for r in finding.rows if (r["side"], r["budget"]) == (name, budget) and r["loss"] is not None)
+
+    unit = measured(next(own.name for own in finding.study.sides if [s.network for s in own.stages] == [target]))
+    row = measured(side)
+    tokens = row["tokens"] - row["parents_flops"] / (unit["flops"] / unit["tokens"])
+    price = (row["flops"] - row["parents_flops"]) / tokens
+    return row["flops"] / price / row["parameters"]
 
 
 def _networks(finding: Finding) -> str:

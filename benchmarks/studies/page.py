@@ -18,7 +18,8 @@ PROTOCOL = """\
 Every side spends the same counted FLOPs, all of its parents included. The learning rate is constant, and falls to zero over the last
 {decay:.0%} of the budget (1 - sqrt). Each figure is therefore that of a finished network, and one stable run serves all budgets. Every side's rate comes
 from the same search, at a budget of {tune_budget:g}, on seed{s} {tune_seeds} and on a split that no result uses: {rates}, then further by factors of two at
-either edge while the edge is best. The cost of the search ({tune_flops:.1f} TFLOPs in all) is not counted in the sides' compute. {again} Parents train at the rate that was found for their own side.{shared} Reported seeds: {seeds}.
+either edge while the edge is best. The cost of the search ({tune_flops:.1f} TFLOPs in all) is not counted in the sides' compute. {again}
+Parents train at the rate that was found for their own side at {tune_budget:g}.{shared} Reported seeds: {seeds}.
 Sides of one seed share their parents and the order of the data, so that their effects are correlated.
 A budget of b means b tokens for each parameter of the target network (`{target}`), trained from random numbers ({unit:.3f} TFLOPs for each
 unit of b).
@@ -50,8 +51,8 @@ def summary(found: dict[str, list[Finding]], more: Iterable[Sequence[str]] = ())
         "`results/studies/NAME.SETTING.jsonl`, one for each side, seed, budget and rate. `python -m benchmarks run NAME` measures the missing rows, and",
         "never measures an existing row again, on any machine. `python -m benchmarks report` writes these pages.",
         "",
-        "A trial (Majority Kernels, Deep Incubation, AdaNet, EnergyNet) trains to the end instead. Its file is in `benchmarks/trials/`. Its effect is",
-        "the difference in the named figure, usually the test error, and it has no compute to save.",
+        "A trial trains to the end instead. Its file is in `benchmarks/trials/`. Its effect is the difference in the named figure, usually the test",
+        "error, and it has no compute to save.",
         "",
         *table(
             ["study", "claim", "gate", "effect", "saved", "verdict"],
@@ -146,7 +147,8 @@ def _again(finding: Finding) -> str:
     if longer is None:
         return "At longer budgets than the search's, another rate may be better, for any side."
     return (
-        f"At a budget of {longer:g} the rate found is held against its half, and so on down while the half is better."
+        f"At a budget of {longer:g} the rate found is held against its half, and so on down while the half is better. Shorter budgets are read at the rate "
+        "that this leaves."
     )
 
 

@@ -11,7 +11,7 @@ from benchmarks.studies.study import Claim, Gate, Setting, Side, Stage, Study, T
 CARRY = {"optimizer": "carry"}
 
 
-def bert(hidden_size: int, layers: int, heads: int) -> dict[str, Any]:
+def modernbert(hidden_size: int, layers: int, heads: int) -> dict[str, Any]:
     """A ModernBERT whose layers all see the whole sequence. (With learned positions, a BERT of this size stays at the loss of
     letters' frequencies.)
     """
@@ -88,7 +88,7 @@ STUDY = study(
     [2, 3, 4],
     settings={
         "tiny": Setting(networks=networks(llama, 32, 2), budgets=(20, 40, 80), tune=SEARCH),
-        "masked": Setting(networks=networks(bert, 32, 2), budgets=(20, 40, 80), task="masked-lm", tune=SEARCH),
+        "masked": Setting(networks=networks(modernbert, 32, 2), budgets=(20, 40, 80), task="masked-lm", tune=SEARCH),
         "ul2": Setting(
             networks=networks(t5, 32, 2), budgets=(20, 40, 80), task="ul2", sequence_length=128, tune=SEARCH
         ),

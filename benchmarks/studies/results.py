@@ -52,7 +52,7 @@ def current_rows(study: Study, setting: Setting, rows: Iterable[Row]) -> list[Ro
 def _rates(study: Study, tune: Tune, rows: Iterable[Row]) -> dict[str, float | None]:
     """By side, as these rows choose them."""
     rows = list(rows)
-    return {side.name: _rate(rows, tune, study.side(side.rate_of or side.name)) for side in study.sides}
+    return {side.name: _rate(rows, tune, study.searched(side)) for side in study.sides}
 
 
 def _rate(rows: Iterable[Row], tune: Tune, side: Side) -> float | None:
@@ -60,7 +60,7 @@ def _rate(rows: Iterable[Row], tune: Tune, side: Side) -> float | None:
     own = [row for row in rows if (row["side"], row["split"]) == (side.name, "tune")]
     found = {(row["rate"], row["budget"], row["seed"]): row for row in own}
     try:
-        return tuned(tune, lambda *asked: found[asked])
+        return tuned(tune, lambda *place: found[place])
     except (KeyError, ValueError):
         return None
 

@@ -34,11 +34,14 @@ def _end_last_line(file: TextIO) -> None:
     """So that the next row begins a line: end the last one, or take it off if it was cut off in its middle."""
     file.seek(0)
     before, end, last = file.read().rpartition("\n")
+    if not last:
+        return
     try:
-        if last and json.loads(last):
-            file.write("\n")
+        json.loads(last)
     except ValueError:
         file.truncate(len((before + end).encode()))
+    else:
+        file.write("\n")
 
 
 class Rows:
@@ -57,12 +60,14 @@ class Rows:
         """
         text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         lines, self.found = text.split("\n"), {}
-        for number, line in enumerate(filter(str.strip, lines), 1):
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
                 self.found[row["id"]] = row
             except (ValueError, TypeError, KeyError) as error:
-                if line != lines[-1]:
+                if number < len(lines):
                     raise SystemExit(f"{self.path}, line {number}, is no row of results: {line[:60]!r}") from error
 
     def add(self, rows: Iterable[Row]) -> None:

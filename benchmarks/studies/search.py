@@ -48,7 +48,7 @@ def tuned(tune: Tune, row: Callable[[float, float, int], Mapping[str, Any]]) -> 
         row: (rate, budget, seed) to the row of the search, measured or looked up; its loss is None where the run diverged.
 
     Raises:
-        ValueError: if every rate diverged.
+        ValueError: if every rate diverged at the search's own budget.
     """
 
     def loss(rate: float, budget: float) -> float:

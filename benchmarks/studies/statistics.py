@@ -45,10 +45,13 @@ def gate_passes(study: Study, setting: Setting, rows: Iterable[Row]) -> dict[flo
 
 def curve_of(rows: Iterable[Row], side: str, seed: int) -> list[tuple[float, float]]:
     """(FLOPs, loss) of one seed's decayed networks, by rising budget."""
-    own = [
-        r for r in rows if r["side"] == side and r["split"] == "eval" and r["seed"] == seed and r["loss"] is not None
-    ]
-    return [(row["flops"], row["loss"]) for row in sorted(own, key=lambda row: row["budget"])]
+    return [(row["flops"], row["loss"]) for row in _decayed(rows, side, seed)]
+
+
+def _decayed(rows: Iterable[Row], side: str, seed: int) -> list[Row]:
+    """The reported rows of one seed that have not diverged, by rising budget."""
+    own = [row for row in rows if (row["side"], row["split"], row["seed"]) == (side, "eval", seed)]
+    return sorted((row for row in own if row["loss"] is not None), key=lambda row: row["budget"])
 
 
 def flops_to(curve: Sequence[tuple[float, float]], loss: float) -> float | None:
@@ -73,8 +76,7 @@ def loss_at(curve: Sequence[tuple[float, float]], flops: float) -> float | None:
 def parents_at(rows: Iterable[Row], side: str, seed: int, flops: float) -> float:
     """FLOPs of a side's parents where it has spent so many in all, between its budgets in proportion: parents may cost the same whatever
     the budget, or a share of it."""
-    own = [r for r in rows if r["side"] == side and r["split"] == "eval" and r["seed"] == seed and r["loss"]]
-    own.sort(key=lambda row: row["budget"])
+    own = _decayed(rows, side, seed)
     return float(np.interp(flops, [row["flops"] for row in own], [row["parents_flops"] for row in own]))
 
 

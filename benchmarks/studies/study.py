@@ -71,7 +71,7 @@ class Tune:
 
     Args:
         again: a longer budget, at which the rate that was found is held against its half, and so on down while the half is better: a longer
-            run may want a lower rate. Stages before a side's last one are short, and keep the first rate.
+            run may want a lower rate. A stage that names a side in `rate` keeps that side's first rate.
     """
 
     budget: float
@@ -151,6 +151,10 @@ class Study:
     claims: Sequence[Claim] = ()
     baseline: str = "scratch"
     limits: Sequence[str] = ()
+
+    def searched(self, side: Side) -> Side:
+        """The side whose search gives this one its rate."""
+        return self.searched(self.side(side.rate_of)) if side.rate_of else side
 
     def sides_of(self, setting: Setting) -> list[Side]:
         """Those that run at this setting."""

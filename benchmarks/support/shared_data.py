@@ -28,19 +28,20 @@ def loader() -> Any | None:
 
 
 def text(data: str) -> str:
-    """Where the corpus is: a text of ../shared/data is unpacked into a folder of documents; everything else is left as it is.
+    """Where the corpus is. A name without a slash, but for python-stdlib, is a text of ../shared/data, which is unpacked into a folder of
+    documents. Everything else is left as it is.
 
     Raises:
         SystemExit: where a text of ../shared/data is wanted and is not there.
     """
-    if data == "python-stdlib" or Path(data).exists():
+    if data == "python-stdlib" or "/" in data:
         return data
-    packed = FOLDER / "text" / f"{data}.txt.xz"
-    if not packed.is_file():
+    packed, place = FOLDER / "text" / f"{data}.txt.xz", ROOT / "runs" / "texts" / data
+    if not packed.is_file() and not place.is_dir():
         raise SystemExit(
             f"the text {data!r} lies in ../shared/data, which is not there ({packed}); python-stdlib needs nothing"
         )
-    return _once(ROOT / "runs" / "texts" / data, lambda unfinished: _documents(packed, unfinished))
+    return _once(place, lambda unfinished: _documents(packed, unfinished))
 
 
 def images(name: str) -> str | None:

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-LEVEL, DRAWS, ENUMERATED = 0.95, 10_000, 5
+LEVEL, DRAWS = 0.95, 10_000
+FEW = 5  # differences, whose resamples can all be enumerated, and whose interval is too narrow
 
 
 @dataclass(frozen=True)
 class Effect:
-    """The mean of paired differences, the bootstrap's interval at 95 %, the smallest and the largest difference, and p of a two-sided t-test against zero."""
+    """The mean of paired differences, the bootstrap's interval at 95 %, the smallest and the largest difference, and p of a one-sided t-test in the direction of the mean."""
 
     mean: float
     low: float
@@ -29,12 +30,12 @@ class Effect:
     @property
     def is_below(self) -> bool:
         """Whether it is shown to be below zero: by the whole interval and, of up to five seeds, by every one and by a one-sided t-test too."""
-        return self.high < 0 and (self.seeds > ENUMERATED or (self.most < 0 and self.p / 2 < 1 - LEVEL))
+        return self.high < 0 and (self.seeds > FEW or (self.most < 0 and self.p < 1 - LEVEL))
 
     @property
     def is_above(self) -> bool:
         """The same for above zero."""
-        return self.low > 0 and (self.seeds > ENUMERATED or (self.least > 0 and self.p / 2 < 1 - LEVEL))
+        return self.low > 0 and (self.seeds > FEW or (self.least > 0 and self.p < 1 - LEVEL))
 
     def __str__(self) -> str:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
@@ -49,7 +50,7 @@ def effect(values: Sequence[float]) -> Effect:
     """
     if not values:
         raise ValueError("no paired differences")
-    if len(values) <= ENUMERATED:
+    if len(values) <= FEW:
         means = np.array([mean(drawn) for drawn in itertools.product(values, repeat=len(values))])
     else:
         drawn = np.random.default_rng(0).choice(np.asarray(values), (DRAWS, len(values)))
@@ -60,15 +61,15 @@ def effect(values: Sequence[float]) -> Effect:
 
 
 def _p(values: Sequence[float]) -> float:
-    """Of the two-sided t-test against zero. Where runs diverged, signs alone decide."""
+    """Of the one-sided t-test. Where runs diverged, signs alone decide, and p is 0."""
     if not all(map(math.isfinite, values)):
         return 0.0
-    if len(values) == 1 or not any(values):
+    spread = deviation(values)
+    if spread is None or not any(values):
         return 1.0
     from scipy.stats import t
 
-    error = stdev(values) / math.sqrt(len(values))
-    return float(2 * t.sf(abs(mean(values)) / error, len(values) - 1)) if error else 0.0
+    return float(t.sf(abs(mean(values)) / (spread / math.sqrt(len(values))), len(values) - 1)) if spread else 0.0
 
 
 def deviation(values: Sequence[float]) -> float | None:

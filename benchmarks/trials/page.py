@@ -15,7 +15,8 @@ Every side's number (a learning rate, unless said otherwise) comes from the same
 no result uses: {values}, then on by factors of {step:g} at either edge while the edge is best. Of equal figures the lower loss
 decides. """
 PROTOCOL = """\
-Reported networks train on all training rows and are judged on test rows that nothing else uses. Reported seeds: {seeds}. Differences are paired by seed; intervals are the bootstrap's at 95 %."""
+Reported networks train on all training rows and are judged on test rows that nothing else uses. Reported seeds: {seeds}. Differences are
+paired by seed. Intervals are the bootstrap's; [the summary](../studies.md) says when an effect counts as shown."""
 
 
 def trial_page(trial: Trial, found: Sequence[Found]) -> str:
@@ -47,16 +48,18 @@ def summary_rows(trial: Trial, found: Sequence[Found]) -> Iterable[list[str]]:
     for own in found:
         for task in own.scale.tasks:
             gate, where = own.gate(task), f"{link} ({own.name}, {task})"
-            if gate == "fails":
-                said = f"{trial.gate.says}: fails"
-                yield [where, f"{len(trial.claims)} claims", said, "", "", "not testable on this task"]
+            if gate != "passes":
+                said, verdict = {
+                    "fails": (f"{trial.gate.says}: fails", "not testable on this task"),
+                    "not measured": ("not measured yet", "not measured yet"),
+                }[gate]
+                yield [where, f"{len(trial.claims)} claims", said, "", "", verdict]
                 continue
             for claim in trial.claims:
                 if gap := own.gap(task, claim.side, claim.versus):
                     how = f", against `{claim.versus}`" if claim.versus else ""
-                    effect = f"{gap} {trial.metric}{how}" if gate == "passes" else ""
-                    verdict = own.verdict(task, claim)
-                    yield [where, f"`{claim.side}`: {claim.says}", gate, effect, "", verdict]
+                    effect = f"{gap} {trial.metric}{how}"
+                    yield [where, f"`{claim.side}`: {claim.says}", gate, effect, "", own.verdict(task, claim)]
 
 
 def _protocol(own: Found) -> str:

@@ -15,7 +15,7 @@ from benchmarks.studies.verdicts import verdict
 from benchmarks.support.statistics import Effect
 from benchmarks.trials.trial import Scale, Trial, Way, figures_of, gap_between, number
 
-DIGITS = 4  # of a figure: percentages of the same count of rows differ by rounding
+DIGITS = 3  # of an error in per cents: those of the same count of rows differ by rounding
 
 
 def reported(rows: Iterable[Row], task: str, side: str) -> list[Row]:
@@ -67,7 +67,10 @@ def chosen(scale: Scale, side: Way, row: Callable[[float, int], Row]) -> float:
 
     def judged(value: float) -> tuple[float, ...]:
         rows = [row(value, seed) for seed in scale.tuned_on]
-        return tuple(round(mean(number(own.get(key, 0.0)) for own in rows), DIGITS) for key in ("value", "test_loss"))
+        figure = mean(number(own["value"]) for own in rows)
+        if not all("test_loss" in own for own in rows):
+            return (figure,)
+        return round(figure, DIGITS), mean(number(own["test_loss"]) for own in rows)
 
     values = side.values or scale.values
     return values[0] if len(values) == 1 else search(values, judged, scale.step)

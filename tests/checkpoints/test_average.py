@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -111,14 +112,14 @@ def test_refusals(run):
 
 def test_networks_of_two_runs_are_told_from_checkpoints_of_one(run, tmp_path, recwarn):
     folder, models = run
-    later = models[0].float()
+    later = copy.deepcopy(models[0]).float()
     torch.manual_seed(0)
     with torch.no_grad():
         for weight in later.parameters():
             weight += 0.5 * weight.std() * torch.randn_like(weight)
     later.bfloat16().save_pretrained(folder / "later")
     average([str(folder / "0"), str(folder / "later")], tmp_path / "near")
-    assert not recwarn.list
+    assert not [warning for warning in recwarn if "one run" in str(warning.message)]
     with pytest.warns(
         UserWarning, match=r"do not look like checkpoints of one run: the cosine between their weights is 0\.0\d"
     ):

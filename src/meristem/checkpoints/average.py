@@ -105,8 +105,8 @@ def average(
     """Write the weighted mean of model directories to `out`. Everything except the weights is copied from the
     last source.
 
-    Weights in the mean are a decay of the learning rate (WSM, arXiv:2507.17634; PMA, arXiv:2505.12082). It
-    warns where a source's weights have nothing to do with the last one's (see `likeness`).
+    Weights in the mean are a decay of the learning rate (WSM, arXiv:2507.17634; PMA, arXiv:2505.12082). A
+    warning says where a source's weights have nothing to do with the last one's (see `likeness`).
 
     Args:
         sources: at least two directories, hub names or results of `find_source`, with the oldest first.
@@ -157,24 +157,24 @@ def likeness(model: nn.Module, other: nn.Module) -> float:
     checkpoints of one run, near 0 for networks from different random numbers. At most 16 matrices are read,
     and a network without one is like every other.
     """
-    theirs, ours = weights_of(model), weights_of(other)
+    one, two = weights_of(model), weights_of(other)
     matrices = [name for name, tensor in other.state_dict().items() if tensor.dim() > 1 and tensor.is_floating_point()]
     chosen = matrices[:: -(-len(matrices) // 16)] if matrices else []
-    pairs = ((theirs[name].flatten().float(), ours[name].flatten().float()) for name in chosen)
-    return median([float(torch.cosine_similarity(one, two, dim=0)) for one, two in pairs] or [1.0])
+    pairs = ((one[name].flatten().float(), two[name].flatten().float()) for name in chosen)
+    return median([float(torch.cosine_similarity(*pair, dim=0)) for pair in pairs] or [1.0])
 
 
 def _warn_of_other_runs(models: Sequence[nn.Module], found: Sequence[Source]) -> None:
-    """Warn where a network's weights have nothing to do with the last one's."""
-    for model, source in zip(models[:-1], found, strict=False):
-        alike = likeness(model, models[-1])
-        if alike < UNRELATED:
-            warnings.warn(
-                f"{source} and {found[-1]} do not look like checkpoints of one run: the cosine between their weights is {round(alike, 2) + 0.0:.2f} "
-                "(the median over matrices). The mean of networks from different random numbers is usually worse than each of them; to "
-                "combine them, see `meristem fuse`",
-                stacklevel=3,
-            )
+    """Warn where networks' weights have nothing to do with the last one's."""
+    alike = {str(source): likeness(model, models[-1]) for model, source in zip(models[:-1], found, strict=False)}
+    others = {source: cosine for source, cosine in alike.items() if cosine < UNRELATED}
+    if others:
+        warnings.warn(
+            f"{', '.join(others)} and {found[-1]} do not look like checkpoints of one run: the cosine between their weights is "
+            f"{', '.join(f'{cosine:z.2f}' for cosine in others.values())} (the median over matrices). The mean of networks from different "
+            "random numbers is usually worse than each of them; to combine them, see `meristem fuse`",
+            stacklevel=3,
+        )
 
 
 def _check_configs(models: Sequence[nn.Module], found: Sequence[Source]) -> None:

@@ -128,19 +128,19 @@ def _evidence(name: str, density: float, unit: str) -> str:
     lines = []
     for entry in found:
         passing = {b: f for b, f in entry["budgets"].items() if entry["gates"].get(b)}
-        share = entry["target_parameters"] / entry["parameters"]  # a mixture is larger than the network of its unit
-        at = min(passing or entry["budgets"], key=lambda budget: abs(float(budget) * share - density))
-        figures = entry["budgets"][at]
+        figures = min((passing or entry["budgets"]).values(), key=lambda own: abs(own["bytes"] - density))
         mean, low, high = figures["loss"]
         side = f" ({entry['side']})" if entry["side"] != name else ""
         side += ", of language models" if unit != "tokens" else ""
         moment = f" grown at {entry['grown_at']:g}," if entry["grown_at"] is not None else ""
-        against = f", against {entry['versus']}" if entry["versus"] else ""
+        against = (
+            f", against {entry['versus']}" if entry["versus"] else ", the small network given" if entry["given"] else ""
+        )
         gate = "" if passing else "; its gate fails, so it does not test the claim"
         lines.append(
-            f"{name}{side}:{moment} {float(at) * share:.3g} bytes for each parameter: loss {mean:+.4f} [{low:+.4f}, {high:+.4f}] against "
+            f"{name}{side}:{moment} {figures['bytes']:.3g} bytes for each parameter: loss {mean:+.4f} [{low:+.4f}, {high:+.4f}] against "
             f"scratch at equal compute, compute saved: {figures['saved']}{gate} (study {entry['study']} on {entry['text']}, "
-            f"{entry['networks']}; the claim: {entry['claim']}{against})"
+            f"{entry['networks']}; the claim: {entry['claim']}{against}: {entry['verdict']})"
         )
     return "\n".join(lines)
 
@@ -163,11 +163,11 @@ def _warnings(
         told.append("the rules on tokens for each parameter are those of language models; this network reads examples")
     elif density > LONG:
         told.append(f"{density:.3g} tokens for each parameter: beyond about {LONG}, published gains shrink")
-    failing = _gate_fails_at()
-    if unit == "tokens" and failing is not None and density <= failing:
+    ahead = _small_is_ahead_at()
+    if unit == "tokens" and ahead is not None and density <= ahead:
         told.append(
-            f"{density:.3g} tokens for each parameter: at {failing:g} and below, the large network was not shown to be better than the small "
-            "one trained on in our studies (byte-level models); check that it pays at all"
+            f"{density:.3g} tokens for each parameter: at {ahead:g} and below, the small network trained on was better than the "
+            "large one in our studies (byte-level models); check that the large one pays at all"
         )
     broken = [method.name for method in methods if method.name not in KINDS]
     if broken:
@@ -177,17 +177,9 @@ def _warnings(
     return told
 
 
-def _gate_fails_at() -> float | None:
-    """The largest budget at which a large network did not pay, below all budgets at which it did."""
-    gates: dict[float, set[bool]] = {}
-    for entry in _measured():
-        if entry["study"] == "growth":
-            for budget, passes in entry["gates"].items():
-                gates.setdefault(float(budget), set()).add(passes)
-    passing = [budget for budget, found in gates.items() if True in found]
-    return max(
-        (b for b, found in gates.items() if found == {False} and (not passing or b < min(passing))), default=None
-    )
+def _small_is_ahead_at() -> float | None:
+    """The largest budget at which the study of width shows a small network ahead of the large one."""
+    return max((b for entry in _measured() if entry["study"] == "growth" for b in entry["small_ahead"]), default=None)
 
 
 @cache
