@@ -255,7 +255,9 @@ def test_the_saving_has_the_right_value_and_says_when_it_is_a_bound():
     assert found.effect.mean == pytest.approx(1 - 2 * 2**0.5 / 4)
     assert found.given.mean == pytest.approx(1 - (2 * 2**0.5 - 1) / 4)
     assert (found.reached, found.is_bound) == (3, False)
-    assert saving([*base, *ours], "grown", "scratch", 2).is_bound
+    at_once = saving([*base, *ours], "grown", "scratch", 2)
+    assert at_once.is_bound
+    assert str(at_once) == "reached at the first reading, so not known"
 
 
 def test_a_seed_that_does_not_get_there_leaves_no_mean_of_the_others():

@@ -381,3 +381,24 @@ def test_a_seed_that_is_not_reported_does_not_count(tmp_path):
     rows = Rows(tmp_path / "toy.toy.jsonl").found.values()
     assert {row["seed"] for row in rows if row["split"] == "eval"} == {0, 1, 2, 7}
     assert set(Found.of(TRIAL, "toy", tmp_path).values("learned", "plain")) == {0, 1, 2}
+
+
+def test_a_trial_of_which_only_the_search_is_known_is_in_the_summary(tmp_path):
+    engine = Engine(TRIAL, SCALE, Rows(tmp_path / "toy.toy.jsonl"), tmp_path / "out")
+    engine.measure("learned", TRIAL.side("plain"), 1e-3, 100, "tune")
+    lines = list(summary_rows(TRIAL, [Found.of(TRIAL, "toy", tmp_path)]))
+    assert [line[1:] for line in lines] == [["3 claims", "not measured yet", "", "", "not measured yet"]] * 2
+
+
+def test_a_kill_while_the_likelihood_is_estimated_loses_no_training(tmp_path, monkeypatch):
+    from benchmarks.trials import likelihood
+    from meristem.adaptive.rbm.progress import Progress
+
+    monkeypatch.setattr(likelihood, "STATES", tmp_path)
+    asked = (TINY["likelihood"], {"way": "infinite"}, 0.03, 0, "eval")
+    with monkeypatch.context() as killed:
+        killed.setattr(likelihood, "likelihood", lambda *given, **effort: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            likelihood.fit(*asked)
+    monkeypatch.setattr(Progress, "save", lambda *given: pytest.fail("it trained again"))
+    assert likelihood.fit(*asked)["value"] > 0

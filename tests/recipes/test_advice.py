@@ -48,9 +48,7 @@ def test_warnings_name_factors_lengths_and_what_is_lost():
         advice([ms.HyperCloning(width=2)], {"hidden": (32, 64)}, 2_000_000).warnings == ()
     )  # 20 exactly, and a factor of 2
     (short,) = advice([ms.HyperCloning(width=2)], {}, 1_000_000).warnings
-    assert short.startswith(
-        "10 tokens for each parameter: at 10 and below, the small network trained on was better"
-    )
+    assert short.startswith("10 tokens for each parameter: at 10 and below, the small network trained on was better")
     (other,) = advice([ms.Upcycle(num_experts=2)], {}, 9_000_000, unit="examples").warnings
     assert "this network reads examples" in other
 
