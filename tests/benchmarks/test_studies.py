@@ -561,7 +561,7 @@ def test_a_line_that_a_kill_has_cut_off_is_measured_again(tmp_path):
 
 
 def test_the_pages_are_those_of_the_rows():
-    """`python -m benchmarks report` would change nothing."""
+    """`python -m benchmarks report` would change nothing. Rows that arrive while a study runs make it fail until the next report."""
     root = Path(__file__).parents[2]
     for file, text in pages(root).items():
         assert file.read_text(encoding="utf-8") == text, f"{file}: run `python -m benchmarks report`"
