@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from energynet import bars
+from infinite_rbm import bars
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from energynet import bars
+from infinite_rbm import bars
 from scipy.stats import spearmanr
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from energynet import bars
+from infinite_rbm import bars
 from sklearn.datasets import load_digits
 
 from meristem.adaptive import RBM, EnergyNetClassifier, EnergyNetRegressor, InfiniteRBM, InfiniteRBMClassifier
